@@ -1,0 +1,121 @@
+"""PackedBatch: sequences laid end to end, the only geometry in the engine.
+
+Shapes: T tokens of all sequences together, S sequences. Column t of every [T] tensor in the engine is about the action
+taken after token t; the last position of a sequence is never an action.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Sequences laid end to end; there is no padding token.
+
+    tokens_T    int64 [T]    all sequences, concatenated
+    positions_T int64 [T]    restarts at 0 in each sequence
+    cu_seqlens  int32 [S+1]  boundaries: sequence s is columns cu_seqlens[s] to cu_seqlens[s+1]
+    lengths     the same lengths on the host, so that a forward never waits for the device
+    """
+
+    tokens_T: Tensor
+    positions_T: Tensor
+    cu_seqlens: Tensor
+    lengths: tuple[int, ...]
+
+    @classmethod
+    def from_sequences(cls, sequences: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> PackedBatch:
+        """Lay token lists end to end. Every list holds at least one token."""
+        lengths = tuple(len(s) for s in sequences)
+        assert all(lengths), "a sequence without tokens cannot be packed"
+        tokens = [token for sequence in sequences for token in sequence]
+        positions = [i for n in lengths for i in range(n)]
+        bounds = [0]
+        for n in lengths:
+            bounds.append(bounds[-1] + n)
+        return cls(
+            torch.tensor(tokens, dtype=torch.int64, device=device),
+            torch.tensor(positions, dtype=torch.int64, device=device),
+            torch.tensor(bounds, dtype=torch.int32, device=device),
+            lengths,
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        return self.tokens_T.shape[0]
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.lengths)
+
+    @cached_property
+    def max_len(self) -> int:
+        return max(self.lengths, default=0)
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """First column of each sequence, on the host."""
+        starts, at = [], 0
+        for n in self.lengths:
+            starts.append(at)
+            at += n
+        return tuple(starts)
+
+    @cached_property
+    def last_S(self) -> Tensor:
+        """int64 [S]: column of the last token of each sequence."""
+        return self.cu_seqlens[1:].long() - 1
+
+    @cached_property
+    def target_T(self) -> Tensor:
+        """int64 [T]: the token after column t. The last column of a sequence, never an action, holds its own token."""
+        target = torch.roll(self.tokens_T, -1)
+        target[self.last_S] = self.tokens_T[self.last_S]
+        return target
+
+    @cached_property
+    def sequence_T(self) -> Tensor:
+        """int64 [T]: which sequence a column belongs to."""
+        sizes = self.cu_seqlens[1:] - self.cu_seqlens[:-1]
+        ids = torch.arange(self.num_sequences, device=sizes.device)
+        return torch.repeat_interleave(ids, sizes.long(), output_size=self.num_tokens)
+
+    def columns(self, sequence_ids: Sequence[int]) -> Tensor:
+        """int64: the columns of the given sequences, in the order given."""
+        parts = [torch.arange(self.starts[s], self.starts[s] + self.lengths[s]) for s in sequence_ids]
+        return torch.cat(parts).to(self.tokens_T.device)
+
+    def select(self, sequence_ids: Sequence[int]) -> PackedBatch:
+        """A batch of the given sequences, in the order given."""
+        columns = self.columns(sequence_ids)
+        lengths = tuple(self.lengths[s] for s in sequence_ids)
+        bounds = torch.tensor((0, *lengths), dtype=torch.int64).cumsum(0).to(torch.int32)
+        return PackedBatch(
+            self.tokens_T[columns], self.positions_T[columns], bounds.to(self.tokens_T.device), lengths
+        )
+
+    @staticmethod
+    def concat(batches: Sequence[PackedBatch]) -> PackedBatch:
+        """Several batches end to end."""
+        lengths = tuple(n for b in batches for n in b.lengths)
+        bounds = torch.tensor((0, *lengths), dtype=torch.int64).cumsum(0).to(torch.int32)
+        return PackedBatch(
+            torch.cat([b.tokens_T for b in batches]),
+            torch.cat([b.positions_T for b in batches]),
+            bounds.to(batches[0].tokens_T.device),
+            lengths,
+        )
+
+    def to(self, device: torch.device | str) -> PackedBatch:
+        return PackedBatch(
+            self.tokens_T.to(device, non_blocking=True),
+            self.positions_T.to(device, non_blocking=True),
+            self.cu_seqlens.to(device, non_blocking=True),
+            self.lengths,
+        )
