@@ -1,0 +1,164 @@
+"""Command lines from frozen dataclasses: flags, presets, --config files, and one clear line for a mistake."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+from engine.errors import UserError
+
+Presets = Mapping[str, Mapping[str, Any]]
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """One spelling a flag (dashes), so that --help stays short."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=30, width=110)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        flag = next((o for o in action.option_strings if "_" not in o), action.option_strings[0])
+        if action.nargs == 0:
+            return flag
+        return f"{flag} {self._format_args(action, self._get_default_metavar_for_optional(action))}"
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        if action.choices:
+            return "{" + ",".join(str(c) for c in action.choices) + "}"
+        kind = getattr(action.type, "__name__", "value")
+        return {"int": "N", "float": "X", "str": "TEXT", "string_to_bool": "BOOL"}.get(kind, "VALUE")
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, argparse.SUPPRESS, False) or action.nargs == 0:
+            return action.help
+        return super()._get_help_string(action)
+
+    def _format_usage(self, usage: str | None, actions: Any, groups: Any, prefix: str | None) -> str:
+        return f"usage: {self._prog} [options]\n\n"
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> None:
+        raise UserError(f"{' '.join(message.split())} (see --help)")
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """' (did you mean X?)', or nothing when no known word is close."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """A flat mapping of settings from a YAML or JSON file."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read(1 << 20)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path} cannot be read: {error}") from error
+    try:
+        values = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"--config {path} is not valid: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"--config {path} must hold one mapping of setting to value, not {type(values).__name__}")
+    return values
+
+
+def _as_argv(values: Mapping[str, Any], fields: Sequence[str], source: str) -> list[str]:
+    argv: list[str] = []
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name not in fields:
+            raise UserError(f"{source}: unknown setting {key!r}{nearest(name, fields)}")
+        if value is None:
+            continue
+        items = value if isinstance(value, list) else [value]
+        if any(isinstance(item, (dict, list)) for item in items):
+            raise UserError(f"{source}: setting {key!r} must be a plain value, not {value!r}")
+        argv += [f"--{name}", *(str(item) for item in items)]
+    return argv
+
+
+def parse_settings(
+    settings_classes: Sequence[type],
+    argv: Sequence[str],
+    prog: str,
+    description: str,
+    presets: Presets | None = None,
+    default_preset: Callable[[Sequence[str]], str | None] | None = None,
+) -> tuple[Any, ...]:
+    """Turn a command line into one instance of each dataclass.
+
+    Later sources win: the dataclasses' defaults, the preset, `--config FILE`, the flags. `presets` maps a name to
+    settings; `default_preset` picks one from the flags when `--preset` is not given. A mistake is a UserError.
+    """
+    # The DeepSpeed launcher adds --local_rank=N, which the environment says too.
+    argv = [a for a in argv if not re.fullmatch(r"--local[_-]rank=\d+", a)]
+    extra = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    extra.add_argument("--config")
+    extra.add_argument("--preset")
+    try:
+        chosen, flags = extra.parse_known_args(argv)
+    except SystemExit as error:
+        raise UserError("--config and --preset each take one value (see --help)") from error
+
+    parser = _Parser(settings_classes, prog=prog, description=description, formatter_class=_Formatter, allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE", help="YAML or JSON file with any of these settings")
+    if presets:
+        parser.add_argument("--preset", choices=list(presets), help="a named set of settings")
+    fields = [f.name for cls in settings_classes for f in dataclasses.fields(cls)]
+    known = [o for action in parser._actions for o in action.option_strings]
+
+    sources: list[str] = []
+    preset = chosen.preset or (default_preset(flags) if default_preset else None)
+    if preset is not None:
+        if preset not in (presets or {}):
+            options = list(presets or {})
+            raise UserError(f"--preset {preset} is unknown{nearest(preset, options)}: one of {', '.join(options)}")
+        sources += _as_argv(presets[preset], fields, f"preset {preset}")
+    if chosen.config:
+        sources += _as_argv(read_config(chosen.config), fields, f"--config {chosen.config}")
+
+    *settings, rest = parser.parse_args_into_dataclasses(
+        [*sources, *flags], return_remaining_strings=True, look_for_args_file=False
+    )
+    settings = [s for s in settings if dataclasses.is_dataclass(s)]  # --config and --preset come back apart
+    if rest:
+        word = rest[0].split("=")[0]
+        what = "unknown flag" if word.startswith("-") else "unexpected argument"
+        raise UserError(f"{what} {word}{nearest(word, known)}: --help lists all of them")
+    return tuple(settings)
+
+
+def main(job: Callable[[Sequence[str]], None]) -> None:
+    """Run a launcher: exit 0 on success, 2 with one line on a user's mistake, 1 with a traceback on ours."""
+    try:
+        job(sys.argv[1:])
+    except UserError as error:
+        fail(str(error))
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        fail(f"{error.strerror or error}{where} (check the path, its permissions and the free disk space)")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def fail(message: str) -> None:
+    """Print one line and exit with status 2. Of several ranks only the first speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    sys.exit(2)
