@@ -1,0 +1,1 @@
+"""Data generation: instructions, translation, ranking, benchmarks, the embedded data. Imports no torch."""
