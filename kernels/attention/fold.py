@@ -1,0 +1,47 @@
+"""ALiBi folded into extra head dimensions, so that a plain causal kernel serves it.
+
+A bias of slope * position is a dot product: the query carries the slope, the key its position. bfloat16 keeps 8 bits of
+mantissa, so the slope is written as three bfloat16 pieces that sum to its float32 value and the position as 256 * hi + lo,
+each exact in bfloat16 up to position 65,535; the products are exact and the kernel's float32 accumulation adds them up.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+EXTRA = 8  # 2 x 3 products, and two zeros to keep the head size a multiple of 8
+
+
+def fold_alibi(q_THK: Tensor, k_TGK: Tensor, positions_T: Tensor, slopes_H: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Append EXTRA dimensions to queries and keys; `scale` is what the kernel will multiply the scores by.
+
+    positions_T [T] are the keys' positions. Returns q [T, H, K + 8] and k [T, G, K + 8] in their own dtypes.
+    """
+    return fold_query(q_THK, slopes_H, scale), fold_key(k_TGK, positions_T)
+
+
+def fold_query(q_THK: Tensor, slopes_H: Tensor, scale: float) -> Tensor:
+    """Queries [T, H, K] with the slopes (float32 [H]) behind them: [T, H, K + 8]."""
+    pieces = _three_pieces(slopes_H.float() / scale, q_THK.dtype)
+    tail = torch.stack([*(p * 256 for p in pieces), *pieces, torch.zeros_like(pieces[0]), torch.zeros_like(pieces[0])], -1)
+    return torch.cat([q_THK, tail.expand(q_THK.shape[0], -1, -1)], -1)
+
+
+def fold_key(k_TGK: Tensor, positions_T: Tensor) -> Tensor:
+    """Keys [T, G, K] with their positions (integers [T]) behind them: [T, G, K + 8]."""
+    high = torch.div(positions_T, 256, rounding_mode="floor")
+    low = positions_T - high * 256
+    zero = torch.zeros_like(high)
+    tail = torch.stack([high, high, high, low, low, low, zero, zero], -1).to(k_TGK.dtype)
+    return torch.cat([k_TGK, tail[:, None].expand(-1, k_TGK.shape[1], -1)], -1)
+
+
+def _three_pieces(x_H: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """Three tensors of `dtype` whose float32 sum is x to 24 bits."""
+    pieces, rest = [], x_H
+    for _ in range(3):
+        piece = rest.to(dtype)
+        pieces.append(piece)
+        rest = rest - piece.float()
+    return pieces
