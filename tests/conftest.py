@@ -1,0 +1,14 @@
+"""Fixtures that every room's tests may use."""
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of public data sets beside the repository; the test is skipped where it is absent."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("needs the public data sets in ../shared/data, which are not part of this repository")
+    return folder
