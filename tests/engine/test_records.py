@@ -227,6 +227,7 @@ def test_equal_rows_give_equal_bytes(tmp_path):
     for name in ("a.jsonl.gz", "deep/er/b.jsonl.gz"):
         write_jsonl(tmp_path / name, [record])
     assert (tmp_path / "a.jsonl.gz").read_bytes() == (tmp_path / "deep/er/b.jsonl.gz").read_bytes()
+    assert (tmp_path / "a.jsonl.gz").read_bytes()[3:8] == bytes(5), "the gzip header holds a file name or a time"
     assert list(read_rankings(tmp_path / "a.jsonl.gz")) == [record]
 
 
