@@ -1,0 +1,210 @@
+"""Models in and out of Hugging Face directories, and new ones from a config."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from engine.errors import UserError
+from engine.models.bloom import Bloom
+from engine.models.llama import Llama
+from engine.models.names import LM_HEAD, SCORE, TABLES, match, written_name
+from engine.models.weight_files import StoredTensor, one_line, read_json, read_weights, sync, write_weights
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+FAMILIES = {"bloom": Bloom, "llama": Llama, "mistral": Llama, "qwen2": Llama, "qwen3": Llama}
+CLASS_PREFIX = {"bloom": "Bloom", "llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+SHARD_BYTES = 5_000_000_000
+TOKENIZER_FOLDERS = ("additional_chat_templates",)  # the only folder that saving a tokenizer makes
+
+
+def load_config(path: str | Path) -> PretrainedConfig:
+    """The config of a model directory. Raises UserError, naming the path, for anything that is not one of ours."""
+    # transformers takes a second to import: only those who read a directory pay for it.
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import CONFIG_MAPPING
+
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f"{path} is not a directory: pass the local directory of a model in Hugging Face layout")
+    file = path / "config.json"
+    if not file.is_file():
+        raise UserError(f"{path} has no config.json: pass the local directory of a model in Hugging Face layout")
+    fields = read_json(file)
+    model_type = fields.get("model_type")
+    if model_type not in FAMILIES:
+        raise UserError(f"{file} has model_type {model_type!r}: supported are {', '.join(FAMILIES)}")
+    try:
+        return CONFIG_MAPPING[model_type].from_dict(fields)
+    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{file} is not a valid {model_type} config ({one_line(error)}): correct it") from error
+
+
+def build_model(config: PretrainedConfig, seed: int) -> Bloom | Llama:
+    """A new float32 model on the CPU: matrices normal(0, initializer_range), norms 1, biases 0.
+
+    The same config and seed give the same bits. Raises UserError for a config the family does not support.
+    """
+    model = _empty_model(config, "the config").to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(0.0, config.initializer_range, generator=generator)
+            else:
+                parameter.fill_(0.0 if name.endswith(".bias") else 1.0)
+    return model
+
+
+def load_model(
+    path: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> Bloom | Llama:
+    """A model from a directory in Hugging Face layout, every weight in the given dtype on the given device.
+
+    Tensor by tensor from mapped files: beside the model itself, one tensor is in memory. The directory of a reward
+    model loads too; its score head is read by `load_score_weight`. Raises UserError, naming the path, for a bad
+    directory and for weights that do not fit the config exactly.
+    """
+    path = Path(path)
+    model = _empty_model(load_config(path), str(path / "config.json"))
+    stored = read_weights(path)
+    if SCORE in stored and LM_HEAD not in stored:
+        model.head = None  # a reward model's directory carries no language head
+    names = match(str(path), model, {name: tensor.shape for name, tensor in stored.items()})
+    if model.config.tie_word_embeddings and LM_HEAD in stored:
+        _check_tied(path, stored[LM_HEAD], stored[names["embedding.weight"]])
+    state = {ours: stored[name].read().to(device, dtype, copy=True) for ours, name in names.items()}
+    model.load_state_dict(state, assign=True)
+    return model
+
+
+def load_score_weight(path: str | Path) -> Tensor | None:
+    """float32 [D]: the score head of a reward model's directory; None when the directory is of a language model.
+
+    Raises UserError for a bad directory and for a score head with more than one label.
+    """
+    path = Path(path)
+    config, stored = load_config(path), read_weights(path)
+    if SCORE not in stored:
+        return None
+    if stored[SCORE].shape != (1, config.hidden_size):
+        raise UserError(
+            f"{path} has a score head of shape {stored[SCORE].shape}, expected {(1, config.hidden_size)}: "
+            "a reward model has one label"
+        )
+    return stored[SCORE].read()[0].to(torch.float32, copy=True)
+
+
+def save_model(
+    model: Bloom | Llama,
+    path: str | Path,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    score_weight_D: Tensor | None = None,
+    max_shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write a directory that transformers loads with equal logits, or, with a score head [D], with equal scores.
+
+    The directory appears whole or not at all: it is written under another name beside the target, synced, then renamed.
+    A model that is already there is replaced; UserError for a target that holds anything else.
+    """
+    path = Path(path).resolve()
+    _check_replaceable(path)
+    config = _config_to_save(model, tokenizer, reward=score_weight_D is not None)
+    table = TABLES[config.model_type]
+    tensors = {written_name(table, ours): parameter for ours, parameter in model.named_parameters()}
+    if score_weight_D is not None:
+        assert score_weight_D.shape == (model.hidden_size,), score_weight_D.shape
+        tensors.pop(LM_HEAD, None)
+        tensors[SCORE] = score_weight_D[None]
+    else:
+        assert model.config.tie_word_embeddings or model.head is not None, "a language model needs its head"
+
+    partial, replaced = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.replaced")
+    shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
+    partial.mkdir(parents=True)
+    try:
+        config.to_json_file(partial / "config.json")
+        if tokenizer is not None:
+            _matching_tokenizer(tokenizer, config, reward=score_weight_D is not None).save_pretrained(partial)
+        write_weights(partial, tensors, max_shard_bytes)
+        for written in (*partial.rglob("*"), partial):
+            sync(written)
+        if path.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+            path.rename(replaced)
+        partial.rename(path)
+        sync(path.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _empty_model(config: PretrainedConfig, where: str) -> Bloom | Llama:
+    """The model with shapes but no memory. A UserError about the config is given the place it came from."""
+    try:
+        with torch.device("meta"):
+            return FAMILIES[config.model_type](config)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _check_tied(path: Path, head: StoredTensor, embedding: StoredTensor) -> None:
+    if head.shape != embedding.shape or not torch.equal(head.read(), embedding.read()):
+        raise UserError(
+            f"{path} holds a {LM_HEAD} that differs from the embedding while config.json ties them: "
+            "set tie_word_embeddings to false"
+        )
+
+
+def _check_replaceable(path: Path) -> None:
+    """Nothing but an empty directory or a model is ever replaced: a mistyped path must not cost somebody's files."""
+    if not path.exists():
+        return
+    entries = list(path.iterdir()) if path.is_dir() else []
+    is_model = (path / "config.json").is_file() and all(e.is_file() or e.name in TOKENIZER_FOLDERS for e in entries)
+    if not path.is_dir() or (entries and not is_model):
+        raise UserError(f"{path} exists and is not a model directory: choose another path or move it away")
+
+
+def _config_to_save(model: Bloom | Llama, tokenizer: PreTrainedTokenizerBase | None, reward: bool) -> PretrainedConfig:
+    config = copy.deepcopy(model.config)
+    config.dtype = model.embedding.weight.dtype
+    task = "ForSequenceClassification" if reward else "ForCausalLM"
+    config.architectures = [CLASS_PREFIX[config.model_type] + task]
+    if reward:
+        config.num_labels = 1
+        config.pad_token_id = _score_pad_id(config, tokenizer)
+    return config
+
+
+def _score_pad_id(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase | None) -> int | None:
+    """The padding id under which transformers scores the token we score.
+
+    Its classifier reads the last token that is not padding. With padding = EOS, a common makeshift, that is the token
+    before the EOS: so EOS is passed over, and BOS, which ends no sequence, stands in. Without any, None: one
+    sequence at a time is then scored right, and more are refused.
+    """
+    eos = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    choices = [config.pad_token_id, config.bos_token_id]
+    if tokenizer is not None:
+        choices = [tokenizer.pad_token_id, config.pad_token_id, config.bos_token_id, tokenizer.bos_token_id]
+        eos = [*eos, tokenizer.eos_token_id]
+    return next((token for token in choices if token is not None and token not in eos), None)
+
+
+def _matching_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, reward: bool
+) -> PreTrainedTokenizerBase:
+    """The tokenizer to write beside a reward model: it must pad with the id that the config names."""
+    if not reward or config.pad_token_id is None or tokenizer.pad_token_id == config.pad_token_id:
+        return tokenizer
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.pad_token_id)
+    return tokenizer

@@ -1,0 +1,130 @@
+"""The table of weight names, ours and Hugging Face's, and the strict match of a checkpoint against a model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from torch import nn
+
+from engine.errors import UserError
+
+LISTED = 8  # names shown of each kind of mismatch
+SCORE = "score.weight"
+LM_HEAD = "lm_head.weight"
+
+
+class Table(NamedTuple):
+    """One family: module names, ours -> Hugging Face's. Some checkpoints carry the prefix, some do not."""
+
+    prefix: str
+    outside_layers: dict[str, str]
+    layer: str  # Hugging Face's name of our `layers.{i}`
+    in_layer: dict[str, str]
+    harmless: str  # leftovers that hold no weight of the model: buffers that old versions saved
+
+
+BLOOM = Table(
+    prefix="transformer.",
+    outside_layers={
+        "embedding": "word_embeddings",
+        "embedding_norm": "word_embeddings_layernorm",
+        "final_norm": "ln_f",
+        "head": "lm_head",
+    },
+    layer="h.{i}",
+    in_layer={
+        "attention_norm": "input_layernorm",
+        "qkv": "self_attention.query_key_value",
+        "attention_out": "self_attention.dense",
+        "mlp_norm": "post_attention_layernorm",
+        "mlp_up": "mlp.dense_h_to_4h",
+        "mlp_down": "mlp.dense_4h_to_h",
+    },
+    harmless=r"h\.\d+\.self_attention\.(scale_mask_softmax\.causal_mask|bias|masked_bias)",
+)
+
+LLAMA = Table(
+    prefix="model.",
+    outside_layers={
+        "embedding": "embed_tokens",
+        "final_norm": "norm",
+        "head": "lm_head",
+    },
+    layer="layers.{i}",
+    in_layer={
+        "attention_norm": "input_layernorm",
+        "q": "self_attn.q_proj",
+        "k": "self_attn.k_proj",
+        "v": "self_attn.v_proj",
+        "q_norm": "self_attn.q_norm",
+        "k_norm": "self_attn.k_norm",
+        "attention_out": "self_attn.o_proj",
+        "mlp_norm": "post_attention_layernorm",
+        "gate": "mlp.gate_proj",
+        "up": "mlp.up_proj",
+        "down": "mlp.down_proj",
+    },
+    harmless=r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",
+)
+
+TABLES = {"bloom": BLOOM, "llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA, "qwen3": LLAMA}
+
+
+def hugging_face_name(table: Table, ours: str) -> str:
+    """Hugging Face's name of one of our parameters, without the prefix."""
+    module, _, leaf = ours.rpartition(".")
+    if in_layer := re.fullmatch(r"layers\.(\d+)\.(\w+)", module):
+        return f"{table.layer.format(i=in_layer[1])}.{table.in_layer[in_layer[2]]}.{leaf}"
+    return f"{table.outside_layers[module]}.{leaf}"
+
+
+def written_name(table: Table, ours: str) -> str:
+    """The name a weight is written under: with the prefix, which the language head alone does not take."""
+    name = hugging_face_name(table, ours)
+    return name if name == LM_HEAD else table.prefix + name
+
+
+def match(where: str, model: nn.Module, shapes: Mapping[str, Sequence[int]]) -> dict[str, str]:
+    """Pair each parameter of the model with a stored name: {ours: stored}.
+
+    shapes gives every stored name its shape. Raises one UserError, which begins with `where` and lists what is missing,
+    what is unused and what has another shape.
+    """
+    table = TABLES[model.config.model_type]
+    stored: dict[str, str] = {}
+    for name in shapes:
+        stored.setdefault(name.removeprefix(table.prefix), name)
+    wanted = {ours: hugging_face_name(table, ours) for ours, _ in model.named_parameters()}
+    pairs = {ours: stored[name] for ours, name in wanted.items() if name in stored}
+
+    expected = {ours: tuple(p.shape) for ours, p in model.named_parameters()}
+    missing = [written_name(table, ours) for ours in wanted if ours not in pairs]
+    used = set(pairs.values())
+    unused = [n for n in shapes if n not in used and not _ignorable(table, n, model.config.tie_word_embeddings)]
+    other_shape = [
+        f"{name} {tuple(shapes[name])} instead of {expected[ours]}"
+        for ours, name in pairs.items()
+        if tuple(shapes[name]) != expected[ours]
+    ]
+    if missing or unused or other_shape:
+        raise UserError(
+            f"{where} does not fit its config.json ({model.config.model_type}, {model.num_layers} layers): "
+            f"missing {_listed(missing)}; unused {_listed(unused)}; of another shape {_listed(other_shape)}: "
+            "use the config.json that belongs to these weights"
+        )
+    return pairs
+
+
+def _ignorable(table: Table, name: str, tied: bool) -> bool:
+    """A score head is read by itself, and a tied head is compared with the embedding by the loader."""
+    bare = name.removeprefix(table.prefix)
+    return name == SCORE or (tied and name == LM_HEAD) or re.fullmatch(table.harmless, bare) is not None
+
+
+def _listed(names: list[str]) -> str:
+    if not names:
+        return "none"
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return f"{len(names)} ({', '.join(names[:LISTED])}{more})"

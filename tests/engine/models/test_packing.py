@@ -1,0 +1,181 @@
+"""Properties: a pack is its sequences one by one, layers can be run in parts, and attention can be handed out."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from engine.batch import PackedBatch
+from engine.errors import UserError
+from engine.models import build_model
+from engine.models.bloom import alibi_slopes
+from engine.models.rotary import inverse_frequencies
+from kernels.attention import attention
+from tests.engine.models.tiny import (
+    CONFIGS,
+    ONE_OF_EACH,
+    SEQUENCES,
+    VOCABULARY,
+    assert_close,
+    logits_of,
+    mistral,
+    qwen2,
+    randomise,
+)
+
+MODELS = {}
+for _name, _make in ONE_OF_EACH.items():
+    MODELS[_name] = build_model(_make(), seed=0)
+    randomise(MODELS[_name])
+
+both_families = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+
+
+@both_families
+@settings(max_examples=20, deadline=None)
+@given(sequences=st.lists(st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=9), min_size=1, max_size=5))
+@torch.no_grad()
+def test_a_pack_is_its_sequences_one_by_one(model, sequences):
+    together = logits_of(model, PackedBatch.from_sequences(sequences))
+    alone = torch.cat([logits_of(model, PackedBatch.from_sequences([s])) for s in sequences])
+    assert_close(together, alone, 1e-5)
+
+
+@both_families
+def test_gradients_of_a_pack_are_the_sum_of_those_of_its_sequences(model):
+    def gradients(batches):
+        model.zero_grad()
+        for batch in batches:
+            logprob_TV = logits_of(model, batch).log_softmax(-1)
+            (-logprob_TV.gather(1, batch.target_T[:, None]).sum()).backward()
+        return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+    together = gradients([PackedBatch.from_sequences(SEQUENCES)])
+    alone = gradients([PackedBatch.from_sequences([s]) for s in SEQUENCES])
+    for name in together:
+        assert together[name].abs().max() > 0, name
+        assert_close(together[name], alone[name], 1e-5)
+    model.zero_grad()
+
+
+@both_families
+@torch.no_grad()
+def test_layers_run_in_two_parts_are_layers_run_at_once_to_the_bit(model):
+    batch = PackedBatch.from_sequences(SEQUENCES)
+    h_TD, top = model.embed(batch), model.num_layers - 4
+    in_parts = model.run(model.run(h_TD, batch, 0, top), batch, top, model.num_layers)
+    assert torch.equal(in_parts, model.run(h_TD, batch, 0, model.num_layers))
+    assert torch.equal(model.run(h_TD, batch, 2, 2), h_TD)
+
+
+@both_families
+def test_blocks_held_elsewhere_run_alone_and_train(model):
+    class Top(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList(copy.deepcopy(block) for block in model.layers[-4:])
+
+    batch, top, seen = PackedBatch.from_sequences(SEQUENCES), Top(), []
+
+    def attend(layer, q_THK, k_TGK, v_TGK, slopes_H):
+        seen.append(layer)
+        return attention(q_THK, k_TGK, v_TGK, batch.cu_seqlens, batch.lengths, slopes_H)
+
+    with torch.no_grad():
+        h_TD = model.run(model.embed(batch), batch, 0, 1)
+        expected = model.run(h_TD, batch, 1, 5)
+    out = type(model).run_layers(top.blocks, h_TD, batch, attend)
+    assert torch.equal(out, expected)
+    assert seen == [1, 2, 3, 4]
+    out.sum().backward()
+    assert all(parameter.grad is not None for parameter in top.parameters())
+
+
+@both_families
+@torch.no_grad()
+def test_single_tokens_at_later_positions_with_a_cache_continue_the_sequences(model):
+    """Two sequences, prefilled with 4 and 2 tokens, then one token each at a time, as generation runs them."""
+    sequences, prefilled = [SEQUENCES[0][:9], SEQUENCES[4][:7]], [4, 2]
+    expected = [logits_of(model, PackedBatch.from_sequences([s])) for s in sequences]
+    cache = {}
+
+    def attend(layer, q_THK, k_TGK, v_TGK, slopes_H):
+        outputs = []
+        for s, (q, k, v) in enumerate(zip(*(x.split(batch.lengths) for x in (q_THK, k_TGK, v_TGK)))):
+            if (layer, s) in cache:
+                k, v = (torch.cat(pair) for pair in zip(cache[layer, s], (k, v)))
+            cache[layer, s] = k, v
+            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+            scores = torch.einsum("qhk,nhk->hqn", q, k) * model.head_size**-0.5
+            if slopes_H is not None:
+                scores = scores + slopes_H[:, None, None] * torch.arange(len(k))
+            future = torch.ones(len(q), len(k), dtype=torch.bool).triu(1 + len(k) - len(q))
+            outputs.append(torch.einsum("hqn,nhk->qhk", scores.masked_fill(future, -torch.inf).softmax(-1), v))
+        return torch.cat(outputs)
+
+    batch = PackedBatch.from_sequences([s[:n] for s, n in zip(sequences, prefilled)])
+    parts = logits_of(model, batch, attend).split(batch.lengths)
+    actual = [[part] for part in parts]
+    for step in range(5):
+        at = [n + step for n in prefilled]
+        batch = PackedBatch.from_sequences([[s[i]] for s, i in zip(sequences, at)])
+        batch = dataclasses.replace(batch, positions_T=torch.tensor(at))
+        for s, logits_V in enumerate(logits_of(model, batch, attend)):
+            actual[s].append(logits_V[None])
+    for s in range(2):
+        assert_close(torch.cat(actual[s]), expected[s], 1e-5)
+
+
+@both_families
+def test_a_first_call_from_generation_does_not_spoil_training(model):
+    alibi_slopes.cache_clear()
+    inverse_frequencies.cache_clear()
+    batch = PackedBatch.from_sequences(SEQUENCES)
+    with torch.inference_mode():
+        logits_of(model, batch)
+    logits_of(model, batch).sum().backward()
+    model.zero_grad()
+    assert not alibi_slopes(6, batch.tokens_T.device).is_inference()
+    assert not inverse_frequencies(MODELS["llama"].layers[0].rotary, batch.tokens_T.device).is_inference()
+
+
+def test_a_sequence_longer_than_the_sliding_window_is_refused():
+    fits, too_long = PackedBatch.from_sequences([[1] * 8, [2]]), PackedBatch.from_sequences([[2], [1] * 9])
+    slide = {"use_sliding_window": True, "sliding_window": 8}
+    for config in (mistral(sliding_window=8), qwen2(**slide, max_window_layers=3)):
+        model = build_model(config, seed=0)
+        assert model.max_length == 8
+        logits_of(model, fits)
+        with pytest.raises(UserError, match="9 tokens, sliding_window is 8"):
+            logits_of(model, too_long)
+    for config in (mistral(sliding_window=None), qwen2(sliding_window=8), qwen2(**slide, max_window_layers=5)):
+        model = build_model(config, seed=0)
+        assert model.max_length is None
+        logits_of(model, too_long)
+
+
+def test_a_new_model_is_the_same_for_the_same_seed():
+    for make in CONFIGS.values():
+        one, same, other = (build_model(make(initializer_range=0.5), seed=seed).state_dict() for seed in (1, 1, 2))
+        assert all(torch.equal(one[name], same[name]) for name in one)
+        for name, tensor in one.items():
+            if tensor.ndim == 2:
+                assert not torch.equal(tensor, other[name])
+                assert 0.4 < tensor.std() < 0.6
+            else:
+                assert torch.equal(tensor, torch.full_like(tensor, 0.0 if name.endswith("bias") else 1.0))
+
+
+def test_configs_that_cannot_be_run_are_refused():
+    with pytest.raises(UserError, match="6 heads cannot be shared by 4"):
+        build_model(CONFIGS["llama, tied"](num_key_value_heads=4), seed=0)
+    with pytest.raises(UserError, match="hidden_act is 'gelu'"):
+        build_model(CONFIGS["llama, tied"](hidden_act="gelu"), seed=0)
+    with pytest.raises(UserError, match="hidden_size is 48, not a multiple of 7"):
+        build_model(CONFIGS["bloom, 6 heads"](n_head=7), seed=0)

@@ -1,0 +1,51 @@
+"""Parity: every member of the two families gives the logits that transformers gives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from engine.batch import PackedBatch
+from engine.models import build_model
+from tests.engine.models.tiny import CONFIGS, SEQUENCES, assert_close, logits_of, ours, peer, peer_logits
+
+BATCH = PackedBatch.from_sequences(SEQUENCES)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@torch.no_grad()
+def test_logits_equal_transformers(name, tmp_path):
+    model = peer(CONFIGS[name]())
+    assert_close(logits_of(ours(model, tmp_path), BATCH), peer_logits(model, SEQUENCES), 1e-5)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@torch.no_grad()
+def test_bf16_logits_are_no_further_from_the_truth_than_those_of_transformers(name, tmp_path):
+    """The truth: the same bf16 weights computed in float32 by transformers."""
+    model = peer(CONFIGS[name]()).bfloat16()
+    actual = logits_of(ours(model, tmp_path, torch.bfloat16), BATCH)
+    assert actual.dtype == torch.bfloat16
+    in_bf16 = peer_logits(model, SEQUENCES)
+    truth = peer_logits(model.float(), SEQUENCES)
+    assert_close(actual, in_bf16, 2e-2)
+    assert_close(actual, truth, 2e-2)
+    assert (actual - truth).square().mean().sqrt() <= 1.1 * (in_bf16 - truth).square().mean().sqrt()
+
+
+@pytest.mark.parametrize(
+    ("name", "num_heads", "num_kv_heads", "head_size"),
+    [("bloom, 8 heads", 8, 8, 6), ("llama, head size of its own", 6, 2, 20), ("llama, no groups", 6, 6, 8)],
+)
+def test_the_interface_names_every_size(name, num_heads, num_kv_heads, head_size):
+    model = build_model(CONFIGS[name](), seed=0)
+    assert (model.num_layers, model.hidden_size, model.vocab_size) == (5, 48, 61)
+    assert (model.num_heads, model.num_kv_heads, model.head_size) == (num_heads, num_kv_heads, head_size)
+    assert len(model.layers) == 5
+    assert [block.index for block in model.layers] == [0, 1, 2, 3, 4]
+
+
+def test_a_tied_head_is_the_embedding_itself():
+    for name in ("bloom, 6 heads", "llama, tied"):
+        model = build_model(CONFIGS[name](), seed=0)
+        assert model.head_weight is model.embedding.weight

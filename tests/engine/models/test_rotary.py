@@ -1,0 +1,70 @@
+"""Hand-computed numbers: rotary angles and scalings, and ALiBi slopes."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from engine.errors import UserError
+from engine.models.bloom import alibi_slopes
+from engine.models.rotary import Rotary, cos_sin, inverse_frequencies, rotate
+from tests.engine.models.tiny import LLAMA3
+
+CPU = torch.device("cpu")
+
+
+def test_a_pair_turns_by_position_times_frequency():
+    rotary = Rotary(head_size=4, theta=100.0)  # frequencies 1 and 100^(-1/2) = 0.1
+    x_THK = torch.tensor([[[1.0, 0.0, 0.0, 1.0]]])  # pairs (x0, x2) = (1, 0) and (x1, x3) = (0, 1)
+    out = rotate(x_THK, *cos_sin(rotary, torch.tensor([3])))
+    expected = torch.tensor([math.cos(3), -math.sin(0.3), math.sin(3), math.cos(0.3)])
+    torch.testing.assert_close(out[0, 0], expected)
+
+
+def test_the_angles_of_bf16_heads_are_float32():
+    x_THK = torch.randn(2, 3, 8).bfloat16()
+    cos, sin = cos_sin(Rotary(8, 10_000.0), torch.tensor([0, 4001]))
+    assert cos.dtype == sin.dtype == torch.float32
+    assert rotate(x_THK, cos, sin).dtype == torch.bfloat16
+    torch.testing.assert_close(rotate(x_THK, cos, sin), rotate(x_THK.float(), cos, sin).bfloat16(), rtol=0, atol=0)
+
+
+def test_llama3_keeps_the_fast_slows_the_slow_and_blends_between():
+    # Over 64 positions: wavelength 2 pi turns 10.2 times (kept), 2 pi * 10 turns 1.02 times (blended, 0.0062 of it
+    # kept), 2 pi * 100 turns 0.1 times (slowed 8 times).
+    rotary = Rotary(6, 1000.0, "llama3", 8.0, 1.0, 4.0, 64)
+    kept = (64 / (2 * math.pi * 10) - 1) / 3
+    expected = torch.tensor([1.0, 0.1 * (kept + (1 - kept) / 8), 0.01 / 8])
+    torch.testing.assert_close(inverse_frequencies(rotary, CPU), expected)
+
+
+def test_the_config_is_read_in_its_new_and_its_old_spelling():
+    scaling = {name: number for name, number in LLAMA3.items() if name not in ("rope_theta", "rope_type")}
+    new = SimpleNamespace(rope_parameters=LLAMA3)
+    old = SimpleNamespace(rope_theta=500.0, rope_scaling={"type": "llama3", **scaling})
+    assert Rotary.from_config(new, 8) == Rotary.from_config(old, 8) == Rotary(8, 500.0, "llama3", 8.0, 1.0, 4.0, 64)
+    plain = SimpleNamespace(rope_theta=700.0, rope_scaling=None)
+    assert Rotary.from_config(plain, 8) == Rotary(8, 700.0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "head_size", "said"),
+    [
+        ({"rope_type": "yarn", "factor": 4.0}, 8, "'yarn' is not supported"),
+        ({"rope_type": "linear"}, 8, "needs factor"),
+        ({"partial_rotary_factor": 0.5}, 8, "partial_rotary_factor is 0.5"),
+        ({}, 7, "head size is 7"),
+    ],
+)
+def test_what_is_not_supported_is_refused(fields, head_size, said):
+    with pytest.raises(UserError, match=said):
+        Rotary.from_config(SimpleNamespace(rope_parameters=fields, rope_theta=100.0), head_size)
+
+
+def test_alibi_slopes():
+    assert alibi_slopes(8, CPU).tolist() == [2**-i for i in range(1, 9)]
+    assert alibi_slopes(6, CPU).tolist() == [1 / 4, 1 / 16, 1 / 64, 1 / 256, 1 / 2, 1 / 8]
+    assert alibi_slopes(1, CPU).tolist() == [1 / 256]

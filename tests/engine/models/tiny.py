@@ -1,0 +1,109 @@
+"""Tiny configs of every kind, random weights that leave no term at zero, and what transformers says of them."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from engine.batch import PackedBatch
+from engine.models import Bloom, Llama, load_model
+
+VOCABULARY = 61
+SEQUENCES = [[5, 9, 33, 60, 2, 17, 8, 8, 41, 3, 27], [7], [44, 12, 12, 50, 6], [1, 0], list(range(3, 60, 2))]
+
+bloom = partial(transformers.BloomConfig, vocab_size=VOCABULARY, hidden_size=48, n_layer=5)
+_sizes = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
+llama = partial(transformers.LlamaConfig, **_sizes)
+mistral = partial(transformers.MistralConfig, **_sizes)
+qwen2 = partial(transformers.Qwen2Config, **_sizes)
+qwen3 = partial(transformers.Qwen3Config, **_sizes, head_dim=16)
+
+# The original context is short enough that the three bands of llama3 (kept, blended, slowed) all hold frequencies.
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+CONFIGS = {
+    "bloom, 8 heads": partial(bloom, n_head=8),
+    "bloom, 6 heads": partial(bloom, n_head=6),
+    "bloom, residual from the norm": partial(bloom, n_head=8, apply_residual_connection_post_layernorm=True),
+    "bloom, untied": partial(bloom, n_head=8, tie_word_embeddings=False),
+    "llama, grouped heads": llama,
+    "llama, tied": partial(llama, tie_word_embeddings=True),
+    "llama, no groups": partial(llama, num_key_value_heads=6),
+    "llama, linear scaling": partial(
+        llama, rope_parameters={"rope_type": "linear", "factor": 3.0, "rope_theta": 700.0}
+    ),
+    "llama, llama3 scaling": partial(llama, rope_parameters=LLAMA3),
+    "llama, head size of its own": partial(llama, head_dim=20),
+    "llama, biases": partial(llama, attention_bias=True, mlp_bias=True),
+    "mistral": partial(mistral, sliding_window=64),
+    "qwen2": qwen2,
+    "qwen3": qwen3,
+    "qwen3, biases, tied": partial(qwen3, attention_bias=True, tie_word_embeddings=True),
+}
+ONE_OF_EACH = {"bloom": CONFIGS["bloom, 6 heads"], "llama": CONFIGS["llama, biases"]}
+
+
+def randomise(model: torch.nn.Module, seed: int = 0) -> None:
+    """Every matrix, norm and bias away from what it starts as, so that a forgotten term shows."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if "embed" in name and parameter.ndim == 2:
+                parameter.copy_(noise)
+            elif parameter.ndim == 2:
+                parameter.copy_(0.12 * noise)
+            elif name.endswith("bias"):
+                parameter.copy_(0.3 * noise)
+            else:
+                parameter.copy_(1 + 0.3 * noise)
+
+
+def peer(config: PretrainedConfig, seed: int = 0) -> torch.nn.Module:
+    """The same model in transformers, with random weights."""
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    randomise(model, seed)
+    return model
+
+
+def ours(model: torch.nn.Module, path: Path, dtype: torch.dtype = torch.float32) -> Bloom | Llama:
+    """A transformers model through its own save_pretrained and our load_model."""
+    model.save_pretrained(path)
+    return load_model(path, dtype)
+
+
+def logits_of(model: Bloom | Llama, batch: PackedBatch, attend=None) -> Tensor:
+    h_TD = model.run(model.embed(batch), batch, 0, model.num_layers, attend)
+    return model.norm(h_TD) @ model.head_weight.T
+
+
+@torch.no_grad()
+def peer_logits(model: torch.nn.Module, sequences: list[list[int]]) -> Tensor:
+    """transformers one sequence at a time, laid end to end."""
+    return torch.cat([model(torch.tensor([s])).logits[0] for s in sequences])
+
+
+def assert_close(actual: Tensor, expected: Tensor, relative: float) -> None:
+    """Largest difference against the largest value expected."""
+    error = (actual.float() - expected.float()).abs().max() / expected.float().abs().max()
+    assert error <= relative, f"relative error {error:.2e}, allowed {relative:.0e}"
