@@ -1,0 +1,64 @@
+"""The objectives, as pure functions on columns: float32 in, sums out, no models and no ranks.
+
+Every loss is a sum; the trainer divides once by the global count. Shapes: A selected action columns, T all columns,
+S sequences, P pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+
+def ranking_pairs(ranks: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
+    """All comparisons of a batch of rankings: int64 better_P, worse_P, and float32 weight_P.
+
+    `ranks` holds one list per prompt, 1 = best, equal = tie; responses are numbered through the batch in order. A tie
+    contributes no pair. Weights are 1 / (pairs of that prompt), so that prompts weigh equally.
+    """
+    better, worse, weight, first = [], [], [], 0
+    for prompt in ranks:
+        pairs = [(i, j) for i, a in enumerate(prompt) for j, b in enumerate(prompt) if a < b]
+        better += [first + i for i, _ in pairs]
+        worse += [first + j for _, j in pairs]
+        weight += [1.0 / len(pairs)] * len(pairs)
+        first += len(prompt)
+    return torch.tensor(better, dtype=torch.long), torch.tensor(worse, dtype=torch.long), torch.tensor(weight)
+
+
+def ranking_loss(score_S: Tensor, better_P: Tensor, worse_P: Tensor, weight_P: Tensor) -> Tensor:
+    """Sum over prompts of the mean over pairs of -log sigmoid(s_better - s_worse) (Ouyang et al. 2022, eq. 1)."""
+    return -(weight_P * logsigmoid(score_S[better_P] - score_S[worse_P])).sum()
+
+
+def kl_estimate(logprob_T: Tensor, ref_logprob_T: Tensor, estimator: str) -> Tensor:
+    """Per-action estimate of KL(policy || reference) from samples of the policy (Schulman 2020, "Approximating KL").
+
+    k1: log ratio, unbiased; k2: half its square; k3: exp(-log ratio) - 1 + log ratio, unbiased and never negative.
+    """
+    log_ratio = logprob_T - ref_logprob_T
+    if estimator == "k1":
+        return log_ratio
+    if estimator == "k2":
+        return 0.5 * log_ratio.square()
+    assert estimator == "k3", estimator
+    return torch.expm1(-log_ratio) + log_ratio
+
+
+def policy_loss(logprob_A: Tensor, old_logprob_A: Tensor, advantage_A: Tensor, clip: float) -> tuple[Tensor, Tensor]:
+    """Sum of PPO's clipped surrogate (Schulman et al. 2017, eq. 7), and how many actions the clip decided."""
+    ratio = (logprob_A - old_logprob_A).exp()
+    unclipped = -advantage_A * ratio
+    clipped = -advantage_A * ratio.clamp(1 - clip, 1 + clip)
+    return torch.maximum(unclipped, clipped).sum(), (clipped > unclipped).sum()
+
+
+def value_loss(value_A: Tensor, old_value_A: Tensor, return_A: Tensor, clip: float) -> tuple[Tensor, Tensor]:
+    """Sum of 0.5 * max(unclipped, clipped) squared error, and how many values the clip decided (Ziegler et al. 2019)."""
+    unclipped = (value_A - return_A).square()
+    kept = torch.maximum(torch.minimum(value_A, old_value_A + clip), old_value_A - clip)
+    clipped = (kept - return_A).square()
+    return 0.5 * torch.maximum(unclipped, clipped).sum(), (clipped > unclipped).sum()

@@ -1,0 +1,45 @@
+"""Random numbers with an address: one uniform per (seed, prompt, sample, position), whoever shares the batch.
+
+Shapes: S sequences.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def _signed(x: int) -> int:
+    """An unsigned 64-bit constant as torch's int64 writes it."""
+    return x - (1 << 64) if x >= 1 << 63 else x
+
+
+_STEP = _signed(0x9E3779B97F4A7C15)
+_MULTIPLY_1 = _signed(0xBF58476D1CE4E5B9)
+_MULTIPLY_2 = _signed(0x94D049BB133111EB)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical right shift: torch's own keeps the sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014): every input bit moves every output bit."""
+    x = (x ^ _shift(x, 30)) * _MULTIPLY_1
+    x = (x ^ _shift(x, 27)) * _MULTIPLY_2
+    return x ^ _shift(x, 31)
+
+
+def address(seed: int, prompt_S: Tensor, sample_S: Tensor) -> Tensor:
+    """int64 [S]: one stream for each (seed, prompt, sample)."""
+    x = torch.full_like(prompt_S, _signed(seed % (1 << 64)))
+    for part in (prompt_S, sample_S):
+        x = _mix((x + _STEP) ^ _mix(part + _STEP))
+    return x
+
+
+def uniform(address_S: Tensor, position_S: Tensor) -> Tensor:
+    """float64 [S] in [0, 1), 53 random bits: the number at a position of each stream."""
+    bits = _mix(address_S + (position_S + 1) * _STEP)
+    return _shift(bits, 11).double() * 2.0**-53

@@ -1,0 +1,139 @@
+"""The one door to DeepSpeed: ZeRO stages, offload, precision, clipping and accumulation behind backward() and step()."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed
+import torch
+from torch import Tensor, nn
+
+from engine.distributed import World
+from engine.errors import UserError
+
+# What our own settings decide; a ds_config may not say it a second time.
+OURS = {
+    "train_batch_size": "--batch-size",
+    "train_micro_batch_size_per_gpu": "--tokens-per-microbatch",
+    "gradient_accumulation_steps": "--tokens-per-microbatch",
+    "gradient_clipping": "--max-grad-norm",
+    "optimizer": "--lr, --weight-decay, --betas, --eps",
+    "scheduler": "--schedule and --warmup-steps",
+    "bf16": "--dtype",
+    "fp16": "--dtype",
+}
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """Decoupled weight decay (Loshchilov and Hutter 2019); vectors (norms, biases) are not decayed."""
+
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    max_grad_norm: float = 1.0
+
+
+def read_ds_config(path: str | None) -> dict[str, Any]:
+    """A DeepSpeed configuration file, refused where it repeats what our own settings decide."""
+    if path is None:
+        return {}
+    try:
+        with open(path, encoding="utf-8") as file:
+            config = json.load(file)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"--deepspeed_config {path} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"--deepspeed_config {path} must hold one JSON object, not {type(config).__name__}")
+    for key in OURS:
+        if key in config:
+            raise UserError(f"{path} sets {key!r}, which {OURS[key]} decides: remove it from the file")
+    return config
+
+
+class ZeroStep:
+    """A module, its AdamW state and DeepSpeed around them.
+
+    The trainer hands over losses that are sums already divided by the global count. DeepSpeed averages gradients over
+    ranks and over accumulated microbatches; both are undone here, so that the gradient is that of the plain sum.
+    """
+
+    def __init__(self, module: nn.Module, optimizer: AdamW, world: World, ds_config: Mapping[str, Any], dtype: torch.dtype):
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        # On CPU DeepSpeed would compile a shared-memory all-reduce at first use: 20 s and a compiler, where gloo serves.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        self.world = world
+        zero = dict(ds_config.get("zero_optimization", {}))
+        self.stage = int(zero.get("stage", 0))
+        if dtype == torch.bfloat16 and self.stage == 0:
+            self.stage = zero["stage"] = 1  # DeepSpeed keeps float32 masters of bf16 weights from stage 1 on
+        trained = [p for p in module.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": optimizer.weight_decay},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        adamw = torch.optim.AdamW(
+            [g for g in groups if g["params"]], lr=0.0, betas=optimizer.betas, eps=optimizer.eps, fused=True
+        )
+        config = {
+            **ds_config,
+            "zero_optimization": zero,
+            "train_micro_batch_size_per_gpu": 1,
+            # Any number above one: step() says where the accumulation ends, and losses are not scaled by it.
+            "gradient_accumulation_steps": 2,
+            "gradient_clipping": optimizer.max_grad_norm,
+            "bf16": {"enabled": dtype == torch.bfloat16},
+            "zero_force_ds_cpu_optimizer": False,  # torch's AdamW needs no compiler on the user's machine
+            "zero_allow_untested_optimizer": True,
+            "steps_per_print": 1 << 60,
+        }
+        if dtype == torch.bfloat16:
+            config["data_types"] = {"grad_accum_dtype": "fp32", **ds_config.get("data_types", {})}
+        self.engine, self.optimizer, _, _ = deepspeed.initialize(
+            model=module, optimizer=adamw, config=config, dist_init_required=False
+        )
+
+    @property
+    def module(self) -> nn.Module:
+        return self.engine.module
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.engine(*args, **kwargs)
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Accumulate the gradient of one microbatch's share of the loss; `last` of the step's microbatches reduces it."""
+        self.engine.set_gradient_accumulation_boundary(last)
+        self.engine.backward(loss * self.world.size, scale_wrt_gas=False)
+
+    def step(self, lr: float) -> float:
+        """Clip, update, clear. Returns the gradient's norm before clipping."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        norms = [p.grad.norm() for p in self.module.parameters() if p.grad is not None]
+        self.engine.step()
+        norm = self.engine.get_global_grad_norm()
+        if norm is None:  # fp32 without ZeRO: DeepSpeed clips the parameters' own gradients and keeps no norm
+            norm = torch.stack(norms).norm()
+        return float(norm)
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Inside, every rank holds the whole parameters, for reading (ZeRO-3 shards them otherwise)."""
+        if self.stage < 3:
+            yield
+        else:
+            with deepspeed.zero.GatheredParameters(list(self.module.parameters())):
+                yield
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The whole module's parameters on the CPU, one gathered at a time; the same on every rank."""
+        state = {}
+        for name, parameter in self.module.named_parameters():
+            with deepspeed.zero.GatheredParameters([parameter], enabled=self.stage == 3):
+                state[name] = parameter.detach().cpu().clone()
+        return state
