@@ -7,10 +7,15 @@ import json
 
 import pytest
 
-from datagen.kits import KITS_DIR, PLACEHOLDERS, kit_codes, load_kit, main, violations
+from datagen.kit_rules import PLACEHOLDERS, read_kit
+from datagen.kits import KITS_DIR, kit_codes, load_kit, main
 from engine.errors import UserError
 
 CODES = kit_codes()
+
+
+def violations(path):
+    return read_kit(path)[1]
 
 
 @pytest.mark.parametrize("code", CODES)
@@ -25,9 +30,18 @@ def test_digits_are_those_of_everyday_text(code):
     assert load_kit(code).digits == native.get(code, "0123456789")
 
 
-def test_number_uses_the_digits_of_the_kit():
-    assert load_kit("ne").number(207) == "२०७"
-    assert load_kit("en").number(0) == "0"
+def test_values_are_shown_in_the_digits_and_with_the_separator_of_the_kit():
+    assert load_kit("ne").show(207) == "२०७"
+    assert load_kit("en").show(0) == "0"
+    assert load_kit("en").show("7 up") == "7 up"
+    assert load_kit("ne").show((1, 20, "घर")) == "१, २०, घर"
+
+
+def test_the_lookups_hold_every_word_both_ways():
+    kit = load_kit("en")
+    assert kit.category_of["banana"] == "fruits"
+    assert len(kit.words) == len(kit.category_of) == sum(map(len, kit.categories.values()))
+    assert (kit.opposite_of["big"], kit.opposite_of["small"]) == ("small", "big")
 
 
 def test_a_kit_is_read_once():
@@ -145,8 +159,13 @@ def test_escapes_are_refused(tmp_path):
 
 
 def test_an_unknown_language_names_those_that_exist():
-    with pytest.raises(UserError, match="no language kit for 'xx': choose one of .*en"):
-        load_kit("xx")
+    with pytest.raises(UserError, match="unknown language 'nepali': did you mean 'ne'"):
+        load_kit("nepali")
+
+
+def test_a_language_without_a_kit_says_which_have_one(tmp_path):
+    with pytest.raises(UserError, match="no language kit for 'ne': choose one of "):
+        load_kit("ne", tmp_path)
 
 
 def test_the_command_prints_every_violation(capsys):
