@@ -1,12 +1,14 @@
-"""Tiny configs of every kind, random weights that leave no term at zero, and what transformers says of them."""
+"""Tiny models of every kind: configs, random weights with no term at zero, the peer in transformers, its files."""
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
@@ -107,3 +109,26 @@ def assert_close(actual: Tensor, expected: Tensor, relative: float) -> None:
     """Largest difference against the largest value expected."""
     error = (actual.float() - expected.float()).abs().max() / expected.float().abs().max()
     assert error <= relative, f"relative error {error:.2e}, allowed {relative:.0e}"
+
+
+def weights_of(path: Path) -> dict[str, Tensor]:
+    return load_file(path / "model.safetensors")
+
+
+def rewrite(path: Path, tensors: dict[str, Tensor]) -> None:
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+
+
+def rewrite_as_bin(path: Path, legacy: bool = False) -> None:
+    tensors = weights_of(path)
+    (path / "model.safetensors").unlink()
+    torch.save(tensors, path / "pytorch_model.bin", _use_new_zipfile_serialization=not legacy)
+
+
+def rewrite_as_bin_shards(path: Path) -> None:
+    tensors = weights_of(path)
+    (path / "model.safetensors").unlink()
+    weight_map = {name: f"pytorch_model-{1 + i % 2:05d}-of-00002.bin" for i, name in enumerate(tensors)}
+    for file in set(weight_map.values()):
+        torch.save({name: tensors[name] for name in tensors if weight_map[name] == file}, path / file)
+    (path / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
