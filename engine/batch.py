@@ -96,9 +96,7 @@ class PackedBatch:
         columns = self.columns(sequence_ids)
         lengths = tuple(self.lengths[s] for s in sequence_ids)
         bounds = torch.tensor((0, *lengths), dtype=torch.int64).cumsum(0).to(torch.int32)
-        return PackedBatch(
-            self.tokens_T[columns], self.positions_T[columns], bounds.to(self.tokens_T.device), lengths
-        )
+        return PackedBatch(self.tokens_T[columns], self.positions_T[columns], bounds.to(self.tokens_T.device), lengths)
 
     @staticmethod
     def concat(batches: Sequence[PackedBatch]) -> PackedBatch:
@@ -119,3 +117,14 @@ class PackedBatch:
             self.cu_seqlens.to(device, non_blocking=True),
             self.lengths,
         )
+
+
+def action_mask(batch: PackedBatch, prompt_lens: Sequence[int]) -> Tensor:
+    """bool [T]: columns whose target is a token of the response, each sequence's prompt having the given length.
+
+    With prompt length 0 the whole sequence counts as response, but for its first token, which nothing precedes.
+    """
+    first_S = torch.tensor(prompt_lens, device=batch.positions_T.device) - 1
+    mask_T = batch.positions_T >= first_S[batch.sequence_T]
+    mask_T[batch.last_S] = False
+    return mask_T

@@ -114,22 +114,24 @@ def parse_settings(
     except SystemExit as error:
         raise UserError("--config and --preset each take one value (see --help)") from error
 
-    parser = _Parser(settings_classes, prog=prog, description=description, formatter_class=_Formatter, allow_abbrev=False)
+    parser = _Parser(
+        settings_classes, prog=prog, description=description, formatter_class=_Formatter, allow_abbrev=False
+    )
     parser.add_argument("--config", metavar="FILE", help="YAML or JSON file with any of these settings")
     if presets:
         parser.add_argument("--preset", choices=list(presets), help="a named set of settings")
     fields = [f.name for cls in settings_classes for f in dataclasses.fields(cls)]
     known = [o for action in parser._actions for o in action.option_strings]
 
-    sources: list[str] = []
     preset = chosen.preset or (default_preset(flags) if default_preset else None)
     if preset is not None:
         if preset not in (presets or {}):
             options = list(presets or {})
             raise UserError(f"--preset {preset} is unknown{nearest(preset, options)}: one of {', '.join(options)}")
-        sources += _as_argv(presets[preset], fields, f"preset {preset}")
-    if chosen.config:
-        sources += _as_argv(read_config(chosen.config), fields, f"--config {chosen.config}")
+        for action in parser._actions:
+            if action.dest in presets[preset]:
+                action.default, action.required = presets[preset][action.dest], False
+    sources = _as_argv(read_config(chosen.config), fields, f"--config {chosen.config}") if chosen.config else []
 
     *settings, rest = parser.parse_args_into_dataclasses(
         [*sources, *flags], return_remaining_strings=True, look_for_args_file=False

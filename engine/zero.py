@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from engine.distributed import World
 from engine.errors import UserError
+from engine.settings import OptimizerSettings
 
 # What our own settings decide; a ds_config may not say it a second time.
 OURS = {
@@ -37,6 +37,11 @@ class AdamW:
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     max_grad_norm: float = 1.0
+
+
+def adamw(settings: OptimizerSettings) -> AdamW:
+    """What the optimizer's settings mean here; the learning rate comes with each step."""
+    return AdamW(settings.weight_decay, (settings.beta1, settings.beta2), settings.eps, settings.max_grad_norm)
 
 
 def read_ds_config(path: str | None) -> dict[str, Any]:
@@ -63,7 +68,9 @@ class ZeroStep:
     ranks and over accumulated microbatches; both are undone here, so that the gradient is that of the plain sum.
     """
 
-    def __init__(self, module: nn.Module, optimizer: AdamW, world: World, ds_config: Mapping[str, Any], dtype: torch.dtype):
+    def __init__(
+        self, module: nn.Module, optimizer: AdamW, world: World, ds_config: Mapping[str, Any], dtype: torch.dtype
+    ):
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         # On CPU DeepSpeed would compile a shared-memory all-reduce at first use: 20 s and a compiler, where gloo serves.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -77,7 +84,7 @@ class ZeroStep:
             {"params": [p for p in trained if p.ndim > 1], "weight_decay": optimizer.weight_decay},
             {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        adamw = torch.optim.AdamW(
+        torch_adamw = torch.optim.AdamW(
             [g for g in groups if g["params"]], lr=0.0, betas=optimizer.betas, eps=optimizer.eps, fused=True
         )
         config = {
@@ -95,7 +102,7 @@ class ZeroStep:
         if dtype == torch.bfloat16:
             config["data_types"] = {"grad_accum_dtype": "fp32", **ds_config.get("data_types", {})}
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
-            model=module, optimizer=adamw, config=config, dist_init_required=False
+            model=module, optimizer=torch_adamw, config=config, dist_init_required=False
         )
 
     @property
@@ -120,15 +127,6 @@ class ZeroStep:
         if norm is None:  # fp32 without ZeRO: DeepSpeed clips the parameters' own gradients and keeps no norm
             norm = torch.stack(norms).norm()
         return float(norm)
-
-    @contextmanager
-    def whole(self) -> Iterator[None]:
-        """Inside, every rank holds the whole parameters, for reading (ZeRO-3 shards them otherwise)."""
-        if self.stage < 3:
-            yield
-        else:
-            with deepspeed.zero.GatheredParameters(list(self.module.parameters())):
-                yield
 
     def state_dict(self) -> dict[str, Tensor]:
         """The whole module's parameters on the CPU, one gathered at a time; the same on every rank."""

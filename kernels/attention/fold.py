@@ -13,7 +13,9 @@ from torch import Tensor
 EXTRA = 8  # 2 x 3 products, and two zeros to keep the head size a multiple of 8
 
 
-def fold_alibi(q_THK: Tensor, k_TGK: Tensor, positions_T: Tensor, slopes_H: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def fold_alibi(
+    q_THK: Tensor, k_TGK: Tensor, positions_T: Tensor, slopes_H: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
     """Append EXTRA dimensions to queries and keys; `scale` is what the kernel will multiply the scores by.
 
     positions_T [T] are the keys' positions. Returns q [T, H, K + 8] and k [T, G, K + 8] in their own dtypes.
@@ -24,7 +26,9 @@ def fold_alibi(q_THK: Tensor, k_TGK: Tensor, positions_T: Tensor, slopes_H: Tens
 def fold_query(q_THK: Tensor, slopes_H: Tensor, scale: float) -> Tensor:
     """Queries [T, H, K] with the slopes (float32 [H]) behind them: [T, H, K + 8]."""
     pieces = _three_pieces(slopes_H.float() / scale, q_THK.dtype)
-    tail = torch.stack([*(p * 256 for p in pieces), *pieces, torch.zeros_like(pieces[0]), torch.zeros_like(pieces[0])], -1)
+    tail = torch.stack(
+        [*(p * 256 for p in pieces), *pieces, torch.zeros_like(pieces[0]), torch.zeros_like(pieces[0])], -1
+    )
     return torch.cat([q_THK, tail.expand(q_THK.shape[0], -1, -1)], -1)
 
 

@@ -1,0 +1,55 @@
+"""What a person sees: a header, progress bars, one aligned line a step, a table at the end. Only the first rank speaks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+
+from tqdm import tqdm
+
+
+class Console:
+    """Silent when disabled. Lines go to stdout, progress bars to stderr and only on a terminal."""
+
+    def __init__(self, enabled: bool = True):
+        self.enabled = enabled
+        self._widths: dict[str, int] | None = None
+
+    def say(self, text: str = "") -> None:
+        if self.enabled:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def header(self, title: str, rows: Mapping[str, object]) -> None:
+        """A title and aligned name-value lines, before the work starts."""
+        self._widths = None
+        width = max(map(len, rows))
+        self.say(f"\n{title}")
+        for name, value in rows.items():
+            self.say(f"  {name:<{width}}  {value}")
+
+    def row(self, values: Mapping[str, str]) -> None:
+        """One line of fixed columns; the names stand above the first."""
+        if self._widths is None or list(self._widths) != list(values):
+            self._widths = {name: max(len(name), len(value) + 1) for name, value in values.items()}
+            self.say("  ".join(f"{name:>{width}}" for name, width in self._widths.items()))
+        self.say("  ".join(f"{values[name]:>{width}}" for name, width in self._widths.items()))
+
+    def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Aligned columns: the first to the left, the others to the right."""
+        widths = [max(len(line[i]) for line in (head, *rows)) for i in range(len(head))]
+        for line in (head, ["-" * w for w in widths], *rows):
+            first, *others = (
+                f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(line, widths))
+            )
+            self.say("  " + "  ".join([first, *others]))
+
+    def bar(self, total: int, what: str, unit: str) -> tqdm:
+        """A progress bar that goes when it is done."""
+        silent = True if not self.enabled else None  # None: shown on a terminal only
+        return tqdm(total=total, desc=what, unit=unit, leave=False, disable=silent, dynamic_ncols=True)
+
+
+def short(x: float) -> str:
+    """A number in at most seven characters."""
+    return f"{x:.4f}" if abs(x) < 100 else f"{x:.1f}"

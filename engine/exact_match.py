@@ -1,0 +1,39 @@
+"""Greedy answers to prompts with a known answer, and the share that match exactly."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+
+from engine.console import Console
+from engine.distributed import World
+from engine.encoding import Prompt
+from engine.generation import Request, generate
+from engine.sampling import Sampling
+from engine.tokenizer import decode
+
+
+def exact_match(
+    model, tokenizer, prompts: Sequence[Prompt], max_new_tokens: int, world: World, console: Console, slots: int = 128
+) -> tuple[float, list[str]]:
+    """Share of the prompts whose greedy answer is the record's, blanks at the ends and Unicode form aside; the answers.
+
+    The prompts are dealt out to the ranks; every rank gets the same result.
+    """
+    mine = range(world.rank, len(prompts), world.size)
+    requests = [Request(prompts[i].tokens, i, 0, max_new_tokens) for i in mine]
+    with console.bar(len(requests), "exact match", "answer") as bar:
+        responses = generate(
+            model, requests, Sampling(temperature=0.0), 0, tokenizer.eos_token_id, slots,
+            on_progress=lambda finished, _: bar.update(finished - bar.n),
+        )  # fmt: skip
+    texts = [""] * len(prompts)
+    for part in world.gather({i: decode(tokenizer, r.tokens) for i, r in zip(mine, responses)}):
+        for i, text in part.items():
+            texts[i] = text
+    right = sum(_canonical(text) == _canonical(prompt.output) for text, prompt in zip(texts, prompts))
+    return right / len(prompts), texts
+
+
+def _canonical(text: str) -> str:
+    return unicodedata.normalize("NFC", text).strip()

@@ -1,0 +1,128 @@
+"""What DeepSpeed wraps: a whole language model, a reward model, and the policy's top, each one forward over a pack.
+
+Shapes: T tokens, A selected action columns, S sequences, D model, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from engine.batch import PackedBatch
+from kernels.linear_logprob import linear_logprob
+
+
+class LanguageModule(nn.Module):
+    """A language model trained whole: log-probabilities of chosen targets."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: PackedBatch, columns_A: Tensor) -> Tensor:
+        """float32 [A]: log-probability of the token after each of the columns."""
+        model = self.model
+        h_TD = model.run(model.embed(batch), batch, 0, model.num_layers)
+        h_AD = model.norm(h_TD[columns_A])
+        return linear_logprob(h_AD, model.head_weight, batch.target_T[columns_A])[0]
+
+
+class RewardModule(nn.Module):
+    """A language model's body with a scalar head on the last token of each sequence."""
+
+    def __init__(self, model: nn.Module, score_weight_D: Tensor | None = None):
+        super().__init__()
+        self.model = model
+        self.score = nn.Linear(model.hidden_size, 1, bias=False)
+        weight_D = torch.zeros(model.hidden_size) if score_weight_D is None else score_weight_D
+        self.score.weight.data = weight_D.to(next(model.parameters())).reshape(1, -1).clone()
+
+    def freeze_below(self, trained_layers: int) -> None:
+        """Leave the last `trained_layers` layers, the final norm and the head to be trained."""
+        self.model.requires_grad_(False)
+        self.model.layers[max(0, self.model.num_layers - trained_layers) :].requires_grad_(True)
+        self.model.final_norm.requires_grad_(True)
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        """float32 [S]: the score of each sequence."""
+        model = self.model
+        h_TD = model.run(model.embed(batch), batch, 0, model.num_layers)
+        return self.score(model.norm(h_TD[batch.last_S]))[:, 0].float()
+
+
+class Top(nn.Module):
+    """The layers from `start` on and the final norm, run on the trunk's output. Shares the model's own tensors and names."""
+
+    def __init__(self, model: nn.Module, start: int):
+        super().__init__()
+        self.run_layers = model.run_layers
+        self.layers = nn.ModuleDict({str(i): model.layers[i] for i in range(start, model.num_layers)})
+        self.final_norm = model.final_norm
+
+    def forward(self, batch: PackedBatch, trunk_TD: Tensor | None, columns_A: Tensor) -> Tensor:
+        """h_AD, normed, ready for the LM head."""
+        return self.final_norm(self.run_layers(list(self.layers.values()), trunk_TD, batch)[columns_A])
+
+
+class Whole(nn.Module):
+    """All of a model in Top's place, when every layer is trained and there is no trunk to keep."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: PackedBatch, trunk_TD: Tensor | None, columns_A: Tensor) -> Tensor:
+        """h_AD, normed, ready for the LM head."""
+        model = self.model
+        return model.norm(model.run(model.embed(batch), batch, 0, model.num_layers)[columns_A])
+
+
+class Policy(nn.Module):
+    """What PPO trains: the top of the model and a value head on it.
+
+    Where only the top is trained, the LM head stays frozen outside of this module, in `head_VD`.
+    """
+
+    def __init__(self, model: nn.Module, top_layers: int | None):
+        super().__init__()
+        whole = top_layers is None
+        self.body = Whole(model) if whole else Top(model, model.num_layers - top_layers)
+        self.frozen_head: tuple[Tensor, ...] = () if whole else (model.head_weight,)  # a tuple is not registered
+        self.value = nn.Linear(model.hidden_size, 1)
+        nn.init.zeros_(self.value.weight)
+        nn.init.zeros_(self.value.bias)
+        self.value.to(next(model.parameters()))
+
+    @property
+    def head_VD(self) -> Tensor:
+        return self.frozen_head[0] if self.frozen_head else self.body.model.head_weight
+
+    def forward(
+        self, batch: PackedBatch, trunk_TD: Tensor | None, columns_A: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """float32 [A] each: log-probability of the action, entropy, value before the action."""
+        h_AD = self.body(batch, trunk_TD, columns_A)
+        logprob_A, _, entropy_A = linear_logprob(h_AD, self.head_VD, batch.target_T[columns_A], temperature)
+        return logprob_A, entropy_A, self.value(h_AD)[:, 0].float()
+
+    def reference(self) -> Reference:
+        """A frozen copy of the body as it is now, sharing the frozen head."""
+        return Reference(copy.deepcopy(self.body), self.frozen_head)
+
+
+class Reference(nn.Module):
+    """The policy before training: log-probabilities only, never a gradient."""
+
+    def __init__(self, body: Top | Whole, frozen_head: tuple[Tensor, ...]):
+        super().__init__()
+        self.body = body.requires_grad_(False)
+        self.frozen_head = frozen_head
+
+    @torch.no_grad()
+    def forward(self, batch: PackedBatch, trunk_TD: Tensor | None, columns_A: Tensor, temperature: float) -> Tensor:
+        """float32 [A]: log-probability of the action."""
+        h_AD = self.body(batch, trunk_TD, columns_A)
+        head_VD = self.frozen_head[0] if self.frozen_head else self.body.model.head_weight
+        return linear_logprob(h_AD, head_VD, batch.target_T[columns_A], temperature)[0]

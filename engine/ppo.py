@@ -1,0 +1,247 @@
+"""PPO on the top layers of a language model: collect, then epochs, minibatches, microbatches, loss, step.
+
+Shapes: T tokens, A selected action columns, S sequences, D model.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from engine.advantages import action_rewards, gae, moments, whiten
+from engine.batch import PackedBatch, action_mask
+from engine.console import Console, short
+from engine.distributed import World
+from engine.encoding import Prompt
+from engine.experience import Experience
+from engine.generation import Request, generate
+from engine.kl_controller import KLController
+from engine.losses import kl_estimate, policy_loss, value_loss
+from engine.metrics import Metrics
+from engine.modules import Policy
+from engine.packing import Microbatch, first_fit_decreasing
+from engine.runs import Run
+from engine.sampling import Sampling
+from engine.schedule import learning_rate
+from engine.scoring import Scorer
+from engine.seeds import batches, derive_seed, shuffled
+from engine.settings import BatchSettings, OptimizerSettings, PPOSettings, RunSettings
+from engine.tokenizer import decode
+from engine.zero import ZeroStep, adamw
+
+
+class PPOTrainer:
+    """Proximal policy optimisation (Schulman et al. 2017) as in Ouyang et al. 2022, with the lower layers run once.
+
+    The trunk's output is kept during generation; the old log-probabilities, the reference, the values and every epoch
+    start from it. `model` ends up trained: its top is the policy's.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        tokenizer,
+        prompts: Sequence[Prompt],
+        scorer: Scorer,
+        run_settings: RunSettings,
+        optimizer: OptimizerSettings,
+        batch: BatchSettings,
+        ppo: PPOSettings,
+        world: World,
+        run: Run,
+        console: Console,
+        ds_config: dict,
+    ):
+        self.model, self.tokenizer, self.prompts, self.scorer = model, tokenizer, prompts, scorer
+        self.seed, self.optimizer, self.batch, self.ppo = run_settings.seed, optimizer, batch, ppo
+        self.world, self.run, self.console = world, run, console
+        top_layers = None if ppo.top_layers == "all" else int(ppo.top_layers)
+        self.split = None if top_layers is None else model.num_layers - top_layers
+        sharded = ds_config.get("zero_optimization", {}).get("stage", 0) == 3
+        policy = Policy(model, top_layers)
+        if sharded:  # ZeRO-3 takes what it trains apart, so the rollouts' model keeps a top of its own: see publish
+            policy.body = copy.deepcopy(policy.body)
+        model.requires_grad_(False)
+        policy.requires_grad_(True)
+        self.reference = policy.reference()
+        self.zero = ZeroStep(policy, adamw(optimizer), world, ds_config, model.head_weight.dtype)
+        self.kl = KLController(ppo.kl_coef, ppo.kl_target if ppo.kl_controller == "adaptive" else None, ppo.kl_horizon)
+        self.steps = batches(len(prompts), batch.batch_size, batch.epochs, self.seed, "prompts")
+        # A rank without a rollout could not keep in step: a remainder smaller than the ranks is left out.
+        self.steps = [s for s in self.steps if len(s) >= world.size][: run_settings.max_steps]
+        self.per_epoch = -(-len(prompts) // batch.batch_size)
+
+    def train(self) -> dict[str, float]:
+        """Run every iteration. Returns the first and the last one's score and KL."""
+        history, bar = [], self.console.bar(len(self.steps), "ppo", "iteration")
+        for iteration in range(len(self.steps)):
+            metrics, began = Metrics(), time.monotonic()
+            lr = learning_rate(
+                iteration, len(self.steps), self.optimizer.lr, self.optimizer.schedule, self.optimizer.warmup_steps
+            )
+            experience = self.collect(iteration, metrics)
+            collected = time.monotonic()
+            for epoch in range(self.ppo.ppo_epochs):
+                for ids in self.minibatches(iteration, epoch):
+                    self.update(experience, ids, lr, metrics)
+            history.append(self.report(iteration, metrics, lr, collected - began, time.monotonic() - collected))
+            self.kl.update(history[-1]["objective/kl"], len(self.steps[iteration]))
+            bar.update()
+        bar.close()
+        self.publish()
+        first, last = history[0], history[-1]
+        names = {"score": "objective/scores", "kl": "objective/kl", "reward": "objective/rlhf_reward"}
+        return {f"{k}_{when}": x[name] for k, name in names.items() for when, x in (("first", first), ("last", last))}
+
+    def collect(self, iteration: int, metrics: Metrics) -> Experience:
+        """One rollout of each of the iteration's prompts (this rank's share), with every column PPO needs."""
+        self.publish()
+        ids = self._share(self.steps[iteration])
+        began = time.monotonic()
+        responses = self._generate(iteration, ids)
+        metrics.add("time/generation_s", time.monotonic() - began)
+        prompts = [self.prompts[self.steps[iteration][i]] for i in ids]
+        batch = PackedBatch.from_sequences(
+            [(*p.tokens, *r.tokens) for p, r in zip(prompts, responses)], self.world.device
+        )
+        action_T = action_mask(batch, [len(p.tokens) for p in prompts])
+        trunk_TD = None if self.split is None else torch.cat([r.trunk_ND for r in responses])
+
+        logprob_T, value_T, ref_logprob_T = self._columns(batch, trunk_TD, action_T)
+        texts = [decode(self.tokenizer, r.tokens) for r in responses]
+        score_S = self.scorer(batch, [p.text for p in prompts], texts)
+        ended_S = torch.tensor([r.ended for r in responses], device=self.world.device)
+        clipped_S = score_S.clamp(-self.ppo.score_clip, self.ppo.score_clip)
+        clipped_S = clipped_S - self.ppo.missing_eos_penalty * ~ended_S
+        kl_T = kl_estimate(logprob_T, ref_logprob_T, self.ppo.kl_estimator)
+        reward_T = action_rewards(kl_T, action_T, batch.sequence_T, clipped_S, self.kl.coef)
+        advantage_T, return_T = gae(
+            reward_T, value_T, action_T, batch.sequence_T, self.ppo.gamma, self.ppo.lam, batch.max_len
+        )
+        advantage_T = whiten(advantage_T, action_T, self.world.sum(moments(advantage_T, action_T)))
+
+        rollouts, actions = len(ids), action_T.sum()
+        rollout_logprob_A = torch.tensor([x for r in responses for x in r.logprobs], device=self.world.device)
+        metrics.add("objective/kl", (logprob_T - ref_logprob_T).sum(), rollouts)
+        metrics.add("objective/scores", score_S.sum(), rollouts)
+        metrics.add("objective/non_score_reward", -self.kl.coef * kl_T.sum(), rollouts)
+        metrics.add("objective/rlhf_reward", reward_T.sum(), rollouts)
+        metrics.add("objective/entropy", -logprob_T.sum(), rollouts)
+        metrics.add("rollout/response_length", actions, rollouts)
+        metrics.add("rollout/ended_with_eos", ended_S.sum(), rollouts)
+        metrics.add("rollout/logprob_difference", (logprob_T[action_T] - rollout_logprob_A).abs().sum(), actions)
+        metrics.add("rollout/tokens", actions.double(), 1 / self.world.size)
+        self._sample(iteration, prompts, texts, score_S)
+        id_S = torch.tensor(ids, device=self.world.device)
+        return Experience(
+            batch, id_S, action_T, trunk_TD, logprob_T, ref_logprob_T, value_T, reward_T, advantage_T, return_T, score_S
+        )
+
+    def minibatches(self, iteration: int, epoch: int) -> list[list[int]]:
+        """The iteration's rollouts, all ranks together, shuffled and cut into optimizer steps."""
+        order = shuffled(len(self.steps[iteration]), self.seed, "minibatches", iteration, epoch)
+        return [order[i : i + self.ppo.minibatch_size] for i in range(0, len(order), self.ppo.minibatch_size)]
+
+    def update(self, experience: Experience, ids: Sequence[int], lr: float, metrics: Metrics) -> None:
+        """One optimizer step on the rollouts of these ids, wherever they were made."""
+        wanted = set(ids)
+        mine = [s for s, i in enumerate(experience.id_S.tolist()) if i in wanted]
+        actions = (
+            self.world.sum(experience.select(mine).action_T.sum()) if mine else self.world.sum(torch.zeros(()).long())
+        )
+        plan = self._plan(experience.batch, mine)
+        for k, microbatch in enumerate(plan):
+            part = experience.select(microbatch.ids)
+            columns_A = part.action_T.nonzero()[:, 0]
+            logprob_A, entropy_A, value_A = self.zero(part.batch, part.trunk_TD, columns_A, self.ppo.temperature)
+            old_A = part.logprob_T[columns_A]
+            pg_loss, pg_clipped = policy_loss(logprob_A, old_A, part.advantage_T[columns_A], self.ppo.clip)
+            vf_loss, vf_clipped = value_loss(
+                value_A, part.value_T[columns_A], part.return_T[columns_A], self.ppo.value_clip
+            )
+            weight, count = microbatch.weight, len(columns_A) * microbatch.weight
+            self.zero.backward((pg_loss + self.ppo.vf_coef * vf_loss) * weight / actions, last=k == len(plan) - 1)
+            log_ratio_A = (logprob_A - old_A).detach()
+            metrics.add("loss/policy_avg", pg_loss * weight, count)
+            metrics.add("loss/value_avg", vf_loss * weight, count)
+            metrics.add("policy/approxkl_avg", 0.5 * log_ratio_A.square().sum() * weight, count)
+            metrics.add("policy/clipfrac_avg", pg_clipped * weight, count)
+            metrics.add("policy/entropy_avg", entropy_A.sum() * weight, count)
+            metrics.add("val/clipfrac_avg", vf_clipped * weight, count)
+            metrics.add("val/ratio", log_ratio_A.exp().sum() * weight, count)
+            metrics.first("val/first_ratio_error", (log_ratio_A.exp() - 1).abs().sum() * weight, count)
+        metrics.add("grad_norm", self.zero.step(lr))
+
+    def report(
+        self, iteration: int, metrics: Metrics, lr: float, collect_s: float, update_s: float
+    ) -> dict[str, float]:
+        """Reduce, write and print one iteration's numbers."""
+        rollouts = len(self.steps[iteration])
+        x = metrics.read(self.world)
+        x |= {"lr": lr, "objective/kl_coef": self.kl.coef, "time/collect_s": collect_s, "time/update_s": update_s}
+        x["eps"] = rollouts / (collect_s + update_s)
+        x["time/generation_tokens_per_s"] = x["rollout/tokens"] / x["time/generation_s"]
+        self.run.log(iteration + 1, x)
+        self.console.row({
+            "iteration": f"{iteration + 1}/{len(self.steps)}", "score": short(x["objective/scores"]),
+            "kl": short(x["objective/kl"]), "reward": short(x["objective/rlhf_reward"]),
+            "entropy": short(x["policy/entropy_avg"]), "length": f"{x['rollout/response_length']:.1f}",
+            "eos": f"{x['rollout/ended_with_eos']:.0%}", "clipped": f"{x['policy/clipfrac_avg']:.1%}",
+            "value loss": short(x["loss/value_avg"]), "rollout s": f"{x['time/generation_s']:.1f}",
+            "update s": f"{update_s:.1f}",
+        })  # fmt: skip
+        return x
+
+    def publish(self) -> None:
+        """Bring the trained weights into `model`: under ZeRO-3 by a gather, elsewhere they are the same tensors."""
+        if self.zero.stage == 3:
+            own = dict(self.model.named_parameters())
+            for name, weight in self.zero.state_dict().items():
+                name = name.removeprefix("body.").removeprefix("model.")
+                if name in own:  # the value head is not the model's
+                    own[name].data.copy_(weight)
+
+    def _share(self, step: Sequence[int]) -> list[int]:
+        """This rank's places in a step: longest prompts first, dealt out in turn, back in order."""
+        order = sorted(range(len(step)), key=lambda i: (-len(self.prompts[step[i]].tokens), i))
+        return sorted(order[self.world.rank :: self.world.size])
+
+    def _generate(self, iteration: int, ids: Sequence[int]):
+        step, epoch = self.steps[iteration], iteration // self.per_epoch
+        requests = [Request(self.prompts[step[i]].tokens, step[i], epoch, self.ppo.max_new_tokens) for i in ids]
+        sampling = Sampling(self.ppo.temperature, self.ppo.top_k, self.ppo.top_p)
+        with self.console.bar(len(requests), f"rollout {iteration + 1}", "response") as bar:
+            return generate(
+                self.model, requests, sampling, derive_seed(self.seed, "rollout"), self.tokenizer.eos_token_id,
+                self.ppo.slots, self.split, lambda finished, _: bar.update(finished - bar.n),
+            )  # fmt: skip
+
+    @torch.no_grad()
+    def _columns(self, batch: PackedBatch, trunk_TD: Tensor | None, action_T: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities, values and the reference's log-probabilities of a rollout; zero where nothing is acted."""
+        logprob_T = torch.zeros(batch.num_tokens, device=self.world.device)
+        value_T, ref_logprob_T = torch.zeros_like(logprob_T), torch.zeros_like(logprob_T)
+        for microbatch in self._plan(batch, range(batch.num_sequences)):
+            columns_M = batch.columns(microbatch.ids)
+            part, trunk = batch.select(microbatch.ids), None if trunk_TD is None else trunk_TD[columns_M]
+            columns_A = action_T[columns_M].nonzero()[:, 0]
+            where_A = columns_M[columns_A]
+            logprob_T[where_A], _, value_T[where_A] = self.zero(part, trunk, columns_A, self.ppo.temperature)
+            ref_logprob_T[where_A] = self.reference(part, trunk, columns_A, self.ppo.temperature)
+        return logprob_T, value_T, ref_logprob_T
+
+    def _plan(self, batch: PackedBatch, sequence_ids: Sequence[int]) -> list[Microbatch]:
+        """This rank's microbatches over some of its sequences; as many as on the rank that has most."""
+        sequence_ids = list(sequence_ids)
+        bins = first_fit_decreasing([batch.lengths[s] for s in sequence_ids], self.batch.tokens_per_microbatch)
+        plan = [Microbatch(tuple(sequence_ids[i] for i in sorted(b))) for b in bins]
+        stand_in = Microbatch((min(range(batch.num_sequences), key=lambda s: batch.lengths[s]),), 0.0)
+        return plan + [stand_in] * (self.world.max(len(plan)) - len(plan))
+
+    def _sample(self, iteration: int, prompts: Sequence[Prompt], texts: Sequence[str], score_S: Tensor) -> None:
+        rows = zip(prompts[:4], texts, score_S[:4].tolist())
+        self.run.sample(iteration + 1, [{"prompt": p.text, "response": t, "score": s} for p, t, s in rows])

@@ -1,0 +1,57 @@
+"""Named settings of each stage: the default, the paper's, and the small ones of the embedded demonstration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Preset = dict[str, Any]
+
+
+def okapi(stage: str) -> Preset:
+    """Lai et al. 2023 (arXiv 2307.16039) where the paper says, otherwise the defaults its authors published."""
+    adam = {"beta1": 0.9, "beta2": 0.95}
+    return {
+        "sft": {
+            "lr": 2e-5, "schedule": "cosine", "warmup_steps": 300, "weight_decay": 0.05, **adam,
+            "batch_size": 128, "epochs": 3, "max_length": 512, "loss_on": "all",
+        },
+        "reward": {
+            "lr": 3e-5, "schedule": "cosine", "warmup_steps": 50, "weight_decay": 1e-4, "beta1": 0.9, "beta2": 0.999,
+            "batch_size": 64, "epochs": 3, "max_length": 768, "trained_layers": 12,
+        },
+        "ppo": {
+            "lr": 1e-6, "schedule": "constant", "warmup_steps": 0, "weight_decay": 1e-6, **adam,
+            "batch_size": 128, "epochs": 5, "max_length": 512, "max_new_tokens": 256, "ppo_epochs": 4,
+            "top_layers": "4", "kl_coef": 0.1, "kl_controller": "adaptive", "kl_target": 6.0, "kl_horizon": 10_000.0,
+            "clip": 0.2, "value_clip": 0.2, "vf_coef": 1.0, "score_clip": 10.0, "temperature": 1.0, "top_p": 1.0,
+        },
+    }[stage]  # fmt: skip
+
+
+def default(stage: str) -> Preset:
+    """The paper's numbers, with the loss on responses only and warm-ups that suit smaller data."""
+    changes: dict[str, Preset] = {"sft": {"loss_on": "response", "warmup_steps": 50}, "reward": {}, "ppo": {}}
+    return {**okapi(stage), **changes[stage]}
+
+
+def demo(stage: str) -> Preset:
+    """A model of a few million parameters on the embedded tasks: minutes on two CPU cores."""
+    changes: dict[str, Preset] = {
+        "sft": {
+            "lr": 2e-3, "warmup_steps": 20, "batch_size": 64, "epochs": 4, "max_length": 192,
+            "loss_on": "response", "template": "plain",
+        },
+        "reward": {
+            "lr": 5e-4, "warmup_steps": 20, "batch_size": 32, "epochs": 2, "max_length": 192, "template": "plain",
+        },
+        "ppo": {
+            "lr": 1e-4, "batch_size": 256, "minibatch_size": 64, "epochs": 2, "max_length": 192, "max_new_tokens": 48,
+            "ppo_epochs": 2, "kl_coef": 0.05, "kl_controller": "fixed", "template": "plain", "slots": 256,
+        },
+    }  # fmt: skip
+    return {**default(stage), **changes[stage]}
+
+
+def presets(stage: str) -> dict[str, Preset]:
+    """All presets of a stage by name."""
+    return {preset.__name__: preset(stage) for preset in (default, okapi, demo)}

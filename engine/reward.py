@@ -1,0 +1,129 @@
+"""Reward-model training on true K-wise rankings: K responses, K sequences forwarded once, all pairs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from engine.batch import PackedBatch
+from engine.console import Console, short
+from engine.distributed import World
+from engine.encoding import RankedExamples
+from engine.losses import ranking_loss, ranking_pairs
+from engine.metrics import Metrics
+from engine.modules import RewardModule
+from engine.packing import first_fit_decreasing, plan_microbatches
+from engine.runs import Run
+from engine.schedule import learning_rate
+from engine.seeds import batches
+from engine.settings import BatchSettings, OptimizerSettings, RewardSettings, RunSettings
+from engine.zero import ZeroStep, adamw
+
+
+class RewardTrainer:
+    """Minimises the mean over prompts of each prompt's mean pairwise loss (Ouyang et al. 2022)."""
+
+    def __init__(
+        self,
+        module: RewardModule,
+        rankings: Sequence[RankedExamples],
+        heldout: Sequence[RankedExamples],
+        run_settings: RunSettings,
+        optimizer: OptimizerSettings,
+        batch: BatchSettings,
+        reward: RewardSettings,
+        world: World,
+        run: Run,
+        console: Console,
+        ds_config: dict,
+    ):
+        self.rankings, self.heldout, self.optimizer, self.batch = rankings, heldout, optimizer, batch
+        self.world, self.run, self.console = world, run, console
+        module.freeze_below(reward.trained_layers)
+        self.zero = ZeroStep(module, adamw(optimizer), world, ds_config, module.score.weight.dtype)
+        self.steps = batches(len(rankings), batch.batch_size, batch.epochs, run_settings.seed, "reward")
+        self.steps = self.steps[: run_settings.max_steps]
+
+    def train(self) -> dict[str, float]:
+        """Run every step, then measure held-out accuracy and the scores' mean and deviation on the training prompts."""
+        metrics, means, bar = Metrics(), {}, self.console.bar(len(self.steps), "reward", "step")
+        before = self.accuracy()
+        for step, ids in enumerate(self.steps):
+            began = time.monotonic()
+            rankings = [self.rankings[i] for i in ids]
+            tokens = [r.num_tokens for r in rankings]
+            plan = plan_microbatches(tokens, self.batch.tokens_per_microbatch, self.world.size)[self.world.rank]
+            for k, microbatch in enumerate(plan):
+                chosen = [rankings[i] for i in microbatch.ids]
+                score_S = self.zero(_pack(chosen).to(self.world.device))
+                pairs = [x.to(self.world.device) for x in ranking_pairs([r.ranks for r in chosen])]
+                loss = ranking_loss(score_S, *pairs) * microbatch.weight
+                self.zero.backward(loss / len(rankings), last=k == len(plan) - 1)
+                metrics.add("loss/reward", loss, len(chosen) * microbatch.weight)
+                right = (score_S[pairs[0]] > score_S[pairs[1]]).sum()
+                metrics.add("reward/accuracy", right * microbatch.weight, len(pairs[0]) * microbatch.weight)
+            lr = learning_rate(
+                step, len(self.steps), self.optimizer.lr, self.optimizer.schedule, self.optimizer.warmup_steps
+            )
+            norm = self.zero.step(lr)
+            means = metrics.read(self.world)
+            seconds = time.monotonic() - began
+            self.run.log(step + 1, {**means, "grad_norm": norm, "lr": lr, "time/tokens_per_s": sum(tokens) / seconds})
+            bar.update()
+            if (step + 1) % max(1, len(self.steps) // 20) == 0 or step == 0:
+                self.console.row({
+                    "step": f"{step + 1}/{len(self.steps)}", "loss": short(means["loss/reward"]),
+                    "accuracy": short(means["reward/accuracy"]), "grad norm": short(norm), "lr": f"{lr:.2e}",
+                    "tokens/s": f"{sum(tokens) / seconds:.0f}",
+                })  # fmt: skip
+        bar.close()
+        mean, std = self.score_moments()
+        return {
+            "loss_last": means["loss/reward"],
+            "accuracy_before": before,
+            "accuracy": self.accuracy(),
+            "score_mean": mean,
+            "score_std": std,
+        }
+
+    def accuracy(self) -> float:
+        """Share of the held-out pairs that the scores order rightly; equal scores count as wrong."""
+        metrics = Metrics()
+        for chosen, score_S, weight in self._scored(self.heldout):
+            better_P, worse_P, _ = ranking_pairs([r.ranks for r in chosen])
+            metrics.add("accuracy", (score_S[better_P] > score_S[worse_P]).sum() * weight, len(better_P) * weight)
+        return metrics.read(self.world)["accuracy"]
+
+    def score_moments(self) -> tuple[float, float]:
+        """Mean and standard deviation of the scores of every training response, to normalise rewards with."""
+        metrics = Metrics()
+        for _, score_S, weight in self._scored(self.rankings):
+            score_S = score_S.double()
+            metrics.add("mean", score_S.sum() * weight, len(score_S) * weight)
+            metrics.add("square", score_S.square().sum() * weight, len(score_S) * weight)
+        means = metrics.read(self.world)
+        return means["mean"], max(0.0, means["square"] - means["mean"] ** 2) ** 0.5
+
+    @torch.no_grad()
+    def _scored(self, rankings: Sequence[RankedExamples]):
+        """(rankings of a pack, their scores, 1 or 0 for a stand-in) of this rank's share."""
+        tokens = [r.num_tokens for r in rankings]
+        for microbatch in plan_microbatches(tokens, self.batch.tokens_per_microbatch, self.world.size)[self.world.rank]:
+            chosen = [rankings[i] for i in microbatch.ids]
+            yield chosen, self.zero(_pack(chosen).to(self.world.device)).cpu(), microbatch.weight
+
+
+def _pack(rankings: Sequence[RankedExamples]) -> PackedBatch:
+    """All responses of the rankings, in order: K sequences a ranking, each forwarded once."""
+    return PackedBatch.from_sequences([e.tokens for r in rankings for e in r.examples])
+
+
+@torch.no_grad()
+def score_sequences(module: RewardModule, batch: PackedBatch, tokens_per_microbatch: int) -> torch.Tensor:
+    """float32 [S]: the scores of a pack of any size, a token budget at a time."""
+    score_S = torch.empty(batch.num_sequences, device=batch.tokens_T.device)
+    for ids in first_fit_decreasing(batch.lengths, tokens_per_microbatch):
+        score_S[ids] = module(batch.select(ids))
+    return score_S

@@ -1,0 +1,151 @@
+"""A run's folder: config.json, metrics.jsonl, samples.jsonl, tb/, model/, result.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from engine.distributed import World
+from engine.errors import UserError
+
+VERSIONS = ("torch", "deepspeed", "transformers", "tokenizers", "sentencepiece", "numpy")
+NOT_COMPARED = ("overwrite",)  # settings that say how to start, not what to run
+
+
+class Run:
+    """One stage's folder. The first rank writes; the others only know the paths."""
+
+    def __init__(self, path: Path, stage: str, settings: Sequence[Any], world: World):
+        self.path, self.stage, self.world = path, stage, world
+        self.settings = {k: v for s in settings for k, v in dataclasses.asdict(s).items()}
+        self._writer = None
+        self._started = time.monotonic()
+
+    @property
+    def model_dir(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """What the finished run found, None when it has not finished."""
+        return read_result(self.path)
+
+    def finished_before(self) -> bool:
+        """Whether this very run is complete already. Another run in the folder is a UserError, unless overwritten."""
+        config = self.path / "config.json"
+        if not self.path.exists() or self.settings["overwrite"]:
+            return False
+        if not self.path.is_dir():
+            raise UserError(f"--output {self.path} is a file: give a folder")
+        if not any(self.path.iterdir()):
+            return False
+        if not config.is_file():
+            raise UserError(f"--output {self.path} holds other files: give an empty or a new folder")
+        try:
+            before = json.loads(config.read_text(encoding="utf-8"))["settings"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{config} is damaged ({error}): --overwrite replaces the run") from error
+        changed = [
+            f"{k} {before.get(k)!r} -> {v!r}"
+            for k, v in self.settings.items()
+            if k not in NOT_COMPARED and before.get(k) != v
+        ]
+        if changed:
+            raise UserError(
+                f"{self.path} holds another run ({'; '.join(changed[:3])}): give another --output, or --overwrite"
+            )
+        if self.result is None:
+            raise UserError(f"{self.path} holds a run that did not finish: --overwrite starts it anew")
+        return True
+
+    def start(self) -> None:
+        """Make the folder and write config.json. Every rank waits until it is there."""
+        if self.world.is_first:
+            if self.settings["overwrite"] and (self.path / "config.json").is_file():
+                shutil.rmtree(self.path)
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                _write_json(
+                    self.path / "config.json", {"stage": self.stage, "settings": self.settings, **_provenance()}
+                )
+            except OSError as error:
+                raise UserError(
+                    f"--output {self.path} cannot be written ({error.strerror}): choose a folder you may write to"
+                ) from error
+        self.world.barrier()
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Add one line to metrics.jsonl and the same numbers to TensorBoard; a NaN or infinity stops the run."""
+        bad = {k: v for k, v in metrics.items() if not math.isfinite(v)}
+        if bad:
+            raise UserError(
+                f"step {step}: {next(iter(bad))} is {next(iter(bad.values()))}; nothing was saved after the step before: "
+                "lower --lr, or look at the data of this step"
+            )
+        if not self.world.is_first:
+            return
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self.path / "tb"))
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def sample(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Add lines to samples.jsonl: what the model answered at a step."""
+        if self.world.is_first:
+            with open(self.path / "samples.jsonl", "a", encoding="utf-8") as file:
+                file.writelines(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n" for row in rows)
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Write result.json, which says that the run is complete."""
+        if self._writer is not None:
+            self._writer.close()
+        if self.world.is_first:
+            _write_json(self.path / "result.json", {**result, "seconds": round(time.monotonic() - self._started, 1)})
+        self.world.barrier()
+
+
+def read_result(path: Path) -> dict[str, Any] | None:
+    """The result.json of a run's folder, None when it is not there."""
+    file = path / "result.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def _write_json(path: Path, value: Any) -> None:
+    temporary = path.with_name(path.name + ".part")
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(value, file, ensure_ascii=False, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _provenance() -> dict[str, Any]:
+    """Versions, commit and machine: what one needs to know to run it again."""
+    try:
+        here = Path(__file__).parent
+        commit = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5
+        )
+        head = commit.stdout.strip() or None
+    except (OSError, subprocess.TimeoutExpired):
+        head = None
+    return {
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}},
+        "commit": head,
+        "machine": platform.platform(),
+    }

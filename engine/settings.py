@@ -1,0 +1,151 @@
+"""The settings of every job, as frozen dataclasses that become flags; presets give the numbers a stage starts from."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, field
+from typing import Any
+
+from engine.errors import UserError
+
+
+def flag(help: str, default: Any = MISSING, **metadata: Any) -> Any:
+    """A field with its line in --help. Without a default the preset or the user gives the value."""
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+def _at_least(name: str, value: float, limit: float) -> None:
+    if not value >= limit:
+        raise UserError(f"--{name} is {value}: give {limit} or more")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Which run this is and where it goes."""
+
+    _argument_group_name = "run"
+    lang: str = flag("language code: ru, zh, ne, ... (26 languages and en)")
+    model: str | None = flag("base model, a Hugging Face directory (default: made from nothing)", None)
+    data: str | None = flag("training file, .jsonl, .jsonl.gz or .json (default: embedded)", None)
+    eval_data: str | None = flag("held-out file of the same kind, measured before and after", None)
+    output: str | None = flag("folder of this run (default: RUNS/LANG/STAGE)", None)
+    runs: str = flag("folder of all runs", "runs")
+    overwrite: bool = flag("replace the run that the output folder holds", False)
+    seed: int = flag("seed of every random stream", 0)
+    max_steps: int | None = flag("stop after this many optimizer steps (PPO: iterations)", None)
+    dtype: str = flag("auto is bfloat16 on a GPU, float32 on CPU", "auto", choices=["auto", "float32", "bfloat16"])
+    deepspeed_config: str | None = flag("ZeRO stage, offload, buckets: see ds_configs/", None)
+
+    def __post_init__(self) -> None:
+        if self.max_steps is not None:
+            _at_least("max-steps", self.max_steps, 1)
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """AdamW and its learning rate."""
+
+    _argument_group_name = "optimizer"
+    lr: float = flag("peak learning rate")
+    schedule: str = flag("shape after the warm-up", choices=["constant", "linear", "cosine"])
+    warmup_steps: int = flag("steps of linear warm-up")
+    weight_decay: float = flag("decoupled weight decay of matrices")
+    beta1: float = flag("decay of the mean of gradients")
+    beta2: float = flag("decay of the mean of squares")
+    eps: float = flag("AdamW's epsilon", 1e-8)
+    max_grad_norm: float = flag("clip the global gradient norm to this", 1.0)
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "warmup_steps", "weight_decay", "beta1", "beta2"):
+            _at_least(name.replace("_", "-"), getattr(self, name), 0)
+        if self.max_grad_norm <= 0:
+            raise UserError(f"--max-grad-norm is {self.max_grad_norm}: give more than 0 (a large number clips nothing)")
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """How much goes into a step, and how long a sequence may be."""
+
+    _argument_group_name = "batch"
+    batch_size: int = flag(
+        "SFT: sequences a step; reward: prompts a step; PPO: rollouts an iteration, all ranks together"
+    )
+    epochs: int = flag("passes over the data")
+    max_length: int = flag("longest sequence in tokens, prompt and response together")
+    template: str = flag("prompt template: alpaca, plain, or a file", "alpaca")
+    truncate: str = flag(
+        "a sequence that is too long: stop, cut its start or end, or leave it out",
+        "error",
+        choices=["error", "left", "right", "drop"],
+    )
+    tokens_per_microbatch: int = flag("tokens of one forward on one rank", 8192)
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "epochs", "tokens_per_microbatch"):
+            _at_least(name.replace("_", "-"), getattr(self, name), 1)
+        _at_least("max-length", self.max_length, 2)
+        if self.tokens_per_microbatch < self.max_length:
+            raise UserError(
+                f"--tokens-per-microbatch is {self.tokens_per_microbatch}, --max-length is {self.max_length}: "
+                "one sequence must fit, raise the first or lower the second"
+            )
+
+
+@dataclass(frozen=True)
+class SFTSettings:
+    """What only supervised fine-tuning has."""
+
+    _argument_group_name = "sft"
+    loss_on: str = flag("which tokens are learned", "response", choices=["response", "all"])
+
+
+@dataclass(frozen=True)
+class RewardSettings:
+    """What only reward training has."""
+
+    _argument_group_name = "reward"
+    trained_layers: int = flag("layers trained, counted from the top; the rest is frozen", 12)
+    heldout: float = flag("share of the rankings held out when no --eval-data is given", 0.05)
+
+    def __post_init__(self) -> None:
+        _at_least("trained-layers", self.trained_layers, 0)
+        if not 0 <= self.heldout < 1:
+            raise UserError(f"--heldout is {self.heldout}: give a share of 0 or more, below 1")
+
+
+@dataclass(frozen=True)
+class PPOSettings:
+    """What only PPO has."""
+
+    _argument_group_name = "ppo"
+    reward: str | None = flag("reward model directory, or module:function of (prompt, response) -> float", None)
+    top_layers: str = flag("how many top layers are trained; the rest is the frozen trunk; or all", "4")
+    max_new_tokens: int = flag("longest response in tokens", 256)
+    minibatch_size: int = flag("rollouts an optimizer step, all ranks together", 32)
+    ppo_epochs: int = flag("passes over each iteration's rollouts", 4)
+    slots: int = flag("sequences generated at once on a rank", 128)
+    temperature: float = flag("of sampling, and of the logits in training", 1.0)
+    top_k: int = flag("sample among the k likeliest; 0 for all", 0)
+    top_p: float = flag("sample among the likeliest that make up this share", 1.0)
+    kl_coef: float = flag("weight of the KL penalty, its starting value if adaptive", 0.1)
+    kl_controller: str = flag("fixed, or adaptive towards --kl-target", "adaptive", choices=["fixed", "adaptive"])
+    kl_target: float = flag("KL in nats a response that the adaptive controller aims at", 6.0)
+    kl_horizon: float = flag("rollouts over which the controller acts", 10_000.0)
+    kl_estimator: str = flag("estimator of the KL", "k1", choices=["k1", "k2", "k3"])
+    gamma: float = flag("discount", 1.0)
+    lam: float = flag("lambda of generalised advantage estimation", 0.95)
+    clip: float = flag("clip range of the ratio", 0.2)
+    value_clip: float = flag("clip range of the value", 0.2)
+    vf_coef: float = flag("weight of the value loss", 1.0)
+    score_clip: float = flag("normalised scores are clipped to plus and minus this", 10.0)
+    missing_eos_penalty: float = flag("taken off the score of a response that ran out of tokens", 0.0)
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "minibatch_size", "ppo_epochs", "slots"):
+            _at_least(name.replace("_", "-"), getattr(self, name), 1)
+        if self.top_layers != "all" and not (self.top_layers.isdigit() and int(self.top_layers) > 0):
+            raise UserError(f"--top-layers is {self.top_layers!r}: give a number of layers, 1 or more, or all")
+        if not self.temperature > 0:
+            raise UserError(f"--temperature is {self.temperature}: PPO must sample, give more than 0")
+        for name in ("gamma", "lam"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"--{name} is {getattr(self, name)}: give 0 to 1")

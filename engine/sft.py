@@ -1,0 +1,92 @@
+"""Supervised fine-tuning on packed sequences."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from engine.batch import PackedBatch, action_mask
+from engine.console import Console, short
+from engine.distributed import World
+from engine.encoding import Example
+from engine.metrics import Metrics
+from engine.modules import LanguageModule
+from engine.packing import plan_microbatches
+from engine.runs import Run
+from engine.schedule import learning_rate
+from engine.seeds import batches
+from engine.settings import BatchSettings, OptimizerSettings, RunSettings, SFTSettings
+from engine.zero import ZeroStep, adamw
+
+
+class SFTTrainer:
+    """Minimises the sum of -log p over the chosen tokens, divided by their number in the step (all ranks)."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        examples: Sequence[Example],
+        run_settings: RunSettings,
+        optimizer: OptimizerSettings,
+        batch: BatchSettings,
+        sft: SFTSettings,
+        world: World,
+        run: Run,
+        console: Console,
+        ds_config: dict,
+    ):
+        self.examples, self.optimizer, self.batch = examples, optimizer, batch
+        self.world, self.run, self.console = world, run, console
+        self.on_all = sft.loss_on == "all"
+        self.zero = ZeroStep(LanguageModule(model), adamw(optimizer), world, ds_config, next(model.parameters()).dtype)
+        self.steps = batches(len(examples), batch.batch_size, batch.epochs, run_settings.seed, "sft")
+        self.steps = self.steps[: run_settings.max_steps]
+
+    def train(self) -> dict[str, float]:
+        """Run every step. Returns the first and the last step's loss."""
+        metrics, losses, bar = Metrics(), [], self.console.bar(len(self.steps), "sft", "step")
+        for step, ids in enumerate(self.steps):
+            began = time.monotonic()
+            examples = [self.examples[i] for i in ids]
+            actions = sum(len(e.tokens) - self._prompt_len(e) for e in examples)
+            tokens = [len(e.tokens) for e in examples]
+            plan = plan_microbatches(tokens, self.batch.tokens_per_microbatch, self.world.size)[self.world.rank]
+            for k, microbatch in enumerate(plan):
+                chosen = [examples[i] for i in microbatch.ids]
+                packed = PackedBatch.from_sequences([e.tokens for e in chosen])
+                columns_A = action_mask(packed, [self._prompt_len(e) for e in chosen]).nonzero()[:, 0]
+                logprob_A = self.zero(packed.to(self.world.device), columns_A.to(self.world.device))
+                loss = -logprob_A.sum() * microbatch.weight
+                self.zero.backward(loss / actions, last=k == len(plan) - 1)
+                metrics.add("loss/sft", loss, len(columns_A) * microbatch.weight)
+            lr = learning_rate(
+                step, len(self.steps), self.optimizer.lr, self.optimizer.schedule, self.optimizer.warmup_steps
+            )
+            norm = self.zero.step(lr)
+            means = metrics.read(self.world)
+            losses.append(means["loss/sft"])
+            seconds = time.monotonic() - began
+            self.run.log(
+                step + 1,
+                {
+                    **means,
+                    "grad_norm": norm,
+                    "lr": lr,
+                    "tokens": sum(tokens),
+                    "time/tokens_per_s": sum(tokens) / seconds,
+                },
+            )
+            bar.update()
+            if (step + 1) % max(1, len(self.steps) // 20) == 0 or step == 0:
+                self.console.row({
+                    "step": f"{step + 1}/{len(self.steps)}", "loss": short(losses[-1]), "grad norm": short(norm),
+                    "lr": f"{lr:.2e}", "tokens/s": f"{sum(tokens) / seconds:.0f}",
+                })  # fmt: skip
+        bar.close()
+        return {"loss_first": losses[0], "loss_last": losses[-1]}
+
+    def _prompt_len(self, example: Example) -> int:
+        # The first token of a sequence follows nothing, so it is never learned.
+        return 1 if self.on_all else max(1, example.prompt_len)

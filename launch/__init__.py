@@ -1,0 +1,1 @@
+"""What `deepspeed` starts: one thin file a job."""

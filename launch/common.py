@@ -1,0 +1,127 @@
+"""What every job does before its own work: the language, the ranks, the run's folder, the embedded default."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from datagen.embedded import write_embedded
+from engine.console import Console
+from engine.distributed import World, start_world
+from engine.init_model import init_model
+from engine.languages import Language, get_language
+from engine.models import load_model
+from engine.models.hf import load_config
+from engine.runs import Run
+from engine.settings import RunSettings
+from engine.tokenizer import check_vocab, load_tokenizer
+from engine.zero import read_ds_config
+
+DEMO_MODEL = {"family": "bloom", "layers": 6, "hidden": 192, "heads": 6, "vocab_size": 1024, "max_positions": 512}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stage about to run."""
+
+    world: World
+    run: Run
+    console: Console
+    language: Language
+    ds_config: dict[str, Any]
+    dtype: torch.dtype
+
+    def header(self, title: str, rows: dict[str, object]) -> None:
+        """What will run, and where its results go."""
+        zero = self.ds_config.get("zero_optimization", {}).get("stage", 0)
+        ranks = f"{self.world.size} x {self.world.device.type}, {str(self.dtype).removeprefix('torch.')}, ZeRO-{zero}"
+        self.console.header(title, {**rows, "ranks": ranks, "results": self.run.path})
+
+    def load(self, path: str | Path) -> tuple[Any, Any]:
+        """(model on this rank's device, tokenizer), checked against each other."""
+        tokenizer = load_tokenizer(path)
+        check_vocab(tokenizer, load_config(path).vocab_size)
+        return load_model(path, self.dtype, self.world.device), tokenizer
+
+
+def demo_unless_model(flags: Sequence[str]) -> str:
+    """The preset when none is named: the small one of the embedded default as long as no model is given."""
+    return "default" if any(f.split("=")[0] == "--model" for f in flags) else "demo"
+
+
+def open_job(stage: str, settings: Sequence[Any]) -> Job:
+    """Check what can be checked before any work, join the other ranks, and say where results go."""
+    run_settings: RunSettings = settings[0]
+    language = get_language(run_settings.lang)
+    ds_config = read_ds_config(run_settings.deepspeed_config)
+    world = start_world()
+    if run_settings.dtype == "auto":
+        dtype = torch.bfloat16 if world.device.type == "cuda" else torch.float32
+    else:
+        dtype = getattr(torch, run_settings.dtype)
+    path = Path(run_settings.output or Path(run_settings.runs, run_settings.lang, stage))
+    console = Console(world.is_first)
+    return Job(world, Run(path, stage, settings, world), console, language, ds_config, dtype)
+
+
+def upstream_argv(settings: RunSettings) -> list[str]:
+    """The flags that a job hands to the jobs it depends on."""
+    argv = ["--lang", settings.lang, "--runs", settings.runs, "--seed", str(settings.seed), "--dtype", settings.dtype]
+    if settings.deepspeed_config:
+        argv += ["--deepspeed_config", settings.deepspeed_config]
+    return argv
+
+
+def embedded_data(settings: RunSettings, job: Job) -> Path:
+    """The folder of the embedded data set of the language, made if it is not there."""
+    path = Path(settings.runs, settings.lang, "data")
+    if job.world.is_first and not (path / "sft.jsonl").is_file():
+        job.console.say(f"data: making the embedded {job.language.name} tasks in {path}")
+        write_embedded(settings.lang, path, settings.seed)
+    else:
+        job.console.say(f"data: {path} is there, used")
+    job.world.barrier()
+    return path
+
+
+def embedded_model(settings: RunSettings, job: Job) -> Path:
+    """A small untrained model with a tokenizer of the embedded texts, made if it is not there."""
+    path = Path(settings.runs, settings.lang, "init")
+    data = embedded_data(settings, job)
+    if job.world.is_first and not (path / "config.json").is_file():
+        job.console.say(f"base model: training a tokenizer and making a small random model in {path}")
+        texts = (data / "corpus.txt").read_text(encoding="utf-8").splitlines()
+        init_model(texts=texts, output=path, seed=settings.seed, **DEMO_MODEL)
+    else:
+        job.console.say(f"base model: {path} is there, used")
+    job.world.barrier()
+    return path
+
+
+def stage_model(settings: RunSettings, stage: str, run_stage: Any, job: Job) -> Path:
+    """The model of an earlier stage: used if it is there, otherwise that stage is run first."""
+    path = Path(settings.runs, settings.lang, stage)
+    if (path / "result.json").is_file():
+        job.console.say(f"{stage}: {path / 'model'} is there, used")
+    else:
+        run_stage(upstream_argv(settings))
+    return path / "model"
+
+
+def finished_before(job: Job) -> bool:
+    """Whether this very run is complete; if so the caller shows its result again."""
+    if not job.run.finished_before():
+        return False
+    job.console.say(
+        f"{job.run.path} is complete with these settings, its result is shown again: --overwrite runs it anew"
+    )
+    return True
+
+
+def source(settings: RunSettings) -> str:
+    """One line on where model and data come from."""
+    return "embedded default: small model and tasks made here" if settings.model is None else str(settings.model)

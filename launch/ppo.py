@@ -1,0 +1,128 @@
+"""PPO: `deepspeed launch/ppo.py --lang ne`, from nothing or from your own model, reward and prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from engine.cli import main, parse_settings
+from engine.encoding import encode_prompts
+from engine.errors import UserError
+from engine.exact_match import exact_match
+from engine.models import save_model
+from engine.ppo import PPOTrainer
+from engine.presets import presets
+from engine.prompts import load_template
+from engine.records import read_instructions
+from engine.runs import read_result
+from engine.scoring import load_scorer
+from engine.settings import BatchSettings, OptimizerSettings, PPOSettings, RunSettings
+from launch import reward, sft
+from launch.common import Job, demo_unless_model, embedded_data, finished_before, open_job, stage_model
+
+SETTINGS = (RunSettings, OptimizerSettings, BatchSettings, PPOSettings)
+
+
+def job(argv: Sequence[str]) -> None:
+    """Train a model with PPO; whatever is not given comes from the embedded default, made first if it is not there."""
+    settings = parse_settings(
+        SETTINGS, argv, "deepspeed launch/ppo.py", "PPO on the top layers.", presets("ppo"), demo_unless_model
+    )
+    run_settings, optimizer, batch, ppo = settings
+    job = open_job("ppo", settings)
+    if run_settings.model and not ppo.reward:
+        raise UserError("--model is given without --reward: name a reward model's directory or module:function")
+    if not finished_before(job):
+        train(job, run_settings, optimizer, batch, ppo)
+    show(job, run_settings)
+
+
+def train(
+    job: Job, run_settings: RunSettings, optimizer: OptimizerSettings, batch: BatchSettings, ppo: PPOSettings
+) -> None:
+    """Read and check everything, then train, save and measure."""
+    room = batch.max_length - ppo.max_new_tokens
+    if room < 1:
+        raise UserError(
+            f"--max-new-tokens is {ppo.max_new_tokens}, --max-length is {batch.max_length}: no room is left for a prompt"
+        )
+    model_dir = run_settings.model or stage_model(run_settings, "sft", sft.job, job)
+    reward_name = ppo.reward or str(stage_model(run_settings, "reward", reward.job, job))
+    data, checks_file = run_settings.data, run_settings.eval_data
+    if data is None:
+        embedded = embedded_data(run_settings, job)
+        data, checks_file = embedded / "rl.jsonl", checks_file or embedded / "heldout.jsonl"
+    template = load_template(batch.template)
+    model, tokenizer = job.load(model_dir)
+    if ppo.top_layers != "all" and int(ppo.top_layers) > model.num_layers:
+        raise UserError(
+            f"--top-layers is {ppo.top_layers}, {model_dir} has {model.num_layers} layers: give fewer, or all"
+        )
+    prompts = encode_prompts(read_instructions(data, require_output=False), tokenizer, template, room, batch.truncate)
+    checks = []
+    if checks_file:
+        checks = encode_prompts(read_instructions(checks_file), tokenizer, template, room, batch.truncate)
+    scorer = load_scorer(reward_name, tokenizer, job.dtype, job.world.device, batch.tokens_per_microbatch)
+
+    job.run.start()
+    job.header(f"PPO in {job.language.name}", {
+        "policy": f"{model_dir} (top {ppo.top_layers} of {model.num_layers} layers trained)",
+        "reward": reward_name,
+        "data": f"{data} ({len(prompts):,} prompts)",
+        "plan": f"{batch.epochs} passes, {batch.batch_size} rollouts an iteration of up to {ppo.max_new_tokens} tokens, "
+                f"{ppo.ppo_epochs} PPO epochs of {ppo.minibatch_size}",
+    })  # fmt: skip
+    before, result = None, {}
+    if checks:
+        before, answers_before = exact_match(model, tokenizer, checks, ppo.max_new_tokens, job.world, job.console)
+        job.console.say(f"  exact match on {len(checks)} held-out tasks before PPO: {before:.1%}\n")
+    trainer = PPOTrainer(
+        model, tokenizer, prompts, scorer, run_settings, optimizer, batch, ppo,
+        job.world, job.run, job.console, job.ds_config,
+    )  # fmt: skip
+    result |= trainer.train()
+    if job.world.is_first:
+        save_model(model, job.run.model_dir, tokenizer)
+    job.world.barrier()
+    if checks:
+        trained, _ = job.load(job.run.model_dir)
+        after, answers = exact_match(trained, tokenizer, checks, ppo.max_new_tokens, job.world, job.console)
+        result |= {"exact_match_before": before, "exact_match": after}
+        job.run.sample(len(trainer.steps), [
+            {"prompt": p.text, "response": a, "before_ppo": b, "expected": p.output}
+            for p, a, b in zip(checks[:20], answers, answers_before)
+        ])  # fmt: skip
+    job.run.finish(result)
+
+
+def show(job: Job, run_settings: RunSettings) -> None:
+    """All stages in one table, and the command to go on with."""
+    result, rows = job.run.result, []
+    if run_settings.model is None:
+        stages = Path(run_settings.runs, run_settings.lang)
+        sft_result, reward_result = read_result(stages / "sft") or {}, read_result(stages / "reward") or {}
+        if sft_result:
+            rows.append(["SFT loss", f"{sft_result['loss_first']:.3f}", f"{sft_result['loss_last']:.3f}"])
+        if reward_result:
+            before = f"{reward_result['accuracy_before']:.1%}"
+            rows.append(["reward model, held-out pairs right", before, f"{reward_result['accuracy']:.1%}"])
+    rows += [
+        ["PPO score", f"{result['score_first']:.3f}", f"{result['score_last']:.3f}"],
+        ["PPO KL to the reference, nats a response", f"{result['kl_first']:.3f}", f"{result['kl_last']:.3f}"],
+    ]
+    if "exact_match" in result:
+        after_sft = f"{result['exact_match_before']:.1%}"
+        rows.append(["exact match on held-out tasks, SFT -> PPO", after_sft, f"{result['exact_match']:.1%}"])
+    job.console.say()
+    job.console.table([f"{job.language.name}: {result['seconds']:.0f} s of PPO", "first", "last"], rows)
+    job.console.say(f"\n  model    {job.run.model_dir}")
+    job.console.say(f"  answers  {job.run.path / 'samples.jsonl'}")
+    job.console.say(f"  curves   tensorboard --logdir {job.run.path / 'tb'}")
+    job.console.say(
+        f"  go on    deepspeed launch/sample.py --lang {run_settings.lang} --model {job.run.model_dir} "
+        "--data FILE --num-responses 4 --output responses.jsonl"
+    )
+
+
+if __name__ == "__main__":
+    main(job)

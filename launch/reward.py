@@ -1,0 +1,98 @@
+"""Reward-model training on K-wise rankings: `deepspeed launch/reward.py --lang ne --model DIR --data FILE`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from engine.cli import main, parse_settings
+from engine.encoding import encode_rankings
+from engine.errors import UserError
+from engine.export import save_trained
+from engine.modules import RewardModule
+from engine.presets import presets
+from engine.prompts import load_template
+from engine.records import read_rankings
+from engine.reward import RewardTrainer
+from engine.seeds import shuffled
+from engine.settings import BatchSettings, OptimizerSettings, RewardSettings, RunSettings
+from launch import sft
+from launch.common import Job, demo_unless_model, embedded_data, finished_before, open_job, stage_model
+
+SETTINGS = (RunSettings, OptimizerSettings, BatchSettings, RewardSettings)
+
+
+def job(argv: Sequence[str]) -> None:
+    """Train a reward model; without --model on the embedded SFT model, without --data on the embedded rankings."""
+    settings = parse_settings(
+        SETTINGS, argv, "deepspeed launch/reward.py", "K-wise reward model.", presets("reward"), demo_unless_model
+    )
+    run_settings, optimizer, batch, reward = settings
+    job = open_job("reward", settings)
+    if not finished_before(job):
+        train(job, run_settings, optimizer, batch, reward)
+    show(job)
+
+
+def train(
+    job: Job, run_settings: RunSettings, optimizer: OptimizerSettings, batch: BatchSettings, reward: RewardSettings
+) -> None:
+    """Read and check everything, then train, save and measure."""
+    model_dir = run_settings.model or stage_model(run_settings, "sft", sft.job, job)
+    data, heldout_file = run_settings.data, run_settings.eval_data
+    if data is None:
+        embedded = embedded_data(run_settings, job)
+        data, heldout_file = embedded / "ranking.jsonl", heldout_file or embedded / "ranking_heldout.jsonl"
+    template = load_template(batch.template)
+    model, tokenizer = job.load(model_dir)
+
+    def read(path):
+        rankings = encode_rankings(read_rankings(path), tokenizer, template, batch.max_length, batch.truncate)
+        for ranking in rankings:  # all K responses share a microbatch
+            if ranking.num_tokens > batch.tokens_per_microbatch:
+                raise UserError(
+                    f"{path}: the {len(ranking.examples)} responses of ranking {ranking.id} have {ranking.num_tokens} "
+                    f"tokens together, --tokens-per-microbatch is {batch.tokens_per_microbatch}: raise it"
+                )
+        return rankings
+
+    rankings = read(data)
+    if heldout_file:
+        heldout = read(heldout_file)
+    else:
+        order = shuffled(len(rankings), run_settings.seed, "heldout")
+        count = round(len(rankings) * reward.heldout)
+        heldout, rankings = [rankings[i] for i in order[:count]], [rankings[i] for i in order[count:]]
+        if not heldout or not rankings:
+            raise UserError(
+                f"{data} has {len(order)} rankings, too few to hold out {reward.heldout:.0%}: "
+                "give --eval-data FILE, or raise --heldout"
+            )
+    job.run.start()
+    job.header(f"Reward model in {job.language.name}", {
+        "model": f"{model_dir} (last {min(reward.trained_layers, model.num_layers)} of {model.num_layers} layers and head)",
+        "data": f"{data} ({len(rankings):,} rankings, {sum(len(r.examples) for r in rankings):,} responses)",
+        "held out": f"{len(heldout):,} rankings",
+        "plan": f"{batch.epochs} epochs, {batch.batch_size} prompts a step",
+    })  # fmt: skip
+    trainer = RewardTrainer(
+        RewardModule(model), rankings, heldout, run_settings, optimizer, batch, reward,
+        job.world, job.run, job.console, job.ds_config,
+    )  # fmt: skip
+    result = trainer.train()
+    save_trained(trainer.zero, job.run.model_dir, tokenizer, job.world)
+    job.run.finish(result)
+
+
+def show(job: Job) -> None:
+    """The run's result as a short table."""
+    result = job.run.result
+    job.console.say()
+    job.console.table(["reward model", f"{result['seconds']:.0f} s"], [
+        ["pairs ordered rightly, held out", f"{result['accuracy']:.1%}"],
+        ["loss, last step", f"{result['loss_last']:.3f}"],
+    ])  # fmt: skip
+    job.console.say(f"  model: {job.run.model_dir}   curves: tensorboard --logdir {job.run.path / 'tb'}")
+
+
+if __name__ == "__main__":
+    main(job)

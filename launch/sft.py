@@ -1,0 +1,82 @@
+"""Supervised fine-tuning: `deepspeed launch/sft.py --lang ne --model DIR --data FILE`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from engine.cli import main, parse_settings
+from engine.encoding import encode_instructions, encode_prompts
+from engine.exact_match import exact_match
+from engine.export import save_trained
+from engine.presets import presets
+from engine.prompts import load_template
+from engine.records import read_instructions
+from engine.settings import BatchSettings, OptimizerSettings, RunSettings, SFTSettings
+from engine.sft import SFTTrainer
+from launch.common import Job, demo_unless_model, embedded_data, embedded_model, finished_before, open_job
+
+SETTINGS = (RunSettings, OptimizerSettings, BatchSettings, SFTSettings)
+
+
+def job(argv: Sequence[str]) -> None:
+    """Fine-tune a model on instructions; without --model or --data, on the embedded default."""
+    settings = parse_settings(
+        SETTINGS, argv, "deepspeed launch/sft.py", "Packed supervised fine-tuning.", presets("sft"), demo_unless_model
+    )
+    run_settings, optimizer, batch, sft = settings
+    job = open_job("sft", settings)
+    if not finished_before(job):
+        train(job, run_settings, optimizer, batch, sft)
+    show(job)
+
+
+def train(
+    job: Job, run_settings: RunSettings, optimizer: OptimizerSettings, batch: BatchSettings, sft: SFTSettings
+) -> None:
+    """Read and check everything, then train, save and measure."""
+    data, checks_file = run_settings.data, run_settings.eval_data
+    if data is None:
+        embedded = embedded_data(run_settings, job)
+        data, checks_file = embedded / "sft.jsonl", checks_file or embedded / "heldout.jsonl"
+    model_dir = run_settings.model or embedded_model(run_settings, job)
+    template = load_template(batch.template)
+    model, tokenizer = job.load(model_dir)
+    examples = encode_instructions(read_instructions(data), tokenizer, template, batch.max_length, batch.truncate)
+    checks = []
+    if checks_file:
+        checks = encode_prompts(read_instructions(checks_file), tokenizer, template, batch.max_length, batch.truncate)
+
+    job.run.start()
+    job.header(f"Supervised fine-tuning in {job.language.name}", {
+        "model": f"{model_dir} ({model.config.model_type}, {model.num_layers} layers of {model.hidden_size})",
+        "data": f"{data} ({len(examples):,} sequences, {sum(len(e.tokens) for e in examples):,} tokens)",
+        "plan": f"{batch.epochs} epochs, {batch.batch_size} sequences a step, loss on {sft.loss_on}",
+    })  # fmt: skip
+    trainer = SFTTrainer(
+        model, examples, run_settings, optimizer, batch, sft, job.world, job.run, job.console, job.ds_config
+    )
+    result = trainer.train()
+    save_trained(trainer.zero, job.run.model_dir, tokenizer, job.world)
+    if checks:
+        trained, _ = job.load(job.run.model_dir)
+        longest = max(len(e.tokens) - e.prompt_len for e in examples)
+        result["exact_match"], answers = exact_match(trained, tokenizer, checks, longest, job.world, job.console)
+        job.run.sample(len(trainer.steps), [
+            {"prompt": p.text, "response": a, "expected": p.output} for p, a in zip(checks[:20], answers)
+        ])  # fmt: skip
+    job.run.finish(result)
+
+
+def show(job: Job) -> None:
+    """The run's result as a short table."""
+    result = job.run.result
+    rows = [["SFT loss, first -> last step", f"{result['loss_first']:.3f} -> {result['loss_last']:.3f}"]]
+    if "exact_match" in result:
+        rows.append(["exact match on held-out tasks", f"{result['exact_match']:.1%}"])
+    job.console.say()
+    job.console.table(["supervised fine-tuning", f"{result['seconds']:.0f} s"], rows)
+    job.console.say(f"  model: {job.run.model_dir}   curves: tensorboard --logdir {job.run.path / 'tb'}")
+
+
+if __name__ == "__main__":
+    main(job)
