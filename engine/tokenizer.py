@@ -13,7 +13,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,11 +156,13 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> LlamaTokenizer
 
 def train_sentencepiece_model(texts: Iterable[str], vocab_size: int) -> bytes:
     """The model that train_sentencepiece converts, as the sentencepiece library's own file."""
-    lines = _lines(texts)
+    # SentencePiece trains on lines; a line break itself is encoded by its byte. A list, because an error raised by the
+    # caller's iterator inside sentencepiece would come back as a RuntimeError.
+    lines = [line for text in texts for line in text.split("\n") if line]
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=lines,
+            sentence_iterator=iter(lines),
             model_writer=model,
             model_type="bpe",
             vocab_size=vocab_size,
@@ -184,11 +186,6 @@ def train_sentencepiece_model(texts: Iterable[str], vocab_size: int) -> bytes:
             raise
         raise mistake from None
     return model.getvalue()
-
-
-def _lines(texts: Iterable[str]) -> Iterator[str]:
-    """SentencePiece trains on lines; a line break itself is encoded by its byte."""
-    return (line for text in texts for line in text.split("\n") if line)
 
 
 def _users_mistake(vocab_size: int, reason: str) -> UserError | None:

@@ -185,6 +185,22 @@ def test_a_size_that_the_text_does_not_allow_names_one_that_it_does(train):
     assert len(train(TEXTS, smallest)) == smallest
 
 
+def test_a_byte_merge_must_be_seen_twice():
+    assert len(train_byte_bpe(["ab", "ab", "cd"], 261)) == 261
+    with pytest.raises(UserError, match="at most 261"):
+        train_byte_bpe(["ab", "ab", "cd"], 262)
+
+
+@pytest.mark.parametrize("train", [train_byte_bpe, train_sentencepiece])
+def test_the_error_of_a_text_source_reaches_the_caller(train):
+    def texts():
+        yield "some text"
+        raise UserError("x.txt:2: cannot be read")
+
+    with pytest.raises(UserError, match="x.txt:2"):
+        train(texts(), 300)
+
+
 def test_no_text_to_train_on():
     with pytest.raises(UserError, match="no text"):
         train_sentencepiece(["", "\n"], 300)
