@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 _RECORD_SUFFIXES = (".jsonl", ".jsonl.gz", ".json")
-_LLAMA_ONLY = ("kv_heads", "intermediate", "max_positions")
-_LLAMA_MAX_POSITIONS = 2048
+_LLAMA_ONLY = ("kv_heads", "intermediate")
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,10 @@ class ModelShape:
     intermediate: int | None = flag(
         "llama: width inside the MLP (default: 8/3 of hidden, up to a multiple of 16)", None
     )
-    max_positions: int | None = flag(f"llama: longest sequence in tokens (default: {_LLAMA_MAX_POSITIONS})", None)
+    max_positions: int = flag("longest sequence in tokens; bloom, which has no limit, only notes it", 2048)
 
     def __post_init__(self) -> None:
-        for name in ("layers", "hidden", "heads", *_LLAMA_ONLY):
+        for name in ("layers", "hidden", "heads", "max_positions", *_LLAMA_ONLY):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{_flag(name)} is {value}: give 1 or more")
@@ -57,20 +56,21 @@ class ModelShape:
 
 
 def init_model(
-    shape: ModelShape,
     texts: Iterable[str],
     vocab_size: int,
     output: str | os.PathLike[str],
     seed: int = 0,
     overwrite: bool = False,
+    **shape: Any,
 ) -> int:
     """Train a tokenizer of vocab_size on the texts, draw float32 weights, write both. Returns the number of weights.
 
+    shape: the fields of ModelShape (family, layers, hidden, heads, ...).
     BLOOM gets a byte-level BPE, LLaMA a SentencePiece model; the config names the tokenizer's BOS, EOS and padding.
     Equal arguments give equal files. UserError where output holds something and overwrite is off (a directory that is
     no model is never replaced), and for a vocab_size that the texts do not allow.
     """
-    output = Path(output)
+    shape, output = ModelShape(**shape), Path(output)
     if not overwrite and output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} is there already: pass --overwrite to replace it, or choose another --output")
     train = train_byte_bpe if shape.family == "bloom" else train_sentencepiece
@@ -122,13 +122,14 @@ def _config(shape: ModelShape, tokenizer: PreTrainedTokenizerFast) -> Pretrained
         "pad_token_id": tokenizer.pad_token_id,
     }
     if shape.family == "bloom":
-        return BloomConfig(n_layer=shape.layers, n_head=shape.heads, **shared)
+        # seq_length is not read by the model: published BLOOM configs note the length they were trained at in it.
+        return BloomConfig(n_layer=shape.layers, n_head=shape.heads, seq_length=shape.max_positions, **shared)
     return LlamaConfig(
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
         num_key_value_heads=shape.kv_heads or shape.heads,
         intermediate_size=shape.intermediate or -(-8 * shape.hidden // 48) * 16,
-        max_position_embeddings=shape.max_positions or _LLAMA_MAX_POSITIONS,
+        max_position_embeddings=shape.max_positions,
         tie_word_embeddings=False,
         **shared,
     )

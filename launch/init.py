@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,8 +26,14 @@ class InitSettings:
 def run(argv: Sequence[str]) -> None:
     """Read the flags, write the model, say what was written."""
     shape, settings = parse_settings((ModelShape, InitSettings), argv, "launch/init.py", __doc__)
-    texts = read_texts(settings.text)
-    weights = init_model(shape, texts, settings.vocab_size, settings.output, settings.seed, settings.overwrite)
+    weights = init_model(
+        read_texts(settings.text),
+        settings.vocab_size,
+        settings.output,
+        settings.seed,
+        settings.overwrite,
+        **dataclasses.asdict(shape),
+    )
     print(f"{settings.output}: {shape.family}, {weights:,} weights, vocabulary {settings.vocab_size:,}")
 
 

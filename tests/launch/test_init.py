@@ -16,13 +16,14 @@ from engine.errors import UserError
 from engine.init_model import ModelShape, init_model, read_texts
 from engine.models import load_model
 from engine.tokenizer import check_vocab, encode_prompt, encode_response, load_tokenizer
+from launch.init import run
 from tests.greetings import GREETINGS
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = list(GREETINGS.values()) * 2
 SHAPES = {
-    "bloom": ModelShape("bloom", layers=2, hidden=32, heads=4),
-    "llama": ModelShape("llama", layers=2, hidden=32, heads=4, kv_heads=2, intermediate=48, max_positions=64),
+    "bloom": {"family": "bloom", "layers": 2, "hidden": 32, "heads": 4},
+    "llama": {"family": "llama", "layers": 2, "hidden": 32, "heads": 4, "kv_heads": 2, "intermediate": 48},
 }
 
 
@@ -35,7 +36,7 @@ def text_file(tmp_path):
 
 @pytest.mark.parametrize("family", ["bloom", "llama"])
 def test_the_written_model_is_one_for_transformers_too(tmp_path, family):
-    weights = init_model(SHAPES[family], TEXTS, 640, tmp_path / "m", seed=3)
+    weights = init_model(TEXTS, 640, tmp_path / "m", seed=3, **SHAPES[family])
     tokenizer, model = load_tokenizer(tmp_path / "m"), load_model(tmp_path / "m")
     check_vocab(tokenizer, model.vocab_size)
     assert weights == sum(p.numel() for p in model.parameters())
@@ -52,7 +53,7 @@ def test_the_written_model_is_one_for_transformers_too(tmp_path, family):
 
 
 def test_the_shape_asked_for_is_the_shape_written(tmp_path):
-    init_model(SHAPES["llama"], TEXTS, 640, tmp_path / "m")
+    init_model(TEXTS, 640, tmp_path / "m", **SHAPES["llama"], max_positions=64)
     config = json.loads((tmp_path / "m" / "config.json").read_text())
     expected = {
         "vocab_size": 640,
@@ -69,27 +70,27 @@ def test_the_shape_asked_for_is_the_shape_written(tmp_path):
 
 def test_equal_arguments_give_equal_files_and_the_seed_changes_only_weights(tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        init_model(SHAPES["bloom"], TEXTS, 640, tmp_path / name, seed=seed)
+        init_model(TEXTS, 640, tmp_path / name, seed=seed, **SHAPES["bloom"])
     a, b, c = ({f.name: f.read_bytes() for f in (tmp_path / name).iterdir()} for name in "abc")
     assert a == b
     assert {name for name in a if a[name] != c[name]} == {"model.safetensors"}
 
 
 def test_overwrite(tmp_path):
-    init_model(SHAPES["bloom"], TEXTS, 640, tmp_path / "m", seed=1)
+    init_model(TEXTS, 640, tmp_path / "m", seed=1, **SHAPES["bloom"])
     before = (tmp_path / "m" / "model.safetensors").read_bytes()
     with pytest.raises(UserError, match="pass --overwrite"):
-        init_model(SHAPES["bloom"], TEXTS, 640, tmp_path / "m", seed=2)
+        init_model(TEXTS, 640, tmp_path / "m", seed=2, **SHAPES["bloom"])
     assert (tmp_path / "m" / "model.safetensors").read_bytes() == before
-    init_model(SHAPES["bloom"], TEXTS, 640, tmp_path / "m", seed=2, overwrite=True)
+    init_model(TEXTS, 640, tmp_path / "m", seed=2, overwrite=True, **SHAPES["bloom"])
     assert (tmp_path / "m" / "model.safetensors").read_bytes() != before
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "thesis.txt").write_text("mine")
     with pytest.raises(UserError):
-        init_model(SHAPES["bloom"], TEXTS, 640, tmp_path / "notes", overwrite=True)
+        init_model(TEXTS, 640, tmp_path / "notes", overwrite=True, **SHAPES["bloom"])
     assert (tmp_path / "notes" / "thesis.txt").read_text() == "mine"
     (tmp_path / "empty").mkdir()
-    init_model(SHAPES["bloom"], TEXTS, 640, tmp_path / "empty")
+    init_model(TEXTS, 640, tmp_path / "empty", **SHAPES["bloom"])
 
 
 @pytest.mark.parametrize(
@@ -100,13 +101,13 @@ def test_overwrite(tmp_path):
         ({"kv_heads": 3}, "--heads 4 is no multiple of --kv-heads 3"),
         ({"kv_heads": 0}, "--kv-heads is 0"),
         ({"hidden": 36}, "is odd"),
-        ({"family": "bloom", "kv_heads": 2}, "--kv-heads is for --family llama"),
-        ({"family": "bloom", "max_positions": 64}, "--max-positions is for --family llama"),
+        ({"family": "bloom"}, "--kv-heads is for --family llama"),
+        ({"max_positions": 0}, "--max-positions is 0"),
     ],
 )
 def test_shapes_that_cannot_be_are_refused(sizes, words):
     with pytest.raises(UserError, match=words):
-        ModelShape(**{"family": "llama", "layers": 2, "hidden": 32, "heads": 4, **sizes})
+        ModelShape(**{**SHAPES["llama"], **sizes})
 
 
 def test_texts_come_from_text_and_record_files(tmp_path):
@@ -128,19 +129,15 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
             list(read_texts([path]))
 
 
-def launch(*flags):
-    command = [sys.executable, str(ROOT / "launch" / "init.py"), *map(str, flags)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-
-
-def test_the_command(tmp_path, text_file):
-    flags = ["--family", "llama", "--layers", 1, "--hidden", 16, "--heads", 2, "--text", text_file, text_file]
-    done = launch(*flags, "--vocab-size", 640, "--output", tmp_path / "m")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "llama" in done.stdout
+def test_the_command(tmp_path, text_file, capsys):
+    flags = ["--family", "llama", "--layers", "1", "--hidden", "16", "--heads", "2", "--text", text_file, text_file]
+    run([*flags, "--vocab-size", "640", "--output", str(tmp_path / "m")])
+    assert "llama" in capsys.readouterr().out
     assert load_tokenizer(tmp_path / "m").eos_token_id == 2
-    refused = launch(*flags, "--vocab-size", 99999, "--output", tmp_path / "n")
+
+    command = [sys.executable, ROOT / "launch" / "init.py", *flags, "--vocab-size", "99999", "--output", tmp_path / "n"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    refused = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert refused.returncode == 2
     assert refused.stderr.count("\n") == 1
     assert "--vocab-size 99999 is more than the text allows" in refused.stderr
