@@ -1,0 +1,85 @@
+"""`python -m datagen COMMAND`: finds the command and reads its flags, naming the nearest one to a misspelt word."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, NoReturn
+
+from datagen import embedded
+from engine.errors import UserError
+
+
+class Command(NamedTuple):
+    """One command: what --help says about it, its flags, and what it does."""
+
+    summary: str
+    example: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], None]
+
+
+COMMANDS = {
+    "embedded": Command(
+        "write the data sets made from a language kit: tasks with checkable answers",
+        "python -m datagen embedded --lang ne --output runs/ne/data",
+        embedded.add_arguments,
+        embedded.run,
+    ),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{' '.join(message.split())} (see --help)")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one command line; the exit status: 0, or 2 for a user's mistake, told in one line."""
+    try:
+        return _dispatch(list(argv))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.strerror}: {error.filename}: check the path and the free disk space", file=sys.stderr)
+    return 2
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        width = max(map(len, COMMANDS))
+        lines = [f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items()]
+        example = next(iter(COMMANDS.values())).example
+        print("\n".join(["usage: python -m datagen COMMAND [--help]", "", *lines, "", f"example: {example}"]))
+        return 0
+    name, *flags = argv
+    if name not in COMMANDS:
+        raise UserError(f"unknown command {name!r}{_nearest(name, COMMANDS)}: the commands are {', '.join(COMMANDS)}")
+    command = COMMANDS[name]
+    parser = _Parser(
+        prog=f"python -m datagen {name}",
+        description=command.summary,
+        epilog=f"example: {command.example}",
+        allow_abbrev=False,
+    )
+    command.add_arguments(parser)
+    known = [flag for action in parser._actions for flag in action.option_strings]
+    # Before parsing, so that a misspelt flag is named rather than reported as a missing one.
+    for flag in (word.split("=")[0] for word in flags if word.startswith("--")):
+        if flag not in known:
+            raise UserError(f"unknown flag {flag}{_nearest(flag, known)} (see --help)")
+    command.run(parser.parse_args(flags))
+    return 0
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f", did you mean {close[0]}?" if close else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,167 @@
+"""The embedded data of a language, made from its kit: instructions, RL prompts, rankings, held-out sets, benchmarks."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from datagen.embedded_benchmarks import make_benchmarks
+from datagen.kits import Kit, load_kit
+from datagen.splits import TRAINING_SPLITS, draw_split
+from datagen.tasks import KINDS, Task
+from datagen.wrong_answers import wrong_answers
+from engine.errors import UserError
+from engine.records import write_jsonl
+
+DEFAULT_SIZE = 6_000
+HELDOUT_SIZE = 600
+RANKING_HELDOUT_SIZE = 400
+TIE_SHARE = 0.1
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class EmbeddedData:
+    """What is written to the files of the same names; every row has its `kind` as an extra field.
+
+    sft, rl, heldout          instruction records; in rl the output is there for reference
+    ranking, ranking_heldout  ranking records with four responses
+    benchmarks                file name, as "m_arc/ne_test.json", to its items
+    """
+
+    lang: str
+    seed: int
+    sft: list[Row]
+    rl: list[Row]
+    ranking: list[Row]
+    ranking_heldout: list[Row]
+    heldout: list[Row]
+    benchmarks: dict[str, list[Row]]
+
+    def corpus(self) -> Iterator[str]:
+        """Every text of the training splits, to train a tokenizer on."""
+        for split in TRAINING_SPLITS:
+            for row in getattr(self, split):
+                texts = (row["instruction"], row["input"], row.get("output", ""), *row.get("responses", ()))
+                yield from (text for text in texts if text)
+
+
+def make_embedded(lang: str, seed: int = 0, size: int = DEFAULT_SIZE) -> EmbeddedData:
+    """`size` SFT records, two thirds as many RL prompts and rankings, and held-out sets of fixed size.
+
+    Equal arguments give equal data, in every process. UserError for a language without a valid kit and for a size that
+    gives some kind of task nothing.
+    """
+    smallest = 2 * len(KINDS)
+    if size < smallest:
+        raise UserError(f"--size {size} leaves kinds of tasks out: give at least {smallest}")
+    kit = load_kit(lang)
+    sizes = {"sft": size, "rl": size * 2 // 3, "heldout": HELDOUT_SIZE}
+    ranking_sizes = {"ranking": size * 2 // 3, "ranking_heldout": RANKING_HELDOUT_SIZE}
+    return EmbeddedData(
+        lang=lang,
+        seed=seed,
+        **{split: _instruction_rows(kit, split, count, seed) for split, count in sizes.items()},
+        **{split: _ranking_rows(kit, split, count, seed) for split, count in ranking_sizes.items()},
+        benchmarks=make_benchmarks(kit, seed),
+    )
+
+
+def _instruction_rows(kit: Kit, split: str, count: int, seed: int) -> list[Row]:
+    tasks = draw_split(kit, split, count, KINDS, f"{seed}/{split}")
+    return [{**_prompt(kit, split, i, task), "output": task.output, "kind": task.kind} for i, task in enumerate(tasks)]
+
+
+def _ranking_rows(kit: Kit, split: str, count: int, seed: int) -> list[Row]:
+    tasks = draw_split(kit, split, count, KINDS, f"{seed}/{split}")
+    rng = Random(f"{kit.code}/{seed}/{split}/responses")
+    rows = []
+    for index, task in enumerate(tasks):
+        responses, ranks = _rank_responses(kit, task, rng.choice(tasks), rng)
+        row = {**_prompt(kit, split, index, task), "responses": responses, "ranks": ranks, "kind": task.kind}
+        rows.append(row)
+    return rows
+
+
+def _prompt(kit: Kit, split: str, index: int, task: Task) -> Row:
+    return {"id": f"{kit.code}/{split}/{index}", "instruction": task.instruction, "input": task.input}
+
+
+def _rank_responses(kit: Kit, task: Task, other: Task, rng: Random) -> tuple[list[str], list[int]]:
+    """Four responses in random order and their ranks: the right one, a near miss, a far one, one off the task.
+
+    In a share of the rankings one grade is given twice, a tie, and one grade of wrong answers is left out.
+    """
+    wrong = wrong_answers(kit, task, other, rng)
+    grades = [[task.output, task.output], wrong.near, wrong.far, wrong.off_task]
+    taken = [1, 1, 1, 1]
+    if rng.random() < TIE_SHARE:
+        twice = rng.choice([grade for grade in range(4) if len(grades[grade]) > 1])
+        taken[twice] = 2
+        taken[rng.choice([grade for grade in (1, 2, 3) if grade != twice])] = 0
+    graded = [answers[:number] for answers, number in zip(grades, taken) if number]
+    ranked = [(answer, rank) for rank, answers in enumerate(graded, start=1) for answer in answers]
+    rng.shuffle(ranked)
+    return [answer for answer, _ in ranked], [rank for _, rank in ranked]
+
+
+def write_embedded(data: EmbeddedData, folder: Path, overwrite: bool = False) -> dict[str, int]:
+    """Writes every file of the data into the folder, each under a temporary name first; file name -> records in it.
+
+    UserError if the folder holds something and `overwrite` is not given: files of other settings would be mixed in.
+    """
+    refuse_to_mix(folder, overwrite)
+    counts = {}
+    for split in ("sft", "rl", "ranking", "ranking_heldout", "heldout"):
+        rows = getattr(data, split)
+        write_jsonl(folder / f"{split}.jsonl", rows)
+        counts[f"{split}.jsonl"] = len(rows)
+    lines = list(data.corpus())
+    _write_text(folder / "corpus.txt", "\n".join(lines) + "\n")
+    counts["corpus.txt"] = len(lines)
+    for name, items in data.benchmarks.items():
+        _write_text(folder / "benchmarks" / name, json.dumps(items, ensure_ascii=False, indent=1) + "\n")
+        counts[f"benchmarks/{name}"] = len(items)
+    return counts
+
+
+def refuse_to_mix(folder: Path, overwrite: bool) -> None:
+    """UserError if the folder is a file, or holds something and `overwrite` is not given."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output {folder} is a file: give a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise UserError(f"--output {folder} is not empty: give another folder, or --overwrite to replace its files")
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `python -m datagen embedded`."""
+    parser.add_argument("--lang", required=True, metavar="CODE", help="language, such as ne")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to write to")
+    parser.add_argument("--size", type=int, default=DEFAULT_SIZE, metavar="N", help=f"SFT records ({DEFAULT_SIZE})")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="other seeds draw other tasks (0)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the files of a folder that is not empty")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Makes the data and writes it, saying what was written."""
+    refuse_to_mix(args.output, args.overwrite)
+    counts = write_embedded(make_embedded(args.lang, args.seed, args.size), args.output, args.overwrite)
+    for name, count in counts.items():
+        print(f"{count:>8,}  {args.output / name}")
