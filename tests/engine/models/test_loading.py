@@ -142,6 +142,14 @@ def test_weights_that_do_not_fit_are_one_error_that_lists_all(tmp_path):
 
 
 @both_families
+def test_another_shape_alone_is_enough(family, directory):
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"vocab_size": 60}))
+    with pytest.raises(UserError, match=r"missing none; unused none; of another shape [12] \(.*\(61, 48\)"):
+        load_model(directory)
+
+
+@both_families
 def test_long_lists_are_cut_with_a_count(family, directory):
     config = json.loads((directory / "config.json").read_text())
     config["n_layer" if family == "bloom" else "num_hidden_layers"] = 4

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -16,7 +18,7 @@ from transformers import (
 
 from engine.batch import PackedBatch
 from engine.errors import UserError
-from engine.models import build_model, load_model, load_score_weight, save_model
+from engine.models import build_model, load_config, load_model, load_score_weight, save_model
 from tests.engine.models.tiny import (
     CONFIGS,
     ONE_OF_EACH,
@@ -178,6 +180,16 @@ def test_shards_are_as_large_as_asked_and_load_in_both(family, tmp_path):
     assert_close(logits_of(load_model(tmp_path / "model"), BATCH), peer_logits(loaded, SEQUENCES), 1e-5)
 
 
+def test_the_config_names_the_dtype_that_is_written(tmp_path):
+    save_model(random_model(llama(), torch.bfloat16), tmp_path / "bf16")
+    save_model(load_model(tmp_path / "bf16", torch.float32), tmp_path / "float32")
+    for name, dtype in (("bf16", torch.bfloat16), ("float32", torch.float32)):
+        assert AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype="auto").dtype == dtype
+        assert load_config(tmp_path / name).dtype == dtype
+        with safe_open(tmp_path / name / "model.safetensors", framework="pt") as file:
+            assert file.metadata() == {"format": "pt"}  # transformers before version 5 refuses files without it
+
+
 def test_the_tokenizer_is_written_beside_the_model(tmp_path):
     save_model(random_model(llama()), tmp_path / "model", tokenizer_with(pad_token="<pad>"))
     assert AutoTokenizer.from_pretrained(tmp_path / "model")("w5 w6").input_ids == [5, 6]
@@ -204,6 +216,26 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
         save_model(random_model(ONE_OF_EACH["llama"]()), tmp_path / "model")
     assert [f.name for f in tmp_path.iterdir()] == ["model"]
     assert torch.equal(load_model(tmp_path / "model").embedding.weight, first.embedding.weight)
+
+
+def test_killed_while_replacing_the_old_model_is_still_there(tmp_path, monkeypatch):
+    first, second = random_model(ONE_OF_EACH["bloom"]()), random_model(ONE_OF_EACH["llama"]())
+    save_model(first, tmp_path / "model")
+    with monkeypatch.context() as killed:
+        rename = Path.rename
+
+        def rename_but_once(source, target):
+            if source.name.endswith(".partial"):
+                raise KeyboardInterrupt
+            rename(source, target)
+
+        killed.setattr(Path, "rename", rename_but_once)
+        with pytest.raises(KeyboardInterrupt):
+            save_model(second, tmp_path / "model")
+    kept = load_model(tmp_path / ".model.replaced")
+    assert torch.equal(kept.embedding.weight, first.embedding.weight)
+    save_model(second, tmp_path / "model")
+    assert [f.name for f in tmp_path.iterdir()] == ["model"]
 
 
 def test_a_directory_that_is_no_model_is_never_replaced(tmp_path):
