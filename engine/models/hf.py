@@ -156,7 +156,8 @@ def _empty_model(config: PretrainedConfig, where: str) -> Bloom | Llama:
 
 
 def _check_tied(path: Path, head: StoredTensor, embedding: StoredTensor) -> None:
-    if head.shape != embedding.shape or not torch.equal(head.read(), embedding.read()):
+    weight = embedding.read()
+    if head.shape != embedding.shape or not torch.equal(head.read().to(weight.dtype), weight):
         raise UserError(
             f"{path} holds a {LM_HEAD} that differs from the embedding while config.json ties them: "
             "set tie_word_embeddings to false"
