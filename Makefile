@@ -1,0 +1,50 @@
+# make demo   the embedded default, start to end: deepspeed launch/ppo.py --lang $(LANG_CODE), offline after installation
+# make test   the tests
+# make lint   ruff
+#
+# Each installs into .venv what it lacks; a second run installs nothing. No C++ compiler is needed.
+#   PYTHON=python3.12          the interpreter to make .venv with
+#   LANG_CODE=vi  ARGS="..."   the demo's language, and more flags for it (or for pytest)
+#   TORCH_FLAGS="..."          more flags for `pip install torch`, such as the --index-url of PyTorch's CPU builds
+
+PYTHON ?= python3
+LANG_CODE ?= ne
+ARGS ?=
+TORCH_FLAGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+RUN_READY := $(VENV)/.ready-to-run
+TEST_READY := $(VENV)/.ready-to-test
+
+.PHONY: demo test lint install
+.DELETE_ON_ERROR:
+
+# On a CPU, DeepSpeed starts one rank for each NUMA node: LOCAL_SIZE makes that one. On GPUs it does not count.
+demo: $(RUN_READY)
+	LOCAL_SIZE=1 $(BIN)/deepspeed --quiet launch/ppo.py --lang $(LANG_CODE) $(ARGS)
+
+test: $(TEST_READY)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(TEST_READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+install: $(RUN_READY)
+
+# torch first and alone: beside other packages pip may choose another build of it.
+$(RUN_READY): requirements.txt setup.py pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is not Python 3.11 or newer: install one and run make PYTHON=/path/to/python3" >&2; exit 2; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (a few minutes the first time)"
+	$(PIP) install $(TORCH_FLAGS) $(shell grep '^torch==' requirements.txt)
+	$(PIP) install -r requirements.txt
+	$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(TEST_READY): $(RUN_READY) requirements-dev.txt
+	$(PIP) install -r requirements-dev.txt
+	@touch $@
