@@ -67,6 +67,14 @@ def test_a_held_out_kind_ends_and_a_trained_one_starts_again():
     assert len(draw_split(kit, "sft", 2_000, ["add"], "x")) == 2_000  # more than the split has prompts
 
 
+def test_a_kind_that_is_not_finite_can_be_used_up_to_the_last_few_prompts():
+    kit = load_kit("en")
+    possible = 4 * sum(min(20, 30 - a) + 1 for a in range(21))  # phrasings x pairs whose sum is at most 30
+    splits = (*TRAINING_SPLITS, *HELDOUT_SPLITS)
+    drawn = [len(_prompts(draw_split(kit, split, 2_000, ["add"], "x"))) for split in splits]
+    assert possible * 0.97 < sum(drawn) <= possible
+
+
 def test_equal_streams_give_equal_tasks_and_other_streams_others():
     kit = load_kit("en")
     first = draw_split(kit, "rl", 200, KINDS, "x")
