@@ -25,32 +25,28 @@ MAY_IMPORT = {
 DATAGEN_MAY_ALSO_IMPORT = {"engine.errors", "engine.languages", "engine.records"}
 # The files that may know that there are several ranks: the door to DeepSpeed, the trainers, and what a run is kept in.
 KNOW_RANKS = {
-    f"engine/{name}.py"
-    for name in [
-        "distributed",
-        "zero",
-        "checkpoint",
-        "sft",
-        "reward",
-        "ppo",
-        "cli",
-        "metrics",
-        "runs",
-        "export",
-        "exact_match",
-    ]
+    *("engine/distributed.py", "engine/zero.py", "engine/checkpoint.py", "engine/cli.py"),
+    *("engine/sft.py", "engine/reward.py", "engine/ppo.py", "engine/exact_match.py"),
+    *("engine/runs.py", "engine/metrics.py", "engine/export.py"),
 }
 RANK_MODULES = {"torch.distributed", "deepspeed", "engine.distributed"}
 RANK_VARIABLES = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE"}
 
 SOURCES = sorted(path for folder in (*ROOMS, "tests") for path in (ROOT / folder).rglob("*.py")) + [ROOT / "setup.py"]
+TEXT_SUFFIXES = {".py", ".md", ".json", ".txt", ".toml", ".yaml", ".yml", ".sh"}
+
+
+def is_ours(path: Path) -> bool:
+    """Not in a folder that git ignores: a virtual environment, a cache, a build, a run."""
+    folders = path.relative_to(ROOT).parts[:-1]
+    ignored = {"runs", "build", "dist"}
+    return not any(f in ignored or f.endswith(".egg-info") or (f.startswith(".") and f != ".ci") for f in folders)
+
+
 TEXTS = [
     path
     for path in ROOT.rglob("*")
-    if path.suffix in {".py", ".md", ".json", ".txt", ".toml", ".yaml", ".yml", ".sh"}
-    or path.name in {"Makefile", "run", ".gitignore"}
-    if path.is_file()
-    if not {".git", ".venv", "runs", "build", "dist"} & set(path.relative_to(ROOT).parts)
+    if is_ours(path) and path.is_file() and (path.suffix in TEXT_SUFFIXES or path.name in {"Makefile", "run"})
 ]
 
 

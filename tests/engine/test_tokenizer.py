@@ -9,7 +9,7 @@ import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from engine.errors import UserError
@@ -151,6 +151,17 @@ def test_the_prefix_that_older_files_prepend_is_handled(spm, tmp_path):
         assert encode_prompt(wrapped, text) == encode_prompt(spm, text)
         assert encode_response(wrapped, text) == encode_response(spm, text)
         assert decode(wrapped, encode_response(wrapped, text)) == text
+
+
+def test_a_byte_level_tokenizer_that_adds_bos(byte_bpe):
+    """Llama 3's kind: the post-processor alone says that BOS is added, and EOS may be too."""
+    backend = Tokenizer.from_str(byte_bpe.backend_tokenizer.to_str())
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+    assert encode_prompt(tokenizer, "a b") == [1, *encode_prompt(byte_bpe, "a b")]
+    assert encode_response(tokenizer, "a b") == encode_response(byte_bpe, "a b")
 
 
 def test_saved_truncation_and_padding_are_not_applied():
