@@ -1,4 +1,4 @@
-"""What a person sees: a header, progress bars, one aligned line a step, a table at the end. Only the first rank speaks."""
+"""What a person sees: a header, progress bars, one aligned line a step, a table; only the first rank speaks."""
 
 from __future__ import annotations
 

@@ -2,4 +2,4 @@
 
 
 class UserError(ValueError):
-    """Something the user can mend. The launchers print its one line and exit with status 2; anything else is our bug."""
+    """Something the user can mend. The launchers print its one line and exit with status 2; all else is our bug."""

@@ -16,7 +16,7 @@ from kernels.attention.fold import EXTRA, fold_key, fold_query
 
 
 class KVCache:
-    """Slots 0 to n-1 are in use: a sequence that leaves is replaced by the last one, so the used part stays in front."""
+    """Slots 0 to n-1 are in use: the last sequence takes the place of one that leaves, so they stay in front."""
 
     def __init__(self, model, num_slots: int, max_len: int, dtype: torch.dtype, device: torch.device):
         self.head_size = model.head_size

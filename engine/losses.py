@@ -57,7 +57,7 @@ def policy_loss(logprob_A: Tensor, old_logprob_A: Tensor, advantage_A: Tensor, c
 
 
 def value_loss(value_A: Tensor, old_value_A: Tensor, return_A: Tensor, clip: float) -> tuple[Tensor, Tensor]:
-    """Sum of 0.5 * max(unclipped, clipped) squared error, and how many values the clip decided (Ziegler et al. 2019)."""
+    """Sum of 0.5 * max(unclipped, clipped) squared error, and how many the clip decided (Ziegler et al. 2019)."""
     unclipped = (value_A - return_A).square()
     kept = torch.maximum(torch.minimum(value_A, old_value_A + clip), old_value_A - clip)
     clipped = (kept - return_A).square()

@@ -53,7 +53,7 @@ class RewardModule(nn.Module):
 
 
 class Top(nn.Module):
-    """The layers from `start` on and the final norm, run on the trunk's output. Shares the model's own tensors and names."""
+    """The layers from `start` on and the final norm, run on the trunk's output: the model's own tensors and names."""
 
     def __init__(self, model: nn.Module, start: int):
         super().__init__()

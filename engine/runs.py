@@ -89,7 +89,7 @@ class Run:
         bad = {k: v for k, v in metrics.items() if not math.isfinite(v)}
         if bad:
             raise UserError(
-                f"step {step}: {next(iter(bad))} is {next(iter(bad.values()))}; nothing was saved after the step before: "
+                f"step {step}: {next(iter(bad))} is {next(iter(bad.values()))}; the run stops here: "
                 "lower --lr, or look at the data of this step"
             )
         if not self.world.is_first:

@@ -20,7 +20,7 @@ def shuffled(count: int, seed: int, *names: str | int) -> list[int]:
 
 
 def batches(count: int, size: int, epochs: int, seed: int, *names: str | int) -> list[list[int]]:
-    """The items of every step: each epoch uses every item exactly once, in its own order; its last batch may be short."""
+    """The items of every step: each epoch uses every item once, in an order of its own; its last batch may be short."""
     steps = []
     for epoch in range(epochs):
         order = shuffled(count, seed, *names, epoch)

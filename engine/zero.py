@@ -1,4 +1,4 @@
-"""The one door to DeepSpeed: ZeRO stages, offload, precision, clipping and accumulation behind backward() and step()."""
+"""The one door to DeepSpeed: ZeRO, offload, precision, clipping and accumulation behind backward() and step()."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class ZeroStep:
         self, module: nn.Module, optimizer: AdamW, world: World, ds_config: Mapping[str, Any], dtype: torch.dtype
     ):
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-        # On CPU DeepSpeed would compile a shared-memory all-reduce at first use: 20 s and a compiler, where gloo serves.
+        # On CPU DeepSpeed would compile a shared-memory all-reduce at first use: 20 s, and a compiler.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.world = world
         zero = dict(ds_config.get("zero_optimization", {}))
@@ -113,7 +113,7 @@ class ZeroStep:
         return self.engine(*args, **kwargs)
 
     def backward(self, loss: Tensor, last: bool) -> None:
-        """Accumulate the gradient of one microbatch's share of the loss; `last` of the step's microbatches reduces it."""
+        """Accumulate the gradient of one microbatch's share of the loss; the step's `last` one reduces it."""
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(loss * self.world.size, scale_wrt_gas=False)
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from datagen.embedded import write_embedded
 from engine.console import Console
 from engine.distributed import World, start_world
 from engine.init_model import init_model
@@ -80,6 +79,8 @@ def embedded_data(settings: RunSettings, job: Job) -> Path:
     """The folder of the embedded data set of the language, made if it is not there."""
     path = Path(settings.runs, settings.lang, "data")
     if job.world.is_first and not (path / "sft.jsonl").is_file():
+        from datagen.embedded import write_embedded
+
         job.console.say(f"data: making the embedded {job.language.name} tasks in {path}")
         write_embedded(settings.lang, path, settings.seed)
     else:

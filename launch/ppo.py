@@ -43,9 +43,7 @@ def train(
     """Read and check everything, then train, save and measure."""
     room = batch.max_length - ppo.max_new_tokens
     if room < 1:
-        raise UserError(
-            f"--max-new-tokens is {ppo.max_new_tokens}, --max-length is {batch.max_length}: no room is left for a prompt"
-        )
+        raise UserError(f"--max-new-tokens is {ppo.max_new_tokens}, --max-length is {batch.max_length}: no prompt fits")
     model_dir = run_settings.model or stage_model(run_settings, "sft", sft.job, job)
     reward_name = ppo.reward or str(stage_model(run_settings, "reward", reward.job, job))
     data, checks_file = run_settings.data, run_settings.eval_data
@@ -69,8 +67,8 @@ def train(
         "policy": f"{model_dir} (top {ppo.top_layers} of {model.num_layers} layers trained)",
         "reward": reward_name,
         "data": f"{data} ({len(prompts):,} prompts)",
-        "plan": f"{batch.epochs} passes, {batch.batch_size} rollouts an iteration of up to {ppo.max_new_tokens} tokens, "
-                f"{ppo.ppo_epochs} PPO epochs of {ppo.minibatch_size}",
+        "plan": f"{batch.epochs} passes, {batch.batch_size} rollouts an iteration of up to {ppo.max_new_tokens} tokens",
+        "update": f"{ppo.ppo_epochs} PPO epochs, {ppo.minibatch_size} rollouts a step",
     })  # fmt: skip
     before, result = None, {}
     if checks:

@@ -69,7 +69,7 @@ def train(
             )
     job.run.start()
     job.header(f"Reward model in {job.language.name}", {
-        "model": f"{model_dir} (last {min(reward.trained_layers, model.num_layers)} of {model.num_layers} layers and head)",
+        "model": f"{model_dir} ({min(reward.trained_layers, model.num_layers)} of {model.num_layers} layers trained)",
         "data": f"{data} ({len(rankings):,} rankings, {sum(len(r.examples) for r in rankings):,} responses)",
         "held out": f"{len(heldout):,} rankings",
         "plan": f"{batch.epochs} epochs, {batch.batch_size} prompts a step",

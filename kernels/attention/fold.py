@@ -1,8 +1,9 @@
 """ALiBi folded into extra head dimensions, so that a plain causal kernel serves it.
 
-A bias of slope * position is a dot product: the query carries the slope, the key its position. bfloat16 keeps 8 bits of
-mantissa, so the slope is written as three bfloat16 pieces that sum to its float32 value and the position as 256 * hi + lo,
-each exact in bfloat16 up to position 65,535; the products are exact and the kernel's float32 accumulation adds them up.
+A bias of slope * position is a dot product: the query carries the slope, the key its position. bfloat16 keeps 8
+significant bits, so the slope is written as three bfloat16 pieces that sum to its float32 value, and the position as
+256 * hi + lo, each exact in bfloat16 up to position 65,535; the products are exact too, and the kernel adds them up in
+float32.
 """
 
 from __future__ import annotations

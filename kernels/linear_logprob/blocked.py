@@ -60,7 +60,7 @@ class _LinearLogprob(torch.autograd.Function):
         for i in range(0, h_TD.shape[0], rows):
             block = slice(i, i + rows)
             log_p = _logits(h_TD[block], W_VD, ctx.temperature, bias_V).sub_(logsumexp_T[block, None])
-            # d logprob_t / d z_j = [j = target] - p_j;  d logsumexp / d z_j = p_j;  d entropy / d z_j = -p_j (log p_j + H)
+            # d logprob / dz_j = [j = target] - p_j, d logsumexp / dz_j = p_j, d entropy / dz_j = -p_j (log p_j + H)
             weight = (g_logsumexp_T[block] - g_logprob_T[block])[:, None]
             if with_entropy:
                 weight = weight - g_entropy_T[block, None] * (log_p + entropy_T[block, None])
