@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from datagen.embedded import make_embedded, write_embedded
 from engine.console import Console
 from engine.distributed import World, start_world
 from engine.init_model import init_model
@@ -79,12 +80,8 @@ def embedded_data(settings: RunSettings, job: Job) -> Path:
     """The folder of the embedded data set of the language, made if it is not there."""
     path = Path(settings.runs, settings.lang, "data")
     if job.world.is_first and not (path / "sft.jsonl").is_file():
-        from datagen.embedded import write_embedded
-
         job.console.say(f"data: making the embedded {job.language.name} tasks in {path}")
-        write_embedded(settings.lang, path, settings.seed)
-    else:
-        job.console.say(f"data: {path} is there, used")
+        write_embedded(make_embedded(settings.lang, settings.seed), path)
     job.world.barrier()
     return path
 
@@ -97,8 +94,6 @@ def embedded_model(settings: RunSettings, job: Job) -> Path:
         job.console.say(f"base model: training a tokenizer and making a small random model in {path}")
         texts = (data / "corpus.txt").read_text(encoding="utf-8").splitlines()
         init_model(texts=texts, output=path, seed=settings.seed, **DEMO_MODEL)
-    else:
-        job.console.say(f"base model: {path} is there, used")
     job.world.barrier()
     return path
 
