@@ -1,0 +1,95 @@
+"""PackedBatch: one example by hand, and as a property that choosing and joining sequences loses and mixes nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.batch import PackedBatch, action_mask
+
+packs = st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=7), min_size=1, max_size=6)
+
+
+def sequences_of(batch: PackedBatch) -> list[list[int]]:
+    return [part.tolist() for part in batch.tokens_T.split(batch.lengths)]
+
+
+def assert_same(one: PackedBatch, other: PackedBatch) -> None:
+    assert one.lengths == other.lengths
+    for name in ("tokens_T", "positions_T", "cu_seqlens"):
+        a, b = getattr(one, name), getattr(other, name)
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b), name
+
+
+def test_three_sequences_by_hand():
+    batch = PackedBatch.from_sequences([[7, 8, 9], [4], [5, 6]])
+    assert batch.tokens_T.tolist() == [7, 8, 9, 4, 5, 6]
+    assert batch.positions_T.tolist() == [0, 1, 2, 0, 0, 1]
+    assert batch.cu_seqlens.tolist() == [0, 3, 4, 6]
+    assert (batch.lengths, batch.starts) == ((3, 1, 2), (0, 3, 4))
+    assert (batch.num_tokens, batch.num_sequences, batch.max_len) == (6, 3, 3)
+    assert batch.last_S.tolist() == [2, 3, 5]
+    assert batch.target_T.tolist() == [8, 9, 9, 4, 6, 6]
+    assert batch.sequence_T.tolist() == [0, 0, 0, 1, 2, 2]
+    assert (batch.tokens_T.dtype, batch.positions_T.dtype, batch.cu_seqlens.dtype) == (
+        torch.int64,
+        torch.int64,
+        torch.int32,
+    )
+
+
+def test_an_empty_sequence_is_our_bug():
+    with pytest.raises(AssertionError, match="without tokens"):
+        PackedBatch.from_sequences([[1], []])
+
+
+def test_actions_start_at_the_last_token_of_the_prompt_and_never_stand_on_the_last_of_the_sequence():
+    batch = PackedBatch.from_sequences([[1, 2, 3, 4, 5], [1, 2, 3], [1, 2, 3], [9]])
+    #                   prompt of 2: columns 1 to 3      of 3: none      of 0: all with a target
+    action_T = action_mask(batch, [2, 3, 0, 1])
+    assert action_T.int().tolist() == [0, 1, 1, 1, 0, *[0, 0, 0], *[1, 1, 0], 0]
+
+
+@given(packs, st.data())
+def test_the_actions_targets_are_the_response(sequences, data):
+    prompt_lens = [data.draw(st.integers(1, len(s))) for s in sequences]
+    batch = PackedBatch.from_sequences(sequences)
+    responses = [token for s, n in zip(sequences, prompt_lens) for token in s[n:]]
+    assert batch.target_T[action_mask(batch, prompt_lens)].tolist() == responses
+
+
+@given(packs, st.data())
+def test_selected_sequences_are_those_packed_alone(sequences, data):
+    ids = data.draw(st.lists(st.integers(0, len(sequences) - 1), min_size=1, max_size=8))
+    batch = PackedBatch.from_sequences(sequences)
+    assert_same(batch.select(ids), PackedBatch.from_sequences([sequences[i] for i in ids]))
+    assert batch.tokens_T[batch.columns(ids)].tolist() == [token for i in ids for token in sequences[i]]
+
+
+@given(st.lists(packs, min_size=1, max_size=4))
+def test_packs_joined_are_their_sequences_packed_at_once(parts):
+    joined = PackedBatch.concat([PackedBatch.from_sequences(part) for part in parts])
+    assert_same(joined, PackedBatch.from_sequences([s for part in parts for s in part]))
+
+
+@given(packs, st.randoms(use_true_random=False))
+def test_shuffling_cutting_joining_and_ordering_again_is_the_identity(sequences, random):
+    batch = PackedBatch.from_sequences(sequences)
+    order = random.sample(range(len(sequences)), len(sequences))
+    cut = random.randint(0, len(order))
+    parts = [batch.select(ids) for ids in (order[:cut], order[cut:]) if ids]
+    back = PackedBatch.concat(parts).select([order.index(i) for i in range(len(order))])
+    assert_same(back, batch)
+    assert sequences_of(back) == sequences
+
+
+@given(packs)
+def test_a_target_never_comes_from_the_next_sequence(sequences):
+    batch = PackedBatch.from_sequences(sequences)
+    expected = [token for s in sequences for token in (*s[1:], s[-1])]
+    assert batch.target_T.tolist() == expected
+    moved = batch.to("cpu")
+    assert_same(moved, batch)

@@ -1,0 +1,64 @@
+"""Seeds and learning rates: golden and hand-computed numbers, and every item once an epoch as a property."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.schedule import learning_rate
+from engine.seeds import batches, derive_seed, shuffled
+
+
+def test_a_stream_keeps_its_seed_for_ever():
+    """The first 8 bytes of `printf 3/prompts/0 | sha256sum`, halved: another value would change every run."""
+    assert derive_seed(3, "prompts", 0) == 0x9BC7909039A8C6CE >> 1
+
+
+def test_names_make_streams_of_their_own():
+    names = [(0,), (1,), (0, "a"), (0, "b"), (0, "a", 0), (0, "a", 1), (0, 1, 0), (1, 0, 0), (0, 0, 1), (0, 10), (-1,)]
+    seeds = [derive_seed(*name) for name in names]
+    assert len(set(seeds)) == len(names)
+    assert all(0 <= seed < 1 << 63 for seed in seeds)
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 3), st.integers(0, 9))
+def test_an_epoch_has_every_item_once_and_only_its_last_batch_is_short(count, size, epochs, seed):
+    steps = batches(count, size, epochs, seed, "x")
+    per_epoch = math.ceil(count / size)
+    assert len(steps) == epochs * per_epoch
+    for epoch in range(epochs):
+        own = steps[epoch * per_epoch : (epoch + 1) * per_epoch]
+        assert sorted(i for step in own for i in step) == list(range(count))
+        assert all(len(step) == size for step in own[:-1])
+
+
+def test_orders_differ_between_epochs_seeds_and_names_and_come_back():
+    first, second = batches(50, 50, 2, 0, "sft")
+    others = [shuffled(50, 1, "sft", 0), shuffled(50, 0, "reward", 0), second, list(range(50))]
+    assert all(sorted(order) == list(range(50)) and order != first for order in others)
+    assert batches(50, 50, 2, 0, "sft") == [first, second]
+
+
+def test_rates_by_hand():
+    def rates(schedule):
+        return [learning_rate(step, 8, 0.4, schedule, 4) for step in range(8)]
+
+    rise = [0.1, 0.2, 0.3, 0.4]
+    assert rates("constant") == pytest.approx(rise + [0.4] * 4)
+    assert rates("linear") == pytest.approx([*rise, 0.4, 0.3, 0.2, 0.1])
+    cosines = [0.4 * 0.5 * (1 + c) for c in (1, math.sqrt(0.5), 0, -math.sqrt(0.5))]
+    assert rates("cosine") == pytest.approx(rise + cosines)
+    for schedule in ("linear", "cosine"):
+        assert learning_rate(8, 8, 0.4, schedule, 4) == pytest.approx(0.0)
+
+
+@given(st.sampled_from(["constant", "linear", "cosine"]), st.integers(1, 30), st.integers(0, 40))
+def test_a_rate_rises_then_never_rises_again_and_stays_within_its_peak(schedule, num_steps, warmup_steps):
+    rates = [learning_rate(step, num_steps, 2.0, schedule, warmup_steps) for step in range(num_steps)]
+    assert all(0 < rate <= 2.0 for rate in rates)
+    turn = min(warmup_steps, num_steps)
+    assert rates[:turn] == sorted(rates[:turn])
+    assert rates[turn:] == sorted(rates[turn:], reverse=True)
