@@ -49,9 +49,19 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
         return f"usage: {self._prog} [options]\n\n"
 
 
-class _Parser(HfArgumentParser):
+class _OneLine:
+    """A parser's mistakes as a UserError, instead of a usage text and an exit."""
+
     def error(self, message: str) -> None:
         raise UserError(f"{' '.join(message.split())} (see --help)")
+
+
+class _Parser(_OneLine, HfArgumentParser):
+    pass
+
+
+class _EarlyParser(_OneLine, argparse.ArgumentParser):
+    """Takes --config and --preset out of a command line before the settings are parsed."""
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
@@ -65,14 +75,18 @@ def read_config(path: str) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
             text = file.read(1 << 20)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path} cannot be read: {error}") from error
+    except OSError as error:
+        raise UserError(f"--config {path} cannot be read ({error.strerror}): check the path") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"--config {path} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
     try:
         values = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise UserError(f"--config {path} is not valid: {' '.join(str(error).split())}") from error
+        kind = "JSON" if path.endswith(".json") else "YAML"
+        raise UserError(f"--config {path} is not valid {kind} ({' '.join(str(error).split())}): mend it") from error
     if not isinstance(values, dict):
-        raise UserError(f"--config {path} must hold one mapping of setting to value, not {type(values).__name__}")
+        found = type(values).__name__
+        raise UserError(f"--config {path} must hold one mapping of setting to value, not {found}: write `lr: 1e-5`")
     return values
 
 
@@ -102,17 +116,17 @@ def parse_settings(
     """Turn a command line into one instance of each dataclass.
 
     Later sources win: the dataclasses' defaults, the preset, `--config FILE`, the flags. `presets` maps a name to
-    settings; `default_preset` picks one from the flags when `--preset` is not given. A mistake is a UserError.
+    settings; `default_preset` picks one from the flags (the file's too) when `--preset` is not given. A mistake is a
+    UserError.
     """
     # The DeepSpeed launcher adds --local_rank=N, which the environment says too.
     argv = [a for a in argv if not re.fullmatch(r"--local[_-]rank=\d+", a)]
-    extra = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    extra.add_argument("--config")
-    extra.add_argument("--preset")
-    try:
-        chosen, flags = extra.parse_known_args(argv)
-    except SystemExit as error:
-        raise UserError("--config and --preset each take one value (see --help)") from error
+    early = _EarlyParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--config")
+    early.set_defaults(preset=None)
+    if presets:
+        early.add_argument("--preset")
+    chosen, flags = early.parse_known_args(argv)
 
     parser = _Parser(
         settings_classes, prog=prog, description=description, formatter_class=_Formatter, allow_abbrev=False
@@ -123,24 +137,26 @@ def parse_settings(
     fields = [f.name for cls in settings_classes for f in dataclasses.fields(cls)]
     known = [o for action in parser._actions for o in action.option_strings]
 
-    preset = chosen.preset or (default_preset(flags) if default_preset else None)
+    for word in (flag.split("=")[0] for flag in flags):
+        if word.startswith("--") and word not in known:
+            raise UserError(f"unknown flag {word}{nearest(word, known)}: --help lists all of them")
+    sources = _as_argv(read_config(chosen.config), fields, f"--config {chosen.config}") if chosen.config else []
+
+    preset = chosen.preset or (default_preset([*sources, *flags]) if default_preset else None)
     if preset is not None:
-        if preset not in (presets or {}):
-            options = list(presets or {})
+        if preset not in presets:
+            options = list(presets)
             raise UserError(f"--preset {preset} is unknown{nearest(preset, options)}: one of {', '.join(options)}")
         for action in parser._actions:
             if action.dest in presets[preset]:
                 action.default, action.required = presets[preset][action.dest], False
-    sources = _as_argv(read_config(chosen.config), fields, f"--config {chosen.config}") if chosen.config else []
 
     *settings, rest = parser.parse_args_into_dataclasses(
         [*sources, *flags], return_remaining_strings=True, look_for_args_file=False
     )
     settings = [s for s in settings if dataclasses.is_dataclass(s)]  # --config and --preset come back apart
     if rest:
-        word = rest[0].split("=")[0]
-        what = "unknown flag" if word.startswith("-") else "unexpected argument"
-        raise UserError(f"{what} {word}{nearest(word, known)}: --help lists all of them")
+        raise UserError(f"unexpected argument {rest[0]}{nearest(rest[0], known)}: --help lists all flags")
     return tuple(settings)
 
 
