@@ -25,7 +25,6 @@ from engine.metrics import Metrics
 from engine.modules import Policy
 from engine.packing import Microbatch, first_fit_decreasing
 from engine.runs import Run
-from engine.sampling import Sampling
 from engine.schedule import learning_rate
 from engine.scoring import Scorer
 from engine.seeds import batches, derive_seed, shuffled
@@ -213,10 +212,9 @@ class PPOTrainer:
     def _generate(self, iteration: int, ids: Sequence[int]):
         step, epoch = self.steps[iteration], iteration // self.per_epoch
         requests = [Request(self.prompts[step[i]].tokens, step[i], epoch, self.ppo.max_new_tokens) for i in ids]
-        sampling = Sampling(self.ppo.temperature, self.ppo.top_k, self.ppo.top_p)
         with self.console.bar(len(requests), f"rollout {iteration + 1}", "response") as bar:
             return generate(
-                self.model, requests, sampling, derive_seed(self.seed, "rollout"), self.tokenizer.eos_token_id,
+                self.model, requests, self.ppo.sampling, derive_seed(self.seed, "rollout"), self.tokenizer.eos_token_id,
                 self.ppo.slots, self.split, lambda finished, _: bar.update(finished - bar.n),
             )  # fmt: skip
 

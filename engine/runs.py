@@ -20,6 +20,7 @@ from engine.errors import UserError
 
 VERSIONS = ("torch", "deepspeed", "transformers", "tokenizers", "sentencepiece", "numpy")
 NOT_COMPARED = ("overwrite",)  # settings that say how to start, not what to run
+INPUTS = ("model", "data", "eval_data", "reward")
 
 
 class Run:
@@ -41,20 +42,25 @@ class Run:
         return read_result(self.path)
 
     def finished_before(self) -> bool:
-        """Whether this very run is complete already. Another run in the folder is a UserError, unless overwritten."""
-        config = self.path / "config.json"
-        if not self.path.exists() or self.settings["overwrite"]:
+        """Whether this very run is complete already.
+
+        UserError for a folder that cannot be written or holds other files, and, unless overwritten, another run.
+        """
+        if not self.path.exists():
+            check_writable(self.path)
             return False
         if not self.path.is_dir():
             raise UserError(f"--output {self.path} is a file: give a folder")
         if not any(self.path.iterdir()):
+            check_writable(self.path / "config.json")
             return False
-        if not config.is_file():
+        before = _settings_in(self.path)
+        if before is None:
             raise UserError(f"--output {self.path} holds other files: give an empty or a new folder")
-        try:
-            before = json.loads(config.read_text(encoding="utf-8"))["settings"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{config} is damaged ({error}): --overwrite replaces the run") from error
+        if self.settings["overwrite"]:
+            check_writable(self.path / "config.json")
+            self._check_inputs_survive()
+            return False
         changed = [
             f"{k} {before.get(k)!r} -> {v!r}"
             for k, v in self.settings.items()
@@ -68,10 +74,18 @@ class Run:
             raise UserError(f"{self.path} holds a run that did not finish: --overwrite starts it anew")
         return True
 
+    def _check_inputs_survive(self) -> None:
+        for name in INPUTS:
+            if (value := self.settings.get(name)) and Path(value).resolve().is_relative_to(self.path.resolve()):
+                raise UserError(
+                    f"--{name.replace('_', '-')} {value} lies in {self.path}, which --overwrite would delete: "
+                    "give another --output"
+                )
+
     def start(self) -> None:
         """Make the folder and write config.json. Every rank waits until it is there."""
         if self.world.is_first:
-            if self.settings["overwrite"] and (self.path / "config.json").is_file():
+            if self.settings["overwrite"] and _settings_in(self.path) is not None:
                 shutil.rmtree(self.path)
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
@@ -122,6 +136,32 @@ def read_result(path: Path) -> dict[str, Any] | None:
     """The result.json of a run's folder, None when it is not there."""
     file = path / "result.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def template_of(model_dir: str | os.PathLike[str]) -> str | None:
+    """The prompt template that a model was trained with, as its run's config.json beside it says; None without one."""
+    return (_settings_in(Path(model_dir).resolve().parent) or {}).get("template")
+
+
+def check_writable(path: Path) -> None:
+    """UserError unless a file or folder of this name can be made: the nearest folder above it is writable."""
+    above = path.absolute().parent
+    while not above.exists():
+        above = above.parent
+    if not above.is_dir():
+        raise UserError(f"--output {path} cannot be made, {above} is a file: choose another place")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"--output {path} cannot be made, you may not write to {above}: choose another place")
+
+
+def _settings_in(path: Path) -> dict[str, Any] | None:
+    """The settings in a run's config.json; None where there is no run. (A model has a config.json too.)"""
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    settings = config.get("settings") if isinstance(config, dict) else None
+    return settings if isinstance(settings, dict) else None
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -6,6 +6,7 @@ from dataclasses import MISSING, dataclass, field
 from typing import Any
 
 from engine.errors import UserError
+from engine.sampling import Sampling
 
 
 def flag(help: str, default: Any = MISSING, **metadata: Any) -> Any:
@@ -16,6 +17,15 @@ def flag(help: str, default: Any = MISSING, **metadata: Any) -> Any:
 def _at_least(name: str, value: float, limit: float) -> None:
     if not value >= limit:
         raise UserError(f"--{name} is {value}: give {limit} or more")
+
+
+def check_room(max_new_tokens: int, max_length: int) -> None:
+    """UserError unless a prompt of one token fits beside the longest response."""
+    if max_new_tokens >= max_length:
+        raise UserError(
+            f"--max-new-tokens is {max_new_tokens}, --max-length is {max_length}: no prompt fits, "
+            "lower the first or raise the second"
+        )
 
 
 @dataclass(frozen=True)
@@ -55,9 +65,12 @@ class OptimizerSettings:
     max_grad_norm: float = flag("clip the global gradient norm to this", 1.0)
 
     def __post_init__(self) -> None:
-        for name in ("lr", "warmup_steps", "weight_decay", "beta1", "beta2"):
+        for name in ("lr", "warmup_steps", "weight_decay", "eps"):
             _at_least(name.replace("_", "-"), getattr(self, name), 0)
-        if self.max_grad_norm <= 0:
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"--{name} is {getattr(self, name)}: give 0 or more, below 1")
+        if not self.max_grad_norm > 0:
             raise UserError(f"--max-grad-norm is {self.max_grad_norm}: give more than 0 (a large number clips nothing)")
 
 
@@ -142,10 +155,60 @@ class PPOSettings:
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "minibatch_size", "ppo_epochs", "slots"):
             _at_least(name.replace("_", "-"), getattr(self, name), 1)
-        if self.top_layers != "all" and not (self.top_layers.isdigit() and int(self.top_layers) > 0):
+        if self.top_layers != "all" and not (self.top_layers.isdecimal() and int(self.top_layers) > 0):
             raise UserError(f"--top-layers is {self.top_layers!r}: give a number of layers, 1 or more, or all")
-        if not self.temperature > 0:
+        if self.sampling.temperature == 0:
             raise UserError(f"--temperature is {self.temperature}: PPO must sample, give more than 0")
+        for name in ("clip", "value_clip", "kl_horizon", "score_clip"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}: give more than 0")
+        if self.kl_controller == "adaptive" and not self.kl_target > 0:
+            raise UserError(f"--kl-target is {self.kl_target}: give more than 0, or --kl-controller fixed")
         for name in ("gamma", "lam"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"--{name} is {getattr(self, name)}: give 0 to 1")
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(self.temperature, self.top_k, self.top_p)
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """Sampling K responses to every prompt of a file."""
+
+    _argument_group_name = "sample"
+    lang: str = flag("language code: ru, zh, ne, ... (26 languages and en)")
+    model: str = flag("the model, a Hugging Face directory")
+    data: str = flag("prompts: instruction records in .jsonl, .jsonl.gz or .json")
+    output: str = flag("file to write, .jsonl: one line a prompt, in the order of the prompts")
+    num_responses: int = flag("responses to each prompt", 4)
+    max_new_tokens: int = flag("longest response in tokens", 256)
+    max_length: int = flag("longest sequence in tokens, prompt and response together", 512)
+    temperature: float = flag("of sampling; 0 takes the likeliest token", 1.0)
+    top_k: int = flag("sample among the k likeliest; 0 for all", 0)
+    top_p: float = flag("sample among the likeliest that make up this share", 1.0)
+    template: str | None = flag("alpaca, plain, or a file (default: what the model's run used, or alpaca)", None)
+    truncate: str = flag(
+        "a prompt that is too long: stop, cut its start or end, or leave it out",
+        "error",
+        choices=["error", "left", "right", "drop"],
+    )
+    slots: int = flag("sequences generated at once on a rank", 128)
+    seed: int = flag("seed of every random stream", 0)
+    dtype: str = flag("auto is bfloat16 on a GPU, float32 on CPU", "auto", choices=["auto", "float32", "bfloat16"])
+    overwrite: bool = flag("replace the output file", False)
+
+    def __post_init__(self) -> None:
+        for name in ("num_responses", "max_new_tokens", "slots"):
+            _at_least(name.replace("_", "-"), getattr(self, name), 1)
+        check_room(self.max_new_tokens, self.max_length)
+        if self.sampling.temperature == 0 and self.num_responses > 1:
+            raise UserError(
+                f"--temperature is 0, so the {self.num_responses} responses of a prompt would be equal: "
+                "raise it, or give --num-responses 1"
+            )
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(self.temperature, self.top_k, self.top_p)

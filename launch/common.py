@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import torch
 from datagen.embedded import make_embedded, write_embedded
 from engine.console import Console
 from engine.distributed import World, start_world
+from engine.errors import UserError
 from engine.init_model import init_model
 from engine.languages import Language, get_language
-from engine.models import load_model
+from engine.models import load_model, load_score_weight
 from engine.models.hf import load_config
 from engine.runs import Run
 from engine.settings import RunSettings
@@ -41,11 +43,39 @@ class Job:
         ranks = f"{self.world.size} x {self.world.device.type}, {str(self.dtype).removeprefix('torch.')}, ZeRO-{zero}"
         self.console.header(title, {**rows, "ranks": ranks, "results": self.run.path})
 
-    def load(self, path: str | Path) -> tuple[Any, Any]:
-        """(model on this rank's device, tokenizer), checked against each other."""
-        tokenizer = load_tokenizer(path)
-        check_vocab(tokenizer, load_config(path).vocab_size)
-        return load_model(path, self.dtype, self.world.device), tokenizer
+    def load(self, path: str | Path, max_length: int) -> tuple[Any, Any]:
+        """(model on this rank's device, tokenizer), checked against each other and for sequences of max_length."""
+        return load_checked(path, self.dtype, self.world.device, max_length)
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """What --dtype means here: auto is bfloat16 on a GPU, float32 on a CPU."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return getattr(torch, name)
+
+
+def load_checked(path: str | Path, dtype: torch.dtype, device: torch.device, max_length: int) -> tuple[Any, Any]:
+    """(language model, tokenizer) of a directory; UserError unless they fit each other and sequences of max_length."""
+    path = Path(path)
+    if (path / "model" / "config.json").is_file():
+        raise UserError(f"--model {path} is a run's folder: give the model in it, {path / 'model'}")
+    config = load_config(path)
+    tokenizer = load_tokenizer(path)
+    check_vocab(tokenizer, config.vocab_size)
+    if load_score_weight(path) is not None:
+        raise UserError(f"--model {path} is a reward model (it has a score head): give a language model")
+    model = load_model(path, dtype, device)
+    if model.max_length is not None and max_length > model.max_length:
+        raise UserError(f"--max-length is {max_length}, {path} serves {model.max_length} tokens: lower it")
+    return model, tokenizer
+
+
+def check_files(read: Callable[[str], Iterable[Any]], *paths: str | None) -> None:
+    """Read what the user named to its end before an earlier stage is run: a mistake must not show after that."""
+    for path in paths:
+        if path is not None:
+            deque(read(path), maxlen=0)
 
 
 def demo_unless_model(flags: Sequence[str]) -> str:
@@ -59,10 +89,7 @@ def open_job(stage: str, settings: Sequence[Any]) -> Job:
     language = get_language(run_settings.lang)
     ds_config = read_ds_config(run_settings.deepspeed_config)
     world = start_world()
-    if run_settings.dtype == "auto":
-        dtype = torch.bfloat16 if world.device.type == "cuda" else torch.float32
-    else:
-        dtype = getattr(torch, run_settings.dtype)
+    dtype = choose_dtype(run_settings.dtype, world.device)
     path = Path(run_settings.output or Path(run_settings.runs, run_settings.lang, stage))
     console = Console(world.is_first)
     return Job(world, Run(path, stage, settings, world), console, language, ds_config, dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from engine.cli import main, parse_settings
@@ -15,10 +16,10 @@ from engine.presets import presets
 from engine.prompts import load_template
 from engine.records import read_instructions
 from engine.runs import read_result
-from engine.scoring import load_scorer
-from engine.settings import BatchSettings, OptimizerSettings, PPOSettings, RunSettings
+from engine.scoring import check_reward, load_scorer, try_scorer
+from engine.settings import BatchSettings, OptimizerSettings, PPOSettings, RunSettings, check_room
 from launch import reward, sft
-from launch.common import Job, demo_unless_model, embedded_data, finished_before, open_job, stage_model
+from launch.common import Job, check_files, demo_unless_model, embedded_data, finished_before, open_job, stage_model
 
 SETTINGS = (RunSettings, OptimizerSettings, BatchSettings, PPOSettings)
 
@@ -41,17 +42,20 @@ def train(
     job: Job, run_settings: RunSettings, optimizer: OptimizerSettings, batch: BatchSettings, ppo: PPOSettings
 ) -> None:
     """Read and check everything, then train, save and measure."""
-    room = batch.max_length - ppo.max_new_tokens
-    if room < 1:
-        raise UserError(f"--max-new-tokens is {ppo.max_new_tokens}, --max-length is {batch.max_length}: no prompt fits")
+    check_room(ppo.max_new_tokens, batch.max_length)
+    room, template = batch.max_length - ppo.max_new_tokens, load_template(batch.template)
+    if ppo.reward:
+        check_reward(ppo.reward)
+    if run_settings.model is None:
+        check_files(partial(read_instructions, require_output=False), run_settings.data)
+        check_files(read_instructions, run_settings.eval_data)
     model_dir = run_settings.model or stage_model(run_settings, "sft", sft.job, job)
     reward_name = ppo.reward or str(stage_model(run_settings, "reward", reward.job, job))
     data, checks_file = run_settings.data, run_settings.eval_data
     if data is None:
         embedded = embedded_data(run_settings, job)
         data, checks_file = embedded / "rl.jsonl", checks_file or embedded / "heldout.jsonl"
-    template = load_template(batch.template)
-    model, tokenizer = job.load(model_dir)
+    model, tokenizer = job.load(model_dir, batch.max_length)
     if ppo.top_layers != "all" and int(ppo.top_layers) > model.num_layers:
         raise UserError(
             f"--top-layers is {ppo.top_layers}, {model_dir} has {model.num_layers} layers: give fewer, or all"
@@ -61,6 +65,9 @@ def train(
     if checks_file:
         checks = encode_prompts(read_instructions(checks_file), tokenizer, template, room, batch.truncate)
     scorer = load_scorer(reward_name, tokenizer, job.dtype, job.world.device, batch.tokens_per_microbatch)
+    try_scorer(scorer, prompts[0], tokenizer, job.world.device)
+    if len(prompts) < job.world.size:
+        raise UserError(f"{data} has {len(prompts)} prompts for {job.world.size} ranks: start fewer ranks")
 
     job.run.start()
     job.header(f"PPO in {job.language.name}", {
@@ -83,7 +90,7 @@ def train(
         save_model(model, job.run.model_dir, tokenizer)
     job.world.barrier()
     if checks:
-        trained, _ = job.load(job.run.model_dir)
+        trained, _ = job.load(job.run.model_dir, batch.max_length)
         after, answers = exact_match(trained, tokenizer, checks, ppo.max_new_tokens, job.world, job.console)
         result |= {"exact_match_before": before, "exact_match": after}
         job.run.sample(len(trainer.steps), [

@@ -16,7 +16,7 @@ from engine.reward import RewardTrainer
 from engine.seeds import shuffled
 from engine.settings import BatchSettings, OptimizerSettings, RewardSettings, RunSettings
 from launch import sft
-from launch.common import Job, demo_unless_model, embedded_data, finished_before, open_job, stage_model
+from launch.common import Job, check_files, demo_unless_model, embedded_data, finished_before, open_job, stage_model
 
 SETTINGS = (RunSettings, OptimizerSettings, BatchSettings, RewardSettings)
 
@@ -37,13 +37,15 @@ def train(
     job: Job, run_settings: RunSettings, optimizer: OptimizerSettings, batch: BatchSettings, reward: RewardSettings
 ) -> None:
     """Read and check everything, then train, save and measure."""
-    model_dir = run_settings.model or stage_model(run_settings, "sft", sft.job, job)
     data, heldout_file = run_settings.data, run_settings.eval_data
+    template = load_template(batch.template)
+    if run_settings.model is None:
+        check_files(read_rankings, data, heldout_file)
+    model_dir = run_settings.model or stage_model(run_settings, "sft", sft.job, job)
     if data is None:
         embedded = embedded_data(run_settings, job)
         data, heldout_file = embedded / "ranking.jsonl", heldout_file or embedded / "ranking_heldout.jsonl"
-    template = load_template(batch.template)
-    model, tokenizer = job.load(model_dir)
+    model, tokenizer = job.load(model_dir, batch.max_length)
 
     def read(path):
         rankings = encode_rankings(read_rankings(path), tokenizer, template, batch.max_length, batch.truncate)

@@ -13,7 +13,7 @@ from engine.prompts import load_template
 from engine.records import read_instructions
 from engine.settings import BatchSettings, OptimizerSettings, RunSettings, SFTSettings
 from engine.sft import SFTTrainer
-from launch.common import Job, demo_unless_model, embedded_data, embedded_model, finished_before, open_job
+from launch.common import Job, check_files, demo_unless_model, embedded_data, embedded_model, finished_before, open_job
 
 SETTINGS = (RunSettings, OptimizerSettings, BatchSettings, SFTSettings)
 
@@ -35,12 +35,14 @@ def train(
 ) -> None:
     """Read and check everything, then train, save and measure."""
     data, checks_file = run_settings.data, run_settings.eval_data
+    template = load_template(batch.template)
+    if run_settings.model is None:
+        check_files(read_instructions, data, checks_file)
     if data is None:
         embedded = embedded_data(run_settings, job)
         data, checks_file = embedded / "sft.jsonl", checks_file or embedded / "heldout.jsonl"
     model_dir = run_settings.model or embedded_model(run_settings, job)
-    template = load_template(batch.template)
-    model, tokenizer = job.load(model_dir)
+    model, tokenizer = job.load(model_dir, batch.max_length)
     examples = encode_instructions(read_instructions(data), tokenizer, template, batch.max_length, batch.truncate)
     checks = []
     if checks_file:
@@ -58,7 +60,7 @@ def train(
     result = trainer.train()
     save_trained(trainer.zero, job.run.model_dir, tokenizer, job.world)
     if checks:
-        trained, _ = job.load(job.run.model_dir)
+        trained, _ = job.load(job.run.model_dir, batch.max_length)
         longest = max(len(e.tokens) - e.prompt_len for e in examples)
         result["exact_match"], answers = exact_match(trained, tokenizer, checks, longest, job.world, job.console)
         job.run.sample(len(trainer.steps), [
