@@ -107,10 +107,9 @@ def stream(
             index = waiting.pop()
             fresh.append(_Flight(index, requests[index], [], []))
         if fresh:
-            engine.prefill(fresh, sampling, seed, eos_id)
+            new_tokens += engine.prefill(fresh, sampling, seed, eos_id)
         else:
-            engine.decode(sampling, eos_id)
-        new_tokens += len(fresh) or len(engine.flights)
+            new_tokens += engine.decode(sampling, eos_id)
         for flight, trunk_ND in engine.leave():
             finished += 1
             ended = flight.tokens[-1] == eos_id
@@ -144,8 +143,8 @@ class _Slots:
             self.trunk_SND[slot_T, position_T] = h_TD
         return self.model.run(h_TD, batch, split, self.model.num_layers, attend)
 
-    def prefill(self, fresh: list[_Flight], sampling: Sampling, seed: int, eos_id: int) -> None:
-        """Run whole prompts in one pack, in the free slots, and sample the first token of each."""
+    def prefill(self, fresh: list[_Flight], sampling: Sampling, seed: int, eos_id: int) -> int:
+        """Run whole prompts in one pack, in the free slots, and sample the first token of each; how many new tokens."""
         first, device = len(self.flights), self.weight_VD.device
         self.flights += fresh
         batch = PackedBatch.from_sequences([f.request.prompt for f in fresh], device)
@@ -155,10 +154,10 @@ class _Slots:
         sample_ids = torch.tensor([f.request.sample_id for f in fresh], device=device)
         self.address_S[first : len(self.flights)] = address(seed, prompt_ids, sample_ids)
         self.position_S[first : len(self.flights)] = batch.positions_T[batch.last_S]
-        self._sample(h_TD[batch.last_S], slice(first, len(self.flights)), sampling, eos_id)
+        return self._sample(h_TD[batch.last_S], slice(first, len(self.flights)), sampling, eos_id)
 
-    def decode(self, sampling: Sampling, eos_id: int) -> None:
-        """One token for every sequence in flight."""
+    def decode(self, sampling: Sampling, eos_id: int) -> int:
+        """One step for every sequence in flight; how many new tokens came of it."""
         used = len(self.flights)
         position_S = self.position_S[:used]
         longest = max(len(f.request.prompt) + len(f.tokens) for f in self.flights)
@@ -166,22 +165,25 @@ class _Slots:
         batch = PackedBatch(self.token_S[:used], position_S, ones, (1,) * used)
         slot_S = ones[:used].long()
         h_SD = self._layers(batch, self.cache.decode(position_S, longest), slot_S, position_S)
-        self._sample(h_SD, slice(0, used), sampling, eos_id)
+        return self._sample(h_SD, slice(0, used), sampling, eos_id)
 
-    def _sample(self, h_SD: Tensor, slots: slice, sampling: Sampling, eos_id: int) -> None:
+    def _sample(self, h_SD: Tensor, slots: slice, sampling: Sampling, eos_id: int) -> int:
         logits_SV = self.model.norm(h_SD) @ self.weight_VD.T
         uniform_S = uniform(self.address_S[slots], self.position_S[slots])
         token_S, logprob_S = sample(logits_SV, sampling, uniform_S)
         self.token_S[slots] = token_S
         self.position_S[slots] += 1
+        new_tokens = 0
         for flight, token, logprob in zip(self.flights[slots], token_S.tolist(), logprob_S.tolist()):
             if len(flight.tokens) == flight.request.max_new_tokens or (flight.tokens and flight.tokens[-1] == eos_id):
                 flight.done = True  # this step only took its last token through the trunk
                 continue
             flight.tokens.append(token)
             flight.logprobs.append(logprob)
+            new_tokens += 1
             complete = token == eos_id or len(flight.tokens) == flight.request.max_new_tokens
             flight.done = complete and self.trunk_SND is None
+        return new_tokens
 
     def leave(self) -> list[tuple[_Flight, Tensor | None]]:
         """Take the finished sequences out of their slots, closing the gaps with the last ones."""
