@@ -104,7 +104,8 @@ def sample(
             bar.update(done - bar.n)
 
         indices = [index_of[prompt.id] for prompt in mine]
-        for index, responses in zip(indices, in_order(model, tokenizer, mine, indices, settings, progress)):
+        answers = in_order(model, tokenizer, mine, indices, settings, progress)
+        for responses, index in zip(answers, indices, strict=True):
             tokens += sum(len(response.tokens) for response in responses)
             ended += sum(response.ended for response in responses)
             line = {

@@ -1,0 +1,72 @@
+"""Helpers: models, reward models and record files that a launcher runs on within a second."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.distributed import stop_world
+from engine.init_model import init_model
+from engine.models import load_model, save_model
+from engine.tokenizer import load_tokenizer
+from tests.greetings import GREETINGS
+
+VOCABULARY = 320
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+SHAPES = {
+    "bloom": {"family": "bloom", "layers": 2, "hidden": 16, "heads": 2},
+    "llama": {"family": "llama", "layers": 2, "hidden": 16, "heads": 2, "intermediate": 32},
+}
+INSTRUCTIONS = [
+    {"id": "a", "instruction": "Say good morning", "input": "", "output": "Good morning"},
+    {"id": "b", "instruction": "नेपालीमा भन", "input": "Good morning, how are you today?", "output": "शुभ प्रभात"},
+    {"id": "c", "instruction": "Wie geht es", "input": "", "output": "Gut"},
+    {"id": "d", "instruction": "Chào", "input": "x", "output": "Chào buổi sáng"},
+    {"id": "e", "instruction": "Bon dia", "input": "", "output": "Bon dia"},
+]
+RANKINGS = [
+    {"id": row["id"], "instruction": row["instruction"], "input": row["input"], "responses": ["yes", "no", "good"],
+     "ranks": [2, 3, 1]}
+    for row in INSTRUCTIONS
+]  # fmt: skip
+
+
+def make_model(path: Path, family: str = "bloom", seed: int = 0, vocabulary: int = VOCABULARY) -> Path:
+    """A random language model with its tokenizer."""
+    texts = list(GREETINGS.values()) * 2 if family == "bloom" else list(GREETINGS.values())[:4] * 2
+    init_model(texts, vocabulary, path, seed=seed, **SHAPES[family])
+    return path
+
+
+def make_reward_model(path: Path, base: Path, score: float = 0.1) -> Path:
+    """A reward model of the base's tensors, every weight of its head the given score."""
+    model = load_model(base)
+    save_model(model, path, load_tokenizer(base), score_weight_D=torch.full((model.hidden_size,), score))
+    return path
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """This process as the only rank, and none of it left behind for other tests."""
+    before = {name: os.environ.pop(name, None) for name in RANK_VARIABLES}
+    yield
+    stop_world()
+    for name, value in before.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
