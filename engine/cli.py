@@ -101,7 +101,10 @@ def _as_argv(values: Mapping[str, Any], fields: Sequence[str], source: str) -> l
         items = value if isinstance(value, list) else [value]
         if any(isinstance(item, (dict, list)) for item in items):
             raise UserError(f"{source}: setting {key!r} must be a plain value, not {value!r}")
-        argv += [f"--{name}", *(str(item) for item in items)]
+        if isinstance(value, list):
+            argv += [f"--{name}", *map(str, value)]
+        else:
+            argv.append(f"--{name}={value}")  # one word, since a value may start with a dash
     return argv
 
 
