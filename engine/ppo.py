@@ -17,6 +17,7 @@ from engine.batch import PackedBatch, action_mask
 from engine.console import Console, short
 from engine.distributed import World
 from engine.encoding import Prompt
+from engine.errors import UserError
 from engine.experience import Experience
 from engine.generation import Request, generate
 from engine.kl_controller import KLController
@@ -58,6 +59,11 @@ class PPOTrainer:
         self.model, self.tokenizer, self.prompts, self.scorer = model, tokenizer, prompts, scorer
         self.seed, self.optimizer, self.batch, self.ppo = run_settings.seed, optimizer, batch, ppo
         self.world, self.run, self.console = world, run, console
+        if min(len(prompts), batch.batch_size) < world.size:
+            raise UserError(
+                f"{len(prompts)} prompts in iterations of {batch.batch_size} leave one of {world.size} ranks without "
+                "any: give more prompts, a larger --batch-size, or fewer ranks"
+            )
         top_layers = None if ppo.top_layers == "all" else int(ppo.top_layers)
         self.split = None if top_layers is None else model.num_layers - top_layers
         sharded = ds_config.get("zero_optimization", {}).get("stage", 0) == 3
@@ -69,10 +75,11 @@ class PPOTrainer:
         self.reference = policy.reference()
         self.zero = ZeroStep(policy, adamw(optimizer), world, ds_config, model.head_weight.dtype)
         self.kl = KLController(ppo.kl_coef, ppo.kl_target if ppo.kl_controller == "adaptive" else None, ppo.kl_horizon)
-        self.steps = batches(len(prompts), batch.batch_size, batch.epochs, self.seed, "prompts")
+        steps = batches(len(prompts), batch.batch_size, batch.epochs, self.seed, "prompts")
         # A rank without a rollout could not keep in step: a remainder smaller than the ranks is left out.
-        self.steps = [s for s in self.steps if len(s) >= world.size][: run_settings.max_steps]
-        self.per_epoch = -(-len(prompts) // batch.batch_size)
+        steps = [s for s in steps if len(s) >= world.size]
+        self.per_epoch = len(steps) // batch.epochs
+        self.steps = steps[: run_settings.max_steps]
 
     def train(self) -> dict[str, float]:
         """Run every iteration. Returns the first and the last one's score and KL."""
@@ -147,12 +154,9 @@ class PPOTrainer:
 
     def update(self, experience: Experience, ids: Sequence[int], lr: float, metrics: Metrics) -> None:
         """One optimizer step on the rollouts of these ids, wherever they were made."""
-        wanted = set(ids)
-        mine = [s for s, i in enumerate(experience.id_S.tolist()) if i in wanted]
-        actions = (
-            self.world.sum(experience.select(mine).action_T.sum()) if mine else self.world.sum(torch.zeros(()).long())
-        )
-        plan = self._plan(experience.batch, mine)
+        wanted_S = torch.isin(experience.id_S, torch.tensor(list(ids), device=self.world.device))
+        actions = self.world.sum((experience.action_T & wanted_S[experience.batch.sequence_T]).sum())
+        plan = self._plan(experience.batch, wanted_S.nonzero()[:, 0].tolist())
         for k, microbatch in enumerate(plan):
             part = experience.select(microbatch.ids)
             columns_A = part.action_T.nonzero()[:, 0]
