@@ -1,0 +1,225 @@
+"""PPO: a quiet first step, a frozen trunk, captured = recomputed, one rank = two, controllers, seeds, and it learns."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+import engine.ppo
+from engine.errors import UserError
+from engine.metrics import Metrics
+from tests.engine.trainers import (
+    EVERY_STAGE,
+    FAMILIES,
+    assert_same_rows,
+    assert_same_weights,
+    check_two_ranks,
+    make_trainer,
+    one_rank,
+    prompts,
+    tiny_model,
+    train,
+    without_clock,
+)
+
+
+@pytest.fixture
+def world():
+    with one_rank() as world:
+        yield world
+
+
+def logged(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_two_ranks_equal_one(tmp_path):
+    """Two iterations; minibatches of one rollout leave a rank without any. ZeRO-3 generates from a gathered copy."""
+    every_layer = {"family": "llama", "zero": "zero3", "top_layers": "all", "kl_estimator": "k3"}
+    check_two_ranks("ppo", tmp_path, {"zero0": {"zero": "zero0"}, "zero3": {"zero": "zero3"}, "all": every_layer})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("top_layers", ["2", "all"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_ranks_equal_one_under_every_stage(tmp_path, family, top_layers):
+    cases = {zero: {"zero": zero, "family": family, "top_layers": top_layers} for zero in EVERY_STAGE}
+    check_two_ranks("ppo", tmp_path, cases)
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.7}, {"temperature": 1.3, "top_k": 20, "top_p": 0.9}])
+@pytest.mark.parametrize("top_layers", ["2", "all"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_first_step_starts_from_ratio_one_and_no_kl(world, tmp_path, family, top_layers, sampling):
+    """In each iteration training sees what generation sampled from; in the first, the policy is the reference."""
+    train(make_trainer("ppo", world, tmp_path / "run", family=family, top_layers=top_layers, **sampling))
+    first, second = logged(tmp_path / "run")
+    assert abs(first["objective/kl"]) < 1e-6 and first["objective/non_score_reward"] == pytest.approx(0, abs=1e-6)
+    assert abs(second["objective/kl"]) > 1e-3
+    for row in (first, second):
+        assert row["val/first_ratio_error"] < 1e-5
+        assert row["rollout/logprob_difference"] < 1e-4
+        assert row["val/ratio"] != 1.0 and row["policy/approxkl_avg"] > 1e-6
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_only_the_top_changes(world, tmp_path, family):
+    """Lower layers, embeddings and head keep their bits; every weight of the top and of the value head moves."""
+    before = tiny_model(family, layers=5).state_dict()
+    weights = train(make_trainer("ppo", world, tmp_path / "run", family=family, layers=5))["weights"]
+    assert all(weights.pop(name).abs().max() > 0 for name in ("value.weight", "value.bias"))
+    assert weights.keys() == before.keys()
+    for name, weight in weights.items():
+        trained = name.startswith(("layers.3.", "layers.4.", "final_norm."))
+        assert torch.equal(weight, before[name]) is not trained, name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_layers_change_when_all_are_trained(world, tmp_path, family):
+    before = tiny_model(family).state_dict()
+    weights = train(make_trainer("ppo", world, tmp_path / "run", family=family, top_layers="all"))["weights"]
+    assert [name for name in before if torch.equal(weights[name], before[name])] == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_captured_trunk_is_the_recomputed_one(world, tmp_path, family):
+    """The frozen layers over the whole rollout in one pack give the same losses as what generation kept of them."""
+    trainer = make_trainer("ppo", world, tmp_path / "run", family=family, layers=4)
+    metrics = Metrics()
+    captured = trainer.collect(0, metrics)
+    trainer.update(captured, range(5), 1e-2, metrics)  # away from the point where every ratio is 1
+    model = trainer.model
+    with torch.no_grad():
+        trunk_TD = model.run(model.embed(captured.batch), captured.batch, 0, 2)
+    torch.testing.assert_close(captured.trunk_TD, trunk_TD, atol=1e-5, rtol=1e-5)
+    losses = []
+    for experience in (captured, dataclasses.replace(captured, trunk_TD=trunk_TD)):
+        metrics = Metrics()
+        trainer.update(experience, range(5), 0.0, metrics)  # a learning rate of 0 leaves the weights
+        losses.append(metrics.read(world))
+    assert abs(losses[0]["val/ratio"] - 1) > 1e-4
+    for name in ("loss/policy_avg", "loss/value_avg", "policy/approxkl_avg"):
+        assert losses[0][name] == pytest.approx(losses[1][name], abs=1e-6)
+
+
+def test_an_experience_holds_what_ppo_needs(world, tmp_path):
+    """One rollout a prompt, in order; whitened advantages; the score is all the reward while the KL is 0."""
+    trainer = make_trainer("ppo", world, tmp_path / "run", score_clip=0.25, missing_eos_penalty=2.0)
+    x = trainer.collect(0, Metrics())
+    assert x.id_S.tolist() == [0, 1, 2, 3, 4]
+    sequences = [tuple(tokens.tolist()) for tokens in x.batch.tokens_T.split(x.batch.lengths)]
+    asked = [trainer.prompts[i].tokens for i in trainer.steps[0]]
+    assert [s[: len(p)] for s, p in zip(sequences, asked)] == asked
+    actions = [int(mask.sum()) for mask in x.action_T.split(x.batch.lengths)]
+    assert actions == [len(s) - len(p) for s, p in zip(sequences, asked)]
+    assert max(actions) == 12 and min(actions) < 12, "some responses should end early, and some should not"
+    advantage_A = x.advantage_T[x.action_T]
+    assert float(advantage_A.mean()) == pytest.approx(0, abs=1e-6)
+    assert float(advantage_A.std(correction=0)) == pytest.approx(1, abs=1e-5)
+    assert not x.value_T.any() and not x.advantage_T[~x.action_T].any()
+    rewards = [float(r.sum()) for r in x.reward_T.split(x.batch.lengths)]
+    penalties = [2.0 * (s[-1] != trainer.tokenizer.eos_token_id) for s in sequences]
+    scores = [min(max(s, -0.25), 0.25) for s in x.score_S.tolist()]
+    assert rewards == pytest.approx([s - p for s, p in zip(scores, penalties)], abs=1e-5)
+
+
+def test_every_rollout_is_used_once_a_ppo_epoch(world, tmp_path):
+    trainer = make_trainer("ppo", world, tmp_path / "run", epochs=3, max_steps=None, ppo_epochs=3)
+    used = []
+    trainer.zero.module.register_forward_pre_hook(
+        lambda _, args: used.append(args[0].num_sequences if torch.is_grad_enabled() else 0)
+    )
+    rows = train(trainer)["rows"]
+    assert len(rows) == 3 * 2  # 9 prompts in iterations of 5 and 4
+    assert sum(used) == 3 * 3 * 9
+
+
+def test_fixed_kl_coefficient(world, tmp_path):
+    rows = train(make_trainer("ppo", world, tmp_path / "run", kl_controller="fixed", kl_coef=0.07))["rows"]
+    assert [row["objective/kl_coef"] for row in rows] == [0.07, 0.07]
+
+
+def test_adaptive_kl_coefficient(world, tmp_path):
+    """Ziegler et al. 2019: down by the clipped 20 % error at KL 0, then by the error that was observed."""
+    changes = {"kl_controller": "adaptive", "kl_coef": 0.1, "kl_target": 0.05, "kl_horizon": 50.0, "lr": 3e-3}
+    trainer = make_trainer("ppo", world, tmp_path / "run", epochs=3, max_steps=4, **changes)
+    rows = train(trainer)["rows"]
+    coef = 0.1
+    for row, ids in zip(rows, trainer.steps):
+        assert row["objective/kl_coef"] == pytest.approx(coef)
+        assert row["objective/non_score_reward"] == pytest.approx(-coef * row["objective/kl"], abs=1e-6)
+        coef *= 1 + min(max(row["objective/kl"] / 0.05 - 1, -0.2), 0.2) * len(ids) / 50
+    assert rows[1]["objective/kl_coef"] == pytest.approx(0.1 * (1 - 0.2 * 5 / 50))
+    assert rows[-1]["objective/kl_coef"] > rows[-2]["objective/kl_coef"]
+
+
+def test_missing_eos_penalty(world, tmp_path):
+    """The penalty is in the reward, not in the score that is shown."""
+    rows = [
+        train(make_trainer("ppo", world, tmp_path / str(p), missing_eos_penalty=p, max_steps=1))["rows"][0]
+        for p in (0.0, 1.5)
+    ]
+    missing = 1 - rows[0]["rollout/ended_with_eos"]
+    assert 0 < missing < 1
+    assert rows[1]["objective/scores"] == rows[0]["objective/scores"]
+    difference = rows[0]["objective/rlhf_reward"] - rows[1]["objective/rlhf_reward"]
+    assert difference == pytest.approx(1.5 * missing, abs=1e-5)
+
+
+def test_the_same_seed_gives_the_same_bits(world, tmp_path):
+    """metrics.jsonl, but for what the clock says, and the weights; another seed gives other numbers."""
+    texts, weights = [], []
+    for name, seed in (("first", 3), ("again", 3), ("other", 4)):
+        weights.append(train(make_trainer("ppo", world, tmp_path / name, seed=seed))["weights"])
+        texts.append(json.dumps([without_clock(row) for row in logged(tmp_path / name)]))
+    assert texts[0] == texts[1] != texts[2]
+    assert all(torch.equal(weights[1][name], weight) for name, weight in weights[0].items())
+    samples = [(tmp_path / name / "samples.jsonl").read_text() for name in ("first", "again", "other")]
+    assert samples[0] == samples[1] != samples[2]
+
+
+def test_the_size_of_microbatches_and_of_slots_changes_nothing(world, tmp_path):
+    small = train(make_trainer("ppo", world, tmp_path / "small"))
+    large = train(make_trainer("ppo", world, tmp_path / "large", tokens_per_microbatch=10_000, slots=64))
+    assert_same_rows(small["rows"], large["rows"], "microbatches")
+    assert_same_weights(small["weights"], large["weights"], 1e-6)
+
+
+def test_no_random_stream_is_used_twice(world, tmp_path, monkeypatch):
+    """Also where a remainder smaller than the ranks is left out of each epoch: here one of three prompts."""
+    asked, generate = [], engine.ppo.generate
+
+    def spy(model, requests, *rest):
+        asked.extend((r.prompt_id, r.sample_id) for r in requests)
+        return generate(model, requests, *rest)
+
+    monkeypatch.setattr(engine.ppo, "generate", spy)
+    for rank in range(2):
+        trainer = make_trainer(
+            "ppo", dataclasses.replace(world, rank=rank, size=2), tmp_path / str(rank),
+            data=prompts(3), batch_size=2, epochs=3, max_steps=None,
+        )  # fmt: skip
+        for iteration in range(len(trainer.steps)):
+            trainer.collect(iteration, Metrics())
+    assert len(asked) == 6 and len(set(asked)) == 6
+    assert sorted(sample for _, sample in asked) == [0, 0, 1, 1, 2, 2]
+
+
+def test_fewer_rollouts_than_ranks_are_an_error(world, tmp_path):
+    two = dataclasses.replace(world, size=2)
+    with pytest.raises(UserError, match="9 prompts in iterations of 1 leave one of 2 ranks"):
+        make_trainer("ppo", two, tmp_path / "run", batch_size=1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_checkable_task_is_learned(world, tmp_path, family):
+    """The reward is the share of words with an even number: from below one half to well above."""
+    trainer = make_trainer(
+        "ppo", world, tmp_path / "run", family=family, data=prompts(64), batch_size=32, minibatch_size=16, epochs=100,
+        max_steps=30, lr=1e-2, eps=1e-8, schedule="constant", warmup_steps=0, kl_coef=0.01, slots=32,
+        tokens_per_microbatch=2000,
+    )  # fmt: skip
+    scores = [row["objective/scores"] for row in train(trainer)["rows"]]
+    assert scores[0] < 0.5
+    assert sum(scores[-5:]) / 5 > 0.7

@@ -1,0 +1,165 @@
+"""Reward training: K forwards and all pairs by hand, moments and accuracy by hand, two ranks equal one, it learns."""
+
+import math
+import random
+
+import pytest
+import torch
+
+from engine.batch import PackedBatch
+from engine.encoding import Example, RankedExamples
+from engine.models import load_model, load_score_weight
+from engine.modules import RewardModule
+from engine.scoring import load_scorer
+from tests.engine.trainers import (
+    EOS,
+    EVERY_STAGE,
+    FAMILIES,
+    assert_same_rows,
+    assert_same_weights,
+    check_two_ranks,
+    make_trainer,
+    one_rank,
+    rankings,
+    tiny_model,
+    tiny_tokenizer,
+    train,
+    words,
+)
+
+
+@pytest.fixture
+def world():
+    with one_rank() as world:
+        yield world
+
+
+def scores_one_by_one(module, ranked):
+    """[prompt][response]: the score of each sequence in a pack of its own."""
+    with torch.no_grad():
+        return [[float(module(PackedBatch.from_sequences([e.tokens]))) for e in r.examples] for r in ranked]
+
+
+def test_two_ranks_equal_one(tmp_path):
+    """Five steps on uneven data, one of them with a single prompt, so that a rank has nothing to do."""
+    llama = {"family": "llama", "zero": "zero2", "trained_layers": 3}
+    check_two_ranks("reward", tmp_path, {"zero0": {"zero": "zero0"}, "zero3": {"zero": "zero3"}, "llama": llama})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_ranks_equal_one_under_every_stage(tmp_path, family):
+    check_two_ranks("reward", tmp_path, {zero: {"zero": zero, "family": family} for zero in EVERY_STAGE})
+
+
+def test_a_response_is_forwarded_once_an_epoch(world, tmp_path):
+    """K sequences a prompt and an epoch, though it has up to K(K-1)/2 pairs."""
+    ranked = rankings()
+    trainer = make_trainer("reward", world, tmp_path / "run", data=ranked, epochs=3, max_steps=None)
+    forwarded = []
+
+    def count(_, args):
+        if torch.is_grad_enabled():  # not the measurements before and after
+            forwarded.extend(tuple(tokens.tolist()) for tokens in args[0].tokens_T.split(args[0].lengths))
+
+    trainer.zero.module.register_forward_pre_hook(count)
+    train(trainer)
+    assert sorted(forwarded) == sorted(3 * [e.tokens for r in ranked for e in r.examples])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_first_loss_is_over_all_pairs(world, tmp_path, family):
+    """Every pair of different ranks once, averaged within its prompt; prompts weigh equally whatever their K."""
+    ranked = rankings(8)
+    trainer = make_trainer(
+        "reward", world, tmp_path / "run", family=family, data=ranked, batch_size=8, max_steps=1, epochs=1
+    )
+    losses, right, pairs, ties = [], 0, 0, 0
+    for ranking, scores in zip(ranked, scores_one_by_one(trainer.zero.module, ranked)):
+        ordered = sorted(zip(ranking.ranks, scores), key=lambda pair: pair[0])
+        terms = []
+        for i, (better_rank, better) in enumerate(ordered):
+            for worse_rank, worse in ordered[i + 1 :]:
+                if better_rank == worse_rank:
+                    ties += 1
+                    continue
+                terms.append(math.log1p(math.exp(worse - better)))
+                right += better > worse
+        losses.append(sum(terms) / len(terms))
+        pairs += len(terms)
+    assert ties and len({len(r.examples) for r in ranked}) > 2
+    (row,) = train(trainer)["rows"]
+    assert row["loss/reward"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    assert row["reward/accuracy"] == pytest.approx(right / pairs)
+
+
+def test_a_new_head_scores_all_alike(world, tmp_path):
+    """From a score head of zeros the first loss is log 2, and equal scores order no pair rightly."""
+    outcome = train(make_trainer("reward", world, tmp_path / "run", score_seed=None))
+    assert outcome["rows"][0]["loss/reward"] == pytest.approx(math.log(2), rel=1e-6)
+    assert outcome["rows"][0]["reward/accuracy"] == 0
+    assert outcome["result"]["accuracy_before"] == 0
+
+
+def test_accuracy_leaves_ties_out_and_counts_equal_scores_as_wrong(world, tmp_path):
+    """Six pairs less one tie: three right, one in the wrong order, one with equal scores."""
+    examples = tuple(Example("r", (word, EOS), 1) for word in (4, 5, 6, 7))
+    heldout = [RankedExamples("r", examples, (1, 2, 2, 3))]
+    trainer = make_trainer("reward", world, tmp_path / "run", heldout=heldout)
+    score_of = {4: 1.0, 5: 1.0, 6: 0.0, 7: 0.5}  # 4>5 equal, 4>6 and 4>7 right, 5-6 tie, 5>7 right, 6>7 wrong
+    trainer.zero = lambda batch: torch.tensor([score_of[t] for t in batch.tokens_T[::2].tolist()])
+    assert trainer.accuracy() == pytest.approx(3 / 5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_moments_are_those_of_the_scores(world, tmp_path, family):
+    """Of every training response, under the weights that were saved; the scorer of PPO normalises by them."""
+    ranked = rankings()
+    trainer = make_trainer("reward", world, tmp_path / "run", family=family, data=ranked)
+    result = train(trainer)["result"]
+    folder = tmp_path / "run" / "model"
+    module = RewardModule(load_model(folder), load_score_weight(folder))
+    scores = torch.tensor([s for prompt in scores_one_by_one(module, ranked) for s in prompt], dtype=torch.float64)
+    assert result["score_mean"] == pytest.approx(float(scores.mean()), abs=1e-6)
+    assert result["score_std"] == pytest.approx(float(scores.std(correction=0)), rel=1e-5)
+    scorer = load_scorer(str(folder), tiny_tokenizer(), torch.float32, world.device, 64)
+    batch = PackedBatch.from_sequences([e.tokens for r in ranked for e in r.examples])
+    torch.testing.assert_close(
+        scorer(batch, [], []).double(), (scores - scores.mean()) / scores.std(correction=0), atol=1e-4, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_only_the_last_layers_are_trained(world, tmp_path, family):
+    before = tiny_model(family, layers=4).state_dict()
+    after = train(make_trainer("reward", world, tmp_path / "run", family=family, layers=4, trained_layers=2))["weights"]
+    for name, weight in before.items():
+        trained = name.startswith(("layers.2.", "layers.3.", "final_norm."))
+        assert torch.equal(after[name], weight) is not trained, name
+
+
+def test_the_size_of_microbatches_changes_nothing(world, tmp_path):
+    small = train(make_trainer("reward", world, tmp_path / "small", tokens_per_microbatch=150))
+    large = train(make_trainer("reward", world, tmp_path / "large", tokens_per_microbatch=10_000))
+    assert_same_rows(small["rows"], large["rows"], "microbatches")
+    assert_same_weights(small["weights"], large["weights"], 1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_checkable_ranking_is_learned(world, tmp_path, family):
+    """The response with more of one word is better, equal counts tie: above nine in ten pairs right on new prompts."""
+    rng, ranked = random.Random(7), []
+    while len(ranked) < 320:
+        prompt = words(rng, 3)
+        responses = [tuple(rng.choice((4, 5, 6, 7)) for _ in range(6)) for _ in range(4)]
+        counts = [response.count(7) for response in responses]
+        if len(set(counts)) > 1:
+            examples = tuple(Example(str(len(ranked)), (*prompt, *response, EOS), 3) for response in responses)
+            ranked.append(RankedExamples(str(len(ranked)), examples, tuple(7 - c for c in counts)))
+    trainer = make_trainer(
+        "reward", world, tmp_path / "run", family=family, data=ranked[:256], heldout=ranked[256:], score_seed=None,
+        lr=1e-2, eps=1e-8, batch_size=16, epochs=4, max_steps=None, tokens_per_microbatch=2048, trained_layers=3,
+    )  # fmt: skip
+    result = train(trainer)["result"]
+    assert result["accuracy_before"] == 0
+    assert result["accuracy"] > 0.9
