@@ -10,6 +10,8 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from engine.distributed import World
@@ -51,13 +53,25 @@ def read_ds_config(path: str | None) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
             config = json.load(file)
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"--deepspeed_config {path} cannot be read: {error}") from error
+    except OSError as error:
+        raise UserError(f"--deepspeed_config {path} cannot be read ({error.strerror}): see ds_configs/") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"--deepspeed_config {path} is not JSON in UTF-8 ({error}): mend it") from error
     if not isinstance(config, dict):
-        raise UserError(f"--deepspeed_config {path} must hold one JSON object, not {type(config).__name__}")
+        found = type(config).__name__
+        raise UserError(f"--deepspeed_config {path} must hold one JSON object, not {found}: see ds_configs/")
     for key in OURS:
         if key in config:
             raise UserError(f"{path} sets {key!r}, which {OURS[key]} decides: remove it from the file")
+    zero = config.get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        raise UserError(f"{path}: 'zero_optimization' is {zero!r}, it must be an object: see ds_configs/")
+    try:
+        DeepSpeedZeroConfig(**zero)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, ("zero_optimization", *first["loc"])))
+        raise UserError(f"{path}: {where!r} is {first['input']!r} ({first['msg']}): correct or remove it") from error
     return config
 
 
