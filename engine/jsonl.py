@@ -85,16 +85,16 @@ def _fsync_folder(folder: Path) -> None:
 
 
 def _open(path: Path) -> BinaryIO:
-    if not path.name.endswith((*_LINE_SUFFIXES, _LIST_SUFFIX)):
-        raise UserError(f"cannot read {path}: records come in .jsonl, .jsonl.gz or .json files; convert or rename it")
     if path.is_dir():
         raise UserError(f"cannot read {path}: it is a directory; name a file in it")
+    if not path.name.endswith((*_LINE_SUFFIXES, _LIST_SUFFIX)):
+        raise UserError(f"cannot read {path}: records come in .jsonl, .jsonl.gz or .json files; convert or rename it")
     try:
         return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
     except FileNotFoundError:
         raise UserError(f"cannot read {path}: there is no such file; check the path") from None
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; check its permissions") from error
+        raise UserError(f"cannot read {path}: {error.strerror}; check the path and its permissions") from error
 
 
 def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
