@@ -76,7 +76,7 @@ class Run:
 
     def _check_inputs_survive(self) -> None:
         for name in INPUTS:
-            if (value := self.settings.get(name)) and Path(value).resolve().is_relative_to(self.path.resolve()):
+            if (value := self.settings.get(name)) and _real(value).is_relative_to(_real(self.path)):
                 raise UserError(
                     f"--{name.replace('_', '-')} {value} lies in {self.path}, which --overwrite would delete: "
                     "give another --output"
@@ -140,7 +140,7 @@ def read_result(path: Path) -> dict[str, Any] | None:
 
 def template_of(model_dir: str | os.PathLike[str]) -> str | None:
     """The prompt template that a model was trained with, as its run's config.json beside it says; None without one."""
-    return (_settings_in(Path(model_dir).resolve().parent) or {}).get("template")
+    return (_settings_in(_real(model_dir).parent) or {}).get("template")
 
 
 def check_writable(path: Path) -> None:
@@ -152,6 +152,11 @@ def check_writable(path: Path) -> None:
         raise UserError(f"--output {path} cannot be made, {above} is a file: choose another place")
     if not os.access(above, os.W_OK | os.X_OK):
         raise UserError(f"--output {path} cannot be made, you may not write to {above}: choose another place")
+
+
+def _real(path: str | os.PathLike[str]) -> Path:
+    """The path without links. Not Path.resolve, which raises a RuntimeError for links that point at each other."""
+    return Path(os.path.realpath(path))
 
 
 def _settings_in(path: Path) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -66,7 +67,7 @@ def check_output(output: Path, settings: SampleSettings) -> None:
         raise UserError(f"--output {output} must end in .jsonl: one line a prompt is written")
     if output.is_dir():
         raise UserError(f"--output {output} is a folder: name a file, such as {output / 'responses.jsonl'}")
-    if output.resolve() == Path(settings.data).resolve():
+    if os.path.realpath(output) == os.path.realpath(settings.data):
         raise UserError(f"--output {output} is the --data file: name another file")
     if output.exists() and not settings.overwrite:
         raise UserError(f"--output {output} is there already: --overwrite replaces it, or name another file")
