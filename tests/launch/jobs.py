@@ -1,0 +1,57 @@
+"""Helpers: the jobs with flags that run, one of which a test then spoils."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.cli import main
+from launch import ppo, reward, sample, sft
+
+JOBS = {"sft": sft.job, "reward": reward.job, "ppo": ppo.job, "sample": sample.job}
+TRAINERS = ("sft", "reward", "ppo")
+ALL = (*TRAINERS, "sample")
+SHORT = {"template": "plain", "max-length": "64"}
+# What runs, so that a refusal is the doing of the one flag that a test changes.
+GOOD = {
+    "sft": {"data": "prompts.jsonl", "output": "out", "max-steps": "1", **SHORT},
+    "reward": {"data": "rankings.jsonl", "output": "out", "max-steps": "1", "heldout": "0.4", **SHORT},
+    "ppo": {
+        "data": "prompts.jsonl", "output": "out", "max-steps": "1", "reward": "rm", "top-layers": "1",
+        "max-new-tokens": "8", **SHORT,
+    },
+    "sample": {"data": "prompts.jsonl", "output": "out.jsonl", "max-new-tokens": "8", **SHORT},
+}  # fmt: skip
+
+
+def argv_of(job, changes):
+    flags = {"lang": "ne", "model": "m", **GOOD[job], **changes}
+    return [word for name, value in flags.items() if value is not None for word in (f"--{name}", value)]
+
+
+def run(monkeypatch, job, changes, *more):
+    monkeypatch.setattr(sys, "argv", [f"launch/{job}.py", *argv_of(job, changes), *more])
+    main(JOBS[job])
+
+
+def everything(folder):
+    """Each file's path and content, those behind links too."""
+    paths = [Path(parent, name) for parent, _, names in os.walk(folder, followlinks=True) for name in names]
+    return {path: path.read_bytes() if path.is_file() else None for path in paths}, sorted(folder.iterdir())
+
+
+def assert_says(line, *words):
+    for word in words:
+        assert word in line, line
+
+
+def cases(*rows):
+    """(jobs, changes, words that the line must hold), once for each job."""
+    return [
+        pytest.param(job, changes, words, id=f"{job}-{' '.join(map(str, changes.values()))}"[:60])
+        for jobs, changes, *words in rows
+        for job in jobs
+    ]
