@@ -1,5 +1,6 @@
 """PPO: a quiet first step, a frozen trunk, captured = recomputed, one rank = two, controllers, seeds, and it learns."""
 
+import copy
 import dataclasses
 import json
 
@@ -61,6 +62,20 @@ def test_the_first_step_starts_from_ratio_one_and_no_kl(world, tmp_path, family,
         assert row["val/first_ratio_error"] < 1e-5
         assert row["rollout/logprob_difference"] < 1e-4
         assert row["val/ratio"] != 1.0 and row["policy/approxkl_avg"] > 1e-6
+
+
+def test_bfloat16(world, tmp_path):
+    """Generation reads the weights that the optimizer wrote: its log-probabilities stay close to training's."""
+    before = tiny_model("bloom").bfloat16()
+    trainer = make_trainer("ppo", world, tmp_path / "run", model=copy.deepcopy(before), lr=0.03, eps=1e-8, max_steps=3)
+    outcome = train(trainer)
+    for row in outcome["rows"]:
+        assert row["rollout/logprob_difference"] < 0.02 and row["val/first_ratio_error"] < 0.02
+    assert outcome["rows"][0]["objective/kl"] == pytest.approx(0, abs=0.02)
+    assert outcome["rows"][-1]["objective/kl"] > 0.5
+    for name, weight in before.state_dict().items():
+        trained = name.startswith(("layers.1.", "layers.2.", "final_norm."))
+        assert torch.equal(outcome["weights"][name], weight) is not trained, name
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -138,6 +138,14 @@ def test_only_the_last_layers_are_trained(world, tmp_path, family):
         assert torch.equal(after[name], weight) is not trained, name
 
 
+def test_bfloat16_follows_float32(world, tmp_path):
+    wide = train(make_trainer("reward", world, tmp_path / "float32", model=tiny_model("llama")))
+    half = train(make_trainer("reward", world, tmp_path / "bfloat16", model=tiny_model("llama").bfloat16()))
+    assert all(weight.dtype == torch.bfloat16 for weight in half["weights"].values())
+    losses = [[row["loss/reward"] for row in outcome["rows"]] for outcome in (half, wide)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
 def test_the_size_of_microbatches_changes_nothing(world, tmp_path):
     small = train(make_trainer("reward", world, tmp_path / "small", tokens_per_microbatch=150))
     large = train(make_trainer("reward", world, tmp_path / "large", tokens_per_microbatch=10_000))

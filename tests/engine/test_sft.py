@@ -68,6 +68,14 @@ def test_the_size_of_microbatches_changes_nothing(world, tmp_path):
     assert_same_weights(small["weights"], large["weights"], 1e-6)
 
 
+def test_bfloat16_follows_float32(world, tmp_path):
+    wide = train(make_trainer("sft", world, tmp_path / "float32", model=tiny_model("bloom")))
+    half = train(make_trainer("sft", world, tmp_path / "bfloat16", model=tiny_model("bloom").bfloat16()))
+    assert all(weight.dtype == torch.bfloat16 for weight in half["weights"].values())
+    losses = [[row["loss/sft"] for row in outcome["rows"]] for outcome in (half, wide)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.01)
+
+
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_every_sequence_is_used_once_an_epoch(world, tmp_path, epochs):
     examples = sft_examples()
