@@ -12,6 +12,7 @@ from typing import Any
 import deepspeed
 import torch
 
+from engine.distributed import stop_world
 from engine.init_model import init_model
 from engine.models import load_model, save_model
 from engine.tokenizer import load_tokenizer
@@ -65,8 +66,9 @@ def alone() -> Iterator[None]:
     """This process as the only rank, and none of it left behind for other tests."""
     before = {name: os.environ.pop(name, None) for name in RANK_VARIABLES}
     yield
-    if torch.distributed.is_initialized():
+    if deepspeed.comm.is_initialized():
         deepspeed.comm.destroy_process_group()  # torch's own would leave DeepSpeed with a group that is gone
+    stop_world()
     for name, value in before.items():
         os.environ.pop(name, None)
         if value is not None:

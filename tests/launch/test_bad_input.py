@@ -171,8 +171,12 @@ def test_models_and_rewards(here, refused, monkeypatch, job, changes, words):
     (("ppo",), {"reward": "absent_module:score"}, "No module named 'absent_module'"),
     (("ppo",), {"max-new-tokens": "64"}, "--max-new-tokens is 64, --max-length is 64"),
 ))  # fmt: skip
-def test_no_stage_is_run_for_a_mistake_that_shows_before_it(refused, job, changes, words):
-    # Without --model the embedded model, its data and its earlier stages would be made first.
+def test_no_stage_is_run_for_a_mistake_that_shows_before_it(refused, monkeypatch, job, changes, words):
+    # Without --model an embedded model is made: from data, by earlier stages.
+    def begun(*args):
+        raise AssertionError("an earlier stage has begun")
+
+    monkeypatch.setattr("launch.common.make_embedded", begun)
     assert_says(refused(job, {"model": None, **changes}), *words)
 
 
