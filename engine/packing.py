@@ -56,7 +56,10 @@ def plan_microbatches(
         for i in largest:  # longest first, each to the lighter half
             min(halves, key=tokens).append(i)
         bins += halves
-    microbatches = [Microbatch(tuple(sorted(b))) for b in sorted(bins, key=lambda b: (-tokens(b), b))]
+    # Within a microbatch shortest first: attention on CPU takes neighbours of equal length in one call.
+    microbatches = [
+        Microbatch(tuple(sorted(b, key=lambda i: (lengths[i], i)))) for b in sorted(bins, key=lambda b: (-tokens(b), b))
+    ]
     stand_in = Microbatch((min(range(len(lengths)), key=lambda i: lengths[i]),), 0.0)
     microbatches += [stand_in] * (-len(microbatches) % world_size)
     plan: list[list[Microbatch]] = [[] for _ in range(world_size)]

@@ -240,7 +240,7 @@ class PPOTrainer:
         """This rank's microbatches over some of its sequences; as many as on the rank that has most."""
         sequence_ids = list(sequence_ids)
         bins = first_fit_decreasing([batch.lengths[s] for s in sequence_ids], self.batch.tokens_per_microbatch)
-        plan = [Microbatch(tuple(sequence_ids[i] for i in sorted(b))) for b in bins]
+        plan = [Microbatch(tuple(sorted((sequence_ids[i] for i in b), key=lambda s: batch.lengths[s]))) for b in bins]
         stand_in = Microbatch((min(range(batch.num_sequences), key=lambda s: batch.lengths[s]),), 0.0)
         return plan + [stand_in] * (self.world.max(len(plan)) - len(plan))
 

@@ -57,7 +57,7 @@ class RewardTrainer:
             plan = plan_microbatches(tokens, self.batch.tokens_per_microbatch, self.world.size)[self.world.rank]
             for k, microbatch in enumerate(plan):
                 chosen = [rankings[i] for i in microbatch.ids]
-                score_S = self.zero(_pack(chosen).to(self.world.device))
+                score_S = self._scores(chosen)
                 pairs = [x.to(self.world.device) for x in ranking_pairs([r.ranks for r in chosen])]
                 loss = ranking_loss(score_S, *pairs) * microbatch.weight
                 self.zero.backward(loss / len(rankings), last=k == len(plan) - 1)
@@ -112,12 +112,19 @@ class RewardTrainer:
         tokens = [r.num_tokens for r in rankings]
         for microbatch in plan_microbatches(tokens, self.batch.tokens_per_microbatch, self.world.size)[self.world.rank]:
             chosen = [rankings[i] for i in microbatch.ids]
-            yield chosen, self.zero(_pack(chosen).to(self.world.device)).cpu(), microbatch.weight
+            yield chosen, self._scores(chosen).cpu(), microbatch.weight
+
+    def _scores(self, rankings: Sequence[RankedExamples]) -> torch.Tensor:
+        """float32 [S]: the score of every response, in the order of the rankings."""
+        batch, place_S = _pack(rankings)
+        return self.zero(batch.to(self.world.device))[place_S.to(self.world.device)]
 
 
-def _pack(rankings: Sequence[RankedExamples]) -> PackedBatch:
-    """All responses of the rankings, in order: K sequences a ranking, each forwarded once."""
-    return PackedBatch.from_sequences([e.tokens for r in rankings for e in r.examples])
+def _pack(rankings: Sequence[RankedExamples]) -> tuple[PackedBatch, torch.Tensor]:
+    """All responses of the rankings, K sequences a ranking, shortest first; and where each stands, in their order."""
+    sequences = [e.tokens for r in rankings for e in r.examples]
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+    return PackedBatch.from_sequences([sequences[i] for i in order]), torch.tensor(order).argsort()
 
 
 @torch.no_grad()
@@ -125,5 +132,6 @@ def score_sequences(module: RewardModule, batch: PackedBatch, tokens_per_microba
     """float32 [S]: the scores of a pack of any size, a token budget at a time."""
     score_S = torch.empty(batch.num_sequences, device=batch.tokens_T.device)
     for ids in first_fit_decreasing(batch.lengths, tokens_per_microbatch):
+        ids = sorted(ids, key=lambda s: batch.lengths[s])
         score_S[ids] = module(batch.select(ids))
     return score_S

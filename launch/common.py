@@ -23,6 +23,7 @@ from engine.settings import RunSettings
 from engine.tokenizer import check_vocab, load_tokenizer
 from engine.zero import read_ds_config
 
+DEMO_RECORDS = 48_000  # instructions; rankings and PPO prompts are two thirds as many each
 DEMO_MODEL = {"family": "bloom", "layers": 6, "hidden": 192, "heads": 6, "vocab_size": 1024, "max_positions": 512}
 
 
@@ -108,7 +109,7 @@ def embedded_data(settings: RunSettings, job: Job) -> Path:
     path = Path(settings.runs, settings.lang, "data")
     if job.world.is_first and not (path / "sft.jsonl").is_file():
         job.console.say(f"data: making the embedded {job.language.name} tasks in {path}")
-        write_embedded(make_embedded(settings.lang, settings.seed), path)
+        write_embedded(make_embedded(settings.lang, settings.seed, DEMO_RECORDS), path)
     job.world.barrier()
     return path
 
