@@ -23,6 +23,9 @@ DEFAULT_SIZE = 6_000
 HELDOUT_SIZE = 600
 RANKING_HELDOUT_SIZE = 400
 TIE_SHARE = 0.1
+# Share of the SFT answers that are careless: right, and then talking on. Scraped and translated instructions look like
+# that; what people prefer is said by the rankings alone, so that this is what PPO has to teach.
+CARELESS_SHARE = 0.5
 
 Row = dict[str, Any]
 
@@ -76,7 +79,18 @@ def make_embedded(lang: str, seed: int = 0, size: int = DEFAULT_SIZE) -> Embedde
 
 def _instruction_rows(kit: Kit, split: str, count: int, seed: int) -> list[Row]:
     tasks = draw_split(kit, split, count, KINDS, f"{seed}/{split}")
-    return [{**_prompt(kit, split, i, task), "output": task.output, "kind": task.kind} for i, task in enumerate(tasks)]
+    rng = Random(f"{kit.code}/{seed}/{split}/answers")
+    rows = []
+    for index, task in enumerate(tasks):
+        careless = split == "sft" and rng.random() < CARELESS_SHARE
+        output = _careless(kit, task.output, rng) if careless else task.output
+        rows.append({**_prompt(kit, split, index, task), "output": output, "kind": task.kind})
+    return rows
+
+
+def _careless(kit: Kit, answer: str, rng: Random) -> str:
+    """An answer, and a sentence that nobody asked for."""
+    return f"{answer}\n{rng.choice(kit.texts)}"
 
 
 def _ranking_rows(kit: Kit, split: str, count: int, seed: int) -> list[Row]:
@@ -95,12 +109,16 @@ def _prompt(kit: Kit, split: str, index: int, task: Task) -> Row:
 
 
 def _rank_responses(kit: Kit, task: Task, other: Task, rng: Random) -> tuple[list[str], list[int]]:
-    """Four responses in random order and their ranks: the right one, a near miss, a far one, one off the task.
+    """Four responses in random order and their ranks: right, right but careless, a near miss, a careless one or worse.
 
-    In a share of the rankings one grade is given twice, a tie, and one grade of wrong answers is left out.
+    Careless is worse than the same answer alone whether that is right or wrong, so that neither fact says the other.
+
+    In a share of the rankings one grade is given twice, a tie, and one of the others but the first is left out.
     """
     wrong = wrong_answers(kit, task, other, rng)
-    grades = [[task.output, task.output], wrong.near, wrong.far, wrong.off_task]
+    careless = [_careless(kit, answer, rng) for answer in (task.output, task.output, wrong.near[-1], wrong.near[-1])]
+    worst = rng.choice([careless[2:], careless[2:], wrong.far, wrong.off_task])
+    grades = [[task.output, task.output], careless[:2], wrong.near, worst]
     taken = [1, 1, 1, 1]
     if rng.random() < TIE_SHARE:
         twice = rng.choice([grade for grade in range(4) if len(grades[grade]) > 1])

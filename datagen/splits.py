@@ -19,14 +19,16 @@ TRAINING_SPLITS = ("sft", "rl", "ranking")
 # Per cent of the prompts of a kind that is not finite.
 _SHARES = {"sft": 40, "rl": 20, "ranking": 20, "heldout": 7, "ranking_heldout": 6, "benchmarks": 7}
 _HELDOUT_PERCENT_OF_FINITE = 20
+_ROUNDS = 8  # of a training split's prompts of one kind
 _PATIENCE_DRAWS = 2_000  # without a prompt that is new, before a split's share counts as used up
 
 
 def draw_split(kit: Kit, split: str, count: int, kinds: Iterable[str], stream: str) -> list[Task]:
     """`count` tasks of the split in random order, as many of each kind as of any other.
 
-    In a training split a kind that runs out starts again. Elsewhere no prompt occurs twice: a kind that runs out leaves
-    its share to the others, and there are fewer than `count` when all have run out. Equal streams give equal tasks.
+    In a training split a kind that runs out starts again, a few rounds; elsewhere no prompt occurs twice. A kind that
+    has run out leaves its share to the others: a prompt seen a hundred times is learned by heart, not understood. There
+    are fewer than `count` when all have run out. Equal streams give equal tasks.
     """
     sources = [_tasks_of_kind(kit, kind, split, Random(f"{kit.code}/{stream}/{kind}")) for kind in kinds]
     tasks: list[Task] = []
@@ -52,9 +54,10 @@ def _tasks_of_kind(kit: Kit, kind: str, split: str, rng: Random) -> Iterator[Tas
         for task in _new_tasks(kit, kind, split, rng):
             tasks.append(task)
             yield task
-    while split in TRAINING_SPLITS:
-        rng.shuffle(tasks)
-        yield from tasks
+    if split in TRAINING_SPLITS:
+        for _ in range(_ROUNDS - 1):
+            rng.shuffle(tasks)
+            yield from tasks
 
 
 def _finite_pool(kit: Kit, kind: str, split: str) -> list[Task]:

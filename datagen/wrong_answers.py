@@ -207,7 +207,6 @@ def _off_task(kit: Kit, task: Task, other: Task, near: list[str], rng: Random) -
             f"{task.output} {rng.choice(near)} {rng.choice(near)}",
             kit.show((task.output,) * _FEW),
             f"{task.output} {task.instruction}",
-            f"{task.output} {rng.choice(kit.texts)}",
         ]
     )
     off_task = [task.instruction, rng.choice(foreign.words), drowned, rng.choice(_SILENCE)]

@@ -32,12 +32,20 @@ class LanguageModule(nn.Module):
 class RewardModule(nn.Module):
     """A language model's body with a scalar head on the last token of each sequence."""
 
-    def __init__(self, model: nn.Module, score_weight_D: Tensor | None = None):
+    def __init__(self, model: nn.Module, score_weight_D: Tensor):
         super().__init__()
         self.model = model
         self.score = nn.Linear(model.hidden_size, 1, bias=False)
-        weight_D = torch.zeros(model.hidden_size) if score_weight_D is None else score_weight_D
-        self.score.weight.data = weight_D.to(next(model.parameters())).reshape(1, -1).clone()
+        self.score.weight.data = score_weight_D.to(next(model.parameters())).reshape(1, -1).clone()
+
+    @staticmethod
+    def new_score_weight(model: nn.Module, seed: int) -> Tensor:
+        """float32 [D] from normal(0, 1 / sqrt(D + 1)) (Stiennon et al. 2020): scores begin with deviation about 1.
+
+        From zero, the body would get no gradient until the head has grown.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(model.hidden_size, generator=generator) * (model.hidden_size + 1) ** -0.5
 
     def freeze_below(self, trained_layers: int) -> None:
         """Leave the last `trained_layers` layers, the final norm and the head to be trained."""

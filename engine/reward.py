@@ -97,9 +97,9 @@ class RewardTrainer:
         return metrics.read(self.world)["accuracy"]
 
     def score_moments(self) -> tuple[float, float]:
-        """Mean and standard deviation of the scores of every training response, to normalise rewards with."""
+        """Mean and deviation of the scores of the training responses (of 4,096 rankings at most), to normalise with."""
         metrics = Metrics()
-        for _, score_S, weight in self._scored(self.rankings):
+        for _, score_S, weight in self._scored(self.rankings[:4096]):
             score_S = score_S.double()
             metrics.add("mean", score_S.sum() * weight, len(score_S) * weight)
             metrics.add("square", score_S.square().sum() * weight, len(score_S) * weight)

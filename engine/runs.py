@@ -84,6 +84,7 @@ class Run:
 
     def start(self) -> None:
         """Make the folder and write config.json. Every rank waits until it is there."""
+        self._started = time.monotonic()
         if self.world.is_first:
             if self.settings["overwrite"] and _settings_in(self.path) is not None:
                 shutil.rmtree(self.path)

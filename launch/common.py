@@ -138,14 +138,11 @@ def stage_model(settings: RunSettings, stage: str, run_stage: Any, job: Job) -> 
 
 def finished_before(job: Job) -> bool:
     """Whether this very run is complete; if so the caller shows its result again."""
-    if not job.run.finished_before():
+    done = job.run.finished_before()
+    job.world.barrier()  # no rank may start the run before all have looked
+    if not done:
         return False
     job.console.say(
         f"{job.run.path} is complete with these settings, its result is shown again: --overwrite runs it anew"
     )
     return True
-
-
-def source(settings: RunSettings) -> str:
-    """One line on where model and data come from."""
-    return "embedded default: small model and tasks made here" if settings.model is None else str(settings.model)

@@ -13,7 +13,7 @@ from engine.presets import presets
 from engine.prompts import load_template
 from engine.records import read_rankings
 from engine.reward import RewardTrainer
-from engine.seeds import shuffled
+from engine.seeds import derive_seed, shuffled
 from engine.settings import BatchSettings, OptimizerSettings, RewardSettings, RunSettings
 from launch import sft
 from launch.common import Job, check_files, demo_unless_model, embedded_data, finished_before, open_job, stage_model
@@ -76,8 +76,10 @@ def train(
         "held out": f"{len(heldout):,} rankings",
         "plan": f"{batch.epochs} epochs, {batch.batch_size} prompts a step",
     })  # fmt: skip
+    head_seed = derive_seed(run_settings.seed, "score head")
+    module = RewardModule(model, RewardModule.new_score_weight(model, head_seed))
     trainer = RewardTrainer(
-        RewardModule(model), rankings, heldout, run_settings, optimizer, batch, reward,
+        module, rankings, heldout, run_settings, optimizer, batch, reward,
         job.world, job.run, job.console, job.ds_config,
     )  # fmt: skip
     result = trainer.train()
