@@ -38,15 +38,17 @@ def demo(stage: str) -> Preset:
     """A model of a few million parameters on the embedded tasks: minutes on two CPU cores."""
     changes: dict[str, Preset] = {
         "sft": {
-            "lr": 3e-3, "warmup_steps": 20, "batch_size": 64, "epochs": 1, "max_steps": 500, "max_length": 192, "weight_decay": 0.05,
+            "lr": 3e-3, "warmup_steps": 20, "batch_size": 64, "epochs": 1, "max_steps": 500, "max_length": 192,
             "loss_on": "response", "template": "plain",
         },
         "reward": {
-            "lr": 5e-4, "warmup_steps": 20, "batch_size": 32, "epochs": 1, "max_steps": 300, "max_length": 192, "template": "plain",
+            "lr": 5e-4, "warmup_steps": 20, "batch_size": 32, "epochs": 1, "max_steps": 300, "max_length": 192,
+            "template": "plain",
         },
         "ppo": {
-            "lr": 3e-4, "batch_size": 256, "minibatch_size": 64, "epochs": 1, "max_steps": 60, "max_length": 192, "max_new_tokens": 48,
-            "ppo_epochs": 2, "kl_coef": 0.05, "kl_controller": "fixed", "template": "plain", "slots": 256,
+            "lr": 3e-4, "batch_size": 256, "minibatch_size": 64, "epochs": 1, "max_steps": 60, "max_length": 192,
+            "max_new_tokens": 48, "ppo_epochs": 2, "kl_coef": 0.05, "kl_controller": "fixed", "template": "plain",
+            "slots": 256,
         },
     }  # fmt: skip
     return {**default(stage), **changes[stage]}

@@ -50,7 +50,7 @@ def test_bins_hold_every_item_once_and_no_two_neighbours_could_be_one(lengths, s
 
 
 def test_a_plan_for_two_ranks_by_hand():
-    """Bins [9] [8 2] [7 3] [6 4] [5] are five: the fullest is halved, then dealt out forwards and backwards, shortest first."""
+    """Bins [9] [8 2] [7 3] [6 4] [5] are five: the fullest is halved, then they go out to and fro, shortest first."""
     plan = plan_microbatches([9, 8, 7, 6, 5, 4, 3, 2], 10, 2)
     assert [[m.ids for m in rank] for rank in plan] == [[(6, 2), (1,), (4,)], [(5, 3), (0,), (7,)]]
     assert all(m.weight == 1 for rank in plan for m in rank)
