@@ -1,4 +1,4 @@
-"""The embedded data: schemas, sizes, no leakage, legal ranks, equal bits for equal arguments, whole files."""
+"""The embedded data: schemas, sizes, no leakage, careless answers and ranks, equal bits, whole files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from datagen.embedded import make_embedded, write_embedded
+from datagen.embedded import CARELESS_SHARE, make_embedded, write_embedded
+from datagen.kits import kit_codes, load_kit
 from datagen.tasks import KINDS, check
 from engine.errors import UserError
 from engine.records import read_instructions, read_rankings
@@ -82,6 +83,66 @@ def test_rankings_have_one_to_four_legal_ranks_and_about_a_tenth_tie(data):
     assert 0.08 < ties / len(data.ranking) < 0.12
 
 
+def grades(row, texts):
+    """[(rank, grade)] by rank. Right is the rank 1 that is given; careless is any answer, a newline, and a text."""
+    right = row["responses"][row["ranks"].index(1)]
+    graded = []
+    for response, rank in sorted(zip(row["responses"], row["ranks"]), key=lambda pair: pair[1]):
+        answer, newline, tail = response.partition("\n")
+        assert not newline or tail in texts, response
+        grade = ("right" if answer == right else "wrong") + (" but careless" if newline else "")
+        assert check({"output": right}, response) == (grade == "right"), response
+        graded.append((rank, grade))
+    return graded
+
+
+@pytest.mark.parametrize("code", kit_codes())
+def test_right_is_better_than_careless_is_better_than_wrong(code):
+    """In every language; and what is careless never counts as right, where it is ranked and where it is measured."""
+    made, texts = make_embedded(code, size=48), set(load_kit(code).texts)
+    for row in (*made.ranking, *made.ranking_heldout):
+        places = {}
+        for rank, grade in grades(row, texts):
+            places.setdefault(grade, set()).add(rank)
+        assert places.pop("right") == {1}
+        wrong = places.pop("wrong", set()) | places.get("wrong but careless", set())
+        last = places.pop("wrong but careless", {max(row["ranks"])})
+        assert last == {max(row["ranks"])}
+        careless = places.pop("right but careless", set())
+        assert careless <= {2} and not careless & wrong and not places
+
+
+def test_the_worst_response_is_careless_as_often_as_not(data):
+    """So that a tail alone says as little of the answer before it as the answer says of the tail."""
+    texts = set(load_kit("ne").texts)
+    untied = [grades(row, texts) for row in data.ranking if len(set(row["ranks"])) == 4]
+    assert {tuple(grade for _, grade in row[:3]) for row in untied} == {("right", "right but careless", "wrong")}
+    worst = [row[3][1] for row in untied]
+    assert set(worst) == {"wrong", "wrong but careless"}
+    assert 0.45 < worst.count("wrong but careless") / len(worst) < 0.55
+
+
+def test_half_of_the_sft_answers_are_careless_and_no_other_answer_is(data):
+    texts = set(load_kit("ne").texts)
+    careless = [row["output"] for row in data.sft if "\n" in row["output"]]
+    assert abs(len(careless) / len(data.sft) - CARELESS_SHARE) < 0.03
+    assert 0.1 < CARELESS_SHARE < 0.9
+    assert all(output.split("\n", 1)[1] in texts for output in careless)
+    assert {output.split("\n", 1)[1] for output in careless} == texts
+    assert not any("\n" in row["output"] for row in (*data.rl, *data.heldout))
+
+
+def test_a_careless_answer_begins_with_the_right_one_and_does_not_count_as_right(data):
+    """The same prompt in rl has the right answer alone (finite kinds share prompts)."""
+    answers = {(row["instruction"], row["input"]): row["output"] for row in data.rl}
+    shared = [row for row in data.sft if (row["instruction"], row["input"]) in answers]
+    assert len(shared) > 1_000
+    for row in shared:
+        right = answers[row["instruction"], row["input"]]
+        assert row["output"].split("\n")[0] == right
+        assert check({"output": right}, row["output"]) == ("\n" not in row["output"])
+
+
 def test_the_right_response_stands_in_every_place(data):
     places = [row["ranks"].index(1) for row in data.ranking]
     assert all(0.2 < places.count(place) / len(places) < 0.3 for place in range(4))
@@ -89,7 +150,7 @@ def test_the_right_response_stands_in_every_place(data):
 
 def test_rank_one_is_what_the_reference_says(data):
     """The same prompt in another split has the same answer (finite kinds share prompts)."""
-    answers = {(row["instruction"], row["input"]): row["output"] for row in (*data.sft, *data.rl)}
+    answers = {(row["instruction"], row["input"]): row["output"] for row in data.rl}
     shared = [row for row in data.ranking if (row["instruction"], row["input"]) in answers]
     assert len(shared) > 1_000
     for row in shared:
@@ -110,9 +171,9 @@ def test_files_read_back_as_records(data, folder):
 
 def test_the_corpus_is_the_text_of_training_and_of_nothing_else(data, folder):
     lines = set((folder / "corpus.txt").read_text(encoding="utf-8").splitlines())
-    assert {row["output"] for row in data.sft} <= lines
+    assert {line for row in data.sft for line in row["output"].split("\n")} <= lines
     assert {row["instruction"] for row in data.rl} <= lines
-    assert {text for text in data.ranking[0]["responses"] if text} <= lines
+    assert {line for text in data.ranking[0]["responses"] if text for line in text.split("\n")} <= lines
     held_out = {row["instruction"] for row in data.heldout if not row["input"]}
     assert not held_out & lines - {row["input"] for row in data.sft}
     assert not list(folder.rglob("*.tmp"))

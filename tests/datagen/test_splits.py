@@ -67,6 +67,16 @@ def test_a_held_out_kind_ends_and_a_trained_one_starts_again():
     assert len(draw_split(kit, "sft", 2_000, ["add"], "x")) == 2_000  # more than the split has prompts
 
 
+@pytest.mark.parametrize("split", TRAINING_SPLITS)
+def test_training_repeats_a_prompt_eight_times_and_then_leaves_the_share_to_the_others(split):
+    kit = load_kit("en")
+    alone = draw_split(kit, split, 2_000, ["day_after"], "x")
+    assert set(Counter((task.instruction, task.input) for task in alone).values()) == {8}
+    assert len(alone) == 8 * 22  # four fifths of 7 days x 4 phrasings
+    counts = Counter(task.kind for task in draw_split(kit, split, 600, ["day_after", "add"], "x"))
+    assert counts == {"day_after": 8 * 22, "add": 600 - 8 * 22}
+
+
 def test_a_kind_that_is_not_finite_can_be_used_up_to_the_last_few_prompts():
     kit = load_kit("en")
     possible = 4 * sum(min(20, 30 - a) + 1 for a in range(21))  # phrasings x pairs whose sum is at most 30

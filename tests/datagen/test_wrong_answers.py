@@ -90,6 +90,15 @@ def test_off_task_drowns_the_answer_and_changes_the_language():
     assert drowned == foreign == silent == 40
 
 
+def test_no_wrong_answer_is_the_right_one_and_a_sentence_more():
+    """Those are a grade of their own in the rankings, above every wrong answer."""
+    texts = load_kit("en").texts
+    for seed in range(60):
+        wrong = _wrong("opposite", ("hot",), seed)
+        answers = {*wrong.near, *wrong.far, *wrong.off_task}
+        assert not answers & {f"cold{space}{text}" for text in texts for space in " \n"}
+
+
 def test_a_slip_of_the_pen_keeps_marks_with_their_letters():
     kit = load_kit("ne")
     task = make_task(kit, "opposite", ("सानो",), 0)

@@ -2,6 +2,7 @@
 
 import math
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -93,9 +94,33 @@ def test_the_first_loss_is_over_all_pairs(world, tmp_path, family):
     assert row["reward/accuracy"] == pytest.approx(right / pairs)
 
 
-def test_a_new_head_scores_all_alike(world, tmp_path):
-    """From a score head of zeros the first loss is log 2, and equal scores order no pair rightly."""
-    outcome = train(make_trainer("reward", world, tmp_path / "run", score_seed=None))
+def test_a_new_head_is_normal_and_its_seed_decides_it():
+    """Deviation 1 / sqrt(D + 1); drawn from its own generator, so that the seed alone says what it is."""
+    wide = SimpleNamespace(hidden_size=40_000)
+    torch.manual_seed(0)
+    weight_D = RewardModule.new_score_weight(wide, 5)
+    assert weight_D.shape == (40_000,) and weight_D.dtype == torch.float32
+    assert float(weight_D.std()) == pytest.approx(40_001**-0.5, rel=0.02)
+    assert abs(float(weight_D.mean())) < 4 / 40_000
+    assert float((weight_D.abs() < 40_001**-0.5).float().mean()) == pytest.approx(0.683, abs=0.01)
+    torch.manual_seed(1)
+    assert torch.equal(RewardModule.new_score_weight(wide, 5), weight_D)
+    assert float(RewardModule.new_score_weight(wide, 6) @ weight_D) == pytest.approx(0, abs=0.03)
+    narrow = RewardModule.new_score_weight(SimpleNamespace(hidden_size=3), 5)
+    assert torch.equal(narrow / (3 + 1) ** -0.5, torch.randn(3, generator=torch.Generator().manual_seed(5)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_new_head_scores_with_deviation_about_one(family):
+    model, batch = tiny_model(family), PackedBatch.from_sequences([words(random.Random(0), 9)])
+    with torch.no_grad():
+        scores = [float(RewardModule(model, RewardModule.new_score_weight(model, s))(batch)) for s in range(200)]
+    assert torch.tensor(scores).std() == pytest.approx(1, abs=0.2)
+
+
+def test_from_a_head_of_zeros_all_score_alike(world, tmp_path):
+    """The first loss is log 2, and equal scores order no pair rightly."""
+    outcome = train(make_trainer("reward", world, tmp_path / "run", score_weight_D=torch.zeros(32)))
     assert outcome["rows"][0]["loss/reward"] == pytest.approx(math.log(2), rel=1e-6)
     assert outcome["rows"][0]["reward/accuracy"] == 0
     assert outcome["result"]["accuracy_before"] == 0
@@ -127,6 +152,21 @@ def test_moments_are_those_of_the_scores(world, tmp_path, family):
     torch.testing.assert_close(
         scorer(batch, [], []).double(), (scores - scores.mean()) / scores.std(correction=0), atol=1e-4, rtol=1e-4
     )
+
+
+def test_moments_are_of_no_more_than_4096_rankings(world, tmp_path):
+    """The first ones: after 4,096 pairs of scores 0 and 2, one of 100 changes nothing."""
+    trainer = make_trainer("reward", world, tmp_path / "run", tokens_per_microbatch=4096)
+    pair, last = (
+        RankedExamples("r", tuple(Example("r", (word, EOS), 1) for word in chosen), (1, 2))
+        for chosen in ((4, 6), (7, 7))
+    )
+    score_of = {4: 0.0, 6: 2.0, 7: 100.0}
+    trainer.zero = lambda batch: torch.tensor([score_of[t] for t in batch.tokens_T[::2].tolist()])
+    trainer.rankings = [pair] * 4096 + [last]
+    assert trainer.score_moments() == pytest.approx((1, 1))
+    trainer.rankings = [pair] * 4095 + [last]
+    assert trainer.score_moments()[0] == pytest.approx((4095 + 100) / 4096)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -164,10 +204,12 @@ def test_a_checkable_ranking_is_learned(world, tmp_path, family):
         if len(set(counts)) > 1:
             examples = tuple(Example(str(len(ranked)), (*prompt, *response, EOS), 3) for response in responses)
             ranked.append(RankedExamples(str(len(ranked)), examples, tuple(7 - c for c in counts)))
+    model = tiny_model(family)
     trainer = make_trainer(
-        "reward", world, tmp_path / "run", family=family, data=ranked[:256], heldout=ranked[256:], score_seed=None,
-        lr=1e-2, eps=1e-8, batch_size=16, epochs=4, max_steps=None, tokens_per_microbatch=2048, trained_layers=3,
+        "reward", world, tmp_path / "run", model=model, data=ranked[:256], heldout=ranked[256:],
+        score_weight_D=RewardModule.new_score_weight(model, 4), lr=1e-2, eps=1e-8, batch_size=16, epochs=4,
+        max_steps=None, tokens_per_microbatch=2048, trained_layers=3,
     )  # fmt: skip
     result = train(trainer)["result"]
-    assert result["accuracy_before"] == 0
+    assert result["accuracy_before"] < 0.8
     assert result["accuracy"] > 0.9

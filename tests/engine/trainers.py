@@ -158,9 +158,9 @@ def without_clock(metrics: Mapping[str, float]) -> dict[str, float]:
 def make_trainer(
     stage: str, world: World, folder: Path, family: str = "bloom", zero: str = "zero0", layers: int = 3,
     model: torch.nn.Module | None = None, data: Sequence[Any] | None = None, heldout: Sequence[Any] | None = None,
-    score_seed: int | None = 4, **changes: Any,
+    score_weight_D: Tensor | None = None, **changes: Any,
 ) -> SFTTrainer | RewardTrainer | PPOTrainer:  # fmt: skip
-    """A trainer ready to train; `changes` are settings. score_seed None leaves the score head at zero."""
+    """A trainer ready to train; `changes` are settings."""
     groups = settings(stage, **changes)
     run = RecordedRun(folder, stage, groups, world)
     run.start()
@@ -169,10 +169,9 @@ def make_trainer(
     if stage == "sft":
         return SFTTrainer(model, data or sft_examples(), *rest)
     if stage == "reward":
-        weight_D = None
-        if score_seed is not None:
-            weight_D = 0.3 * torch.randn(model.hidden_size, generator=torch.Generator().manual_seed(score_seed))
-        return RewardTrainer(RewardModule(model, weight_D), data or rankings(), heldout or rankings(4, 5), *rest)
+        if score_weight_D is None:
+            score_weight_D = 0.3 * torch.randn(model.hidden_size, generator=torch.Generator().manual_seed(4))
+        return RewardTrainer(RewardModule(model, score_weight_D), data or rankings(), heldout or rankings(4, 5), *rest)
     tokenizer = tiny_tokenizer()
     scorer = load_scorer(groups[-1].reward, tokenizer, torch.float32, world.device, groups[2].tokens_per_microbatch)
     return PPOTrainer(model, tokenizer, data or prompts(), scorer, *rest)
