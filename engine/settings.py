@@ -90,6 +90,7 @@ class BatchSettings:
         "error",
         choices=["error", "left", "right", "drop"],
     )
+    bad_records: str = flag("a record that cannot be used: stop, or leave it out", "error", choices=["error", "skip"])
     tokens_per_microbatch: int = flag("tokens of one forward on one rank", 8192)
 
     def __post_init__(self) -> None:

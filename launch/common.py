@@ -19,7 +19,7 @@ from engine.languages import Language, get_language
 from engine.models import load_model, load_score_weight
 from engine.models.hf import load_config
 from engine.runs import Run
-from engine.settings import RunSettings
+from engine.settings import BatchSettings, RunSettings
 from engine.tokenizer import check_vocab, load_tokenizer
 from engine.zero import read_ds_config
 
@@ -70,6 +70,19 @@ def load_checked(path: str | Path, dtype: torch.dtype, device: torch.device, max
     if model.max_length is not None and max_length > model.max_length:
         raise UserError(f"--max-length is {max_length}, {path} serves {model.max_length} tokens: lower it")
     return model, tokenizer
+
+
+def checked_reader(job: Job, batch: BatchSettings, read: Callable[..., Iterable[Any]]) -> Callable[[str], list[Any]]:
+    """A reader of whole files: a bad record stops it, or with --bad-records skip is left out and counted aloud."""
+
+    def records(path: str) -> list[Any]:
+        bad: list[UserError] = []
+        good = list(read(path, on_bad_record=bad.append if batch.bad_records == "skip" else None))
+        if bad:
+            job.console.say(f"{len(bad)} of {len(good) + len(bad)} records left out, the first: {bad[0]}")
+        return good
+
+    return records
 
 
 def check_files(read: Callable[[str], Iterable[Any]], *paths: str | None) -> None:

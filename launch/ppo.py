@@ -19,7 +19,16 @@ from engine.runs import read_result
 from engine.scoring import check_reward, load_scorer, try_scorer
 from engine.settings import BatchSettings, OptimizerSettings, PPOSettings, RunSettings, check_room
 from launch import reward, sft
-from launch.common import Job, check_files, demo_unless_model, embedded_data, finished_before, open_job, stage_model
+from launch.common import (
+    Job,
+    check_files,
+    checked_reader,
+    demo_unless_model,
+    embedded_data,
+    finished_before,
+    open_job,
+    stage_model,
+)
 
 SETTINGS = (RunSettings, OptimizerSettings, BatchSettings, PPOSettings)
 
@@ -46,9 +55,11 @@ def train(
     room, template = batch.max_length - ppo.max_new_tokens, load_template(batch.template)
     if ppo.reward:
         check_reward(ppo.reward)
+    read_prompts = checked_reader(job, batch, partial(read_instructions, require_output=False))
+    read_checks = checked_reader(job, batch, read_instructions)
     if run_settings.model is None:
-        check_files(partial(read_instructions, require_output=False), run_settings.data)
-        check_files(read_instructions, run_settings.eval_data)
+        check_files(read_prompts, run_settings.data)
+        check_files(read_checks, run_settings.eval_data)
     model_dir = run_settings.model or stage_model(run_settings, "sft", sft.job, job)
     reward_name = ppo.reward or str(stage_model(run_settings, "reward", reward.job, job))
     data, checks_file = run_settings.data, run_settings.eval_data
@@ -60,10 +71,10 @@ def train(
         raise UserError(
             f"--top-layers is {ppo.top_layers}, {model_dir} has {model.num_layers} layers: give fewer, or all"
         )
-    prompts = encode_prompts(read_instructions(data, require_output=False), tokenizer, template, room, batch.truncate)
+    prompts = encode_prompts(read_prompts(data), tokenizer, template, room, batch.truncate)
     checks = []
     if checks_file:
-        checks = encode_prompts(read_instructions(checks_file), tokenizer, template, room, batch.truncate)
+        checks = encode_prompts(read_checks(checks_file), tokenizer, template, room, batch.truncate)
     scorer = load_scorer(reward_name, tokenizer, job.dtype, job.world.device, batch.tokens_per_microbatch)
     try_scorer(scorer, prompts[0], tokenizer, job.world.device)
     if len(prompts) < job.world.size:

@@ -16,7 +16,16 @@ from engine.reward import RewardTrainer
 from engine.seeds import derive_seed, shuffled
 from engine.settings import BatchSettings, OptimizerSettings, RewardSettings, RunSettings
 from launch import sft
-from launch.common import Job, check_files, demo_unless_model, embedded_data, finished_before, open_job, stage_model
+from launch.common import (
+    Job,
+    check_files,
+    checked_reader,
+    demo_unless_model,
+    embedded_data,
+    finished_before,
+    open_job,
+    stage_model,
+)
 
 SETTINGS = (RunSettings, OptimizerSettings, BatchSettings, RewardSettings)
 
@@ -38,17 +47,17 @@ def train(
 ) -> None:
     """Read and check everything, then train, save and measure."""
     data, heldout_file = run_settings.data, run_settings.eval_data
-    template = load_template(batch.template)
+    template, read = load_template(batch.template), checked_reader(job, batch, read_rankings)
     if run_settings.model is None:
-        check_files(read_rankings, data, heldout_file)
+        check_files(read, data, heldout_file)
     model_dir = run_settings.model or stage_model(run_settings, "sft", sft.job, job)
     if data is None:
         embedded = embedded_data(run_settings, job)
         data, heldout_file = embedded / "ranking.jsonl", heldout_file or embedded / "ranking_heldout.jsonl"
     model, tokenizer = job.load(model_dir, batch.max_length)
 
-    def read(path):
-        rankings = encode_rankings(read_rankings(path), tokenizer, template, batch.max_length, batch.truncate)
+    def encoded(path):
+        rankings = encode_rankings(read(path), tokenizer, template, batch.max_length, batch.truncate)
         for ranking in rankings:  # all K responses share a microbatch
             if ranking.num_tokens > batch.tokens_per_microbatch:
                 raise UserError(
@@ -57,9 +66,9 @@ def train(
                 )
         return rankings
 
-    rankings = read(data)
+    rankings = encoded(data)
     if heldout_file:
-        heldout = read(heldout_file)
+        heldout = encoded(heldout_file)
     else:
         order = shuffled(len(rankings), run_settings.seed, "heldout")
         count = round(len(rankings) * reward.heldout)

@@ -13,7 +13,16 @@ from engine.prompts import load_template
 from engine.records import read_instructions
 from engine.settings import BatchSettings, OptimizerSettings, RunSettings, SFTSettings
 from engine.sft import SFTTrainer
-from launch.common import Job, check_files, demo_unless_model, embedded_data, embedded_model, finished_before, open_job
+from launch.common import (
+    Job,
+    check_files,
+    checked_reader,
+    demo_unless_model,
+    embedded_data,
+    embedded_model,
+    finished_before,
+    open_job,
+)
 
 SETTINGS = (RunSettings, OptimizerSettings, BatchSettings, SFTSettings)
 
@@ -35,18 +44,18 @@ def train(
 ) -> None:
     """Read and check everything, then train, save and measure."""
     data, checks_file = run_settings.data, run_settings.eval_data
-    template = load_template(batch.template)
+    template, read = load_template(batch.template), checked_reader(job, batch, read_instructions)
     if run_settings.model is None:
-        check_files(read_instructions, data, checks_file)
+        check_files(read, data, checks_file)
     if data is None:
         embedded = embedded_data(run_settings, job)
         data, checks_file = embedded / "sft.jsonl", checks_file or embedded / "heldout.jsonl"
     model_dir = run_settings.model or embedded_model(run_settings, job)
     model, tokenizer = job.load(model_dir, batch.max_length)
-    examples = encode_instructions(read_instructions(data), tokenizer, template, batch.max_length, batch.truncate)
+    examples = encode_instructions(read(data), tokenizer, template, batch.max_length, batch.truncate)
     checks = []
     if checks_file:
-        checks = encode_prompts(read_instructions(checks_file), tokenizer, template, batch.max_length, batch.truncate)
+        checks = encode_prompts(read(checks_file), tokenizer, template, batch.max_length, batch.truncate)
 
     job.run.start()
     job.header(f"Supervised fine-tuning in {job.language.name}", {
