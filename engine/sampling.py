@@ -54,13 +54,12 @@ def sample(logits_SV: Tensor, sampling: Sampling, uniform_S: Tensor) -> tuple[Te
 
 
 def _invert(weights_SC: Tensor, uniform_S: Tensor) -> Tensor:
-    """int64 [S]: the first candidate whose cumulative weight passes uniform * total. Sums in float64."""
+    """int64 [S]: the first candidate whose cumulative weight passes uniform * total. Sums in float64.
+
+    A float64 below 1 times the total stays below the total after rounding, so there always is one.
+    """
     cumulative_SC = weights_SC.double().cumsum(-1)
-    threshold_S1 = uniform_S[:, None] * cumulative_SC[:, -1:]
-    choice = torch.searchsorted(cumulative_SC, threshold_S1, right=True)[:, 0]
-    # u * total may round up to the total itself; the last candidate of positive weight is meant then.
-    last = torch.searchsorted(cumulative_SC, cumulative_SC[:, -1:].contiguous())[:, 0]
-    return torch.minimum(choice, last)
+    return torch.searchsorted(cumulative_SC, uniform_S[:, None] * cumulative_SC[:, -1:], right=True)[:, 0]
 
 
 def _sample_truncated(logits_SV: Tensor, logsumexp_S: Tensor, sampling: Sampling, uniform_S: Tensor) -> Tensor:

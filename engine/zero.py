@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import deepspeed
 import torch
-from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from pydantic import ValidationError
 from torch import Tensor, nn
 
 from engine.distributed import World
 from engine.errors import UserError
 from engine.settings import OptimizerSettings
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # what DeepSpeed would find by itself, with a page of warnings
+import deepspeed
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
 # What our own settings decide; a ds_config may not say it a second time.
 OURS = {

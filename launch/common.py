@@ -18,7 +18,7 @@ from engine.init_model import init_model
 from engine.languages import Language, get_language
 from engine.models import load_model, load_score_weight
 from engine.models.hf import load_config
-from engine.runs import Run
+from engine.runs import Run, template_of
 from engine.settings import BatchSettings, RunSettings
 from engine.tokenizer import check_vocab, load_tokenizer
 from engine.zero import read_ds_config
@@ -43,6 +43,12 @@ class Job:
         zero = self.ds_config.get("zero_optimization", {}).get("stage", 0)
         ranks = f"{self.world.size} x {self.world.device.type}, {str(self.dtype).removeprefix('torch.')}, ZeRO-{zero}"
         self.console.header(title, {**rows, "ranks": ranks, "results": self.run.path})
+
+    def note_template(self, model_dir: str | Path, template: str) -> None:
+        """Say so when a model is about to see another prompt template than the one it was trained with."""
+        trained = template_of(model_dir)
+        if trained not in (None, template):
+            self.console.say(f"note: {model_dir} was trained with --template {trained}, this run uses {template}")
 
     def load(self, path: str | Path, max_length: int) -> tuple[Any, Any]:
         """(model on this rank's device, tokenizer), checked against each other and for sequences of max_length."""

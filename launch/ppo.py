@@ -67,6 +67,7 @@ def train(
         embedded = embedded_data(run_settings, job)
         data, checks_file = embedded / "rl.jsonl", checks_file or embedded / "heldout.jsonl"
     model, tokenizer = job.load(model_dir, batch.max_length)
+    job.note_template(model_dir, batch.template)
     if ppo.top_layers != "all" and int(ppo.top_layers) > model.num_layers:
         raise UserError(
             f"--top-layers is {ppo.top_layers}, {model_dir} has {model.num_layers} layers: give fewer, or all"

@@ -55,6 +55,7 @@ def train(
         embedded = embedded_data(run_settings, job)
         data, heldout_file = embedded / "ranking.jsonl", heldout_file or embedded / "ranking_heldout.jsonl"
     model, tokenizer = job.load(model_dir, batch.max_length)
+    job.note_template(model_dir, batch.template)
 
     def encoded(path):
         rankings = encode_rankings(read(path), tokenizer, template, batch.max_length, batch.truncate)

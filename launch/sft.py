@@ -52,6 +52,7 @@ def train(
         data, checks_file = embedded / "sft.jsonl", checks_file or embedded / "heldout.jsonl"
     model_dir = run_settings.model or embedded_model(run_settings, job)
     model, tokenizer = job.load(model_dir, batch.max_length)
+    job.note_template(model_dir, batch.template)
     examples = encode_instructions(read(data), tokenizer, template, batch.max_length, batch.truncate)
     checks = []
     if checks_file:
