@@ -82,21 +82,21 @@ def train(
         raise UserError(f"{data} has {len(prompts)} prompts for {job.world.size} ranks: start fewer ranks")
 
     job.run.start()
+    trainer = PPOTrainer(
+        model, tokenizer, prompts, scorer, run_settings, optimizer, batch, ppo,
+        job.world, job.run, job.console, job.ds_config,
+    )  # fmt: skip
     job.header(f"PPO in {job.language.name}", {
         "policy": f"{model_dir} (top {ppo.top_layers} of {model.num_layers} layers trained)",
         "reward": reward_name,
         "data": f"{data} ({len(prompts):,} prompts)",
-        "plan": f"{batch.epochs} passes, {batch.batch_size} rollouts an iteration of up to {ppo.max_new_tokens} tokens",
+        "plan": f"{len(trainer.steps)} iterations of {batch.batch_size} rollouts of up to {ppo.max_new_tokens} tokens",
         "update": f"{ppo.ppo_epochs} PPO epochs, {ppo.minibatch_size} rollouts a step",
     })  # fmt: skip
     before, result = None, {}
     if checks:
         before, answers_before = exact_match(model, tokenizer, checks, ppo.max_new_tokens, job.world, job.console)
         job.console.say(f"  exact match on {len(checks)} held-out tasks before PPO: {before:.1%}\n")
-    trainer = PPOTrainer(
-        model, tokenizer, prompts, scorer, run_settings, optimizer, batch, ppo,
-        job.world, job.run, job.console, job.ds_config,
-    )  # fmt: skip
     result |= trainer.train()
     if job.world.is_first:
         save_model(model, job.run.model_dir, tokenizer)

@@ -59,14 +59,14 @@ def train(
         checks = encode_prompts(read(checks_file), tokenizer, template, batch.max_length, batch.truncate)
 
     job.run.start()
-    job.header(f"Supervised fine-tuning in {job.language.name}", {
-        "model": f"{model_dir} ({model.config.model_type}, {model.num_layers} layers of {model.hidden_size})",
-        "data": f"{data} ({len(examples):,} sequences, {sum(len(e.tokens) for e in examples):,} tokens)",
-        "plan": f"{batch.epochs} epochs, {batch.batch_size} sequences a step, loss on {sft.loss_on}",
-    })  # fmt: skip
     trainer = SFTTrainer(
         model, examples, run_settings, optimizer, batch, sft, job.world, job.run, job.console, job.ds_config
     )
+    job.header(f"Supervised fine-tuning in {job.language.name}", {
+        "model": f"{model_dir} ({model.config.model_type}, {model.num_layers} layers of {model.hidden_size})",
+        "data": f"{data} ({len(examples):,} sequences, {sum(len(e.tokens) for e in examples):,} tokens)",
+        "plan": f"{len(trainer.steps)} steps of {batch.batch_size} sequences, loss on {sft.loss_on}",
+    })  # fmt: skip
     result = trainer.train()
     save_trained(trainer.zero, job.run.model_dir, tokenizer, job.world)
     if checks:
