@@ -10,8 +10,6 @@ from engine.prompts import Template
 from engine.records import InstructionRecord, RankingRecord
 from engine.tokenizer import encode_prompt, encode_response
 
-TRUNCATE = ("error", "left", "right", "drop")
-
 
 @dataclass(frozen=True)
 class Example:

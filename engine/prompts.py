@@ -49,11 +49,6 @@ TEMPLATES = {
 }
 
 
-def format_prompt(instruction: str, input: str = "", template: str | Template = "alpaca") -> str:
-    """The prompt for one record. To format many with a template file, load it once with load_template."""
-    return (template if isinstance(template, Template) else load_template(template)).format(instruction, input)
-
-
 def load_template(name: str | os.PathLike[str]) -> Template:
     """A template by name ("alpaca", "plain") or from a UTF-8 text file.
 

@@ -17,7 +17,6 @@ from engine.errors import UserError
 from engine.records import read_instructions, read_rankings
 
 ROOT = Path(__file__).parents[2]
-SHARED = ROOT.parent / "shared" / "data"
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +215,6 @@ def test_mmlu_has_five_shots_for_each_subject(data):
     assert len(tested) == 6
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is absent")
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [
@@ -226,9 +224,9 @@ def test_mmlu_has_five_shots_for_each_subject(data):
         ("m_truthfulqa/ne_validation.json", "m_truthfulqa/ne_validation.json"),
     ],
 )
-def test_benchmark_items_have_the_fields_and_types_of_the_published_files(folder, ours, theirs):
+def test_benchmark_items_have_the_fields_and_types_of_the_published_files(folder, real_data, ours, theirs):
     mine = json.loads((folder / "benchmarks" / ours).read_text(encoding="utf-8"))[0]
-    published = json.loads((SHARED / theirs).read_text(encoding="utf-8"))[0]
+    published = json.loads((real_data / theirs).read_text(encoding="utf-8"))[0]
     assert set(mine) == {*published, "kind"}
     assert {name: type(mine[name]) for name in published} == {name: type(value) for name, value in published.items()}
 

@@ -5,7 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import UserError
-from engine.prompts import TEMPLATES, Template, format_prompt, load_template
+from engine.prompts import TEMPLATES, Template, load_template
+
+
+def format_prompt(instruction, input="", template="alpaca"):
+    return load_template(template).format(instruction, input)
 
 
 def test_alpaca_to_the_letter():
