@@ -13,7 +13,7 @@ from torch import Tensor
 
 from engine.batch import PackedBatch
 from engine.errors import UserError
-from engine.kv_cache import KVCache
+from engine.kv_cache import SlotCache
 from engine.random_address import address, uniform
 from engine.sampling import Sampling, sample
 
@@ -124,7 +124,7 @@ class _Slots:
     def __init__(self, model, num_slots: int, max_len: int, capture_layer: int | None, weight_VD: Tensor):
         self.model, self.num_slots, self.weight_VD = model, num_slots, weight_VD
         device, dtype = weight_VD.device, weight_VD.dtype
-        self.cache = KVCache(model, num_slots, max_len, dtype, device)
+        self.cache = SlotCache(model, num_slots, max_len, dtype, device)
         self.flights: list[_Flight] = []
         self.token_S = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self.position_S = torch.zeros_like(self.token_S)  # where token_S stands, once it has been sampled

@@ -1,9 +1,12 @@
-"""The keys and values of sequences in generation: one slot a sequence, memory taken once.
+"""The keys and values of sequences in generation: pages taken once, shared by sequences that begin alike.
 
-Shapes: L layers, B slots, G key/value heads, N positions a slot, K head size (with ALiBi's extra dimensions behind it).
+Shapes: L layers, P pages, G key/value heads, N positions a page, K head size, S sequences (rows), B pages a row,
+R groups of neighbouring rows, T tokens.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,9 +16,118 @@ from engine.batch import PackedBatch
 from engine.models.attend import Attend
 from kernels.attention import attention
 from kernels.attention.fold import EXTRA, fold_key, fold_query
+from kernels.attention_decode import attention_decode
+
+PAGE_SIZE = 64
+
+
+class PagePool:
+    """Who owns which page, on the host: a page is taken, gains owners by sharing, and is free when the last lets go."""
+
+    def __init__(self, num_pages: int):
+        self.num_pages = num_pages
+        self._free = list(reversed(range(num_pages)))
+        self._owners = [0] * num_pages
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    def allocate(self, n: int) -> list[int]:
+        """n pages, each with one owner. There must be as many free ones: ask num_free before."""
+        assert 0 <= n <= len(self._free), f"{n} pages wanted, {len(self._free)} of {self.num_pages} are free"
+        pages = [self._free.pop() for _ in range(n)]
+        for page in pages:
+            self._owners[page] = 1
+        return pages
+
+    def share(self, pages: Iterable[int]) -> None:
+        """One more owner for each of these pages, all of them taken."""
+        for page in pages:
+            assert self._owners[page] > 0, f"page {page} is free and cannot be shared"
+            self._owners[page] += 1
+
+    def free(self, pages: Iterable[int]) -> None:
+        """One owner fewer for each of these pages; one without owners can be allocated again."""
+        for page in pages:
+            assert self._owners[page] > 0, f"page {page} is free already"
+            self._owners[page] -= 1
+            if not self._owners[page]:
+                self._free.append(page)
+
+
+def pages_for(num_positions: int, page_size: int = PAGE_SIZE) -> int:
+    """How many pages hold so many positions."""
+    return -(-num_positions // page_size)
+
+
+def page_bytes(model, dtype: torch.dtype, page_size: int = PAGE_SIZE) -> int:
+    """Bytes of one page: keys and values of page_size positions in every layer."""
+    return 2 * model.num_layers * model.num_kv_heads * page_size * model.head_size * dtype.itemsize
 
 
 class KVCache:
+    """The pages themselves, of every layer, taken once. Which page is whose is the caller's (PagePool)."""
+
+    def __init__(
+        self, model, num_pages: int, page_size: int = PAGE_SIZE, dtype: torch.dtype = torch.float32, device="cpu"
+    ):
+        self.page_size = page_size
+        shape = (model.num_layers, num_pages, model.num_kv_heads, page_size, model.head_size)
+        self.k_LPGNK = torch.zeros(shape, dtype=dtype, device=device)
+        self.v_LPGNK = torch.zeros(shape, dtype=dtype, device=device)
+
+    def copy_pages(self, source: Sequence[int], target: Sequence[int]) -> None:
+        """Copy pages over others, in every layer: the half-filled last page of a prompt, once for each sample."""
+        for x in (self.k_LPGNK, self.v_LPGNK):
+            x[:, target] = x[:, source]
+
+    def _write(self, layer: int, page_T: Tensor, slot_T: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> None:
+        self.k_LPGNK[layer][page_T, :, slot_T] = k_TGK
+        self.v_LPGNK[layer][page_T, :, slot_T] = v_TGK
+
+    def prefill(self, batch: PackedBatch, table_SB: Tensor) -> Attend:
+        """Attention for whole sequences: causal within the pack, keeping keys and values in each sequence's pages.
+
+        table_SB int32 [S, B]: position j of sequence s is slot j % N of page table_SB[s, j // N].
+        """
+        page_T = table_SB[batch.sequence_T, batch.positions_T // self.page_size].long()
+        slot_T = batch.positions_T % self.page_size
+
+        def attend(layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, slopes_H: Tensor | None) -> Tensor:
+            self._write(layer, page_T, slot_T, k_TGK, v_TGK)
+            return attention(q_THK, k_TGK, v_TGK, batch.cu_seqlens, batch.lengths, slopes_H)
+
+        return attend
+
+    def decode(
+        self,
+        table_SB: Tensor,
+        position_S: Tensor,
+        cu_groups: Tensor | None = None,
+        shared_R: Tensor | None = None,
+    ) -> Attend:
+        """Attention for one new token a row, at the given positions (integers [S]), over what its pages hold before it.
+
+        A row may be the next token of a sequence, or one of several tokens of a prompt: those have the same pages and
+        consecutive positions, and see each other because all rows are written before any is read. So decoding and
+        pieces of prompts can ride in one step. cu_groups and shared_R as in `attention_decode`: neighbouring rows whose
+        first shared_R positions (whole pages) are the same pages.
+        """
+        page_S = table_SB.gather(1, (position_S // self.page_size).long()[:, None])[:, 0].long()
+        slot_S = position_S.long() % self.page_size
+        length_S = (position_S + 1).to(torch.int32)
+
+        def attend(layer: int, q_SHK: Tensor, k_SGK: Tensor, v_SGK: Tensor, slopes_H: Tensor | None) -> Tensor:
+            self._write(layer, page_S, slot_S, k_SGK, v_SGK)
+            return attention_decode(
+                q_SHK, self.k_LPGNK[layer], self.v_LPGNK[layer], table_SB, length_S, slopes_H, None, cu_groups, shared_R
+            )
+
+        return attend
+
+
+class SlotCache:
     """Slots 0 to n-1 are in use: the last sequence takes the place of one that leaves, so they stay in front."""
 
     def __init__(self, model, num_slots: int, max_len: int, dtype: torch.dtype, device: torch.device):
