@@ -170,7 +170,7 @@ class _Slots:
     def _sample(self, h_SD: Tensor, slots: slice, sampling: Sampling, eos_id: int) -> int:
         logits_SV = self.model.norm(h_SD) @ self.weight_VD.T
         uniform_S = uniform(self.address_S[slots], self.position_S[slots])
-        token_S, logprob_S = sample(logits_SV, sampling, uniform_S)
+        token_S, logprob_S, _ = sample(logits_SV, sampling, uniform_S)
         self.token_S[slots] = token_S
         self.position_S[slots] += 1
         new_tokens = 0

@@ -15,8 +15,8 @@ def attention_decode(
     each, B pages a row, R groups of neighbouring rows.
 
     q_SHK [S, H, K], k_PGNK and v_PGNK [P, G, N, K], float32 or bfloat16; table_SB int32 [S, B]: position j of row s is
-    slot j % N of page table_SB[s, j // N]; length_S int32 [S], at least 1: a row sees positions 0 to length - 1. Entries
-    of the table behind a row's length are not looked at. slopes_H float32 [H] adds slope * key position to the scores
+    slot j % N of page table_SB[s, j // N]; length_S int32 [S], at least 1: a row sees positions 0 to length - 1, and
+    entries of its table behind them are not looked at. slopes_H float32 [H] adds slope * key position to the scores
     (Press et al. 2022); scale defaults to 1/sqrt(K). Returns [S, H, K] in the dtype of q. No gradients.
 
     cu_groups int32 [R+1] and shared_R int32 [R] say which neighbours share what: rows cu_groups[r] to cu_groups[r+1]

@@ -52,7 +52,7 @@ def expected_shares(logits_V: torch.Tensor, how: Sampling) -> torch.Tensor:
 
 def draw(logits_V: torch.Tensor, how: Sampling, uniform_S: torch.Tensor) -> torch.Tensor:
     """int64 [V]: how often each token came, one draw a uniform."""
-    token_S, _ = sample(logits_V.expand(len(uniform_S), -1), how, uniform_S)
+    token_S, *_ = sample(logits_V.expand(len(uniform_S), -1), how, uniform_S)
     assert token_S.dtype == torch.int64
     return token_S.bincount(minlength=len(logits_V))
 
@@ -104,7 +104,7 @@ def test_a_row_with_a_small_nucleus_is_the_same_beside_one_that_needs_the_full_s
     rows_SV = torch.stack([peaked_V, FLAT_V, peaked_V])
     uniform_S = torch.tensor([0.2, 0.97, 0.8], dtype=torch.float64)
     how = Sampling(1.0, top_p=0.95)
-    together, _ = sample(rows_SV, how, uniform_S)
+    together, *_ = sample(rows_SV, how, uniform_S)
     alone = [sample(rows_SV[i : i + 1], how, uniform_S[i : i + 1])[0].item() for i in range(3)]
     assert together.tolist() == alone
 
@@ -127,7 +127,7 @@ def test_chi_square_can_tell():
 def test_never_a_token_outside_of_top_k_or_top_p(seed, spread, top_k, top_p, temperature, u):
     """By rank and by share: fewer than k tokens are likelier, and those likelier do not reach top-p by themselves."""
     logits_SV = spread * torch.randn(3, 20, generator=torch.Generator().manual_seed(seed))
-    token_S, _ = sample(logits_SV, Sampling(temperature, top_k, top_p), torch.full((3,), u, dtype=torch.float64))
+    token_S, *_ = sample(logits_SV, Sampling(temperature, top_k, top_p), torch.full((3,), u, dtype=torch.float64))
     for logits_V, token in zip(logits_SV.double(), token_S.tolist()):
         assert 0 <= token < 20
         likelier = logits_V > logits_V[token]
@@ -143,7 +143,7 @@ def test_uniforms_at_both_ends_give_tokens_of_positive_share(how):
     logits_V = torch.where(torch.arange(V) % 2 == 0, -torch.inf, LOGITS_V)
     logits_V[-1] = -torch.inf
     ends_S = torch.tensor([0.0, 2**-53, 0.5, 1 - 2**-52, BELOW_1], dtype=torch.float64)
-    token_S, logprob_S = sample(logits_V.expand(5, -1), how, ends_S)
+    token_S, logprob_S, _ = sample(logits_V.expand(5, -1), how, ends_S)
     assert torch.isfinite(logits_V[token_S]).all()
     assert torch.isfinite(logprob_S).all()
 
@@ -151,7 +151,7 @@ def test_uniforms_at_both_ends_give_tokens_of_positive_share(how):
 def test_greedy_takes_the_largest_whatever_the_uniform():
     logits_SV = torch.randn(6, V, generator=torch.Generator().manual_seed(1))
     uniform_S = torch.linspace(0, BELOW_1, 6, dtype=torch.float64)
-    token_S, logprob_S = sample(logits_SV, Sampling(0.0), uniform_S)
+    token_S, logprob_S, _ = sample(logits_SV, Sampling(0.0), uniform_S)
     assert token_S.tolist() == logits_SV.argmax(-1).tolist()
     torch.testing.assert_close(logprob_S, logits_SV.log_softmax(-1).amax(-1))
     assert sample(logits_SV, Sampling(0.0, top_k=3, top_p=0.5), uniform_S)[0].tolist() == token_S.tolist()
@@ -162,7 +162,7 @@ def test_greedy_takes_the_largest_whatever_the_uniform():
 def test_the_log_probability_is_tempered_and_never_truncated(how, dtype):
     logits_SV = torch.randn(50, V, generator=torch.Generator().manual_seed(3)).to(dtype)
     uniform_S = torch.rand(50, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
-    token_S, logprob_S = sample(logits_SV, how, uniform_S)
+    token_S, logprob_S, _ = sample(logits_SV, how, uniform_S)
     expected_SV = (logits_SV.double() / how.temperature).log_softmax(-1)
     assert logprob_S.dtype == torch.float32
     torch.testing.assert_close(logprob_S.double(), expected_SV.gather(1, token_S[:, None])[:, 0], rtol=0, atol=1e-5)
