@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, NoReturn
 
-from datagen import embedded
+from datagen import embedded, rouge_filter
 from engine.errors import UserError
 
 
@@ -27,6 +27,12 @@ COMMANDS = {
         "python -m datagen embedded --lang ne --output runs/ne/data",
         embedded.add_arguments,
         embedded.run,
+    ),
+    "filter": Command(
+        "drop candidates that repeat the pool or each other (ROUGE-L above 0.7, as Alpaca does)",
+        "python -m datagen filter --pool alpaca.jsonl --candidates new.jsonl --output kept.jsonl --rejected near.jsonl",
+        rouge_filter.add_arguments,
+        rouge_filter.run,
     ),
 }
 

@@ -1,0 +1,233 @@
+"""The ROUGE-L filter: decisions identical to rouge_score's, nearest items, and the command."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer, _score_lcs
+from rouge_score.tokenize import tokenize
+
+from datagen import near_duplicates as module
+from datagen.__main__ import main
+from datagen.rouge_filter import Rejection, find_rejections
+from datagen.words import rouge_words, unicode_words
+from engine.records import read_instructions, read_records, write_jsonl
+
+_SCORER = RougeScorer(["rougeL"], use_stemmer=False)
+
+
+def _brute_force(pool, candidates):
+    """Alpaca's loop: rouge_score itself on tokens made once."""
+    kept, rejections = [(i, tokenize(text, None)) for i, text in enumerate(pool)], []
+    for i, candidate in enumerate(candidates):
+        tokens = tokenize(candidate, None)
+        scores = [(_score_lcs(text, tokens).fmeasure, -at) for at, text in kept]
+        score, at = max(scores, default=(0.0, 0))
+        if score > 0.7:
+            rejections.append(Rejection(i, -at, score))
+        else:
+            kept.append((len(pool) + i, tokens))
+    return rejections
+
+
+def _texts(words, max_words):
+    return st.lists(st.sampled_from(words), max_size=max_words).map(" ".join)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(_texts(["a", "b", "c", "d"], 8), max_size=8), st.lists(_texts(["a", "b", "c", "d"], 8), max_size=14))
+def test_decisions_nearest_and_scores_are_rouge_scores(pool, candidates):
+    assert list(find_rejections(pool, candidates)) == _brute_force(pool, candidates)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_long_texts_too(data):
+    words = [f"w{i}" for i in range(40)]
+    base = data.draw(st.lists(st.sampled_from(words), min_size=50, max_size=90))
+    texts = []
+    for _ in range(5):
+        keep = random.Random(data.draw(st.integers(0, 2**32)))
+        texts.append(" ".join(w if keep.random() < 0.75 else keep.choice(words) for w in base))
+    assert list(find_rejections(texts[:2], texts[2:])) == _brute_force(texts[:2], texts[2:])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(_texts(["a", "b", "c"], 6), max_size=20), st.integers(1, 4), st.integers(1, 30))
+def test_blocks_change_nothing(candidates, queries_a_block, pairs_a_block):
+    whole = list(find_rejections([], candidates))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_QUERIES_A_BLOCK", queries_a_block)
+        patch.setattr(module, "_PAIRS_A_BLOCK", pairs_a_block)
+        assert list(find_rejections([], candidates)) == whole
+
+
+def _pair_with_lcs(lengths, lcs):
+    shared = [f"s{i}" for i in range(lcs)]
+    return [" ".join(shared + [f"{side}{i}" for i in range(n - lcs)]) for side, n in zip("xy", lengths, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "rejected"), [((8, 12), True), ((12, 8), True), ((10, 10), False), ((9, 11), None), ((7, 13), None)]
+)
+def test_rounding_at_the_boundary_is_rouge_scores(lengths, rejected):
+    """All of these are 7/10 exactly; float64 makes some of them more."""
+    first, second = _pair_with_lcs(lengths, 7)
+    by_rouge = _SCORER.score(first, second)["rougeL"].fmeasure > 0.7
+    assert rejected in (None, by_rouge)
+    assert bool(list(find_rejections([first], [second]))) == by_rouge
+
+
+def test_every_boundary_up_to_60_words():
+    """Each pair of lengths with the smallest LCS that reaches 7/10, and one word less."""
+    wrong = []
+    for m in range(1, 61):
+        for n in range(m, min(60, 13 * m // 7) + 1):
+            for lcs in {-(-7 * (m + n) // 20), -(-7 * (m + n) // 20) - 1} - {0, -1}:
+                if lcs > m:
+                    continue
+                precision, recall = lcs / m, lcs / n
+                f = 2 * precision * recall / (precision + recall)
+                first, second = _pair_with_lcs((m, n), lcs)
+                if bool(list(find_rejections([first], [second]))) != (f > 0.7):
+                    wrong.append((m, n, lcs, f))
+        if m > 20 and wrong:
+            break
+    assert wrong == []
+
+
+def test_a_rejected_candidate_rejects_no_other():
+    # b is near a and c is near b, but c is not near a.
+    a, b, c = "1 2 3 4 5 6 7 8 9 10", "1 2 3 4 5 6 7 8 x y", "1 2 3 4 5 6 z z x y"
+    assert [r.index for r in find_rejections([], [b, c])] == [1]
+    assert [r.index for r in find_rejections([], [a, b, c])] == [1]
+
+
+def test_texts_without_words_are_kept():
+    assert list(find_rejections(["", "तपाईं"], ["", "तपाईं", "??"])) == []
+    assert [r.index for r in find_rejections(["तपाईं"], ["", "तपाईं"], unicode_words)] == [1]
+
+
+def test_nothing_at_all():
+    assert list(find_rejections([], [])) == list(find_rejections(["a b c"], [])) == []
+
+
+def _mutations(texts, count, seed):
+    """Texts changed in places, so that their score with the original lies around 0.7."""
+    draw = random.Random(seed)
+    words = sorted({word for text in texts for word in text.split()})
+    for _ in range(count):
+        original = draw.randrange(len(texts))
+        changed = texts[original].split()
+        for _ in range(max(1, round(len(changed) * draw.uniform(0.25, 0.7)))):
+            at = draw.randrange(len(changed)) if changed else 0
+            kind = draw.randrange(4)
+            if kind == 0 and changed:
+                del changed[at]
+            elif kind == 1:
+                changed.insert(at, draw.choice(words))
+            elif kind == 2 and changed:
+                changed[at] = draw.choice(words)
+            elif changed:
+                changed.insert(draw.randrange(len(changed)), changed.pop(at))
+        yield original, " ".join(changed)
+
+
+def test_near_threshold_mutations_of_real_instructions_decide_as_rouge_score(real_data):
+    """Each mutation against its original alone, 3,000 of them."""
+    texts = [record.instruction for record in read_instructions(real_data / "alpaca_en.jsonl.gz", require_output=False)]
+    mutations = list(_mutations(texts, 3000, seed=1))
+    expected = {
+        i: score
+        for i, (original, text) in enumerate(mutations)
+        if (score := _SCORER.score(texts[original], text)["rougeL"].fmeasure) > 0.7
+    }
+    assert 600 < len(expected) < 2400
+    alone = [list(find_rejections([texts[original]], [text])) for original, text in mutations]
+    assert {i: found[0].score for i, found in enumerate(alone) if found} == expected
+
+
+def test_replaying_real_instructions_rejects_as_rouge_score_would(real_data):
+    """2,000 instructions, then 300 mutations of them, by brute force over the pairs that share 30 % of words."""
+    texts = [record.instruction for record in read_instructions(real_data / "alpaca_en.jsonl.gz", require_output=False)]
+    texts = texts[:2000]
+    mutations = [text for _, text in _mutations(texts, 300, seed=2)]
+    words = [set(rouge_words(text)) for text in texts + mutations]
+    expected = []
+    for i, text in enumerate(mutations):
+        mine = words[len(texts) + i]
+        near = [j for j in range(len(texts) + i) if len(words[j] & mine) * 10 >= 3 * len(mine)]
+        near = [j for j in near if j - len(texts) not in {r.index for r in expected}]
+        scores = [(_SCORER.score((texts + mutations)[j], text)["rougeL"].fmeasure, -j) for j in near]
+        score, at = max(scores, default=(0.0, 0))
+        if score > 0.7:
+            expected.append(Rejection(i, -at, score))
+    assert list(find_rejections(texts, mutations)) == expected
+    assert list(find_rejections([], texts)) == []
+
+
+@pytest.mark.slow
+def test_all_of_alpaca_replayed_rejects_none(real_data):
+    """Alpaca kept each of its 52,002 instructions under this rule, against all before it and the human seeds."""
+    seeds = [fields["instruction"] for _, fields in read_records(real_data / "seed_tasks.jsonl")]
+    texts = [record.instruction for record in read_instructions(real_data / "alpaca_en.jsonl.gz", require_output=False)]
+    assert list(find_rejections(seeds, texts)) == []
+
+
+@pytest.mark.slow
+def test_mutations_against_all_of_alpaca_by_brute_force(real_data):
+    """25 mutations against 52,002 instructions with rouge_score's own table, 1.3 million of them."""
+    texts = [record.instruction for record in read_instructions(real_data / "alpaca_en.jsonl.gz", require_output=False)]
+    mutations = [text for _, text in _mutations(texts, 25, seed=3)]
+    assert list(find_rejections(texts, mutations)) == _brute_force(texts, mutations)
+
+
+def _files(tmp_path, pool, candidates):
+    write_jsonl(tmp_path / "pool.jsonl", [{"instruction": text} for text in pool])
+    write_jsonl(tmp_path / "new.jsonl", [{"id": i, "instruction": text} for i, text in enumerate(candidates)])
+    argv = ["filter", "--pool", "pool.jsonl", "--candidates", "new.jsonl", "--output", "kept.jsonl"]
+    return [*argv, "--rejected", "rejected.jsonl"]
+
+
+def test_the_command_names_the_nearest_and_its_score(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    argv = _files(
+        tmp_path, ["List five red fruits now"], ["Count to ten", "List five red fruits", "count to ten!", "हो"]
+    )
+    assert main(argv) == 0
+    assert [fields["id"] for _, fields in read_records("kept.jsonl")] == [0, 3]
+    rejected = [fields for _, fields in read_records("rejected.jsonl")]
+    assert [(r["id"], r["nearest"], r["nearest_at"]) for r in rejected] == [
+        (1, "List five red fruits now", "pool.jsonl:1"),
+        (2, "Count to ten", "new.jsonl:1"),
+    ]
+    assert [r["rouge_l"] for r in rejected] == [pytest.approx(8 / 9), 1.0]
+    out = capsys.readouterr().out
+    assert "2  kept" in out
+    assert "2  rejected" in out
+    assert "1  of the kept have no word" in out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--output", "rejected.jsonl"], "--rejected rejected.jsonl is another file of this command"),
+        (["--output", "./pool.jsonl"], "--output ./pool.jsonl is another file of this command"),
+        (["--output", "kept.txt"], "--output kept.txt: the name must end in .jsonl"),
+        (["--field", "text"], "pool.jsonl:1: field 'text' is missing"),
+        (["--field", "id"], "new.jsonl:1: field 'id' is 0: it must be a string"),
+        (["--pool", "none.jsonl"], "none.jsonl: there is no such file"),
+        (["--tokenizer", "bert"], "argument --tokenizer: invalid choice: 'bert'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_nothing_is_written(tmp_path, monkeypatch, capsys, change, message):
+    monkeypatch.chdir(tmp_path)
+    argv = _files(tmp_path, ["a b c d"], ["a b c d e"])
+    if change == ["--field", "id"]:
+        argv[1:3] = []
+    assert main(argv + change) == 2
+    assert message in capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["new.jsonl", "pool.jsonl"]
