@@ -48,6 +48,12 @@ class World:
         dist.all_gather_object(items, item)
         return items
 
+    def join(self, part: Tensor) -> Tensor:
+        """The flat tensors of equal size of all ranks, end to end, on every rank."""
+        parts = part.new_empty(self.size * part.numel())
+        dist.all_gather_into_tensor(parts, part)
+        return parts
+
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()

@@ -21,7 +21,7 @@ class Experience:
     batch: PackedBatch
     id_S: Tensor  # int64: number of the rollout in its iteration, the same whichever rank made it
     action_T: Tensor  # bool: the column's target was sampled by the policy
-    trunk_TD: Tensor | None  # output of the frozen layers; None when every layer is trained
+    trunk_TD: Tensor | None  # output of the frozen layers, may lie in host memory; None when every layer is trained
     logprob_T: Tensor  # float32, log-probability under the policy that acted
     ref_logprob_T: Tensor  # float32, under the reference
     value_T: Tensor  # float32, the critic's value before the action
@@ -35,7 +35,7 @@ class Experience:
         columns = self.batch.columns(sequence_ids)
         rows = torch.tensor(list(sequence_ids), device=columns.device)
         taken = {
-            name: None if x is None else x[rows] if name.endswith("_S") else x[columns]
+            name: None if x is None else x[rows] if name.endswith("_S") else x[columns.to(x.device)]
             for name, x in self._columns().items()
         }
         return Experience(batch=self.batch.select(sequence_ids), **taken)

@@ -1,4 +1,4 @@
-"""What DeepSpeed wraps: a whole language model, a reward model, and the policy's top, each one forward over a pack.
+"""What DeepSpeed wraps: a language model, a reward model and the policy, whole or only their top, over a pack.
 
 Shapes: T tokens, A selected action columns, S sequences, D model, V vocabulary.
 """
@@ -14,27 +14,65 @@ from engine.batch import PackedBatch
 from kernels.linear_logprob import linear_logprob
 
 
-class LanguageModule(nn.Module):
-    """A language model trained whole: log-probabilities of chosen targets."""
+class Top(nn.Module):
+    """The layers from `start` on and the final norm, run on the trunk's output: the model's own tensors and names."""
+
+    def __init__(self, model: nn.Module, start: int):
+        super().__init__()
+        self.run_layers = model.run_layers
+        self.layers = nn.ModuleDict({str(i): model.layers[i] for i in range(start, model.num_layers)})
+        self.final_norm = model.final_norm
+
+    def forward(self, batch: PackedBatch, trunk_TD: Tensor | None, columns_A: Tensor) -> Tensor:
+        """h_AD, normed, ready for a head."""
+        return self.final_norm(self.run_layers(list(self.layers.values()), trunk_TD, batch)[columns_A])
+
+
+class Whole(nn.Module):
+    """All of a model in Top's place, when every layer is trained and there is no trunk to keep."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: PackedBatch, columns_A: Tensor) -> Tensor:
-        """float32 [A]: log-probability of the token after each of the columns."""
+    def forward(self, batch: PackedBatch, trunk_TD: Tensor | None, columns_A: Tensor) -> Tensor:
+        """h_AD, normed, ready for a head."""
         model = self.model
-        h_TD = model.run(model.embed(batch), batch, 0, model.num_layers)
-        h_AD = model.norm(h_TD[columns_A])
-        return linear_logprob(h_AD, model.head_weight, batch.target_T[columns_A])[0]
+        return model.norm(model.run(model.embed(batch), batch, 0, model.num_layers)[columns_A])
+
+
+def body_of(model: nn.Module, split: int | None) -> Top | Whole:
+    """The part that is trained: the layers from `split` on, or with None the whole model. Freezes the rest."""
+    body = Whole(model) if split is None else Top(model, split)
+    model.requires_grad_(False)
+    return body.requires_grad_(True)
+
+
+class LanguageModule(nn.Module):
+    """A language model: log-probabilities of chosen targets. Beside a Top the LM head stays frozen, outside."""
+
+    def __init__(self, model: nn.Module, split: int | None = None):
+        super().__init__()
+        self.body = body_of(model, split)
+        # A tuple is not registered: DeepSpeed does not see it.
+        self.frozen_head: tuple[Tensor, ...] = () if split is None else (model.head_weight,)
+
+    @property
+    def head_VD(self) -> Tensor:
+        return self.frozen_head[0] if self.frozen_head else self.body.model.head_weight
+
+    def forward(self, batch: PackedBatch, trunk_TD: Tensor | None, columns_A: Tensor) -> Tensor:
+        """float32 [A]: log-probability of the token after each of the columns."""
+        h_AD = self.body(batch, trunk_TD, columns_A)
+        return linear_logprob(h_AD, self.head_VD, batch.target_T[columns_A])[0]
 
 
 class RewardModule(nn.Module):
     """A language model's body with a scalar head on the last token of each sequence."""
 
-    def __init__(self, model: nn.Module, score_weight_D: Tensor):
+    def __init__(self, model: nn.Module, score_weight_D: Tensor, split: int | None = None):
         super().__init__()
-        self.model = model
+        self.body = body_of(model, split)
         self.score = nn.Linear(model.hidden_size, 1, bias=False)
         self.score.weight.data = score_weight_D.to(next(model.parameters())).reshape(1, -1).clone()
 
@@ -47,65 +85,31 @@ class RewardModule(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         return torch.randn(model.hidden_size, generator=generator) * (model.hidden_size + 1) ** -0.5
 
-    def freeze_below(self, trained_layers: int) -> None:
-        """Leave the last `trained_layers` layers, the final norm and the head to be trained."""
-        self.model.requires_grad_(False)
-        self.model.layers[max(0, self.model.num_layers - trained_layers) :].requires_grad_(True)
-        self.model.final_norm.requires_grad_(True)
-
-    def forward(self, batch: PackedBatch) -> Tensor:
+    def forward(self, batch: PackedBatch, trunk_TD: Tensor | None) -> Tensor:
         """float32 [S]: the score of each sequence."""
-        model = self.model
-        h_TD = model.run(model.embed(batch), batch, 0, model.num_layers)
-        return self.score(model.norm(h_TD[batch.last_S]))[:, 0].float()
+        return self.score(self.body(batch, trunk_TD, batch.last_S))[:, 0].float()
 
 
-class Top(nn.Module):
-    """The layers from `start` on and the final norm, run on the trunk's output: the model's own tensors and names."""
+class Policy(LanguageModule):
+    """What PPO trains: the body and a critic, a value head on it or on a top of its own."""
 
-    def __init__(self, model: nn.Module, start: int):
-        super().__init__()
-        self.run_layers = model.run_layers
-        self.layers = nn.ModuleDict({str(i): model.layers[i] for i in range(start, model.num_layers)})
-        self.final_norm = model.final_norm
-
-    def forward(self, batch: PackedBatch, trunk_TD: Tensor | None, columns_A: Tensor) -> Tensor:
-        """h_AD, normed, ready for the LM head."""
-        return self.final_norm(self.run_layers(list(self.layers.values()), trunk_TD, batch)[columns_A])
-
-
-class Whole(nn.Module):
-    """All of a model in Top's place, when every layer is trained and there is no trunk to keep."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch: PackedBatch, trunk_TD: Tensor | None, columns_A: Tensor) -> Tensor:
-        """h_AD, normed, ready for the LM head."""
-        model = self.model
-        return model.norm(model.run(model.embed(batch), batch, 0, model.num_layers)[columns_A])
-
-
-class Policy(nn.Module):
-    """What PPO trains: the top of the model and a value head on it.
-
-    Where only the top is trained, the LM head stays frozen outside of this module, in `head_VD`.
-    """
-
-    def __init__(self, model: nn.Module, top_layers: int | None):
-        super().__init__()
-        whole = top_layers is None
-        self.body = Whole(model) if whole else Top(model, model.num_layers - top_layers)
-        self.frozen_head: tuple[Tensor, ...] = () if whole else (model.head_weight,)  # a tuple is not registered
+    def __init__(self, model: nn.Module, split: int | None):
+        super().__init__(model, split)
+        self.critic: Top | Whole | None = None
         self.value = nn.Linear(model.hidden_size, 1)
         nn.init.zeros_(self.value.weight)
         nn.init.zeros_(self.value.bias)
-        self.value.to(next(model.parameters()))
+        self.value.to(model.head_weight)
 
-    @property
-    def head_VD(self) -> Tensor:
-        return self.frozen_head[0] if self.frozen_head else self.body.model.head_weight
+    def separate_critic(self, reward: RewardModule | None, mean: float = 0.0, std: float = 1.0) -> None:
+        """Give the value head a body of its own: the reward model's, whose value starts as its normalised score.
+
+        Without a reward model that reads the same trunk, a copy of the policy's body with a head of zeros.
+        """
+        self.critic = copy.deepcopy(self.body if reward is None else reward.body).requires_grad_(True)
+        if reward is not None:
+            self.value.weight.data.copy_(reward.score.weight.data / std)
+            self.value.bias.data.fill_(-mean / std)
 
     def forward(
         self, batch: PackedBatch, trunk_TD: Tensor | None, columns_A: Tensor, temperature: float
@@ -113,7 +117,8 @@ class Policy(nn.Module):
         """float32 [A] each: log-probability of the action, entropy, value before the action."""
         h_AD = self.body(batch, trunk_TD, columns_A)
         logprob_A, _, entropy_A = linear_logprob(h_AD, self.head_VD, batch.target_T[columns_A], temperature)
-        return logprob_A, entropy_A, self.value(h_AD)[:, 0].float()
+        value_A = self.value(h_AD if self.critic is None else self.critic(batch, trunk_TD, columns_A))
+        return logprob_A, entropy_A, value_A[:, 0].float()
 
     def reference(self) -> Reference:
         """A frozen copy of the body as it is now, sharing the frozen head."""

@@ -19,6 +19,7 @@ from engine.distributed import World
 from engine.encoding import Prompt
 from engine.errors import UserError
 from engine.experience import Experience
+from engine.export import body_weights
 from engine.generation import Request, generate
 from engine.kl_controller import KLController
 from engine.losses import kl_estimate, policy_loss, value_loss
@@ -27,10 +28,12 @@ from engine.modules import Policy
 from engine.packing import Microbatch, first_fit_decreasing
 from engine.runs import Run
 from engine.schedule import learning_rate
-from engine.scoring import Scorer
+from engine.scoring import RewardModelScorer, Scorer
 from engine.seeds import batches, derive_seed, shuffled
-from engine.settings import BatchSettings, OptimizerSettings, PPOSettings, RunSettings
+from engine.settings import BatchSettings, OptimizerSettings, PPOSettings, RunSettings, split_of
+from engine.sharded import ShardedWeights
 from engine.tokenizer import decode
+from engine.trunk import rows_of, trunk_parameters
 from engine.zero import ZeroStep, adamw
 
 
@@ -64,15 +67,19 @@ class PPOTrainer:
                 f"{len(prompts)} prompts in iterations of {batch.batch_size} leave one of {world.size} ranks without "
                 "any: give more prompts, a larger --batch-size, or fewer ranks"
             )
-        top_layers = None if ppo.top_layers == "all" else int(ppo.top_layers)
-        self.split = None if top_layers is None else model.num_layers - top_layers
-        sharded = ds_config.get("zero_optimization", {}).get("stage", 0) == 3
-        policy = Policy(model, top_layers)
-        if sharded:  # ZeRO-3 takes what it trains apart, so the rollouts' model keeps a top of its own: see publish
-            policy.body = copy.deepcopy(policy.body)
-        model.requires_grad_(False)
-        policy.requires_grad_(True)
+        self.split = split_of(ppo.top_layers, model.num_layers)
+        policy = Policy(model, self.split)
         self.reference = policy.reference()
+        if ppo.critic == "separate":
+            self._separate_critic(policy)
+        trunk = [] if self.split is None else trunk_parameters(model, self.split)
+        # The head is read in every update; nothing else of the trunk is, so under ZeRO-3 it is shared out meanwhile.
+        self.trunk = ShardedWeights([w for _, w in trunk if w is not model.head_weight], world)
+        self.sharded = ds_config.get("zero_optimization", {}).get("stage", 0) == 3
+        if self.sharded:
+            # ZeRO-3 takes what it trains apart, so the rollouts' model keeps a top of its own: see publish.
+            policy.body = copy.deepcopy(policy.body).requires_grad_(True)
+            model.requires_grad_(False)
         self.zero = ZeroStep(policy, adamw(optimizer), world, ds_config, model.head_weight.dtype)
         self.kl = KLController(ppo.kl_coef, ppo.kl_target if ppo.kl_controller == "adaptive" else None, ppo.kl_horizon)
         steps = batches(len(prompts), batch.batch_size, batch.epochs, self.seed, "prompts")
@@ -98,6 +105,7 @@ class PPOTrainer:
             self.kl.update(history[-1]["objective/kl"], len(self.steps[iteration]))
             bar.update()
         bar.close()
+        self.trunk.gather()
         self.publish()
         first, last = history[0], history[-1]
         names = {"score": "objective/scores", "kl": "objective/kl", "reward": "objective/rlhf_reward"}
@@ -108,18 +116,23 @@ class PPOTrainer:
         self.publish()
         ids = self._share(self.steps[iteration])
         began = time.monotonic()
+        self.trunk.gather()
         responses = self._generate(iteration, ids)
-        metrics.add("time/generation_s", time.monotonic() - began)
+        if self.sharded:
+            self.trunk.release()
+        generated = time.monotonic()
+        metrics.add("time/generation_s", generated - began)
         prompts = [self.prompts[self.steps[iteration][i]] for i in ids]
         batch = PackedBatch.from_sequences(
             [(*p.tokens, *r.tokens) for p, r in zip(prompts, responses)], self.world.device
         )
         action_T = action_mask(batch, [len(p.tokens) for p in prompts])
-        trunk_TD = None if self.split is None else torch.cat([r.trunk_ND for r in responses])
+        trunk_TD = self._keep_trunk([r.trunk_ND for r in responses])
 
         logprob_T, value_T, ref_logprob_T = self._columns(batch, trunk_TD, action_T)
         texts = [decode(self.tokenizer, r.tokens) for r in responses]
-        score_S = self.scorer(batch, [p.text for p in prompts], texts)
+        score_S = self.scorer(batch, trunk_TD, [p.text for p in prompts], texts)
+        metrics.add("time/scoring_s", time.monotonic() - generated)
         ended_S = torch.tensor([r.ended for r in responses], device=self.world.device)
         clipped_S = score_S.clamp(-self.ppo.score_clip, self.ppo.score_clip)
         clipped_S = clipped_S - self.ppo.missing_eos_penalty * ~ended_S
@@ -160,7 +173,8 @@ class PPOTrainer:
         for k, microbatch in enumerate(plan):
             part = experience.select(microbatch.ids)
             columns_A = part.action_T.nonzero()[:, 0]
-            logprob_A, entropy_A, value_A = self.zero(part.batch, part.trunk_TD, columns_A, self.ppo.temperature)
+            trunk = None if part.trunk_TD is None else part.trunk_TD.to(self.world.device, non_blocking=True)
+            logprob_A, entropy_A, value_A = self.zero(part.batch, trunk, columns_A, self.ppo.temperature)
             old_A = part.logprob_T[columns_A]
             pg_loss, pg_clipped = policy_loss(logprob_A, old_A, part.advantage_T[columns_A], self.ppo.clip)
             vf_loss, vf_clipped = value_loss(
@@ -203,10 +217,8 @@ class PPOTrainer:
         """Bring the trained weights into `model`: under ZeRO-3 by a gather, elsewhere they are the same tensors."""
         if self.zero.stage == 3:
             own = dict(self.model.named_parameters())
-            for name, weight in self.zero.state_dict().items():
-                name = name.removeprefix("body.").removeprefix("model.")
-                if name in own:  # the value head is not the model's
-                    own[name].data.copy_(weight)
+            for name, weight in body_weights(self.zero.state_dict()).items():
+                own[name].data.copy_(weight)
 
     def _share(self, step: Sequence[int]) -> list[int]:
         """This rank's places in a step: longest prompts first, dealt out in turn, back in order."""
@@ -222,6 +234,23 @@ class PPOTrainer:
                 self.ppo.slots, self.split, lambda finished, _: bar.update(finished - bar.n),
             )  # fmt: skip
 
+    def _keep_trunk(self, parts: Sequence[Tensor | None]) -> Tensor | None:
+        """The rollouts' trunk_TD: on the device within --trunk-cache, beyond that in pinned host memory."""
+        if self.split is None:
+            return None
+        size = sum(part.numel() * part.element_size() for part in parts)
+        if size <= self.batch.trunk_cache * 1e9 or self.world.device.type == "cpu":
+            return torch.cat(parts)
+        return torch.cat([part.cpu() for part in parts]).pin_memory()
+
+    def _separate_critic(self, policy: Policy) -> None:
+        """Start the critic from the reward model where that reads the policy's trunk, or trains no trunk at all."""
+        scorer = self.scorer
+        if isinstance(scorer, RewardModelScorer) and scorer.shares_trunk:
+            policy.separate_critic(scorer.module, scorer.mean, scorer.std)
+        else:
+            policy.separate_critic(None)
+
     @torch.no_grad()
     def _columns(self, batch: PackedBatch, trunk_TD: Tensor | None, action_T: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities, values and the reference's log-probabilities of a rollout; zero where nothing is acted."""
@@ -229,7 +258,7 @@ class PPOTrainer:
         value_T, ref_logprob_T = torch.zeros_like(logprob_T), torch.zeros_like(logprob_T)
         for microbatch in self._plan(batch, range(batch.num_sequences)):
             columns_M = batch.columns(microbatch.ids)
-            part, trunk = batch.select(microbatch.ids), None if trunk_TD is None else trunk_TD[columns_M]
+            part, trunk = batch.select(microbatch.ids), rows_of(trunk_TD, columns_M)
             columns_A = action_T[columns_M].nonzero()[:, 0]
             where_A = columns_M[columns_A]
             logprob_T[where_A], _, value_T[where_A] = self.zero(part, trunk, columns_A, self.ppo.temperature)

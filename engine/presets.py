@@ -17,7 +17,7 @@ def okapi(stage: str) -> Preset:
         },
         "reward": {
             "lr": 3e-5, "schedule": "cosine", "warmup_steps": 50, "weight_decay": 1e-4, "beta1": 0.9, "beta2": 0.999,
-            "batch_size": 64, "epochs": 3, "max_length": 768, "trained_layers": 12,
+            "batch_size": 64, "epochs": 3, "max_length": 768,
         },
         "ppo": {
             "lr": 1e-6, "schedule": "constant", "warmup_steps": 0, "weight_decay": 1e-6, **adam,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 
@@ -19,6 +20,7 @@ from engine.runs import Run
 from engine.schedule import learning_rate
 from engine.seeds import batches
 from engine.settings import BatchSettings, OptimizerSettings, RewardSettings, RunSettings
+from engine.trunk import Trunk, rows_of
 from engine.zero import ZeroStep, adamw
 
 
@@ -27,7 +29,8 @@ class RewardTrainer:
 
     def __init__(
         self,
-        module: RewardModule,
+        model: torch.nn.Module,
+        score_weight_D: torch.Tensor,
         rankings: Sequence[RankedExamples],
         heldout: Sequence[RankedExamples],
         run_settings: RunSettings,
@@ -40,14 +43,21 @@ class RewardTrainer:
         ds_config: dict,
     ):
         self.rankings, self.heldout, self.optimizer, self.batch = rankings, heldout, optimizer, batch
-        self.world, self.run, self.console = world, run, console
-        module.freeze_below(reward.trained_layers)
+        self.model, self.world, self.run, self.console = model, world, run, console
+        split = max(0, model.num_layers - reward.num_top_layers)
+        self.trunk = Trunk(model, split)
+        module = RewardModule(model, score_weight_D, split)
         self.zero = ZeroStep(module, adamw(optimizer), world, ds_config, module.score.weight.dtype)
+        # Place of each ranking's first response among all of them: what the trunk keeps them by.
+        self.first = list(accumulate((len(r.examples) for r in rankings), initial=0))
         self.steps = batches(len(rankings), batch.batch_size, batch.epochs, run_settings.seed, "reward")
         self.steps = self.steps[: run_settings.max_steps]
 
     def train(self) -> dict[str, float]:
         """Run every step, then measure held-out accuracy and the scores' mean and deviation on the training prompts."""
+        if self.trunk.split and self.batch.epochs > 1:
+            responses = [e.tokens for r in self.rankings for e in r.examples]
+            self.trunk.keep(responses, self.run.trunk_file, self.batch, self.world, self.console)
         metrics, means, bar = Metrics(), {}, self.console.bar(len(self.steps), "reward", "step")
         before = self.accuracy()
         for step, ids in enumerate(self.steps):
@@ -57,7 +67,7 @@ class RewardTrainer:
             plan = plan_microbatches(tokens, self.batch.tokens_per_microbatch, self.world.size)[self.world.rank]
             for k, microbatch in enumerate(plan):
                 chosen = [rankings[i] for i in microbatch.ids]
-                score_S = self._scores(chosen)
+                score_S = self._scores(chosen, [self.first[ids[i]] for i in microbatch.ids])
                 pairs = [x.to(self.world.device) for x in ranking_pairs([r.ranks for r in chosen])]
                 loss = ranking_loss(score_S, *pairs) * microbatch.weight
                 self.zero.backward(loss / len(rankings), last=k == len(plan) - 1)
@@ -91,7 +101,7 @@ class RewardTrainer:
     def accuracy(self) -> float:
         """Share of the held-out pairs that the scores order rightly; equal scores count as wrong."""
         metrics = Metrics()
-        for chosen, score_S, weight in self._scored(self.heldout):
+        for chosen, score_S, weight in self._scored(self.heldout, None):
             better_P, worse_P, _ = ranking_pairs([r.ranks for r in chosen])
             metrics.add("accuracy", (score_S[better_P] > score_S[worse_P]).sum() * weight, len(better_P) * weight)
         return metrics.read(self.world)["accuracy"]
@@ -99,7 +109,7 @@ class RewardTrainer:
     def score_moments(self) -> tuple[float, float]:
         """Mean and deviation of the scores of the training responses (of 4,096 rankings at most), to normalise with."""
         metrics = Metrics()
-        for _, score_S, weight in self._scored(self.rankings[:4096]):
+        for _, score_S, weight in self._scored(self.rankings[:4096], self.first):
             score_S = score_S.double()
             metrics.add("mean", score_S.sum() * weight, len(score_S) * weight)
             metrics.add("square", score_S.square().sum() * weight, len(score_S) * weight)
@@ -107,31 +117,34 @@ class RewardTrainer:
         return means["mean"], max(0.0, means["square"] - means["mean"] ** 2) ** 0.5
 
     @torch.no_grad()
-    def _scored(self, rankings: Sequence[RankedExamples]):
+    def _scored(self, rankings: Sequence[RankedExamples], first: Sequence[int] | None):
         """(rankings of a pack, their scores, 1 or 0 for a stand-in) of this rank's share."""
         tokens = [r.num_tokens for r in rankings]
         for microbatch in plan_microbatches(tokens, self.batch.tokens_per_microbatch, self.world.size)[self.world.rank]:
             chosen = [rankings[i] for i in microbatch.ids]
-            yield chosen, self._scores(chosen).cpu(), microbatch.weight
+            score_S = self._scores(chosen, first and [first[i] for i in microbatch.ids])
+            yield chosen, score_S.cpu(), microbatch.weight
 
-    def _scores(self, rankings: Sequence[RankedExamples]) -> torch.Tensor:
-        """float32 [S]: the score of every response, in the order of the rankings."""
-        batch, place_S = _pack(rankings)
-        return self.zero(batch.to(self.world.device))[place_S.to(self.world.device)]
+    def _scores(self, rankings: Sequence[RankedExamples], first: Sequence[int] | None) -> torch.Tensor:
+        """float32 [S]: the score of every response, in the order of the rankings.
 
-
-def _pack(rankings: Sequence[RankedExamples]) -> tuple[PackedBatch, torch.Tensor]:
-    """All responses of the rankings, K sequences a ranking, shortest first; and where each stands, in their order."""
-    sequences = [e.tokens for r in rankings for e in r.examples]
-    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-    return PackedBatch.from_sequences([sequences[i] for i in order]), torch.tensor(order).argsort()
+        `first` is the place of each ranking's first response among those that the trunk keeps, None for others.
+        """
+        sequences = [e.tokens for r in rankings for e in r.examples]
+        order = sorted(range(len(sequences)), key=lambda s: len(sequences[s]))  # shortest first
+        batch = PackedBatch.from_sequences([sequences[s] for s in order], self.world.device)
+        places = first and [f + k for f, r in zip(first, rankings) for k in range(len(r.examples))]
+        trunk_TD = self.trunk(batch, places and [places[s] for s in order])
+        return self.zero(batch, trunk_TD)[torch.tensor(order, device=self.world.device).argsort()]
 
 
 @torch.no_grad()
-def score_sequences(module: RewardModule, batch: PackedBatch, tokens_per_microbatch: int) -> torch.Tensor:
+def score_sequences(
+    module: RewardModule, batch: PackedBatch, trunk_TD: torch.Tensor | None, tokens_per_microbatch: int
+) -> torch.Tensor:
     """float32 [S]: the scores of a pack of any size, a token budget at a time."""
     score_S = torch.empty(batch.num_sequences, device=batch.tokens_T.device)
     for ids in first_fit_decreasing(batch.lengths, tokens_per_microbatch):
         ids = sorted(ids, key=lambda s: batch.lengths[s])
-        score_S[ids] = module(batch.select(ids))
+        score_S[ids] = module(batch.select(ids), rows_of(trunk_TD, batch.columns(ids)))
     return score_S

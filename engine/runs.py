@@ -37,6 +37,11 @@ class Run:
         return self.path / "model"
 
     @property
+    def trunk_file(self) -> Path:
+        """Where the outputs of frozen layers are kept while training."""
+        return self.path / "trunk.bin"
+
+    @property
     def result(self) -> dict[str, Any] | None:
         """What the finished run found, None when it has not finished."""
         return read_result(self.path)

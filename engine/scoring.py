@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.batch import PackedBatch
 from engine.encoding import Prompt
@@ -25,16 +25,64 @@ from engine.modules import RewardModule
 from engine.reward import score_sequences
 from engine.runs import read_result
 from engine.tokenizer import encode_response, load_tokenizer
+from engine.trunk import Trunk, same_trunk
 
-# scorer(batch, prompts, responses) -> float32 [S], the raw scores of whole sequences.
-Scorer = Callable[[PackedBatch, Sequence[str], Sequence[str]], Tensor]
+# scorer(batch, trunk_TD, prompts, responses) -> float32 [S], the raw scores of whole sequences. trunk_TD is what the
+# policy's generation kept, on the device or the host, or None.
+Scorer = Callable[[PackedBatch, Tensor | None, Sequence[str], Sequence[str]], Tensor]
 
 
-def load_scorer(reward: str, tokenizer, dtype: torch.dtype, device: torch.device, tokens_per_microbatch: int) -> Scorer:
-    """A reward model's directory, or module:function of (prompt, response) -> float."""
+def load_scorer(
+    reward: str, policy: nn.Module, split: int | None, tokenizer, tokens_per_microbatch: int, offload: bool = False
+) -> Scorer:
+    """A reward model's directory, or module:function of (prompt, response) -> float.
+
+    A reward model with the policy's layers below `split` is taken without them: its top reads the policy's trunk.
+    With `offload` one that has its own trunk waits in host memory.
+    """
     if _is_callable_name(reward):
-        return _callable_scorer(reward, device)
-    return _model_scorer(Path(reward), tokenizer, dtype, device, tokens_per_microbatch)
+        return _callable_scorer(reward, policy.head_weight.device)
+    return RewardModelScorer(Path(reward), policy, split, tokenizer, tokens_per_microbatch, offload)
+
+
+class RewardModelScorer:
+    """Scores of a reward model, normalised by what its training run measured."""
+
+    def __init__(
+        self, path: Path, policy: nn.Module, split: int | None, tokenizer, tokens_per_microbatch: int, offload: bool
+    ):
+        weight_D = _score_weight(path)
+        if load_tokenizer(path).get_vocab() != tokenizer.get_vocab():
+            raise UserError(f"--reward {path} has another tokenizer than the policy: train it from the same base model")
+        result = read_result(path.parent) or {}
+        self.mean, self.std = result.get("score_mean", 0.0), max(result.get("score_std", 1.0), 1e-6)
+        model = load_model(path, policy.head_weight.dtype, "cpu")
+        self.shares_trunk = split is not None and same_trunk(model, policy, split)
+        self.module = RewardModule(model, weight_D, split if self.shares_trunk else None).requires_grad_(False)
+        self.device, self.tokens_per_microbatch = policy.head_weight.device, tokens_per_microbatch
+        self.offload = offload and not self.shares_trunk
+        if not self.offload:
+            self.module.to(self.device)
+
+    def __call__(
+        self, batch: PackedBatch, trunk_TD: Tensor | None, prompts: Sequence[str], responses: Sequence[str]
+    ) -> Tensor:
+        if self.offload:
+            self.module.to(self.device)
+        trunk_TD = trunk_TD if self.shares_trunk else None
+        score_S = score_sequences(self.module, batch, trunk_TD, self.tokens_per_microbatch)
+        if self.offload:
+            self.module.to("cpu")
+        return (score_S - self.mean) / self.std
+
+
+def describe(scorer: Scorer) -> str:
+    """How it scores, for the header."""
+    if not isinstance(scorer, RewardModelScorer):
+        return "a Python function"
+    if scorer.shares_trunk:
+        return "reads the policy's trunk, only its top runs"
+    return "a model of its own" + (", in host memory between uses" if scorer.offload else "")
 
 
 def check_reward(reward: str) -> None:
@@ -45,10 +93,12 @@ def check_reward(reward: str) -> None:
         _score_weight(Path(reward))
 
 
-def try_scorer(scorer: Scorer, prompt: Prompt, tokenizer, device: torch.device) -> None:
+def try_scorer(scorer: Scorer, policy: nn.Module, split: int | None, prompt: Prompt, tokenizer) -> None:
     """Score an empty response, which any policy may give: a scorer that fails does so before anything is written."""
-    batch = PackedBatch.from_sequences([(*prompt.tokens, *encode_response(tokenizer, ""))], device)
-    score = float(scorer(batch, [prompt.text], [""])[0])
+    tokens = (*prompt.tokens, *encode_response(tokenizer, ""))
+    batch = PackedBatch.from_sequences([tokens], policy.head_weight.device)
+    trunk_TD = None if split is None else Trunk(policy, split)(batch)
+    score = float(scorer(batch, trunk_TD, [prompt.text], [""])[0])
     if not math.isfinite(score):
         raise UserError(
             f"the reward model scores prompt {prompt.id} as {score}: its weights are damaged, train it anew"
@@ -66,25 +116,6 @@ def _score_weight(path: Path) -> Tensor:
     return weight_D
 
 
-def _model_scorer(
-    path: Path, tokenizer, dtype: torch.dtype, device: torch.device, tokens_per_microbatch: int
-) -> Scorer:
-    """Scores of a reward model, normalised by what its training run measured."""
-    weight_D = _score_weight(path)
-    if load_tokenizer(path).get_vocab() != tokenizer.get_vocab():
-        raise UserError(
-            f"--reward {path} has another tokenizer than the policy: train the reward model from the same base model"
-        )
-    result = read_result(path.parent) or {}
-    mean, std = result.get("score_mean", 0.0), result.get("score_std", 1.0)
-    module = RewardModule(load_model(path, dtype, device), weight_D).to(device).requires_grad_(False)
-
-    def score(batch: PackedBatch, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
-        return (score_sequences(module, batch, tokens_per_microbatch) - mean) / max(std, 1e-6)
-
-    return score
-
-
 def _callable_scorer(name: str, device: torch.device) -> Scorer:
     function = _import(name)
 
@@ -98,7 +129,7 @@ def _callable_scorer(name: str, device: torch.device) -> Scorer:
             raise UserError(f"--reward {name} gave {value!r} for {response[:60]!r}: return a finite number")
         return score
 
-    def score(batch: PackedBatch, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
+    def score(batch: PackedBatch, trunk_TD: Tensor | None, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
         scores = [score_one(prompt, response) for prompt, response in zip(prompts, responses)]
         return torch.tensor(scores, dtype=torch.float32, device=device)
 

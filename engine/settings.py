@@ -28,6 +28,21 @@ def check_room(max_new_tokens: int, max_length: int) -> None:
         )
 
 
+def check_top_layers(top_layers: str) -> None:
+    """UserError unless it is a number of layers or all."""
+    if top_layers != "all" and not (top_layers.isdecimal() and int(top_layers) > 0):
+        raise UserError(f"--top-layers is {top_layers!r}: give a number of layers, 1 or more, or all")
+
+
+def split_of(top_layers: str, num_layers: int) -> int | None:
+    """The first trained layer; None when all are. UserError when the model has fewer layers than asked for."""
+    if top_layers == "all":
+        return None
+    if int(top_layers) > num_layers:
+        raise UserError(f"--top-layers is {top_layers}, the model has {num_layers} layers: give fewer, or all")
+    return num_layers - int(top_layers)
+
+
 @dataclass(frozen=True)
 class RunSettings:
     """Which run this is and where it goes."""
@@ -92,8 +107,13 @@ class BatchSettings:
     )
     bad_records: str = flag("a record that cannot be used: stop, or leave it out", "error", choices=["error", "skip"])
     tokens_per_microbatch: int = flag("tokens of one forward on one rank", 8192)
+    trunk_cache: float = flag(
+        "GB for the outputs of frozen layers: SFT, reward: in a file; PPO: on the device, else on the host",
+        16.0,
+    )
 
     def __post_init__(self) -> None:
+        _at_least("trunk-cache", self.trunk_cache, 0)
         for name in ("batch_size", "epochs", "tokens_per_microbatch"):
             _at_least(name.replace("_", "-"), getattr(self, name), 1)
         _at_least("max-length", self.max_length, 2)
@@ -110,6 +130,10 @@ class SFTSettings:
 
     _argument_group_name = "sft"
     loss_on: str = flag("which tokens are learned", "response", choices=["response", "all"])
+    top_layers: str = flag("how many top layers are trained, or all", "all")
+
+    def __post_init__(self) -> None:
+        check_top_layers(self.top_layers)
 
 
 @dataclass(frozen=True)
@@ -117,13 +141,23 @@ class RewardSettings:
     """What only reward training has."""
 
     _argument_group_name = "reward"
-    trained_layers: int = flag("layers trained, counted from the top; the rest is frozen", 12)
+    trunk: str = flag(
+        "shared: train no more layers than PPO does, so that PPO scores from the trunk it keeps; own: train more",
+        "own",
+        choices=["own", "shared"],
+    )
+    top_layers: int | None = flag("how many top layers are trained (default: 12, with a shared trunk 4)", None)
     heldout: float = flag("share of the rankings held out when no --eval-data is given", 0.05)
 
     def __post_init__(self) -> None:
-        _at_least("trained-layers", self.trained_layers, 0)
+        _at_least("top-layers", self.num_top_layers, 0)
         if not 0 <= self.heldout < 1:
             raise UserError(f"--heldout is {self.heldout}: give a share of 0 or more, below 1")
+
+    @property
+    def num_top_layers(self) -> int:
+        default = 4 if self.trunk == "shared" else 12
+        return default if self.top_layers is None else self.top_layers
 
 
 @dataclass(frozen=True)
@@ -133,6 +167,12 @@ class PPOSettings:
     _argument_group_name = "ppo"
     reward: str | None = flag("reward model directory, or module:function of (prompt, response) -> float", None)
     top_layers: str = flag("how many top layers are trained; the rest is the frozen trunk; or all", "4")
+    critic: str = flag(
+        "shared: a value head on the policy's top; separate: a top of its own (the reward's, if on this trunk)",
+        "shared",
+        choices=["shared", "separate"],
+    )
+    reward_offload: bool = flag("keep a reward model that has its own trunk in host memory between uses", False)
     max_new_tokens: int = flag("longest response in tokens", 256)
     minibatch_size: int = flag("rollouts an optimizer step, all ranks together", 32)
     ppo_epochs: int = flag("passes over each iteration's rollouts", 4)
@@ -156,8 +196,7 @@ class PPOSettings:
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "minibatch_size", "ppo_epochs", "slots"):
             _at_least(name.replace("_", "-"), getattr(self, name), 1)
-        if self.top_layers != "all" and not (self.top_layers.isdecimal() and int(self.top_layers) > 0):
-            raise UserError(f"--top-layers is {self.top_layers!r}: give a number of layers, 1 or more, or all")
+        check_top_layers(self.top_layers)
         if self.sampling.temperature == 0:
             raise UserError(f"--temperature is {self.temperature}: PPO must sample, give more than 0")
         for name in ("clip", "value_clip", "kl_horizon", "score_clip"):

@@ -17,7 +17,8 @@ from engine.packing import plan_microbatches
 from engine.runs import Run
 from engine.schedule import learning_rate
 from engine.seeds import batches
-from engine.settings import BatchSettings, OptimizerSettings, RunSettings, SFTSettings
+from engine.settings import BatchSettings, OptimizerSettings, RunSettings, SFTSettings, split_of
+from engine.trunk import Trunk
 from engine.zero import ZeroStep, adamw
 
 
@@ -38,14 +39,20 @@ class SFTTrainer:
         ds_config: dict,
     ):
         self.examples, self.optimizer, self.batch = examples, optimizer, batch
-        self.world, self.run, self.console = world, run, console
+        self.model, self.world, self.run, self.console = model, world, run, console
         self.on_all = sft.loss_on == "all"
-        self.zero = ZeroStep(LanguageModule(model), adamw(optimizer), world, ds_config, next(model.parameters()).dtype)
+        split = split_of(sft.top_layers, model.num_layers)
+        self.trunk = None if split is None else Trunk(model, split)
+        module = LanguageModule(model, split)
+        self.zero = ZeroStep(module, adamw(optimizer), world, ds_config, next(model.parameters()).dtype)
         self.steps = batches(len(examples), batch.batch_size, batch.epochs, run_settings.seed, "sft")
         self.steps = self.steps[: run_settings.max_steps]
 
     def train(self) -> dict[str, float]:
         """Run every step. Returns the first and the last step's loss."""
+        if self.trunk and self.batch.epochs > 1:
+            sequences = [e.tokens for e in self.examples]
+            self.trunk.keep(sequences, self.run.trunk_file, self.batch, self.world, self.console)
         metrics, losses, bar = Metrics(), [], self.console.bar(len(self.steps), "sft", "step")
         for step, ids in enumerate(self.steps):
             began = time.monotonic()
@@ -57,7 +64,9 @@ class SFTTrainer:
                 chosen = [examples[i] for i in microbatch.ids]
                 packed = PackedBatch.from_sequences([e.tokens for e in chosen])
                 columns_A = action_mask(packed, [self._prompt_len(e) for e in chosen]).nonzero()[:, 0]
-                logprob_A = self.zero(packed.to(self.world.device), columns_A.to(self.world.device))
+                packed, columns_A = packed.to(self.world.device), columns_A.to(self.world.device)
+                trunk_TD = self.trunk and self.trunk(packed, [ids[i] for i in microbatch.ids])
+                logprob_A = self.zero(packed, trunk_TD, columns_A)
                 loss = -logprob_A.sum() * microbatch.weight
                 self.zero.backward(loss / actions, last=k == len(plan) - 1)
                 metrics.add("loss/sft", loss, len(columns_A) * microbatch.weight)

@@ -16,8 +16,8 @@ from engine.presets import presets
 from engine.prompts import load_template
 from engine.records import read_instructions
 from engine.runs import read_result
-from engine.scoring import check_reward, load_scorer, try_scorer
-from engine.settings import BatchSettings, OptimizerSettings, PPOSettings, RunSettings, check_room
+from engine.scoring import check_reward, describe, load_scorer, try_scorer
+from engine.settings import BatchSettings, OptimizerSettings, PPOSettings, RunSettings, check_room, split_of
 from launch import reward, sft
 from launch.common import (
     Job,
@@ -68,16 +68,13 @@ def train(
         data, checks_file = embedded / "rl.jsonl", checks_file or embedded / "heldout.jsonl"
     model, tokenizer = job.load(model_dir, batch.max_length)
     job.note_template(model_dir, batch.template)
-    if ppo.top_layers != "all" and int(ppo.top_layers) > model.num_layers:
-        raise UserError(
-            f"--top-layers is {ppo.top_layers}, {model_dir} has {model.num_layers} layers: give fewer, or all"
-        )
+    split = split_of(ppo.top_layers, model.num_layers)
     prompts = encode_prompts(read_prompts(data), tokenizer, template, room, batch.truncate)
     checks = []
     if checks_file:
         checks = encode_prompts(read_checks(checks_file), tokenizer, template, room, batch.truncate)
-    scorer = load_scorer(reward_name, tokenizer, job.dtype, job.world.device, batch.tokens_per_microbatch)
-    try_scorer(scorer, prompts[0], tokenizer, job.world.device)
+    scorer = load_scorer(reward_name, model, split, tokenizer, batch.tokens_per_microbatch, ppo.reward_offload)
+    try_scorer(scorer, model, split, prompts[0], tokenizer)
     if len(prompts) < job.world.size:
         raise UserError(f"{data} has {len(prompts)} prompts for {job.world.size} ranks: start fewer ranks")
 
@@ -88,7 +85,7 @@ def train(
     )  # fmt: skip
     job.header(f"PPO in {job.language.name}", {
         "policy": f"{model_dir} (top {ppo.top_layers} of {model.num_layers} layers trained)",
-        "reward": reward_name,
+        "reward": f"{reward_name} ({describe(scorer)})",
         "data": f"{data} ({len(prompts):,} prompts)",
         "plan": f"{len(trainer.steps)} iterations of {batch.batch_size} rollouts of up to {ppo.max_new_tokens} tokens",
         "update": f"{ppo.ppo_epochs} PPO epochs, {ppo.minibatch_size} rollouts a step",

@@ -81,19 +81,20 @@ def train(
             )
     job.run.start()
     head_seed = derive_seed(run_settings.seed, "score head")
-    module = RewardModule(model, RewardModule.new_score_weight(model, head_seed))
+    score_weight_D = RewardModule.new_score_weight(model, head_seed)
     trainer = RewardTrainer(
-        module, rankings, heldout, run_settings, optimizer, batch, reward,
+        model, score_weight_D, rankings, heldout, run_settings, optimizer, batch, reward,
         job.world, job.run, job.console, job.ds_config,
     )  # fmt: skip
+    top = min(reward.num_top_layers, model.num_layers)
     job.header(f"Reward model in {job.language.name}", {
-        "model": f"{model_dir} ({min(reward.trained_layers, model.num_layers)} of {model.num_layers} layers trained)",
+        "model": f"{model_dir} (top {top} of {model.num_layers} layers trained)",
         "data": f"{data} ({len(rankings):,} rankings, {sum(len(r.examples) for r in rankings):,} responses)",
         "held out": f"{len(heldout):,} rankings",
         "plan": f"{len(trainer.steps)} steps of {batch.batch_size} prompts",
     })  # fmt: skip
     result = trainer.train()
-    save_trained(trainer.zero, job.run.model_dir, tokenizer, job.world)
+    save_trained(trainer.zero, model, job.run.model_dir, tokenizer, job.world)
     job.run.finish(result)
 
 

@@ -68,7 +68,7 @@ def train(
         "plan": f"{len(trainer.steps)} steps of {batch.batch_size} sequences, loss on {sft.loss_on}",
     })  # fmt: skip
     result = trainer.train()
-    save_trained(trainer.zero, job.run.model_dir, tokenizer, job.world)
+    save_trained(trainer.zero, model, job.run.model_dir, tokenizer, job.world)
     if checks:
         trained, _ = job.load(job.run.model_dir, batch.max_length)
         longest = max(len(e.tokens) - e.prompt_len for e in examples)

@@ -23,11 +23,12 @@ MAY_IMPORT = {
     "datagen": {"datagen"},
 }
 DATAGEN_MAY_ALSO_IMPORT = {"engine.errors", "engine.languages", "engine.records"}
-# The files that may know that there are several ranks: the door to DeepSpeed, the trainers, and what a run is kept in.
+# The files that may know that there are several ranks: the door to DeepSpeed, the trainers, and what a run keeps.
 KNOW_RANKS = {
     *("engine/distributed.py", "engine/zero.py", "engine/checkpoint.py", "engine/cli.py"),
     *("engine/sft.py", "engine/reward.py", "engine/ppo.py", "engine/exact_match.py"),
     *("engine/runs.py", "engine/metrics.py", "engine/export.py"),
+    *("engine/trunk.py", "engine/sharded.py"),  # outputs of frozen layers, and their weights, shared out over ranks
 }
 RANK_MODULES = {"torch.distributed", "deepspeed", "engine.distributed"}
 RANK_VARIABLES = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE"}

@@ -9,6 +9,7 @@ from torch import nn
 from engine.batch import PackedBatch, action_mask
 from engine.models import build_model
 from engine.modules import LanguageModule, Policy, RewardModule
+from engine.trunk import Trunk
 from tests.engine.models.tiny import ONE_OF_EACH, SEQUENCES, VOCABULARY, randomise
 
 BATCH = PackedBatch.from_sequences(SEQUENCES)
@@ -60,8 +61,8 @@ def test_a_language_model(family):
     module = LanguageModule(model_of(family))
     columns_A = ACTION_T.nonzero()[:, 0]
     weight_T = weights_of(BATCH.num_tokens)
-    together = module(BATCH, columns_A)
-    alone = [module(batch, own) for batch, own, _ in parts()]
+    together = module(BATCH, None, columns_A)
+    alone = [module(batch, None, own) for batch, own, _ in parts()]
     assert together.dtype == torch.float32
     assert_same(together, torch.cat(alone))
     own_weights = [weight_T[c][own] for _, own, c in parts()]
@@ -76,7 +77,7 @@ def test_a_language_model(family):
 def test_log_probabilities_are_those_of_the_next_tokens_under_softmax(family):
     """Against whole logits, one sequence and one token at a time."""
     model = model_of(family)
-    logprob_A = LanguageModule(model)(BATCH, ACTION_T.nonzero()[:, 0]).tolist()
+    logprob_A = LanguageModule(model)(BATCH, None, ACTION_T.nonzero()[:, 0]).tolist()
     expected = []
     for sequence, prompt_len in zip(SEQUENCES, PROMPT_LENS):
         batch = PackedBatch.from_sequences([sequence])
@@ -87,42 +88,41 @@ def test_log_probabilities_are_those_of_the_next_tokens_under_softmax(family):
 
 
 @each_family
-@pytest.mark.parametrize("trained_layers", [0, 2, 99])
-def test_a_reward_model(family, trained_layers):
+@pytest.mark.parametrize("top_layers", [0, 2, 5])
+def test_a_reward_model(family, top_layers):
     torch.manual_seed(0)
-    module = RewardModule(model_of(family), torch.randn(48))
-    module.freeze_below(trained_layers)
-    together = module(BATCH)
-    alone = torch.cat([module(batch) for batch, _, _ in parts()])
+    model = model_of(family)
+    trunk = Trunk(model, 5 - top_layers)
+    module = RewardModule(model, torch.randn(48), trunk.split)
+    together = module(BATCH, trunk(BATCH))
+    alone = torch.cat([module(batch, trunk(batch)) for batch, _, _ in parts()])
     assert together.shape == (len(SEQUENCES),)
     assert_same(together, alone)
     weight_S = weights_of(len(SEQUENCES))
     got = gradients(module, (together * weight_S).sum())
     assert_same_gradients(got, gradients(module, (alone * weight_S).sum()))
-    layers = {int(name.split(".")[2]) for name in got if name.startswith("model.layers.")}
-    assert layers == set(range(5)[-trained_layers:] if trained_layers else ())
-    assert {"score.weight", "model.final_norm.weight"} <= got.keys()
+    layers = {int(name.split(".")[2]) for name in got if name.startswith("body.layers.")}
+    assert layers == set(range(5 - top_layers, 5))
+    assert {"score.weight", "body.final_norm.weight"} <= got.keys()
     assert not any("embedding" in name for name in got)
 
 
 def test_a_score_comes_from_the_last_token_and_all_before_it():
     module = RewardModule(model_of("bloom"), torch.randn(48, generator=torch.Generator().manual_seed(0)))
     with torch.no_grad():
-        base_S = module(BATCH)
+        base_S = module(BATCH, None)
         for s, sequence in enumerate(SEQUENCES):
             for t in {0, len(sequence) - 1}:
                 changed = [list(x) for x in SEQUENCES]
                 changed[s][t] = (changed[s][t] + 1) % VOCABULARY
-                moved_S = (module(PackedBatch.from_sequences(changed)) - base_S).abs() > 1e-6
+                moved_S = (module(PackedBatch.from_sequences(changed), None) - base_S).abs() > 1e-6
                 assert moved_S.tolist() == [i == s for i in range(len(SEQUENCES))]
 
 
 def policy_of(family: str, top_layers: int | None) -> tuple[nn.Module, Policy]:
     """As the trainer makes it, with a value head that is not zero."""
     model = model_of(family)
-    policy = Policy(model, top_layers)
-    model.requires_grad_(False)
-    policy.requires_grad_(True)
+    policy = Policy(model, None if top_layers is None else model.num_layers - top_layers)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in policy.value.parameters():

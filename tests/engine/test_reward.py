@@ -35,15 +35,15 @@ def world():
         yield world
 
 
-def scores_one_by_one(module, ranked):
+def scores_one_by_one(score, ranked):
     """[prompt][response]: the score of each sequence in a pack of its own."""
     with torch.no_grad():
-        return [[float(module(PackedBatch.from_sequences([e.tokens]))) for e in r.examples] for r in ranked]
+        return [[float(score(PackedBatch.from_sequences([e.tokens]))) for e in r.examples] for r in ranked]
 
 
 def test_two_ranks_equal_one(tmp_path):
     """Five steps on uneven data, one of them with a single prompt, so that a rank has nothing to do."""
-    llama = {"family": "llama", "zero": "zero2", "trained_layers": 3}
+    llama = {"family": "llama", "zero": "zero2", "top_layers": 3}
     check_two_ranks("reward", tmp_path, {"zero0": {"zero": "zero0"}, "zero3": {"zero": "zero3"}, "llama": llama})
 
 
@@ -76,7 +76,8 @@ def test_the_first_loss_is_over_all_pairs(world, tmp_path, family):
         "reward", world, tmp_path / "run", family=family, data=ranked, batch_size=8, max_steps=1, epochs=1
     )
     losses, right, pairs, ties = [], 0, 0, 0
-    for ranking, scores in zip(ranked, scores_one_by_one(trainer.zero.module, ranked)):
+    one_by_one = scores_one_by_one(lambda batch: trainer.zero.module(batch, trainer.trunk(batch)), ranked)
+    for ranking, scores in zip(ranked, one_by_one):
         ordered = sorted(zip(ranking.ranks, scores), key=lambda pair: pair[0])
         terms = []
         for i, (better_rank, better) in enumerate(ordered):
@@ -114,7 +115,7 @@ def test_a_new_head_is_normal_and_its_seed_decides_it():
 def test_a_new_head_scores_with_deviation_about_one(family):
     model, batch = tiny_model(family), PackedBatch.from_sequences([words(random.Random(0), 9)])
     with torch.no_grad():
-        scores = [float(RewardModule(model, RewardModule.new_score_weight(model, s))(batch)) for s in range(200)]
+        scores = [float(RewardModule(model, RewardModule.new_score_weight(model, s))(batch, None)) for s in range(200)]
     assert torch.tensor(scores).std() == pytest.approx(1, abs=0.2)
 
 
@@ -132,7 +133,7 @@ def test_accuracy_leaves_ties_out_and_counts_equal_scores_as_wrong(world, tmp_pa
     heldout = [RankedExamples("r", examples, (1, 2, 2, 3))]
     trainer = make_trainer("reward", world, tmp_path / "run", heldout=heldout)
     score_of = {4: 1.0, 5: 1.0, 6: 0.0, 7: 0.5}  # 4>5 equal, 4>6 and 4>7 right, 5-6 tie, 5>7 right, 6>7 wrong
-    trainer.zero = lambda batch: torch.tensor([score_of[t] for t in batch.tokens_T[::2].tolist()])
+    trainer.zero = lambda batch, _: torch.tensor([score_of[t] for t in batch.tokens_T[::2].tolist()])
     assert trainer.accuracy() == pytest.approx(3 / 5)
 
 
@@ -144,13 +145,15 @@ def test_moments_are_those_of_the_scores(world, tmp_path, family):
     result = train(trainer)["result"]
     folder = tmp_path / "run" / "model"
     module = RewardModule(load_model(folder), load_score_weight(folder))
-    scores = torch.tensor([s for prompt in scores_one_by_one(module, ranked) for s in prompt], dtype=torch.float64)
+    scores = torch.tensor(
+        [s for prompt in scores_one_by_one(lambda b: module(b, None), ranked) for s in prompt], dtype=torch.float64
+    )
     assert result["score_mean"] == pytest.approx(float(scores.mean()), abs=1e-6)
     assert result["score_std"] == pytest.approx(float(scores.std(correction=0)), rel=1e-5)
-    scorer = load_scorer(str(folder), tiny_tokenizer(), torch.float32, world.device, 64)
+    scorer = load_scorer(str(folder), tiny_model(family), None, tiny_tokenizer(), 64)
     batch = PackedBatch.from_sequences([e.tokens for r in ranked for e in r.examples])
     torch.testing.assert_close(
-        scorer(batch, [], []).double(), (scores - scores.mean()) / scores.std(correction=0), atol=1e-4, rtol=1e-4
+        scorer(batch, None, [], []).double(), (scores - scores.mean()) / scores.std(correction=0), atol=1e-4, rtol=1e-4
     )
 
 
@@ -162,8 +165,8 @@ def test_moments_are_of_no_more_than_4096_rankings(world, tmp_path):
         for chosen in ((4, 6), (7, 7))
     )
     score_of = {4: 0.0, 6: 2.0, 7: 100.0}
-    trainer.zero = lambda batch: torch.tensor([score_of[t] for t in batch.tokens_T[::2].tolist()])
-    trainer.rankings = [pair] * 4096 + [last]
+    trainer.zero = lambda batch, _: torch.tensor([score_of[t] for t in batch.tokens_T[::2].tolist()])
+    trainer.rankings, trainer.first = [pair] * 4096 + [last], range(4097)
     assert trainer.score_moments() == pytest.approx((1, 1))
     trainer.rankings = [pair] * 4095 + [last]
     assert trainer.score_moments()[0] == pytest.approx((4095 + 100) / 4096)
@@ -172,7 +175,7 @@ def test_moments_are_of_no_more_than_4096_rankings(world, tmp_path):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_only_the_last_layers_are_trained(world, tmp_path, family):
     before = tiny_model(family, layers=4).state_dict()
-    after = train(make_trainer("reward", world, tmp_path / "run", family=family, layers=4, trained_layers=2))["weights"]
+    after = train(make_trainer("reward", world, tmp_path / "run", family=family, layers=4, top_layers=2))["weights"]
     for name, weight in before.items():
         trained = name.startswith(("layers.2.", "layers.3.", "final_norm."))
         assert torch.equal(after[name], weight) is not trained, name
@@ -208,7 +211,7 @@ def test_a_checkable_ranking_is_learned(world, tmp_path, family):
     trainer = make_trainer(
         "reward", world, tmp_path / "run", model=model, data=ranked[:256], heldout=ranked[256:],
         score_weight_D=RewardModule.new_score_weight(model, 4), lr=1e-2, eps=1e-8, batch_size=16, epochs=4,
-        max_steps=None, tokens_per_microbatch=2048, trained_layers=3,
+        max_steps=None, tokens_per_microbatch=2048, top_layers=3,
     )  # fmt: skip
     result = train(trainer)["result"]
     assert result["accuracy_before"] < 0.8

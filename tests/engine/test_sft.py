@@ -83,7 +83,7 @@ def test_every_sequence_is_used_once_an_epoch(world, tmp_path, epochs):
     used = Counter()
 
     def count(_, args):
-        batch, columns_A = args
+        batch, _, columns_A = args
         used.update(tuple(tokens.tolist()) for tokens in batch.tokens_T.split(batch.lengths))
         used["targets"] += len(columns_A)
 
@@ -107,7 +107,7 @@ def test_a_checkable_task_is_learned(world, tmp_path, family):
     )  # fmt: skip
     result = train(trainer)["result"]
     assert result["loss_first"] > 2 and result["loss_last"] < 0.1
-    model = trainer.zero.module.model
+    model = trainer.model
     with torch.no_grad():
         answers = [logits_of(model, e.tokens)[e.prompt_len - 1].argmax().item() for e in examples[448:]]
     assert sum(answer == e.tokens[e.prompt_len] for answer, e in zip(answers, examples[448:])) >= 60

@@ -22,14 +22,21 @@ from engine.batch import PackedBatch
 from engine.console import Console
 from engine.distributed import World, start_world
 from engine.encoding import Example, Prompt, RankedExamples
-from engine.export import save_trained
+from engine.export import body_weights, save_trained
 from engine.models import Bloom, Llama, build_model, load_model, save_model
-from engine.modules import RewardModule
 from engine.ppo import PPOTrainer
 from engine.reward import RewardTrainer
 from engine.runs import Run
 from engine.scoring import load_scorer
-from engine.settings import BatchSettings, OptimizerSettings, PPOSettings, RewardSettings, RunSettings, SFTSettings
+from engine.settings import (
+    BatchSettings,
+    OptimizerSettings,
+    PPOSettings,
+    RewardSettings,
+    RunSettings,
+    SFTSettings,
+    split_of,
+)
 from engine.sft import SFTTrainer
 from tests.ranks import run_ranks
 
@@ -54,7 +61,7 @@ SHARED = {
 }  # fmt: skip
 OF_STAGE = {
     "sft": (SFTSettings, {"max_steps": 5}),
-    "reward": (RewardSettings, {"batch_size": 2, "max_steps": 5, "tokens_per_microbatch": 150, "trained_layers": 2}),
+    "reward": (RewardSettings, {"batch_size": 2, "max_steps": 5, "tokens_per_microbatch": 150, "top_layers": 2}),
     "ppo": (PPOSettings, {
         "batch_size": 5, "max_steps": 2, "tokens_per_microbatch": 80, "top_layers": "2", "max_new_tokens": 12,
         "minibatch_size": 3, "ppo_epochs": 2, "slots": 3, "reward": "tests.engine.trainers:share_of_even_words",
@@ -171,9 +178,10 @@ def make_trainer(
     if stage == "reward":
         if score_weight_D is None:
             score_weight_D = 0.3 * torch.randn(model.hidden_size, generator=torch.Generator().manual_seed(4))
-        return RewardTrainer(RewardModule(model, score_weight_D), data or rankings(), heldout or rankings(4, 5), *rest)
-    tokenizer = tiny_tokenizer()
-    scorer = load_scorer(groups[-1].reward, tokenizer, torch.float32, world.device, groups[2].tokens_per_microbatch)
+        return RewardTrainer(model, score_weight_D, data or rankings(), heldout or rankings(4, 5), *rest)
+    tokenizer, ppo = tiny_tokenizer(), groups[-1]
+    split = split_of(ppo.top_layers, model.num_layers)
+    scorer = load_scorer(ppo.reward, model, split, tokenizer, groups[2].tokens_per_microbatch, ppo.reward_offload)
     return PPOTrainer(model, tokenizer, data or prompts(), scorer, *rest)
 
 
@@ -188,14 +196,16 @@ def train(trainer: SFTTrainer | RewardTrainer | PPOTrainer) -> dict[str, Any]:
     result = trainer.train()
     trainer.run.finish(result)
     state = trainer.zero.state_dict()
-    weights = {k.removeprefix("model."): v for k, v in state.items()}
+    heads = {k: v for k, v in state.items() if k.startswith(("score.", "value.", "critic."))}
+    frozen = {k: v.detach().clone() for k, v in trainer.model.state_dict().items()}
+    weights = frozen | body_weights(state) | heads
     if isinstance(trainer, PPOTrainer):
-        weights = {k: v for k, v in weights.items() if k.startswith("value.")}
+        weights = heads
         weights |= {k: v.detach().clone() for k, v in trainer.model.state_dict().items()}
         if trainer.world.is_first:
             save_model(trainer.model, trainer.run.model_dir, trainer.tokenizer)
     else:
-        save_trained(trainer.zero, trainer.run.model_dir, tiny_tokenizer(), trainer.world)
+        save_trained(trainer.zero, trainer.model, trainer.run.model_dir, tiny_tokenizer(), trainer.world)
     held = sum(p.numel() for p in trainer.zero.module.parameters()) / sum(v.numel() for v in state.values())
     return {"rows": trainer.run.rows, "result": result, "weights": weights, "held": held}
 

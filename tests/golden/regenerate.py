@@ -57,8 +57,9 @@ def probe(stage: str, trainer: Any) -> list[float]:
     """Eight logits at the end of a fixed sequence, or the scores of three."""
     module = trainer.zero.module
     if stage == "reward":
-        return module(PackedBatch.from_sequences([PROBE, PROBE[:2], PROBE[::-1]])).tolist()
-    model = trainer.model if stage == "ppo" else module.model
+        batch = PackedBatch.from_sequences([PROBE, PROBE[:2], PROBE[::-1]])
+        return module(batch, trainer.trunk(batch)).tolist()
+    model = trainer.model
     return logits_of(model, PROBE)[-1, :8].tolist()
 
 

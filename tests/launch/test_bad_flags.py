@@ -53,7 +53,7 @@ def test_the_good_flags_run(here, monkeypatch, job):
     (("ppo",), {"top-layers": "-1"}, "--top-layers is '-1'", "1 or more, or all"),
     (("ppo",), {"top-layers": "x"}, "--top-layers is 'x'", "1 or more, or all"),
     (("ppo",), {"top-layers": "²"}, "--top-layers is '²'", "1 or more, or all"),
-    (("ppo",), {"top-layers": "3"}, "--top-layers is 3, m has 2 layers", "give fewer, or all"),
+    (("ppo",), {"top-layers": "3"}, "--top-layers is 3, the model has 2 layers", "give fewer, or all"),
     (("ppo",), {"temperature": "0"}, "--temperature is 0.0", "give more than 0"),
     (("sample",), {"temperature": "0"}, "--temperature is 0", "4 responses", "--num-responses 1"),
     (("ppo", "sample"), {"temperature": "-1"}, "--temperature is -1.0"),
