@@ -1,13 +1,26 @@
 """Causal attention over packed sequences, with optional ALiBi and grouped key/value heads."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
 from kernels.attention.cpu import attention_cpu
-from kernels.attention.fold import fold_alibi
 from kernels.attention.reference import attention_reference
 
-__all__ = ["attention", "attention_reference", "fold_alibi"]
+__all__ = ["attention", "attention_reference"]
 
 
-def attention(q_THK, k_TGK, v_TGK, cu_seqlens, lengths, slopes_H=None, scale=None):
+def attention(
+    q_THK: Tensor,
+    k_TGK: Tensor,
+    v_TGK: Tensor,
+    cu_seqlens: Tensor,
+    lengths: Sequence[int],
+    slopes_H: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
     """Attend causally within each sequence of a pack.
 
     q_THK [T, H, K], k_TGK and v_TGK [T, G, K] with H a multiple of G, float32 or bfloat16; cu_seqlens int32 [S+1];
@@ -15,4 +28,5 @@ def attention(q_THK, k_TGK, v_TGK, cu_seqlens, lengths, slopes_H=None, scale=Non
     usual -slope * distance differs by a constant a row, which softmax drops); scale defaults to 1/sqrt(K).
     Returns [T, H, K] in the dtype of q, differentiable in q, k and v.
     """
-    return attention_cpu(q_THK, k_TGK, v_TGK, lengths, slopes_H, scale)
+    scale = q_THK.shape[2] ** -0.5 if scale is None else scale
+    return attention_cpu(q_THK, k_TGK, v_TGK, cu_seqlens, lengths, slopes_H, scale)

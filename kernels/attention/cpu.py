@@ -1,39 +1,107 @@
-"""Packed causal attention on CPU: one fused causal call a run of equal lengths, ALiBi folded into the head."""
+"""Packed causal attention on CPU: the C++ kernel in cpu.cpp, or plain PyTorch where it cannot be built."""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
-from itertools import groupby
+from ctypes import POINTER, Structure, byref, c_float, c_int, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad, scaled_dot_product_attention
 
-from kernels.attention.fold import EXTRA, fold_alibi
+from kernels import native
+from kernels.attention.eager import attention_eager
+
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+class _Packed(Structure):
+    _fields_ = [("data", c_void_p), ("token", c_int64), ("head", c_int64)]
+
+    @classmethod
+    def of(cls, x_THK: Tensor) -> _Packed:
+        return cls(x_THK.data_ptr(), x_THK.stride(0), x_THK.stride(1))
+
+
+class _Geometry(Structure):
+    _fields_ = [
+        *(("cu_seqlens", c_void_p), ("S", c_int), ("H", c_int), ("G", c_int), ("K", c_int)),
+        *(("slopes", c_void_p), ("scale", c_float), ("threads", c_int)),
+    ]
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The C++ kernel, built on first use; None where that is not possible."""
+    lib = native.load("attention", [Path(__file__).with_name("cpu.cpp")])
+    if lib is not None:
+        x, packed = c_void_p, POINTER(_Packed)
+        lib.attention_forward.argtypes = [POINTER(_Geometry), packed, packed, packed, c_int, x, x]
+        lib.attention_forward.restype = None
+        lib.attention_backward.argtypes = [POINTER(_Geometry), *[packed] * 5, c_int, c_int, x, x, x, x]
+        lib.attention_backward.restype = None
+    return lib
 
 
 def attention_cpu(
     q_THK: Tensor,
     k_TGK: Tensor,
     v_TGK: Tensor,
+    cu_seqlens: Tensor,
     lengths: Sequence[int],
-    slopes_H: Tensor | None = None,
-    scale: float | None = None,
+    slopes_H: Tensor | None,
+    scale: float,
 ) -> Tensor:
     """See `kernels.attention.attention`."""
-    head_size = q_THK.shape[2]
-    scale = head_size**-0.5 if scale is None else scale
-    if slopes_H is not None:
-        positions_T = torch.cat([torch.arange(n, device=q_THK.device) for n in lengths])
-        q_THK, k_TGK = fold_alibi(q_THK, k_TGK, positions_T, slopes_H, scale)
-        v_TGK = pad(v_TGK, (0, EXTRA))  # the fused kernel wants one head size
-    grouped = q_THK.shape[1] != k_TGK.shape[1]
-    outputs = []
-    # Neighbours of equal length share a call: a pack sorted by length needs one a length, not one a sequence.
-    runs = [(n, len(list(same))) for n, same in groupby(lengths)]
-    sizes = [n * count for n, count in runs]
-    for (n, count), q, k, v in zip(runs, q_THK.split(sizes), k_TGK.split(sizes), v_TGK.split(sizes)):
-        q, k, v = (x.unflatten(0, (count, n)).transpose(1, 2) for x in (q, k, v))
-        out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
-        outputs.append(out.transpose(1, 2).flatten(0, 1))
-    return torch.cat(outputs)[..., :head_size]
+    if q_THK.dtype not in DTYPES or library() is None:
+        return attention_eager(q_THK, k_TGK, v_TGK, lengths, slopes_H, scale)
+    return _Attention.apply(q_THK, k_TGK, v_TGK, cu_seqlens, slopes_H, scale)
+
+
+def _rows(x_THK: Tensor) -> Tensor:
+    """The same values with the head size contiguous, which the kernel asks for; heads and tokens may lie anywhere."""
+    return x_THK if x_THK.stride(2) == 1 else x_THK.contiguous()
+
+
+def _geometry(q_THK: Tensor, k_TGK: Tensor, cu_seqlens: Tensor, slopes_H: Tensor | None, scale: float) -> _Geometry:
+    slopes = None if slopes_H is None else slopes_H.data_ptr()
+    num_sequences = cu_seqlens.shape[0] - 1
+    sizes = (num_sequences, q_THK.shape[1], k_TGK.shape[1], q_THK.shape[2])
+    return _Geometry(cu_seqlens.data_ptr(), *sizes, slopes, scale, native.threads())
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, cu_seqlens, slopes_H, scale):
+        q, k, v = _rows(q), _rows(k), _rows(v)
+        cu_seqlens = cu_seqlens.to(torch.int32).contiguous()
+        slopes_H = None if slopes_H is None else slopes_H.float().contiguous()
+        geometry = _geometry(q, k, cu_seqlens, slopes_H, scale)
+        out = torch.empty(q.shape, dtype=q.dtype)
+        lse_TH = torch.empty(q.shape[:2], dtype=torch.float32)
+        half = int(q.dtype == torch.bfloat16)
+        packed = [byref(_Packed.of(x)) for x in (q, k, v)]
+        library().attention_forward(byref(geometry), *packed, half, out.data_ptr(), lse_TH.data_ptr())
+        ctx.save_for_backward(q, k, v, out, lse_TH, cu_seqlens, slopes_H)
+        ctx.scale = scale
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        q, k, v, out, lse_TH, cu_seqlens, slopes_H = ctx.saved_tensors
+        grad = _rows(grad)
+        geometry = _geometry(q, k, cu_seqlens, slopes_H, ctx.scale)
+        groups, half = q.shape[1] // k.shape[1], int(q.dtype == torch.bfloat16)
+        dq = torch.empty(q.shape, dtype=q.dtype)
+        # Heads that share a key head each write their own gradient, added up below in a fixed order.
+        dk, dv = (torch.empty(q.shape, dtype=q.dtype if groups == 1 else torch.float32) for _ in range(2))
+        packed = [byref(_Packed.of(x)) for x in (q, k, v, out, grad)]
+        library().attention_backward(
+            *(byref(geometry), *packed, half, int(groups > 1), lse_TH.data_ptr()),
+            *(x.data_ptr() for x in (dq, dk, dv)),
+        )
+        if groups > 1:
+            dk, dv = (x.unflatten(1, (-1, groups)).sum(2).to(q.dtype) for x in (dk, dv))
+        return dq, dk, dv, None, None, None

@@ -1,0 +1,375 @@
+// Packed causal attention on CPU, forward and backward: tiles of 64 queries by 64 keys, all arithmetic in float32.
+//
+// Scores are kept transposed, keys down and queries across: then a query is a lane of a vector, the softmax needs no sum
+// across lanes, and keys and values are read as the rows they are stored in. Only queries (and, in the backward, output
+// gradients) are transposed, once a tile. Every result is written by one thread, in one order: the same bits each time,
+// whatever the number of threads.
+//
+// Shapes: T tokens, H heads, G key/value heads, K head size; K is padded to KP, a multiple of 16, in scratch.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+namespace {
+
+constexpr int LANES = 16, STRIP = 8, TILE = 64, CHUNK = 256;  // a chunk of queries is one unit of work in the forward
+constexpr float LOG2E = 1.4426950408889634f;
+
+typedef float Vec __attribute__((vector_size(64)));
+typedef int32_t VecI __attribute__((vector_size(64)));
+typedef uint32_t VecU __attribute__((vector_size(64)));
+typedef uint16_t VecH __attribute__((vector_size(32)));
+
+const Vec IOTA = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+inline Vec load(const float* p) { Vec x; std::memcpy(&x, p, sizeof x); return x; }
+inline void store(float* p, const Vec& x) { std::memcpy(p, &x, sizeof x); }
+inline Vec splat(float x) { return Vec{} + x; }
+
+inline Vec load(const uint16_t* p) {
+    VecH x;
+    std::memcpy(&x, p, sizeof x);
+    return (Vec)(__builtin_convertvector(x, VecU) << 16);
+}
+inline void store(uint16_t* p, const Vec& x) {
+    VecU bits = (VecU)x;
+    bits = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to nearest, ties to even
+    VecH half = __builtin_convertvector(x == x ? bits : VecU{} + 0x7fc0u, VecH);  // rounding would turn a NaN into zero
+    std::memcpy(p, &half, sizeof half);
+}
+inline float one(const float* p) { return *p; }
+inline float one(const uint16_t* p) {
+    const uint32_t bits = uint32_t(*p) << 16;
+    float x;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+}
+inline void put(float* p, float x) { *p = x; }
+inline void put(uint16_t* p, float x) {
+    uint16_t all[LANES];
+    store(all, splat(x));
+    *p = all[0];
+}
+
+// 2^x for x <= 0, relative error below 2e-7. Below 2^-64 it is 0: such weights change nothing, and products with them
+// would be denormal numbers, which cost a hundred cycles each (ALiBi makes many).
+inline Vec exp2_of(Vec x) {
+    const Vec magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+    const Vec whole = (x + magic) - magic, f = x - whole;
+    Vec y = splat(1.5252734e-5f);  // the powers of ln 2 over the factorials
+    y = y * f + 1.5403530e-4f;
+    y = y * f + 1.3333558e-3f;
+    y = y * f + 9.6181291e-3f;
+    y = y * f + 5.5504109e-2f;
+    y = y * f + 2.4022651e-1f;
+    y = y * f + 6.9314718e-1f;
+    y = y * f + 1.0f;
+    y *= (Vec)((__builtin_convertvector(whole, VecI) + 127) << 23);
+    return x < -64.0f ? Vec{} : y;
+}
+
+// C[M, 16 NV] (+)= A[M, depth] B[depth, 16 NV] with A at any strides; the accumulators stay in registers.
+template <int M, int NV>
+inline void micro(const float* A, int64_t row, int64_t col, const float* B, int64_t ldb, float* C, int64_t ldc, int depth,
+                  bool add) {
+    Vec acc[M][NV];
+    for (int i = 0; i < M; i++)
+        for (int n = 0; n < NV; n++) acc[i][n] = add ? load(C + i * ldc + n * LANES) : Vec{};
+    for (int p = 0; p < depth; p++, A += col, B += ldb) {
+        Vec b[NV];
+        for (int n = 0; n < NV; n++) b[n] = load(B + n * LANES);
+        for (int i = 0; i < M; i++) {
+            const Vec a = splat(A[i * row]);
+            for (int n = 0; n < NV; n++) acc[i][n] += a * b[n];
+        }
+    }
+    for (int i = 0; i < M; i++)
+        for (int n = 0; n < NV; n++) store(C + i * ldc + n * LANES, acc[i][n]);
+}
+
+// One strip of 8 rows: C[8, cols] (+)= A[8, depth] B[depth, cols], cols a multiple of 16.
+inline void strip(const float* A, int64_t row, int64_t col, const float* B, int64_t ldb, float* C, int64_t ldc, int cols,
+                  int depth, bool add) {
+    int n = 0;
+    for (; n + 2 * LANES <= cols; n += 2 * LANES) micro<STRIP, 2>(A, row, col, B + n, ldb, C + n, ldc, depth, add);
+    if (n < cols) micro<STRIP, 1>(A, row, col, B + n, ldb, C + n, ldc, depth, add);
+}
+
+inline int round_up(int n, int to) { return (n + to - 1) / to * to; }
+
+// Rows of K numbers, `stride` apart, as float32 rows of KP times `factor`; `padded` rows in all, zeros behind the last.
+template <class T>
+void copy_rows(const T* x, int64_t stride, int rows, int padded, int K, int KP, float factor, float* out) {
+    for (int r = 0; r < rows; r++, x += stride, out += KP) {
+        int c = 0;
+        for (; c + LANES <= K; c += LANES) store(out + c, load(x + c) * factor);
+        for (; c < K; c++) out[c] = one(x + c) * factor;
+        for (; c < KP; c++) out[c] = 0;
+    }
+    std::fill(out, out + int64_t(padded - rows) * KP, 0.0f);
+}
+
+template <class T>
+void write_row(const float* x, float factor, int K, T* out) {
+    int c = 0;
+    for (; c + LANES <= K; c += LANES) store(out + c, load(x + c) * factor);
+    for (; c < K; c++) put(out + c, x[c] * factor);
+}
+
+#ifdef __clang__
+#define INTERLEAVE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define INTERLEAVE(a, b, ...) __builtin_shuffle(a, b, VecI{__VA_ARGS__})
+#endif
+
+// [rows, KP] to [KP, TILE]; rows a multiple of 16. Four rounds of interleaving the halves transpose 16 by 16.
+void transpose(const float* x, int rows, int KP, float* out) {
+    for (int r = 0; r < rows; r += LANES)
+        for (int c = 0; c < KP; c += LANES) {
+            Vec a[LANES], b[LANES];
+            for (int i = 0; i < LANES; i++) a[i] = load(x + int64_t(r + i) * KP + c);
+            for (int round = 0; round < 4; round++) {
+                for (int i = 0; i < 8; i++) {
+                    b[2 * i] = INTERLEAVE(a[i], a[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+                    b[2 * i + 1] = INTERLEAVE(a[i], a[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+                }
+                std::copy(b, b + LANES, a);
+            }
+            for (int i = 0; i < LANES; i++) store(out + int64_t(c + i) * TILE + r, a[i]);
+        }
+}
+
+struct Packed {  // a tensor [T, heads, K] whose last dimension is contiguous
+    const void* data;
+    int64_t token, head;  // strides, in elements
+    template <class T>
+    const T* at(int64_t t, int h) const { return static_cast<const T*>(data) + t * token + h * head; }
+};
+
+struct Geometry {
+    const int32_t* cu_seqlens;
+    int S, H, G, K;
+    const float* slopes;  // null without ALiBi
+    float scale;
+    int threads;
+    int KP() const { return round_up(K, LANES); }
+    float slope2(int h) const { return slopes ? slopes[h] * LOG2E : 0.0f; }
+};
+
+struct Unit {
+    int s, h, first, last;  // queries of one sequence and head
+};
+
+// Work in falling order of cost, so that the threads end together.
+std::vector<Unit> units(const Geometry& g, int chunk) {
+    std::vector<Unit> all;
+    for (int s = 0; s < g.S; s++) {
+        const int n = g.cu_seqlens[s + 1] - g.cu_seqlens[s];
+        for (int first = 0; first < n; first += chunk)
+            for (int h = 0; h < g.H; h++) all.push_back({s, h, first, std::min(n, first + chunk)});
+    }
+    std::stable_sort(all.begin(), all.end(), [](const Unit& a, const Unit& b) {
+        return int64_t(a.last) * (a.last - a.first) > int64_t(b.last) * (b.last - b.first);
+    });
+    return all;
+}
+
+// Transposed scores of keys j0.. against queries i0.., in units of log2: rows of TILE. Of a strip of keys only the lanes
+// that may see its first key are computed: a query i sees keys j <= i.
+void scores(const float* keys, const float* q_KI, int KP, int i0, int lanes, int j0, int rows, float* s_JI) {
+    for (int j = 0; j < rows; j += STRIP) {
+        const int from = std::max(0, j0 + j - i0) / LANES * LANES;
+        if (from < lanes)
+            strip(keys + int64_t(j) * KP, KP, 1, q_KI + from, TILE, s_JI + j * TILE + from, TILE, lanes - from, KP, false);
+    }
+}
+
+// How many of `rows` keys from j0 on the last of the 16 queries from i on may see.
+inline int visible(int i, int j0, int rows) { return std::max(0, std::min(rows, i + LANES - j0)); }
+
+template <class T>
+void forward_unit(const Geometry& g, const Unit& u, Packed q, Packed k, Packed v, T* out, float* lse, float* scratch) {
+    const int KP = g.KP(), start = g.cu_seqlens[u.s], kv = u.h / (g.H / g.G), keys = round_up(u.last, STRIP);
+    const float slope = g.slope2(u.h), never = -std::numeric_limits<float>::infinity();
+    float* k_JK = scratch;
+    float* v_JK = k_JK + int64_t(keys) * KP;
+    float* q_IK = v_JK + int64_t(keys) * KP;
+    float* q_KI = q_IK + TILE * KP;
+    float* o_IK = q_KI + TILE * KP;
+    float* s_JI = o_IK + TILE * KP;
+    copy_rows(k.at<T>(start, kv), k.token, u.last, keys, g.K, KP, 1.0f, k_JK);
+    copy_rows(v.at<T>(start, kv), v.token, u.last, keys, g.K, KP, 1.0f, v_JK);
+    for (int i0 = u.first; i0 < u.last; i0 += TILE) {
+        const int count = std::min(TILE, u.last - i0), lanes = round_up(count, LANES);
+        copy_rows(q.at<T>(start + i0, u.h), q.token, count, lanes, g.K, KP, g.scale * LOG2E, q_IK);
+        transpose(q_IK, lanes, KP, q_KI);
+        float max_I[TILE], sum_I[TILE], shrink_I[TILE];
+        std::fill(max_I, max_I + TILE, never);
+        std::fill(sum_I, sum_I + TILE, 0.0f);
+        for (int j0 = 0; j0 < i0 + count; j0 += TILE) {
+            const int rows = std::min(TILE, keys - j0);
+            scores(k_JK + int64_t(j0) * KP, q_KI, KP, i0, lanes, j0, rows, s_JI);
+            for (int l = 0; l < lanes; l += LANES) {
+                const int seen = visible(i0 + l, j0, rows);
+                const Vec old = load(max_I + l), query = IOTA + float(i0 + l - j0);
+                Vec top = old;
+                for (int j = 0; j < seen; j++) {
+                    const Vec ahead = float(j) - query;  // key position minus query position
+                    Vec s = load(s_JI + j * TILE + l) + slope * ahead;
+                    s = ahead > 0.0f ? splat(never) : s;
+                    store(s_JI + j * TILE + l, s);
+                    top = s > top ? s : top;
+                }
+                const Vec shrink = exp2_of(old - top);
+                Vec sum = load(sum_I + l) * shrink;
+                for (int j = 0; j < seen; j++) {
+                    const Vec p = exp2_of(load(s_JI + j * TILE + l) - top);
+                    store(s_JI + j * TILE + l, p);
+                    sum += p;
+                }
+                store(max_I + l, top);
+                store(sum_I + l, sum);
+                store(shrink_I + l, shrink);
+            }
+            for (int i = 0; i < count; i += STRIP) {
+                if (j0)
+                    for (int r = i; r < i + STRIP; r++)
+                        for (int c = 0; c < KP; c += LANES) {
+                            float* o = o_IK + r * KP + c;
+                            store(o, load(o) * shrink_I[r]);
+                        }
+                const int depth = std::min(rows, i0 + i + STRIP - j0);
+                strip(s_JI + i, 1, TILE, v_JK + int64_t(j0) * KP, KP, o_IK + i * KP, KP, KP, depth, j0 > 0);
+            }
+        }
+        for (int i = 0; i < count; i++) {
+            const int64_t at = int64_t(start + i0 + i) * g.H + u.h;
+            write_row(o_IK + i * KP, 1.0f / sum_I[i], g.K, out + at * g.K);
+            lse[at] = max_I[i] + std::log2(sum_I[i]);
+        }
+    }
+}
+
+template <class T, class TKV>
+void backward_unit(const Geometry& g, const Unit& u, Packed q, Packed k, Packed v, Packed out, Packed grad,
+                   const float* lse, T* dq, TKV* dk, TKV* dv, float* scratch) {
+    const int KP = g.KP(), start = g.cu_seqlens[u.s], kv = u.h / (g.H / g.G), n = u.last, keys = round_up(n, STRIP);
+    const float slope = g.slope2(u.h);
+    const int64_t all = int64_t(keys) * KP;
+    float *k_JK = scratch, *v_JK = k_JK + all, *dk_JK = v_JK + all, *dv_JK = dk_JK + all;
+    float *q_IK = dv_JK + all, *g_IK = q_IK + TILE * KP, *q_KI = g_IK + TILE * KP, *g_KI = q_KI + TILE * KP;
+    float *dq_IK = g_KI + TILE * KP, *p_JI = dq_IK + TILE * KP, *ds_JI = p_JI + TILE * TILE;
+    copy_rows(k.at<T>(start, kv), k.token, n, keys, g.K, KP, 1.0f, k_JK);
+    copy_rows(v.at<T>(start, kv), v.token, n, keys, g.K, KP, 1.0f, v_JK);
+    std::fill(dk_JK, dk_JK + 2 * all, 0.0f);
+    for (int i0 = 0; i0 < n; i0 += TILE) {
+        const int count = std::min(TILE, n - i0), lanes = round_up(count, LANES);
+        copy_rows(q.at<T>(start + i0, u.h), q.token, count, lanes, g.K, KP, g.scale * LOG2E, q_IK);
+        copy_rows(grad.at<T>(start + i0, u.h), grad.token, count, lanes, g.K, KP, 1.0f, g_IK);
+        transpose(q_IK, lanes, KP, q_KI);
+        transpose(g_IK, lanes, KP, g_KI);
+        float lse_I[TILE], delta_I[TILE];
+        std::fill(lse_I, lse_I + TILE, std::numeric_limits<float>::infinity());  // lanes without a query weigh nothing
+        std::fill(delta_I, delta_I + TILE, 0.0f);
+        for (int i = 0; i < count; i++) {
+            const T* o = out.at<T>(start + i0 + i, u.h);
+            for (int c = 0; c < g.K; c++) delta_I[i] += one(o + c) * g_IK[i * KP + c];
+            lse_I[i] = lse[int64_t(start + i0 + i) * g.H + u.h];
+        }
+        for (int j0 = 0; j0 < i0 + count; j0 += TILE) {
+            const int rows = std::min(TILE, keys - j0);
+            scores(k_JK + int64_t(j0) * KP, q_KI, KP, i0, lanes, j0, rows, p_JI);
+            scores(v_JK + int64_t(j0) * KP, g_KI, KP, i0, lanes, j0, rows, ds_JI);
+            for (int l = 0; l < lanes; l += LANES) {
+                const int seen = visible(i0 + l, j0, rows);
+                const Vec lse_of = load(lse_I + l), delta = load(delta_I + l), query = IOTA + float(i0 + l - j0);
+                for (int j = 0; j < seen; j++) {
+                    float *p_at = p_JI + j * TILE + l, *ds_at = ds_JI + j * TILE + l;
+                    const Vec ahead = float(j) - query;
+                    Vec p = exp2_of(load(p_at) + slope * ahead - lse_of);
+                    p = ahead > 0.0f ? Vec{} : p;
+                    store(p_at, p);
+                    store(ds_at, p * (load(ds_at) - delta));
+                }
+            }
+            for (int i = 0; i < count; i += STRIP) {
+                const int depth = std::min(rows, i0 + i + STRIP - j0);
+                strip(ds_JI + i, 1, TILE, k_JK + int64_t(j0) * KP, KP, dq_IK + i * KP, KP, KP, depth, j0 > 0);
+            }
+            for (int j = 0; j < rows; j += STRIP) {
+                const int from = std::max(0, j0 + j - i0) / STRIP * STRIP;  // of these keys, the first query that sees one
+                if (from >= lanes) continue;
+                const int64_t at = int64_t(j0 + j) * KP;
+                strip(p_JI + j * TILE + from, TILE, 1, g_IK + from * KP, KP, dv_JK + at, KP, KP, lanes - from, true);
+                strip(ds_JI + j * TILE + from, TILE, 1, q_IK + from * KP, KP, dk_JK + at, KP, KP, lanes - from, true);
+            }
+        }
+        for (int i = 0; i < count; i++)
+            write_row(dq_IK + i * KP, g.scale, g.K, dq + (int64_t(start + i0 + i) * g.H + u.h) * g.K);
+    }
+    for (int j = 0; j < n; j++) {
+        const int64_t at = (int64_t(start + j) * g.H + u.h) * g.K;
+        write_row(dk_JK + int64_t(j) * KP, 1.0f / LOG2E, g.K, dk + at);  // the queries held scale * log2 e
+        write_row(dv_JK + int64_t(j) * KP, 1.0f, g.K, dv + at);
+    }
+}
+
+int longest(const std::vector<Unit>& all) {
+    int n = 0;
+    for (const Unit& u : all) n = std::max(n, u.last);
+    return round_up(n, STRIP);
+}
+
+template <class T>
+void forward(const Geometry& g, Packed q, Packed k, Packed v, void* out, float* lse) {
+    const std::vector<Unit> all = units(g, CHUNK);
+    const int64_t floats = 2 * int64_t(longest(all)) * g.KP() + 3 * TILE * g.KP() + TILE * TILE;
+#pragma omp parallel num_threads(g.threads)
+    {
+        std::vector<float> scratch(floats);
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t i = 0; i < int64_t(all.size()); i++)
+            forward_unit<T>(g, all[i], q, k, v, static_cast<T*>(out), lse, scratch.data());
+    }
+}
+
+template <class T, class TKV>
+void backward(const Geometry& g, Packed q, Packed k, Packed v, Packed out, Packed grad, const float* lse, void* dq,
+              void* dk, void* dv) {
+    const std::vector<Unit> all = units(g, std::numeric_limits<int>::max() / 2);
+    const int64_t floats = 4 * int64_t(longest(all)) * g.KP() + 5 * TILE * g.KP() + 2 * TILE * TILE;
+#pragma omp parallel num_threads(g.threads)
+    {
+        std::vector<float> scratch(floats);
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t i = 0; i < int64_t(all.size()); i++)
+            backward_unit<T, TKV>(g, all[i], q, k, v, out, grad, lse, static_cast<T*>(dq), static_cast<TKV*>(dk),
+                                  static_cast<TKV*>(dv), scratch.data());
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+// out [T, H, K] and lse [T, H] (log2 of the sum of 2^score) are contiguous; half: the tensors are bfloat16, else float32.
+void attention_forward(const Geometry* g, const Packed* q, const Packed* k, const Packed* v, int half, void* out,
+                       float* lse) {
+    half ? forward<uint16_t>(*g, *q, *k, *v, out, lse) : forward<float>(*g, *q, *k, *v, out, lse);
+}
+
+// dq, dk and dv are contiguous [T, H, K]: dk and dv a query head, in float32 where several share one key head (wide_kv).
+void attention_backward(const Geometry* g, const Packed* q, const Packed* k, const Packed* v, const Packed* out,
+                        const Packed* grad, int half, int wide_kv, const float* lse, void* dq, void* dk, void* dv) {
+    if (!half)
+        backward<float, float>(*g, *q, *k, *v, *out, *grad, lse, dq, dk, dv);
+    else if (wide_kv)
+        backward<uint16_t, float>(*g, *q, *k, *v, *out, *grad, lse, dq, dk, dv);
+    else
+        backward<uint16_t, uint16_t>(*g, *q, *k, *v, *out, *grad, lse, dq, dk, dv);
+}
+}
