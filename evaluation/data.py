@@ -1,0 +1,138 @@
+"""Where benchmark records come from: a folder of JSON files in Okapi's layout, or the Hugging Face hub."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from engine.errors import UserError
+from engine.jsonl import iterate_objects
+
+# The same part under the names that the releases give it; the first that is there is read.
+PARTS = {
+    "train": ("train",),
+    "validation": ("validation", "val"),
+    "test": ("test",),
+    "dev": ("dev", "train"),
+}
+_SUFFIXES = (".json", ".jsonl", ".jsonl.gz")
+_HUB_OWNER = "alexandrainst"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file that was read: its name under the data folder, the SHA-256 of its bytes, how many records it has."""
+
+    name: str
+    sha256: str
+    num_records: int
+
+
+@dataclass(frozen=True)
+class Records:
+    """The records of one part, each with its place ("FILE:LINE")."""
+
+    source: Source
+    rows: list[tuple[str, dict[str, Any]]]
+
+
+class Data(Protocol):
+    """A place that has benchmark records."""
+
+    def has(self, folder: str, lang: str, part: str) -> bool: ...
+
+    def read(self, folder: str, lang: str, part: str) -> Records: ...
+
+
+def open_data(where: str | Path) -> Data:
+    """ "hub", or a folder that holds m_arc/ne_test.json and its like. UserError where it is neither."""
+    if str(where) == "hub":
+        return HubData()
+    folder = Path(where)
+    if not folder.is_dir():
+        raise UserError(f"--data-dir {folder} is no folder: give the one that holds m_arc, m_mmlu and so on, or hub")
+    return LocalData(folder)
+
+
+@dataclass(frozen=True)
+class LocalData:
+    """Files FOLDER/<benchmark>/<lang>_<part>.json, .jsonl or .jsonl.gz."""
+
+    folder: Path
+
+    def has(self, folder: str, lang: str, part: str) -> bool:
+        return self._find(folder, lang, part) is not None
+
+    def read(self, folder: str, lang: str, part: str) -> Records:
+        """UserError, naming the files there are, where this one is missing."""
+        path = self._find(folder, lang, part)
+        if path is None:
+            raise UserError(self._missing(folder, lang, part))
+        rows = [(f"{path}:{line}", _without_nulls(record)) for line, record in iterate_objects(path)]
+        name = path.relative_to(self.folder).as_posix()
+        return Records(Source(name, hashlib.sha256(path.read_bytes()).hexdigest(), len(rows)), rows)
+
+    def _find(self, folder: str, lang: str, part: str) -> Path | None:
+        paths = (
+            self.folder / folder / f"{lang}_{name}{suffix}" for name in PARTS.get(part, (part,)) for suffix in _SUFFIXES
+        )
+        return next((path for path in paths if path.is_file()), None)
+
+    def _missing(self, folder: str, lang: str, part: str) -> str:
+        wanted = self.folder / folder / f"{lang}_{part}.json"
+        there = sorted(path.name for path in (self.folder / folder).glob(f"{lang}_*"))
+        if there:
+            return f"{wanted} is not there: there is {', '.join(there)}; fetch it, or name another with --split"
+        known = sorted({path.name.split("_")[0] for path in (self.folder / folder).glob("*_*.json*")})
+        if known:
+            return f"{wanted} is not there: {folder} has {', '.join(known)}; fetch it, or choose another --lang"
+        return f"{wanted} is not there: fetch it, or give --data-dir the folder that holds {folder}"
+
+
+@dataclass(frozen=True)
+class HubData:
+    """The same records from the Hugging Face hub (alexandrainst/m_arc and its siblings), by the datasets library."""
+
+    def has(self, folder: str, lang: str, part: str) -> bool:
+        names = self._datasets().get_dataset_split_names(f"{_HUB_OWNER}/{folder}", lang)
+        return any(name in names for name in PARTS.get(part, (part,)))
+
+    def read(self, folder: str, lang: str, part: str) -> Records:
+        """UserError where the library is not installed, or the hub does not answer."""
+        name = f"{_HUB_OWNER}/{folder}"
+        library = self._datasets()
+        try:
+            splits = library.get_dataset_split_names(name, lang)
+            split = next((known for known in PARTS.get(part, (part,)) if known in splits), None)
+            if split is None:
+                raise UserError(
+                    f"{name} has no part {part!r} for {lang}: it has {', '.join(splits)}; name one by --split"
+                )
+            rows = [_without_nulls(row) for row in library.load_dataset(name, lang, split=split)]
+        except (OSError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            raise UserError(
+                f"{name} ({lang}) cannot be read: {reason}; go online, or give --data-dir a folder"
+            ) from error
+        digest = hashlib.sha256(json.dumps(rows, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+        place = f"{name}/{lang}/{split}"
+        return Records(Source(place, digest, len(rows)), [(f"{place}:{n}", row) for n, row in enumerate(rows, start=1)])
+
+    def _datasets(self) -> Any:
+        try:
+            import datasets
+        except ImportError:
+            raise UserError(
+                "--data-dir hub needs the datasets library: pip install datasets, or give a folder"
+            ) from None
+        return datasets
+
+
+def _without_nulls(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if value is not None}

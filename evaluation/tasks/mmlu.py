@@ -1,0 +1,100 @@
+"""MMLU (Hendrycks et al. 2021): exam questions of 57 subjects in four groups, four options each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from evaluation.items import Item, lettered_answer, lettered_options, text_of
+from evaluation.prompt_words import PromptWords
+from evaluation.tasks import Form, Task
+
+GROUPS = {
+    "humanities": (
+        *("formal_logic", "high_school_european_history", "high_school_us_history", "high_school_world_history"),
+        *("international_law", "jurisprudence", "logical_fallacies", "moral_disputes", "moral_scenarios"),
+        *("philosophy", "prehistory", "professional_law", "world_religions"),
+    ),
+    "social_sciences": (
+        *("econometrics", "high_school_geography", "high_school_government_and_politics"),
+        *("high_school_macroeconomics", "high_school_microeconomics", "high_school_psychology", "human_sexuality"),
+        *("professional_psychology", "public_relations", "security_studies", "sociology", "us_foreign_policy"),
+    ),
+    "stem": (
+        *("abstract_algebra", "anatomy", "astronomy", "college_biology", "college_chemistry"),
+        *("college_computer_science", "college_mathematics", "college_physics", "computer_security"),
+        *("conceptual_physics", "electrical_engineering", "elementary_mathematics", "high_school_biology"),
+        *("high_school_chemistry", "high_school_computer_science", "high_school_mathematics", "high_school_physics"),
+        *("high_school_statistics", "machine_learning"),
+    ),
+    "other": (
+        *("business_ethics", "clinical_knowledge", "college_medicine", "global_facts", "human_aging", "management"),
+        *("marketing", "medical_genetics", "miscellaneous", "nutrition", "professional_accounting"),
+        *("professional_medicine", "virology"),
+    ),
+}
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def _read(record: Mapping[str, Any], place: str, index: int) -> Item:
+    options = lettered_options(record, place)
+    name = text_of(record, "id", place)
+    return Item(
+        id=name,
+        index=index,
+        question=text_of(record, "instruction", place),
+        options=options,
+        truth=lettered_answer(record, len(options), place),
+        place=place,
+        subject=name.split("/")[0] if "/" in name else None,
+        record=record,
+    )
+
+
+def _lettered(item: Item) -> str:
+    return "".join(f"\n{letter}. {option}" for letter, option in zip(_LETTERS, item.options))
+
+
+def _okapi(item: Item, words: PromptWords) -> str:
+    return f"Question: {item.question}\nChoices:{_lettered(item)}\nAnswer:"
+
+
+def _original(item: Item, words: PromptWords) -> str:
+    return f"{item.question.strip()}{_lettered(item)}\nAnswer:"
+
+
+def _strict(item: Item, words: PromptWords) -> str:
+    lines = "".join(f"\n{letter}. {option.strip()}" for letter, option in zip(_LETTERS, item.options))
+    return f"{item.question.strip()}{lines}\n{words.answer}"
+
+
+def _letters(item: Item) -> tuple[str, ...]:
+    return tuple(_LETTERS[: len(item.options)])
+
+
+def _header(item: Item) -> str:
+    subject = (item.subject or "").replace("_", " ")
+    return f"The following are multiple choice questions (with answers) about {subject}.\n\n"
+
+
+_DEV = ("dev",)
+
+TASKS = (
+    Task(
+        name="mmlu",
+        folder="m_mmlu",
+        part="test",
+        metrics=("acc",),
+        read=_read,
+        forms={
+            "okapi": Form(_okapi, 25, ("validation",), spare=("validation",)),
+            "leaderboard-v1": Form(
+                _original, 5, _DEV, options=_letters, header=_header, by_subject=True, in_order=True
+            ),
+            "lm-eval": Form(_original, 0, _DEV, options=_letters, in_order=True),
+            "lm-eval/en": Form(_original, 0, _DEV, options=_letters, header=_header, by_subject=True, in_order=True),
+            "strict": Form(_strict, 5, _DEV, options=_letters, by_subject=True, in_order=True),
+        },
+        groups=GROUPS,
+    ),
+)
