@@ -1,4 +1,4 @@
-"""The words around a question in each language: what the strict protocol writes in place of "Question:" and "Answer:"."""
+"""The words around a question in each language: what strict writes in place of "Question:" and "Answer:"."""
 
 from __future__ import annotations
 
