@@ -16,7 +16,7 @@ from engine.batch import PackedBatch
 from engine.models.attend import Attend
 from kernels.attention import attention
 from kernels.attention.fold import EXTRA, fold_key, fold_query
-from kernels.attention_decode import attention_decode
+from kernels.attention_decode import attention_decode, empty_pages, write_pages
 
 PAGE_SIZE = 64
 
@@ -73,18 +73,14 @@ class KVCache:
         self, model, num_pages: int, page_size: int = PAGE_SIZE, dtype: torch.dtype = torch.float32, device="cpu"
     ):
         self.page_size = page_size
-        shape = (model.num_layers, num_pages, model.num_kv_heads, page_size, model.head_size)
-        self.k_LPGNK = torch.zeros(shape, dtype=dtype, device=device)
-        self.v_LPGNK = torch.zeros(shape, dtype=dtype, device=device)
+        self.k_LPGNK, self.v_LPGNK = empty_pages(
+            num_pages, model.num_kv_heads, page_size, model.head_size, dtype, device, (model.num_layers,)
+        )
 
     def copy_pages(self, source: Sequence[int], target: Sequence[int]) -> None:
         """Copy pages over others, in every layer: the half-filled last page of a prompt, once for each sample."""
         for x in (self.k_LPGNK, self.v_LPGNK):
             x[:, target] = x[:, source]
-
-    def _write(self, layer: int, page_T: Tensor, slot_T: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> None:
-        self.k_LPGNK[layer][page_T, :, slot_T] = k_TGK
-        self.v_LPGNK[layer][page_T, :, slot_T] = v_TGK
 
     def prefill(self, batch: PackedBatch, table_SB: Tensor) -> Attend:
         """Attention for whole sequences: causal within the pack, keeping keys and values in each sequence's pages.
@@ -95,7 +91,7 @@ class KVCache:
         slot_T = batch.positions_T % self.page_size
 
         def attend(layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, slopes_H: Tensor | None) -> Tensor:
-            self._write(layer, page_T, slot_T, k_TGK, v_TGK)
+            write_pages(k_TGK, v_TGK, self.k_LPGNK[layer], self.v_LPGNK[layer], page_T, slot_T)
             return attention(q_THK, k_TGK, v_TGK, batch.cu_seqlens, batch.lengths, slopes_H)
 
         return attend
@@ -119,10 +115,9 @@ class KVCache:
         length_S = (position_S + 1).to(torch.int32)
 
         def attend(layer: int, q_SHK: Tensor, k_SGK: Tensor, v_SGK: Tensor, slopes_H: Tensor | None) -> Tensor:
-            self._write(layer, page_S, slot_S, k_SGK, v_SGK)
-            return attention_decode(
-                q_SHK, self.k_LPGNK[layer], self.v_LPGNK[layer], table_SB, length_S, slopes_H, None, cu_groups, shared_R
-            )
+            k_PGNK, v_PGNK = self.k_LPGNK[layer], self.v_LPGNK[layer]
+            write_pages(k_SGK, v_SGK, k_PGNK, v_PGNK, page_S, slot_S)
+            return attention_decode(q_SHK, k_PGNK, v_PGNK, table_SB, length_S, slopes_H, None, cu_groups, shared_R)
 
         return attend
 

@@ -1,17 +1,20 @@
 """Attention of single queries over a paged key/value cache, with optional ALiBi, grouped heads and shared prompts."""
 
+import torch
+
+from kernels.attention_decode.cpu import DTYPES, attention_decode_cpu, library, write_pages_cpu
 from kernels.attention_decode.eager import attention_decode_eager
 from kernels.attention_decode.reference import attention_decode_reference
 
-__all__ = ["attention_decode", "attention_decode_reference"]
+__all__ = ["attention_decode", "attention_decode_reference", "empty_pages", "write_pages"]
 
 
 def attention_decode(
     q_SHK, k_PGNK, v_PGNK, table_SB, length_S, slopes_H=None, scale=None, cu_groups=None, shared_R=None
 ):
-    """Attend from one query a sequence to the sequence's own pages.
+    """Attend from one query a row to the row's own pages.
 
-    Shapes: S sequences (rows), H heads, G key/value heads with H a multiple of G, K head size, P pages of N positions
+    Shapes: S rows (sequences), H heads, G key/value heads with H a multiple of G, K head size, P pages of N positions
     each, B pages a row, R groups of neighbouring rows.
 
     q_SHK [S, H, K], k_PGNK and v_PGNK [P, G, N, K], float32 or bfloat16; table_SB int32 [S, B]: position j of row s is
@@ -25,4 +28,25 @@ def attention_decode(
 
     The tokens of one prompt are rows too, with the same pages and growing lengths, once all their keys are written.
     """
+    if q_SHK.device.type == "cpu" and q_SHK.dtype in DTYPES and library() is not None:
+        return attention_decode_cpu(q_SHK, k_PGNK, v_PGNK, table_SB, length_S, slopes_H, scale, cu_groups, shared_R)
     return attention_decode_eager(q_SHK, k_PGNK, v_PGNK, table_SB, length_S, slopes_H, scale)
+
+
+def empty_pages(num_pages, num_kv_heads, page_size, head_size, dtype, device, layers=()):
+    """(k_PGNK, v_PGNK), zeros, with dimensions `layers` in front, in the layout that is read fastest.
+
+    Keys lie as [P, G, K, N]: a query meets sixteen neighbouring positions in one register.
+    """
+    k_PGKN = torch.zeros(*layers, num_pages, num_kv_heads, head_size, page_size, dtype=dtype, device=device)
+    v_PGNK = torch.zeros(*layers, num_pages, num_kv_heads, page_size, head_size, dtype=dtype, device=device)
+    return k_PGKN.mT, v_PGNK
+
+
+def write_pages(k_TGK, v_TGK, k_PGNK, v_PGNK, page_T, slot_T):
+    """Put the keys and values of T tokens, [T, G, K], where they belong: slot slot_T of page page_T, int64 [T]."""
+    if k_TGK.device.type == "cpu" and k_TGK.dtype in DTYPES and library() is not None:
+        write_pages_cpu(k_TGK, v_TGK, k_PGNK, v_PGNK, page_T, slot_T)
+    else:
+        k_PGNK[page_T, :, slot_T] = k_TGK
+        v_PGNK[page_T, :, slot_T] = v_TGK

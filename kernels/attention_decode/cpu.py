@@ -1,0 +1,113 @@
+"""attention_decode on CPU in C++ (cpu.cpp): its arguments as pointers and strides, and writing into pages."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kernels import native
+
+FOLDER = Path(__file__).parent
+SOURCES = (FOLDER / "cpu.cpp", FOLDER.parent / "vector.h")
+DTYPES = (torch.float32, torch.bfloat16)
+
+_POINTERS = ("q", "k", "v", "out", "table", "length", "slopes", "cu_groups", "shared", "partial")
+_NUMBERS = (
+    *("rows", "heads", "kv_heads", "head_size", "page_size", "table_width", "groups", "pieces", "threads"),
+    *("q_row", "q_head", "k_page", "k_head", "k_slot", "k_dim", "v_page", "v_head", "v_slot"),
+)
+
+
+class Call(ctypes.Structure):
+    """`struct Call` of cpu.cpp, field by field."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in _POINTERS),
+        *((name, ctypes.c_int64) for name in _NUMBERS),
+        ("scale", ctypes.c_float),
+    )
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The built kernel, or None where there is no compiler."""
+    lib = native.load("attention_decode", SOURCES)
+    if lib is not None:
+        lib.decode.argtypes = [ctypes.POINTER(Call), ctypes.c_int]
+        lib.decode.restype = lib.write_pages.restype = None
+        longs = ctypes.POINTER(ctypes.c_int64)
+        lib.write_pages.argtypes = [*[ctypes.c_void_p] * 6, longs, longs, ctypes.c_int64, ctypes.c_int]
+        lib.piece_positions.argtypes, lib.piece_positions.restype = [ctypes.c_int64], ctypes.c_int64
+    return lib
+
+
+def attention_decode_cpu(
+    q_SHK: Tensor,
+    k_PGNK: Tensor,
+    v_PGNK: Tensor,
+    table_SB: Tensor,
+    length_S: Tensor,
+    slopes_H: Tensor | None = None,
+    scale: float | None = None,
+    cu_groups: Tensor | None = None,
+    shared_R: Tensor | None = None,
+) -> Tensor:
+    """See `kernels.attention_decode.attention_decode`.
+
+    Fastest with float32 pages, N and K multiples of 16, keys stored as [P, G, K, N] (`empty_pages`); anything else is
+    copied, a page at a time, before it is used.
+    """
+    rows, heads, head_size = q_SHK.shape
+    kv_heads, page_size = k_PGNK.shape[1:3]
+    out_SHK = torch.empty(rows, heads, head_size, dtype=q_SHK.dtype)
+    q_SHK, v_PGNK = _last_dense(q_SHK), _last_dense(v_PGNK)
+    table_SB, length_S = table_SB.contiguous(), length_S.contiguous()
+    assert table_SB.dtype == length_S.dtype == torch.int32
+    assert k_PGNK.dtype == v_PGNK.dtype == q_SHK.dtype, (q_SHK.dtype, k_PGNK.dtype, v_PGNK.dtype)
+    if slopes_H is not None:
+        slopes_H = slopes_H.float().contiguous()
+    if cu_groups is not None:
+        assert cu_groups.dtype == shared_R.dtype == torch.int32
+        cu_groups, shared_R = cu_groups.contiguous(), shared_R.contiguous()
+    positions = table_SB.shape[1] * page_size
+    pieces = -(-positions // library().piece_positions(page_size))
+    partial = torch.empty(rows, heads, pieces, 2 + -(-head_size // 16) * 16) if pieces > 1 else None
+    tensors = (q_SHK, k_PGNK, v_PGNK, out_SHK, table_SB, length_S, slopes_H, cu_groups, shared_R, partial)
+    call = Call(
+        *(None if x is None else x.data_ptr() for x in tensors),
+        *(rows, heads, kv_heads, head_size, page_size, table_SB.shape[1]),
+        *(rows if cu_groups is None else len(cu_groups) - 1, pieces, native.threads()),
+        *q_SHK.stride()[:2],
+        *k_PGNK.stride(),
+        *v_PGNK.stride()[:3],
+        head_size**-0.5 if scale is None else scale,
+    )
+    library().decode(call, q_SHK.element_size())
+    return out_SHK
+
+
+def write_pages_cpu(
+    k_TGK: Tensor, v_TGK: Tensor, k_PGNK: Tensor, v_PGNK: Tensor, page_T: Tensor, slot_T: Tensor
+) -> None:
+    """See `kernels.attention_decode.write_pages`."""
+    k_TGK, v_TGK = _last_dense(k_TGK), _last_dense(v_TGK)
+    page_T, slot_T = page_T.contiguous(), slot_T.contiguous()
+    assert page_T.dtype == slot_T.dtype == torch.int64
+    assert k_TGK.dtype == v_TGK.dtype == k_PGNK.dtype == v_PGNK.dtype
+    assert v_PGNK.stride(3) == 1
+    strides = (*k_TGK.stride()[:2], *v_TGK.stride()[:2], *k_PGNK.stride(), *v_PGNK.stride()[:3])
+    library().write_pages(
+        *(x.data_ptr() for x in (k_TGK, v_TGK, k_PGNK, v_PGNK, page_T, slot_T)),
+        (ctypes.c_int64 * 3)(*k_TGK.shape),
+        (ctypes.c_int64 * 11)(*strides),
+        native.threads(),
+        k_TGK.element_size(),
+    )
+
+
+def _last_dense(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
