@@ -1,0 +1,131 @@
+"""What an HTTP response of a chat API means: an answer, another attempt, a refused request, or the end of the run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from datagen.api_settings import hide_keys
+from datagen.chat import Reply, Request
+from datagen.journal import NOTHING, Tokens
+from datagen.pricing import token_bound
+from datagen.strict_json import parse_json
+
+RETRIED_STATUSES = frozenset({408, 409, 425, 429, *range(500, 600)})
+OVERLOAD_STATUSES = frozenset({408, 429, 500, 502, 503, 504, 529})
+_MAX_MESSAGE = 200
+_QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "account_deactivated"}
+_MODEL_CODES = {"model_not_found", "invalid_model", "deployment_not_found", "deploymentnotfound"}
+
+
+@dataclass(frozen=True)
+class TryAgain:
+    """The attempt gave no answer; another one may. tokens: what it has cost, None where that is not known."""
+
+    reason: str
+    tokens: Tokens | None = NOTHING
+    overloaded: bool = False
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Refused:
+    """This request will not be answered, others may be."""
+
+    reason: str
+    tokens: Tokens = NOTHING
+
+
+@dataclass(frozen=True)
+class Fatal:
+    """No request will be answered: the run ends with this line."""
+
+    reason: str
+
+
+Outcome = Reply | TryAgain | Refused | Fatal
+
+
+def read_response(
+    status: int, body: bytes, request: Request, key_variable: str, host: str, retry_after_s: float | None
+) -> Outcome:
+    """What a whole response means."""
+    if status == 200:
+        return _read_answer(body, request)
+    code, message = _read_error(body)
+    shown = f"{status}{f' {code}' if code else ''}{f': {message}' if message else ''}"
+    if code in _QUOTA_CODES:
+        return Fatal(f"{host} says {code}: the account of {key_variable} has no credit left: add some and run again")
+    if status == 401:
+        return Fatal(f"{host} refuses the key in {key_variable} (401): set it to a valid one and run again")
+    if status == 403:
+        return Fatal(f"{host} forbids this to the key in {key_variable} (403): check its rights, and the country")
+    if code in _MODEL_CODES:
+        return Fatal(f"{host} has no model {request.model!r} for the key in {key_variable}: give another --model")
+    if status == 404 or status == 405:
+        return Fatal(f"{host} has no chat completions there ({status}): check --base-url and --model")
+    if 300 <= status < 400:
+        return Fatal(f"{host} redirects to another address ({status}): give that one as --base-url")
+    if status in RETRIED_STATUSES:
+        return TryAgain(shown, overloaded=status in OVERLOAD_STATUSES, retry_after_s=retry_after_s)
+    return Refused(f"the API refused the request: {shown}")
+
+
+def _read_error(body: bytes) -> tuple[str, str]:
+    """Code (or type) and message of an error's body, in one short line without keys."""
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return "", _one_line(body.decode("utf-8", "replace"))
+    error = value.get("error", value) if isinstance(value, dict) else value
+    if not isinstance(error, dict):
+        return "", _one_line(str(error))
+    names = [name for name in (error.get("code"), error.get("type")) if isinstance(name, str) and name]
+    known = [name.lower() for name in names if name.lower() in _QUOTA_CODES | _MODEL_CODES]
+    return (known or [_one_line(name) for name in names] or [""])[0], _one_line(str(error.get("message") or ""))
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(hide_keys(text).split())
+    return line if len(line) <= _MAX_MESSAGE else f"{line[:_MAX_MESSAGE]}..."
+
+
+def _read_answer(body: bytes, request: Request) -> Outcome:
+    try:
+        value = parse_json(body.decode("utf-8"))
+    except ValueError as error:
+        # A body that was cut short: what it cost is in the part that is missing.
+        return TryAgain(f"malformed answer: {_one_line(str(error))}", tokens=None)
+    if not isinstance(value, dict):
+        return TryAgain("malformed answer: no JSON object", tokens=None)
+    tokens = _usage(value.get("usage"))
+    choices = value.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = choice.get("message") if isinstance(choice, dict) else None
+    if not isinstance(message, dict):
+        if "error" in value:  # some gateways report errors with status 200
+            return TryAgain(": ".join(filter(None, _read_error(body))), tokens, overloaded=True)
+        return TryAgain("malformed answer: no choices", tokens)
+    finish_reason = choice.get("finish_reason")
+    finish_reason = finish_reason if isinstance(finish_reason, str) else ""
+    text, refusal = message.get("content"), message.get("refusal")
+    if not isinstance(text, str) or not text:
+        paid = tokens or token_bound(request)
+        if isinstance(refusal, str) and refusal:
+            return Refused(f"the model refused: {_one_line(refusal)}", paid)
+        if finish_reason in ("length", "content_filter"):
+            return Refused(f"no text: finish_reason is {finish_reason}", paid)
+        return TryAgain("malformed answer: no content", tokens)
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        return TryAgain("malformed answer: half a character (a lone surrogate)", tokens)
+    if tokens is None:
+        tokens = Tokens(token_bound(request).prompt, len(text.encode()))
+    return Reply(text, finish_reason, *tokens)
+
+
+def _usage(usage: Any) -> Tokens | None:
+    counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")] if isinstance(usage, dict) else []
+    if len(counts) == 2 and all(type(count) is int and 0 <= count < 2**40 for count in counts):
+        return Tokens(*counts)
+    return None

@@ -1,0 +1,86 @@
+"""What a work function sees of the API: how it asks, what comes back, and how it refuses a record."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answer of the API.
+
+    finish_reason      as the API gave it: "stop", "length" (cut off by max_tokens), "content_filter", "" for none, ...
+    prompt_tokens      as billed by the API; where it reports none, an upper bound (bytes)
+    completion_tokens  likewise
+    """
+
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Rejected(Exception):
+    """Raised by a work function, or by `ask` itself: the record goes to the quarantine with the reason.
+
+    reply: the answer at fault. `--retry-quarantined` asks for that one again, and for the last one where none is named.
+    """
+
+    def __init__(self, reason: str, reply: Reply | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.reply = reply
+
+
+# await ask(messages, **params): params go into the request as they are (temperature, max_tokens, ...), but for `nonce`,
+# which is not sent: it tells apart requests that are to be asked several times. See datagen.runner.
+Ask = Callable[..., Awaitable[Reply]]
+Work = Callable[[Record, Ask], Awaitable[list[Record]]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One chat completion to be asked for; equal requests are one request, whichever endpoint or key answers."""
+
+    model: str
+    messages: tuple[Message, ...]
+    params: Mapping[str, Any]
+    nonce: Any = None
+
+    @property
+    def key(self) -> bytes:
+        """16 bytes: the hash of the content, under which the journal holds the answer."""
+        return content_hash([self.model, self.messages, self.params, self.nonce])
+
+    @property
+    def max_tokens(self) -> int:
+        """The largest number of tokens the answer may have."""
+        return self.params["max_tokens"]
+
+    def body(self, max_tokens_field: str = "max_tokens") -> bytes:
+        """The JSON that is posted; newer OpenAI models call the limit `max_completion_tokens`."""
+        params = dict(self.params)
+        limit = params.pop("max_tokens")
+        return json.dumps({"model": self.model, "messages": self.messages, max_tokens_field: limit, **params}).encode()
+
+
+def content_hash(value: Any) -> bytes:
+    """16 bytes that depend on a JSON value alone, not on the order of its keys. TypeError if it is none."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def make_request(
+    model: str, default_max_tokens: int, messages: Sequence[Message], nonce: Any = None, **params: Any
+) -> Request:
+    """The request of one `ask(messages, **params)`."""
+    assert not {"n", "stream"} & params.keys(), "one whole answer a request: draw several by nonce"
+    params.setdefault("max_tokens", default_max_tokens)
+    return Request(model, tuple(messages), params, nonce)
