@@ -19,12 +19,13 @@ def attention_decode_eager(
     num_rows, num_heads, head_size = q_SHK.shape
     num_kv_heads, page_size = k_PGNK.shape[1:3]
     scale = head_size**-0.5 if scale is None else scale
+    wide = torch.promote_types(q_SHK.dtype, torch.float32)
     positions_N = torch.arange(table_SB.shape[1] * page_size, device=q_SHK.device)
     visible_SN = positions_N < length_S[:, None]
     pages_SB = torch.where(visible_SN[:, ::page_size], table_SB, table_SB[:, :1]).long()
     # [S, B, G, N, K] -> [S, G, B * N, K]
-    k_SGNK, v_SGNK = (x[pages_SB].transpose(1, 2).flatten(2, 3).float() for x in (k_PGNK, v_PGNK))
-    q_SGJK = q_SHK.float().unflatten(1, (num_kv_heads, -1))
+    k_SGNK, v_SGNK = (x[pages_SB].transpose(1, 2).flatten(2, 3).to(wide) for x in (k_PGNK, v_PGNK))
+    q_SGJK = q_SHK.to(wide).unflatten(1, (num_kv_heads, -1))
     scores_SGJN = q_SGJK @ k_SGNK.transpose(2, 3) * scale
     if slopes_H is not None:
         scores_SGJN = scores_SGJN + (slopes_H[:, None] * positions_N).unflatten(0, (num_kv_heads, -1))
