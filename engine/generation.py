@@ -1,31 +1,32 @@
-"""Batched generation with a key/value cache and slots refilled as sequences finish (continuous batching).
+"""Batched generation with a paged key/value cache and slots refilled as sequences finish (continuous batching).
 
-Shapes: T tokens, S sequences in flight, D model, V vocabulary.
+Shapes: T tokens of a step, S rows (sequences that decode), D model, V vocabulary, P pages of N positions, E EOS ids.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from engine.batch import PackedBatch
+from engine.cache_budget import num_pages_for
+from engine.decode_rows import DecodeRows
 from engine.errors import UserError
-from engine.kv_cache import SlotCache
-from engine.random_address import address, uniform
+from engine.kv_cache import PAGE_SIZE, KVCache, pages_for
+from engine.models.attend import Attend
+from engine.random_address import uniform
 from engine.sampling import Sampling, sample
+from engine.scheduler import Admitted, Piece, Request, Scheduler
 
+__all__ = ["Request", "Response", "Step", "generate", "stream"]
 
-@dataclass(frozen=True)
-class Request:
-    """One response to make. (prompt_id, sample_id) is its address in the random stream."""
-
-    prompt: tuple[int, ...]
-    prompt_id: int
-    sample_id: int
-    max_new_tokens: int
+PREFILL_TOKENS = 512  # prompt tokens a step: more would hold up those that decode, fewer waste the matrix units
+CUDA_STEPS_A_READ = 8  # EOS is looked for this often: reading it makes the host wait for the device
 
 
 @dataclass(frozen=True)
@@ -42,36 +43,36 @@ class Response:
     trunk_ND: Tensor | None
 
 
-@dataclass
-class _Flight:
-    """A request in a slot, on the host's side."""
+@dataclass(frozen=True)
+class Step:
+    """One step, for those who measure. rows are those that decoded; positions_read counts shared ones once a row."""
 
-    index: int
-    request: Request
-    tokens: list[int]
-    logprobs: list[float]
-    done: bool = False
+    seconds: float
+    rows: int
+    prompt_tokens: int
+    positions_read: int
+    new_tokens: int
+    pages: int
 
 
-@torch.no_grad()
 def generate(
     model,
     requests: Sequence[Request],
     sampling: Sampling,
     seed: int,
-    eos_id: int,
+    eos_id: int | Sequence[int],
     num_slots: int = 128,
     capture_layer: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    **options,
 ) -> list[Response]:
-    """A response to every request, in the order of the requests.
+    """A response to every request, in the order of the requests. Arguments and options as in `stream`.
 
-    At most num_slots run at once; a slot is refilled the step its sequence ends. With capture_layer, the input of that
-    layer (the trunk's output) is kept for every token of prompt and response. on_progress(finished, new_tokens) is
-    called once a step. A response depends on its request, the seed and the weights, not on its company.
+    A response depends on its request, the seed and the weights, not on its company.
     """
     responses: list[Response | None] = [None] * len(requests)
-    for index, response in stream(model, requests, sampling, seed, eos_id, num_slots, capture_layer, on_progress):
+    found = stream(model, requests, sampling, seed, eos_id, num_slots, capture_layer, on_progress, **options)
+    for index, response in found:
         responses[index] = response
     return responses  # type: ignore[return-value]
 
@@ -82,125 +83,205 @@ def stream(
     requests: Sequence[Request],
     sampling: Sampling,
     seed: int,
-    eos_id: int,
+    eos_id: int | Sequence[int],
     num_slots: int = 128,
     capture_layer: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    *,
+    cache_tokens: int | None = None,
+    order: str = "given",
+    share_prompts: bool = True,
+    steps_a_read: int | None = None,
+    on_step: Callable[[Step], None] | None = None,
 ) -> Iterator[tuple[int, Response]]:
-    """As `generate`, handing out (index of the request, response) as soon as each is finished."""
+    """(index of the request, response) as soon as each is finished.
+
+    At most num_slots run at once; a slot is refilled the step its sequence is seen to have ended, which is looked for
+    every steps_a_read steps. With capture_layer, the input of that layer (the trunk's output) is kept for every token
+    of prompt and response. on_progress(finished, new_tokens) is called once a step, on_step with what it did.
+
+    cache_tokens is the budget of the key/value cache in positions, taken once and never passed; by default what the
+    requests can need, or half of the free memory if that is less. order "longest" begins with the requests expected to
+    be longest, whose tail would otherwise run alone. Raises UserError for a request that can never fit.
+    """
     if not requests:
         return
-    limit = model.max_length
-    max_len = max(len(r.prompt) + r.max_new_tokens for r in requests)
-    if limit is not None and max_len > limit:
-        worst = max(range(len(requests)), key=lambda i: len(requests[i].prompt) + requests[i].max_new_tokens)
+    max_len = max(r.max_length for r in requests)
+    if model.max_length is not None and max_len > model.max_length:
+        worst = max(range(len(requests)), key=lambda i: requests[i].max_length)
         raise UserError(
-            f"request {worst} needs {max_len} positions, the model has {limit}: shorten the prompt or --max-new-tokens"
+            f"request {worst} needs {max_len} positions, the model has {model.max_length}: "
+            "shorten the prompt or --max-new-tokens"
         )
+    num_slots = min(num_slots, len(requests))
     weight = model.head_weight
-    engine = _Slots(model, min(num_slots, len(requests)), max_len, capture_layer, weight)
-    waiting = list(reversed(range(len(requests))))
-    finished = new_tokens = 0
-    while waiting or engine.flights:
-        fresh = []
-        while waiting and len(engine.flights) + len(fresh) < engine.num_slots:
-            index = waiting.pop()
-            fresh.append(_Flight(index, requests[index], [], []))
-        if fresh:
-            new_tokens += engine.prefill(fresh, sampling, seed, eos_id)
-        else:
-            new_tokens += engine.decode(sampling, eos_id)
-        for flight, trunk_ND in engine.leave():
-            finished += 1
-            ended = flight.tokens[-1] == eos_id
-            yield flight.index, Response(tuple(flight.tokens), tuple(flight.logprobs), ended, trunk_ND)
+    num_pages = num_pages_for(model, requests, num_slots, cache_tokens, capture_layer is not None, weight)
+    scheduler = Scheduler(requests, order, num_slots, num_pages, PAGE_SIZE, share_prompts)
+    eos_ids = (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)
+    engine = _Engine(model, scheduler, num_slots, max_len, capture_layer, sampling, seed, eos_ids)
+    steps_a_read = steps_a_read or (CUDA_STEPS_A_READ if weight.device.type == "cuda" else 1)
+    finished = delivered = steps = 0
+    while finished < len(requests):
+        began, rows, before = time.perf_counter(), len(engine.rows), delivered + engine.rows.num_new_tokens()
+        prompt_tokens, positions_read = engine.step()
+        pages = num_pages - scheduler.pool.num_free
+        steps += 1
+        left = engine.leave(steps % steps_a_read == 0)
+        finished += len(left)
+        delivered += sum(len(response.tokens) for _, response in left)
+        new_tokens = delivered + engine.rows.num_new_tokens()
+        if on_step:
+            on_step(Step(time.perf_counter() - began, rows, prompt_tokens, positions_read, new_tokens - before, pages))
+        for admitted, response in left:
+            yield admitted.index, response
         if on_progress:
             on_progress(finished, new_tokens)
 
 
-class _Slots:
-    """The device's side of the sequences in flight: slot s of every tensor is flights[s]."""
+class _Engine:
+    """One step at a time: pieces of prompts and the rows that decode, in one forward."""
 
-    def __init__(self, model, num_slots: int, max_len: int, capture_layer: int | None, weight_VD: Tensor):
-        self.model, self.num_slots, self.weight_VD = model, num_slots, weight_VD
-        device, dtype = weight_VD.device, weight_VD.dtype
-        self.cache = SlotCache(model, num_slots, max_len, dtype, device)
-        self.flights: list[_Flight] = []
-        self.token_S = torch.zeros(num_slots, dtype=torch.int64, device=device)
-        self.position_S = torch.zeros_like(self.token_S)  # where token_S stands, once it has been sampled
-        self.address_S = torch.zeros_like(self.token_S)
-        self.capture_layer = capture_layer
-        self.trunk_SND = None
-        if capture_layer is not None:
-            self.trunk_SND = torch.zeros(num_slots, max_len, model.hidden_size, dtype=dtype, device=device)
+    def __init__(self, model, scheduler: Scheduler, num_slots, max_len, capture_layer, sampling, seed, eos_ids):
+        self.model, self.scheduler, self.sampling, self.seed = model, scheduler, sampling, seed
+        weight = model.head_weight
+        self.device, dtype, num_pages = weight.device, weight.dtype, scheduler.pool.num_pages
+        self.cache = KVCache(model, num_pages, scheduler.page_size, dtype, self.device)
+        self.rows = DecodeRows(num_slots, max_len, pages_for(max_len, scheduler.page_size), self.device)
+        self.eos_ids = eos_ids
+        self.eos_ids_E = torch.tensor(eos_ids, device=self.device)
+        self.capture_layer, self.trunk_PND = capture_layer, None
+        if capture_layer is not None:  # pages as the cache's, so that a shared prompt's trunk is kept once
+            shape = (num_pages, scheduler.page_size, model.hidden_size)
+            self.trunk_PND = torch.zeros(shape, dtype=dtype, device=self.device)
 
-    def _layers(self, batch: PackedBatch, attend, slot_T: Tensor, position_T: Tensor) -> Tensor:
-        """All layers, stopping at the trunk's end to keep its output."""
-        h_TD = self.model.embed(batch)
+    def step(self) -> tuple[int, int]:
+        """Run and sample once. Returns how many prompt tokens ran, and how many cache positions the rows read."""
+        self.scheduler.admit()
+        pieces = self.scheduler.pieces(PREFILL_TOKENS)
+        decoding = len(self.rows)
+        h_SD = self._forward(pieces) if decoding or pieces else None
+        positions_read = int(self.rows.host_position_S.sum()) + decoding
+        if started := self.scheduler.starts():
+            self._copy_pages([s.copied for s in started if s.copied])
+            self.rows.add(started, self.seed)
+            last_SD = torch.stack([s.prompt.last_hidden_D for s in started])
+            h_SD = last_SD if h_SD is None else torch.cat([h_SD, last_SD])
+        if len(self.rows):
+            self._sample(h_SD)
+        return sum(p.stop - p.start for p in pieces), positions_read
+
+    def _forward(self, pieces: list[Piece]) -> Tensor:
+        """Every decoding row's last token and the pieces through all layers: [S, D] of the rows.
+
+        The pieces' keys, values and trunk go to their pages. Prompts begun earlier ride with the rows, each token a row
+        of its own; prompts run from their first token ride behind them, with attention inside the pack.
+        """
+        rows, size = self.rows, self.scheduler.page_size
+        later, fresh = [p for p in pieces if p.start], [p for p in pieces if not p.start]
+        ordered = later + fresh
+        piece_tokens = torch.tensor([t for p in ordered for t in p.prompt.tokens[p.start : p.stop]], dtype=torch.int64)
+        piece_positions = torch.tensor([i for p in ordered for i in range(p.start, p.stop)], dtype=torch.int64)
+        tokens_T = torch.cat([rows.tokens_S(), piece_tokens.to(self.device)])
+        position_T = torch.cat([rows.position_S, piece_positions.to(self.device)])
+        singles = len(rows) + sum(p.stop - p.start for p in later)
+        lengths = (1,) * singles + tuple(p.stop for p in fresh)
+        bounds = torch.tensor((0, *lengths)).cumsum(0).to(torch.int32)
+        batch = PackedBatch(tokens_T, position_T, bounds.to(self.device), lengths)
+
+        width = pages_for(1 + max([int(rows.host_position_S.max(initial=0)), *(p.stop - 1 for p in pieces)]), size)
+        table_SB = rows.table_CB[rows.slot_S, :width]
+        fresh_RB = self._tables(fresh, width)
+        cu_groups, shared_R = rows.groups(size)
+        if later:
+            later_RB = self._tables(later, width)
+            counts = torch.tensor([p.stop - p.start for p in later], device=self.device)
+            table_SB = torch.cat([table_SB, later_RB.repeat_interleave(counts, 0)])
+            cu_groups = torch.cat([cu_groups, len(rows) + counts.cumsum(0).to(torch.int32)])
+            shared = torch.tensor([p.start // size * size for p in later], dtype=torch.int32, device=self.device)
+            shared_R = torch.cat([shared_R, shared])
+        decode = self.cache.decode(table_SB, position_T[:singles], cu_groups, shared_R) if singles else None
+        prefill = None
+        if fresh:
+            pack = PackedBatch.from_sequences([p.prompt.tokens[: p.stop] for p in fresh], self.device)
+            prefill = self.cache.prefill(pack, fresh_RB)
+        attend = _both(decode, prefill, singles)
+
         split = self.capture_layer or 0
-        h_TD = self.model.run(h_TD, batch, 0, split, attend)
-        if self.trunk_SND is not None:
-            self.trunk_SND[slot_T, position_T] = h_TD
-        return self.model.run(h_TD, batch, split, self.model.num_layers, attend)
+        h_TD = self.model.run(self.model.embed(batch), batch, 0, split, attend)
+        if self.trunk_PND is not None:
+            counts = torch.tensor([p.stop for p in fresh], dtype=torch.int64, device=self.device)
+            table_TB = torch.cat([table_SB, fresh_RB.repeat_interleave(counts, 0)])
+            page_T = table_TB.gather(1, (position_T // size)[:, None])[:, 0].long()
+            self.trunk_PND[page_T, position_T % size] = h_TD
+        h_TD = self.model.run(h_TD, batch, split, self.model.num_layers, attend)
+        at = len(rows)
+        for piece in ordered:
+            at += piece.stop - piece.start
+            if piece.stop == len(piece.prompt.tokens):
+                piece.prompt.last_hidden_D = h_TD[at - 1].clone()
+        return h_TD[: len(rows)]
 
-    def prefill(self, fresh: list[_Flight], sampling: Sampling, seed: int, eos_id: int) -> int:
-        """Run whole prompts in one pack, in the free slots, and sample the first token of each; how many new tokens."""
-        first, device = len(self.flights), self.weight_VD.device
-        self.flights += fresh
-        batch = PackedBatch.from_sequences([f.request.prompt for f in fresh], device)
-        slot_T = batch.sequence_T + first
-        h_TD = self._layers(batch, self.cache.prefill(batch, slot_T), slot_T, batch.positions_T)
-        prompt_ids = torch.tensor([f.request.prompt_id for f in fresh], device=device)
-        sample_ids = torch.tensor([f.request.sample_id for f in fresh], device=device)
-        self.address_S[first : len(self.flights)] = address(seed, prompt_ids, sample_ids)
-        self.position_S[first : len(self.flights)] = batch.positions_T[batch.last_S]
-        return self._sample(h_TD[batch.last_S], slice(first, len(self.flights)), sampling, eos_id)
+    def _tables(self, pieces: list[Piece], width: int) -> Tensor:
+        """int32 [pieces, width]: the prompts' pages, padded with the first."""
+        tables = [[*p.prompt.pages[:width], *p.prompt.pages[:1] * (width - len(p.prompt.pages))] for p in pieces]
+        return torch.tensor(tables, dtype=torch.int32, device=self.device).reshape(len(pieces), width)
 
-    def decode(self, sampling: Sampling, eos_id: int) -> int:
-        """One step for every sequence in flight; how many new tokens came of it."""
-        used = len(self.flights)
-        position_S = self.position_S[:used]
-        longest = max(len(f.request.prompt) + len(f.tokens) for f in self.flights)
-        ones = torch.arange(used + 1, dtype=torch.int32, device=position_S.device)
-        batch = PackedBatch(self.token_S[:used], position_S, ones, (1,) * used)
-        slot_S = ones[:used].long()
-        h_SD = self._layers(batch, self.cache.decode(position_S, longest), slot_S, position_S)
-        return self._sample(h_SD, slice(0, used), sampling, eos_id)
+    def _copy_pages(self, pairs: list[tuple[int, int]]) -> None:
+        if pairs:
+            source, target = zip(*pairs)
+            self.cache.copy_pages(source, target)
+            if self.trunk_PND is not None:
+                self.trunk_PND[list(target)] = self.trunk_PND[list(source)]
 
-    def _sample(self, h_SD: Tensor, slots: slice, sampling: Sampling, eos_id: int) -> int:
-        logits_SV = self.model.norm(h_SD) @ self.weight_VD.T
-        uniform_S = uniform(self.address_S[slots], self.position_S[slots])
-        token_S, logprob_S, _ = sample(logits_SV, sampling, uniform_S)
-        self.token_S[slots] = token_S
-        self.position_S[slots] += 1
-        new_tokens = 0
-        for flight, token, logprob in zip(self.flights[slots], token_S.tolist(), logprob_S.tolist()):
-            if len(flight.tokens) == flight.request.max_new_tokens or (flight.tokens and flight.tokens[-1] == eos_id):
-                flight.done = True  # this step only took its last token through the trunk
-                continue
-            flight.tokens.append(token)
-            flight.logprobs.append(logprob)
-            new_tokens += 1
-            complete = token == eos_id or len(flight.tokens) == flight.request.max_new_tokens
-            flight.done = complete and self.trunk_SND is None
-        return new_tokens
+    def _sample(self, h_SD: Tensor) -> None:
+        rows = self.rows
+        logits_SV = self.model.norm(h_SD) @ self.model.head_weight.T
+        history_SN = barred_S = None
+        if self.sampling.repetition_penalty != 1.0:
+            history_SN = rows.token_CN[rows.slot_S, : int(rows.host_position_S.max()) + 1]
+        barred = rows.host_position_S + 1 < rows.barred_before_S
+        if barred.any():
+            barred_S = torch.from_numpy(barred).to(self.device)
+        chosen = sample(
+            logits_SV, self.sampling, uniform(rows.address_S, rows.position_S), history_SN, barred_S, self.eos_ids_E
+        )
+        rows.append(chosen.token_S, chosen.logprob_S, self.eos_ids_E)
 
-    def leave(self) -> list[tuple[_Flight, Tensor | None]]:
-        """Take the finished sequences out of their slots, closing the gaps with the last ones."""
+    def leave(self, read: bool) -> list[tuple[Admitted, Response]]:
+        """Take out the rows that are complete; `read` looks for EOS, otherwise only full ones are found."""
+        rows = self.rows
+        full_S = rows.host_position_S >= rows.last_S
+        if not (read or full_S.any()):
+            return []
+        end_S = np.minimum(rows.ended_at_S.cpu().numpy(), rows.last_S)
+        complete_S = rows.host_position_S >= end_S
+        # The trunk of the last token is there once a step has run it.
+        gone_S = complete_S if self.trunk_PND is None else complete_S & (rows.host_position_S > end_S)
+        if not gone_S.any():
+            return []
         left = []
-        for slot in reversed([s for s, flight in enumerate(self.flights) if flight.done]):
-            flight = self.flights[slot]
-            length = len(flight.request.prompt) + len(flight.tokens)
-            left.append((flight, None if self.trunk_SND is None else self.trunk_SND[slot, :length].clone()))
-            last = len(self.flights) - 1
-            if slot != last:
-                moved = self.flights[last]
-                length = len(moved.request.prompt) + len(moved.tokens)
-                self.cache.move(last, slot, length)
-                for x in (self.token_S, self.position_S, self.address_S):
-                    x[slot] = x[last]
-                if self.trunk_SND is not None:
-                    self.trunk_SND[slot, :length] = self.trunk_SND[last, :length]
-                self.flights[slot] = moved
-            self.flights.pop()
+        for row in np.flatnonzero(gone_S):
+            admitted, end = rows.samples[row], int(end_S[row])
+            tokens, logprobs = rows.result(row, end)
+            trunk_ND = None
+            if self.trunk_PND is not None:
+                trunk_ND = self.trunk_PND[admitted.pages].flatten(0, 1)[: end + 1].clone()
+            ended = tokens[-1] in self.eos_ids
+            left.append((admitted, Response(tokens, logprobs, ended, trunk_ND)))
+            self.scheduler.leave(admitted)
+        rows.keep(~gone_S)
         return left
+
+
+def _both(decode: Attend | None, prefill: Attend | None, singles: int) -> Attend:
+    """The first `singles` rows through decode, the others through prefill."""
+    if decode is None or prefill is None:
+        attend = decode or prefill
+        assert attend is not None
+        return attend
+
+    def attend(layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, slopes_H: Tensor | None) -> Tensor:
+        parts = zip((decode, prefill), *(x.tensor_split([singles]) for x in (q_THK, k_TGK, v_TGK)))
+        return torch.cat([part(layer, q, k, v, slopes_H) for part, q, k, v in parts])
+
+    return attend
