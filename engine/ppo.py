@@ -92,17 +92,7 @@ class PPOTrainer:
         """Run every iteration. Returns the first and the last one's score and KL."""
         history, bar = [], self.console.bar(len(self.steps), "ppo", "iteration")
         for iteration in range(len(self.steps)):
-            metrics, began = Metrics(), time.monotonic()
-            lr = learning_rate(
-                iteration, len(self.steps), self.optimizer.lr, self.optimizer.schedule, self.optimizer.warmup_steps
-            )
-            experience = self.collect(iteration, metrics)
-            collected = time.monotonic()
-            for epoch in range(self.ppo.ppo_epochs):
-                for ids in self.minibatches(iteration, epoch):
-                    self.update(experience, ids, lr, metrics)
-            history.append(self.report(iteration, metrics, lr, collected - began, time.monotonic() - collected))
-            self.kl.update(history[-1]["objective/kl"], len(self.steps[iteration]))
+            history.append(self.iterate(iteration))
             bar.update()
         bar.close()
         self.trunk.gather()
@@ -110,6 +100,21 @@ class PPOTrainer:
         first, last = history[0], history[-1]
         names = {"score": "objective/scores", "kl": "objective/kl", "reward": "objective/rlhf_reward"}
         return {f"{k}_{when}": x[name] for k, name in names.items() for when, x in (("first", first), ("last", last))}
+
+    def iterate(self, iteration: int) -> dict[str, float]:
+        """Collect once, update in every epoch and minibatch. Returns what was logged."""
+        metrics, began = Metrics(), time.monotonic()
+        lr = learning_rate(
+            iteration, len(self.steps), self.optimizer.lr, self.optimizer.schedule, self.optimizer.warmup_steps
+        )
+        experience = self.collect(iteration, metrics)
+        collected = time.monotonic()
+        for epoch in range(self.ppo.ppo_epochs):
+            for ids in self.minibatches(iteration, epoch):
+                self.update(experience, ids, lr, metrics)
+        logged = self.report(iteration, metrics, lr, collected - began, time.monotonic() - collected)
+        self.kl.update(logged["objective/kl"], len(self.steps[iteration]))
+        return logged
 
     def collect(self, iteration: int, metrics: Metrics) -> Experience:
         """One rollout of each of the iteration's prompts (this rank's share), with every column PPO needs."""
