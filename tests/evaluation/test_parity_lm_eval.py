@@ -1,0 +1,233 @@
+"""Parity with lm-eval on real files: the same prompts, byte for byte, and every choice's log-likelihood.
+
+    pip install '.[peers]' && HF_HUB_OFFLINE=1 python -m pytest -m slow tests/evaluation/test_parity_lm_eval.py
+
+BLOOM- and LLaMA-shaped models with sharp attention: a random one hardly notices which shots stand before the question.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from engine.batch import PackedBatch
+from engine.models import load_model
+from engine.tokenizer import train_byte_bpe, train_sentencepiece
+from evaluation.build import build
+from evaluation.context_length import context_length
+from evaluation.data import LocalData
+from evaluation.protocols import PROTOCOLS
+from evaluation.requests import Choice, Document
+from evaluation.tasks import get_tasks
+from tests.engine.models.tiny import logits_of, randomise
+from tests.evaluation.lm_eval_peer import Peer, read
+
+pytestmark = pytest.mark.slow
+pytest.importorskip("lm_eval", reason="pip install '.[peers]'")
+pytest.importorskip("datasets", reason="pip install '.[peers]'")
+
+LANGS = ("ne", "vi", "fr", "te", "zh")
+LIMIT = 2
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def data_folder(real_data, tmp_path_factory) -> Path:
+    """The real files, and where the release has none in a language, files of the same shape made of real questions."""
+    folder = tmp_path_factory.mktemp("data")
+
+    def write(name: str, rows: list[dict]) -> None:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+
+    for lang in LANGS:
+        for part in ("train", "validation", "test"):
+            write(f"m_arc/{lang}_{part}.json", read(real_data / f"m_arc/{lang}_{part}.json"))
+        write(f"m_mmlu/{lang}_dev.json", read(real_data / f"m_mmlu/{lang}_dev.json"))
+        write(f"m_mmlu/{lang}_test.json", read(real_data / f"m_mmlu/{lang}_val.json"))
+        write(f"m_truthfulqa/{lang}_validation.json", read(real_data / f"m_truthfulqa/{lang}_validation.json"))
+        write(f"m_hellaswag/{lang}_validation.json", [*map(scene, read(real_data / f"m_arc/{lang}_test.json")[:60])])
+    english = read(real_data / "m_arc/en_test.json")
+    write("m_arc/en_test.json", english[:500])
+    write("m_arc/en_train.json", english[500:])
+    for part in ("dev", "test"):
+        write(f"m_mmlu/en_{part}.json", read(real_data / f"m_mmlu/en_{part}.json"))
+    write("m_hellaswag/en_validation.json", read(real_data / "m_hellaswag/en_validation.json"))
+    write("m_truthfulqa/en_validation.json", read(real_data / "m_truthfulqa/fr_validation.json"))
+    return folder
+
+
+def scene(row: dict) -> dict:
+    """An ARC question as a HellaSwag record, with the marks that its cleaning takes away and a text drawn twice."""
+    endings = [row[f"option_{letter}"] + " [step] 2" for letter in "abcd" if f"option_{letter}" in row]
+    return {
+        "ind": 0,
+        "activity_label": "x [header]",
+        "ctx_a": row["instruction"],
+        "ctx_b": "então [title] Ab",
+        "endings": endings,
+        "label": str("ABCD".index(row["answer"]) % len(endings)),
+    }
+
+
+@cache
+def sample_of(real_data: Path) -> tuple[str, ...]:
+    rows = [row for lang in (*LANGS, "en") for row in read(real_data / f"m_arc/{lang}_test.json")[:150]]
+    return tuple(f"{row['instruction']} {row['option_a']} {row['option_b']}" for row in rows)
+
+
+def tokenizer_of(kind: str, texts: tuple[str, ...]) -> transformers.PreTrainedTokenizerFast:
+    if kind == "byte BPE":
+        return train_byte_bpe(texts, 1500)
+    if kind == "byte BPE, BOS":
+        tokenizer = train_byte_bpe(texts, 1500)
+        tokenizer.add_bos_token = True
+        from tokenizers.processors import TemplateProcessing
+
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+        )
+        return tokenizer
+    tokenizer = train_sentencepiece(texts, 2500)
+    if kind == "SentencePiece":
+        return tokenizer
+    assert kind == "SentencePiece, no BOS"
+    tokenizer.add_bos_token = False
+    return tokenizer
+
+
+def model_of(family: str, vocab_size: int, folder: Path) -> None:
+    """A model of two layers whose attention picks single tokens: its scores move by nats when a shot changes."""
+    sizes = {"vocab_size": vocab_size, "hidden_size": 32}
+    if family == "bloom":
+        config = transformers.BloomConfig(n_layer=2, n_head=4, **sizes)
+    else:
+        config = transformers.LlamaConfig(
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=1024,
+            **sizes,
+        )
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    randomise(model, seed=3)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith(("query_key_value.weight", "q_proj.weight", "k_proj.weight")):
+                weight.mul_(3)
+            elif "embed" in name and weight.ndim == 2:
+                # Some seven nats a token, as real models have: lm-eval sums in float32, where -800 ends at 6e-5.
+                weight.mul_(0.2)
+    model.save_pretrained(folder)
+
+
+CASES = {
+    "byte BPE": "bloom",
+    "byte BPE, BOS": "bloom",
+    "SentencePiece": "llama",
+    "SentencePiece, no BOS": "llama",
+}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def both(request, real_data, data_folder, tmp_path_factory):
+    """The peer and what we need to do the same: data, tokenizer, model, context length."""
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = tokenizer_of(request.param, sample_of(real_data))
+    model_of(CASES[request.param], len(tokenizer), folder)
+    tokenizer.save_pretrained(folder)
+    loaded = transformers.AutoTokenizer.from_pretrained(folder)
+    starts_with_bos = loaded("a").input_ids[0] == loaded.bos_token_id
+    assert starts_with_bos == (request.param in ("byte BPE, BOS", "SentencePiece"))
+    model = load_model(folder, torch.float32)
+    length = context_length(transformers.AutoConfig.from_pretrained(folder), loaded)
+    peer = Peer(folder, data_folder)
+    assert peer.lm.max_length == length == (2048 if CASES[request.param] == "bloom" else 1024)
+    return peer, LocalData(data_folder), loaded, model, length
+
+
+@torch.no_grad()
+def score(model: torch.nn.Module, choice: Choice) -> float:
+    ids = [*choice.context_ids, *choice.continuation_ids]
+    logits = logits_of(model, PackedBatch.from_sequences([ids[:-1]]))[len(choice.context_ids) - 1 :]
+    logprob = logits.float().log_softmax(-1)
+    return float(logprob[torch.arange(len(logits)), torch.tensor(choice.continuation_ids)].double().sum())
+
+
+def documents_of(both, task: str, lang: str, shots: int, subject: str | None = None) -> list[Document]:
+    _, data, tokenizer, _, length = both
+    built = build(get_tasks([task])[0], lang, data, tokenizer, PROTOCOLS["lm-eval"], length, shots=shots, limit=LIMIT)
+    return [document for document in built.documents if subject is None or document.subject == subject]
+
+
+def compare(both, peer_task: str, documents: list[Document], shots: int) -> None:
+    peer, _, _, model, _ = both
+    samples = peer.samples(peer_task, shots, LIMIT)
+    assert len(samples) == len(documents) == LIMIT
+    for sample, document in zip(samples, documents):
+        assert document.prompt == sample["prompt"]
+        assert [choice.text for choice in document.choices] == sample["continuations"]
+        for choice, expected in zip(document.choices, sample["lls"]):
+            assert abs(score(model, choice) - expected) <= TOLERANCE, (peer_task, document.id, choice.text)
+
+
+@pytest.mark.parametrize(("lang", "shots"), [("ne", 25), ("vi", 5), ("fr", 0), ("te", 6), ("zh", 3)])
+def test_arc(both, lang, shots):
+    documents = documents_of(both, "arc", lang, shots)
+    if shots == 25:
+        assert all(choice.truncated for choice in documents[0].choices)
+    compare(both, f"arc_{lang}", documents, shots)
+
+
+def test_arc_in_english(both):
+    compare(both, "arc_challenge", documents_of(both, "arc", "en", 4), 4)
+
+
+@pytest.mark.parametrize(("lang", "shots"), [("ne", 0), ("vi", 4), ("fr", 7), ("te", 2)])
+def test_hellaswag(both, lang, shots):
+    """lm-eval has no HellaSwag in Chinese; the four others and English stand for it."""
+    compare(both, f"hellaswag_{lang}", documents_of(both, "hellaswag", lang, shots), shots)
+
+
+def test_hellaswag_in_english(both):
+    compare(both, "hellaswag", documents_of(both, "hellaswag", "en", 10), 10)
+
+
+@pytest.mark.parametrize(("lang", "shots"), [("ne", 2), ("vi", 0), ("fr", 5), ("te", 1), ("zh", 3)])
+def test_mmlu(both, lang, shots):
+    compare(both, f"m_mmlu_{lang}", documents_of(both, "mmlu", lang, shots), shots)
+
+
+@pytest.mark.parametrize("subject", ["anatomy", "high_school_us_history"])
+def test_mmlu_in_english(both, subject):
+    compare(both, f"mmlu_{subject}", documents_of(both, "mmlu", "en", 5, subject), 5)
+
+
+@pytest.mark.parametrize(("lang", "shots"), [("ne", 0), ("vi", 1), ("fr", 0), ("te", 0), ("zh", 2)])
+@pytest.mark.parametrize("targets", ["mc1", "mc2"])
+def test_truthfulqa(both, targets, lang, shots):
+    documents = documents_of(both, f"truthfulqa_{targets}", lang, shots)
+    compare(both, f"truthfulqa_{lang}_{targets}", documents, shots)
+
+
+@pytest.mark.parametrize("targets", ["mc1", "mc2"])
+def test_truthfulqa_in_english(both, targets):
+    compare(both, f"truthfulqa_{targets}", documents_of(both, f"truthfulqa_{targets}", "en", 0), 0)
+
+
+def test_these_models_notice_swapped_shots(both):
+    """Otherwise wrong shots would pass the tests above."""
+    _, _, tokenizer, model, length = both
+    document = documents_of(both, "arc", "vi", 2)[0]
+    first, second, question = document.prompt.split("\n\n")
+    swapped = "\n\n".join([second, first, question])
+    before = score(model, document.choices[0])
+    ids = tokenizer(swapped).input_ids
+    moved = Choice(tuple(ids), document.choices[0].continuation_ids, "", 0, 0, False)
+    assert abs(score(model, moved) - before) > 100 * TOLERANCE
