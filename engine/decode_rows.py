@@ -39,6 +39,7 @@ class DecodeRows:
         self.barred_before_S = self.host_position_S.copy()  # no EOS at positions before this
         self.group_S = self.host_position_S.copy()
         self._groups: tuple[Tensor, Tensor] | None = None
+        self._read_again = 0  # positions of shared pages, counted for every row but one of each group
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -84,12 +85,18 @@ class DecodeRows:
             starts = np.flatnonzero(np.diff(self.group_S, prepend=-1))
             sizes = np.diff(starts, append=len(self.group_S))
             shared = np.where(sizes > 1, self.first_S[starts] // page_size * page_size, 0)
+            self._read_again = int(((sizes - 1) * shared).sum())
             bounds = np.append(starts, len(self.group_S)).astype(np.int32)
             self._groups = (
                 torch.from_numpy(bounds).to(self.device),
                 torch.from_numpy(shared.astype(np.int32)).to(self.device),
             )
         return self._groups
+
+    def positions_read(self, page_size: int) -> int:
+        """Positions that a step reads of the cache, a shared one once."""
+        self.groups(page_size)
+        return int(self.host_position_S.sum()) + len(self) - self._read_again
 
     def tokens_S(self) -> Tensor:
         """int64 [S]: the last token of each row."""

@@ -45,7 +45,7 @@ class Response:
 
 @dataclass(frozen=True)
 class Step:
-    """One step, for those who measure. rows are those that decoded; positions_read counts shared ones once a row."""
+    """One step, for those who measure. rows are those that decoded; a shared position is read once."""
 
     seconds: float
     rows: int
@@ -160,7 +160,7 @@ class _Engine:
         pieces = self.scheduler.pieces(PREFILL_TOKENS)
         decoding = len(self.rows)
         h_SD = self._forward(pieces) if decoding or pieces else None
-        positions_read = int(self.rows.host_position_S.sum()) + decoding
+        positions_read = self.rows.positions_read(self.scheduler.page_size)
         if started := self.scheduler.starts():
             self._copy_pages([s.copied for s in started if s.copied])
             self.rows.add(started, self.seed)
