@@ -28,7 +28,7 @@ const Vec IOTA = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
 inline Vec load(const float* p) { Vec x; std::memcpy(&x, p, sizeof x); return x; }
 inline void store(float* p, const Vec& x) { std::memcpy(p, &x, sizeof x); }
-inline Vec splat(float x) { return Vec{} + x; }
+inline Vec splat(float x) { return x - Vec{}; }  // not Vec{} + x: that must turn -0 into 0, and costs an addition
 
 inline Vec load(const uint16_t* p) {
     VecH x;
