@@ -1,6 +1,7 @@
 """The frozen trunk: run once, kept within its budget, shared by policy, reward and critic, sharded while unread."""
 
 import copy
+import dataclasses
 from collections import Counter
 from pathlib import Path
 
@@ -176,6 +177,32 @@ def test_the_trunk_runs_in_generation_alone(world, tmp_path, critic):
         expected |= {("critic", layer): 1 + 3} if critic == "separate" else {}
     assert outside == expected
     assert generating["model", 0] == generating["model", 3] == total
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_learning_from_what_was_captured_is_learning_from_what_is_recomputed(world, tmp_path, family):
+    """Ten optimizer steps with the trunk kept by generation, and with it run anew over the finished rollouts."""
+    outcomes = []
+    for recompute in (False, True):
+        trainer = make_trainer(
+            "ppo", world, tmp_path / str(recompute), family=family, layers=4, epochs=5, max_steps=5, ppo_epochs=1
+        )
+        if recompute:
+            generate, trunk = trainer._generate, Trunk(trainer.model, 2)
+
+            def recomputed(iteration, ids, generate=generate, trunk=trunk, trainer=trainer):
+                responses = generate(iteration, ids)
+                asked = [trainer.prompts[trainer.steps[iteration][i]].tokens for i in ids]
+                batch = PackedBatch.from_sequences([(*p, *r.tokens) for p, r in zip(asked, responses)])
+                rows = trunk(batch).split(batch.lengths)
+                for response, kept_ND in zip(responses, rows):
+                    torch.testing.assert_close(response.trunk_ND, kept_ND, atol=1e-5, rtol=1e-5)
+                return [dataclasses.replace(r, trunk_ND=kept_ND) for r, kept_ND in zip(responses, rows)]
+
+            trainer._generate = recomputed
+        outcomes.append(train(trainer))
+    assert_same_rows(outcomes[0]["rows"], outcomes[1]["rows"], "recomputed")
+    assert_same_weights(outcomes[0]["weights"], outcomes[1]["weights"], 1e-6)
 
 
 def test_a_separate_critic_learns_and_leaves_the_reward_model_alone(world, tmp_path):
