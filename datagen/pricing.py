@@ -84,6 +84,7 @@ class Ledger:
         self.budget_usd = settings.budget_usd
         if price is None and self.budget_usd is not None:
             raise UserError(f"--budget needs the price of {settings.model}: give --price-in and --price-out")
+        self.is_priced = price is not None
         self.price = price or Price(0.0, 0.0)
         self._journal = journal
         self._unsettled_usd = sum(map(self.price.usd, journal.unsettled.values()))
