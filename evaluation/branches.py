@@ -9,7 +9,7 @@ how a long node is cut. On one CPU thread that takes three rules, found by measu
    sums over 2,048 is then cut along the sum): threads run whole forwards side by side instead.
  - element-wise kernels treat the end of an array apart: a multiple of 32 rows has no such end.
  - attention: queries are cut where tiles of 128 positions, counted from the root, begin; the queries of a tile always
-   see the keys from 0 to the tile's end, those after them masked. So its shapes depend on positions alone.
+   see the keys from 0 to the tile's end, those after them masked, in a multiple of 16 rows.
 On a GPU, where the library picks a kernel by shape, every forward has exactly the same number of rows.
 """
 
@@ -30,6 +30,7 @@ from kernels.attention.fold import EXTRA, fold_key, fold_query
 from kernels.linear_logprob import linear_logprob
 
 ROWS = 32  # a forward on a CPU has a multiple of these, and a call of the head exactly so many
+QUERIES = 16  # a call of attention has a multiple of these
 GPU_ROWS = 1024  # a forward on a GPU has exactly so many
 TILE = 128  # positions
 
@@ -66,7 +67,7 @@ class Branches:
         self.values_LGPK = torch.zeros_like(self.keys_LGPK)
         self.path: list[Node] = []
         self.filled = 0  # positions of the path that are in place
-        mask = torch.zeros(TILE + ROWS, self.size, device=self.device, dtype=self.dtype)
+        mask = torch.zeros(TILE + QUERIES, self.size, device=self.device, dtype=self.dtype)
         mask[:TILE, self.size - TILE :].fill_(float("-inf")).triu_(1)
         self.mask = mask  # its last columns serve every tile, being counted from the tile's end
 
@@ -139,7 +140,7 @@ class Branches:
             out_THK = torch.zeros_like(q_THK)
             if slopes_H is not None:
                 q_THK, k_TGK = fold_query(q_THK, slopes_H, scale), fold_key(k_TGK, positions_T)
-            q_THK = pad(q_THK, (0, 0, 0, 0, 0, ROWS))  # so that a tile's rows can be read up to a multiple of ROWS
+            q_THK = pad(q_THK, (0, 0, 0, 0, 0, QUERIES))  # a tile's rows are read up to a multiple of QUERIES
             keys_GPK, values_GPK = self.keys_LGPK[layer], self.values_LGPK[layer]
             row = 0
             for piece, missing in plan:
@@ -159,7 +160,8 @@ class Branches:
                     kept.values[layer][:, here] = v_GNK
                 for start, stop in tiles(piece.start, piece.stop):
                     at, n = row + start - piece.start, stop - start
-                    out_THK[at : at + n] = self._tile(q_THK[at : at + n + -n % ROWS], start, keys_GPK, values_GPK)[:n]
+                    q_NHK = q_THK[at : at + n + -n % QUERIES]
+                    out_THK[at : at + n] = self._tile(q_NHK, start, keys_GPK, values_GPK)[:n]
                 row += count
             return out_THK
 

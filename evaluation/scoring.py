@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -64,7 +65,9 @@ class Scorer:
                     left[document] -= 1
                     if not left[document]:
                         bounds = tree.bounds[first_query[document] : first_query[document + 1] + 1]
-                        yield document, [float(logprob[a:b].sum(dtype=np.float64)) for a, b in zip(bounds, bounds[1:])]
+                        lls = [float(logprob[a:b].sum(dtype=np.float64)) for a, b in zip(bounds, bounds[1:])]
+                        _check_finite(documents[document], lls)
+                        yield document, lls
 
     def _check(self, tree: Tree) -> None:
         limit = self.model.max_length
@@ -77,6 +80,14 @@ class Scorer:
             raise UserError(
                 f"--cache-tokens is {self.cache_tokens}, the longest prompt keeps {kept}: raise it to {kept}"
             )
+
+
+def _check_finite(document: Document, lls: list[float]) -> None:
+    if not all(map(math.isfinite, lls)):
+        raise UserError(
+            f"the model scores the choices of {document.task} {document.id} as {lls}: its weights are damaged, or too "
+            "large for --dtype"
+        )
 
 
 class _Run:

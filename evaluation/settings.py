@@ -1,0 +1,48 @@
+"""The settings of an evaluation, which become the flags of launch/evaluate.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.errors import UserError
+from engine.settings import flag
+from evaluation.protocols import DEFAULT_PROTOCOL
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """Multiple-choice evaluation of one model."""
+
+    _argument_group_name = "evaluate"
+    lang: str = flag("language code: ne, vi, ... (26 languages and en), or several with commas")
+    model: str = flag("the model, a Hugging Face directory")
+    data_dir: str = flag("folder with m_arc, m_hellaswag, m_mmlu, m_truthfulqa; or hub, to fetch them")
+    tasks: str = flag("tasks, with commas, or .py files with TASKS", "arc,hellaswag,mmlu,truthfulqa")
+    protocol: str = flag("how questions are put: strict, okapi, leaderboard-v1, lm-eval", DEFAULT_PROTOCOL)
+    shots: int | None = flag("solved questions before each (default: the protocol's)", None)
+    shared_shots: bool = flag("the same shots before every question: faster, strict only", False)
+    limit: int | None = flag("only the first documents of each task", None)
+    split: str | None = flag("the part that is evaluated, such as validation (default: the task's)", None)
+    seed: int | None = flag("seed of the shots (default: the protocol's)", None)
+    max_length: int | None = flag("tokens of a prompt with its choice (default: the model's, or 2048)", None)
+    bad_records: str = flag("a record that cannot be used: stop, or leave it out", "error", choices=["error", "skip"])
+    output: str | None = flag("folder of the results (default: RUNS/LANG/evaluate)", None)
+    runs: str = flag("folder of all runs", "runs")
+    overwrite: bool = flag("replace the results that the output folder holds", False)
+    batch_tokens: int = flag("tokens of one forward; scores do not depend on it", 1024)
+    cache_tokens: int = flag("tokens whose keys and values are kept; scores do not depend on it", 16_384)
+    dtype: str = flag("auto is bfloat16 on a GPU, float32 on CPU", "auto", choices=["auto", "float32", "bfloat16"])
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_tokens", 1), ("cache_tokens", 1), ("max_length", 2), ("limit", 1), ("shots", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"--{name.replace('_', '-')} is {value}: give {least} or more")
+
+    @property
+    def languages(self) -> list[str]:
+        return self.lang.split(",")
+
+    @property
+    def task_names(self) -> list[str]:
+        return self.tasks.split(",")
