@@ -36,11 +36,12 @@ def attention_decode(
 def empty_pages(num_pages, num_kv_heads, page_size, head_size, dtype, device, layers=()):
     """(k_PGNK, v_PGNK), zeros, with dimensions `layers` in front, in the layout that is read fastest.
 
-    Keys lie as [P, G, K, N]: a query meets sixteen neighbouring positions in one register.
+    Keys lie as [K, N], so that a query meets neighbouring positions in one register, with the page's values of the same
+    head behind them.
     """
-    k_PGKN = torch.zeros(*layers, num_pages, num_kv_heads, head_size, page_size, dtype=dtype, device=device)
-    v_PGNK = torch.zeros(*layers, num_pages, num_kv_heads, page_size, head_size, dtype=dtype, device=device)
-    return k_PGKN.mT, v_PGNK
+    both = torch.zeros(*layers, num_pages, num_kv_heads, 2, page_size * head_size, dtype=dtype, device=device)
+    keys, values = both.unbind(-2)
+    return keys.unflatten(-1, (head_size, page_size)).mT, values.unflatten(-1, (page_size, head_size))
 
 
 def write_pages(k_TGK, v_TGK, k_PGNK, v_PGNK, page_T, slot_T):

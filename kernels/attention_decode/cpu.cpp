@@ -39,8 +39,10 @@ inline float total(floats x) {
     return x[0];
 }
 
+constexpr int64_t PAD = 32;      // positions and dimensions are worked on so many at a time
 constexpr int64_t PIECE = 512;   // positions of one row summed by one thread, about
 constexpr int64_t MAX_ROWS = 16;  // rows of a group that one thread takes along: their state stays in L2
+
 
 // What the Python side fills in; strides in elements.
 struct Call {
@@ -57,9 +59,10 @@ struct Call {
 
 int64_t ceil_to(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
 
-// One page of one key/value head: keys transposed to [K, stride_k], values [N, stride_v], strides multiples of 16.
+// One page of one key/value head: keys transposed to [K, stride_k], values [N, stride_v], strides multiples of PAD.
+template <typename T>
 struct Block {
-    const float *k, *v;
+    const T *k, *v;
     int64_t stride_k, stride_v;
 };
 
@@ -68,41 +71,92 @@ struct State {
     float* acc;  // [padded K]
 };
 
-template <int W>
-inline void dots(const float* q, const float* k, int64_t stride, int64_t head_size, float* out) {
-    floats even[W] = {}, odd[W] = {};
+// Thirty-two elements as two vectors, and two vectors as thirty-two in order. Of bfloat16 the even and the odd elements,
+// each one instruction away from a float: widening in order takes five (GCC 12).
+inline void split(const float* at, floats* x) {
+    x[0] = load(at);
+    x[1] = load(at + 16);
+}
+
+inline void split(const bf16* at, floats* x) {
+    vec::words pairs;
+    memcpy(&pairs, at, sizeof pairs);
+    x[0] = (floats)(pairs << 16);
+    x[1] = (floats)(pairs & 0xffff0000);
+}
+
+const vec::ints LOW = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23}, HIGH = LOW + 8;
+const vec::ints EVEN = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30}, ODD = EVEN + 1;
+
+template <typename T>
+inline void store_split(float* at, floats a, floats b) {
+    const bool in_order = sizeof(T) == 4;
+    store(at, in_order ? a : __builtin_shuffle(a, b, LOW));
+    store(at + 16, in_order ? b : __builtin_shuffle(a, b, HIGH));
+}
+
+template <typename T>
+inline void load_split(const float* at, floats* x) {
+    const floats a = load(at), b = load(at + 16);
+    x[0] = sizeof(T) == 4 ? a : __builtin_shuffle(a, b, EVEN);
+    x[1] = sizeof(T) == 4 ? b : __builtin_shuffle(a, b, ODD);
+}
+
+// out[n] = the dot product of q and key n, for W * 32 keys. Even and odd dimensions have sums of their own: the
+// processor does not wait for one addition before it begins the next.
+template <int W, typename T>
+inline void dots(const float* q, const T* k, int64_t stride, int64_t head_size, float* out) {
+    floats even[2 * W] = {}, odd[2 * W] = {}, x[2];
     int64_t d = 0;
     for (; d + 1 < head_size; d += 2, k += 2 * stride)
         for (int w = 0; w < W; w++) {
-            even[w] += q[d] * load(k + 16 * w);
-            odd[w] += q[d + 1] * load(k + stride + 16 * w);
+            split(k + 32 * w, x);
+            for (int i = 0; i < 2; i++) even[2 * w + i] += q[d] * x[i];
+            split(k + stride + 32 * w, x);
+            for (int i = 0; i < 2; i++) odd[2 * w + i] += q[d + 1] * x[i];
         }
     if (d < head_size)
-        for (int w = 0; w < W; w++) even[w] += q[d] * load(k + 16 * w);
-    for (int w = 0; w < W; w++) store(out + 16 * w, even[w] + odd[w]);
+        for (int w = 0; w < W; w++) {
+            split(k + 32 * w, x);
+            for (int i = 0; i < 2; i++) even[2 * w + i] += q[d] * x[i];
+        }
+    for (int w = 0; w < W; w++)
+        store_split<T>(out + 32 * w, even[2 * w] + odd[2 * w], even[2 * w + 1] + odd[2 * w + 1]);
 }
 
-template <int W>
-inline void add_values(const float* p, const float* v, int64_t stride, int64_t count, float rescale, float* acc) {
-    floats even[W], odd[W] = {};
-    for (int w = 0; w < W; w++) even[w] = load(acc + 16 * w) * rescale;
+// acc = acc * rescale + the sum of p[n] times value n, for W * 32 dimensions; even and odd n apart as above.
+template <int W, typename T>
+inline void add_values(const float* p, const T* v, int64_t stride, int64_t count, float rescale, float* acc) {
+    floats even[2 * W], odd[2 * W] = {}, x[2];
+    for (int w = 0; w < W; w++) {
+        load_split<T>(acc + 32 * w, even + 2 * w);
+        for (int i = 0; i < 2; i++) even[2 * w + i] *= rescale;
+    }
     int64_t n = 0;
     for (; n + 1 < count; n += 2, v += 2 * stride)
         for (int w = 0; w < W; w++) {
-            even[w] += p[n] * load(v + 16 * w);
-            odd[w] += p[n + 1] * load(v + stride + 16 * w);
+            split(v + 32 * w, x);
+            for (int i = 0; i < 2; i++) even[2 * w + i] += p[n] * x[i];
+            split(v + stride + 32 * w, x);
+            for (int i = 0; i < 2; i++) odd[2 * w + i] += p[n + 1] * x[i];
         }
     if (n < count)
-        for (int w = 0; w < W; w++) even[w] += p[n] * load(v + 16 * w);
-    for (int w = 0; w < W; w++) store(acc + 16 * w, even[w] + odd[w]);
+        for (int w = 0; w < W; w++) {
+            split(v + 32 * w, x);
+            for (int i = 0; i < 2; i++) even[2 * w + i] += p[n] * x[i];
+        }
+    for (int w = 0; w < W; w++)
+        store_split<T>(acc + 32 * w, even[2 * w] + odd[2 * w], even[2 * w + 1] + odd[2 * w + 1]);
 }
 
 // One query over the first `count` positions of a block; `behind` is the first position minus the row's last.
-__attribute__((noinline)) void attend(
-    const Call& c, const float* q, const Block& b, int64_t count, float slope, int64_t behind, float* p, State& state) {
-    int64_t padded = ceil_to(count, 16), n = 0;
-    for (; n + 64 <= padded; n += 64) dots<4>(q, b.k + n, b.stride_k, c.head_size, p + n);
-    for (; n < padded; n += 16) dots<1>(q, b.k + n, b.stride_k, c.head_size, p + n);
+template <typename T>
+void attend(
+    const Call& c, const float* q, const Block<T>& b, int64_t count, float slope, int64_t behind, float* p, State& state) {
+    const int64_t padded = ceil_to(count, PAD), padded_k = ceil_to(c.head_size, PAD);
+    int64_t n = 0, d = 0;
+    for (; n + 2 * PAD <= padded; n += 2 * PAD) dots<2>(q, b.k + n, b.stride_k, c.head_size, p + n);
+    if (n < padded) dots<1>(q, b.k + n, b.stride_k, c.head_size, p + n);
     floats most = vec::all(-INFINITY);
     for (n = 0; n < padded; n += 16) {
         // Counted back from the row's last position, a bias is small where the weights are large.
@@ -121,9 +175,8 @@ __attribute__((noinline)) void attend(
     }
     state.max = max;
     state.sum = state.sum * rescale + total(sum);
-    int64_t padded_k = ceil_to(c.head_size, 16), d = 0;
-    for (; d + 64 <= padded_k; d += 64) add_values<4>(p, b.v + d, b.stride_v, count, rescale, state.acc + d);
-    for (; d < padded_k; d += 16) add_values<1>(p, b.v + d, b.stride_v, count, rescale, state.acc + d);
+    for (; d + 2 * PAD <= padded_k; d += 2 * PAD) add_values<2>(p, b.v + d, b.stride_v, count, rescale, state.acc + d);
+    if (d < padded_k) add_values<1>(p, b.v + d, b.stride_v, count, rescale, state.acc + d);
 }
 
 template <typename T>
@@ -132,38 +185,19 @@ inline void write_out(T* out, const float* acc, float sum, int64_t head_size) {
         vec::store(out + d, load(acc + d) / sum, (int)std::min<int64_t>(vec::kLanes, head_size - d));
 }
 
-// A page as floats in the layout that `attend` wants: in place where it already is, else copied into `room`.
+// A page as floats in the layout that `attend` wants. For one query it costs as much as the attention itself.
 template <typename T>
-Block block_of(const Call& c, int32_t page, int64_t head, int64_t count, float* room) {
-    const T* k = (const T*)c.k + page * c.k_page + head * c.k_head;
-    const T* v = (const T*)c.v + page * c.v_page + head * c.v_head;
-    Block b;
-    if (sizeof(T) == 4 && c.k_slot == 1 && c.k_dim % 16 == 0) {
-        b.k = (const float*)k;
-        b.stride_k = c.k_dim;
-    } else {
-        b.k = room;
-        b.stride_k = ceil_to(c.page_size, 16);
-        for (int64_t d = 0; d < c.head_size; d++) {
-            float* to = room + d * b.stride_k;
-            const T* from = k + d * c.k_dim;
-            if (c.k_slot == 1)
-                for (int64_t n = 0; n < count; n++) to[n] = to_float(from[n]);
-            else
-                for (int64_t n = 0; n < count; n++) to[n] = to_float(from[n * c.k_slot]);
-        }
-        room += c.head_size * b.stride_k;
-    }
-    if (sizeof(T) == 4 && c.head_size % 16 == 0) {
-        b.v = (const float*)v;
-        b.stride_v = c.v_slot;
-    } else {
-        b.v = room;
-        b.stride_v = ceil_to(c.head_size, 16);
-        for (int64_t n = 0; n < count; n++)
-            for (int64_t d = 0; d < c.head_size; d++) room[n * b.stride_v + d] = to_float(v[n * c.v_slot + d]);
-    }
-    return b;
+Block<float> copied(const Call& c, const Block<T>& page, int64_t count, float* room) {
+    const int64_t stride_k = ceil_to(c.page_size, PAD), stride_v = ceil_to(c.head_size, PAD);
+    float* room_v = room + c.head_size * stride_k;
+    for (int64_t d = 0; d < c.head_size; d++)
+        if (c.k_slot == 1)
+            for (int64_t n = 0; n < count; n++) room[d * stride_k + n] = to_float(page.k[d * c.k_dim + n]);
+        else
+            for (int64_t n = 0; n < count; n++) room[d * stride_k + n] = to_float(page.k[d * c.k_dim + n * c.k_slot]);
+    for (int64_t n = 0; n < count; n++)
+        for (int64_t d = 0; d < c.head_size; d++) room_v[n * stride_v + d] = to_float(page.v[n * c.v_slot + d]);
+    return {room, room_v, stride_k, stride_v};
 }
 
 // Rows of one group over one piece of their positions, for one key/value head.
@@ -174,12 +208,12 @@ struct Item {
 template <typename T>
 void run_item(const Call& c, const Item& item, int64_t head, std::vector<float>& memory) {
     const int64_t rows = item.last - item.first, shared_heads = c.heads / c.kv_heads;
-    const int64_t padded_k = ceil_to(c.head_size, 16), padded_n = ceil_to(c.page_size, 16);
+    const int64_t padded_k = ceil_to(c.head_size, PAD), padded_n = ceil_to(c.page_size, PAD);
     const int64_t piece_pages = std::max<int64_t>(1, PIECE / c.page_size);
     const int64_t begin = item.piece * piece_pages, end = begin + piece_pages;
     const int64_t queries = rows * shared_heads, room_size = c.head_size * padded_n + c.page_size * padded_k;
     const size_t needed = padded_n + room_size + 2 * queries * padded_k;
-    if (memory.size() < needed) memory.assign(needed, 0.0f);  // finite, so that padding times zero is zero
+    if (memory.size() < needed) memory.assign(needed, 0.0f);
     float *p = memory.data(), *room = p + padded_n, *q = room + room_size, *acc = q + queries * padded_k;
     State states[MAX_ROWS * 8];
     std::vector<State> many;
@@ -195,26 +229,28 @@ void run_item(const Call& c, const Item& item, int64_t head, std::vector<float>&
         for (int64_t d = 0; d < c.head_size; d++) q[i * padded_k + d] = to_float(from[d]);
         state[i] = {-INFINITY, 0.0f, acc + i * padded_k};
     }
-    auto visit = [&](int64_t row, int64_t page, const Block& b, int64_t count) {
-        int64_t behind = page * c.page_size - (c.length[item.first + row] - 1);
-        for (int64_t j = 0; j < shared_heads; j++) {
-            float slope = c.slopes ? c.slopes[head * shared_heads + j] : 0.0f;
-            int64_t i = row * shared_heads + j;
-            attend(c, q + i * padded_k, b, count, slope, behind, p, state[i]);
-        }
+    const bool in_order = c.k_slot == 1 && c.k_dim % PAD == 0 && c.head_size % PAD == 0;
+    // Rows `first` to `last` of the item over the first `count` positions of one page.
+    auto visit = [&](int64_t first, int64_t last, int64_t page, int64_t count) {
+        const int64_t at = c.table[(item.first + first) * c.table_width + page];
+        const Block<T> in_place = {
+            (const T*)c.k + at * c.k_page + head * c.k_head, (const T*)c.v + at * c.v_page + head * c.v_head, c.k_dim,
+            c.v_slot};
+        const Block<float> copy = in_order ? Block<float>{} : copied(c, in_place, count, room);
+        for (int64_t row = first; row < last; row++)
+            for (int64_t j = 0; j < shared_heads; j++) {
+                const float slope = c.slopes ? c.slopes[head * shared_heads + j] : 0.0f;
+                const int64_t i = row * shared_heads + j, behind = page * c.page_size - (c.length[item.first + row] - 1);
+                if (in_order) attend(c, q + i * padded_k, in_place, count, slope, behind, p, state[i]);
+                else attend(c, q + i * padded_k, copy, count, slope, behind, p, state[i]);
+            }
     };
-    const int32_t* table = c.table + item.first * c.table_width;
-    for (int64_t page = begin; page < std::min(end, item.shared_pages); page++) {
-        Block b = block_of<T>(c, table[page], head, c.page_size, room);
-        for (int64_t row = 0; row < rows; row++) visit(row, page, b, c.page_size);
-    }
+    for (int64_t page = begin; page < std::min(end, item.shared_pages); page++) visit(0, rows, page, c.page_size);
     for (int64_t row = 0; row < rows; row++) {
         const int64_t length = c.length[item.first + row];
         if (begin * c.page_size >= length) continue;
-        for (int64_t page = std::max(begin, item.shared_pages); page < end && page * c.page_size < length; page++) {
-            int64_t count = std::min(c.page_size, length - page * c.page_size);
-            visit(row, page, block_of<T>(c, table[row * c.table_width + page], head, count, room), count);
-        }
+        for (int64_t page = std::max(begin, item.shared_pages); page < end && page * c.page_size < length; page++)
+            visit(row, row + 1, page, std::min(c.page_size, length - page * c.page_size));
         for (int64_t j = 0; j < shared_heads; j++) {
             const State& s = state[row * shared_heads + j];
             int64_t place = (item.first + row) * c.heads + head * shared_heads + j;
@@ -233,7 +269,7 @@ void run_item(const Call& c, const Item& item, int64_t head, std::vector<float>&
 // The pieces of a long row put together, in order.
 template <typename T>
 void merge(const Call& c, int64_t place, int64_t pieces, std::vector<float>& memory) {
-    const int64_t padded_k = ceil_to(c.head_size, 16);
+    const int64_t padded_k = ceil_to(c.head_size, PAD);
     const float* from = c.partial + place * c.pieces * (2 + padded_k);
     memory.assign(std::max<size_t>(memory.size(), padded_k), 0.0f);
     float max = -INFINITY, sum = 0.0f, *acc = memory.data();

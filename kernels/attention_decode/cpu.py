@@ -58,7 +58,7 @@ def attention_decode_cpu(
 ) -> Tensor:
     """See `kernels.attention_decode.attention_decode`.
 
-    Fastest with float32 pages, N and K multiples of 16, keys stored as [P, G, K, N] (`empty_pages`); anything else is
+    Fastest with float32 pages, N and K multiples of 32, keys stored as [P, G, K, N] (`empty_pages`); anything else is
     copied, a page at a time, before it is used.
     """
     rows, heads, head_size = q_SHK.shape
@@ -75,7 +75,7 @@ def attention_decode_cpu(
         cu_groups, shared_R = cu_groups.contiguous(), shared_R.contiguous()
     positions = table_SB.shape[1] * page_size
     pieces = -(-positions // library().piece_positions(page_size))
-    partial = torch.empty(rows, heads, pieces, 2 + -(-head_size // 16) * 16) if pieces > 1 else None
+    partial = torch.empty(rows, heads, pieces, 2 + -(-head_size // 32) * 32) if pieces > 1 else None
     tensors = (q_SHK, k_PGNK, v_PGNK, out_SHK, table_SB, length_S, slopes_H, cu_groups, shared_R, partial)
     call = Call(
         *(None if x is None else x.data_ptr() for x in tensors),
