@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, NoReturn
 
-from datagen import embedded, rouge_filter
+from datagen import embedded, rouge_filter, simulate
 from engine.errors import UserError
 
 
@@ -34,6 +34,12 @@ COMMANDS = {
         rouge_filter.add_arguments,
         rouge_filter.run,
     ),
+    "simulate": Command(
+        "serve a local OpenAI-compatible API with plausible answers, and with faults and limits on request",
+        "python -m datagen simulate --port 8080 --faults 429:0.1,hang:0.01 --rpm 600",
+        simulate.add_arguments,
+        simulate.run,
+    ),
 }
 
 
@@ -43,11 +49,13 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs one command line; the exit status: 0, or 2 for a user's mistake, told in one line."""
+    """Runs one command line; the exit status: 0, 2 for a user's mistake, told in one line, 130 after Ctrl-C."""
     try:
         return _dispatch(list(argv))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        return 130
     except OSError as error:
         if error.filename is None:
             raise

@@ -9,6 +9,8 @@ import email.utils
 import hashlib
 import json
 import random
+import socket
+import struct
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +20,7 @@ from datagen.chat import Message
 from datagen.pricing import estimate_prompt_tokens, estimate_tokens
 from datagen.simulate_answers import simulated_answer
 from datagen.simulate_faults import FAULTS, Response, completion, error_response, parse_faults
+from engine.errors import UserError
 
 _MAX_HEAD_BYTES = 2**16
 _DRIP_S = 0.02
@@ -94,7 +97,10 @@ class Simulator:
         return f"http://127.0.0.1:{self._port}/v1"
 
     async def __aenter__(self) -> Simulator:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port, limit=2**20)
+        try:
+            self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port, backlog=4096)
+        except OSError as error:
+            raise UserError(f"--port {self._port} cannot be listened on ({error.strerror}): choose another") from error
         self._port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -216,6 +222,7 @@ async def _deliver(response: Response, writer: asyncio.StreamWriter) -> bool:
     if response.delivery.startswith("reset"):
         if response.delivery != "reset_before":
             await asyncio.sleep(0.01)  # a reset throws away what the other side has not read yet
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.transport.abort()
     return response.delivery == "whole"
 
@@ -223,7 +230,7 @@ async def _deliver(response: Response, writer: asyncio.StreamWriter) -> bool:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `python -m datagen simulate`."""
     parser.add_argument("--port", type=int, default=8080, metavar="N", help="on 127.0.0.1; 0 takes a free one (8080)")
-    parser.add_argument("--faults", type=parse_faults, default={}, metavar="LIST", help="as 429:0.1,hang:0.01")
+    parser.add_argument("--faults", default="", metavar="LIST", help="as 429:0.1,hang:0.01")
     parser.add_argument("--rpm", type=int, metavar="N", help="requests a minute and key (no limit)")
     parser.add_argument("--tpm", type=int, metavar="N", help="tokens a minute and key (no limit)")
     parser.add_argument("--latency", type=float, default=0.0, metavar="S", help="seconds before an answer (0)")
@@ -237,8 +244,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 async def _serve_for_ever(args: argparse.Namespace) -> None:
-    options = dict(requests_per_min=args.rpm, tokens_per_min=args.tpm, latency_s=args.latency, seed=args.seed)
-    async with Simulator(args.port, args.faults, **options) as simulator:
+    limits = args.rpm, args.tpm
+    async with Simulator(args.port, parse_faults(args.faults), *limits, args.latency, args.seed) as simulator:
         counts = f"{simulator.url.removesuffix('v1')}counts"
         print(f"--base-url {simulator.url}    what it has counted: {counts}    Ctrl-C ends it", flush=True)
         await asyncio.Event().wait()
