@@ -28,7 +28,9 @@ def attention_decode_eager(
     q_SGJK = q_SHK.to(wide).unflatten(1, (num_kv_heads, -1))
     scores_SGJN = q_SGJK @ k_SGNK.transpose(2, 3) * scale
     if slopes_H is not None:
-        scores_SGJN = scores_SGJN + (slopes_H[:, None] * positions_N).unflatten(0, (num_kv_heads, -1))
+        # Counted back from the row's last position, a bias is small where the weights are large.
+        behind_SN = (positions_N - length_S[:, None] + 1)[:, None, None]
+        scores_SGJN = scores_SGJN + slopes_H.view(num_kv_heads, -1, 1) * behind_SN
     weights_SGJN = scores_SGJN.masked_fill(~visible_SN[:, None, None], float("-inf")).softmax(-1)
     # What lies behind a row's length may be anything, and 0 * NaN is NaN.
     v_SGNK = v_SGNK.masked_fill(~visible_SN[:, None, :, None], 0.0)
