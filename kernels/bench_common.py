@@ -1,0 +1,94 @@
+"""What every kernel's bench shares: alternating timing, measured floors, allocation hooks, a table and a JSON line."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+
+def median_s(works: dict[str, Callable[[], object]], device: str, repeats: int) -> dict[str, float]:
+    """Median seconds of each work: all of them run in turn, `repeats` times, after one round that does not count.
+
+    Turns keep a machine that slows down for a while from favouring whoever ran before.
+    """
+
+    def wait() -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for turn in range(repeats + 1):
+        for name, work in works.items():
+            wait()
+            start = time.perf_counter()
+            work()
+            wait()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(found) for name, found in seconds.items()}
+
+
+def gemm(rows: int, inner: int, columns: int, dtype: torch.dtype, device: str) -> Callable[[], Tensor]:
+    """The bare product [rows, inner] x [columns, inner]^T into memory that is there already: the floor of a linear."""
+    a = torch.randn(rows, inner, dtype=dtype, device=device)
+    b = torch.randn(columns, inner, dtype=dtype, device=device)
+    out = torch.empty(rows, columns, dtype=dtype, device=device)
+    return lambda: torch.mm(a, b.T, out=out)
+
+
+def copy(elements: int, dtype: torch.dtype, device: str) -> Callable[[], Tensor]:
+    """A memory copy: the floor of what reads and writes each element once."""
+    a = torch.ones(elements, dtype=dtype, device=device)
+    b = torch.empty_like(a)
+    return lambda: b.copy_(a)
+
+
+def extra_bytes(work: Callable[[], object], device: str = "cpu") -> int:
+    """The most memory `work` holds at a time, less the tensors it returns: seen by hooks in torch's own allocator.
+
+    A tensor that another of the returned ones shares memory with is counted once. What libraries below torch take for
+    themselves (a product's packing buffers) is not seen.
+    """
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        kept = work()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before - _bytes_of(kept)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        kept = work()
+    changes = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(changes, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak - _bytes_of(kept)
+
+
+def _bytes_of(kept: object) -> int:
+    tensors = [kept] if isinstance(kept, Tensor) else [x for x in kept or () if isinstance(x, Tensor)]
+    return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}.values())
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Columns as wide as they need to be: words to the left, numbers to the right, two digits after the point."""
+    cells = [[f"{c:,.2f}" if isinstance(c, float) else str(c) for c in row] for row in rows]
+    numbers = [all(not isinstance(row[i], str) for row in rows) for i in range(len(header))]
+    widths = [max(len(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        return "  ".join(c.rjust(w) if right else c.ljust(w) for c, w, right in zip(row, widths, numbers)).rstrip()
+
+    return "\n".join([line(header), *(line(row) for row in cells)])
+
+
+def json_line(results: object) -> str:
+    """The last line of every bench, for programs."""
+    return json.dumps(results, separators=(",", ":"))
