@@ -30,10 +30,12 @@ def best(values: Sequence[float]) -> int:
     return max(range(len(values)), key=lambda i: (values[i], -i))
 
 
-def margin(values: Sequence[float]) -> float:
-    """How far the best is ahead of the second; 0 is a tie."""
-    first, second = sorted(values)[:-3:-1]
-    return 0.0 if first == second else first - second
+def margin(values: Sequence[float]) -> float | None:
+    """How far the best is ahead of the second; 0 is a tie, None where the second has no text to be normed by."""
+    second, first = sorted(values)[-2:]
+    if first == second:
+        return 0.0
+    return None if math.isinf(second) else first - second
 
 
 def mc2(lls: Sequence[float], truth: Sequence[float]) -> float:
