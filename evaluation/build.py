@@ -56,7 +56,7 @@ def build(
     sources: list[Source] = []
 
     items = read_items(task, lang, data, split or task.part, skip_bad, counts, sources)
-    pool = Pool(form.pools[0], ())
+    pool = Pool("", ())
     if num_shots:
         part = next((part for part in form.pools if data.has(task.folder, lang, part)), form.pools[0])
         same = part == (split or task.part)
@@ -105,6 +105,8 @@ def read_items(
 def _check(task: Task, protocol: Protocol, form: Form, num_shots: int, shared_shots: bool, limit: int | None) -> None:
     if num_shots < 0:
         raise UserError(f"--shots {num_shots} is below 0: give 0 or more")
+    if num_shots and not form.pools:
+        raise UserError(f"--shots {num_shots}: task {task.name} names no part to draw shots from; leave --shots out")
     if form.fixed_shots and num_shots != form.shots:
         raise UserError(
             f"--shots {num_shots}: {protocol.name} runs {task.name} with {form.shots} shots; leave --shots out for it"

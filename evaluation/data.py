@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -98,40 +99,45 @@ class HubData:
     """The same records from the Hugging Face hub (alexandrainst/m_arc and its siblings), by the datasets library."""
 
     def has(self, folder: str, lang: str, part: str) -> bool:
-        names = self._datasets().get_dataset_split_names(f"{_HUB_OWNER}/{folder}", lang)
+        with _one_line(folder, lang):
+            names = _library().get_dataset_split_names(f"{_HUB_OWNER}/{folder}", lang)
         return any(name in names for name in PARTS.get(part, (part,)))
 
     def read(self, folder: str, lang: str, part: str) -> Records:
         """UserError where the library is not installed, or the hub does not answer."""
         name = f"{_HUB_OWNER}/{folder}"
-        library = self._datasets()
-        try:
-            splits = library.get_dataset_split_names(name, lang)
-            split = next((known for known in PARTS.get(part, (part,)) if known in splits), None)
-            if split is None:
-                raise UserError(
-                    f"{name} has no part {part!r} for {lang}: it has {', '.join(splits)}; name one by --split"
-                )
-            rows = [_without_nulls(row) for row in library.load_dataset(name, lang, split=split)]
-        except (OSError, ValueError) as error:
-            if isinstance(error, UserError):
-                raise
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-            raise UserError(
-                f"{name} ({lang}) cannot be read: {reason}; go online, or give --data-dir a folder"
-            ) from error
+        with _one_line(folder, lang):
+            splits = _library().get_dataset_split_names(name, lang)
+        split = next((known for known in PARTS.get(part, (part,)) if known in splits), None)
+        if split is None:
+            there = ", ".join(splits)
+            raise UserError(f"{name} has no part {part!r} in {lang}: it has {there}; name one with --split")
+        with _one_line(folder, lang):
+            rows = [_without_nulls(row) for row in _library().load_dataset(name, lang, split=split)]
         digest = hashlib.sha256(json.dumps(rows, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
         place = f"{name}/{lang}/{split}"
         return Records(Source(place, digest, len(rows)), [(f"{place}:{n}", row) for n, row in enumerate(rows, start=1)])
 
-    def _datasets(self) -> Any:
-        try:
-            import datasets
-        except ImportError:
-            raise UserError(
-                "--data-dir hub needs the datasets library: pip install datasets, or give a folder"
-            ) from None
-        return datasets
+
+@contextmanager
+def _one_line(folder: str, lang: str) -> Iterator[None]:
+    """What the hub or the way to it refuses, as a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        place = f"{_HUB_OWNER}/{folder} ({lang})"
+        raise UserError(f"{place} cannot be read: {reason}; go online, or give --data-dir a folder") from error
+
+
+def _library() -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise UserError("--data-dir hub needs the datasets library: pip install datasets, or give a folder") from None
+    return datasets
 
 
 def _without_nulls(record: Mapping[str, Any]) -> dict[str, Any]:

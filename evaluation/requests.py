@@ -15,7 +15,8 @@ class Choice:
     context_ids       ids before it, already cut to fit; never empty. Choices of a document share the object if equal
     continuation_ids  ids that are scored; never empty
     text              the continuation as text, with the gap before it: " fifty"
-    characters        length of the candidate without that gap, in Unicode code points (acc_norm divides by it)
+    characters        length of the candidate without that gap, in Unicode code points (acc_norm divides by it); 0 where
+                      lm-eval's cleaning left nothing of it
     bytes             the same in UTF-8 bytes (acc_bytes divides by it)
     truncated         ids or whole shots of the prompt were dropped to fit
     """

@@ -38,7 +38,7 @@ def _reader(targets: str) -> Callable[[Mapping[str, Any], str, int], Item]:
         labels = record.get(labels_name)
         if not isinstance(labels, list) or len(labels) != len(choices) or any(label not in (0, 1) for label in labels):
             raise UserError(
-                f"{place}: field {labels_name!r} must hold a 0 or 1 for each of {len(choices)} choices: mend it"
+                f"{place}: field {labels_name!r} must hold 0 or 1 for each of {len(choices)} choices: mend it"
             )
         if 1 not in labels or 0 not in labels:
             raise UserError(f"{place}: field {labels_name!r} must name true and untrue choices: mend the record")

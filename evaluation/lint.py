@@ -1,0 +1,172 @@
+"""Lint: what is wrong or odd in a folder of benchmark files, before a run is spent on them."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from engine.errors import UserError
+from engine.languages import LANGUAGES
+from evaluation.data import PARTS, LocalData, Records, open_data
+from evaluation.items import Item, Unlabelled
+from evaluation.scripts import check_script
+from evaluation.tasks import Task, all_tasks
+
+SHOTS_A_SUBJECT = 5
+_EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One oddity. An error makes a record or a file unusable; the rest is handled by rule, and worth knowing."""
+
+    file: str
+    kind: str
+    detail: str
+    is_error: bool = False
+
+
+@dataclass
+class Report:
+    """findings, and the number of records by (folder, part, language)."""
+
+    findings: list[Finding] = field(default_factory=list)
+    counts: dict[tuple[str, str, str], int] = field(default_factory=dict)
+
+
+def lint(folder: Path, tasks: Sequence[Task] | None = None) -> Report:
+    """Look at every file <folder>/<benchmark>/<lang>_<part>.json of these tasks (all known ones unless given).
+
+    UserError where the folder holds none of them.
+    """
+    data = open_data(folder)
+    assert isinstance(data, LocalData)
+    report = Report()
+    by_folder: dict[str, list[Task]] = defaultdict(list)
+    for task in all_tasks().values() if tasks is None else tasks:
+        by_folder[task.folder].append(task)
+    for name, its_tasks in by_folder.items():
+        _lint_benchmark(data, name, its_tasks, report)
+    if not report.counts:
+        known = ", ".join(by_folder)
+        raise UserError(f"{folder} holds no benchmark file: give the folder that holds {known}")
+    # Two tasks of one file (TruthfulQA's) say the same of it.
+    report.findings = list(dict.fromkeys(report.findings))
+    return report
+
+
+def _lint_benchmark(data: LocalData, folder: str, tasks: Sequence[Task], report: Report) -> None:
+    seen: dict[str, dict[tuple, tuple[str, str]]] = defaultdict(dict)
+    for lang, part in _files(data, folder):
+        try:
+            records = data.read(folder, lang, part)
+        except UserError as error:
+            report.findings.append(Finding(f"{folder}/{lang}_{part}", "unreadable", str(error), is_error=True))
+            continue
+        report.counts[folder, part, lang] = len(records.rows)
+        for task in tasks:
+            items = list(_read(task, records, report))
+            _lint_items(task, lang, part, records.source.name, items, report)
+            if task is tasks[0]:
+                _lint_overlaps(part, records.source.name, items, seen[lang], report)
+
+
+def _files(data: LocalData, folder: str) -> Iterator[tuple[str, str]]:
+    """(language, part) of every file, English first."""
+    names = {path.name.split(".json")[0] for path in (data.folder / folder).glob("*_*.json*")}
+    pairs = {tuple(name.rsplit("_", 1)) for name in names}
+    yield from sorted(pairs, key=lambda pair: (pair[0] != "en", pair))
+
+
+def _read(task: Task, records: Records, report: Report) -> Iterator[Item]:
+    for index, (place, record) in enumerate(records.rows):
+        try:
+            yield task.read(record, place, index)
+        except Unlabelled:
+            report.findings.append(Finding(records.source.name, "no answer", place))
+        except UserError as error:
+            report.findings.append(Finding(records.source.name, "unusable record", str(error), is_error=True))
+
+
+def _lint_items(task: Task, lang: str, part: str, file: str, items: Sequence[Item], report: Report) -> None:
+    def note(kind: str, detail: str, is_error: bool = False) -> None:
+        report.findings.append(Finding(file, kind, detail, is_error))
+
+    for item in items:
+        if len(set(item.options)) < len(item.options):
+            note("equal options", item.place)
+        if "mc2" in task.metrics and list(item.truth) != sorted(item.truth, reverse=True):
+            note("a true choice after an untrue one (protocol okapi takes it for untrue)", item.place)
+    for name, count in Counter(item.id for item in items).items():
+        if count > 1:
+            note("id given more than once", f"{name}: {count} times")
+    if lang in LANGUAGES:
+        try:
+            check_script(LANGUAGES[lang], file, (item.question for item in items))
+        except UserError as error:
+            note("another language's script", str(error), is_error=True)
+    else:
+        note("language not registered", lang, is_error=True)
+    if task.groups:
+        _lint_subjects(task, part, items, note)
+
+
+def _lint_subjects(task: Task, part: str, items: Sequence[Item], note) -> None:
+    known = {subject for subjects in task.groups.values() for subject in subjects}
+    counts = Counter(item.subject for item in items)
+    for item in items:
+        if item.subject is None:
+            note("no subject in the id", f"{item.place}: {item.id!r}")
+        elif item.subject not in known:
+            note("unknown subject", f"{item.place}: {item.subject!r}")
+        elif item.id.count("/") == 2 and item.id.split("/")[1] not in PARTS.get(part, (part,)):
+            note("id of another part", f"{item.place}: {item.id!r}")
+    if absent := sorted(known - set(counts)):
+        note("subjects missing", ", ".join(absent))
+    short = sorted(name for name in known & set(counts) if counts[name] < SHOTS_A_SUBJECT)
+    if part in PARTS["dev"] and short:
+        note(f"subjects with fewer than {SHOTS_A_SUBJECT} shots", ", ".join(short))
+
+
+def _lint_overlaps(part: str, file: str, items: Sequence[Item], seen: dict, report: Report) -> None:
+    """The same question with the same options in two parts of one language: a shot that gives the answer away."""
+    for item in items:
+        content = (item.question.strip(), frozenset(option.strip() for option in item.options))
+        other_part, other_place = seen.setdefault(content, (part, item.place))
+        if other_part != part:
+            report.findings.append(Finding(file, "also in another part", f"{item.place} is {other_place}"))
+
+
+def render(report: Report) -> str:
+    """The report as text: what was found, by file and kind, then the counts of each language against English."""
+    lines = []
+    groups: dict[tuple[str, str, bool], list[str]] = defaultdict(list)
+    for finding in report.findings:
+        groups[finding.file, finding.kind, finding.is_error].append(finding.detail)
+    for (file, kind, is_error), details in sorted(groups.items()):
+        lines.append(f"{'error' if is_error else 'note '}  {file}: {kind}: {len(details)}")
+        lines += [f"         {detail}" for detail in details[:_EXAMPLES]]
+        if len(details) > _EXAMPLES:
+            lines.append(f"         and {len(details) - _EXAMPLES} more")
+    lines += ["", f"{'records':<28}{'English':>9}  of English, by language"]
+    for folder, part in dict.fromkeys((folder, part) for folder, part, _ in report.counts):
+        in_english = report.counts.get((folder, part, "en"))
+        shares = [
+            f"{lang} {count:,}" + (f" ({count / in_english:.1%})" if in_english else "")
+            for (a, b, lang), count in sorted(report.counts.items())
+            if (a, b) == (folder, part) and lang != "en"
+        ]
+        lines.append(f"{f'{folder} {part}':<28}{in_english or '-':>9}  {', '.join(shares)}")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the report. 0, or 1 where something is unusable."""
+    parser = argparse.ArgumentParser(prog="python -m evaluation lint", description=__doc__)
+    parser.add_argument("data", type=Path, metavar="DATA", help="the folder that holds m_arc, m_hellaswag and so on")
+    report = lint(parser.parse_args(arguments).data)
+    print(render(report))
+    return int(any(finding.is_error for finding in report.findings))
