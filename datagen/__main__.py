@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, NoReturn
 
-from datagen import embedded, rouge_filter, simulate
+from datagen import embedded, instruct, rouge_filter, simulate
 from engine.errors import UserError
 
 
@@ -27,6 +27,12 @@ COMMANDS = {
         "python -m datagen embedded --lang ne --output runs/ne/data",
         embedded.add_arguments,
         embedded.run,
+    ),
+    "instruct": Command(
+        "have a model invent new tasks from seed tasks (Self-Instruct as Alpaca does it)",
+        "python -m datagen instruct --target 1000 --output new.jsonl --pool alpaca.jsonl --budget 5",
+        instruct.add_arguments,
+        instruct.run,
     ),
     "filter": Command(
         "drop candidates that repeat the pool or each other (ROUGE-L above 0.7, as Alpaca does)",

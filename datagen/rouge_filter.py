@@ -55,10 +55,11 @@ class Source(NamedTuple):
     fields: dict[str, Any]
 
     def text(self, field: str) -> str:
+        """The field's text. UserError if it has none."""
         value = self.fields.get(field)
         if not isinstance(value, str):
-            found = "is missing" if field not in self.fields else f"is {value!r:.60}: it must be a string"
-            raise UserError(f"{self.where}: field {field!r} {found}; name the field to compare with --field")
+            found = f"is {value!r:.60}" if field in self.fields else "is missing"
+            raise UserError(f"{self.where}: field {field!r} {found}: every record needs a text there")
         return value
 
 

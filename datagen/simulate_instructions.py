@@ -1,4 +1,4 @@
-"""Instructions as a model would invent them: numbered tasks of the English kit and free ones, with a few bad ones."""
+"""Instructions as a model would invent them: numbered tasks, of the English kit and free ones, with a few bad ones."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from random import Random
 
 from datagen.kits import Kit, load_kit
+from datagen.task_format import Task, format_tasks
 from datagen.tasks import KINDS, all_tasks, draw_task, is_finite
 
 _DEFAULT_COUNT = 20
@@ -25,28 +26,21 @@ _BAD = ("Draw", "Look at the picture of it", "#1 name the three largest cities",
 
 
 def make_instructions(prompt: str, rng: Random) -> str:
-    """As many tasks as the prompt asks for, in the numbered form that its examples have."""
+    """The tasks of the numbers that the prompt asks for, last ("numbers 4 to 23"), in the form of `task_format`."""
     kit = load_kit("en")
-    shown = [int(number) for number in re.findall(r"^(\d+)\. Instruction:", prompt, re.MULTILINE)]
-    first = max(shown, default=0) + (0 if prompt.rstrip().endswith("Instruction:") else 1)
-    asked = re.search(r"\b(\d+) (?:\w+ ){0,3}(?:tasks|instructions)\b", prompt)
-    last = max(int(asked[1]) if asked else _DEFAULT_COUNT, first)
-    blocks = []
-    for number in range(first, last + 1):
-        instruction, input, output = _task(kit, rng)
-        lines = (f"{number}. Instruction: {instruction}", f"{number}. Input:", input or "<noinput>")
-        blocks.append("\n".join((*lines, f"{number}. Output:", output)))
-    return "\n###\n".join(blocks)
+    asked = re.findall(r"\bnumbers (\d+) to (\d+)\b", prompt)
+    first, last = map(int, asked[-1]) if asked else (1, _DEFAULT_COUNT)
+    return format_tasks((_task(kit, rng) for _ in range(first, last + 1)), first)
 
 
-def _task(kit: Kit, rng: Random) -> tuple[str, str, str]:
+def _task(kit: Kit, rng: Random) -> Task:
     draw = rng.random()
     if draw < _BAD_SHARE:
-        return rng.choice(_BAD), "", rng.choice(kit.texts)
+        return Task(rng.choice(_BAD), "", rng.choice(kit.texts))
     if draw < 0.5:
         kind = rng.choice(KINDS)
         task = rng.choice(all_tasks(kit, kind)) if is_finite(kind) else draw_task(kit, kind, rng)
-        return task.instruction, task.input, task.output
+        return Task(task.instruction, task.input, task.output)
     things = " and ".join(rng.sample(kit.words, rng.randint(1, 2)))
     instruction = f"{rng.choice(_ACTIONS)} {things} {rng.choice(_TURNS)}."
-    return instruction, "", " ".join(rng.sample(kit.texts, rng.randint(1, 3)))
+    return Task(instruction, "", " ".join(rng.sample(kit.texts, rng.randint(1, 3))))

@@ -218,7 +218,7 @@ def test_the_command_names_the_nearest_and_its_score(tmp_path, monkeypatch, caps
         (["--output", "./pool.jsonl"], "--output ./pool.jsonl is another file of this command"),
         (["--output", "kept.txt"], "--output kept.txt: the name must end in .jsonl"),
         (["--field", "text"], "pool.jsonl:1: field 'text' is missing"),
-        (["--field", "id"], "new.jsonl:1: field 'id' is 0: it must be a string"),
+        (["--field", "id"], "new.jsonl:1: field 'id' is 0: every record needs a text there"),
         (["--pool", "none.jsonl"], "none.jsonl: there is no such file"),
         (["--tokenizer", "bert"], "argument --tokenizer: invalid choice: 'bert'"),
     ],

@@ -1,0 +1,222 @@
+"""`python -m datagen instruct`: new English tasks from a chat model, by Self-Instruct as Alpaca does it.
+
+Each request shows three seed tasks written by people and asks for twenty more. A task is kept if it passes Alpaca's
+rules (task_filters), overlaps no benchmark given, and has ROUGE-L of at most 0.7 with every seed, pool item and earlier
+keep. Request i draws its seeds from (--seed, i) and keeps are decided in the order of requests, so the result depends
+neither on which answer came first nor on interruptions, and a smaller --target gives the beginning of a larger one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import math
+import string
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datagen.api_settings import add_api_arguments, api_settings
+from datagen.chat import Ask, Record, Rejected, Work
+from datagen.command import INTERRUPTED, RunFiles, Watch, run_files
+from datagen.decontaminate import Benchmarks, Overlap, report
+from datagen.dry_run import print_plan
+from datagen.rouge_filter import Source, check_outputs, find_rejections, read_sources
+from datagen.runner import ApiSettings, Session
+from datagen.seed_tasks import SEEDS_FILE, Seed, draw_seeds, read_seeds
+from datagen.task_filters import fault_of
+from datagen.task_format import Task, format_tasks, parse_tasks
+from engine.errors import UserError
+from engine.records import write_jsonl
+
+EXAMPLES_A_REQUEST = 3
+TASKS_A_REQUEST = 20
+TEMPLATE_FILE = Path(__file__).parent / "templates" / "instruct.txt"
+MAX_TOKENS = 3072  # of an answer: twenty tasks with room to spare; Alpaca's number
+FIRST_WAVE_REQUESTS = 50  # after them the share that is kept is known
+ASSUMED_KEPT_SHARE = 0.6  # until then
+MAX_BARREN_REQUESTS = 20  # so many in a row without a keep end the run: more would be money for nothing
+SOURCE = "generated"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "%(prog)s --output FILE --target N [flags]"
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the kept tasks")
+    parser.add_argument("--target", type=int, required=True, metavar="N", help="how many to keep")
+    parser.add_argument("--seeds", nargs="+", default=[], metavar="FILE", help="seed tasks besides the 30 built in")
+    parser.add_argument("--pool", nargs="+", default=[], metavar="FILE", help="instructions not to repeat: Alpaca's")
+    parser.add_argument("--decontaminate", nargs="+", default=[], metavar="FILE", help="benchmarks not to overlap")
+    parser.add_argument("--rejected", metavar="FILE", help="the others, with reasons (OUTPUT.rejected.jsonl)")
+    parser.add_argument("--template", type=Path, default=TEMPLATE_FILE, metavar="FILE", help="the prompt (built in)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws of seed tasks (0)")
+    add_api_arguments(parser)
+    parser.set_defaults(max_tokens=MAX_TOKENS)
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.target < 1:
+        raise UserError(f"--target {args.target} must be 1 or more")
+    files, settings = run_files(args), api_settings(args)
+    rejected_path = args.rejected or f"{args.output}.rejected.jsonl"
+    inputs = [*args.seeds, *args.pool, *args.decontaminate, str(files.journal), str(files.quarantine)]
+    check_outputs(inputs, {"--output": str(args.output), "--rejected": rejected_path})
+    seeds = [seed for path in (SEEDS_FILE, *args.seeds) for seed in read_seeds(path)]
+    work = make_work(read_template(args.template), seeds, args.seed)
+    if args.dry_run:
+        count = math.ceil(args.target / (TASKS_A_REQUEST * ASSUMED_KEPT_SHARE))
+        print_plan(({"request": i} for i in range(count)), work, settings, files.journal, lambda _: "en")
+        print(f"assuming that {ASSUMED_KEPT_SHARE:.0%} of the tasks are kept")
+        return
+
+    known = [Source(seed.where, {"instruction": seed.task.instruction}) for seed in seeds] + read_sources(args.pool)
+    for source in known:
+        source.text("instruction")
+    harvest = Harvest(known, Benchmarks(args.decontaminate))
+    stopped = asyncio.run(_fill(harvest, args.target, work, settings, files))
+    write_jsonl(args.output, harvest.kept)
+    write_jsonl(rejected_path, harvest.rejected)
+    files.quarantine.unlink(missing_ok=True)
+    if harvest.failed:
+        write_jsonl(files.quarantine, harvest.failed)
+    print("\n".join(harvest.describe(str(args.output), rejected_path)), file=sys.stderr)
+    if stopped == INTERRUPTED:
+        raise SystemExit(130)
+    if stopped:
+        raise UserError(stopped)
+
+
+def read_template(path: Path) -> string.Template:
+    """The prompt's template. UserError if it cannot be read or lacks or misspells one of its names."""
+    try:
+        template = string.Template(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--template {path}: {error.strerror}: check the path") from None
+    except UnicodeDecodeError:
+        raise UserError(f"--template {path} is not UTF-8: save it as UTF-8") from None
+    names = ("count", "first", "last", "examples_count", "examples")
+    try:
+        unknown = sorted(set(template.get_identifiers()) - set(names))
+        template.substitute(dict.fromkeys([*names, *unknown], ""))
+    except ValueError:
+        raise UserError(f"--template {path} has a $ before no name: write $$ for a dollar sign") from None
+    if unknown:
+        raise UserError(f"--template {path} has ${unknown[0]}: the names are ${', $'.join(names)}; $$ is a dollar sign")
+    if missing := [name for name in ("examples", "first", "last") if name not in template.get_identifiers()]:
+        raise UserError(f"--template {path} lacks ${missing[0]}: the model must see it; see {TEMPLATE_FILE.name}")
+    return template
+
+
+def make_prompt(template: string.Template, seeds: Sequence[Seed], seed: int, request: int) -> str:
+    """The text of request `request`: its seed tasks as numbers 1 to 3, and the numbers of the twenty asked for."""
+    examples = [s.task for s in draw_seeds(seeds, EXAMPLES_A_REQUEST, seed, request)]
+    first = len(examples) + 1
+    return template.substitute(
+        count=TASKS_A_REQUEST,
+        first=first,
+        last=first + TASKS_A_REQUEST - 1,
+        examples_count=len(examples),
+        examples=format_tasks(examples),
+    )
+
+
+def make_work(template: string.Template, seeds: Sequence[Seed], seed: int) -> Work:
+    """The work on {"request": i}: rows {"id", "task"}, and {"id", "reason", "text"} for what is no task."""
+
+    async def work(record: Record, ask: Ask) -> list[Record]:
+        request = record["request"]
+        messages = [{"role": "user", "content": make_prompt(template, seeds, seed, request)}]
+        reply = await ask(messages, nonce=f"{seed}/{request}", temperature=1.0)
+        parsed = parse_tasks(
+            reply.text, EXAMPLES_A_REQUEST + 1, TASKS_A_REQUEST, was_cut=reply.finish_reason == "length"
+        )
+        if not parsed.tasks:
+            raise Rejected(f"no task in the answer ({parsed.dropped[0][0] if parsed.dropped else 'empty'})", reply)
+        rows: list[Record] = [{"id": f"{request}-{number}", "task": task} for number, task in parsed.tasks]
+        return rows + [{"id": f"{request}-?", "reason": reason, "text": text} for reason, text in parsed.dropped]
+
+    return work
+
+
+@dataclass
+class Harvest:
+    """What was kept, and what was not and why, in the order of the requests."""
+
+    known: list[Source]  # what a task must not repeat: seeds and pool
+    benchmarks: Benchmarks
+    kept: list[dict[str, Any]] = field(default_factory=list)
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+    failed: list[dict[str, Any]] = field(default_factory=list)
+    overlaps: list[Overlap] = field(default_factory=list)
+    requests: int = 0
+
+    def add(self, rows: Sequence[Record], target: int) -> None:
+        """Decides on the rows of some requests; keeps no more than `target` in all."""
+        candidates = []
+        for row in rows:
+            reason = row.get("reason") or fault_of(row["task"])
+            if reason:
+                self._reject(row, reason=reason)
+            elif overlap := self.benchmarks.overlap(row["task"]._asdict()):
+                self.overlaps.append(overlap)
+                self._reject(row, reason="overlaps a benchmark", **overlap._asdict())
+            else:
+                candidates.append(row)
+        earlier = [*self.known, *(Source(f"kept {row['id']}", row) for row in self.kept)]
+        earlier += [Source(f"kept {row['id']}", row["task"]._asdict()) for row in candidates]
+        texts = [source.fields["instruction"] for source in earlier]
+        pool_size = len(texts) - len(candidates)
+        near = {r.index: r for r in find_rejections(texts[:pool_size], texts[pool_size:])}
+        for index, row in enumerate(candidates):
+            if found := near.get(index):
+                nearest = {"nearest": texts[found.nearest], "nearest_at": earlier[found.nearest].where}
+                self._reject(row, reason="near duplicate", **nearest, rouge_l=found.score)
+            elif len(self.kept) < target:
+                self.kept.append({"id": row["id"], **row["task"]._asdict(), "source": SOURCE})
+
+    def describe(self, output: str, rejected_path: str) -> list[str]:
+        """Lines for a person: counts, and the reasons of rejection."""
+        lines = [f"{len(self.kept):8,}  kept, of {self.requests:,} requests: {output}"]
+        reasons = Counter(row["reason"].split(":")[0] for row in self.rejected)
+        lines += [f"{count:8,}  rejected: {reason}" for reason, count in reasons.most_common()]
+        lines += [f"{len(self.rejected):8,}  rejected in all: {rejected_path}"] if self.rejected else []
+        lines += [f"{len(self.failed):8,}  requests without a usable answer, in the quarantine"] if self.failed else []
+        return lines + (report(self.overlaps, self.benchmarks) if self.benchmarks.texts else [])
+
+    def _reject(self, row: Record, **why: Any) -> None:
+        task = row.get("task")
+        fields = task._asdict() if isinstance(task, Task) else {"text": row["text"]}
+        self.rejected.append({"id": row["id"], **fields, **why})
+
+
+async def _fill(harvest: Harvest, target: int, work: Work, settings: ApiSettings, files: RunFiles) -> str | None:
+    """Asks in waves, each as large as what is missing should take, until the target is kept; why it ended early.
+
+    In waves, because answers come in any order: asking on until enough are kept would pay for many that are not needed.
+    """
+    with Watch(None) as watch:
+        async with Session(settings, files.journal, watch.tell) as session:
+            watch.start(session)
+            size = min(FIRST_WAVE_REQUESTS, math.ceil(target / (TASKS_A_REQUEST * ASSUMED_KEPT_SHARE)))
+            barren = 0
+            while len(harvest.kept) < target and not session.stopped:
+                kept_before = len(harvest.kept)
+                wave = [{"request": harvest.requests + i} for i in range(size)]
+                rows: list[Record] = []
+                async for outcome in session.outcomes(wave, work):
+                    watch.add(outcome)
+                    harvest.requests += 1
+                    rows += outcome.rows
+                    if outcome.reason is not None:
+                        failed = {"index": outcome.record["request"], "reason": outcome.reason}
+                        harvest.failed.append({**failed, "record": outcome.record})
+                harvest.add(rows, target)
+                watch.tell(f"{len(harvest.kept):,} of {target:,} kept after {harvest.requests:,} requests")
+                gain = len(harvest.kept) - kept_before
+                barren = 0 if gain else barren + size
+                if barren >= MAX_BARREN_REQUESTS and not session.stopped:
+                    return f"{barren} requests gave nothing to keep: see why in the rejected file and the quarantine"
+                size = math.ceil(size * (target - len(harvest.kept)) / gain) if gain else 2 * size
+            return session.stopped
