@@ -46,12 +46,12 @@ class Scorer:
     def score(self, documents: Sequence[Document]) -> Iterator[tuple[int, list[float]]]:
         """Yield (place in `documents`, log-likelihood in nats of each choice) as documents are done, in any order.
 
-        A log-likelihood is the float64 sum of float32 log-probabilities. UserError for a choice longer than the model
-        or --cache-tokens allow.
+        A log-likelihood is the float64 sum of float32 log-probabilities. UserError as `check` has it, and for scores
+        that are no numbers.
         """
+        self.check(documents)
         queries = [(choice.context_ids, choice.continuation_ids) for d in documents for choice in d.choices]
         tree = build_tree(queries)
-        self._check(tree)
         self.work.tree_tokens += tree.num_tokens
         first_query = np.cumsum([0, *(len(document.choices) for document in documents)])
         document_of = np.repeat(np.arange(len(documents)), np.diff(tree.bounds[first_query]))
@@ -69,16 +69,15 @@ class Scorer:
                         _check_finite(documents[document], lls)
                         yield document, lls
 
-    def _check(self, tree: Tree) -> None:
-        limit = self.model.max_length
-        if limit is not None and tree.longest > limit:
+    def check(self, documents: Sequence[Document]) -> None:
+        """UserError for a prompt with its choice that is longer than the model or --cache-tokens allow."""
+        lengths = (len(c.context_ids) + len(c.continuation_ids) - 1 for d in documents for c in d.choices)
+        longest, limit = max(lengths, default=0), self.model.max_length
+        if limit is not None and longest > limit:
+            raise UserError(f"a prompt with its choice has {longest} tokens, the model serves {limit}: --max-length")
+        if longest > self.cache_tokens:
             raise UserError(
-                f"a prompt with its choice has {tree.longest} tokens, the model serves {limit}: --max-length"
-            )
-        kept = max((node.kept + node.below for node in tree.roots), default=0)
-        if kept > self.cache_tokens:
-            raise UserError(
-                f"--cache-tokens is {self.cache_tokens}, the longest prompt keeps {kept}: raise it to {kept}"
+                f"--cache-tokens is {self.cache_tokens}, a prompt with its choice has {longest}: raise it to {longest}"
             )
 
 

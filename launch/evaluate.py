@@ -46,9 +46,11 @@ def job(argv: Sequence[str]) -> None:
     for code in settings.languages:
         get_language(code)
     tasks, protocol = get_tasks(settings.task_names), get_protocol(settings.protocol)
+    data = open_data(settings.data_dir)
     for task, code in ((task, code) for task in tasks for code in settings.languages):
         task.form(protocol.name, code)
-    data = open_data(settings.data_dir)
+        if not data.has(task.folder, code, settings.split or task.part):
+            data.read(task.folder, code, settings.split or task.part)  # says which file is missing
     output = Output(Path(settings.output or Path(settings.runs, settings.lang, "evaluate")))
     world = start_world()
     console, dtype = Console(world.is_first), choose_dtype(settings.dtype, world.device)
@@ -80,6 +82,8 @@ def job(argv: Sequence[str]) -> None:
             )
             for task in tasks
         }  # fmt: skip
+        for item in built.values():
+            scorer.check(item.documents)
         abouts = {key: task_manifest(item, how) for key, item in built.items()}
         if not settings.overwrite:
             for key, about in abouts.items():

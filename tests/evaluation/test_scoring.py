@@ -99,12 +99,12 @@ def test_each_position_of_the_tree_is_computed_once(model):
 
 
 def test_the_cache_keeps_to_its_budget(model, expected):
-    least = max(len(c.context_ids) + len(c.continuation_ids) for d in DOCUMENTS for c in d.choices)
+    least = max(len(c.context_ids) + len(c.continuation_ids) - 1 for d in DOCUMENTS for c in d.choices)
     for cache_tokens in (least, least + 100, 10_000):
         found, work = scores(model, DOCUMENTS, cache_tokens=cache_tokens)
         assert work.peak_kept_tokens <= cache_tokens
         assert found == expected
-    with pytest.raises(UserError, match="--cache-tokens is 50, the longest prompt keeps .*: raise it to"):
+    with pytest.raises(UserError, match="--cache-tokens is 50, a prompt with its choice has .*: raise it to"):
         scores(model, DOCUMENTS, cache_tokens=50)
 
 

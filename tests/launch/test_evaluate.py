@@ -1,0 +1,144 @@
+"""launch/evaluate.py: the same records from any batch, ranks and kills; what a folder takes and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+
+import pytest
+
+from engine.cli import main
+from evaluation.records import RecordFile
+from launch import evaluate
+from tests.evaluation import made_up
+from tests.launch import small
+from tests.launch.jobs import assert_says, everything
+from tests.ranks import run_ranks
+
+
+@pytest.fixture(scope="module", autouse=True)
+def alone():
+    with small.alone():
+        yield
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluate")
+    small.make_model(folder / "model")
+    small.make_model(folder / "llama", "llama")
+    made_up.everything(folder / "data")
+    return folder
+
+
+def argv(files, output, **changes):
+    flags = {
+        "lang": "en", "model": files / "model", "data-dir": files / "data", "output": output,
+        "tasks": "arc,mmlu,truthfulqa", "shots": "2", **changes,
+    }  # fmt: skip
+    return [f"--{name}={value}" for name, value in flags.items() if value is not None]
+
+
+def records(output):
+    return {path.name: path.read_bytes() for path in output.glob("*.jsonl")}
+
+
+@pytest.fixture(scope="module")
+def reference(files):
+    evaluate.job(argv(files, files / "reference"))
+    return records(files / "reference")
+
+
+def test_a_run_writes_records_results_and_a_manifest(files, reference, capsys):
+    output = files / "reference"
+    assert sorted(reference) == ["arc.en.jsonl", "mmlu.en.jsonl", "truthfulqa_mc1.en.jsonl", "truthfulqa_mc2.en.jsonl"]
+    rows = small.read_rows(output / "mmlu.en.jsonl")
+    assert [row["index"] for row in rows] == list(range(6))
+    results = json.loads((output / "results.json").read_text())
+    assert results["results"]["mmlu_en"]["acc,none"] == sum(row["scores"]["acc"] for row in rows) / 6
+    assert results["group_subtasks"]["mmlu_en_stem"] == ["mmlu_en_anatomy"]
+    assert results["work"]["positions_computed"] == results["work"]["tree_tokens"] > 0
+    assert results["manifest"] == json.loads((output / "manifest.json").read_text())
+    assert results["manifest"]["tasks"]["arc.en"]["shots"] == 2
+    evaluate.job(argv(files, output))  # everything is there: nothing is scored again
+    said = capsys.readouterr().out
+    assert_says(said, "5 documents are there, 0 are left", "mmlu_en_stem", "results.json")
+    assert json.loads((output / "results.json").read_text())["work"]["forwards"] == 0
+    assert records(output) == reference
+
+
+@pytest.mark.parametrize("batch_tokens", ["1", "8192"])
+def test_the_same_bytes_from_any_batch(files, reference, tmp_path, batch_tokens):
+    evaluate.job(argv(files, tmp_path / "out", **{"batch-tokens": batch_tokens}))
+    assert records(tmp_path / "out") == reference
+
+
+def test_the_same_bytes_from_other_tasks_one_by_one(files, reference, tmp_path):
+    for task in ("mmlu", "truthfulqa_mc1", "arc"):
+        evaluate.job(argv(files, tmp_path / "out", tasks=task))
+    found = records(tmp_path / "out")
+    assert found == {name: reference[name] for name in found}
+    assert len(found) == 3
+    assert list(json.loads((tmp_path / "out" / "results.json").read_text())["results"])[0] == "mmlu_en"
+
+
+class Killed(Exception):
+    pass
+
+
+def test_the_same_bytes_on_two_ranks_after_a_kill_on_one(files, reference, tmp_path, monkeypatch):
+    left = 7
+
+    def die(*args):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Killed
+        return record_of(*args)
+
+    record_of = evaluate.record_of
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "record_of", die)
+        with pytest.raises(Killed):
+            evaluate.job(argv(files, tmp_path / "out"))
+    there = sum(len(RecordFile(tmp_path / "out", *key).done()) for key in (("arc", "en"), ("mmlu", "en")))
+    assert there == 7
+    run_ranks(evaluate.job, 2, argv(files, tmp_path / "out"))
+    assert records(tmp_path / "out") == reference
+    assert list((tmp_path / "out" / "parts").iterdir()) == []
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"lang": "nepal"}, ["unknown language 'nepal'", "did you mean 'ne'?"]),
+    ({"lang": "en,vi"}, ["m_arc has en", "choose another --lang"]),
+    ({"tasks": "arcc"}, ["unknown task 'arcc'", "did you mean 'arc'?"]),
+    ({"protocol": "strickt"}, ["--protocol 'strickt'", "did you mean 'strict'?"]),
+    ({"data-dir": "absent"}, ["--data-dir absent is no folder"]),
+    ({"model": "no_tokenizer"}, ["no_tokenizer holds no tokenizer", "copy the model's own into it"]),
+    ({"batch-tokens": "0"}, ["--batch-tokens is 0: give 1 or more"]),
+    ({"cache-tokens": "9"}, ["--cache-tokens is 9, a prompt with its choice has", "raise it to"]),
+    ({"limit": "0"}, ["--limit is 0: give 1 or more"]),
+    ({"max-length": "20"}, ["tokens more than the 20 that fit", "raise --max-length"]),
+    ({"output": "model"}, ["--output model holds other files"]),
+    ({"model": "llama", "output": "reference"}, ["reference holds results of another model", "weights_sha256"]),
+    ({"shots": "1", "output": "reference"}, ["holds results of arc.en with other settings", "shots"]),
+    ({"limit": "2", "output": "reference"}, ["holds results of arc.en with other settings", "limit"]),
+    ({"protocol": "okapi", "shared-shots": "true"}, ["--shared-shots is no part of protocol okapi"]),
+])  # fmt: skip
+def test_a_mistake_is_one_line_and_costs_nothing(files, reference, monkeypatch, capfd, changes, words):
+    monkeypatch.chdir(files)
+    if not (files / "no_tokenizer").exists():
+        shutil.copytree(files / "model", files / "no_tokenizer")
+        (files / "no_tokenizer" / "tokenizer.json").unlink()
+    before = everything(files)
+    capfd.readouterr()
+    monkeypatch.setattr(sys, "argv", ["launch/evaluate.py", *argv(files, **{"output": "new", **changes})])
+    with pytest.raises(SystemExit) as stopped:
+        main(evaluate.job)
+    said = capfd.readouterr().err
+    assert stopped.value.code == 2
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1, said
+    assert_says(said, *words)
+    assert everything(files) == before
