@@ -39,6 +39,10 @@ class Rejected(Exception):
         self.reply = reply
 
 
+class Unanswered(Rejected):
+    """Raised by `ask`: the API gave no answer that can be used."""
+
+
 # await ask(messages, **params): params go into the request as they are (temperature, max_tokens, ...), but for `nonce`,
 # which is not sent: it tells apart requests that are to be asked several times. See datagen.runner.
 Ask = Callable[..., Awaitable[Reply]]

@@ -12,7 +12,7 @@ import aiohttp
 
 from datagen.answers import Fatal, Outcome, Refused, TryAgain, read_response
 from datagen.api_settings import ApiSettings, Endpoint
-from datagen.chat import Rejected, Reply, Request
+from datagen.chat import Reply, Request, Unanswered
 from datagen.journal import NOTHING, Journal, Tokens
 from datagen.pricing import Ledger, token_bound
 from datagen.rate_limits import Headers, Lane, Lanes, read_headers
@@ -75,7 +75,7 @@ class Client:
 
         leaving: told True before an attempt is sent, and False when it ended without a reply; in between, cancelling
         would lose what may be paid for.
-        Rejected for a request that gets no answer (the journal keeps the reason), UserError where none will get one.
+        Unanswered for a request that gets no answer (the journal keeps the reason), UserError where none will get one.
         """
         body, bound = request.body(self._settings.max_tokens_field), token_bound(request)
         reason = ""
@@ -98,7 +98,7 @@ class Client:
         if self._unanswered >= HOPELESS_AFTER and not self._was_answered:
             advice = "check the settings, then run again with --retry-quarantined"
             raise UserError(f"none of {self._unanswered} requests was answered, the last one: {reason}: {advice}")
-        raise Rejected(reason)
+        raise Unanswered(reason)
 
     async def _attempt(
         self, request: Request, body: bytes, bound: Tokens, leaving: Callable[[bool], None]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from datagen.api_settings import ApiSettings, endpoints
-from datagen.chat import Message, Record, Rejected, Reply, Request, Work, make_request
+from datagen.chat import Message, Record, Rejected, Reply, Request, Unanswered, Work, make_request
 from datagen.client import Client, Counts
 from datagen.journal import Journal
 from engine.errors import UserError
@@ -158,6 +158,8 @@ class Session:
         try:
             try:
                 return Outcome(index, record, await work(record, asker.ask), None)
+            except Unanswered:
+                raise
             except Rejected as rejected:
                 # An answer of an earlier run that was no good: with --retry-quarantined, that one is asked for again.
                 culprit = asker.key_of(rejected.reply)
@@ -220,7 +222,7 @@ class _Asker:
             reply = session.journal.answer(key)
             refusal = session.journal.refusal(key)
             if reply is None and refusal is not None and (is_new or not session.settings.retry_quarantined):
-                raise Rejected(refusal)
+                raise Unanswered(refusal)
         if reply is None:
             reply = await session._reply(request, key)
         elif not is_new:

@@ -46,16 +46,18 @@ def simulated_answer(messages: Sequence[Message], seed: int = 0) -> str:
 
 
 def _begins_like(template: str, text: str) -> bool:
-    start = _first_words(template)
-    return bool(start) and text.lstrip().startswith(start)
+    first_line = _first_line(template)
+    return first_line is not None and first_line.match(text.lstrip()) is not None
 
 
 @functools.cache
-def _first_words(template: str) -> str:
-    """The template's first line, up to its first placeholder; "" where there is no such template."""
+def _first_line(template: str) -> re.Pattern[str] | None:
+    """The template's first line with anything for its `$placeholders`; None where there is no such template."""
     path = TEMPLATES_DIR / f"{template}.txt"
-    line = path.read_text(encoding="utf-8").lstrip().split("\n")[0] if path.is_file() else ""
-    return re.split(r"[{$]", line)[0].strip()
+    if not path.is_file():
+        return None
+    line = path.read_text(encoding="utf-8").lstrip().split("\n")[0]
+    return re.compile(".+".join(map(re.escape, re.split(r"\$\{?\w+\}?", line))))
 
 
 def _kit(pattern: re.Pattern[str], text: str) -> Kit:
