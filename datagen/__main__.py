@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, NoReturn
 
-from datagen import embedded, instruct, rouge_filter, simulate
+from datagen import embedded, instruct, rouge_filter, simulate, stats
 from engine.errors import UserError
 
 
@@ -45,6 +45,12 @@ COMMANDS = {
         "python -m datagen simulate --port 8080 --faults 429:0.1,hang:0.01 --rpm 600",
         simulate.add_arguments,
         simulate.run,
+    ),
+    "stats": Command(
+        "lengths by language and source, and the most frequent verbs of instructions with their objects",
+        "python -m datagen stats alpaca_en.jsonl new_en.jsonl --figure verbs.svg",
+        stats.add_arguments,
+        stats.run,
     ),
 }
 

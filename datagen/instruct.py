@@ -17,16 +17,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from datagen.api_settings import add_api_arguments, api_settings
 from datagen.chat import Ask, Record, Rejected, Work
 from datagen.command import INTERRUPTED, RunFiles, Watch, run_files
 from datagen.decontaminate import Benchmarks, Overlap, report
 from datagen.dry_run import print_plan
-from datagen.rouge_filter import Source, check_outputs, find_rejections, read_sources
+from datagen.rouge_filter import find_rejections
 from datagen.runner import ApiSettings, Session
 from datagen.seed_tasks import SEEDS_FILE, Seed, draw_seeds, read_seeds
+from datagen.sources import check_outputs, read_sources
 from datagen.task_filters import fault_of
 from datagen.task_format import Task, format_tasks, parse_tasks
 from engine.errors import UserError
@@ -71,9 +72,8 @@ def run(args: argparse.Namespace) -> None:
         print(f"assuming that {ASSUMED_KEPT_SHARE:.0%} of the tasks are kept")
         return
 
-    known = [Source(seed.where, {"instruction": seed.task.instruction}) for seed in seeds] + read_sources(args.pool)
-    for source in known:
-        source.text("instruction")
+    known = [Known(seed.where, seed.task.instruction) for seed in seeds]
+    known += [Known(source.where, source.text("instruction")) for source in read_sources(args.pool)]
     harvest = Harvest(known, Benchmarks(args.decontaminate))
     stopped = asyncio.run(_fill(harvest, args.target, work, settings, files))
     write_jsonl(args.output, harvest.kept)
@@ -140,11 +140,18 @@ def make_work(template: string.Template, seeds: Sequence[Seed], seed: int) -> Wo
     return work
 
 
+class Known(NamedTuple):
+    """An instruction that must not be repeated, and where it is: "FILE:LINE" or "kept ID"."""
+
+    where: str
+    instruction: str
+
+
 @dataclass
 class Harvest:
     """What was kept, and what was not and why, in the order of the requests."""
 
-    known: list[Source]  # what a task must not repeat: seeds and pool
+    known: list[Known]  # what a task must not repeat: seeds and pool
     benchmarks: Benchmarks
     kept: list[dict[str, Any]] = field(default_factory=list)
     rejected: list[dict[str, Any]] = field(default_factory=list)
@@ -164,15 +171,14 @@ class Harvest:
                 self._reject(row, reason="overlaps a benchmark", **overlap._asdict())
             else:
                 candidates.append(row)
-        earlier = [*self.known, *(Source(f"kept {row['id']}", row) for row in self.kept)]
-        earlier += [Source(f"kept {row['id']}", row["task"]._asdict()) for row in candidates]
-        texts = [source.fields["instruction"] for source in earlier]
-        pool_size = len(texts) - len(candidates)
-        near = {r.index: r for r in find_rejections(texts[:pool_size], texts[pool_size:])}
+        pool = [*self.known, *(Known(f"kept {row['id']}", row["instruction"]) for row in self.kept)]
+        new = [Known(f"kept {row['id']}", row["task"].instruction) for row in candidates]
+        near = {r.index: r for r in find_rejections([k.instruction for k in pool], [k.instruction for k in new])}
+        pool += new
         for index, row in enumerate(candidates):
             if found := near.get(index):
-                nearest = {"nearest": texts[found.nearest], "nearest_at": earlier[found.nearest].where}
-                self._reject(row, reason="near duplicate", **nearest, rouge_l=found.score)
+                at, nearest = pool[found.nearest]
+                self._reject(row, reason="near duplicate", nearest=nearest, nearest_at=at, rouge_l=found.score)
             elif len(self.kept) < target:
                 self.kept.append({"id": row["id"], **row["task"]._asdict(), "source": SOURCE})
 

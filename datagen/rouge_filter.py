@@ -7,14 +7,13 @@ rouge_score's RougeScorer(["rougeL"]) (Taori et al. 2023, after Wang et al. 2023
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from datagen.near_duplicates import MAX_SCORE, near_duplicates
+from datagen.sources import check_outputs, read_sources
 from datagen.words import TOKENIZERS, Tokenizer, rouge_words
-from engine.errors import UserError
-from engine.records import read_records, write_jsonl
+from engine.records import write_jsonl
 
 
 class Rejection(NamedTuple):
@@ -46,37 +45,6 @@ def find_rejections(
                 best[query] = (score, earlier)
         for query, (score, earlier) in best.items():
             yield Rejection(query - len(pool), earlier, score)
-
-
-class Source(NamedTuple):
-    """A record and where it comes from."""
-
-    where: str  # "FILE:LINE"
-    fields: dict[str, Any]
-
-    def text(self, field: str) -> str:
-        """The field's text. UserError if it has none."""
-        value = self.fields.get(field)
-        if not isinstance(value, str):
-            found = f"is {value!r:.60}" if field in self.fields else "is missing"
-            raise UserError(f"{self.where}: field {field!r} {found}: every record needs a text there")
-        return value
-
-
-def read_sources(paths: Sequence[str]) -> list[Source]:
-    """The records of the files, in order."""
-    return [Source(f"{path}:{line}", fields) for path in paths for line, fields in read_records(path)]
-
-
-def check_outputs(inputs: Sequence[str], outputs: Mapping[str, str]) -> None:
-    """Before any work: UserError if an output (flag -> path) is an input, is named twice, or is not JSON Lines."""
-    taken = {Path(path).resolve(): path for path in inputs}
-    for flag, path in outputs.items():
-        if not path.endswith((".jsonl", ".jsonl.gz")):
-            raise UserError(f"{flag} {path}: the name must end in .jsonl or .jsonl.gz")
-        if Path(path).resolve() in taken:
-            raise UserError(f"{flag} {path} is another file of this command too: give a path of its own")
-        taken[Path(path).resolve()] = path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,146 @@
+"""`stats`: the length table by hand, the languages and sources of files, the verbs, and the figure's geometry."""
+
+from __future__ import annotations
+
+import math
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from datagen.__main__ import main
+from datagen.lengths import Lengths, language_of, length_lines, measure
+from datagen.root_verbs import Root
+from datagen.sources import Source
+from datagen.stats import top_verbs
+from datagen.sunburst import Verb, arcs, svg
+from engine.records import write_jsonl
+
+
+def _record(path="data/en.jsonl", **fields):
+    return Source(path, 1, {"instruction": "Name it.", "input": "", "output": "Yes.", **fields})
+
+
+def test_lengths_by_hand():
+    records = [
+        _record(instruction="Add these two.", input="3 and 4", output="7"),
+        _record(instruction="Say hello", output=""),
+        _record(path="zh.jsonl", instruction="你好吗", output="我很好。"),
+    ]
+    groups = measure(records)
+    english = groups["en", "en"]
+    assert english == Lengths(2, 3 + 3 + 2, len("Add these two.\n3 and 4") + len("Say hello"), 1, 1, 1)
+    assert english.averages() == (4.0, 15.5, 1.0, 1.0)
+    assert groups["zh", "zh"].averages() == (3.0, 3.0, 3.0, 4.0)
+
+
+def test_nothing_divides_by_zero():
+    assert Lengths().averages() == (0.0, 0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "language"),
+    [
+        ("alpaca_en.jsonl.gz", {}, "en"),
+        ("x/okapi_ne/sft.jsonl", {}, "ne"),
+        ("runs/vi/data/sft.jsonl", {}, "vi"),
+        ("alpaca.jsonl", {}, "?"),
+        ("alpaca_en.jsonl", {"lang": "hr"}, "hr"),
+        ("alpaca_en.jsonl", {"lang": 3}, "en"),
+    ],
+)
+def test_language_of_a_record(path, fields, language):
+    assert language_of(_record(path, **fields)) == language
+
+
+def test_sources_are_told_apart():
+    groups = measure(
+        [_record("en.jsonl", source="alpaca"), _record("en.jsonl", source="generated"), _record("en.jsonl")]
+    )
+    assert list(groups) == [("en", "alpaca"), ("en", "generated"), ("en", "en")]
+    lines = length_lines(groups)
+    assert len(lines) == 4
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_top_verbs_by_hand():
+    roots = (
+        [Root("write", "poem")] * 3 + [Root("write", "story")] * 2 + [Root("list", "fact")] * 4 + [Root("be", "")] * 9
+    )
+    assert top_verbs(roots, 5) == [Verb("write", 5, [("poem", 3), ("story", 2)]), Verb("list", 4, [("fact", 4)])]
+    assert top_verbs([*roots, *[Root("write", n) for n in "zyxw"]], 1) == [
+        Verb("write", 9, [("poem", 3), ("story", 2), ("w", 1), ("x", 1)])
+    ]
+
+
+def test_arcs_fill_the_circle_in_proportion():
+    verbs = [Verb("write", 6, [("poem", 3), ("story", 2)]), Verb("list", 2, [("fact", 2)])]
+    pieces = list(arcs(verbs))
+    inner = [arc for arc in pieces if arc.ring == 0]
+    assert [(arc.begin, arc.end) for arc in inner] == [(0, pytest.approx(1.5 * math.pi)), (1.5 * math.pi, 2 * math.pi)]
+    poem, story, fact = (arc for arc in pieces if arc.ring == 1)
+    assert (poem.begin, story.begin) == (0, poem.end)
+    assert poem.end - poem.begin == pytest.approx(2 * math.pi * 3 / 8)
+    assert story.end < inner[0].end
+    assert (fact.begin, fact.end) == pytest.approx((inner[1].begin, inner[1].end))
+
+
+def test_the_svg_is_well_formed_and_escapes_words():
+    for verbs in ([], [Verb("a<b&c", 1, [('"q"', 1)])], [Verb("write", 6, [("poem", 3)]), Verb("list", 2, [])]):
+        root = ElementTree.fromstring(svg(verbs, 10))
+        titles = [element.text for element in root.iter("{http://www.w3.org/2000/svg}title")]
+        assert len(titles) == sum(1 + len(verb.objects) for verb in verbs)
+    assert titles[0] == "write: 6 (60.00%)"
+
+
+def test_the_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"instruction": f"Write a poem about {n}.", "input": "", "output": "la la"} for n in "abc"]
+    write_jsonl("new_en.jsonl", [*rows, {"instruction": "List four facts", "source": "alpaca"}])
+    write_jsonl("ne.jsonl", [{"instruction": "नमस्ते भन", "input": "", "output": "नमस्ते"}])
+    assert main(["stats", "new_en.jsonl", "ne.jsonl", "--figure", "verbs.svg"]) == 0
+    out = capsys.readouterr().out
+    assert [line.split()[:3] for line in out.splitlines()[1:4]] == [
+        ["en", "new_en", "3"],
+        ["en", "alpaca", "1"],
+        ["ne", "ne", "1"],
+    ]
+    assert "4 of 4 instructions (100.0%) have a root verb" in out
+    assert "write              3  75.0%  poem 3" in out
+    assert "poem: 3 (75.00%)" in (tmp_path / "verbs.svg").read_text()
+    assert main(["stats", "ne.jsonl"]) == 0
+    assert "the rules read English" in capsys.readouterr().out
+
+
+def test_png(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_jsonl("en.jsonl", [{"instruction": "Write a poem."}])
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        assert main(["stats", "en.jsonl", "--figure", "verbs.png"]) == 2
+        assert "--figure verbs.png needs matplotlib: pip install matplotlib" in capsys.readouterr().err
+    else:
+        assert main(["stats", "en.jsonl", "--figure", "verbs.png"]) == 0
+        assert (tmp_path / "verbs.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["en.jsonl", "--figure", "v.pdf"], "--figure v.pdf: the name must end in .svg or .png"),
+        (["en.jsonl", "--top", "0"], "--top 0 must be 1 or more"),
+        (["none.jsonl"], "none.jsonl: there is no such file"),
+        (["bad.jsonl"], "bad.jsonl:1: field 'input' is None: every record needs a text there"),
+        (["ne.jsonl", "--figure", "v.svg"], "no record is in English"),
+        ([], "the following arguments are required: FILE"),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path, monkeypatch, capsys, argv, message):
+    monkeypatch.chdir(tmp_path)
+    write_jsonl("en.jsonl", [{"instruction": "Write a poem."}])
+    write_jsonl("ne.jsonl", [{"instruction": "नमस्ते"}])
+    write_jsonl("bad.jsonl", [{"instruction": "Write a poem.", "input": None}])
+    assert main(["stats", *argv]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
