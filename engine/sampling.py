@@ -1,6 +1,6 @@
 """Choosing tokens: penalties, temperature, top-k, top-p and min-p by inverse transform of one uniform a sequence.
 
-Shapes: S sequences, V vocabulary, N tokens of history, E ids that end a response, C candidates, B blocks.
+Shapes: S sequences, V vocabulary, N tokens of history, E ids that end a response.
 """
 
 from __future__ import annotations
@@ -8,14 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from engine.errors import UserError
-
-HEAD = 512  # candidates tried before a full sort: nearly every top-p nucleus is smaller
-BLOCK = 1024
+from kernels.sampling import sample_rows
 
 
 @dataclass(frozen=True)
@@ -47,10 +43,6 @@ class Sampling:
         if not 0 < self.repetition_penalty < float("inf"):
             raise UserError(f"--repetition-penalty is {self.repetition_penalty}: give more than 0; 1 is none")
 
-    @property
-    def truncates(self) -> bool:
-        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
-
 
 class Sampled(NamedTuple):
     """token_S int64 [S]; its log-probability and the logsumexp, float32 [S], as `sample` defines them."""
@@ -77,84 +69,5 @@ def sample(
     logprob_S and logsumexp_S are of the distribution that the trainer sees: the logits divided by the temperature,
     without penalty, bar or truncation. For greedy choice they are those at temperature 1.
     """
-    logits_SV = logits_SV.float()
-    tempered_SV = logits_SV
-    if sampling.temperature not in (0.0, 1.0):
-        tempered_SV = logits_SV / sampling.temperature
-    logsumexp_S = tempered_SV.logsumexp(-1)
-    score_SV = tempered_SV
-    if sampling.repetition_penalty != 1.0:
-        score_SV = _penalised(score_SV, history_SN, sampling.repetition_penalty)
-    if barred_S is not None:
-        score_SV = _without(score_SV, barred_S, eos_ids_E)
-    if sampling.temperature == 0:
-        token_S = score_SV.argmax(-1)
-    elif sampling.truncates:
-        token_S = _sample_truncated(score_SV, sampling, uniform_S)
-    else:
-        token_S = _invert((score_SV - score_SV.amax(-1, keepdim=True)).exp(), uniform_S)
-    logprob_S = tempered_SV.gather(1, token_S[:, None])[:, 0] - logsumexp_S
-    return Sampled(token_S, logprob_S, logsumexp_S)
-
-
-def _penalised(score_SV: Tensor, history_SN: Tensor, penalty: float) -> Tensor:
-    """Scores with those of the history divided or multiplied, each once. (Dividing all by a temperature commutes.)"""
-    present_SN = history_SN >= 0
-    # Where there is none, any token of the row's own history stands in: penalised twice from the same old score.
-    stand_in_S1 = history_SN.amax(-1, keepdim=True).clamp(min=0)
-    token_SN = torch.where(present_SN, history_SN, stand_in_S1)
-    old_SN = score_SV.gather(1, token_SN)
-    new_SN = torch.where(old_SN > 0, old_SN / penalty, old_SN * penalty)
-    some_S1 = present_SN.any(-1, keepdim=True)
-    return score_SV.scatter(1, token_SN, torch.where(some_S1, new_SN, old_SN))
-
-
-def _without(score_SV: Tensor, barred_S: Tensor, ids_E: Tensor) -> Tensor:
-    old_SE = score_SV[:, ids_E]
-    score_SV = score_SV.clone()
-    score_SV[:, ids_E] = old_SE.masked_fill(barred_S[:, None], -torch.inf)
-    return score_SV
-
-
-def _invert(weights_SC: Tensor, uniform_S: Tensor) -> Tensor:
-    """int64 [S]: the first candidate whose cumulative weight passes uniform * total. Sums in float64.
-
-    In two steps, the block and then the place in it, since the cumulative sum of a large vocabulary is slow. A float64
-    below 1 times a total stays below the total after rounding, so there always is one; within the block rounding may
-    differ, and the last one of positive weight is taken.
-    """
-    count = weights_SC.shape[1]
-    weights_SBC = pad(weights_SC, (0, -count % BLOCK)).unflatten(1, (-1, BLOCK))
-    cumulative_SB = weights_SBC.sum(-1, dtype=torch.float64).cumsum(-1)
-    wanted_S1 = uniform_S[:, None] * cumulative_SB[:, -1:]
-    block_S1 = torch.searchsorted(cumulative_SB, wanted_S1, right=True)
-    before_S1 = pad(cumulative_SB, (1, 0)).gather(1, block_S1)
-    inside_SC = weights_SBC.gather(1, block_S1[..., None].expand(-1, -1, BLOCK))[:, 0].double().cumsum(-1)
-    wanted_S1 = torch.minimum(wanted_S1 - before_S1, inside_SC[:, -1:] * (1 - 2.0**-52))
-    return (block_S1 * BLOCK + torch.searchsorted(inside_SC, wanted_S1, right=True))[:, 0]
-
-
-def _sample_truncated(score_SV: Tensor, sampling: Sampling, uniform_S: Tensor) -> Tensor:
-    """Sample among the tokens that top-k, then top-p, then min-p keep, from as few sorted candidates as suffice."""
-    vocabulary = score_SV.shape[1]
-    weight_SV = (score_SV - score_SV.amax(-1, keepdim=True)).exp()
-    threshold_S1 = weight_SV.new_full((weight_SV.shape[0], 1), sampling.min_p)
-    if 0 < sampling.top_k < vocabulary:
-        kth_S1 = weight_SV.topk(sampling.top_k, dim=-1).values[:, -1:]
-        weight_SV = weight_SV.masked_fill(weight_SV < kth_S1, 0.0)
-        threshold_S1 = torch.maximum(threshold_S1, kth_S1)
-    wanted_S1 = sampling.top_p * weight_SV.sum(-1, keepdim=True, dtype=torch.float64)
-    size = min(HEAD, vocabulary)
-    while True:
-        top_SC, candidate_SC = weight_SV.topk(size, dim=-1)
-        likelier_SC = top_SC.double().cumsum(-1) - top_SC
-        in_nucleus_SC = (likelier_SC < wanted_S1) | (sampling.top_p == 1)
-        nucleus_S1 = top_SC.masked_fill(~in_nucleus_SC, torch.inf).amin(-1, keepdim=True)
-        lowest_S1 = torch.maximum(threshold_S1, nucleus_S1)
-        # Only when the last candidate is left out are all that are kept, ties included, among the candidates.
-        if size == vocabulary or bool((top_SC[:, -1:] < lowest_S1).all()):
-            break
-        size = vocabulary
-    candidate_SC, order_SC = candidate_SC.sort(-1)
-    kept_SC = top_SC.masked_fill(top_SC < lowest_S1, 0.0).gather(1, order_SC)
-    return candidate_SC.gather(1, _invert(kept_SC, uniform_S)[:, None])[:, 0]
+    how = (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, sampling.repetition_penalty)
+    return Sampled(*sample_rows(logits_SV, uniform_S, *how, history_SN, barred_S, eos_ids_E))
