@@ -192,6 +192,8 @@ class _Writer:
         contexts: dict[int, tuple[int, ...]] = {}
         choices = []
         for option, text, (context, ids) in zip(options, continuations, encoded.pairs):
+            if not context:
+                raise UserError(f"{item.place}: the text before the choices is empty: nothing can be predicted from it")
             if not ids or len(ids) > self.max_length:
                 raise UserError(
                     f"{item.place}: the choice {option!r:.60} has {len(ids)} tokens under {self.protocol.name}, "
@@ -216,6 +218,6 @@ class _Writer:
         self.counts["documents_with_dropped_shots"] += dropped > 0
         self.counts["dropped_shots"] += dropped
         self.counts["documents_with_fewer_shots"] += num_drawn < self.num_shots
-        self.counts["equal_options"] += len(set(options)) < len(options)
+        self.counts["equal_options"] += any(len(set(texts)) < len(texts) for texts in (item.options, options))
         self.counts["emptied_options"] += "" in options
         self.counts["resplit"] += encoded.resplit

@@ -61,31 +61,36 @@ def joint_as_tokenizer(tokenizer: PreTrainedTokenizerFast) -> Encode:
 
 
 def prefix_checked(tokenizer: PreTrainedTokenizerFast) -> Encode:
-    """The strict way: blocks apart, question and continuation as one text whose split is checked.
+    """The strict way: blocks apart, and the question's last line and the continuation as one text, its split checked.
 
     The first block begins as a prompt does (BOS and dummy prefix as the tokenizer has them), the others go on. A block
-    therefore has the same ids in every prompt, and fixed shots are one prefix of ids. Where the question's own ids are
-    not how the joint text begins, the split moves back to the last token that the question shares with all of its
+    therefore has the same ids in every prompt, and fixed shots are one prefix of ids. Where the last line's own ids are
+    not how the joint text begins, the split moves back to the last token that the line shares with all of its
     continuations: the same context for each of them, and no continuation without tokens.
     """
     known: dict[tuple[str, bool], list[int]] = {}
 
     def ids_of(text: str, is_first: bool) -> list[int]:
-        # Every text here ends in the codec's own way; encode_response adds EOS, which is no part of a prompt.
+        # encode_response puts EOS behind the text, which is no part of a prompt.
         return encode_prompt(tokenizer, text) if is_first else encode_response(tokenizer, text)[:-1]
 
+    def shot_ids(text: str, is_first: bool) -> list[int]:
+        if (text, is_first) not in known:
+            known[text, is_first] = ids_of(text, is_first)
+        return known[text, is_first]
+
     def encode(blocks: Sequence[str], continuations: Sequence[str]) -> Encoded:
-        prefix: list[int] = []
-        for number, block in enumerate(blocks[:-1]):
-            if (block, number == 0) not in known:
-                known[block, number == 0] = ids_of(block, number == 0)
-            prefix += known[block, number == 0]
-        is_first = len(blocks) == 1
-        question = ids_of(blocks[-1], is_first)
-        wholes = [ids_of(blocks[-1] + continuation, is_first) for continuation in continuations]
-        cut = min(_num_shared(question, whole) for whole in wholes)
-        context = prefix + question[:cut]
-        return Encoded([(context, whole[cut:]) for whole in wholes], resplit=cut < len(question))
+        *shots, question = blocks
+        context = [token for number, shot in enumerate(shots) for token in shot_ids(shot, number == 0)]
+        body, line_end, line = question.rpartition("\n")
+        if line_end:
+            context += ids_of(body + line_end, is_first=not shots)
+        is_first = not shots and not line_end
+        line_ids = ids_of(line, is_first)
+        wholes = [ids_of(line + continuation, is_first) for continuation in continuations]
+        cut = min(_num_shared(line_ids, whole) for whole in wholes)
+        context += line_ids[:cut]
+        return Encoded([(context, whole[cut:]) for whole in wholes], resplit=cut < len(line_ids))
 
     return encode
 

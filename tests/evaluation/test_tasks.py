@@ -128,6 +128,12 @@ def test_equal_options_are_kept_counted_and_have_equal_ids(tmp_path):
         assert document.choices[0] == document.choices[2] != document.choices[1]
 
 
+def test_equal_options_behind_letters_are_counted_too(tmp_path):
+    everything(tmp_path)
+    write(tmp_path, "m_mmlu/en_test", [{**mmlu("anatomy", 0), "option_b": "thing a0"}, mmlu("virology", 0)])
+    assert run(tmp_path, "mmlu").counts["equal_options"] == 1
+
+
 BAD = {
     "m_arc/en_test": [
         ({**arc(0), "option_b": ""}, "field 'option_b' is ''"),
