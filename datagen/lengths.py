@@ -1,7 +1,7 @@
 """Average lengths of prompts and responses, by language and source (Table 2 of Lai et al. 2023, "Okapi").
 
-A prompt is the instruction, a line break and the input, where there is one. Lengths are in Unicode words (in Chinese each
-letter is one) and in characters: neither depends on a model's tokenizer, which would favour some languages.
+A prompt is the instruction, a line break and the input, where there is one. Lengths are in Unicode words (in Chinese
+each letter is one) and in characters: neither depends on a model's tokenizer, which would favour some languages.
 """
 
 from __future__ import annotations
