@@ -1,0 +1,34 @@
+"""The other side of evaluation/bench.py: lm-eval's scoring of given token ids, in a process and a Python of its own.
+
+Reads lines of JSON, {"requests": [[context ids, continuation ids], ...]}, and answers each with {"seconds", "lls"}. It
+imports nothing of this project, which need not be installed where lm-eval is.
+"""
+
+import contextlib
+import json
+import sys
+import time
+
+import torch
+
+
+def main(model: str, batch_size: int, num_threads: int) -> None:
+    with contextlib.redirect_stdout(sys.stderr):  # stdout carries answers alone
+        import lm_eval
+        from lm_eval.models.huggingface import HFLM
+
+        torch.set_num_threads(num_threads)
+        peer = HFLM(pretrained=model, dtype="float32", device="cpu", batch_size=batch_size)
+    print(json.dumps({"version": lm_eval.__version__}), flush=True)
+    for line in sys.stdin:
+        # Its own entry point after tokenisation. The texts only name a request in its cache, which is off.
+        requests = [(("", ""), context, continuation) for context, continuation in json.loads(line)["requests"]]
+        with contextlib.redirect_stdout(sys.stderr):
+            began = time.perf_counter()
+            answers = peer._loglikelihood_tokens(requests, disable_tqdm=True)
+            seconds = time.perf_counter() - began
+        print(json.dumps({"seconds": seconds, "lls": [ll for ll, _ in answers]}), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
