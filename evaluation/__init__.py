@@ -1,1 +1,1 @@
-"""Multiple-choice evaluation: the room for its tasks, scoring and reports, which are not built yet."""
+"""Multiple-choice evaluation: benchmarks as data, named protocols, scoring by shared prefixes, records and reports."""
