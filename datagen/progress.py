@@ -17,13 +17,13 @@ _BAR_WIDTH = 20
 class Progress:
     """Rewrites one line on a terminal; in a log file, adds one now and then.
 
-    total: the number of records, None where it is not known.
+    total: the number of records, None where it is not known; stream: standard error where none is given.
     """
 
-    def __init__(self, session: Session, total: int | None, stream: TextIO = sys.stderr) -> None:
+    def __init__(self, session: Session, total: int | None, stream: TextIO | None = None) -> None:
         self._session = session
         self._total = total
-        self._stream = stream
+        self._stream = stream or sys.stderr
         self._done = self._rejected = 0
         self._start_s = time.monotonic()
         self._task = asyncio.create_task(self._show_on_and_on())

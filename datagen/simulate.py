@@ -222,7 +222,8 @@ async def _deliver(response: Response, writer: asyncio.StreamWriter) -> bool:
     if response.delivery.startswith("reset"):
         if response.delivery != "reset_before":
             await asyncio.sleep(0.01)  # a reset throws away what the other side has not read yet
-        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        with contextlib.suppress(OSError):  # the other side may have gone first
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.transport.abort()
     return response.delivery == "whole"
 
