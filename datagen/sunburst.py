@@ -36,16 +36,18 @@ class Arc(NamedTuple):
 
 
 def arcs(verbs: Sequence[Verb]) -> Iterator[Arc]:
-    """The full circle is all instructions with these verbs; of an object's ring, what is not listed stays empty."""
-    whole = sum(verb.count for verb in verbs) or 1
+    """The full circle is all pairs listed, as in the papers' figures: a verb is as wide as its listed objects together.
+
+    Drawn by its own count, most of the outer ring would be empty: objects are many and each is rare.
+    """
+    whole = sum(count for verb in verbs for _, count in verb.objects) or 1
     begin = 0.0
     for place, verb in enumerate(verbs):
-        end = begin + 2 * math.pi * verb.count / whole
-        yield Arc(0, begin, end, verb.verb, verb.count, place)
         at = begin
         for noun, count in verb.objects:
             yield Arc(1, at, at := at + 2 * math.pi * count / whole, noun, count, place)
-        begin = end
+        yield Arc(0, begin, at, verb.verb, verb.count, place)
+        begin = at
 
 
 def write_figure(path: Path, verbs: Sequence[Verb], total: int) -> None:

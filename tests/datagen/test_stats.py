@@ -72,16 +72,17 @@ def test_top_verbs_by_hand():
     ]
 
 
-def test_arcs_fill_the_circle_in_proportion():
-    verbs = [Verb("write", 6, [("poem", 3), ("story", 2)]), Verb("list", 2, [("fact", 2)])]
+def test_arcs_fill_the_circle_in_proportion_to_the_pairs_listed():
+    verbs = [Verb("write", 60, [("poem", 3), ("story", 3)]), Verb("list", 2, [("fact", 2)])]
     pieces = list(arcs(verbs))
     inner = [arc for arc in pieces if arc.ring == 0]
-    assert [(arc.begin, arc.end) for arc in inner] == [(0, pytest.approx(1.5 * math.pi)), (1.5 * math.pi, 2 * math.pi)]
+    assert [arc.begin for arc in inner] == pytest.approx([0, 1.5 * math.pi])
+    assert [arc.end for arc in inner] == pytest.approx([1.5 * math.pi, 2 * math.pi])
+    assert [arc.count for arc in inner] == [60, 2]
     poem, story, fact = (arc for arc in pieces if arc.ring == 1)
     assert (poem.begin, story.begin) == (0, poem.end)
     assert poem.end - poem.begin == pytest.approx(2 * math.pi * 3 / 8)
-    assert story.end < inner[0].end
-    assert (fact.begin, fact.end) == pytest.approx((inner[1].begin, inner[1].end))
+    assert (fact.begin, fact.end) == (inner[1].begin, inner[1].end)
 
 
 def test_the_svg_is_well_formed_and_escapes_words():
@@ -89,7 +90,7 @@ def test_the_svg_is_well_formed_and_escapes_words():
         root = ElementTree.fromstring(svg(verbs, 10))
         titles = [element.text for element in root.iter("{http://www.w3.org/2000/svg}title")]
         assert len(titles) == sum(1 + len(verb.objects) for verb in verbs)
-    assert titles[0] == "write: 6 (60.00%)"
+    assert titles == ["poem: 3 (30.00%)", "write: 6 (60.00%)", "list: 2 (20.00%)"]
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):
