@@ -228,6 +228,8 @@ class SampleSettings:
     temperature: float = flag("of sampling; 0 takes the likeliest token", 1.0)
     top_k: int = flag("sample among the k likeliest; 0 for all", 0)
     top_p: float = flag("sample among the likeliest that make up this share", 1.0)
+    min_p: float = flag("sample among those with at least this share of the likeliest token's", 0.0)
+    repetition_penalty: float = flag("weaken tokens that prompt or response hold already; 1 for none", 1.0)
     template: str | None = flag("alpaca, plain, or a file (default: what the model's run used, or alpaca)", None)
     truncate: str = flag(
         "a prompt that is too long: stop, cut its start or end, or leave it out",
@@ -251,4 +253,4 @@ class SampleSettings:
 
     @property
     def sampling(self) -> Sampling:
-        return Sampling(self.temperature, self.top_k, self.top_p)
+        return Sampling(self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty)
