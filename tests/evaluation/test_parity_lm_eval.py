@@ -8,6 +8,7 @@ BLOOM- and LLaMA-shaped models with sharp attention: a random one hardly notices
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -16,16 +17,16 @@ import torch
 import transformers
 from tokenizers import normalizers, processors
 
-from engine.batch import PackedBatch
 from engine.models import load_model
 from engine.tokenizer import train_byte_bpe, train_sentencepiece
 from evaluation.build import build
 from evaluation.context_length import context_length
 from evaluation.data import LocalData
 from evaluation.protocols import PROTOCOLS
-from evaluation.requests import Choice, Document
+from evaluation.requests import Document
+from evaluation.scoring import Scorer
 from evaluation.tasks import get_tasks
-from tests.engine.models.tiny import logits_of, randomise
+from tests.engine.models.tiny import randomise
 from tests.evaluation.lm_eval_peer import Peer, read
 
 pytestmark = pytest.mark.slow
@@ -156,14 +157,6 @@ def both(request, real_data, data_folder, tmp_path_factory):
     return peer, LocalData(data_folder), loaded, model, length
 
 
-@torch.no_grad()
-def score(model: torch.nn.Module, choice: Choice) -> float:
-    ids = [*choice.context_ids, *choice.continuation_ids]
-    logits = logits_of(model, PackedBatch.from_sequences([ids[:-1]]))[len(choice.context_ids) - 1 :]
-    logprob = logits.float().log_softmax(-1)
-    return float(logprob[torch.arange(len(logits)), torch.tensor(choice.continuation_ids)].double().sum())
-
-
 def documents_of(both, task: str, lang: str, shots: int, subject: str | None = None) -> list[Document]:
     _, data, tokenizer, _, length = both
     built = build(get_tasks([task])[0], lang, data, tokenizer, PROTOCOLS["lm-eval"], length, shots=shots, limit=LIMIT)
@@ -174,11 +167,12 @@ def compare(both, peer_task: str, documents: list[Document], shots: int) -> None
     peer, _, _, model, _ = both
     samples = peer.samples(peer_task, shots, LIMIT)
     assert len(samples) == len(documents) == LIMIT
-    for sample, document in zip(samples, documents):
+    scores = dict(Scorer(model).score(documents))
+    for place, (sample, document) in enumerate(zip(samples, documents)):
         assert document.prompt == sample["prompt"]
         assert [choice.text for choice in document.choices] == sample["continuations"]
-        for choice, expected in zip(document.choices, sample["lls"]):
-            assert abs(score(model, choice) - expected) <= TOLERANCE, (peer_task, document.id, choice.text)
+        for choice, ours, expected in zip(document.choices, scores[place], sample["lls"], strict=True):
+            assert abs(ours - expected) <= TOLERANCE, (peer_task, document.id, choice.text)
 
 
 @pytest.mark.parametrize(("lang", "shots"), [("ne", 25), ("vi", 5), ("fr", 0), ("te", 6), ("zh", 3)])
@@ -231,7 +225,8 @@ def test_these_models_notice_swapped_shots(both):
     document = documents_of(both, "arc", "vi", 2)[0]
     first, second, question = document.prompt.split("\n\n")
     swapped = "\n\n".join([second, first, question])
-    before = score(model, document.choices[0])
-    ids = tokenizer(swapped).input_ids
-    moved = Choice(tuple(ids), document.choices[0].continuation_ids, "", 0, 0, False)
-    assert abs(score(model, moved) - before) > 100 * TOLERANCE
+    choice = document.choices[0]
+    moved = replace(choice, context_ids=tuple(tokenizer(swapped).input_ids))
+    pair = [replace(document, choices=(choice,)), replace(document, choices=(moved,))]
+    scores = dict(Scorer(model).score(pair))
+    assert abs(scores[1][0] - scores[0][0]) > 100 * TOLERANCE

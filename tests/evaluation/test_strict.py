@@ -186,9 +186,10 @@ def test_a_token_across_the_border_moves_the_split_for_every_choice():
 def test_only_the_first_block_begins_a_text():
     for adds_bos in (True, False):
         encode = prefix_checked(llama_tokenizer(adds_bos))
-        pairs = encode(["tea?\n\n", "tin?\n\n", "top:"], [" tub"]).pairs
         start = [1] if adds_bos else []
-        assert pairs == [([*start, *llama_ids(" tea?\n\ntin?\n\ntop:")], llama_ids(" tub"))]
+        for blocks in (["tea?\n\n", "tin?\n\n", "top:"], ["tea?\n\n", "tin?\ntop:"], ["tea?\ntop:"], ["top:"]):
+            expected = [*start, *llama_ids(" " + "".join(blocks))]
+            assert encode(blocks, [" tub"]).pairs == [(expected, llama_ids(" tub"))]
 
 
 @pytest.mark.parametrize("train", [partial(train, vocab_size=3000) for train in (train_byte_bpe, train_sentencepiece)])
