@@ -54,6 +54,7 @@ def data_folder(real_data, tmp_path_factory) -> Path:
         write(f"m_mmlu/{lang}_test.json", read(real_data / f"m_mmlu/{lang}_val.json"))
         write(f"m_truthfulqa/{lang}_validation.json", read(real_data / f"m_truthfulqa/{lang}_validation.json"))
         write(f"m_hellaswag/{lang}_validation.json", [*map(scene, read(real_data / f"m_arc/{lang}_test.json")[:60])])
+    write("m_hellaswag/hi_validation.json", [*map(scene, read(real_data / "m_arc/ne_train.json")[:60])])
     english = read(real_data / "m_arc/en_test.json")
     write("m_arc/en_test.json", english[:500])
     write("m_arc/en_train.json", english[500:])
@@ -187,9 +188,9 @@ def test_arc_in_english(both):
     compare(both, "arc_challenge", documents_of(both, "arc", "en", 4), 4)
 
 
-@pytest.mark.parametrize(("lang", "shots"), [("ne", 0), ("vi", 4), ("fr", 7), ("te", 2)])
+@pytest.mark.parametrize(("lang", "shots"), [("ne", 0), ("vi", 4), ("fr", 7), ("te", 2), ("hi", 1)])
 def test_hellaswag(both, lang, shots):
-    """lm-eval has no HellaSwag in Chinese; the four others and English stand for it."""
+    """lm-eval has no HellaSwag in Chinese; Hindi, of Nepali questions, stands in."""
     compare(both, f"hellaswag_{lang}", documents_of(both, "hellaswag", lang, shots), shots)
 
 
