@@ -14,15 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.triton_common import dot, tuned
+
 LOG2E = tl.constexpr(1.4426950408889634)
-INTERPRET = tl.constexpr(triton.knobs.runtime.interpret)
-
-
-@triton.jit
-def _dot(a, b):
-    if INTERPRET:  # the interpreter keeps bfloat16 as 16-bit integers, and would multiply those
-        a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, input_precision="ieee")
 
 
 @triton.jit
@@ -50,7 +44,7 @@ def _scores(q, k, i, j, end, scale2, slope2, ALIBI: tl.constexpr, BORDER: tl.con
 
     BORDER: some key may lie behind its query or behind the sequence; elsewhere no comparison is needed.
     """
-    s = _dot(q, tl.trans(k)) * scale2
+    s = dot(q, tl.trans(k)) * scale2
     ahead = j[None, :] - i[:, None]
     if ALIBI:
         s += slope2 * ahead.to(tl.float32)
@@ -71,7 +65,7 @@ def _forward_tile(
     new_top = tl.maximum(top, tl.max(s, 1))
     p = tl.exp2(s - new_top[:, None])
     shrink = tl.exp2(top - new_top)
-    acc = acc * shrink[:, None] + _dot(p.to(v_NK.dtype), v_NK)
+    acc = acc * shrink[:, None] + dot(p.to(v_NK.dtype), v_NK)
     return acc, new_top, total * shrink + tl.sum(p, 1)
 
 
@@ -117,8 +111,8 @@ def _dq_tile(
     v_NK = _rows(v, j0, end, v_stride, N, K, KP)
     s = _scores(q, k_NK, i, j0 + tl.arange(0, N), end, scale2, slope2, ALIBI, BORDER)
     p = tl.exp2(s - lse[:, None])
-    ds = p * (_dot(do, tl.trans(v_NK)) - delta[:, None])
-    return dq + _dot(ds.to(k_NK.dtype), k_NK)
+    ds = p * (dot(do, tl.trans(v_NK)) - delta[:, None])
+    return dq + dot(ds.to(k_NK.dtype), k_NK)
 
 
 @triton.jit
@@ -170,9 +164,9 @@ def _dkv_tile(
     delta_M = tl.load(delta + i.to(tl.int64) * H, mask=i < end, other=0.0)
     s = _scores(q_MK, k, i, j, end, scale2, slope2, ALIBI, BORDER)
     p = tl.exp2(s - lse_M[:, None])
-    ds = p * (_dot(do_MK, tl.trans(v)) - delta_M[:, None])
-    dv += _dot(tl.trans(p.to(do_MK.dtype)), do_MK)
-    dk += _dot(tl.trans(ds.to(q_MK.dtype)), q_MK)
+    ds = p * (dot(do_MK, tl.trans(v)) - delta_M[:, None])
+    dv += dot(tl.trans(p.to(do_MK.dtype)), do_MK)
+    dk += dot(tl.trans(ds.to(q_MK.dtype)), q_MK)
     return dk, dv
 
 
@@ -216,28 +210,19 @@ def _config(M: int, N: int, warps: int, stages: int) -> triton.Config:
     return triton.Config({"M": M, "N": N}, num_warps=warps, num_stages=stages)
 
 
-# Candidates by bytes an element, tried once for each new head size. Float32 runs on the ordinary units, in small tiles.
-TABLE = {
-    "forward": {
-        2: [_config(128, 64, 4, 3), _config(128, 128, 8, 3), _config(64, 64, 4, 3)],
-        4: [_config(64, 32, 4, 2), _config(32, 32, 4, 2)],
-    },
-    "backward": {
-        2: [_config(64, 64, 4, 2), _config(128, 64, 8, 2), _config(64, 128, 8, 2)],
-        4: [_config(32, 32, 4, 2), _config(16, 32, 4, 1)],
-    },
+# Float32 runs on the ordinary units, in small tiles.
+_FORWARD_TABLE = {
+    2: [_config(128, 64, 4, 3), _config(128, 128, 8, 3), _config(64, 64, 4, 3)],
+    4: [_config(64, 32, 8, 2), _config(32, 32, 4, 2)],
 }
-if INTERPRET.value:
-    TABLE = {name: dict.fromkeys((2, 4), [_config(16, 32, 1, 1)]) for name in TABLE}
-
-
-def _tuned(kernel, table: dict) -> dict:
-    return {size: triton.autotune(configs, key=["H", "G", "KP", "ALIBI"])(kernel) for size, configs in table.items()}
-
-
-_FORWARD = _tuned(_forward, TABLE["forward"])
-_BACKWARD_Q = _tuned(_backward_q, TABLE["backward"])
-_BACKWARD_KV = _tuned(_backward_kv, TABLE["backward"])
+_BACKWARD_TABLE = {
+    2: [_config(64, 64, 4, 2), _config(128, 64, 8, 2), _config(64, 128, 8, 2)],
+    4: [_config(32, 32, 8, 2), _config(16, 32, 4, 1)],
+}
+_KEY, _SMALLEST = ["H", "G", "KP", "ALIBI"], _config(16, 32, 1, 1)
+_FORWARD = tuned(_forward, _FORWARD_TABLE, _SMALLEST, _KEY)
+_BACKWARD_Q = tuned(_backward_q, _BACKWARD_TABLE, _SMALLEST, _KEY)
+_BACKWARD_KV = tuned(_backward_kv, _BACKWARD_TABLE, _SMALLEST, _KEY)
 
 
 def attention_triton(

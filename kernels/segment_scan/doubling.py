@@ -6,12 +6,8 @@ import torch
 from torch import Tensor
 
 
-def segment_scan(x_T: Tensor, segment_T: Tensor, decay: float, max_len: int) -> Tensor:
-    """y[t] = x[t] + decay * y[t + 1] while t + 1 is of the same segment.
-
-    x_T float [T]; segment_T int64 [T], equal within a segment, segments contiguous; max_len at least the longest
-    segment, known on the host. Returns y [T] in the dtype of x.
-    """
+def segment_scan_doubling(x_T: Tensor, segment_T: Tensor, decay: float, max_len: int) -> Tensor:
+    """See `kernels.segment_scan.segment_scan`."""
     y_T, reach = x_T, 1
     while reach < min(max_len, x_T.shape[0]):
         ahead = y_T[reach:] * decay**reach

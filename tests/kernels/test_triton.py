@@ -1,0 +1,19 @@
+"""The Triton kernels, forward and backward, in Triton's interpreter: the tests of tests/kernels/interpreted."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="needs triton, which torch for CPU does not bring: pip install .[dev]")
+FOLDER = Path(__file__).with_name("interpreted")
+
+
+def test_kernels_in_the_interpreter():
+    """In a process of their own: triton asks for TRITON_INTERPRET while it is imported."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *map(str, sorted(FOLDER.glob("*.py")))]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, cwd=FOLDER.parents[2], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
