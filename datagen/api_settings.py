@@ -134,7 +134,8 @@ def add_api_arguments(parser: argparse.ArgumentParser) -> None:
     api.add_argument("--model", default=default.model, help=f"as the API names it ({default.model})")
     api.add_argument("--base-url", action="append", metavar="URL", help=f"may be repeated ({DEFAULT_BASE_URL})")
     api.add_argument("--key-env", action="append", metavar="NAME", help=f"variable with keys ({DEFAULT_KEY_VARIABLE})")
-    api.add_argument("--max-tokens", type=int, default=default.max_tokens, metavar="N", help="of an answer (%(default)s)")
+    max_tokens = default.max_tokens
+    api.add_argument("--max-tokens", type=int, default=max_tokens, metavar="N", help="of an answer (%(default)s)")
     api.add_argument("--max-tokens-field", default=default.max_tokens_field, metavar="F", help="its name in a request")
     api.add_argument("--concurrency", type=int, default=default.concurrency, metavar="N", help="requests at once (100)")
     api.add_argument("--rpm", type=int, metavar="N", help="requests a minute and key (learned)")

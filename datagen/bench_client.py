@@ -146,6 +146,7 @@ def main(argv: Sequence[str]) -> None:
         here, there = multiprocessing.Pipe()
         measured = multiprocessing.get_context("spawn").Process(target=_peak_mib, args=(url, there, folder))
         measured.start()
+        there.close()  # so that the end of that process is an error here, not silence
         before_mib, peak_mib = here.recv()
         measured.join()
         process.terminate()

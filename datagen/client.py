@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import resource
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from engine.errors import UserError
 
 MAX_BODY_BYTES = 16 * 2**20
 MAX_RETRY_AFTER_S = 3600.0
+_OTHER_FILES = 64
 # So many requests got no answer, and none got one: it is not the requests, it is the settings.
 HOPELESS_AFTER = 20
 
@@ -40,7 +42,8 @@ class Client:
     def __init__(
         self, settings: ApiSettings, endpoints: list[Endpoint], journal: Journal, rng: random.Random | None = None
     ) -> None:
-        """rng: draws the jitter of the back-off. UserError for a budget without a price."""
+        """rng: draws the jitter of the back-off. UserError for a budget without a price, or too few files."""
+        _allow_connections(settings.concurrency * len(endpoints))
         self.counts = Counts()
         self.ledger = Ledger(settings, journal)
         self._settings = settings
@@ -188,6 +191,17 @@ class Client:
             lane.pause(after_s, asyncio.get_running_loop().time())
             delay_s = after_s + self._settings.backoff_s * self._rng.uniform(0.0, 1.0)
         await asyncio.sleep(delay_s)
+
+
+def _allow_connections(count: int) -> None:
+    """Raises the process's soft limit on open files where it would not do. UserError where the hard one does not."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = count + _OTHER_FILES
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise UserError(f"{count} requests at once need {needed} open files, {hard} are allowed: lower --concurrency")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 async def _read_body(response: aiohttp.ClientResponse) -> bytes | None:

@@ -89,18 +89,22 @@ class Concurrency:
         self._most, self._start = most, min(start, most)
         self._doubles = True
         self._probing = True
+        self._was_full = False
         self._halved_s = -math.inf
 
     def has_room(self) -> bool:
         """Whether one more may leave."""
-        return self.on_their_way < int(self.limit)
+        has_room = self.on_their_way < int(self.limit)
+        self._was_full |= not has_room
+        return has_room
 
     def succeeded(self) -> None:
         """An answer came."""
         if self._probing:
             self._probing, self.limit = False, float(self._start)
-        elif self.on_their_way + 1 >= int(self.limit):  # only a limit that was reached says anything
+        elif self._was_full:  # a limit that is not reached says nothing
             self.limit = min(self._most, self.limit + (1 if self._doubles else 1 / self.limit))
+            self._was_full = self.on_their_way >= self.limit / 2
 
     def overloaded(self, sent_s: float, now_s: float) -> None:
         """A 429, an overload or a timeout; halves once for all that were sent before the last time it did."""

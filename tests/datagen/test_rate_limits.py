@@ -213,7 +213,8 @@ def test_concurrency_probes_doubles_halves_and_creeps():
 
     def round_of_answers(count):
         for _ in range(count):
-            concurrency.on_their_way = int(concurrency.limit) - 1  # the others are still on their way
+            concurrency.on_their_way = int(concurrency.limit)
+            assert not concurrency.has_room()
             concurrency.succeeded()
 
     assert concurrency.limit == 1
@@ -238,5 +239,28 @@ def test_a_limit_that_is_not_reached_does_not_grow():
     concurrency = Concurrency(most=100, start=16)
     concurrency.succeeded()
     concurrency.on_their_way = 3
+    assert concurrency.has_room()
     concurrency.succeeded()
     assert concurrency.limit == 16
+
+
+def test_concurrency_doubles_where_answers_come_all_at_once():
+    """Rounds of the same latency: the limit is reached by whole rounds, not by single answers."""
+
+    async def go():
+        lanes = Lanes([Lane(2000, None, None, 60.0)])
+        loop = asyncio.get_running_loop()
+
+        async def one():
+            index = await lanes.take(1)
+            await asyncio.sleep(2.0)
+            lanes.lanes[index].concurrency.succeeded()
+            lanes.lanes[index].give_back(1, 1, loop.time())
+            lanes.wake()
+
+        await asyncio.gather(*(one() for _ in range(6000)))
+        return loop.time(), lanes.lanes[0].concurrency.limit
+
+    seconds, limit = run_virtually(go())
+    assert limit == 2000
+    assert seconds <= 24  # 1, 16, 32, ... 1024, 2000, and the rest
