@@ -180,7 +180,7 @@ class Harvest:
                 at, nearest = pool[found.nearest]
                 self._reject(row, reason="near duplicate", nearest=nearest, nearest_at=at, rouge_l=found.score)
             elif len(self.kept) < target:
-                self.kept.append({"id": row["id"], **row["task"]._asdict(), "source": SOURCE})
+                self.kept.append({"id": row["id"], **row["task"]._asdict(), "lang": "en", "source": SOURCE})
 
     def describe(self, output: str, rejected_path: str) -> list[str]:
         """Lines for a person: counts, and the reasons of rejection."""

@@ -45,10 +45,8 @@ def lcs_lengths(
         at = v[:active]
         u = at & table[row[:active], column[tokens[start[:active] + step]]]
         v[:active] = (at + u) | (at - u)
-    width = np.array([len(pattern) for pattern in patterns], dtype=np.uint64)[row]
-    inside = ~np.uint64(0) >> (np.uint64(MAX_PATTERN) - width)
     lengths = np.empty(len(order), dtype=np.int64)
-    lengths[order] = np.bitwise_count(~v & inside)
+    lengths[order] = np.bitwise_count(~v)  # bits beyond a pattern stay 1: `at - u` keeps them
     return lengths
 
 

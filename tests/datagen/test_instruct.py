@@ -57,7 +57,7 @@ def test_kept_tasks_pass_every_rule_and_a_restart_asks_nothing(tmp_path, capsys)
         assert _instruct(simulator, output, 60) == 0
         rows = _rows(output)
         assert len(rows) == 60
-        assert {tuple(row) for row in rows} == {("id", "instruction", "input", "output", "source")}
+        assert {tuple(row) for row in rows} == {("id", "instruction", "input", "output", "lang", "source")}
         assert all(fault_of(Task(row["instruction"], row["input"], row["output"])) is None for row in rows)
         seeds = [seed.task.instruction for seed in SEEDS]
         assert list(find_rejections(seeds, [row["instruction"] for row in rows])) == []
