@@ -36,7 +36,7 @@ from evaluation.scoring import Scorer
 from evaluation.tasks import get_tasks
 
 Ask = Callable[[list[Any]], dict[str, Any]]
-MAX_LENGTH = 4096  # so that no prompt is cut: cut ones share no prefix
+MAX_LENGTH = 8192  # so that no prompt is cut: cut ones share no prefix
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class Case:
 
 
 CASES = {
-    "arc": Case("arc", "vi", "lm-eval", 25, False, ours=2, peer=2, aim=3.5),
-    "mmlu": Case("mmlu", "en", "lm-eval", 5, False, ours=160, peer=6, aim=5),
+    "arc": Case("arc", "vi", "lm-eval", 25, False, ours=4, peer=2, aim=3.5),
+    "mmlu": Case("mmlu", "en", "lm-eval", 5, False, ours=160, peer=8, aim=5),
     "shared": Case("arc", "vi", "strict", 25, True, ours=120, peer=1, aim=20),
 }
 SUBJECTS = 4  # of MMLU, spread over the alphabet
@@ -90,8 +90,10 @@ def _measure(
 ) -> dict[str, Any]:
     """Medians over rounds of seconds a document, and how far the scores of both are apart."""
     ours, theirs, apart = [], [], 0.0
-    sample = documents[:: max(1, len(documents) // case.peer)][: case.peer]
-    places = {id(document): place for place, document in enumerate(documents)}
+    # Evenly from the shortest to the longest: a sample's mean length is that of all.
+    by_length = sorted(range(len(documents)), key=lambda i: len(documents[i].choices[0].context_ids))
+    places = [by_length[(2 * i + 1) * len(by_length) // (2 * case.peer)] for i in range(case.peer)]
+    sample = [documents[place] for place in places]
     list(Scorer(model, num_threads=options.threads).score(documents[:1]))  # the first forward of a process is slow
     for _ in range(options.rounds):
         scorer = Scorer(model, options.batch_tokens, num_threads=options.threads)
@@ -101,12 +103,12 @@ def _measure(
         requests = [(c.context_ids, c.continuation_ids) for document in sample for c in document.choices]
         answer = ask(requests)
         theirs.append(answer["seconds"] / len(sample))
-        lls = [ll for document in sample for ll in scores[places[id(document)]]]
+        lls = [ll for place in places for ll in scores[place]]
         apart = max(apart, *(abs(a - b) for a, b in zip(lls, answer["lls"])))
-    lengths = [len(c.context_ids) + len(c.continuation_ids) for document in documents for c in document.choices]
+    lengths, sampled = ([len(c.context_ids) for d in some for c in d.choices] for some in (documents, sample))
     return {
         "documents": [len(documents), len(sample)],
-        "tokens_of_a_choice": statistics.mean(lengths),
+        "context_tokens": [statistics.mean(lengths), statistics.mean(sampled)],
         "positions_a_document": scorer.work.positions_computed / len(documents),
         "ours_s": statistics.median(ours),
         "lm_eval_s": statistics.median(theirs),
@@ -117,10 +119,10 @@ def _measure(
 
 
 def _show(row: dict[str, Any]) -> None:
-    scored, sampled = row["documents"]
+    (scored, sampled), (tokens, of_sample) = row["documents"], row["context_tokens"]
     print(
         f"{row['case']:7} {row['ratio']:.1f}x (aim {row['aim']}x): ours {row['ours_s']:.3f} s a document ({scored}), "
-        f"lm-eval {row['lm_eval_s']:.3f} s ({sampled}); {row['tokens_of_a_choice']:.0f} tokens a choice, "
+        f"lm-eval {row['lm_eval_s']:.3f} s ({sampled}); contexts of {tokens:.0f} tokens (sample: {of_sample:.0f}), "
         f"{row['positions_a_document']:.0f} computed a document; scores within {row['largest_difference']:.1e}",
         flush=True,
     )

@@ -137,7 +137,7 @@ class Branches:
         plan = [(piece, self._walk_to(piece)) for piece in pieces]
 
         def attend(layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, slopes_H: Tensor | None) -> Tensor:
-            out_THK = torch.zeros_like(q_THK)
+            out_THK = torch.empty_like(q_THK)
             if slopes_H is not None:
                 q_THK, k_TGK = fold_query(q_THK, slopes_H, scale), fold_key(k_TGK, positions_T)
             q_THK = pad(q_THK, (0, 0, 0, 0, 0, QUERIES))  # a tile's rows are read up to a multiple of QUERIES
@@ -163,6 +163,7 @@ class Branches:
                     q_NHK = q_THK[at : at + n + -n % QUERIES]
                     out_THK[at : at + n] = self._tile(q_NHK, start, keys_GPK, values_GPK)[:n]
                 row += count
+            out_THK[row:] = 0  # rows that fill up
             return out_THK
 
         return attend

@@ -1,0 +1,51 @@
+"""The picture of a report, by matplotlib: a panel a task, languages down, each model a dot with its standard error."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # a file, on machines without a screen too
+
+from matplotlib import pyplot as plt
+
+from evaluation.tables import Table
+
+MARKERS = "osD^vP*X"
+
+
+def draw(path: Path, tables: Sequence[Table]) -> None:
+    """Write a PNG of the tables' languages and averages; a task is drawn by its first metric."""
+    first = list({table.task: table for table in reversed(tables)}.values())[::-1]
+    height = 1.2 + 0.28 * max(len(table.rows) for table in first)
+    figure, panels = plt.subplots(1, len(first), figsize=(4.2 * len(first), height), squeeze=False)
+    for panel, table in zip(panels[0], first):
+        _panel(panel, table)
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=min(len(labels), 6), frameon=False)
+    figure.tight_layout(rect=(0, 0.6 / height, 1, 1))
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _panel(panel: plt.Axes, table: Table) -> None:
+    places = range(len(table.rows))[::-1]
+    for number, column in enumerate(table.columns):
+        dots = [(row.values[number], place) for row, place in zip(table.rows, places) if row.values[number] is not None]
+        if not dots:
+            continue
+        panel.errorbar(
+            [value.percent for value, _ in dots],
+            [place for _, place in dots],
+            xerr=[0 if value.stderr != value.stderr else value.stderr for value, _ in dots],
+            fmt="|" if column == "chance" else MARKERS[number % len(MARKERS)],
+            color="grey" if column == "chance" else f"C{number}",
+            markersize=5,
+            label=column,
+        )
+    panel.set_yticks(list(places), [row.label for row in table.rows], fontsize=7)
+    panel.set_title(f"{table.task}, {table.metric}", fontsize=9)
+    panel.set_xlabel("%", fontsize=8)
+    panel.grid(axis="x", alpha=0.3)

@@ -1,0 +1,154 @@
+"""`python -m evaluation report RUN...`: the paper's tables for any set of models, as Markdown, CSV and a picture."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from engine.runs import check_writable
+from evaluation.runs import Runs, read_runs
+from evaluation.tables import (
+    Comparison,
+    Table,
+    Value,
+    build_common_tables,
+    build_comparisons,
+    build_tables,
+)
+
+METRIC_TITLES = {
+    "acc": "accuracy",
+    "acc_norm": "accuracy, log-likelihood a character",
+    "acc_bytes": "accuracy, log-likelihood a byte",
+    "mc1": "MC1",
+    "mc2": "MC2",
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the report, and write it where --output says."""
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation report",
+        description="Tables of finished evaluations: languages down, models across, and paired differences.",
+        epilog="example: python -m evaluation report base=runs/base RLHF=runs/ne/evaluate --output report",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="DIR or NAME=DIR; one NAME may have several folders")
+    parser.add_argument("--output", type=Path, help="folder for report.md, tables.csv, differences.csv, report.png")
+    parser.add_argument("--mixed", action="store_true", help="compare though settings or data differ, and say so")
+    options = parser.parse_args(arguments)
+    if options.output is not None:
+        check_writable(options.output / "report.md")
+    runs = read_runs(options.runs, options.mixed)
+    tables, common = build_tables(runs), build_common_tables(runs)
+    comparisons, notes = build_comparisons(runs)
+    text = markdown(runs, tables, common, comparisons, notes)
+    print(text)
+    if options.output is not None:
+        options.output.mkdir(parents=True, exist_ok=True)
+        (options.output / "report.md").write_text(text, encoding="utf-8")
+        _write_tables(options.output / "tables.csv", tables, common)
+        _write_differences(options.output / "differences.csv", comparisons)
+        drawn = _draw(options.output / "report.png", tables)
+        print(f"{options.output}: report.md, tables.csv, differences.csv{drawn}")
+    return 0
+
+
+def markdown(
+    runs: Runs,
+    tables: Sequence[Table],
+    common: Sequence[Table],
+    comparisons: Sequence[Comparison],
+    notes: Sequence[str],
+) -> str:
+    """The whole report."""
+    parts = ["# Evaluation", _models(runs)]
+    parts += [f"- {note}" for note in [*runs.notes, *notes]]
+    for table in tables:
+        parts += [f"\n## {_title(table)}\n", _markdown_table(table)]
+    if common:
+        parts.append("\n## On the items that all languages and models have")
+        for table in common:
+            parts += [f"\n### {_title(table)}\n", _markdown_table(table)]
+    if comparisons:
+        parts += ["\n## Paired differences, points of per cent, with 95 % confidence intervals\n"]
+        parts += [_comparison_table(comparisons)]
+    return "\n".join(parts) + "\n"
+
+
+def _models(runs: Runs) -> str:
+    """One line a model: how often it was trained, so that a column of several models is no surprise."""
+    lines = []
+    for name, cells in runs.cells.items():
+        protocols = sorted({f"{cell.about['protocol']}" for cell in cells.values()})
+        languages = {lang for _, lang in cells}
+        lines.append(f"- {name}: {len(cells)} results in {len(languages)} languages, protocol {', '.join(protocols)}")
+    return "\n".join(lines)
+
+
+def _title(table: Table) -> str:
+    return f"{table.task}: {METRIC_TITLES.get(table.metric, table.metric)}, %"
+
+
+def _markdown_table(table: Table) -> str:
+    lines = ["| language | " + " | ".join(table.columns) + " |", "|---" + "|--:" * len(table.columns) + "|"]
+    for row in table.rows:
+        cells = [_cell(value) for value in row.values]
+        label = f"**{row.label}**" if row.is_average else row.label
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, *(f"\n{note}" for note in table.notes)])
+
+
+def _cell(value: Value | None) -> str:
+    if value is None:
+        return ""
+    return f"{value.percent:.1f}" if math.isnan(value.stderr) else f"{value.percent:.1f} ± {value.stderr:.1f}"
+
+
+def _comparison_table(comparisons: Sequence[Comparison]) -> str:
+    lines = [
+        "| task | metric | language | models | difference | 95 % interval | documents |",
+        "|---|---|---|---|--:|--:|--:|",
+    ]
+    for c in comparisons:
+        d = c.difference
+        mean = f"{100 * d.mean:+.1f}"
+        lines.append(
+            f"| {c.task} | {c.metric} | {c.language} | {c.b} - {c.a} | {f'**{mean}**' if d.is_clear else mean} "
+            f"| {100 * d.low:+.1f} to {100 * d.high:+.1f} | {d.count:,} |"
+        )
+    return "\n".join([*lines, "\nBold: zero lies outside the interval."])
+
+
+def _write_tables(path: Path, tables: Sequence[Table], common: Sequence[Table]) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("items", "task", "metric", "language", "group", "model", "percent", "stderr", "documents"))
+        for items, table in [*(("all", t) for t in tables), *(("common", t) for t in common)]:
+            for row in table.rows:
+                for column, value in zip(table.columns, row.values):
+                    if value is not None:
+                        stderr = "" if math.isnan(value.stderr) else value.stderr
+                        about = (items, table.task, table.metric, row.label, row.group, column)
+                        writer.writerow((*about, value.percent, stderr, value.count or ""))
+
+
+def _write_differences(path: Path, comparisons: Sequence[Comparison]) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("task", "metric", "language", "a", "b", "b_minus_a", "low", "high", "documents"))
+        for c in comparisons:
+            d = c.difference
+            writer.writerow((c.task, c.metric, c.language, c.a, c.b, d.mean, d.low, d.high, d.count))
+
+
+def _draw(path: Path, tables: Sequence[Table]) -> str:
+    """What to say of the picture: matplotlib comes with the extra [report]."""
+    try:
+        from evaluation.picture import draw
+    except ImportError:
+        return "; no picture, which needs matplotlib: pip install .[report]"
+    draw(path, tables)
+    return ", report.png"
