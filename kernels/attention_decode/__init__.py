@@ -28,8 +28,14 @@ def attention_decode(
 
     The tokens of one prompt are rows too, with the same pages and growing lengths, once all their keys are written.
     """
-    if q_SHK.device.type == "cpu" and q_SHK.dtype in DTYPES and library() is not None:
-        return attention_decode_cpu(q_SHK, k_PGNK, v_PGNK, table_SB, length_S, slopes_H, scale, cu_groups, shared_R)
+    if q_SHK.dtype in DTYPES:
+        groups = (cu_groups, shared_R)
+        if q_SHK.device.type == "cuda":
+            from kernels.attention_decode.fused import attention_decode_triton  # triton is there where a GPU is
+
+            return attention_decode_triton(q_SHK, k_PGNK, v_PGNK, table_SB, length_S, slopes_H, scale, *groups)
+        if q_SHK.device.type == "cpu" and library() is not None:
+            return attention_decode_cpu(q_SHK, k_PGNK, v_PGNK, table_SB, length_S, slopes_H, scale, *groups)
     return attention_decode_eager(q_SHK, k_PGNK, v_PGNK, table_SB, length_S, slopes_H, scale)
 
 

@@ -1,0 +1,39 @@
+"""attention_decode in Triton against float64: pieces, groups, odd pages, odd head sizes, grouped heads, ALiBi."""
+
+import pytest
+import torch
+
+from kernels.attention_decode import attention_decode_reference
+from kernels.attention_decode.fused import attention_decode_triton
+from tests.kernels.test_attention_decode import build
+
+# (pages shared, positions behind them) of each group; page size, head size, key/value heads, queries for each; ALiBi.
+# A program takes 256 positions, and 8 rows that share.
+CASES = {
+    "alibi": ([(2, [1, 40, 5, 0, 9, 9, 9, 9, 9, 3]), (0, [300])], 16, 16, 2, 1, True),
+    "grouped heads, odd head size": ([(1, [0, 0]), (3, [270, 1]), (0, [1])], 128, 5, 1, 3, False),
+    "both, odd pages": ([(0, [31]), (45, [1, 7])], 7, 24, 3, 2, True),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shared", [False, True])
+def test_equals_float64(name, dtype, shared):
+    """Pages hold NaN behind a row's last position."""
+    groups, page_size, head_size, kv_heads, per_kv, alibi = CASES[name]
+    case = build(groups, page_size, head_size, kv_heads, per_kv, dtype, alibi, False, False, 1)
+    truth = case.to(torch.float64).run(attention_decode_reference)
+    if shared:  # what a group shares is read from its first rows alone
+        for first, last, positions in zip(case.cu_groups, case.cu_groups[1:], case.shared_R):
+            tile = max(16, 1 << (8 * per_kv - 1).bit_length()) // per_kv
+            of_others = torch.arange(first, last)[torch.arange(last - first) % tile > 0]
+            case.table_SB[of_others, : positions // page_size] = 0
+    out = case.run(attention_decode_triton, shared=shared)
+    assert out.dtype == dtype
+    assert (out.double() - truth).abs().max() <= 1e-6 + torch.finfo(dtype).eps * truth.abs().max()
+
+
+def test_no_rows_give_no_rows():
+    case = build([(0, [3])], 16, 16, 1, 1, torch.float32, False, False, False, 0)
+    assert case.rows(slice(0, 0)).run(attention_decode_triton).shape == (0, 1, 16)
