@@ -31,12 +31,14 @@ static inline floats load(const bf16* at) {
     return (floats)(__builtin_convertvector(x, words) << 16);
 }
 
-// Rounds to nearest, ties to even; a NaN stays one.
-static inline halves narrow(floats x) {
+// x as bfloat16 in the upper halves of words (what the lower hold is left to the caller): to nearest, ties to even; a
+// NaN stays one.
+static inline words rounded(floats x) {
     const words bits = (words)x;
-    const words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    return __builtin_convertvector(x == x ? rounded : words{} + 0x7fc0, halves);
+    return x == x ? bits + 0x7fff + ((bits >> 16) & 1) : words{} + 0x7fc00000u;
 }
+
+static inline halves narrow(floats x) { return __builtin_convertvector(rounded(x) >> 16, halves); }
 
 // The first `lanes` of x; a whole vector in one instruction.
 static inline void store(float* at, floats x, int lanes) {

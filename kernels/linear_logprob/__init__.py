@@ -5,15 +5,16 @@ With z_TV = (h_TD W_VD^T + bias_V) / temperature and p its softmax over the voca
     logsumexp = log sum_j e^(z_j)          logprob = z_target - logsumexp          entropy = -sum_j p_j log p_j
     kl = sum_j p_j (log p_j - log p_ref_j)
 
-`reference` is this in plain PyTorch; `blocks` walks over the vocabulary, with the passes of `cpu` (C++, built on first
-use) or `eager` (PyTorch: any device, and where there is no compiler, which is said once).
+`reference` is this in plain PyTorch. `autograd` is the function; what it needs of the vocabulary comes from a walk over
+its blocks, by `bfloat16` (C++, built on first use) or by `blocks` (torch's products, with the passes of `cpu` in C++ or
+of `eager` in PyTorch: any device, and where there is no compiler, which is said once).
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from kernels.linear_logprob.blocks import LinearLogprob
+from kernels.linear_logprob.autograd import LinearLogprob
 from kernels.linear_logprob.reference import linear_logprob_pair_reference, linear_logprob_reference
 
 __all__ = ["linear_logprob", "linear_logprob_pair", "linear_logprob_pair_reference", "linear_logprob_reference"]

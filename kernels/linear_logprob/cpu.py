@@ -1,4 +1,4 @@
-"""The passes over a tile of logits in C++: one sweep of vector arithmetic over a tile that is still in the cache."""
+"""The C++ of linear_logprob: building it, and its passes over the float32 tiles of `blocks` in place of `eager`'s."""
 
 from __future__ import annotations
 
@@ -12,50 +12,53 @@ from torch import Tensor
 from kernels import native
 
 FOLDER = Path(__file__).parent
-DTYPES = (torch.float32, torch.bfloat16)
+SOURCES = [FOLDER / name for name in ("float32.cpp", "bfloat16.cpp", "passes.h", "bf16_product.h", "../vector.h")]
 SPARE = 16  # elements past the end of a tile that a pass may read: a vector less one, rounded up
+
+ADDRESS, SIZE, NUMBER, REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_double
+TILE = (ADDRESS, ADDRESS, SIZE, SIZE, ADDRESS, REAL)
+BLOCK = (ADDRESS, SIZE, SIZE, SIZE, SIZE, ADDRESS, ADDRESS, SIZE, ADDRESS, REAL, ADDRESS, SIZE, NUMBER, NUMBER)
+ARGUMENTS = {
+    "logprob_statistics": (*TILE, ADDRESS, ADDRESS, SIZE, ADDRESS, NUMBER),
+    "logprob_gradient": (*TILE, ADDRESS, ADDRESS, SIZE, ADDRESS, NUMBER),
+    "logprob_exp": (ADDRESS, ADDRESS, SIZE),
+    "logprob_bf16_statistics": (*BLOCK, ADDRESS, ADDRESS, SIZE, ADDRESS),
+    "logprob_bf16_gradient": (*BLOCK, ADDRESS, ADDRESS, SIZE, *[ADDRESS] * 7, NUMBER),
+    "logprob_bf16_unpack": (ADDRESS, SIZE, SIZE, SIZE, ADDRESS, SIZE, NUMBER),
+}
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled passes, or None where they cannot be built."""
-    lib = native.load("linear_logprob", [FOLDER / "cpu.cpp", FOLDER.parent / "vector.h"])
-    if lib is not None:
-        address, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-        tile = [address, address, number, size, size, address, ctypes.c_float]
-        lib.logprob_statistics.argtypes = [*tile, address, address, size, address, number]
-        lib.logprob_gradient.argtypes = [*tile, address, address, size, address, number]
-        lib.logprob_exp.argtypes = [address, address, size]
-        for function in (lib.logprob_statistics, lib.logprob_gradient, lib.logprob_exp):
-            function.restype = None
+    """The compiled kernels, or None where they cannot be built."""
+    lib = native.load("linear_logprob", SOURCES)
+    for name, arguments in ARGUMENTS.items() if lib is not None else ():
+        function = getattr(lib, name)
+        function.argtypes, function.restype = arguments, None
     return lib
 
 
-class Native:
+def address(x: Tensor | None) -> int | None:
+    """Where x begins, for C++; None for None. The caller keeps x alive."""
+    return None if x is None else x.data_ptr()
+
+
+class Passes:
     """What `eager` offers, in C++. A tile is contiguous and followed by SPARE elements of the same storage."""
 
     def __init__(self, lib: ctypes.CDLL):
         self.lib = lib
         self.PARTS = native.threads()
 
-    def statistics(self, z_BT, ref_BT, bias_B, scale, kept_P6T, target_T, first_id, target_logit_2T) -> None:
-        tile = _tile_arguments(z_BT, ref_BT, bias_B, scale)
-        outputs = (kept_P6T.data_ptr(), target_T.data_ptr(), first_id, target_logit_2T.data_ptr(), self.PARTS)
-        self.lib.logprob_statistics(*tile, *outputs)
+    def statistics(self, z_BT, ref_BT, bias_B, scale, kept_P6T, target_T, first_id, found_3T) -> None:
+        columns = (address(kept_P6T), address(target_T), first_id, address(found_3T), self.PARTS)
+        self.lib.logprob_statistics(*_tile(z_BT, ref_BT, bias_B, scale), *columns)
 
     def gradient(self, z_BT, ref_BT, bias_B, scale, per_token_6T, target_T, first_id, target_dz_T) -> None:
-        tile = _tile_arguments(z_BT, ref_BT, bias_B, scale)
-        columns = (per_token_6T.data_ptr(), target_T.data_ptr(), first_id, target_dz_T.data_ptr(), self.PARTS)
-        self.lib.logprob_gradient(*tile, *columns)
+        columns = (address(per_token_6T), address(target_T), first_id, address(target_dz_T), self.PARTS)
+        self.lib.logprob_gradient(*_tile(z_BT, ref_BT, bias_B, scale), *columns)
 
 
-def _tile_arguments(z_BT: Tensor, ref_BT: Tensor | None, bias_B: Tensor | None, scale: float) -> tuple:
-    assert z_BT.is_contiguous() and z_BT.dtype in DTYPES
-    return (
-        z_BT.data_ptr(),
-        None if ref_BT is None else ref_BT.data_ptr(),
-        int(z_BT.dtype == torch.bfloat16),
-        *z_BT.shape,
-        None if bias_B is None else bias_B.data_ptr(),
-        scale,
-    )
+def _tile(z_BT: Tensor, ref_BT: Tensor | None, bias_B: Tensor | None, scale: float) -> tuple:
+    assert z_BT.is_contiguous() and z_BT.dtype == torch.float32
+    return address(z_BT), address(ref_BT), *z_BT.shape, address(bias_B), scale

@@ -1,4 +1,4 @@
-"""The passes over a tile of logits in plain PyTorch: any device, any processor, and the words to read cpu.cpp by.
+"""The passes over a tile of logits in plain PyTorch: any device, any processor, and the words to read passes.h by.
 
 B rows of the vocabulary, T tokens. What is kept of a token, in float64, is a row each of kept_6T: the maximum m,
 s = sum e^(z-m), q = sum e^(z-m) (z-m), and with a reference its maximum, its sum, and u = sum e^(z-m) (z - z_ref).
@@ -13,6 +13,13 @@ KEPT = 6
 PARTS = 1  # of the kept totals, to be merged at the end
 
 
+def nothing_kept(parts: int, tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """kept_P6T of no tile, and found_3T, for the targets' logits: the policy's, the reference's, the difference."""
+    kept_P6T = torch.zeros(parts, KEPT, tokens, dtype=torch.float64, device=device)
+    kept_P6T[:, [0, 3]] = torch.finfo(torch.float32).min  # finite: -inf less -inf would be no number
+    return kept_P6T, torch.zeros(3, tokens, dtype=torch.float64, device=device)
+
+
 def statistics(
     z_BT: Tensor,
     ref_BT: Tensor | None,
@@ -21,30 +28,31 @@ def statistics(
     kept_P6T: Tensor,
     target_T: Tensor,
     first_id: int,
-    target_logit_2T: Tensor,
+    found_3T: Tensor,
 ) -> None:
-    """Adds a tile whose first row is vocabulary entry `first_id` to what is kept.
-
-    Writes what the tile holds for the targets among its rows to target_logit_2T: the policy's and the reference's.
-    """
+    """Adds a tile whose first row is vocabulary entry `first_id` to what is kept; finds the targets among its rows."""
     (kept_6T,) = kept_P6T
-    x = z_BT.float() * scale
-    z = x if bias_B is None else x + bias_B[:, None] * scale
-    here = (target_T >= first_id) & (target_T < first_id + len(z))
-    row_T = (target_T - first_id).clamp(0, len(z) - 1)
-    target_logit_2T[0] = torch.where(here, z.gather(0, row_T[None])[0].double(), target_logit_2T[0])
-    m = z.amax(0).clamp(min=torch.finfo(torch.float32).min)
-    below = (z - m).nan_to_num(nan=float("nan"), neginf=-1e4)
-    e = below.exp()
+    here_T = (target_T >= first_id) & (target_T < first_id + len(z_BT))
+    row_1T = (target_T - first_id).clamp(0, len(z_BT) - 1)[None]
+
+    def logits(tile_BT: Tensor, found_T: Tensor) -> tuple[Tensor, Tensor]:
+        """Tempered, and less their maximum, which is finite; the targets' among them are written to found_T."""
+        z = tile_BT * scale if bias_B is None else tile_BT * scale + bias_B[:, None] * scale
+        found_T.copy_(torch.where(here_T, z.gather(0, row_1T)[0].double(), found_T))
+        m = z.amax(0).clamp(min=torch.finfo(torch.float32).min)
+        return m, (z - m).nan_to_num(nan=float("nan"), neginf=-1e4)
+
     part = torch.zeros_like(kept_6T)
-    part[0], part[1], part[2] = m, e.sum(0, dtype=torch.float64), (e * below).sum(0, dtype=torch.float64)
+    part[0], below = logits(z_BT, found_3T[0])
+    e = below.exp()
+    part[1], part[2] = e.sum(0, dtype=torch.float64), (e * below).sum(0, dtype=torch.float64)
+    part[3] = kept_6T[3]
     if ref_BT is not None:
-        y = ref_BT.float() * scale
-        part[5] = (e * (x - y)).sum(0, dtype=torch.float64)
-        y = y if bias_B is None else y + bias_B[:, None] * scale
-        target_logit_2T[1] = torch.where(here, y.gather(0, row_T[None])[0].double(), target_logit_2T[1])
-        part[3] = y.amax(0).clamp(min=torch.finfo(torch.float32).min)
-        part[4] = (y - part[3].float()).exp().sum(0, dtype=torch.float64)
+        part[3], ref_below = logits(ref_BT, found_3T[1])
+        part[4] = ref_below.exp().sum(0, dtype=torch.float64)
+        apart = (z_BT - ref_BT) * scale
+        part[5] = (e * apart).sum(0, dtype=torch.float64)
+        found_3T[2] = torch.where(here_T, apart.gather(0, row_1T)[0].double(), found_3T[2])
     kept_6T.copy_(merged(torch.stack([kept_6T, part])))
 
 
@@ -73,14 +81,12 @@ def gradient(
     two logsumexps, policy's less reference's.
     """
     top, log_sum, a, b, c, apart = per_token_6T
-    x = z_BT.float() * scale
-    logprob = x - top if bias_B is None else x + bias_B[:, None] * scale - top
+    logprob = z_BT * scale - top if bias_B is None else z_BT * scale + bias_B[:, None] * scale - top
     logprob = (logprob - log_sum).nan_to_num(nan=float("nan"), neginf=-1e4)
     weight = a + b * logprob
     if ref_BT is not None:
-        weight += c * (x - ref_BT.float() * scale - apart)
-    dz = logprob.exp_().mul_(weight)
-    here = (target_T >= first_id) & (target_T < first_id + len(dz))
-    row_T = (target_T - first_id).clamp(0, len(dz) - 1)[None]
-    dz.scatter_(0, row_T, torch.where(here, target_dz_T, dz.gather(0, row_T)[0])[None])
-    z_BT.copy_(dz)
+        weight += c * ((z_BT - ref_BT) * scale - apart)
+    torch.mul(logprob.exp(), weight, out=z_BT)
+    here_T = (target_T >= first_id) & (target_T < first_id + len(z_BT))
+    row_1T = (target_T - first_id).clamp(0, len(z_BT) - 1)[None]
+    z_BT.scatter_(0, row_1T, torch.where(here_T, target_dz_T, z_BT.gather(0, row_1T)[0])[None])

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from kernels.bench_common import extra_bytes
 from kernels.linear_logprob import (
+    bfloat16,
     blocks,
     cpu,
     eager,
@@ -35,7 +36,11 @@ def small_blocks(monkeypatch):
     monkeypatch.setitem(blocks.TILE_ELEMENTS, "cpu", 300)
     monkeypatch.setattr(blocks, "LARGEST_TILE_ELEMENTS", 400)
     monkeypatch.setattr(blocks, "FORWARD_TOKENS", 20)
-    monkeypatch.setattr(blocks, "ACCUMULATOR_ELEMENTS", 250)
+    monkeypatch.setattr(blocks, "NARROW_BLOCK_ELEMENTS", 400)
+    monkeypatch.setattr(blocks, "NARROW_CHUNK_ELEMENTS", 250)
+    monkeypatch.setattr(bfloat16, "CHUNK_TOKENS", 32)
+    monkeypatch.setattr(bfloat16, "BLOCK_ELEMENTS", 3000)
+    monkeypatch.setattr(bfloat16, "STRIP_ELEMENTS", 32 * 64)
 
 
 def plain(h_TD, W_VD, target_T, ref_TD, temperature, bias_V):
@@ -120,10 +125,10 @@ def test_no_worse_than_plain_pytorch(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_on_average_no_worse_than_plain_pytorch(backend, small_blocks, dtype):
-    """The accuracy rule without slack for chance: mean largest error over 24 problems, each output and gradient."""
+    """The accuracy rule without slack for one problem's chance: mean largest error over 24 of them."""
     ours, theirs = [], []
     for seed in range(24):
-        h, W, target, ref, bias, weights = problem(40, 1009, 48, seed, dtype, scale=(0.1, 0.3, 1.0)[seed % 3])
+        h, W, target, ref, bias, weights = problem(40, 509, 48, seed, dtype, scale=(0.1, 0.3, 1.0)[seed % 3])
         arguments = h, W, target, ref, (1.0, 0.7)[seed % 2], bias, weights
         truth = truth_of(*arguments)
         ours.append(errors(linear_logprob_pair, truth, *arguments))
@@ -144,12 +149,12 @@ def test_blooms_vocabulary(backend, dtype):
 def test_a_confident_token_has_no_positive_logprob_in_bfloat16(backend):
     """logprob = exact target - logsumexp: taken from different roundings it would come out as +-0.1 here."""
     h, W, target, *_ = problem(64, 500, 64, 1, torch.bfloat16)
-    h = W[target] * 1.03
+    h = W[target] * 0.3
     logprob = linear_logprob(h, W, target)[0]
     truth = linear_logprob_reference(h.double(), W.double(), target)[0]
-    assert truth.max() < 0 and truth.median() > -1e-6
+    assert -1e-3 < truth.median() < truth.max() < 0
     assert logprob.max() <= 0
-    torch.testing.assert_close(logprob.double(), truth, atol=1e-6, rtol=0.2)
+    torch.testing.assert_close(logprob.double(), truth, atol=1e-6, rtol=1e-3)
 
 
 @pytest.mark.parametrize("function", [linear_logprob, linear_logprob_reference])
@@ -165,7 +170,8 @@ def test_by_hand(function):
 def test_a_reference_equal_to_the_policy(backend):
     h, W, target, _, bias, _ = problem(20, 300, 16, 0, with_bias=True)
     logprob, _, _, ref_logprob, kl = linear_logprob_pair(h, W, target, h, 0.7, bias)
-    assert torch.equal(logprob, ref_logprob) and torch.equal(kl, torch.zeros(20))
+    torch.testing.assert_close(logprob, ref_logprob, atol=1e-6, rtol=1e-6)
+    assert kl.abs().max() < 1e-6
 
 
 def test_the_pair_agrees_with_the_single(backend):
@@ -224,16 +230,18 @@ def test_gradients_only_where_they_are_wanted(backend):
     torch.testing.assert_close(both[0].grad, both[1].grad)
 
 
-def test_without_bfloat16_products_it_is_float32_inside(monkeypatch, backend):
-    h, W, target, ref, _, weights = problem(20, 300, 16, 0, torch.bfloat16)
-    arguments = h, W, target, ref, 1.0, None, weights
-    truth = truth_of(*arguments)
-    monkeypatch.setattr(blocks, "operand", lambda x: x.float())
-    found = outputs_and_gradients(linear_logprob_pair, *arguments)
-    for a, b in zip(found[:5], truth[:5]):
+def test_products_without_amx_are_the_same_to_rounding(monkeypatch, small_blocks):
+    """The vectors that stand in where the processor multiplies no tiles."""
+    if cpu.library() is None:
+        pytest.skip("no C++ compiler")
+    h, W, target, ref, bias, weights = problem(50, 333, 40, 0, torch.bfloat16, with_bias=True)
+    arguments = h, W, target, ref, 0.7, bias, weights
+    tiles = outputs_and_gradients(linear_logprob_pair, *arguments)
+    monkeypatch.setattr(bfloat16, "has_amx", lambda: 0)
+    for a, b in zip(outputs_and_gradients(linear_logprob_pair, *arguments)[:5], tiles[:5]):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
-    for a, b in zip(found[5:], truth[5:]):
-        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-2)
+    found = errors(linear_logprob_pair, truth_of(*arguments), *arguments)
+    assert max(found[:5]) < 1e-5 and max(found[5:]) < 2**-8
 
 
 def test_same_bits_twice(backend):
@@ -288,10 +296,8 @@ def test_both_backends_keep_the_same_totals():
     z, ref = (s[: 70 * 37].view(70, 37) for s in store)
     bias, target = torch.randn(70, generator=g), torch.randint(200, (37,), generator=g)
     results = []
-    for passes in (cpu.Native(cpu.library()), eager):
-        kept = torch.zeros(passes.PARTS, eager.KEPT, 37, dtype=torch.float64)
-        kept[:, [0, 3]] = torch.finfo(torch.float32).min
-        found = torch.zeros(2, 37, dtype=torch.float64)
+    for passes in (cpu.Passes(cpu.library()), eager):
+        kept, found = eager.nothing_kept(passes.PARTS, 37, z.device)
         passes.statistics(z, ref, bias, 0.5, kept, target, 100, found)
         results.append((eager.merged(kept), found))
     for a, b in zip(*results):
