@@ -117,6 +117,6 @@ def print_plan(
 
 def _cells(name: str, plan: Plan, settings: ApiSettings, price: Price | None) -> tuple[str, ...]:
     counts = (plan.records, plan.journaled, plan.requests, plan.prompt_tokens, plan.completion_tokens)
-    usd = price and f"{price.usd((plan.prompt_tokens, plan.completion_tokens)):.2f}"
-    at_most = price and f"{price.usd((plan.prompt_bound, plan.completion_bound)):.2f}"
-    return (name, *(f"{count:,}" for count in counts), usd or "?", at_most or "?", f"{hours(plan, settings):.2f}")
+    costs = ((plan.prompt_tokens, plan.completion_tokens), (plan.prompt_bound, plan.completion_bound))
+    usd = ["?", "?"] if price is None else [f"{price.usd(tokens):,.4f}" for tokens in costs]
+    return (name, *(f"{count:,}" for count in counts), *usd, f"{hours(plan, settings):.2f}")

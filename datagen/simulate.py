@@ -8,6 +8,7 @@ import contextlib
 import email.utils
 import hashlib
 import json
+import os
 import random
 import socket
 import struct
@@ -100,7 +101,8 @@ class Simulator:
         try:
             self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port, backlog=4096)
         except OSError as error:
-            raise UserError(f"--port {self._port} cannot be listened on ({error.strerror}): choose another") from error
+            reason = os.strerror(error.errno)
+            raise UserError(f"--port {self._port} cannot be listened on ({reason}): choose another") from error
         self._port = self._server.sockets[0].getsockname()[1]
         return self
 

@@ -24,8 +24,9 @@ _SENTENCE_END = re.compile(r"(?<=[.!?।。؟])\s+")
 
 def recognise(kit: Kit, instruction: str, input: str) -> Task | None:
     """The kit's task with exactly this prompt, or None."""
-    for kind, phrasing, pattern in _patterns(kit.code):
-        match = pattern.fullmatch(f"{instruction}\0{input}")
+    prompt = f"{instruction}\0{input}"
+    for kind, phrasing, literal, pattern in _patterns(kit.code):
+        match = pattern.fullmatch(prompt) if literal in prompt else None
         if match is None:
             continue
         try:
@@ -39,18 +40,20 @@ def recognise(kit: Kit, instruction: str, input: str) -> Task | None:
 
 
 @functools.lru_cache(maxsize=32)
-def _patterns(code: str) -> tuple[tuple[str, int, re.Pattern[str]], ...]:
+def _patterns(code: str) -> tuple[tuple[str, int, str, re.Pattern[str]], ...]:
     return tuple(_make_patterns(load_kit(code)))
 
 
-def _make_patterns(kit: Kit) -> Iterator[tuple[str, int, re.Pattern[str]]]:
+def _make_patterns(kit: Kit) -> Iterator[tuple[str, int, str, re.Pattern[str]]]:
+    """Kind, phrasing, its longest stretch without a placeholder (quick to look for), and the whole as a pattern."""
     for kind in KINDS:
         for phrasing, (instruction, input) in enumerate(kit.templates[kind]):
             pattern = re.escape(f"{instruction}\0{input}")
             for name in PLACEHOLDERS[kind]:
                 group = re.escape(f"{{{name}}}")
                 pattern = pattern.replace(group, f"(?P<{name}>.+?)", 1).replace(group, f"(?P={name})")
-            yield kind, phrasing, re.compile(pattern, re.DOTALL)
+            literal = max(re.split(r"\{\w+\}", f"{instruction}\0{input}"), key=len)
+            yield kind, phrasing, literal, re.compile(pattern, re.DOTALL)
 
 
 def _read_value(kit: Kit, kind: str, shown: str) -> Value:
