@@ -23,13 +23,11 @@ import logging
 import os
 import platform
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 logger = logging.getLogger("kernels")
 
@@ -38,8 +36,6 @@ FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-
 if platform.machine() in {"x86_64", "AMD64"}:
     FLAGS += ("-mprefer-vector-width=512",)  # compilers choose 256 bits by themselves even where 512 are faster
 COMPILE_LIMIT_S = 300
-HUGE_PAGE = 2 << 20
-MADV_HUGEPAGE = 14
 
 
 def load(name: str, sources: Sequence[Path]) -> ctypes.CDLL | None:
@@ -56,26 +52,6 @@ def load(name: str, sources: Sequence[Path]) -> ctypes.CDLL | None:
 def threads() -> int:
     """How many threads a parallel region may use: as many as torch does."""
     return torch.get_num_threads()
-
-
-def fresh(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """torch.empty on the CPU, in pages of 2 MiB where Linux gives them.
-
-    For large results that are written once: a page is cleared and mapped when it is first touched, which at 4 KiB
-    each takes longer than the product that fills them (1 GiB: 1.3 s).
-    """
-    x = torch.empty(shape, dtype=dtype)
-    if sys.platform == "linux":
-        begin = -(-x.data_ptr() // HUGE_PAGE) * HUGE_PAGE
-        length = (x.data_ptr() + x.numel() * x.element_size() - begin) // HUGE_PAGE * HUGE_PAGE
-        if length > 0:  # a refusal changes nothing but the time
-            _libc().madvise(ctypes.c_void_p(begin), ctypes.c_size_t(length), MADV_HUGEPAGE)
-    return x
-
-
-@functools.cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None)
 
 
 @functools.cache

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels import native
 from kernels.linear_logprob import bfloat16, blocks
 
 
@@ -129,8 +128,8 @@ def _gradients(inputs: tuple, columns: tuple, with_dh: bool, with_dW: bool) -> t
     """dh and dW from as few walks as the memory for a float32 sum of dh allows."""
     h_TD, _, W_VD, *_ = inputs
     walk = walk_for(h_TD)
-    dh_TD = _empty(h_TD) if with_dh else None
-    dW_VD = _empty(W_VD) if with_dW else None
+    dh_TD = torch.empty(h_TD.shape, dtype=h_TD.dtype, device=h_TD.device) if with_dh else None
+    dW_VD = torch.empty(W_VD.shape, dtype=W_VD.dtype, device=W_VD.device) if with_dW else None
     tokens = walk.chunk_tokens(h_TD)
     chunks = [slice(start, start + tokens) for start in range(0, max(1, len(h_TD)), tokens)]
     if len(chunks) == 1:
@@ -142,9 +141,3 @@ def _gradients(inputs: tuple, columns: tuple, with_dh: bool, with_dW: bool) -> t
     if with_dW:
         walk.sweep(*inputs, *columns, chunks, None, dW_VD)
     return dh_TD, dW_VD
-
-
-def _empty(like: Tensor) -> Tensor:
-    if like.device.type == "cpu":
-        return native.fresh(like.shape, like.dtype)
-    return torch.empty(like.shape, dtype=like.dtype, device=like.device)

@@ -3,7 +3,6 @@
 import ctypes
 import logging
 import multiprocessing
-import sys
 
 import pytest
 import torch
@@ -94,26 +93,3 @@ def test_processes_that_build_at_once_agree(sources, tmp_path):
     for process in processes:
         process.join()
     assert len(list((tmp_path / "cache").rglob("*.so"))) == 1
-
-
-@pytest.mark.parametrize("shape", [(0,), (3,), (1000, 3000)])
-def test_fresh_memory_is_plain_memory(shape):
-    x = native.fresh(shape, torch.float32)
-    assert x.shape == shape and x.is_contiguous()
-    x.fill_(1)
-    assert x.sum() == x.numel()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux is asked for huge pages")
-def test_huge_pages_are_asked_for_all_of_a_large_tensor():
-    x = native.fresh((16 << 20,), torch.float32)
-    asked = []
-    with open("/proc/self/smaps") as maps:
-        for line in maps:
-            words = line.split()
-            if "-" in words[0] and ":" not in words[0]:
-                begin, end = (int(word, 16) for word in words[0].split("-"))
-            elif words[0] == "VmFlags:" and "hg" in words:
-                asked.append((begin, end))
-    first, last = x.data_ptr() + native.HUGE_PAGE, x.data_ptr() + (64 << 20) - native.HUGE_PAGE
-    assert any(begin <= first and last <= end for begin, end in asked)
