@@ -319,12 +319,14 @@ void write_rows(
     const int64_t k_token = stride[0], k_from = stride[1], v_token = stride[2], v_from = stride[3];
     const int64_t k_page = stride[4], k_head = stride[5], k_slot = stride[6], k_dim = stride[7];
     const int64_t v_page = stride[8], v_head = stride[9], v_slot = stride[10];
-#pragma omp parallel for num_threads(threads) schedule(static) if (tokens * heads * head_size > 32768)
+#pragma omp parallel for num_threads(threads) schedule(static) if (tokens * heads * head_size > 2048)
     for (int64_t t = 0; t < tokens; t++)
         for (int64_t g = 0; g < heads; g++) {
             const T *from_k = k + t * k_token + g * k_from, *from_v = v + t * v_token + g * v_from;
             T* to_k = k_pages + page[t] * k_page + g * k_head + slot[t] * k_slot;
             T* to_v = v_pages + page[t] * v_page + g * v_head + slot[t] * v_slot;
+            // Each is a line of its own, most likely not in the caches: all are asked for before the first is waited for.
+            for (int64_t d = 0; d < head_size; d++) __builtin_prefetch(to_k + d * k_dim, 1);
             for (int64_t d = 0; d < head_size; d++) {
                 to_k[d * k_dim] = from_k[d];
                 to_v[d] = from_v[d];

@@ -45,7 +45,7 @@ def _piece(
     if begin < stop:
         m = tl.arange(0, M)
         row, head = first + m // J, g * J + m % J
-        inside = (row < last) & (m < M // J * J)
+        inside = row < last
         d = tl.arange(0, KP)
         q_MK = tl.load(
             q + row.to(tl.int64)[:, None] * q_row + head[:, None] * q_head + d[None, :],
