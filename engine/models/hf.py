@@ -52,7 +52,7 @@ def build_model(config: PretrainedConfig, seed: int) -> Bloom | Llama:
 
     The same config and seed give the same bits. Raises UserError for a config the family does not support.
     """
-    model = _empty_model(config, "the config").to_empty(device="cpu")
+    model = empty_model(config, "the config").to_empty(device="cpu")
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -73,7 +73,7 @@ def load_model(
     directory and for weights that do not fit the config exactly.
     """
     path = Path(path)
-    model = _empty_model(load_config(path), str(path / "config.json"))
+    model = empty_model(load_config(path), str(path / "config.json"))
     stored = read_weights(path)
     if SCORE in stored and LM_HEAD not in stored:
         model.head = None  # a reward model's directory carries no language head
@@ -146,7 +146,7 @@ def save_model(
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _empty_model(config: PretrainedConfig, where: str) -> Bloom | Llama:
+def empty_model(config: PretrainedConfig, where: str) -> Bloom | Llama:
     """The model with shapes but no memory. A UserError about the config is given the place it came from."""
     try:
         with torch.device("meta"):

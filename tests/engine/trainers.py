@@ -43,9 +43,9 @@ from tests.ranks import run_ranks
 VOCABULARY, BOS, EOS, FIRST_WORD = 60, 1, 2, 4
 FAMILIES = ("bloom", "llama")
 EVERY_STAGE = ("zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
-DS_CONFIGS = Path(__file__).parents[2] / "ds_configs"
+DSCONFIGS = Path(__file__).parents[2] / "ds_configs"
 _shape = {"vocab_size": VOCABULARY, "hidden_size": 32, "bos_token_id": BOS, "eos_token_id": EOS}
-_CONFIGS = {
+CONFIGS = {
     "bloom": partial(BloomConfig, n_head=4, initializer_range=0.15, **_shape),
     "llama": partial(
         LlamaConfig, num_attention_heads=4, num_key_value_heads=2, intermediate_size=48, initializer_range=0.15,
@@ -82,7 +82,7 @@ def settings(stage: str, **changes: Any) -> tuple[RunSettings, OptimizerSettings
 def tiny_model(family: str, layers: int = 3, seed: int = 0) -> Bloom | Llama:
     """Random float32 weights, far enough from zero that every layer shows in the logits."""
     count = {"bloom": "n_layer", "llama": "num_hidden_layers"}[family]
-    return build_model(_CONFIGS[family](**{count: layers}), seed)
+    return build_model(CONFIGS[family](**{count: layers}), seed)
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -139,7 +139,7 @@ def ds_config(name: str) -> dict[str, Any]:
     """One of ds_configs/, with ZeRO-3 taking even tiny weights apart."""
     if name == "zero0":
         return {}
-    config = json.loads((DS_CONFIGS / f"{name}.json").read_text())
+    config = json.loads((DSCONFIGS / f"{name}.json").read_text())
     if config["zero_optimization"]["stage"] == 3:
         config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     return config

@@ -1,0 +1,198 @@
+"""Will it fit, and how long will it take: memory by part and seconds by phase of a stage, from a config alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import BloomConfig, LlamaConfig, PretrainedConfig
+
+from engine.cli import main, parse_settings
+from engine.console import Console
+from engine.errors import UserError
+from engine.models.hf import empty_model, load_config
+from engine.plan import Part, Workload, memory, peaks, phases
+from engine.settings import check_top_layers, flag, split_of
+
+# layers, width, heads; the widths inside LLaMA's MLP. From the published configs.
+BLOOM = {
+    "bloom-560m": (24, 1024, 16), "bloom-1b1": (24, 1536, 16), "bloom-1b7": (24, 2048, 16),
+    "bloom-3b": (30, 2560, 32), "bloom-7b1": (30, 4096, 32),
+}  # fmt: skip
+LLAMA = {"llama-7b": (32, 4096, 32, 11008), "llama-13b": (40, 5120, 40, 13824), "llama-65b": (80, 8192, 64, 22016)}
+CLUSTERS = [(1, 24), (1, 40), (1, 80), (1, 141), (4, 80), (8, 80)]  # GPUs, GB each
+
+
+@dataclass(frozen=True)
+class PlanSettings:
+    """What is to be run, on what."""
+
+    _argument_group_name = "plan"
+    model: str = flag("a model directory, a config.json, or one of the names below", "bloom-7b1")
+    stage: str = flag("sft, reward or ppo", "ppo", choices=["sft", "reward", "ppo"])
+    gpu_memory: float = flag("GB of one GPU", 80.0)
+    ranks: int = flag("GPUs", 1)
+    zero: int = flag("ZeRO stage", 0, choices=[0, 1, 2, 3])
+    offload: bool = flag("optimizer state in host memory, as ds_configs/zero2_offload.json", False)
+    dtype: str = flag("weights", "bfloat16", choices=["bfloat16", "float32"])
+    top_layers: str | None = flag("trained layers from the top, or all (default: sft all, reward and ppo 4)", None)
+    trunk: str = flag("ppo: the reward model on the policy's trunk, or one of its own", "shared",
+                      choices=["shared", "own"])  # fmt: skip
+    critic: str = flag("ppo: a head on the policy's top, or a top of its own", "shared", choices=["shared", "separate"])
+    reward_offload: bool = flag("ppo: a reward model of its own waits in host memory", False)
+    rollouts: int = flag("ppo: rollouts an iteration; sft, reward: sequences a step", 128)
+    slots: int = flag("ppo: rollouts in generation at once on a rank", 128)
+    prompt_tokens: int = flag("tokens of a prompt", 256)
+    new_tokens: int = flag("tokens of a response", 256)
+    tokens_per_microbatch: int = flag("tokens of one forward on one rank", 4096)
+    ppo_epochs: int = flag("passes over each iteration's rollouts", 4)
+    trunk_cache: float = flag("GB of trunk outputs on the device before they go to the host", 16.0)
+    tflops: float = flag("10^12 operations a second that a rank reaches", 400.0)
+    bandwidth: float = flag("GB a second that a rank reads", 3000.0)
+    all: bool = flag("one line for every known model and machine instead", False)
+    json: bool = flag("one JSON line instead of tables", False)
+
+    def __post_init__(self) -> None:
+        if self.top_layers is not None:
+            check_top_layers(self.top_layers)
+        for name in ("gpu_memory", "ranks", "rollouts", "slots", "prompt_tokens", "new_tokens", "tflops", "bandwidth"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}: give more than 0")
+        if self.tokens_per_microbatch < self.prompt_tokens + self.new_tokens:
+            raise UserError(
+                f"--tokens-per-microbatch is {self.tokens_per_microbatch}, a sequence has "
+                f"{self.prompt_tokens + self.new_tokens} tokens: raise the first"
+            )
+
+
+def config_of(name: str) -> PretrainedConfig:
+    """The config of a known name, a directory, or a config.json."""
+    if name in BLOOM:
+        layers, hidden, heads = BLOOM[name]
+        return BloomConfig(vocab_size=250_880, hidden_size=hidden, n_layer=layers, n_head=heads)
+    if name in LLAMA:
+        layers, hidden, heads, inner = LLAMA[name]
+        return LlamaConfig(
+            vocab_size=32_000, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
+            num_key_value_heads=heads, intermediate_size=inner, tie_word_embeddings=False,
+        )  # fmt: skip
+    path = Path(name)
+    if not path.exists():
+        raise UserError(f"--model {name} is no path and no known name: give one of {', '.join((*BLOOM, *LLAMA))}")
+    return load_config(path.parent if path.name == "config.json" else path)
+
+
+def workload(s: PlanSettings, num_layers: int) -> Workload:
+    top = s.top_layers or ("all" if s.stage == "sft" else "4")
+    split = split_of(top, num_layers)
+    return Workload(
+        s.stage, getattr(torch, s.dtype), s.ranks, s.zero, s.offload, None if split is None else num_layers - split,
+        s.rollouts, s.slots, s.prompt_tokens, s.new_tokens, s.tokens_per_microbatch, s.trunk == "shared",
+        s.critic == "separate", s.reward_offload, s.trunk_cache, s.ppo_epochs,
+    )  # fmt: skip
+
+
+def largest(model, w: Workload, name: str, step: int, gpu_bytes: float) -> int:
+    """The largest value of a field of the workload, in whole steps, that fits; 0 when not even one step does."""
+
+    def fits(count: int) -> bool:
+        return max(peaks(memory(model, dataclasses.replace(w, **{name: count * step})))) <= gpu_bytes
+
+    if not fits(1):
+        return 0
+    low, high = 1, 2
+    while high * step < 1 << 22 and fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low * step
+
+
+def show(s: PlanSettings, model, w: Workload, parts: Sequence[Part], console: Console) -> dict[str, object]:
+    """The tables of one plan."""
+    gib, gpu_bytes = 1e9, s.gpu_memory * 1e9
+    rollout, update = peaks(parts)
+    fits = max(rollout, update) <= gpu_bytes
+    generating = s.stage == "ppo"
+    head = ["GB on one GPU", *(["generating"] if generating else []), "updating"]
+
+    def cells(name: str, at_rollout: float, at_update: float) -> list[str]:
+        numbers = [at_rollout, at_update] if generating else [at_update]
+        return [name, *(f"{x / gib:.2f}" for x in numbers)]
+
+    rows = [cells(p.name, p.rollout, p.update) for p in parts if p.rollout or p.update]
+    console.table(head, [*rows, cells("together", rollout, update)])
+    verdict = "fits" if fits else "does not fit"
+    console.say(f"\n  {verdict} in {s.gpu_memory:g} GB ({max(rollout, update) / gib:.1f} GB at its peak)")
+    step = s.prompt_tokens + s.new_tokens
+    tokens = largest(model, w, "tokens_per_microbatch", step, gpu_bytes)
+    console.say(f"  largest --tokens-per-microbatch that fits: {tokens:,}" if tokens else "  no microbatch fits")
+    result: dict[str, object] = {"fits": fits, "rollout_bytes": rollout, "update_bytes": update, "tokens": tokens}
+    if generating:
+        slots = min(largest(model, w, "slots", 1, gpu_bytes), -(-w.rollouts // w.ranks))
+        console.say(f"  rollouts in generation at once that fit (--slots): {slots:,}")
+        result["slots"] = slots
+    work = phases(model, w)
+    seconds = [p.seconds(s.tflops * 1e12, s.bandwidth * 1e9) for p in work]
+    console.say()
+    console.table(
+        ["an iteration" if generating else "a step", "TFLOP", "GB moved", "seconds"],
+        [[p.name, f"{p.flops / 1e12:.1f}", f"{p.bytes / gib:.0f}", f"{t:.2f}"] for p, t in zip(work, seconds)]
+        + [["together", f"{sum(p.flops for p in work) / 1e12:.1f}", "", f"{sum(seconds):.2f}"]],
+    )
+    console.say(f"  at {s.tflops:g} TFLOP/s and {s.bandwidth:g} GB/s: what cannot be beaten at these rates")
+    return (
+        result | {p.name: t for p, t in zip(work, seconds)} | {"parts": {p.name: [p.rollout, p.update] for p in parts}}
+    )
+
+
+def overview(s: PlanSettings, console: Console) -> list[dict[str, object]]:
+    """Known models down, machines across: rollouts in flight (PPO) or tokens of a microbatch that fit."""
+    rows, found = [], []
+    for name in (*BLOOM, *LLAMA):
+        model = empty_model(config_of(name), name).to(getattr(torch, s.dtype))
+        row = [name]
+        for ranks, gb in CLUSTERS:
+            w = dataclasses.replace(workload(s, model.num_layers), ranks=ranks, zero=3 if ranks > 1 else s.zero)
+            field, step = ("slots", 1) if s.stage == "ppo" else ("tokens_per_microbatch", 512)
+            w = dataclasses.replace(w, rollouts=1 << 16)  # their trunk outputs go to the host
+            count = largest(model, w, field, step, gb * 1e9)
+            row.append(f"{count:,}" if count else "-")
+            found.append({"model": name, "gpus": ranks, "gb": gb, field: count})
+        rows.append(row)
+    unit = "rollouts in generation at once on a GPU" if s.stage == "ppo" else "tokens of a microbatch"
+    console.say(f"\n{s.stage}: {unit} that fit (- : not one); several GPUs under ZeRO-3\n")
+    console.table(["model", *(f"{n} x {gb} GB" for n, gb in CLUSTERS)], rows)
+    return found
+
+
+def job(argv: Sequence[str]) -> None:
+    """Print the plan; status 0 whether it fits or not."""
+    epilog = f"{__doc__} Known models: {', '.join((*BLOOM, *LLAMA))}."
+    (s,) = parse_settings((PlanSettings,), argv, "launch/plan.py", epilog)
+    console = Console(enabled=not s.json)
+    if s.all:
+        result: object = overview(s, console)
+    else:
+        model = empty_model(config_of(s.model), s.model).to(getattr(torch, s.dtype))
+        w = workload(s, model.num_layers)
+        top = "all" if w.top_layers is None else f"top {w.top_layers} of {model.num_layers}"
+        console.header(f"{s.stage} of {s.model}, {sum(p.numel() for p in model.parameters()) / 1e9:.2f} B weights", {
+            "trained": f"{top} layers, {s.dtype}, ZeRO-{s.zero}{' with offload' if s.offload else ''}",
+            "machine": f"{s.ranks} x {s.gpu_memory:g} GB",
+            "batch": f"{s.rollouts} sequences of {s.prompt_tokens} + {s.new_tokens} tokens, "
+            f"{s.tokens_per_microbatch:,} tokens a microbatch",
+        })  # fmt: skip
+        console.say()
+        result = show(s, model, w, memory(model, w), console)
+    if s.json:
+        print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(job)

@@ -1,0 +1,54 @@
+"""launch/plan.py: tables from a name, a directory or a config.json; what is wrong in one line."""
+
+import json
+
+import pytest
+
+from engine.errors import UserError
+from engine.models import save_model
+from launch.plan import job
+from tests.engine.trainers import tiny_model
+
+
+def printed(capsys, *argv: str) -> dict:
+    job([*argv, "--json"])
+    return json.loads(capsys.readouterr().out)
+
+
+def test_known_names_have_the_published_sizes(capsys):
+    """Weights in the header, to the hundredth of a billion, as their authors give them."""
+    for name, billions in {"bloom-560m": "0.56", "bloom-7b1": "7.07", "llama-7b": "6.74", "llama-65b": "65.29"}.items():
+        job(["--model", name, "--gpu-memory", "1000"])
+        assert f"{name}, {billions} B weights" in capsys.readouterr().out
+
+
+def test_a_directory_and_its_config_give_the_same_plan(capsys, tmp_path):
+    save_model(tiny_model("bloom"), tmp_path / "m")
+    plans = [
+        printed(capsys, "--model", str(path), "--top-layers", "2", "--dtype", "float32")
+        for path in (tmp_path / "m", tmp_path / "m" / "config.json")
+    ]
+    assert plans[0] == plans[1] and plans[0]["fits"]
+
+
+def test_more_memory_holds_more_rollouts_and_offload_helps(capsys):
+    small = printed(capsys, "--gpu-memory", "40")
+    large = printed(capsys, "--gpu-memory", "80")
+    offloaded = printed(capsys, "--gpu-memory", "40", "--offload")
+    assert 0 < small["slots"] < offloaded["slots"] < large["slots"] == 128
+    assert not small["fits"] and large["fits"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--model", "bloom-8b"], "no path and no known name: give one of bloom-560m"),
+        (["--top-layers", "99"], "--top-layers is 99, the model has 30 layers"),
+        (["--top-layers", "x"], "--top-layers is 'x'"),
+        (["--gpu-memory", "0"], "--gpu-memory is 0.0: give more than 0"),
+        (["--tokens-per-microbatch", "100"], "a sequence has 512 tokens: raise the first"),
+    ],
+)
+def test_mistakes(argv, message):
+    with pytest.raises(UserError, match=message):
+        job(argv)
