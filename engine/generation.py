@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine import huge_pages
 from engine.batch import PackedBatch
 from engine.cache_budget import num_pages_for
 from engine.decode_rows import DecodeRows
 from engine.errors import UserError
 from engine.kv_cache import PAGE_SIZE, KVCache, pages_for
 from engine.models.attend import Attend
+from engine.models.fused import logits
 from engine.random_address import uniform
 from engine.sampling import Sampling, sample
 from engine.scheduler import Admitted, Piece, Request, Scheduler
@@ -118,6 +120,7 @@ def stream(
     num_pages = num_pages_for(model, requests, num_slots, cache_tokens, capture_layer is not None, weight)
     scheduler = Scheduler(requests, order, num_slots, num_pages, PAGE_SIZE, share_prompts)
     eos_ids = (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)
+    eos_ids = tuple(i for i in eos_ids if 0 <= i < model.vocab_size)  # -1 stands for none
     engine = _Engine(model, scheduler, num_slots, max_len, capture_layer, sampling, seed, eos_ids)
     steps_a_read = steps_a_read or (CUDA_STEPS_A_READ if weight.device.type == "cuda" else 1)
     finished = delivered = steps = 0
@@ -146,9 +149,10 @@ class _Engine:
         weight = model.head_weight
         self.device, dtype, num_pages = weight.device, weight.dtype, scheduler.pool.num_pages
         self.cache = KVCache(model, num_pages, scheduler.page_size, dtype, self.device)
+        huge_pages.collapse(model.parameters())
         self.rows = DecodeRows(num_slots, max_len, pages_for(max_len, scheduler.page_size), self.device)
         self.eos_ids = eos_ids
-        self.eos_ids_E = torch.tensor(eos_ids, device=self.device)
+        self.eos_ids_E = torch.tensor(eos_ids, dtype=torch.int64, device=self.device)
         self.capture_layer, self.trunk_PND = capture_layer, None
         if capture_layer is not None:  # pages as the cache's, so that a shared prompt's trunk is kept once
             shape = (num_pages, scheduler.page_size, model.hidden_size)
@@ -235,12 +239,12 @@ class _Engine:
 
     def _sample(self, h_SD: Tensor) -> None:
         rows = self.rows
-        logits_SV = self.model.norm(h_SD) @ self.model.head_weight.T
+        logits_SV = logits(self.model.norm(h_SD), self.model.head_weight)
         history_SN = barred_S = None
         if self.sampling.repetition_penalty != 1.0:
             history_SN = rows.token_CN[rows.slot_S, : int(rows.host_position_S.max()) + 1]
         barred = rows.host_position_S + 1 < rows.barred_before_S
-        if barred.any():
+        if self.eos_ids and barred.any():
             barred_S = torch.from_numpy(barred).to(self.device)
         chosen = sample(
             logits_SV, self.sampling, uniform(rows.address_S, rows.position_S), history_SN, barred_S, self.eos_ids_E

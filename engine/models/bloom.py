@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu
 
 from engine.batch import PackedBatch
 from engine.errors import UserError
 from engine.models.attend import Attend, causal_attend
+from engine.models.fused import BlockOps, block_ops
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -53,13 +53,14 @@ class BloomBlock(nn.Module):
         self.mlp_up = nn.Linear(width, 4 * width)
         self.mlp_down = nn.Linear(4 * width, width)
 
-    def forward(self, h_TD: Tensor, slopes_H: Tensor, attend: Attend) -> Tensor:
-        x_TD = self.attention_norm(h_TD)
-        q_THK, k_THK, v_THK = self.qkv(x_TD).unflatten(1, (self.num_heads, 3, -1)).unbind(2)
+    def forward(self, h_TD: Tensor, slopes_H: Tensor, attend: Attend, ops: BlockOps) -> Tensor:
+        residual_TD = self.attention_norm(h_TD) if self.norm_feeds_residual else h_TD
+        qkv_TN = ops.norm_linear(self.attention_norm, self.qkv, h_TD)
+        q_THK, k_THK, v_THK = qkv_TN.unflatten(1, (self.num_heads, 3, -1)).unbind(2)
         o_THK = attend(self.index, q_THK, k_THK, v_THK, slopes_H)
-        h_TD = (x_TD if self.norm_feeds_residual else h_TD) + self.attention_out(o_THK.flatten(1))
-        x_TD = self.mlp_norm(h_TD)
-        return (x_TD if self.norm_feeds_residual else h_TD) + self.mlp_down(gelu(self.mlp_up(x_TD), approximate="tanh"))
+        h_TD = ops.add_linear(residual_TD, self.attention_out, o_THK.flatten(1))
+        residual_TD = self.mlp_norm(h_TD) if self.norm_feeds_residual else h_TD
+        return ops.add_linear(residual_TD, self.mlp_down, ops.norm_linear_gelu(self.mlp_norm, self.mlp_up, h_TD))
 
 
 class Bloom(nn.Module):
@@ -102,9 +103,11 @@ class Bloom(nn.Module):
         layers: Sequence[BloomBlock], h_TD: Tensor, batch: PackedBatch, attend: Attend | None = None
     ) -> Tensor:
         """The given blocks in turn, wherever they are held: nothing else of the model is needed."""
-        attend = attend or causal_attend(batch)
+        if not len(layers):
+            return h_TD
+        ops, attend = block_ops(h_TD, attend, layers[0].qkv.weight), attend or causal_attend(batch)
         for block in layers:
-            h_TD = block(h_TD, alibi_slopes(block.num_heads, h_TD.device), attend)
+            h_TD = block(h_TD, alibi_slopes(block.num_heads, h_TD.device), attend, ops)
         return h_TD
 
     def norm(self, h_TD: Tensor) -> Tensor:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import rms_norm, silu
+from torch.nn.functional import rms_norm
 
 from engine.batch import PackedBatch
 from engine.errors import UserError
 from engine.models.attend import Attend, causal_attend
-from engine.models.rotary import Rotary, cos_sin, rotate
+from engine.models.fused import BlockOps, block_ops
+from engine.models.rotary import Rotary, cos_sin
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -87,15 +88,12 @@ class LlamaBlock(nn.Module):
         self.up = nn.Linear(width, inner, bias=traits.mlp_bias)
         self.down = nn.Linear(inner, width, bias=traits.mlp_bias)
 
-    def forward(self, h_TD: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        x_TD = self.attention_norm(h_TD)
-        q_THK = rotate(self.q_norm(self.q(x_TD).unflatten(1, (self.num_heads, -1))), cos, sin)
-        k_TGK = rotate(self.k_norm(self.k(x_TD).unflatten(1, (self.num_kv_heads, -1))), cos, sin)
-        v_TGK = self.v(x_TD).unflatten(1, (self.num_kv_heads, -1))
+    def forward(self, h_TD: Tensor, cos: Tensor, sin: Tensor, attend: Attend, ops: BlockOps) -> Tensor:
+        qkv, qk_norms = (self.q, self.k, self.v), (self.q_norm, self.k_norm)
+        q_THK, k_TGK, v_TGK = ops.norm_qkv(self.attention_norm, qkv, qk_norms, self.head_size, cos, sin, h_TD)
         o_THK = attend(self.index, q_THK, k_TGK, v_TGK, None)
-        h_TD = h_TD + self.attention_out(o_THK.flatten(1))
-        x_TD = self.mlp_norm(h_TD)
-        return h_TD + self.down(silu(self.gate(x_TD)) * self.up(x_TD))
+        h_TD = ops.add_linear(h_TD, self.attention_out, o_THK.flatten(1))
+        return ops.add_linear(h_TD, self.down, ops.norm_swiglu(self.mlp_norm, self.gate, self.up, h_TD))
 
 
 class Llama(nn.Module):
@@ -142,12 +140,13 @@ class Llama(nn.Module):
         layers: Sequence[LlamaBlock], h_TD: Tensor, batch: PackedBatch, attend: Attend | None = None
     ) -> Tensor:
         """The given blocks in turn, wherever they are held: nothing else of the model is needed."""
-        attend = attend or causal_attend(batch)
-        if len(layers):
-            check_length(layers[0].config, batch.max_len)
-            cos, sin = cos_sin(layers[0].rotary, batch.positions_T)
+        if not len(layers):
+            return h_TD
+        ops, attend = block_ops(h_TD, attend, layers[0].q.weight), attend or causal_attend(batch)
+        check_length(layers[0].config, batch.max_len)
+        cos, sin = cos_sin(layers[0].rotary, batch.positions_T)
         for block in layers:
-            h_TD = block(h_TD, cos, sin, attend)
+            h_TD = block(h_TD, cos, sin, attend, ops)
         return h_TD
 
     def norm(self, h_TD: Tensor) -> Tensor:
