@@ -1,81 +1,43 @@
 // Packed causal attention on CPU, forward and backward: tiles of 64 queries by 64 keys, all arithmetic in float32.
 //
-// Scores are kept transposed, keys down and queries across: then a query is a lane of a vector, the softmax needs no sum
-// across lanes, and keys and values are read as the rows they are stored in. Only queries (and, in the backward, output
-// gradients) are transposed, once a tile. Every result is written by one thread, in one order: the same bits each time,
-// whatever the number of threads.
+// Scores are kept transposed, keys down and queries across: then a query is a lane of a vector, the softmax needs no
+// sum across lanes, and keys and values are read as the rows they are stored in. Only queries (and, in the backward,
+// output gradients) are transposed, once a tile. Every result is written by one thread, in one order: the same bits
+// each time, whatever the number of threads.
 //
 // Shapes: T tokens, H heads, G key/value heads, K head size; K is padded to KP, a multiple of 16, in scratch.
 
+#include "../vector.h"
+
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
-#include <cstring>
 #include <limits>
 #include <vector>
 
 namespace {
 
-constexpr int LANES = 16, STRIP = 8, TILE = 64, CHUNK = 256;  // a chunk of queries is one unit of work in the forward
-constexpr float LOG2E = 1.4426950408889634f;
+using vec::bf16;
+using vec::load;
+typedef vec::floats Vec;
 
-typedef float Vec __attribute__((vector_size(64)));
-typedef int32_t VecI __attribute__((vector_size(64)));
-typedef uint32_t VecU __attribute__((vector_size(64)));
-typedef uint16_t VecH __attribute__((vector_size(32)));
-
+constexpr int LANES = vec::kLanes, STRIP = 8, TILE = 64, CHUNK = 256;  // CHUNK: queries of one unit of the forward
 const Vec IOTA = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
-inline Vec load(const float* p) { Vec x; std::memcpy(&x, p, sizeof x); return x; }
-inline void store(float* p, const Vec& x) { std::memcpy(p, &x, sizeof x); }
-inline Vec splat(float x) { return x - Vec{}; }  // not Vec{} + x: that must turn -0 into 0, and costs an addition
+inline void store(float* at, Vec x) { vec::store(at, x, LANES); }
 
-inline Vec load(const uint16_t* p) {
-    VecH x;
-    std::memcpy(&x, p, sizeof x);
-    return (Vec)(__builtin_convertvector(x, VecU) << 16);
-}
-inline void store(uint16_t* p, const Vec& x) {
-    VecU bits = (VecU)x;
-    bits = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to nearest, ties to even
-    VecH half = __builtin_convertvector(x == x ? bits : VecU{} + 0x7fc0u, VecH);  // rounding would turn a NaN into zero
-    std::memcpy(p, &half, sizeof half);
-}
-inline float one(const float* p) { return *p; }
-inline float one(const uint16_t* p) {
-    const uint32_t bits = uint32_t(*p) << 16;
-    float x;
-    std::memcpy(&x, &bits, sizeof x);
-    return x;
-}
-inline void put(float* p, float x) { *p = x; }
-inline void put(uint16_t* p, float x) {
-    uint16_t all[LANES];
-    store(all, splat(x));
-    *p = all[0];
-}
-
-// 2^x for x <= 0, relative error below 2e-7. Below 2^-64 it is 0: such weights change nothing, and products with them
-// would be denormal numbers, which cost a hundred cycles each (ALiBi makes many).
-inline Vec exp2_of(Vec x) {
-    const Vec magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-    const Vec whole = (x + magic) - magic, f = x - whole;
-    Vec y = splat(1.5252734e-5f);  // the powers of ln 2 over the factorials
-    y = y * f + 1.5403530e-4f;
-    y = y * f + 1.3333558e-3f;
-    y = y * f + 9.6181291e-3f;
-    y = y * f + 5.5504109e-2f;
-    y = y * f + 2.4022651e-1f;
-    y = y * f + 6.9314718e-1f;
-    y = y * f + 1.0f;
-    y *= (Vec)((__builtin_convertvector(whole, VecI) + 127) << 23);
-    return x < -64.0f ? Vec{} : y;
+// The first `count` numbers at x, zeros behind them.
+template <class T>
+Vec load_part(const T* x, int count) {
+    if (count >= LANES) return load(x);
+    T part[LANES] = {};
+    std::memcpy(part, x, count * sizeof(T));
+    return load(part);
 }
 
 // C[M, 16 NV] (+)= A[M, depth] B[depth, 16 NV] with A at any strides; the accumulators stay in registers.
 template <int M, int NV>
-inline void micro(const float* A, int64_t row, int64_t col, const float* B, int64_t ldb, float* C, int64_t ldc, int depth,
-                  bool add) {
+inline void micro(const float* A, int64_t row, int64_t col, const float* B, int64_t ldb, float* C, int64_t ldc,
+                  int depth, bool add) {
     Vec acc[M][NV];
     for (int i = 0; i < M; i++)
         for (int n = 0; n < NV; n++) acc[i][n] = add ? load(C + i * ldc + n * LANES) : Vec{};
@@ -83,7 +45,7 @@ inline void micro(const float* A, int64_t row, int64_t col, const float* B, int6
         Vec b[NV];
         for (int n = 0; n < NV; n++) b[n] = load(B + n * LANES);
         for (int i = 0; i < M; i++) {
-            const Vec a = splat(A[i * row]);
+            const Vec a = vec::all(A[i * row]);
             for (int n = 0; n < NV; n++) acc[i][n] += a * b[n];
         }
     }
@@ -92,8 +54,8 @@ inline void micro(const float* A, int64_t row, int64_t col, const float* B, int6
 }
 
 // One strip of 8 rows: C[8, cols] (+)= A[8, depth] B[depth, cols], cols a multiple of 16.
-inline void strip(const float* A, int64_t row, int64_t col, const float* B, int64_t ldb, float* C, int64_t ldc, int cols,
-                  int depth, bool add) {
+inline void strip(const float* A, int64_t row, int64_t col, const float* B, int64_t ldb, float* C, int64_t ldc,
+                  int cols, int depth, bool add) {
     int n = 0;
     for (; n + 2 * LANES <= cols; n += 2 * LANES) micro<STRIP, 2>(A, row, col, B + n, ldb, C + n, ldc, depth, add);
     if (n < cols) micro<STRIP, 1>(A, row, col, B + n, ldb, C + n, ldc, depth, add);
@@ -104,26 +66,20 @@ inline int round_up(int n, int to) { return (n + to - 1) / to * to; }
 // Rows of K numbers, `stride` apart, as float32 rows of KP times `factor`; `padded` rows in all, zeros behind the last.
 template <class T>
 void copy_rows(const T* x, int64_t stride, int rows, int padded, int K, int KP, float factor, float* out) {
-    for (int r = 0; r < rows; r++, x += stride, out += KP) {
-        int c = 0;
-        for (; c + LANES <= K; c += LANES) store(out + c, load(x + c) * factor);
-        for (; c < K; c++) out[c] = one(x + c) * factor;
-        for (; c < KP; c++) out[c] = 0;
-    }
+    for (int r = 0; r < rows; r++, x += stride, out += KP)
+        for (int c = 0; c < KP; c += LANES) store(out + c, load_part(x + c, K - c) * factor);
     std::fill(out, out + int64_t(padded - rows) * KP, 0.0f);
 }
 
 template <class T>
 void write_row(const float* x, float factor, int K, T* out) {
-    int c = 0;
-    for (; c + LANES <= K; c += LANES) store(out + c, load(x + c) * factor);
-    for (; c < K; c++) put(out + c, x[c] * factor);
+    for (int c = 0; c < K; c += LANES) vec::store(out + c, load(x + c) * factor, std::min(LANES, K - c));
 }
 
 #ifdef __clang__
 #define INTERLEAVE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
-#define INTERLEAVE(a, b, ...) __builtin_shuffle(a, b, VecI{__VA_ARGS__})
+#define INTERLEAVE(a, b, ...) __builtin_shuffle(a, b, vec::ints{__VA_ARGS__})
 #endif
 
 // [rows, KP] to [KP, TILE]; rows a multiple of 16. Four rounds of interleaving the halves transpose 16 by 16.
@@ -134,8 +90,9 @@ void transpose(const float* x, int rows, int KP, float* out) {
             for (int i = 0; i < LANES; i++) a[i] = load(x + int64_t(r + i) * KP + c);
             for (int round = 0; round < 4; round++) {
                 for (int i = 0; i < 8; i++) {
-                    b[2 * i] = INTERLEAVE(a[i], a[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-                    b[2 * i + 1] = INTERLEAVE(a[i], a[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+                    const Vec x0 = a[i], x1 = a[i + 8];
+                    b[2 * i] = INTERLEAVE(x0, x1, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+                    b[2 * i + 1] = INTERLEAVE(x0, x1, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
                 }
                 std::copy(b, b + LANES, a);
             }
@@ -157,7 +114,7 @@ struct Geometry {
     float scale;
     int threads;
     int KP() const { return round_up(K, LANES); }
-    float slope2(int h) const { return slopes ? slopes[h] * LOG2E : 0.0f; }
+    float slope(int h) const { return slopes ? slopes[h] : 0.0f; }
 };
 
 struct Unit {
@@ -178,13 +135,14 @@ std::vector<Unit> units(const Geometry& g, int chunk) {
     return all;
 }
 
-// Transposed scores of keys j0.. against queries i0.., in units of log2: rows of TILE. Of a strip of keys only the lanes
+// Transposed scores of keys j0.. against queries i0..: rows of TILE. Of a strip of keys only the lanes
 // that may see its first key are computed: a query i sees keys j <= i.
 void scores(const float* keys, const float* q_KI, int KP, int i0, int lanes, int j0, int rows, float* s_JI) {
     for (int j = 0; j < rows; j += STRIP) {
         const int from = std::max(0, j0 + j - i0) / LANES * LANES;
-        if (from < lanes)
-            strip(keys + int64_t(j) * KP, KP, 1, q_KI + from, TILE, s_JI + j * TILE + from, TILE, lanes - from, KP, false);
+        if (from >= lanes) continue;
+        float* s = s_JI + j * TILE + from;
+        strip(keys + int64_t(j) * KP, KP, 1, q_KI + from, TILE, s, TILE, lanes - from, KP, false);
     }
 }
 
@@ -194,7 +152,7 @@ inline int visible(int i, int j0, int rows) { return std::max(0, std::min(rows, 
 template <class T>
 void forward_unit(const Geometry& g, const Unit& u, Packed q, Packed k, Packed v, T* out, float* lse, float* scratch) {
     const int KP = g.KP(), start = g.cu_seqlens[u.s], kv = u.h / (g.H / g.G), keys = round_up(u.last, STRIP);
-    const float slope = g.slope2(u.h), never = -std::numeric_limits<float>::infinity();
+    const float slope = g.slope(u.h), never = -std::numeric_limits<float>::infinity();
     float* k_JK = scratch;
     float* v_JK = k_JK + int64_t(keys) * KP;
     float* q_IK = v_JK + int64_t(keys) * KP;
@@ -205,7 +163,7 @@ void forward_unit(const Geometry& g, const Unit& u, Packed q, Packed k, Packed v
     copy_rows(v.at<T>(start, kv), v.token, u.last, keys, g.K, KP, 1.0f, v_JK);
     for (int i0 = u.first; i0 < u.last; i0 += TILE) {
         const int count = std::min(TILE, u.last - i0), lanes = round_up(count, LANES);
-        copy_rows(q.at<T>(start + i0, u.h), q.token, count, lanes, g.K, KP, g.scale * LOG2E, q_IK);
+        copy_rows(q.at<T>(start + i0, u.h), q.token, count, lanes, g.K, KP, g.scale, q_IK);
         transpose(q_IK, lanes, KP, q_KI);
         float max_I[TILE], sum_I[TILE], shrink_I[TILE];
         std::fill(max_I, max_I + TILE, never);
@@ -220,14 +178,14 @@ void forward_unit(const Geometry& g, const Unit& u, Packed q, Packed k, Packed v
                 for (int j = 0; j < seen; j++) {
                     const Vec ahead = float(j) - query;  // key position minus query position
                     Vec s = load(s_JI + j * TILE + l) + slope * ahead;
-                    s = ahead > 0.0f ? splat(never) : s;
+                    s = ahead > 0.0f ? vec::all(never) : s;
                     store(s_JI + j * TILE + l, s);
                     top = s > top ? s : top;
                 }
-                const Vec shrink = exp2_of(old - top);
+                const Vec shrink = vec::exp(old - top);
                 Vec sum = load(sum_I + l) * shrink;
                 for (int j = 0; j < seen; j++) {
-                    const Vec p = exp2_of(load(s_JI + j * TILE + l) - top);
+                    const Vec p = vec::exp(load(s_JI + j * TILE + l) - top);
                     store(s_JI + j * TILE + l, p);
                     sum += p;
                 }
@@ -249,7 +207,7 @@ void forward_unit(const Geometry& g, const Unit& u, Packed q, Packed k, Packed v
         for (int i = 0; i < count; i++) {
             const int64_t at = int64_t(start + i0 + i) * g.H + u.h;
             write_row(o_IK + i * KP, 1.0f / sum_I[i], g.K, out + at * g.K);
-            lse[at] = max_I[i] + std::log2(sum_I[i]);
+            lse[at] = max_I[i] + std::log(sum_I[i]);
         }
     }
 }
@@ -258,7 +216,7 @@ template <class T, class TKV>
 void backward_unit(const Geometry& g, const Unit& u, Packed q, Packed k, Packed v, Packed out, Packed grad,
                    const float* lse, T* dq, TKV* dk, TKV* dv, float* scratch) {
     const int KP = g.KP(), start = g.cu_seqlens[u.s], kv = u.h / (g.H / g.G), n = u.last, keys = round_up(n, STRIP);
-    const float slope = g.slope2(u.h);
+    const float slope = g.slope(u.h);
     const int64_t all = int64_t(keys) * KP;
     float *k_JK = scratch, *v_JK = k_JK + all, *dk_JK = v_JK + all, *dv_JK = dk_JK + all;
     float *q_IK = dv_JK + all, *g_IK = q_IK + TILE * KP, *q_KI = g_IK + TILE * KP, *g_KI = q_KI + TILE * KP;
@@ -268,7 +226,7 @@ void backward_unit(const Geometry& g, const Unit& u, Packed q, Packed k, Packed 
     std::fill(dk_JK, dk_JK + 2 * all, 0.0f);
     for (int i0 = 0; i0 < n; i0 += TILE) {
         const int count = std::min(TILE, n - i0), lanes = round_up(count, LANES);
-        copy_rows(q.at<T>(start + i0, u.h), q.token, count, lanes, g.K, KP, g.scale * LOG2E, q_IK);
+        copy_rows(q.at<T>(start + i0, u.h), q.token, count, lanes, g.K, KP, g.scale, q_IK);
         copy_rows(grad.at<T>(start + i0, u.h), grad.token, count, lanes, g.K, KP, 1.0f, g_IK);
         transpose(q_IK, lanes, KP, q_KI);
         transpose(g_IK, lanes, KP, g_KI);
@@ -277,7 +235,9 @@ void backward_unit(const Geometry& g, const Unit& u, Packed q, Packed k, Packed 
         std::fill(delta_I, delta_I + TILE, 0.0f);
         for (int i = 0; i < count; i++) {
             const T* o = out.at<T>(start + i0 + i, u.h);
-            for (int c = 0; c < g.K; c++) delta_I[i] += one(o + c) * g_IK[i * KP + c];
+            Vec sum = {};
+            for (int c = 0; c < KP; c += LANES) sum += load_part(o + c, g.K - c) * load(g_IK + i * KP + c);
+            for (int c = 0; c < LANES; c++) delta_I[i] += sum[c];
             lse_I[i] = lse[int64_t(start + i0 + i) * g.H + u.h];
         }
         for (int j0 = 0; j0 < i0 + count; j0 += TILE) {
@@ -290,7 +250,7 @@ void backward_unit(const Geometry& g, const Unit& u, Packed q, Packed k, Packed 
                 for (int j = 0; j < seen; j++) {
                     float *p_at = p_JI + j * TILE + l, *ds_at = ds_JI + j * TILE + l;
                     const Vec ahead = float(j) - query;
-                    Vec p = exp2_of(load(p_at) + slope * ahead - lse_of);
+                    Vec p = vec::exp(load(p_at) + slope * ahead - lse_of);
                     p = ahead > 0.0f ? Vec{} : p;
                     store(p_at, p);
                     store(ds_at, p * (load(ds_at) - delta));
@@ -301,7 +261,7 @@ void backward_unit(const Geometry& g, const Unit& u, Packed q, Packed k, Packed 
                 strip(ds_JI + i, 1, TILE, k_JK + int64_t(j0) * KP, KP, dq_IK + i * KP, KP, KP, depth, j0 > 0);
             }
             for (int j = 0; j < rows; j += STRIP) {
-                const int from = std::max(0, j0 + j - i0) / STRIP * STRIP;  // of these keys, the first query that sees one
+                const int from = std::max(0, j0 + j - i0) / STRIP * STRIP;  // the first query that sees a key of these
                 if (from >= lanes) continue;
                 const int64_t at = int64_t(j0 + j) * KP;
                 strip(p_JI + j * TILE + from, TILE, 1, g_IK + from * KP, KP, dv_JK + at, KP, KP, lanes - from, true);
@@ -313,7 +273,7 @@ void backward_unit(const Geometry& g, const Unit& u, Packed q, Packed k, Packed 
     }
     for (int j = 0; j < n; j++) {
         const int64_t at = (int64_t(start + j) * g.H + u.h) * g.K;
-        write_row(dk_JK + int64_t(j) * KP, 1.0f / LOG2E, g.K, dk + at);  // the queries held scale * log2 e
+        write_row(dk_JK + int64_t(j) * KP, 1.0f, g.K, dk + at);  // the queries held the scale
         write_row(dv_JK + int64_t(j) * KP, 1.0f, g.K, dv + at);
     }
 }
@@ -356,20 +316,20 @@ void backward(const Geometry& g, Packed q, Packed k, Packed v, Packed out, Packe
 
 extern "C" {
 
-// out [T, H, K] and lse [T, H] (log2 of the sum of 2^score) are contiguous; half: the tensors are bfloat16, else float32.
+// out [T, H, K] and lse [T, H] (logsumexp of the scores) are contiguous; half: the tensors are bfloat16, else float32.
 void attention_forward(const Geometry* g, const Packed* q, const Packed* k, const Packed* v, int half, void* out,
                        float* lse) {
-    half ? forward<uint16_t>(*g, *q, *k, *v, out, lse) : forward<float>(*g, *q, *k, *v, out, lse);
+    half ? forward<bf16>(*g, *q, *k, *v, out, lse) : forward<float>(*g, *q, *k, *v, out, lse);
 }
 
-// dq, dk and dv are contiguous [T, H, K]: dk and dv a query head, in float32 where several share one key head (wide_kv).
+// dq, dk and dv are contiguous [T, H, K]: dk and dv a query head, in float32 where several share a key head (wide_kv).
 void attention_backward(const Geometry* g, const Packed* q, const Packed* k, const Packed* v, const Packed* out,
                         const Packed* grad, int half, int wide_kv, const float* lse, void* dq, void* dk, void* dv) {
     if (!half)
         backward<float, float>(*g, *q, *k, *v, *out, *grad, lse, dq, dk, dv);
     else if (wide_kv)
-        backward<uint16_t, float>(*g, *q, *k, *v, *out, *grad, lse, dq, dk, dv);
+        backward<bf16, float>(*g, *q, *k, *v, *out, *grad, lse, dq, dk, dv);
     else
-        backward<uint16_t, uint16_t>(*g, *q, *k, *v, *out, *grad, lse, dq, dk, dv);
+        backward<bf16, bf16>(*g, *q, *k, *v, *out, *grad, lse, dq, dk, dv);
 }
 }

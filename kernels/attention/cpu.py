@@ -35,7 +35,8 @@ class _Geometry(Structure):
 @cache
 def library() -> ctypes.CDLL | None:
     """The C++ kernel, built on first use; None where that is not possible."""
-    lib = native.load("attention", [Path(__file__).with_name("cpu.cpp")])
+    folder = Path(__file__).parent
+    lib = native.load("attention", [folder / "cpu.cpp", folder.parent / "vector.h"])
     if lib is not None:
         x, packed = c_void_p, POINTER(_Packed)
         lib.attention_forward.argtypes = [POINTER(_Geometry), packed, packed, packed, c_int, x, x]

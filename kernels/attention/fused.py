@@ -39,17 +39,18 @@ def _write(x, tile, first, end, stride, N: tl.constexpr, K: tl.constexpr, KP: tl
 
 
 @triton.jit
-def _scores(q, k, i, j, end, scale2, slope2, ALIBI: tl.constexpr, BORDER: tl.constexpr):
+def _scores(q, k, i, j, scale2, slope2, ALIBI: tl.constexpr, BORDER: tl.constexpr):
     """[M, N] scores in units of log2 of queries at columns i [M] and keys at columns j [N] of the pack.
 
-    BORDER: some key may lie behind its query or behind the sequence; elsewhere no comparison is needed.
+    BORDER: some key may lie behind its query (a key behind the sequence lies behind all of them); elsewhere no
+    comparison is needed.
     """
     s = dot(q, tl.trans(k)) * scale2
     ahead = j[None, :] - i[:, None]
     if ALIBI:
         s += slope2 * ahead.to(tl.float32)
     if BORDER:
-        s = tl.where((ahead <= 0) & (j < end)[None, :], s, float("-inf"))
+        s = tl.where(ahead <= 0, s, float("-inf"))
     return s
 
 
@@ -61,7 +62,7 @@ def _forward_tile(
     """The running sums after one more tile of keys."""
     k_NK = _rows(k, j0, end, k_stride, N, K, KP)
     v_NK = _rows(v, j0, end, v_stride, N, K, KP)
-    s = _scores(q, k_NK, i, j0 + tl.arange(0, N), end, scale2, slope2, ALIBI, BORDER)
+    s = _scores(q, k_NK, i, j0 + tl.arange(0, N), scale2, slope2, ALIBI, BORDER)
     new_top = tl.maximum(top, tl.max(s, 1))
     p = tl.exp2(s - new_top[:, None])
     shrink = tl.exp2(top - new_top)
@@ -109,7 +110,7 @@ def _dq_tile(
 ):  # fmt: skip
     k_NK = _rows(k, j0, end, k_stride, N, K, KP)
     v_NK = _rows(v, j0, end, v_stride, N, K, KP)
-    s = _scores(q, k_NK, i, j0 + tl.arange(0, N), end, scale2, slope2, ALIBI, BORDER)
+    s = _scores(q, k_NK, i, j0 + tl.arange(0, N), scale2, slope2, ALIBI, BORDER)
     p = tl.exp2(s - lse[:, None])
     ds = p * (dot(do, tl.trans(v_NK)) - delta[:, None])
     return dq + dot(ds.to(k_NK.dtype), k_NK)
@@ -162,7 +163,7 @@ def _dkv_tile(
     do_MK = _rows(grad, i0, end, g_stride, M, K, KP)
     lse_M = tl.load(lse + i.to(tl.int64) * H, mask=i < end, other=float("inf"))  # rows behind the end weigh 2^-inf = 0
     delta_M = tl.load(delta + i.to(tl.int64) * H, mask=i < end, other=0.0)
-    s = _scores(q_MK, k, i, j, end, scale2, slope2, ALIBI, BORDER)
+    s = _scores(q_MK, k, i, j, scale2, slope2, ALIBI, BORDER)
     p = tl.exp2(s - lse_M[:, None])
     ds = p * (dot(do_MK, tl.trans(v)) - delta_M[:, None])
     dv += dot(tl.trans(p.to(do_MK.dtype)), do_MK)
