@@ -57,8 +57,8 @@ class Case:
 
 
 CASES = {
-    "arc": Case("arc", "vi", "lm-eval", 25, False, ours=4, peer=2, aim=3.5),
-    "mmlu": Case("mmlu", "en", "lm-eval", 5, False, ours=160, peer=8, aim=5),
+    "arc": Case("arc", "vi", "lm-eval", 25, False, ours=8, peer=2, aim=3.5),
+    "mmlu": Case("mmlu", "en", "lm-eval", 5, False, ours=200, peer=8, aim=5),
     "shared": Case("arc", "vi", "strict", 25, True, ours=120, peer=1, aim=20),
 }
 SUBJECTS = 4  # of MMLU, spread over the alphabet
@@ -185,7 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--vocab-size", type=int, default=4000)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--batch-tokens", type=int, default=1024)
+    parser.add_argument("--batch-tokens", type=int, default=512)
     parser.add_argument("--peer-batch-size", type=int, default=1, help="lm-eval's --batch_size")
     parser.add_argument("--peer-python", default=sys.executable, help="a Python that has lm_eval")
     return parser

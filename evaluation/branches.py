@@ -5,10 +5,11 @@ Shapes: T rows of one forward, D model, H heads, G key/value heads, K head size,
 The log-probabilities of a token must not depend on what shares its forward, on where its node happens to begin, or on
 how a long node is cut. On one CPU thread that takes three rules, found by measurement (MKL in torch 2.13, AVX-512):
  - a row of a float32 matrix product has the same bits in every product of 16 rows or more, wherever it stands, and
-   others below: so a forward has a multiple of 32 rows. Several threads inside a product break this (a product that
+   others below; and with 96 rows or fewer the models may take kernels of their own: so a forward has a multiple of
+   32 rows, and at least 128. Several threads inside a product break this (a product that
    sums over 2,048 is then cut along the sum): threads run whole forwards side by side instead.
  - element-wise kernels treat the end of an array apart: a multiple of 32 rows has no such end.
- - attention: queries are cut where tiles of 128 positions, counted from the root, begin; the queries of a tile always
+ - attention: queries are cut where tiles of 256 positions, counted from the root, begin; the queries of a tile always
    see the keys from 0 to the tile's end, those after them masked, in a multiple of 16 rows.
 On a GPU, where the library picks a kernel by shape, every forward has exactly the same number of rows.
 """
@@ -30,9 +31,10 @@ from kernels.attention.fold import EXTRA, fold_key, fold_query
 from kernels.linear_logprob import linear_logprob
 
 ROWS = 32  # a forward on a CPU has a multiple of these, and a call of the head exactly so many
+FEWEST_ROWS = 128  # a forward on a CPU has at least so many
 QUERIES = 16  # a call of attention has a multiple of these
 GPU_ROWS = 1024  # a forward on a GPU has exactly so many
-TILE = 128  # positions
+TILE = 256  # positions
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,9 @@ class Branches:
     def _batch(self, pieces: Sequence[Piece]) -> PackedBatch:
         """The pieces end to end, and behind them rows of token 0 that nobody reads."""
         lengths = [piece.stop - piece.start for piece in pieces]
-        step = GPU_ROWS if self.device.type == "cuda" else ROWS
-        spare = -sum(lengths) % step
+        total = sum(lengths)
+        rows = GPU_ROWS if self.device.type == "cuda" else max(FEWEST_ROWS, total + -total % ROWS)
+        spare = rows - total
         tokens = [torch.from_numpy(p.node.tokens[p.start - p.node.start : p.stop - p.node.start]) for p in pieces]
         positions = [torch.arange(p.start, p.stop) for p in pieces]
         if spare:
@@ -180,7 +183,7 @@ class Branches:
             q_GNK[None],
             keys_GPK[None, :, :end],
             values_GPK[None, :, :end],
-            attn_mask=mask.repeat(shared, 1),
+            attn_mask=mask if shared == 1 else mask.repeat(shared, 1),
             scale=self.model.head_size**-0.5,
         )[0]
         out_NHK = out_GNK.unflatten(1, (shared, count)).permute(2, 0, 1, 3).flatten(1, 2)

@@ -38,7 +38,7 @@ class Scorer:
     """
 
     model: Any
-    batch_tokens: int = 1024
+    batch_tokens: int = 512
     cache_tokens: int = 16_384
     num_threads: int = 1
     work: Work = field(default_factory=Work)
@@ -149,35 +149,44 @@ class _Run:
             self.answers.put(error)
 
     def _take(self) -> list[Node]:
-        """The next siblings to compute together; empty when all is done. Waits while others may add some."""
+        """What to compute next: nodes off the stack until they fill a forward. Empty when all is done.
+
+        Every node on the stack is ready, its ancestors being computed. Waits while others may add some.
+        """
         with self.changed:
             while not self.stack and self.running and not self.stopped:
                 self.changed.wait()
-            if not self.stack or self.stopped:
-                return []
-            siblings, nodes, size, kept, below = self.stack[-1], [], 0, self.kept_tokens, 0
-            while siblings:
-                node = siblings[-1]
+            nodes: list[Node] = []
+            size, kept, below = 0, self.kept_tokens, 0
+            while self.stack and size < self.batch_tokens and not self.stopped:
+                node = self.stack[-1][-1]
                 size, kept, below = size + len(node.tokens), kept + node.kept, max(below, node.below)
                 # One node is always taken: what it needs beside its ancestors was left free for it.
-                if nodes and (size > self.batch_tokens or kept + below > self.scorer.cache_tokens):
+                if nodes and kept + below > self.scorer.cache_tokens:
                     break
-                nodes.append(siblings.pop())
-            if not siblings:
-                self.stack.pop()
-            self.running += 1
-            self.kept_tokens += sum(node.kept for node in nodes)
-            self.work.peak_kept_tokens = max(self.work.peak_kept_tokens, self.kept_tokens)
+                nodes.append(self.stack[-1].pop())
+                if not self.stack[-1]:
+                    self.stack.pop()
+            if nodes:
+                self.running += 1
+                self.kept_tokens += sum(node.kept for node in nodes)
+                self.work.peak_kept_tokens = max(self.work.peak_kept_tokens, self.kept_tokens)
             return nodes
 
     def _forwards(self, nodes: list[Node]) -> Iterator[list[Piece]]:
-        """Nodes that fit a forward in one, a node that does not alone, in pieces."""
-        if len(nodes) > 1:
-            yield [Piece(node, node.start, node.stop) for node in nodes]
-            return
-        node = nodes[0]
-        for start in range(node.start, node.stop, self.batch_tokens):
-            yield [Piece(node, start, min(start + self.batch_tokens, node.stop))]
+        """The nodes end to end, cut into forwards of batch_tokens: a node that is cut goes on in the next one."""
+        pieces, room = [], self.batch_tokens
+        for node in nodes:
+            start = node.start
+            while start < node.stop:
+                stop = min(node.stop, start + room)
+                pieces.append(Piece(node, start, stop))
+                room, start = room - (stop - start), stop
+                if not room:
+                    yield pieces
+                    pieces, room = [], self.batch_tokens
+        if pieces:
+            yield pieces
 
     def _done(self, nodes: list[Node]) -> None:
         """Free what no branch needs any more, and put the children on the stack."""

@@ -29,7 +29,7 @@ class EvaluateSettings:
     output: str | None = flag("folder of the results (default: RUNS/LANG/evaluate)", None)
     runs: str = flag("folder of all runs", "runs")
     overwrite: bool = flag("replace the results that the output folder holds", False)
-    batch_tokens: int = flag("tokens of one forward; scores do not depend on it", 1024)
+    batch_tokens: int = flag("tokens of one forward; scores do not depend on it", 512)
     cache_tokens: int = flag("tokens whose keys and values are kept; scores do not depend on it", 16_384)
     dtype: str = flag("auto is bfloat16 on a GPU, float32 on CPU", "auto", choices=["auto", "float32", "bfloat16"])
 

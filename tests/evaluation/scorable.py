@@ -33,15 +33,15 @@ def document_of(index: int, choices: list[Choice], gold: int | tuple[float, ...]
 
 
 def documents_of(count: int, seed: int = 0) -> list[Document]:
-    """Contexts that share 0, 5, 130 or 150 tokens; choices of 1 to 8 tokens, some with a common start, two equal."""
+    """Contexts that share 0, 5, 250 or 270 tokens; choices of 1 to 8 tokens, some with a common start, two equal."""
     draw = random.Random(seed)
 
     def ids(n: int) -> tuple[int, ...]:
         return tuple(draw.randrange(VOCABULARY) for _ in range(n))
 
-    common, documents = ids(150), []
+    common, documents = ids(270), []
     for index in range(count):
-        context = common[: draw.choice([0, 5, 130, 150, 150])] + ids(draw.randrange(1, 40))
+        context = common[: draw.choice([0, 5, 250, 270, 270])] + ids(draw.randrange(1, 40))
         start = ids(2)
         choices = [choice_of(context, start[: draw.randrange(3)] + ids(draw.randrange(1, 7))) for _ in range(3)]
         # As tokenisation at the border has it: a choice whose context is shorter than its siblings'.

@@ -168,8 +168,8 @@ def test_a_reader_that_stops_early_leaves_no_thread_and_the_threads_it_found():
     assert torch.get_num_threads() == before
 
 
-@given(start=st.integers(0, 400), count=st.integers(1, 400))
-def test_tiles_begin_at_multiples_of_128(start, count):
+@given(start=st.integers(0, 800), count=st.integers(1, 800))
+def test_tiles_begin_at_multiples_of_256(start, count):
     cut = tiles(start, start + count)
     assert [p for a, b in cut for p in range(a, b)] == list(range(start, start + count))
-    assert all(a // 128 == (b - 1) // 128 for a, b in cut)
+    assert all(a // 256 == (b - 1) // 256 for a, b in cut)
