@@ -13,7 +13,7 @@ setup(
     # transformers 5.23 starts at 3.11.
     python_requires=">=3.11",
     packages=find_packages(include=[pattern for room in ROOMS for pattern in (room, f"{room}.*")]),
-    package_data={"datagen": ["kits/*.json"]},
+    package_data={"datagen": ["kits/*.json", "seeds/*.jsonl", "templates/*.txt"]},
     install_requires=[
         "torch>=2.11",
         "deepspeed>=0.19",
@@ -24,6 +24,7 @@ setup(
         "rouge-score>=0.1.2",
         "numpy>=2.1",
         "msgpack>=1.1",
+        "py3langid>=0.4",
         "safetensors>=0.6",
         "tensorboard>=2.19",
         "tqdm>=4.67",

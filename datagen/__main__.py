@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, NoReturn
 
-from datagen import embedded, instruct, rouge_filter, simulate, stats
+from datagen import benchmark, embedded, instruct, rank, rouge_filter, simulate, stats, translate
 from engine.errors import UserError
 
 
@@ -39,6 +39,24 @@ COMMANDS = {
         "python -m datagen filter --pool alpaca.jsonl --candidates new.jsonl --output kept.jsonl --rejected near.jsonl",
         rouge_filter.add_arguments,
         rouge_filter.run,
+    ),
+    "translate": Command(
+        "translate English instruction records, with every answer checked",
+        "python -m datagen translate --lang ne --data new.jsonl --output new_ne.jsonl --budget 5",
+        translate.add_arguments,
+        translate.run,
+    ),
+    "rank": Command(
+        "have a model rank the responses of launch/sample.py, translated into English first",
+        "python -m datagen rank --lang ne --data responses.jsonl --output ranking.jsonl --rerank-share 0.05",
+        rank.add_arguments,
+        rank.run,
+    ),
+    "benchmark": Command(
+        "translate ARC, HellaSwag, MMLU and TruthfulQA, options and answer keys in their places",
+        "python -m datagen benchmark --lang ne --data m_arc/en_test.json m_mmlu/en_dev.json --output benchmarks",
+        benchmark.add_arguments,
+        benchmark.run,
     ),
     "simulate": Command(
         "serve a local OpenAI-compatible API with plausible answers, and with faults and limits on request",

@@ -15,7 +15,7 @@ from datagen.api_settings import ApiSettings, api_settings
 from datagen.chat import Record, Work
 from datagen.dry_run import print_plan
 from datagen.progress import Progress, clock
-from datagen.runner import Summary, run
+from datagen.runner import Review, Summary, run
 from datagen.session import Outcome, Session
 from engine.errors import UserError
 
@@ -52,18 +52,19 @@ def run_command(
     work: Work,
     args: argparse.Namespace,
     group_of: Callable[[Record], str] = lambda _: "all",
+    review: Review | None = None,
 ) -> Summary | None:
     """Does what a command's flags say: the plan for --dry-run (then None), otherwise the run and its summary.
 
     args: of a parser with `add_api_arguments` and --output FILE.
-    group_of: the language of a record, for the rows of the plan.
+    group_of: the language of a record, for the rows of the plan. review: see `runner.run`.
     UserError after a run that could not finish (its finished rows are written); exit status 130 after Ctrl-C.
     """
     settings, files = api_settings(args), run_files(args)
     if args.dry_run:
         print_plan(records, work, settings, files.journal, group_of)
         return None
-    summary = asyncio.run(_watched_run(records, work, settings, files))
+    summary = asyncio.run(_watched_run(records, work, settings, files, review))
     print(describe(summary, files, len(records)), file=sys.stderr)
     if summary.stopped == INTERRUPTED:
         raise SystemExit(130)
@@ -72,10 +73,13 @@ def run_command(
     return summary
 
 
-async def _watched_run(records: Sequence[Record], work: Work, settings: ApiSettings, files: RunFiles) -> Summary:
+async def _watched_run(
+    records: Sequence[Record], work: Work, settings: ApiSettings, files: RunFiles, review: Review | None
+) -> Summary:
     with Watch(len(records)) as watch:
         paths = (files.journal, files.output, files.quarantine)
-        return await run(records, work, settings, *paths, tell=watch.tell, on_start=watch.start, on_outcome=watch.add)
+        told = {"tell": watch.tell, "on_start": watch.start, "on_outcome": watch.add}
+        return await run(records, work, settings, *paths, **told, review=review)
 
 
 class Watch:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from datagen import prompt_templates
 from datagen.api_settings import add_api_arguments, api_settings
 from datagen.chat import Ask, Record, Rejected, Work
 from datagen.command import INTERRUPTED, RunFiles, Watch, run_files
@@ -35,7 +36,7 @@ from engine.records import write_jsonl
 
 EXAMPLES_A_REQUEST = 3
 TASKS_A_REQUEST = 20
-TEMPLATE_FILE = Path(__file__).parent / "templates" / "instruct.txt"
+TEMPLATE_FILE = prompt_templates.TEMPLATES_DIR / "instruct.txt"
 MAX_TOKENS = 3072  # of an answer: twenty tasks with room to spare; Alpaca's number
 FIRST_WAVE_REQUESTS = 50  # after them the share that is kept is known
 ASSUMED_KEPT_SHARE = 0.6  # until then
@@ -90,23 +91,7 @@ def run(args: argparse.Namespace) -> None:
 
 def read_template(path: Path) -> string.Template:
     """The prompt's template. UserError if it cannot be read or lacks or misspells one of its names."""
-    try:
-        template = string.Template(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"--template {path}: {error.strerror}: check the path") from None
-    except UnicodeDecodeError:
-        raise UserError(f"--template {path} is not UTF-8: save it as UTF-8") from None
-    names = ("count", "first", "last", "examples_count", "examples")
-    try:
-        unknown = sorted(set(template.get_identifiers()) - set(names))
-        template.substitute(dict.fromkeys([*names, *unknown], ""))
-    except ValueError:
-        raise UserError(f"--template {path} has a $ before no name: write $$ for a dollar sign") from None
-    if unknown:
-        raise UserError(f"--template {path} has ${unknown[0]}: the names are ${', $'.join(names)}; $$ is a dollar sign")
-    if missing := [name for name in ("examples", "first", "last") if name not in template.get_identifiers()]:
-        raise UserError(f"--template {path} lacks ${missing[0]}: the model must see it; see {TEMPLATE_FILE.name}")
-    return template
+    return prompt_templates.read_template(path, ("examples", "first", "last"), ("count", "examples_count"))
 
 
 def make_prompt(template: string.Template, seeds: Sequence[Seed], seed: int, request: int) -> str:

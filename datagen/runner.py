@@ -24,7 +24,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,23 @@ from datagen.journal import Tokens
 from datagen.session import Outcome, Session
 from engine.errors import UserError
 
-__all__ = ["ApiSettings", "Ask", "Outcome", "Record", "Rejected", "Reply", "Session", "Summary", "Work", "run"]
+__all__ = [
+    "ApiSettings",
+    "Ask",
+    "Outcome",
+    "Record",
+    "Rejected",
+    "Reply",
+    "Review",
+    "Session",
+    "Summary",
+    "Work",
+    "run",
+]
+
+# review(record, rows): a second look at the rows of each record, in the order of the records. It raises Rejected, or
+# takes rows out of the list.
+Review = Callable[[Record, list[Record]], None]
 
 
 @dataclass(frozen=True)
@@ -73,6 +89,7 @@ async def run(
     tell: Callable[[str], None] = lambda _: None,
     on_start: Callable[[Session], None] = lambda _: None,
     on_outcome: Callable[[Outcome], None] = lambda _: None,
+    review: Review | None = None,
 ) -> Summary:
     """Works on all records; output gets their rows, quarantine `{index, reason, record}` of each that was rejected.
 
@@ -80,6 +97,7 @@ async def run(
     stopped (a fatal error, the budget, `Session.drain`) leaves the rows of the finished records, in order, and the next
     run completes them. Without rejections there is no quarantine file.
 
+    review: for checks that depend on the records before, whichever answer comes first.
     tell: given one line where something is to be known; on_start: given the session, to watch or drain it.
     UserError for what is wrong before the first request; later errors are in the summary's `stopped`.
     """
@@ -89,6 +107,8 @@ async def run(
         on_start(session)
         with _Replacement(output) as rows_file, _Replacement(quarantine) as rejected_file:
             async for outcome in session.outcomes(records, work):
+                if review is not None and outcome.reason is None:
+                    outcome = await _reviewed(session, outcome, work, review)
                 counts[0] += 1
                 if outcome.reason is None:
                     counts[2] += rows_file.write(outcome.rows)
@@ -111,6 +131,25 @@ async def run(
             seconds=time.monotonic() - start_s,
             stopped=session.stopped,
         )
+
+
+async def _reviewed(session: Session, outcome: Outcome, work: Work, review: Review) -> Outcome:
+    """The outcome, or its rejection; with --retry-quarantined the record's last answer is asked for again first."""
+    try:
+        review(outcome.record, outcome.rows)
+        return outcome
+    except Rejected as rejected:
+        rejection = replace(outcome, rows=[], reason=rejected.reason)
+    if session.settings.retry_quarantined:
+
+        async def work_and_review(record: Record, ask: Ask) -> list[Record]:
+            rows = await work(record, ask)
+            review(record, rows)
+            return rows
+
+        async for again in session.outcomes([outcome.record], work_and_review):
+            return replace(again, index=outcome.index)
+    return rejection
 
 
 class _Replacement:

@@ -1,0 +1,134 @@
+"""`python -m datagen benchmark`: ARC, HellaSwag, MMLU and TruthfulQA items into another language, in Okapi's schemas.
+
+All texts of an item are translated together, each in its own field; options stay in their number and order, and the
+answer key, the id and every other field as they were. DIR/m_arc/en_test.json becomes OUTPUT/m_arc/ne_test.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from datagen.api_settings import add_api_arguments
+from datagen.benchmark_schemas import Item, check_item, item_texts, option_faults, with_texts
+from datagen.chat import Ask, Record, Rejected, Work
+from datagen.command import run_command
+from datagen.length_ratios import LengthRatios
+from datagen.prompt_templates import read_template
+from datagen.runner import Review
+from datagen.sources import read_sources
+from datagen.translate import TEMPLATE_FILE
+from datagen.translation import LIMIT_TOKENS, MAX_TOKENS, TEMPLATE_NAMES, Translator, check_lengths
+from engine.errors import UserError
+from engine.languages import get_language
+from engine.records import read_records
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "%(prog)s --lang CODE --data FILE --output DIR [flags]"
+    parser.add_argument("--lang", required=True, metavar="CODE", help="the language")
+    parser.add_argument("--data", nargs="+", required=True, metavar="FILE", help="as m_arc/en_test.json; any parts")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="gets m_arc/CODE_test.json and so on")
+    parser.add_argument("--template", type=Path, default=TEMPLATE_FILE, metavar="FILE", help="the prompt (built in)")
+    add_api_arguments(parser)
+    parser.set_defaults(max_tokens=MAX_TOKENS)
+
+
+def run(args: argparse.Namespace) -> None:
+    language = get_language(args.lang)
+    if language.code == "en":
+        raise UserError("--lang en: the items are in English already; name another language")
+    targets = {path: target_of(path, args.output, language.code) for path in args.data}
+    check_targets(targets)
+    translator = Translator(language, read_template(args.template, **TEMPLATE_NAMES), LIMIT_TOKENS)
+    records = read_items(args.data)
+    print("\n".join(describe(records)), file=sys.stderr)
+    # The run's own files: rows of all benchmarks together, one journal and one budget.
+    args.output = args.output / f"{language.code}.rows.jsonl"
+    summary = run_command(records, make_work(translator), args, lambda _: language.code, make_review(LengthRatios()))
+    if summary is not None:
+        print("\n".join(write_files(args.output, targets, Counter(record["file"] for record in records))))
+
+
+def target_of(path: str, folder: Path, lang: str) -> Path:
+    """Where the translation of FOLDER/en_PART.json goes. UserError for a file with another name."""
+    source = Path(path)
+    name, dot, suffix = source.name.partition(".")
+    if not name.startswith("en_") or suffix not in ("json", "jsonl", "jsonl.gz"):
+        raise UserError(f"--data {path}: English items are in files named like m_arc/en_test.json: rename it")
+    return folder / source.absolute().parent.name / f"{lang}_{name.removeprefix('en_')}.json"
+
+
+def check_targets(targets: Mapping[str, Path]) -> None:
+    """UserError where two files would become one, or a translation would replace what it is made from."""
+    taken: dict[Path, str] = {}
+    for path, target in targets.items():
+        if other := taken.get(target):
+            raise UserError(f"--data {other} and {path} would both become {target}: put them into folders of their own")
+        if Path(path).resolve() == target.resolve():
+            raise UserError(f"--output: {target} is among --data: choose another folder")
+        taken[target] = path
+
+
+def read_items(paths: Sequence[str]) -> list[Record]:
+    """Records {file, item}. UserError, with file, line and field, for an item that is in none of the schemas."""
+    sources = read_sources(list(paths))
+    for source in sources:
+        check_item(source)
+    return [{"file": source.path, "item": source.fields} for source in sources]
+
+
+def describe(records: Sequence[Record]) -> list[str]:
+    """Lines for a person: items a file, and what the linter finds in the English ones."""
+    lines = [f"{count:8,}  {path}" for path, count in Counter(record["file"] for record in records).items()]
+    faults = Counter(fault.split(":")[0] for record in records for fault in option_faults(record["item"]))
+    return lines + [f"{count:8,}  {fault}s in English, taken over as they are" for fault, count in faults.items()]
+
+
+def make_work(translator: Translator) -> Work:
+    """The work on a record {file, item}: the same with the translated item."""
+
+    async def work(record: Record, ask: Ask) -> list[Record]:
+        item: Item = record["item"]
+        texts = item_texts(item)
+        # Equal texts are one: TruthfulQA's two lists share choices, HellaSwag's ctx repeats ctx_a.
+        place_of = {text: place for place, text in reversed(texts.items())}
+        translated = await translator.translate({place: text for text, place in place_of.items()}, ask)
+        there = with_texts(item, {place: translated[place_of[text]] for place, text in texts.items()})
+        before = option_faults(item)
+        if new := [fault for fault in option_faults(there) if fault not in before]:
+            raise Rejected(new[0])
+        return [{"file": record["file"], "item": there}]
+
+    return work
+
+
+def make_review(ratios: LengthRatios) -> Review:
+    """Lengths, against those of the items before."""
+
+    def review(record: Record, rows: list[Record]) -> None:
+        check_lengths(ratios, item_texts(record["item"]), item_texts(rows[0]["item"]))
+
+    return review
+
+
+def write_files(rows: Path, targets: Mapping[str, Path], wanted: Mapping[str, int]) -> list[str]:
+    """The translated items into their files, as JSON lists; lines for a person."""
+    items: dict[str, list[Item]] = {path: [] for path in targets}
+    if rows.stat().st_size:
+        for _, row in read_records(rows):
+            items[row["file"]].append(row["item"])
+    lines = []
+    for path, target in targets.items():
+        if items[path]:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part = target.with_name(f".{target.name}.part")
+            part.write_text(json.dumps(items[path], ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+            os.replace(part, target)
+        lines.append(f"{len(items[path]):8,} of {wanted[path]:,}  {target}")
+    return lines

@@ -1,0 +1,117 @@
+"""Whether a translation is in its language: script, English left in it, a language that is easily taken for it."""
+
+from __future__ import annotations
+
+import functools
+import re
+import unicodedata
+from typing import Any
+
+from datagen.kept_parts import split_parts
+from datagen.words import unicode_words
+from engine.languages import LANGUAGES, Language
+
+# How the Unicode names of a script's letters begin (ISO 15924 -> prefixes); a script that is not here is not checked.
+_SCRIPTS = {
+    "Arab": "ARABIC", "Armn": "ARMENIAN", "Beng": "BENGALI", "Cyrl": "CYRILLIC", "Deva": "DEVANAGARI",
+    "Ethi": "ETHIOPIC", "Geor": "GEORGIAN", "Grek": "GREEK", "Gujr": "GUJARATI", "Guru": "GURMUKHI", "Hans": "CJK",
+    "Hant": "CJK", "Hebr": "HEBREW", "Khmr": "KHMER", "Knda": "KANNADA", "Laoo": "LAO", "Latn": "LATIN",
+    "Mlym": "MALAYALAM", "Mymr": "MYANMAR", "Orya": "ORIYA", "Sinh": "SINHALA", "Taml": "TAMIL", "Telu": "TELUGU",
+    "Thai": "THAI",
+}  # fmt: skip
+_MIN_SCRIPT_SHARE = 0.7
+_MIN_SCRIPT_LETTERS = 8
+
+# Words that no name and no list consists of.
+_ENGLISH_WORDS = frozenset(
+    unicode_words(
+        "the of and is are was were to that with for this these you your it its as by from have has had be been which"
+        " what how why when who not can should would will they their there he she his her them or an at we our do does"
+    )
+)
+_MIN_COPIED_WORDS = 8
+# Latin letters or others: in Chinese no space parts a name from what is around it.
+_WORD = re.compile(r"[0-9A-Za-z_\u00c0-\u024f]+|[^\W0-9A-Za-z_\u00c0-\u024f]+")
+
+# What else a text in one of our languages may turn out to be; Bosnian is left out, since nobody can tell it from
+# Croatian and Serbian by the letters of a paragraph.
+_NEIGHBOURS = tuple(unicode_words("be bg mk cs sl pl pt gl ms no nn sv af fa ur as ja ko gu pa"))
+_MIN_LETTERS = {"Hans": 15, "Hant": 15}
+_MIN_LETTERS_OTHERWISE = 50
+_MIN_PROBABILITY = 0.2
+
+
+def language_fault(source: str, target: str, language: Language) -> str | None:
+    """Why a translation of an English text is not in the language, in a few words; None if it seems to be.
+
+    Code, URLs and placeholders are not looked at, nor, for the script and the language, words that the source has too:
+    names, acronyms and quotations stay as they are. Short texts can only be told by their script.
+    """
+    before, after = split_parts(source).prose, split_parts(target).prose
+    return (
+        _english_left(before, after)
+        or script_fault(_without_words_of(before, after), language)
+        or _identity_fault(_without_words_of(before, after), language)
+    )
+
+
+def script_fault(text: str, language: Language) -> str | None:
+    """A text whose letters are mostly of another script; None for one with too few letters."""
+    if language.script not in _SCRIPTS:
+        return None
+    scripts = [_script(letter) for letter in text if letter.isalpha()]
+    if len(scripts) < _MIN_SCRIPT_LETTERS:
+        return None
+    share = scripts.count(_SCRIPTS[language.script]) / len(scripts)
+    if share >= _MIN_SCRIPT_SHARE:
+        return None
+    return f"script: {share:.0%} of the letters are {_SCRIPTS[language.script].capitalize()}"
+
+
+def _english_left(source: str, target: str) -> str | None:
+    """The whole text, or eight of its words in a row, as they were."""
+    words = re.findall(r"[^\W\d_]+(?:['’][^\W\d_]+)*", source)
+    common = [word for word in words if word.lower() in _ENGLISH_WORDS]
+    plain = [word for word in words if len(word) > 2 and word.islower()]
+    if source.split() == target.split() and ((common and len(words) > 1) or len(plain) >= 3):
+        return "left in English"
+    before, after = " ".join(unicode_words(source)), unicode_words(target)
+    for start in range(len(after) - _MIN_COPIED_WORDS + 1):
+        copied = after[start : start + _MIN_COPIED_WORDS]
+        if len(_ENGLISH_WORDS.intersection(copied)) >= 2 and f" {' '.join(copied)} " in f" {before} ":
+            return f"left in English: {' '.join(copied)!r:.60}"
+    return None
+
+
+def _without_words_of(source: str, target: str) -> str:
+    """The target without the words that the source has too."""
+    known = set(_WORD.findall(source.casefold()))
+    return _WORD.sub(lambda word: " " if word[0].casefold() in known else word[0], target)
+
+
+def _identity_fault(text: str, language: Language) -> str | None:
+    identifier = _identifier()
+    letters = sum(letter.isalpha() for letter in text)
+    if letters < _MIN_LETTERS.get(language.script, _MIN_LETTERS_OTHERWISE) or language.code not in identifier.labels:
+        return None
+    ranked = identifier.rank(text)
+    best, probability = ranked[0][0], dict(ranked)[language.code]
+    if best == language.code or probability >= _MIN_PROBABILITY:
+        return None
+    name = LANGUAGES[best].name if best in LANGUAGES else best
+    return f"language: looks like {name} ({language.name}: {probability:.0%})"
+
+
+@functools.cache
+def _identifier() -> Any:
+    """py3langid's bundled model (Lui and Baldwin 2012), for our languages and their neighbours; loaded when needed."""
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    identifier.set_languages({code for code in [*LANGUAGES, *_NEIGHBOURS] if code in identifier.labels})
+    return identifier
+
+
+@functools.lru_cache(maxsize=65536)
+def _script(letter: str) -> str:
+    return unicodedata.name(letter, "").split(" ")[0].split("-")[0]

@@ -1,0 +1,162 @@
+"""`python -m datagen translate`: instruction records from English into another language, by a chat model.
+
+Instruction, input and output of a record are translated together, in one JSON object. An answer that fails a check goes
+to the quarantine with the reason (see `checks`, `translation`). Tasks about the English language itself (grammar,
+translation, spelling) and records that overlap a benchmark are set aside, into a file of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datagen.api_settings import add_api_arguments
+from datagen.chat import Ask, Record, Rejected, Work
+from datagen.command import run_command, run_files
+from datagen.decontaminate import Benchmarks, Overlap, report
+from datagen.language_tasks import LANGUAGE_TASKS, language_task
+from datagen.length_ratios import LengthRatios
+from datagen.prompt_templates import TEMPLATES_DIR, read_template
+from datagen.runner import Review
+from datagen.sources import check_outputs, read_sources
+from datagen.translation import LIMIT_TOKENS, MAX_TOKENS, TEMPLATE_NAMES, Translator, check_lengths
+from engine.errors import UserError
+from engine.languages import get_language
+from engine.records import write_jsonl
+
+TEMPLATE_FILE = TEMPLATES_DIR / "translate.txt"
+FIELDS = ("instruction", "input", "output")
+_NOTE = (
+    "- This task is about the English language ($kind): translate what tells the reader what to do, and leave the"
+    " English words and sentences that are worked on, or that the answer consists of, in English.\n"
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "%(prog)s --lang CODE --data FILE --output FILE [flags]"
+    parser.add_argument("--lang", nargs="+", required=True, metavar="CODE", help="the language; several for --dry-run")
+    parser.add_argument("--data", nargs="+", required=True, metavar="FILE", help="English instruction records")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="their translations")
+    parser.add_argument("--language-tasks", choices=("aside", "translate"), default="aside",
+                        help="tasks about grammar, translation, spelling (aside)")  # fmt: skip
+    parser.add_argument("--aside", metavar="FILE", help="what is set aside, with reasons (OUTPUT.aside.jsonl)")
+    parser.add_argument("--decontaminate", nargs="+", default=[], metavar="FILE", help="benchmarks not to overlap")
+    parser.add_argument("--template", type=Path, default=TEMPLATE_FILE, metavar="FILE", help="the prompt (built in)")
+    parser.add_argument("--split-above", type=int, default=LIMIT_TOKENS, metavar="N", help="tokens a request (500)")
+    add_api_arguments(parser)
+    parser.set_defaults(max_tokens=MAX_TOKENS)
+
+
+def run(args: argparse.Namespace) -> None:
+    languages = [get_language(code) for code in args.lang]
+    if english := next((language for language in languages if language.code == "en"), None):
+        raise UserError(f"--lang {english.code}: the records are in English already; name another language")
+    if len(languages) > 1 and not args.dry_run:
+        raise UserError(f"--lang names {len(languages)} languages: translate into one at a time, or add --dry-run")
+    if args.split_above < 1:
+        raise UserError(f"--split-above {args.split_above} must be 1 or more")
+    files, aside_path = run_files(args), args.aside or f"{args.output}.aside.jsonl"
+    inputs = [*args.data, *args.decontaminate, str(files.journal), str(files.quarantine)]
+    check_outputs(inputs, {"--output": str(args.output), "--aside": aside_path})
+    template = read_template(args.template, **TEMPLATE_NAMES)
+    translators = {language.code: Translator(language, template, args.split_above) for language in languages}
+    benchmarks = Benchmarks(args.decontaminate)
+    records, aside, overlaps = sort_out(read_instructions(args.data), benchmarks, args.language_tasks == "aside")
+    work = make_work(translators)
+    jobs = [{**record, "lang": code} for code in translators for record in records]
+    review = make_review(LengthRatios(), benchmarks)
+    if not args.dry_run:
+        Path(aside_path).unlink(missing_ok=True)
+        if aside:
+            write_jsonl(aside_path, aside)
+    lines = describe(len(records), aside, aside_path) + (report(overlaps, benchmarks) if args.decontaminate else [])
+    print("\n".join(lines), file=sys.stderr)
+    run_command(jobs, work, args, lambda record: record["lang"], review)
+
+
+def read_instructions(paths: Sequence[str]) -> list[Record]:
+    """The records with an `id` (a string; the number of the record where it has none), `input` and `output`.
+
+    Other fields are kept. UserError naming file, line and field for a record without an instruction, a field that is no
+    text, an id given twice.
+    """
+    records, where_of = [], {}
+    for number, source in enumerate(read_sources(paths), 1):
+        texts = {"instruction": source.text("instruction"), **{name: source.text(name, "") for name in FIELDS[1:]}}
+        if not texts["instruction"].strip():
+            raise UserError(f"{source.where}: field 'instruction' is empty: fill it or drop the record")
+        id = source.fields.get("id", number)
+        if not isinstance(id, (str, int)) or isinstance(id, bool):
+            raise UserError(f"{source.where}: field 'id' is {id!r:.60}: give a text or a whole number")
+        id = str(id)
+        if id in where_of:
+            raise UserError(
+                f"{source.where}: field 'id' is {id!r:.60}, as in {where_of[id]}: make ids unique or drop them"
+            )
+        where_of[id] = source.where
+        records.append({**source.fields, "id": id, **texts})
+    return records
+
+
+def sort_out(
+    records: Sequence[Record], benchmarks: Benchmarks, tasks_aside: bool
+) -> tuple[list[Record], list[Record], list[Overlap]]:
+    """The records to translate, those set aside (with `reason`), and the overlaps with benchmarks among the latter.
+
+    Records about language that are to be translated get a field `language_task`.
+    """
+    kept, aside, overlaps = [], [], []
+    for record in records:
+        kind = language_task(record["instruction"])
+        if overlap := benchmarks.overlap({name: record[name] for name in FIELDS}):
+            overlaps.append(overlap)
+            aside.append({**record, "reason": "overlaps a benchmark", **_told(overlap)})
+        elif kind and tasks_aside:
+            aside.append({**record, "reason": kind})
+        else:
+            kept.append({**record, "language_task": kind} if kind else record)
+    return kept, aside, overlaps
+
+
+def _told(overlap: Overlap) -> dict[str, str]:
+    return {f"overlap_{name}": value for name, value in overlap._asdict().items()}
+
+
+def make_work(translators: Mapping[str, Translator]) -> Work:
+    """The work on a record with `lang`: the record, translated."""
+
+    async def work(record: Record, ask: Ask) -> list[Record]:
+        kind = record.get("language_task")
+        note = _NOTE.replace("$kind", kind) if kind else ""
+        texts = {name: record[name] for name in FIELDS}
+        translated = await translators[record["lang"]].translate(texts, ask, note, keeps_english=bool(kind))
+        return [{**record, **translated}]
+
+    return work
+
+
+def make_review(ratios: LengthRatios, benchmarks: Benchmarks) -> Review:
+    """What depends on the records before: the lengths; and the benchmarks again, which may be in the language."""
+
+    def review(record: Record, rows: list[Record]) -> None:
+        (row,) = rows
+        texts = {name: row[name] for name in FIELDS}
+        if overlap := benchmarks.overlap(texts):
+            raise Rejected(f"overlaps a benchmark: {overlap.path}:{overlap.where} (in {overlap.field})")
+        if not record.get("language_task"):
+            check_lengths(ratios, {name: record[name] for name in FIELDS}, texts)
+
+    return review
+
+
+def describe(to_translate: int, aside: Sequence[Mapping[str, Any]], aside_path: str) -> list[str]:
+    """Lines for a person: how many records are translated, and how many are not and why."""
+    counts = Counter(record["reason"] for record in aside)
+    lines = [f"{to_translate:8,}  to translate"]
+    about = [f"about {kind}" if kind in LANGUAGE_TASKS else kind for kind in counts]
+    lines += [f"{count:8,}  set aside: {what}" for what, count in zip(about, counts.values())]
+    return [*lines, f"{len(aside):8,}  set aside in all: {aside_path}"] if aside else lines
