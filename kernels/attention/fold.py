@@ -14,16 +14,6 @@ from torch import Tensor
 EXTRA = 8  # 2 x 3 products, and two zeros to keep the head size a multiple of 8
 
 
-def fold_alibi(
-    q_THK: Tensor, k_TGK: Tensor, positions_T: Tensor, slopes_H: Tensor, scale: float
-) -> tuple[Tensor, Tensor]:
-    """Append EXTRA dimensions to queries and keys; `scale` is what the kernel will multiply the scores by.
-
-    positions_T [T] are the keys' positions. Returns q [T, H, K + 8] and k [T, G, K + 8] in their own dtypes.
-    """
-    return fold_query(q_THK, slopes_H, scale), fold_key(k_TGK, positions_T)
-
-
 def fold_query(q_THK: Tensor, slopes_H: Tensor, scale: float) -> Tensor:
     """Queries [T, H, K] with the slopes (float32 [H]) behind them: [T, H, K + 8]."""
     pieces = _three_pieces(slopes_H.float() / scale, q_THK.dtype)
