@@ -48,6 +48,28 @@ class World:
         dist.all_gather_object(items, item)
         return items
 
+    def collect(self, item: Any) -> list[Any] | None:
+        """One picklable item of each rank, in order of rank, on the first; None on the others."""
+        if self.size == 1:
+            return [item]
+        items: list[Any] | None = [None] * self.size if self.is_first else None
+        dist.gather_object(item, items)
+        return items
+
+    def deal(self, items: list[Any] | None) -> Any:
+        """The inverse of `collect`: this rank's of the items that the first rank holds."""
+        if self.size == 1:
+            return items[0]
+        mine: list[Any] = [None]
+        dist.scatter_object_list(mine, items)
+        return mine[0]
+
+    def broadcast(self, x: Tensor) -> Tensor:
+        """The first rank's tensor, written into the one of equal shape that each rank gives."""
+        if self.size > 1:
+            dist.broadcast(x, 0)
+        return x
+
     def join(self, part: Tensor) -> Tensor:
         """The flat tensors of equal size of all ranks, end to end, on every rank."""
         parts = part.new_empty(self.size * part.numel())

@@ -5,7 +5,7 @@ Shapes: T tokens, S sequences, D model. Column t is about the action taken after
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -48,6 +48,22 @@ class Experience:
             name: None if columns[0][name] is None else torch.cat([c[name] for c in columns]) for name in columns[0]
         }
         return Experience(batch=PackedBatch.concat([part.batch for part in parts]), **joined)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it as plain tensors on the host, to be kept in a file."""
+        lengths_S = torch.tensor(self.batch.lengths, dtype=torch.int64)
+        columns = {name: x for name, x in self._columns().items() if x is not None}
+        own = {"tokens_T": self.batch.tokens_T, "lengths_S": lengths_S, **columns}
+        return {name: x.to("cpu", copy=True).contiguous() for name, x in own.items()}
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor], device: torch.device | str) -> Experience:
+        """What `tensors` made a dictionary of, on a device; trunk_TD stays where it is."""
+        x = dict(tensors)
+        tokens = x.pop("tokens_T").split(x.pop("lengths_S").tolist())
+        batch = PackedBatch.from_sequences([part.tolist() for part in tokens], device)
+        columns = {name: value if name == "trunk_TD" else value.to(device) for name, value in x.items()}
+        return cls(batch=batch, **{"trunk_TD": None, **columns})
 
     def _columns(self) -> dict[str, Tensor | None]:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "batch"}

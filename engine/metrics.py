@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 
@@ -36,3 +38,22 @@ class Metrics:
             return {}
         sums, counts = world.sum(torch.stack([torch.stack(x) for x in both])).tolist()
         return {name: s / c for name, s, c in zip(names, sums, counts) if c}
+
+    def state(self) -> dict[str, list[float]]:
+        """[sum, count] of each name on this rank so far, as float64 holds them."""
+        return {name: [float(self._sums[name]), float(self._counts[name])] for name in self._sums}
+
+    @classmethod
+    def of_states(cls, states: Sequence[Mapping[str, Sequence[float]]], world: World) -> Metrics:
+        """What `state` returned on each rank, taken up again; all by the first rank if their number has changed."""
+        if len(states) == world.size:
+            mine = states[world.rank]
+        else:
+            here = float(world.is_first)
+            mine = {name: [here * sum(s[name][i] for s in states) for i in (0, 1)] for name in states[0]}
+        metrics = cls()
+        for name, (total, count) in mine.items():
+            # As tensors: a Python float added to a tensor of integers would make it float32.
+            metrics._sums[name] = torch.tensor(total, dtype=torch.float64, device=world.device)
+            metrics._counts[name] = torch.tensor(count, dtype=torch.float64, device=world.device)
+        return metrics

@@ -68,3 +68,9 @@ def plan_microbatches(
         for rank, microbatch in enumerate(row if (i // world_size) % 2 == 0 else reversed(row)):
             plan[rank].append(microbatch)
     return plan
+
+
+def dealt(lengths: Sequence[int], rank: int, ranks: int) -> list[int]:
+    """The places of a rank's sequences: the longest first, dealt out in turn, then back in order."""
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    return sorted(order[rank::ranks])

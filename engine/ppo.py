@@ -6,15 +6,18 @@ Shapes: T tokens, A selected action columns, S sequences, D model.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from engine.advantages import action_rewards, gae, moments, whiten
 from engine.batch import PackedBatch, action_mask
-from engine.console import Console, short
+from engine.checkpoint import Checkpoints, fingerprint
+from engine.console import Console
 from engine.distributed import World
 from engine.encoding import Prompt
 from engine.errors import UserError
@@ -25,7 +28,9 @@ from engine.kl_controller import KLController
 from engine.losses import kl_estimate, policy_loss, value_loss
 from engine.metrics import Metrics
 from engine.modules import Policy
-from engine.packing import Microbatch, first_fit_decreasing
+from engine.packing import Microbatch, dealt, first_fit_decreasing
+from engine.ppo_progress import Progress
+from engine.ppo_report import measure_rollouts, row
 from engine.runs import Run
 from engine.schedule import learning_rate
 from engine.scoring import RewardModelScorer, Scorer
@@ -67,6 +72,7 @@ class PPOTrainer:
                 f"{len(prompts)} prompts in iterations of {batch.batch_size} leave one of {world.size} ranks without "
                 "any: give more prompts, a larger --batch-size, or fewer ranks"
             )
+        identity = fingerprint(model, [p.tokens for p in prompts])
         self.split = split_of(ppo.top_layers, model.num_layers)
         policy = Policy(model, self.split)
         self.reference = policy.reference()
@@ -87,39 +93,53 @@ class PPOTrainer:
         steps = [s for s in steps if len(s) >= world.size]
         self.per_epoch = len(steps) // batch.epochs
         self.steps = steps[: run_settings.max_steps]
+        identity["steps"] = len(self.steps)
+        self.checkpoints = Checkpoints(self.zero, run, run_settings, world, console, identity)
+        self.progress = Progress()
 
     def train(self) -> dict[str, float]:
-        """Run every iteration. Returns the first and the last one's score and KL."""
-        history, bar = [], self.console.bar(len(self.steps), "ppo", "iteration")
-        for iteration in range(len(self.steps)):
-            history.append(self.iterate(iteration))
-            bar.update()
+        """Run every iteration that is left. Returns the first and the last one's score and KL."""
+        self._restore()
+        bar = self.console.bar(len(self.steps), "ppo", "iteration")
+        with self.checkpoints:
+            for iteration in range(self.progress.iteration, len(self.steps)):
+                self.iterate(iteration)
+                bar.update(iteration + 1 - bar.n)
         bar.close()
         self.trunk.gather()
         self.publish()
-        first, last = history[0], history[-1]
+        first, last = self.progress.history[0], self.progress.history[-1]
         names = {"score": "objective/scores", "kl": "objective/kl", "reward": "objective/rlhf_reward"}
         return {f"{k}_{when}": x[name] for k, name in names.items() for when, x in (("first", first), ("last", last))}
 
     def iterate(self, iteration: int) -> dict[str, float]:
-        """Collect once, update in every epoch and minibatch. Returns what was logged."""
-        metrics, began = Metrics(), time.monotonic()
+        """Collect once, update in every epoch and minibatch. Returns what was logged.
+
+        An iteration that was stopped half-way goes on with its rollouts, at the minibatch that was next.
+        """
+        at, began = self.progress, time.monotonic()
         lr = learning_rate(
             iteration, len(self.steps), self.optimizer.lr, self.optimizer.schedule, self.optimizer.warmup_steps
         )
-        experience = self.collect(iteration, metrics)
-        collected = time.monotonic()
-        for epoch in range(self.ppo.ppo_epochs):
-            for ids in self.minibatches(iteration, epoch):
-                self.update(experience, ids, lr, metrics)
-        logged = self.report(iteration, metrics, lr, collected - began, time.monotonic() - collected)
+        if at.experience is None:
+            at.collected(self.collect(iteration, at.metrics), time.monotonic() - began)
+        updates = [ids for epoch in range(self.ppo.ppo_epochs) for ids in self.minibatches(iteration, epoch)]
+        for ids in updates[at.updates :]:
+            began = time.monotonic()
+            self.update(at.experience, ids, lr, at.metrics)
+            at.updated(time.monotonic() - began)
+            if at.updates < len(updates):
+                self.checkpoints.after_step(at.step, self._state, at.experience)
+        logged = self.report(iteration, at.metrics, lr, at.collect_s, at.update_s)
         self.kl.update(logged["objective/kl"], len(self.steps[iteration]))
+        at.finished(iteration, logged)
+        self.checkpoints.after_step(at.step, self._state, last=iteration + 1 == len(self.steps))
         return logged
 
     def collect(self, iteration: int, metrics: Metrics) -> Experience:
         """One rollout of each of the iteration's prompts (this rank's share), with every column PPO needs."""
         self.publish()
-        ids = self._share(self.steps[iteration])
+        ids = self._share(iteration, self.world.rank)
         began = time.monotonic()
         self.trunk.gather()
         responses = self._generate(iteration, ids)
@@ -148,22 +168,15 @@ class PPOTrainer:
         )
         advantage_T = whiten(advantage_T, action_T, self.world.sum(moments(advantage_T, action_T)))
 
-        rollouts, actions = len(ids), action_T.sum()
-        rollout_logprob_A = torch.tensor([x for r in responses for x in r.logprobs], device=self.world.device)
-        metrics.add("objective/kl", (logprob_T - ref_logprob_T).sum(), rollouts)
-        metrics.add("objective/scores", score_S.sum(), rollouts)
-        metrics.add("objective/non_score_reward", -self.kl.coef * kl_T.sum(), rollouts)
-        metrics.add("objective/rlhf_reward", reward_T.sum(), rollouts)
-        metrics.add("objective/entropy", -logprob_T.sum(), rollouts)
-        metrics.add("rollout/response_length", actions, rollouts)
-        metrics.add("rollout/ended_with_eos", ended_S.sum(), rollouts)
-        metrics.add("rollout/logprob_difference", (logprob_T[action_T] - rollout_logprob_A).abs().sum(), actions)
-        metrics.add("rollout/tokens", actions.double(), 1 / self.world.size)
-        self._sample(iteration, prompts, texts, score_S)
         id_S = torch.tensor(ids, device=self.world.device)
-        return Experience(
+        experience = Experience(
             batch, id_S, action_T, trunk_TD, logprob_T, ref_logprob_T, value_T, reward_T, advantage_T, return_T, score_S
         )
+        rollout_logprob_A = torch.tensor([x for r in responses for x in r.logprobs], device=self.world.device)
+        measure_rollouts(metrics, experience, kl_T, self.kl.coef, ended_S, rollout_logprob_A, self.world.size)
+        shown = zip(prompts[:4], texts, score_S[:4].tolist())
+        self.run.sample(iteration + 1, [{"prompt": p.text, "response": t, "score": s} for p, t, s in shown])
+        return experience
 
     def minibatches(self, iteration: int, epoch: int) -> list[list[int]]:
         """The iteration's rollouts, all ranks together, shuffled and cut into optimizer steps."""
@@ -208,14 +221,7 @@ class PPOTrainer:
         x["eps"] = rollouts / (collect_s + update_s)
         x["time/generation_tokens_per_s"] = x["rollout/tokens"] / x["time/generation_s"]
         self.run.log(iteration + 1, x)
-        self.console.row({
-            "iteration": f"{iteration + 1}/{len(self.steps)}", "score": short(x["objective/scores"]),
-            "kl": short(x["objective/kl"]), "reward": short(x["objective/rlhf_reward"]),
-            "entropy": short(x["policy/entropy_avg"]), "length": f"{x['rollout/response_length']:.1f}",
-            "eos": f"{x['rollout/ended_with_eos']:.0%}", "clipped": f"{x['policy/clipfrac_avg']:.1%}",
-            "value loss": short(x["loss/value_avg"]), "rollout s": f"{x['time/generation_s']:.1f}",
-            "update s": f"{update_s:.1f}",
-        })  # fmt: skip
+        self.console.row(row(f"{iteration + 1}/{len(self.steps)}", x))
         return x
 
     def publish(self) -> None:
@@ -225,10 +231,24 @@ class PPOTrainer:
             for name, weight in body_weights(self.zero.state_dict()).items():
                 own[name].data.copy_(weight)
 
-    def _share(self, step: Sequence[int]) -> list[int]:
-        """This rank's places in a step: longest prompts first, dealt out in turn, back in order."""
-        order = sorted(range(len(step)), key=lambda i: (-len(self.prompts[step[i]].tokens), i))
-        return sorted(order[self.world.rank :: self.world.size])
+    def _state(self) -> dict[str, Any]:
+        """What a checkpoint keeps besides weights, optimizer and rollouts."""
+        metrics = self.world.gather(self.progress.metrics.state())
+        return {"kl_coef": self.kl.coef, "metrics": metrics, **self.progress.numbers()}
+
+    def _restore(self) -> None:
+        if (saved := self.checkpoints.restore(lambda rank, state: self._share(state["iteration"], rank))) is None:
+            return
+        self.kl.coef, x = saved.trainer["kl_coef"], saved.experience
+        if x is not None:
+            x = dataclasses.replace(x, trunk_TD=self._keep_trunk([x.trunk_TD]))
+            if self.sharded:
+                self.trunk.release()
+        self.progress = Progress.of_numbers(saved.trainer, x, Metrics.of_states(saved.trainer["metrics"], self.world))
+
+    def _share(self, iteration: int, rank: int) -> list[int]:
+        """A rank's places in an iteration."""
+        return dealt([len(self.prompts[i].tokens) for i in self.steps[iteration]], rank, self.world.size)
 
     def _generate(self, iteration: int, ids: Sequence[int]):
         step, epoch = self.steps[iteration], iteration // self.per_epoch
@@ -245,7 +265,7 @@ class PPOTrainer:
             return None
         size = sum(part.numel() * part.element_size() for part in parts)
         if size <= self.batch.trunk_cache * 1e9 or self.world.device.type == "cpu":
-            return torch.cat(parts)
+            return torch.cat(parts).to(self.world.device)
         return torch.cat([part.cpu() for part in parts]).pin_memory()
 
     def _separate_critic(self, policy: Policy) -> None:
@@ -277,7 +297,3 @@ class PPOTrainer:
         plan = [Microbatch(tuple(sorted((sequence_ids[i] for i in b), key=lambda s: batch.lengths[s]))) for b in bins]
         stand_in = Microbatch((min(range(batch.num_sequences), key=lambda s: batch.lengths[s]),), 0.0)
         return plan + [stand_in] * (self.world.max(len(plan)) - len(plan))
-
-    def _sample(self, iteration: int, prompts: Sequence[Prompt], texts: Sequence[str], score_S: Tensor) -> None:
-        rows = zip(prompts[:4], texts, score_S[:4].tolist())
-        self.run.sample(iteration + 1, [{"prompt": p.text, "response": t, "score": s} for p, t, s in rows])

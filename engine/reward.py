@@ -9,6 +9,7 @@ from itertools import accumulate
 import torch
 
 from engine.batch import PackedBatch
+from engine.checkpoint import Checkpoints, fingerprint
 from engine.console import Console, short
 from engine.distributed import World
 from engine.encoding import RankedExamples
@@ -44,6 +45,7 @@ class RewardTrainer:
     ):
         self.rankings, self.heldout, self.optimizer, self.batch = rankings, heldout, optimizer, batch
         self.model, self.world, self.run, self.console = model, world, run, console
+        identity = fingerprint(model, [e.tokens for r in rankings for e in r.examples], [r.ranks for r in rankings])
         split = max(0, model.num_layers - reward.num_top_layers)
         self.trunk = Trunk(model, split)
         module = RewardModule(model, score_weight_D, split)
@@ -52,51 +54,58 @@ class RewardTrainer:
         self.first = list(accumulate((len(r.examples) for r in rankings), initial=0))
         self.steps = batches(len(rankings), batch.batch_size, batch.epochs, run_settings.seed, "reward")
         self.steps = self.steps[: run_settings.max_steps]
+        identity["steps"] = len(self.steps)
+        self.checkpoints = Checkpoints(self.zero, run, run_settings, world, console, identity)
 
     def train(self) -> dict[str, float]:
-        """Run every step, then measure held-out accuracy and the scores' mean and deviation on the training prompts."""
+        """Run every step that is left.
+
+        Then measure held-out accuracy and the scores' mean and deviation on the training prompts.
+        """
+        saved = self.checkpoints.restore()
         if self.trunk.split and self.batch.epochs > 1:
             responses = [e.tokens for r in self.rankings for e in r.examples]
             self.trunk.keep(responses, self.run.trunk_file, self.batch, self.world, self.console)
-        metrics, means, bar = Metrics(), {}, self.console.bar(len(self.steps), "reward", "step")
-        before = self.accuracy()
-        for step, ids in enumerate(self.steps):
-            began = time.monotonic()
-            rankings = [self.rankings[i] for i in ids]
-            tokens = [r.num_tokens for r in rankings]
-            plan = plan_microbatches(tokens, self.batch.tokens_per_microbatch, self.world.size)[self.world.rank]
-            for k, microbatch in enumerate(plan):
-                chosen = [rankings[i] for i in microbatch.ids]
-                score_S = self._scores(chosen, [self.first[ids[i]] for i in microbatch.ids])
-                pairs = [x.to(self.world.device) for x in ranking_pairs([r.ranks for r in chosen])]
-                loss = ranking_loss(score_S, *pairs) * microbatch.weight
-                self.zero.backward(loss / len(rankings), last=k == len(plan) - 1)
-                metrics.add("loss/reward", loss, len(chosen) * microbatch.weight)
-                right = (score_S[pairs[0]] > score_S[pairs[1]]).sum()
-                metrics.add("reward/accuracy", right * microbatch.weight, len(pairs[0]) * microbatch.weight)
-            lr = learning_rate(
-                step, len(self.steps), self.optimizer.lr, self.optimizer.schedule, self.optimizer.warmup_steps
-            )
-            norm = self.zero.step(lr)
-            means = metrics.read(self.world)
-            seconds = time.monotonic() - began
-            self.run.log(step + 1, {**means, "grad_norm": norm, "lr": lr, "time/tokens_per_s": sum(tokens) / seconds})
-            bar.update()
-            if (step + 1) % max(1, len(self.steps) // 20) == 0 or step == 0:
-                self.console.row({
-                    "step": f"{step + 1}/{len(self.steps)}", "loss": short(means["loss/reward"]),
-                    "accuracy": short(means["reward/accuracy"]), "grad norm": short(norm), "lr": f"{lr:.2e}",
-                    "tokens/s": f"{sum(tokens) / seconds:.0f}",
-                })  # fmt: skip
+        results = saved.trainer if saved else {"accuracy_before": self.accuracy()}
+        bar = self.console.bar(len(self.steps), "reward", "step")
+        with self.checkpoints:
+            for step in range(saved.step if saved else 0, len(self.steps)):
+                results["loss_last"] = self.step(step)
+                bar.update(step + 1 - bar.n)
+                self.checkpoints.after_step(step + 1, results, last=step + 1 == len(self.steps))
         bar.close()
         mean, std = self.score_moments()
-        return {
-            "loss_last": means["loss/reward"],
-            "accuracy_before": before,
-            "accuracy": self.accuracy(),
-            "score_mean": mean,
-            "score_std": std,
-        }
+        return {**results, "accuracy": self.accuracy(), "score_mean": mean, "score_std": std}
+
+    def step(self, step: int) -> float:
+        """One optimizer step. Returns its loss."""
+        metrics, began, ids = Metrics(), time.monotonic(), self.steps[step]
+        rankings = [self.rankings[i] for i in ids]
+        tokens = [r.num_tokens for r in rankings]
+        plan = plan_microbatches(tokens, self.batch.tokens_per_microbatch, self.world.size)[self.world.rank]
+        for k, microbatch in enumerate(plan):
+            chosen = [rankings[i] for i in microbatch.ids]
+            score_S = self._scores(chosen, [self.first[ids[i]] for i in microbatch.ids])
+            pairs = [x.to(self.world.device) for x in ranking_pairs([r.ranks for r in chosen])]
+            loss = ranking_loss(score_S, *pairs) * microbatch.weight
+            self.zero.backward(loss / len(rankings), last=k == len(plan) - 1)
+            metrics.add("loss/reward", loss, len(chosen) * microbatch.weight)
+            right = (score_S[pairs[0]] > score_S[pairs[1]]).sum()
+            metrics.add("reward/accuracy", right * microbatch.weight, len(pairs[0]) * microbatch.weight)
+        lr = learning_rate(
+            step, len(self.steps), self.optimizer.lr, self.optimizer.schedule, self.optimizer.warmup_steps
+        )
+        norm = self.zero.step(lr)
+        means = metrics.read(self.world)
+        rate = sum(tokens) / (time.monotonic() - began)
+        self.run.log(step + 1, {**means, "grad_norm": norm, "lr": lr, "time/tokens_per_s": rate})
+        if (step + 1) % max(1, len(self.steps) // 20) == 0 or step == 0:
+            self.console.row({
+                "step": f"{step + 1}/{len(self.steps)}", "loss": short(means["loss/reward"]),
+                "accuracy": short(means["reward/accuracy"]), "grad norm": short(norm), "lr": f"{lr:.2e}",
+                "tokens/s": f"{rate:.0f}",
+            })  # fmt: skip
+        return means["loss/reward"]
 
     def accuracy(self) -> float:
         """Share of the held-out pairs that the scores order rightly; equal scores count as wrong."""

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from engine.distributed import World
 from engine.errors import UserError
 
 VERSIONS = ("torch", "deepspeed", "transformers", "tokenizers", "sentencepiece", "numpy")
-NOT_COMPARED = ("overwrite",)  # settings that say how to start, not what to run
+# Settings that say how to start or what to keep, not what to run. ZeRO's may change when a run is continued.
+NOT_COMPARED = ("overwrite", "resume", "override", "save_every", "keep")
+MAY_CHANGE = (*NOT_COMPARED, "deepspeed_config")
 INPUTS = ("model", "data", "eval_data", "reward")
 
 
@@ -31,6 +34,16 @@ class Run:
         self.settings = {k: v for s in settings for k, v in dataclasses.asdict(s).items()}
         self._writer = None
         self._started = time.monotonic()
+
+    @cached_property
+    def provenance(self) -> dict[str, Any]:
+        """Versions, commit and machine: what one needs to know to run it again."""
+        return _provenance()
+
+    @property
+    def cut_files(self) -> tuple[Path, Path]:
+        """What grows while training, and is cut back to where a continued run goes on."""
+        return self.path / "metrics.jsonl", self.path / "samples.jsonl"
 
     @property
     def model_dir(self) -> Path:
@@ -49,14 +62,15 @@ class Run:
     def finished_before(self) -> bool:
         """Whether this very run is complete already.
 
-        UserError for a folder that cannot be written or holds other files, and, unless overwritten, another run.
+        UserError for a folder that cannot be written or holds other files, and, unless overwritten, another run or,
+        unless continued, one that did not finish.
         """
         if not self.path.exists():
             check_writable(self.path)
             return False
         if not self.path.is_dir():
             raise UserError(f"--output {self.path} is a file: give a folder")
-        if not any(self.path.iterdir()):
+        if all(p.name == "config.json.part" for p in self.path.iterdir()):  # stopped as it was about to start
             check_writable(self.path / "config.json")
             return False
         before = _settings_in(self.path)
@@ -66,17 +80,22 @@ class Run:
             check_writable(self.path / "config.json")
             self._check_inputs_survive()
             return False
-        changed = [
-            f"{k} {before.get(k)!r} -> {v!r}"
-            for k, v in self.settings.items()
-            if k not in NOT_COMPARED and before.get(k) != v
-        ]
-        if changed:
+        if self.result is None and self.settings["resume"]:
+            changed = differences(before, self.settings)
+            if changed and not self.settings["override"]:
+                raise UserError(
+                    f"{self.path} was started with other settings ({'; '.join(changed)}): give the same, "
+                    "or --override to go on with these"
+                )
+            return False
+        if changed := differences(before, self.settings, NOT_COMPARED):
             raise UserError(
                 f"{self.path} holds another run ({'; '.join(changed[:3])}): give another --output, or --overwrite"
             )
         if self.result is None:
-            raise UserError(f"{self.path} holds a run that did not finish: --overwrite starts it anew")
+            raise UserError(
+                f"{self.path} holds a run that did not finish: --resume continues it, --overwrite starts it anew"
+            )
         return True
 
     def _check_inputs_survive(self) -> None:
@@ -96,7 +115,7 @@ class Run:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
                 _write_json(
-                    self.path / "config.json", {"stage": self.stage, "settings": self.settings, **_provenance()}
+                    self.path / "config.json", {"stage": self.stage, "settings": self.settings, **self.provenance}
                 )
             except OSError as error:
                 raise UserError(
@@ -119,7 +138,7 @@ class Run:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(self.path / "tb"))
+            self._writer = SummaryWriter(str(self.path / "tb"), purge_step=step)  # of a run that went on from here
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
 
@@ -129,6 +148,32 @@ class Run:
             with open(self.path / "samples.jsonl", "a", encoding="utf-8") as file:
                 file.writelines(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n" for row in rows)
 
+    def position(self) -> dict[str, Any]:
+        """Where the run stands, as a checkpoint keeps it: settings, versions, lengths of files in bytes, seconds."""
+        if self._writer is not None:
+            self._writer.flush()
+        lengths = {p.name: p.stat().st_size for p in self.cut_files if p.exists()}
+        seconds = time.monotonic() - self._started
+        return {"stage": self.stage, "settings": self.settings, **self.provenance, "files": lengths, "seconds": seconds}
+
+    def why_cut(self, state: Mapping[str, Any]) -> str | None:
+        """Why a checkpoint of this state cannot be continued here: a file is shorter than it was. None when it can."""
+        for path in self.cut_files:
+            if (size := state["files"].get(path.name, 0)) > (path.stat().st_size if path.exists() else 0):
+                return f"{path.name} was cut below the {size} bytes it had"
+        return None
+
+    def cut_back(self, lengths: Mapping[str, int], seconds: float) -> None:
+        """Take what was written after a checkpoint out of the files again: `files` and `seconds` of its position."""
+        self._started = time.monotonic() - seconds
+        if self.world.is_first:
+            for path in self.cut_files:
+                if size := lengths.get(path.name, 0):
+                    os.truncate(path, size)
+                else:
+                    path.unlink(missing_ok=True)
+        self.world.barrier()
+
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write result.json, which says that the run is complete."""
         if self._writer is not None:
@@ -136,6 +181,14 @@ class Run:
         if self.world.is_first:
             _write_json(self.path / "result.json", {**result, "seconds": round(time.monotonic() - self._started, 1)})
         self.world.barrier()
+
+
+def differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], not_compared: Sequence[str] = MAY_CHANGE
+) -> list[str]:
+    """`name old -> new` of each setting that has changed. Both are compared as JSON holds them."""
+    now = json.loads(json.dumps(now))
+    return [f"{k} {before.get(k)!r} -> {v!r}" for k, v in now.items() if k not in not_compared and before.get(k) != v]
 
 
 def read_result(path: Path) -> dict[str, Any] | None:
@@ -186,7 +239,6 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _provenance() -> dict[str, Any]:
-    """Versions, commit and machine: what one needs to know to run it again."""
     try:
         here = Path(__file__).parent
         commit = subprocess.run(

@@ -55,6 +55,10 @@ class RunSettings:
     output: str | None = flag("folder of this run (default: RUNS/LANG/STAGE)", None)
     runs: str = flag("folder of all runs", "runs")
     overwrite: bool = flag("replace the run that the output folder holds", False)
+    resume: bool = flag("continue the run that the output folder holds, from its newest whole checkpoint", False)
+    override: bool = flag("with --resume: go on although settings, model or data have changed", False)
+    save_every: int = flag("optimizer steps between checkpoints; 0: only on SIGTERM and SIGINT", 0)
+    keep: int = flag("how many checkpoints are kept", 2)
     seed: int = flag("seed of every random stream", 0)
     max_steps: int | None = flag("stop after this many optimizer steps (PPO: iterations)", None)
     dtype: str = flag("auto is bfloat16 on a GPU, float32 on CPU", "auto", choices=["auto", "float32", "bfloat16"])
@@ -63,6 +67,12 @@ class RunSettings:
     def __post_init__(self) -> None:
         if self.max_steps is not None:
             _at_least("max-steps", self.max_steps, 1)
+        _at_least("save-every", self.save_every, 0)
+        _at_least("keep", self.keep, 1)
+        if self.resume and self.overwrite:
+            raise UserError("--resume and --overwrite are both given: the one continues a run, the other replaces it")
+        if self.override and not self.resume:
+            raise UserError("--override is given without --resume: it only says that changed settings may continue")
 
 
 @dataclass(frozen=True)
@@ -215,21 +225,14 @@ class PPOSettings:
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """Sampling K responses to every prompt of a file."""
+    """What launch/sample.py reads and writes, and with which means."""
 
     _argument_group_name = "sample"
     lang: str = flag("language code: ru, zh, ne, ... (26 languages and en)")
     model: str = flag("the model, a Hugging Face directory")
     data: str = flag("prompts: instruction records in .jsonl, .jsonl.gz or .json")
     output: str = flag("file to write, .jsonl: one line a prompt, in the order of the prompts")
-    num_responses: int = flag("responses to each prompt", 4)
-    max_new_tokens: int = flag("longest response in tokens", 256)
-    max_length: int = flag("longest sequence in tokens, prompt and response together", 512)
-    temperature: float = flag("of sampling; 0 takes the likeliest token", 1.0)
-    top_k: int = flag("sample among the k likeliest; 0 for all", 0)
-    top_p: float = flag("sample among the likeliest that make up this share", 1.0)
-    min_p: float = flag("sample among those with at least this share of the likeliest token's", 0.0)
-    repetition_penalty: float = flag("weaken tokens that prompt or response hold already; 1 for none", 1.0)
+    overwrite: bool = flag("start anew: replace the output file, and drop what an interrupted run has left", False)
     template: str | None = flag("alpaca, plain, or a file (default: what the model's run used, or alpaca)", None)
     truncate: str = flag(
         "a prompt that is too long: stop, cut its start or end, or leave it out",
@@ -237,14 +240,42 @@ class SampleSettings:
         choices=["error", "left", "right", "drop"],
     )
     slots: int = flag("sequences generated at once on a rank", 128)
-    seed: int = flag("seed of every random stream", 0)
+    cache_tokens: int | None = flag("budget of the key/value cache (default: half of the free memory)", None)
     dtype: str = flag("auto is bfloat16 on a GPU, float32 on CPU", "auto", choices=["auto", "float32", "bfloat16"])
-    overwrite: bool = flag("replace the output file", False)
 
     def __post_init__(self) -> None:
-        for name in ("num_responses", "max_new_tokens", "slots"):
+        _at_least("slots", self.slots, 1)
+
+
+@dataclass(frozen=True)
+class ResponseSettings:
+    """Which responses are made: how many, how long, and how their tokens are chosen."""
+
+    _argument_group_name = "responses"
+    num_responses: int = flag("responses to each prompt", 4)
+    max_new_tokens: int = flag("longest response in tokens", 256)
+    min_new_tokens: int = flag("no EOS before a response has this many tokens", 0)
+    max_length: int = flag("longest sequence in tokens, prompt and response together", 512)
+    stop: list[str] | None = flag("texts that end a response and are cut off it", None, action="extend")
+    temperature: float = flag("of sampling; 0 takes the likeliest token", 1.0)
+    top_k: int = flag("sample among the k likeliest; 0 for all", 0)
+    top_p: float = flag("sample among the likeliest that make up this share", 1.0)
+    min_p: float = flag("sample among those with at least this share of the likeliest token's", 0.0)
+    repetition_penalty: float = flag("weaken tokens that prompt or response hold already; 1 for none", 1.0)
+    seed: int = flag("seed of every random stream", 0)
+
+    def __post_init__(self) -> None:
+        for name in ("num_responses", "max_new_tokens"):
             _at_least(name.replace("_", "-"), getattr(self, name), 1)
+        _at_least("min-new-tokens", self.min_new_tokens, 0)
+        if self.min_new_tokens > self.max_new_tokens:
+            raise UserError(
+                f"--min-new-tokens is {self.min_new_tokens}, --max-new-tokens is {self.max_new_tokens}: "
+                "lower the first or raise the second"
+            )
         check_room(self.max_new_tokens, self.max_length)
+        if "" in (self.stop or ()):
+            raise UserError("--stop holds an empty text: every response would end before it began, leave it out")
         if self.sampling.temperature == 0 and self.num_responses > 1:
             raise UserError(
                 f"--temperature is 0, so the {self.num_responses} responses of a prompt would be equal: "

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from engine.batch import PackedBatch, action_mask
+from engine.checkpoint import Checkpoints, fingerprint
 from engine.console import Console, short
 from engine.distributed import World
 from engine.encoding import Example
@@ -41,60 +42,62 @@ class SFTTrainer:
         self.examples, self.optimizer, self.batch = examples, optimizer, batch
         self.model, self.world, self.run, self.console = model, world, run, console
         self.on_all = sft.loss_on == "all"
+        identity = fingerprint(model, [e.tokens for e in examples])
         split = split_of(sft.top_layers, model.num_layers)
         self.trunk = None if split is None else Trunk(model, split)
         module = LanguageModule(model, split)
         self.zero = ZeroStep(module, adamw(optimizer), world, ds_config, next(model.parameters()).dtype)
         self.steps = batches(len(examples), batch.batch_size, batch.epochs, run_settings.seed, "sft")
         self.steps = self.steps[: run_settings.max_steps]
+        identity["steps"] = len(self.steps)
+        self.checkpoints = Checkpoints(self.zero, run, run_settings, world, console, identity)
 
     def train(self) -> dict[str, float]:
-        """Run every step. Returns the first and the last step's loss."""
+        """Run every step that is left. Returns the first and the last step's loss."""
+        saved = self.checkpoints.restore()
         if self.trunk and self.batch.epochs > 1:
             sequences = [e.tokens for e in self.examples]
             self.trunk.keep(sequences, self.run.trunk_file, self.batch, self.world, self.console)
-        metrics, losses, bar = Metrics(), [], self.console.bar(len(self.steps), "sft", "step")
-        for step, ids in enumerate(self.steps):
-            began = time.monotonic()
-            examples = [self.examples[i] for i in ids]
-            actions = sum(len(e.tokens) - self._prompt_len(e) for e in examples)
-            tokens = [len(e.tokens) for e in examples]
-            plan = plan_microbatches(tokens, self.batch.tokens_per_microbatch, self.world.size)[self.world.rank]
-            for k, microbatch in enumerate(plan):
-                chosen = [examples[i] for i in microbatch.ids]
-                packed = PackedBatch.from_sequences([e.tokens for e in chosen])
-                columns_A = action_mask(packed, [self._prompt_len(e) for e in chosen]).nonzero()[:, 0]
-                packed, columns_A = packed.to(self.world.device), columns_A.to(self.world.device)
-                trunk_TD = self.trunk and self.trunk(packed, [ids[i] for i in microbatch.ids])
-                logprob_A = self.zero(packed, trunk_TD, columns_A)
-                loss = -logprob_A.sum() * microbatch.weight
-                self.zero.backward(loss / actions, last=k == len(plan) - 1)
-                metrics.add("loss/sft", loss, len(columns_A) * microbatch.weight)
-            lr = learning_rate(
-                step, len(self.steps), self.optimizer.lr, self.optimizer.schedule, self.optimizer.warmup_steps
-            )
-            norm = self.zero.step(lr)
-            means = metrics.read(self.world)
-            losses.append(means["loss/sft"])
-            seconds = time.monotonic() - began
-            self.run.log(
-                step + 1,
-                {
-                    **means,
-                    "grad_norm": norm,
-                    "lr": lr,
-                    "tokens": sum(tokens),
-                    "time/tokens_per_s": sum(tokens) / seconds,
-                },
-            )
-            bar.update()
-            if (step + 1) % max(1, len(self.steps) // 20) == 0 or step == 0:
-                self.console.row({
-                    "step": f"{step + 1}/{len(self.steps)}", "loss": short(losses[-1]), "grad norm": short(norm),
-                    "lr": f"{lr:.2e}", "tokens/s": f"{sum(tokens) / seconds:.0f}",
-                })  # fmt: skip
+        losses = saved.trainer["losses"] if saved else []
+        bar = self.console.bar(len(self.steps), "sft", "step")
+        with self.checkpoints:
+            for step in range(saved.step if saved else 0, len(self.steps)):
+                losses = [*losses[:1], self.step(step)]
+                bar.update(step + 1 - bar.n)
+                self.checkpoints.after_step(step + 1, {"losses": losses}, last=step + 1 == len(self.steps))
         bar.close()
         return {"loss_first": losses[0], "loss_last": losses[-1]}
+
+    def step(self, step: int) -> float:
+        """One optimizer step. Returns its loss."""
+        metrics, began, ids = Metrics(), time.monotonic(), self.steps[step]
+        examples = [self.examples[i] for i in ids]
+        actions = sum(len(e.tokens) - self._prompt_len(e) for e in examples)
+        tokens = [len(e.tokens) for e in examples]
+        plan = plan_microbatches(tokens, self.batch.tokens_per_microbatch, self.world.size)[self.world.rank]
+        for k, microbatch in enumerate(plan):
+            chosen = [examples[i] for i in microbatch.ids]
+            packed = PackedBatch.from_sequences([e.tokens for e in chosen])
+            columns_A = action_mask(packed, [self._prompt_len(e) for e in chosen]).nonzero()[:, 0]
+            packed, columns_A = packed.to(self.world.device), columns_A.to(self.world.device)
+            trunk_TD = self.trunk and self.trunk(packed, [ids[i] for i in microbatch.ids])
+            logprob_A = self.zero(packed, trunk_TD, columns_A)
+            loss = -logprob_A.sum() * microbatch.weight
+            self.zero.backward(loss / actions, last=k == len(plan) - 1)
+            metrics.add("loss/sft", loss, len(columns_A) * microbatch.weight)
+        lr = learning_rate(
+            step, len(self.steps), self.optimizer.lr, self.optimizer.schedule, self.optimizer.warmup_steps
+        )
+        norm = self.zero.step(lr)
+        means = metrics.read(self.world)
+        rate = sum(tokens) / (time.monotonic() - began)
+        self.run.log(step + 1, {**means, "grad_norm": norm, "lr": lr, "tokens": sum(tokens), "time/tokens_per_s": rate})
+        if (step + 1) % max(1, len(self.steps) // 20) == 0 or step == 0:
+            self.console.row({
+                "step": f"{step + 1}/{len(self.steps)}", "loss": short(means["loss/sft"]), "grad norm": short(norm),
+                "lr": f"{lr:.2e}", "tokens/s": f"{rate:.0f}",
+            })  # fmt: skip
+        return means["loss/sft"]
 
     def _prompt_len(self, example: Example) -> int:
         # The first token of a sequence follows nothing, so it is never learned.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,17 @@ if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # what DeepSpeed would find by itself, with a page of warnings
 import deepspeed
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
+
+# Of each trained parameter a checkpoint keeps the float32 master and AdamW's two moments, whatever stage held them.
+WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")
 
 # What our own settings decide; a ds_config may not say it a second time.
 OURS = {
@@ -153,3 +164,116 @@ class ZeroStep:
             with deepspeed.zero.GatheredParameters([parameter], enabled=self.stage == 3):
                 state[name] = parameter.detach().cpu().clone()
         return state
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that the optimizer moves, by name."""
+        return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+
+    @property
+    def kept_bytes(self) -> int:
+        """Size of what `keep` returns."""
+        return sum(_shape(p).numel() * 4 * (1 + len(MOMENTS)) for p in self.trained.values())
+
+    def keep(self) -> dict[str, Tensor]:
+        """All that the next step depends on, on the first rank's host; nothing on the others. All ranks call it.
+
+        `weight:NAME`, `exp_avg:NAME`, `exp_avg_sq:NAME` float32 of the parameter's shape, `step` of the optimizer. A
+        parameter that never had a gradient has no moments in stage 0.
+        """
+        kept = {}
+        for name, parameter in self.trained.items():
+            for key in (WEIGHT, *MOMENTS):
+                whole = self._whole(parameter, key)
+                if whole is not None and self.world.is_first:
+                    kept[f"{key}:{name}"] = whole.detach().to("cpu", torch.float32, copy=True).contiguous()
+        if self.world.is_first:
+            steps = {float(state["step"]) for state in self._adamw.state.values()}
+            assert len(steps) == 1, steps
+            kept["step"] = torch.tensor(steps.pop())
+        return kept
+
+    def put_back(self, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], Tensor]) -> None:
+        """Take up what `keep` returned, under any stage and on any number of ranks. All ranks call it.
+
+        `shapes` names what there is, `read` is called on the first rank alone, for one tensor after the other.
+        UserError when the parameters are not those that are trained here.
+        """
+        here = {f"{WEIGHT}:{name}": tuple(_shape(p)) for name, p in self.trained.items()}
+        there = {name: tuple(shape) for name, shape in shapes.items() if name.startswith(f"{WEIGHT}:")}
+        if here != there:
+            odd = min(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
+            raise UserError(
+                f"the checkpoint does not fit what is trained here, first {odd}: {there.get(odd)} there, "
+                f"{here.get(odd)} here: give the settings it was made with"
+            )
+
+        def whole(key: str, shape: tuple[int, ...]) -> Tensor:
+            value = read(key).to(self.world.device) if self.world.is_first else None
+            return self.world.broadcast(torch.empty(shape, device=self.world.device) if value is None else value)
+
+        step = whole("step", ())
+        for flat in self._partitions:
+            moments = {key: torch.zeros_like(flat) for key in MOMENTS}
+            self._adamw.state[flat] = {"step": step.to(flat.device, copy=True), **moments}
+        if self.stage in (1, 2):
+            self.optimizer._lazy_init_hp_params_optimizer_state()  # what the first step() does: moments by parameter
+        for name, parameter in self.trained.items():
+            for key in (WEIGHT, *MOMENTS):
+                if f"{key}:{name}" in shapes:
+                    self._set(parameter, key, whole(f"{key}:{name}", tuple(_shape(parameter))), step)
+        if self.stage in (1, 2):
+            self.optimizer.update_lp_params()
+
+    @property
+    def _adamw(self) -> torch.optim.AdamW:
+        return self.optimizer.optimizer if self.stage else self.optimizer
+
+    @property
+    def _partitions(self) -> list[Tensor]:
+        """The flat float32 tensors that AdamW moves on this rank in place of the parameters; none in stage 0."""
+        if self.stage == 3:
+            return list(self.optimizer.fp32_partitioned_groups_flat)
+        return [p for group in self._adamw.param_groups for p in group["params"]] if self.stage else []
+
+    def _whole(self, parameter: nn.Parameter, key: str) -> Tensor | None:
+        """float32, of the parameter's shape: the master or a moment."""
+        if self.stage == 0:
+            return parameter if key == WEIGHT else self._adamw.state.get(parameter, {}).get(key)
+        if self.stage == 3:
+            if key == WEIGHT:
+                return safe_get_full_fp32_param(parameter)
+            return safe_get_full_optimizer_state(parameter, key)
+        # DeepSpeed would add the ranks' parts to zeros as floats, which makes -0.0 of one rank 0.0 of two.
+        whole = torch.zeros(parameter.numel(), device=self.world.device)
+        if (mapping := parameter._hp_mapping) is not None:
+            at, part = mapping.lp_fragment_address, mapping.get_hp_fragment(None if key == WEIGHT else key)
+            whole[at.start : at.start + at.numel] = part.to(whole.device)
+        return self.world.sum(whole.view(torch.int32)).view(torch.float32).view_as(parameter)
+
+    def _set(self, parameter: nn.Parameter, key: str, value: Tensor, step: Tensor) -> None:
+        if self.stage == 0:
+            if key == WEIGHT:
+                parameter.data.copy_(value)
+            else:
+                self._adamw.state[parameter].setdefault("step", step.clone())
+                self._adamw.state[parameter][key] = value
+        elif self.stage == 3:
+            size = parameter.ds_tensor.numel()
+            padded = nn.functional.pad(value.flatten(), (0, size * self.world.size - value.numel()))
+            mine = padded[size * self.world.rank : size * (self.world.rank + 1)]
+            if key == WEIGHT:
+                safe_set_local_fp32_param(parameter, mine)
+                with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                    parameter.data.copy_(value)
+            else:
+                safe_set_local_optimizer_state(parameter, mine, key)
+        elif key == WEIGHT:
+            safe_set_full_fp32_param(parameter, value)
+        else:
+            safe_set_full_optimizer_state(parameter, value, key)
+
+
+def _shape(parameter: nn.Parameter) -> torch.Size:
+    """Of the whole parameter, where ZeRO-3 has left a part."""
+    return getattr(parameter, "ds_shape", parameter.shape)

@@ -118,8 +118,11 @@ def open_job(stage: str, settings: Sequence[Any]) -> Job:
 def upstream_argv(settings: RunSettings) -> list[str]:
     """The flags that a job hands to the jobs it depends on."""
     argv = ["--lang", settings.lang, "--runs", settings.runs, "--seed", str(settings.seed), "--dtype", settings.dtype]
+    argv += ["--save-every", str(settings.save_every), "--keep", str(settings.keep)]
     if settings.deepspeed_config:
         argv += ["--deepspeed_config", settings.deepspeed_config]
+    if settings.resume:
+        argv.append("--resume")
     return argv
 
 

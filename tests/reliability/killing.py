@@ -1,0 +1,140 @@
+"""Trainers in processes of their own that are killed at a chosen moment: forked from one that has imported all."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from engine.distributed import start_world
+from tests.engine.trainers import make_trainer, tiny_model, train
+
+# A moment is the n-th call, of Python or of C, made from files of these names.
+PLACES = {
+    "write": ("/engine/checkpoint_files.py", "/safetensors/torch.py"),
+    "rollout": ("/engine/generation.py", "/engine/decode_rows.py", "/engine/scheduler.py", "/engine/sampling.py"),
+    "step": ("/torch/optim/", "/deepspeed/runtime/zero/", "/engine/zero.py"),
+    "anywhere": ("/engine/", "/torch/optim/", "/deepspeed/runtime/", "/safetensors/"),
+}
+PATIENCE_S = 120
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When to kill: at a call in a place on one rank, or after some seconds of training."""
+
+    place: str
+    at: float
+    rank: int = 0
+
+
+def run(
+    stage: str, folder: Path, ranks: int = 1, case: Mapping[str, Any] | None = None, moment: Moment | None = None
+) -> bool:
+    """Train on so many ranks, going on from what is there. Whether it ended; False when it was killed."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    started = context.Event()
+    processes = [
+        context.Process(target=_train, args=(rank, ranks, port, stage, folder, dict(case or {}), moment, started))
+        for rank in range(ranks)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        return _watch(processes, moment, started)
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def count(folder: Path, ranks: int) -> list[Counter[str]]:
+    """How many calls of each place each rank made in the last run that ended."""
+    return [Counter(json.loads((folder / f"calls{rank}.json").read_text())) for rank in range(ranks)]
+
+
+def _watch(processes: list[BaseProcess], moment: Moment | None, started: Any) -> bool:
+    """Wait for the end of all, or for the death of one; kill them all when the clock says so."""
+    deadline = time.monotonic() + PATIENCE_S
+    if moment and moment.place == "clock":
+        while not started.wait(0.01) and any(p.is_alive() for p in processes):
+            assert time.monotonic() < deadline
+        deadline = time.monotonic() + moment.at
+    while any(p.exitcode is None for p in processes):
+        if any(p.exitcode == -signal.SIGKILL for p in processes):
+            return False
+        assert all(p.exitcode in (None, 0) for p in processes), [p.exitcode for p in processes]
+        if time.monotonic() > deadline:
+            assert moment and moment.place == "clock", "the ranks hang"
+            return False
+        time.sleep(0.01)
+    assert all(p.exitcode in (0, -signal.SIGKILL) for p in processes), [p.exitcode for p in processes]
+    return all(p.exitcode == 0 for p in processes)
+
+
+def _train(
+    rank: int,
+    ranks: int,
+    port: int,
+    stage: str,
+    folder: Path,
+    case: dict[str, Any],
+    moment: Moment | None,
+    started: Any,
+) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    if case.pop("bfloat16", False):
+        case["model"] = tiny_model(case.get("family", "bloom")).bfloat16()
+    mine = moment if moment and moment.rank == rank else None
+    calls = _count_calls(mine)
+    world = start_world()
+    resume = (folder / "config.json").exists()
+    world.barrier()
+    started.set()
+    train(make_trainer(stage, world, folder, resume=resume, **case))
+    sys.setprofile(None)
+    (folder / f"calls{rank}.json").write_text(json.dumps(calls))
+
+
+def _count_calls(moment: Moment | None) -> Counter[str]:
+    """Count the calls made from each place on every thread; end this process at the moment."""
+    calls: Counter[str] = Counter()
+    places_of: dict[Any, list[str]] = {}
+
+    def profile(frame: FrameType, event: str, argument: Any) -> None:
+        if event not in ("call", "c_call"):
+            return
+        places = places_of.get(frame.f_code)
+        if places is None:
+            file = frame.f_code.co_filename
+            places = places_of[frame.f_code] = [p for p, names in PLACES.items() if any(n in file for n in names)]
+        for place in places:
+            calls[place] += 1
+            if moment and place == moment.place and calls[place] >= moment.at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    installed: Callable[..., None] = profile
+    threading.setprofile(installed)
+    sys.setprofile(installed)
+    return calls

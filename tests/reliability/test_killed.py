@@ -1,0 +1,56 @@
+"""A run killed at any moment and resumed is the run that was never killed: weights, optimizer, metrics, samples."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.reliability.killing import Moment, count, run
+from tests.reliability.remains import assert_same
+
+STAGES = ("sft", "reward", "ppo")
+# PPO takes eight optimizer steps in two iterations, so that 3 and 6 fall inside them.
+SAVE_EVERY = {"sft": 2, "reward": 2, "ppo": 3}
+KILLS = 25
+
+
+def killed_and_resumed(stage: str, folder: Path, kills: int, ranks: int = 1, seed: int = 0, **case: Any) -> None:
+    """Kill runs at so many moments, one or two in a run, and compare what each leaves with an uninterrupted one."""
+    case["save_every"], rng = SAVE_EVERY[stage], random.Random(f"{seed} {stage} {ranks} {case}")
+    began = time.monotonic()
+    assert run(stage, folder / "whole", ranks, case)
+    seconds, calls = time.monotonic() - began, count(folder / "whole", ranks)
+    places = ["write", "step", "anywhere", "clock"] + ["rollout"] * (stage == "ppo")
+    done = 0
+    while done < kills:
+        path, died = folder / "killed", 0
+        while died < 2:
+            place, rank = places[done % len(places)], rng.randrange(ranks)
+            if place == "write":
+                rank = 0  # the first one writes
+            at = rng.uniform(0, seconds) if place == "clock" else rng.randint(1, max(1, calls[rank][place]))
+            if run(stage, path, ranks, case, Moment(place, at, rank)):
+                break
+            died, done = died + 1, done + 1
+        assert died < 2 or run(stage, path, ranks, case)
+        assert_same(path, folder / "whole")
+        shutil.rmtree(path)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_few_kills(tmp_path, stage):
+    killed_and_resumed(stage, tmp_path, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("zero", ["zero0", "zero2", "zero3"])
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("stage", STAGES)
+def test_many_kills(tmp_path, stage, ranks, zero):
+    killed_and_resumed(stage, tmp_path, KILLS, ranks, zero=zero)
