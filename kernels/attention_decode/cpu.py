@@ -12,7 +12,7 @@ from torch import Tensor
 from kernels import native
 
 FOLDER = Path(__file__).parent
-SOURCES = (FOLDER / "cpu.cpp", FOLDER.parent / "vector.h")
+SOURCES = (FOLDER / "cpu.cpp", FOLDER / "products.h", FOLDER.parent / "vector.h")
 DTYPES = (torch.float32, torch.bfloat16)
 
 _POINTERS = ("q", "k", "v", "out", "table", "length", "slopes", "cu_groups", "shared", "partial")

@@ -20,6 +20,5 @@ def kept_reference(score_V: Tensor, top_k: int = 0, top_p: float = 1.0, min_p: f
 
 def token_reference(score_V: Tensor, kept_V: Tensor, uniform: float) -> int:
     """The first kept token, in the vocabulary's order, whose cumulative share of what is kept passes `uniform`."""
-    weight_V = score_V.double().softmax(-1) * kept_V
-    passed_V = weight_V.cumsum(-1) > uniform * weight_V.sum()
-    return int(torch.nonzero(passed_V)[0])
+    cumulative_V = (score_V.double().softmax(-1) * kept_V).cumsum(-1)
+    return int(torch.nonzero(cumulative_V > uniform * cumulative_V[-1])[0])

@@ -33,13 +33,16 @@ def logits_of(rows, vocabulary, spread, grid, seed):
 
 
 def possible_tokens(score_V, top_k, top_p, min_p, uniform):
-    """The tokens that the definition gives when its numbers are a hair off."""
-    found = set()
-    for p in {top_p, min(top_p * (1 + HAIR), 1.0) if top_p < 1 else 1.0, top_p * (1 - HAIR) if top_p < 1 else 1.0}:
+    """bool [V]: the tokens that the definition gives when its numbers are a hair off."""
+    found_V = torch.zeros(len(score_V), dtype=torch.bool)
+    for p in {top_p, top_p * (1 - HAIR), min(top_p * (1 + HAIR), 1.0)} if top_p < 1 else {1.0}:
         for least in {min_p, min_p * (1 - HAIR), min(min_p * (1 + HAIR), 1.0)}:
             kept_V = kept_reference(score_V, top_k, p, least)
-            found |= {token_reference(score_V, kept_V, min(max(uniform + d, 0.0), 1 - 1e-9)) for d in (-HAIR, 0, HAIR)}
-    return found
+            found_V[token_reference(score_V, kept_V, uniform)] = True
+            share_V = score_V.double().masked_fill(~kept_V, -torch.inf).softmax(-1)
+            until_V = share_V.cumsum(-1)
+            found_V |= kept_V & (until_V - share_V <= uniform + HAIR) & (until_V >= uniform - HAIR)
+    return found_V
 
 
 @each_backend
@@ -64,7 +67,7 @@ def test_the_token_is_that_of_the_definition(
     token_S, logprob_S, logsumexp_S = sample(logits_SV, uniform_S, temperature, top_k, top_p, min_p)
     score_SV = logits_SV.float() / temperature
     for score_V, token in zip(score_SV, token_S.tolist()):
-        assert token in possible_tokens(score_V, top_k, top_p, min_p, uniform)
+        assert possible_tokens(score_V, top_k, top_p, min_p, uniform)[token]
     truth_S = score_SV.double().logsumexp(-1)
     torch.testing.assert_close(logsumexp_S.double(), truth_S, rtol=1e-6, atol=1e-5)
     chosen_S = score_SV.double().gather(1, token_S[:, None])[:, 0]
