@@ -38,6 +38,7 @@ class DecodeRows:
         self.last_S = self.host_position_S.copy()
         self.barred_before_S = self.host_position_S.copy()  # no EOS at positions before this
         self.group_S = self.host_position_S.copy()
+        self.read_S = self.host_position_S.copy()  # up to where somebody has read along
         self._groups: tuple[Tensor, Tensor] | None = None
         self._read_again = 0  # positions of shared pages, counted for every row but one of each group
 
@@ -66,6 +67,7 @@ class DecodeRows:
         self.last_S = np.concatenate([self.last_S, [s.request.max_length - 1 for s in samples]])
         barred = first + [s.request.min_new_tokens for s in samples]
         self.barred_before_S = np.concatenate([self.barred_before_S, barred])
+        self.read_S = np.concatenate([self.read_S, first])
         self.group_S = np.concatenate([self.group_S, [id(s.prompt) for s in samples]])
         self._groups = None
 
@@ -74,7 +76,7 @@ class DecodeRows:
         kept = torch.from_numpy(np.flatnonzero(kept_S)).to(self.device)
         for name in ("slot_S", "position_S", "address_S", "ended_at_S"):
             setattr(self, name, getattr(self, name)[kept])
-        for name in ("host_position_S", "first_S", "last_S", "barred_before_S", "group_S"):
+        for name in ("host_position_S", "first_S", "last_S", "barred_before_S", "group_S", "read_S"):
             setattr(self, name, getattr(self, name)[kept_S])
         self.samples = [s for s, keep in zip(self.samples, kept_S) if keep]
         self._groups = None
