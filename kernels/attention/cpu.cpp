@@ -230,9 +230,7 @@ void backward_unit(const Geometry& g, const Unit& u, Packed q, Packed k, Packed 
         copy_rows(grad.at<T>(start + i0, u.h), grad.token, count, lanes, g.K, KP, 1.0f, g_IK);
         transpose(q_IK, lanes, KP, q_KI);
         transpose(g_IK, lanes, KP, g_KI);
-        float lse_I[TILE], delta_I[TILE];
-        std::fill(lse_I, lse_I + TILE, std::numeric_limits<float>::infinity());  // lanes without a query weigh nothing
-        std::fill(delta_I, delta_I + TILE, 0.0f);
+        float lse_I[TILE] = {}, delta_I[TILE] = {};  // finite in lanes without a query too: their gradients are zeros
         for (int i = 0; i < count; i++) {
             const T* o = out.at<T>(start + i0 + i, u.h);
             Vec sum = {};
