@@ -33,7 +33,8 @@ setup(
     extras_require={
         "gpu": ["triton>=3.6; platform_system == 'Linux'", "ninja"],
         "report": ["matplotlib"],
-        "peers": ["trl", "lm-eval"],
+        "hub": ["datasets"],
+        "peers": ["trl", "liger-kernel", "lm-eval==0.4.13", "datasets"],  # what the benches compare with
         "dev": ["pytest", "hypothesis", "pytest-timeout", "ruff", "ninja", "triton>=3.6; platform_system == 'Linux'"],
     },
 )
