@@ -24,7 +24,8 @@ struct Left {
 };
 
 constexpr int kBlock = 32;
-constexpr int64_t kInner = 512;  // a panel pair of B, 64 columns of bytes each, then takes 32 KiB of the L1 cache
+constexpr int64_t kInner = 512;    // of a pair of panels of B, 32 KiB: they stay in the L1 cache for all rows of A
+constexpr int64_t kColumns = 512;  // of C, 2 KiB a row: they stay in the L2 cache until the inner dimension is through
 
 // A 32 x 32 block of C, the reader's version.
 static inline void block_by_vectors(const Left& a, const uint32_t* b, int64_t b_panel, float* c, int64_t c_panel,
@@ -120,22 +121,24 @@ struct Tiles {
 // The whole product on one thread, which holds a Tiles(amx).
 static inline void product(bool amx, Left a, const uint32_t* b, int64_t b_panel, float* c, int64_t c_panel,
                            int64_t rows, int64_t columns, int64_t inner, bool add) {
-    for (int64_t k = 0; k < inner; k += kInner) {
-        const int64_t some = inner - k < kInner ? inner - k : kInner;
-        for (int64_t n = 0; n < columns / kLanes; n += 2)
-            for (int64_t m = 0; m < rows; m += kBlock) {
-                const Left part{a.at + m * a.row + k / kBlock * a.step, a.row, a.step};
-                const uint32_t* const panels = b + n * b_panel + k / 2 * kLanes;
-                float* const out = c + n * c_panel + m * kLanes;
+    const int64_t panels = columns / kLanes;
+    for (int64_t begin = 0; begin < panels; begin += kColumns / kLanes)
+        for (int64_t k = 0; k < inner; k += kInner) {
+            const int64_t some = inner - k < kInner ? inner - k : kInner;
+            for (int64_t n = begin; n < begin + kColumns / kLanes && n < panels; n += 2)
+                for (int64_t m = 0; m < rows; m += kBlock) {
+                    const Left part{a.at + m * a.row + k / kBlock * a.step, a.row, a.step};
+                    const uint32_t* const right = b + n * b_panel + k / 2 * kLanes;
+                    float* const out = c + n * c_panel + m * kLanes;
 #ifdef __AMX_BF16__
-                if (amx) {
-                    block_by_tiles(part, panels, b_panel, out, c_panel, some, add || k);
-                    continue;
-                }
+                    if (amx) {
+                        block_by_tiles(part, right, b_panel, out, c_panel, some, add || k);
+                        continue;
+                    }
 #endif
-                block_by_vectors(part, panels, b_panel, out, c_panel, some, add || k);
-            }
-    }
+                    block_by_vectors(part, right, b_panel, out, c_panel, some, add || k);
+                }
+        }
 }
 
 // 16 x 16 words, rows for columns: four rounds of exchanges between rows 1, 2, 4 and 8 apart.

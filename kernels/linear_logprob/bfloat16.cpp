@@ -7,6 +7,8 @@ using passes::Tile;
 namespace {
 
 constexpr int kBlock = bf16::kBlock;
+constexpr int64_t kStrip = 256;                // rows of W whose logits are made at a time: A stays in the L2 cache
+constexpr int64_t kColumns = bf16::kColumns;  // and for so many tokens: 512 KiB of them
 
 // What both walks share. rows counts those that exist, padded_rows those that W holds (zeros past rows).
 struct Block {
@@ -15,32 +17,36 @@ struct Block {
     const uint32_t *h, *ref;
     int64_t tokens;
     const float* bias;
-    double scale;
-    float* store;  // [threads, 1 or 2, tokens / 16, strip, 16]
-    int64_t strip;
+    double inverse;
+    float* store;  // [threads, 1 or 2, at most kColumns / 16, kStrip, 16]
     bool amx;
     int threads;
 
     int64_t first_row(int thread) const { return padded_rows / kBlock * thread / threads * kBlock; }
 };
 
-// Calls use(tile, first row, rows held) for every strip of a thread's rows, its logits just made.
+// Calls use(tile, first row, rows held, first token) for every strip of a thread's rows, its logits just made.
 template <class Use>
 void for_strips(const Block& of, int thread, const Use& use) {
-    const int64_t size = of.strip * of.tokens, panel = of.strip * vec::kLanes, h_panel = of.inner / 2 * vec::kLanes;
+    const int64_t wide = of.tokens < kColumns ? of.tokens : kColumns, size = kStrip * wide;
+    const int64_t panel = kStrip * vec::kLanes, h_panel = of.inner / 2 * vec::kLanes;
     float* const z = of.store + thread * size * (of.ref ? 2 : 1);
-    for (int64_t first = of.first_row(thread); first < of.first_row(thread + 1); first += of.strip) {
-        const int64_t left = of.first_row(thread + 1) - first, held = left < of.strip ? left : of.strip;
+    float* const ref = of.ref ? z + size : nullptr;
+    for (int64_t first = of.first_row(thread); first < of.first_row(thread + 1); first += kStrip) {
+        const int64_t left = of.first_row(thread + 1) - first, held = left < kStrip ? left : kStrip;
         const int64_t exist = of.rows - first < held ? of.rows - first : held;
         const bf16::Left W{of.W + first * of.W_row, of.W_row, kBlock};
-        {
-            const bf16::Tiles tiles(of.amx);
-            bf16::product(of.amx, W, of.h, h_panel, z, panel, held, of.tokens, of.inner, false);
-            if (of.ref) bf16::product(of.amx, W, of.ref, h_panel, z + size, panel, held, of.tokens, of.inner, false);
+        for (int64_t token = 0; token < of.tokens; token += kColumns) {
+            const int64_t some = of.tokens - token < kColumns ? of.tokens - token : kColumns;
+            const int64_t at = token / vec::kLanes * h_panel;
+            {
+                const bf16::Tiles tiles(of.amx);
+                bf16::product(of.amx, W, of.h + at, h_panel, z, panel, held, some, of.inner, false);
+                if (ref) bf16::product(of.amx, W, of.ref + at, h_panel, ref, panel, held, some, of.inner, false);
+            }
+            const float* const bias = of.bias ? of.bias + first : nullptr;
+            use(Tile{z, ref, exist, some, vec::kLanes, panel, bias, of.inverse}, first, held, token);
         }
-        use(Tile{z, of.ref ? z + size : nullptr, exist, of.tokens, vec::kLanes, panel,
-                 of.bias ? of.bias + first : nullptr, of.scale},
-            first, held);
     }
 }
 
@@ -54,10 +60,12 @@ struct Gradient {
 };
 
 template <bool kPair>
-void write_dz(const Tile& tile, const Gradient& to, int64_t first, int64_t held, int64_t padded_rows) {
+void write_dz(const Tile& tile, const Gradient& to, const Block& of, int64_t first, int64_t held, int64_t token) {
     constexpr int kLanes = vec::kLanes;
+    const int64_t height = of.padded_rows;
     for (int64_t j = 0; j < tile.tokens; j += kBlock) {
-        const passes::Columns columns[2] = {{to.per_token, tile.tokens, j}, {to.per_token, tile.tokens, j + kLanes}};
+        const int64_t t = token + j;
+        const passes::Columns columns[2] = {{to.per_token, of.tokens, t}, {to.per_token, of.tokens, t + kLanes}};
         for (int64_t i = 0; i < held; i += 2) {
             for (int p = 0; p < 2; ++p) {
                 vec::words dz[2];
@@ -67,25 +75,25 @@ void write_dz(const Tile& tile, const Gradient& to, int64_t first, int64_t held,
                                 : vec::words{};
                 if (to.pairs) {
                     const vec::words both = (dz[0] >> 16) | (dz[1] & 0xffff0000u);
-                    memcpy(to.pairs + ((j / kLanes + p) * padded_rows / 2 + (first + i) / 2) * kLanes, &both, sizeof both);
+                    memcpy(to.pairs + ((t / kLanes + p) * height / 2 + (first + i) / 2) * kLanes, &both, sizeof both);
                 }
                 for (int r = 0; to.lines && r < 2; ++r) {
                     const vec::halves line = __builtin_convertvector(dz[r] >> 16, vec::halves);
-                    memcpy(to.lines + (j / kBlock * padded_rows + first + i + r) * kBlock + p * kLanes, &line, sizeof line);
+                    memcpy(to.lines + (t / kBlock * height + first + i + r) * kBlock + p * kLanes, &line, sizeof line);
                 }
             }
         }
     }
-    for (int64_t j = 0; j < tile.tokens; ++j) {
-        const int64_t row = to.target[j] - to.first_id - first;
+    for (int64_t t = token; t < token + tile.tokens; ++t) {
+        const int64_t row = to.target[t] - to.first_id - first;
         if (row < 0 || row >= tile.rows) continue;
-        const uint32_t dz = vec::rounded(vec::all(to.target_dz[j]))[0] >> 16;
+        const uint32_t dz = vec::rounded(vec::all(to.target_dz[t]))[0] >> 16;
         const int64_t at = first + row;
         if (to.pairs) {
-            uint32_t& both = to.pairs[(j / kLanes * padded_rows / 2 + at / 2) * kLanes + j % kLanes];
+            uint32_t& both = to.pairs[(t / kLanes * height / 2 + at / 2) * kLanes + t % kLanes];
             both = at % 2 ? (both & 0xffffu) | dz << 16 : (both & 0xffff0000u) | dz;
         }
-        if (to.lines) to.lines[(j / kBlock * padded_rows + at) * kBlock + j % kBlock].bits = dz;
+        if (to.lines) to.lines[(t / kBlock * height + at) * kBlock + t % kBlock].bits = dz;
     }
 }
 
@@ -96,19 +104,19 @@ extern "C" {
 int logprob_has_amx() { return bf16::has_amx(); }
 
 // W [padded_rows, inner] with rows W_row elements apart, of which `rows` exist and the rest are zero; h, ref panels
-// [tokens / 16, inner / 2, 16] (ref may be null); inner, padded_rows, tokens and strip multiples of 32. kept, target,
+// [tokens / 16, inner / 2, 16] (ref may be null); inner, padded_rows and tokens multiples of 32. kept, target,
 // first_id and found as in float32.cpp.
 void logprob_bf16_statistics(const vec::bf16* W, int64_t W_row, int64_t rows, int64_t padded_rows, int64_t inner,
                              const uint32_t* h, const uint32_t* ref, int64_t tokens, const float* bias, double scale,
-                             float* store, int64_t strip, int amx, int threads, double* kept, const int64_t* target,
+                             float* store, int amx, int threads, double* kept, const int64_t* target,
                              int64_t first_id, double* found) {
-    const Block of{W, W_row, rows, padded_rows, inner, h, ref, tokens, bias, scale, store, strip, amx != 0, threads};
+    const Block of{W, W_row, rows, padded_rows, inner, h, ref, tokens, bias, scale, store, amx != 0, threads};
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int t = 0; t < threads; ++t)
-        for_strips(of, t, [&](const Tile& tile, int64_t first, int64_t) {
-            double* const mine = kept + t * passes::kKept * tokens;
-            if (ref) passes::add_tile<true>(tile, mine, target, first_id + first, found);
-            else passes::add_tile<false>(tile, mine, target, first_id + first, found);
+        for_strips(of, t, [&](const Tile& tile, int64_t first, int64_t, int64_t token) {
+            double* const mine = kept + t * passes::kKept * tokens + token;
+            const auto add = ref ? passes::add_tile<true> : passes::add_tile<false>;
+            add(tile, mine, tokens, target + token, first_id + first, found + token);
         });
 }
 
@@ -117,22 +125,21 @@ void logprob_bf16_statistics(const vec::bf16* W, int64_t W_row, int64_t rows, in
 // and h_tokens [inner / 16, tokens / 2, 16]. Either set may be null.
 void logprob_bf16_gradient(const vec::bf16* W, int64_t W_row, int64_t rows, int64_t padded_rows, int64_t inner,
                            const uint32_t* h, const uint32_t* ref, int64_t tokens, const float* bias, double scale,
-                           float* store, int64_t strip, int amx, int threads, const float* per_token,
+                           float* store, int amx, int threads, const float* per_token,
                            const int64_t* target, int64_t first_id, const float* target_dz, uint32_t* pairs,
                            vec::bf16* turned, float* dh, vec::bf16* lines, const uint32_t* h_tokens, float* dW,
                            int dW_begins) {
-    const Block of{W, W_row, rows, padded_rows, inner, h, ref, tokens, bias, scale, store, strip, amx != 0, threads};
+    const Block of{W, W_row, rows, padded_rows, inner, h, ref, tokens, bias, scale, store, amx != 0, threads};
     const Gradient to{per_token, target, first_id, target_dz, pairs, lines};
     constexpr int kLanes = vec::kLanes;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int t = 0; t < threads; ++t) {
-        for_strips(of, t, [&](const Tile& tile, int64_t first, int64_t held) {
-            if (ref) write_dz<true>(tile, to, first, held, padded_rows);
-            else write_dz<false>(tile, to, first, held, padded_rows);
-            for (int64_t i = first; dh && i < first + held; i += kBlock)
-                bf16::turn(W + i * W_row, W_row, inner, turned + i * inner);
+        for_strips(of, t, [&](const Tile& tile, int64_t first, int64_t held, int64_t token) {
+            (ref ? write_dz<true> : write_dz<false>)(tile, to, of, first, held, token);
         });
         const int64_t first = of.first_row(t), mine = of.first_row(t + 1) - first;
+        for (int64_t i = first; dh && i < first + mine; i += kBlock)
+            bf16::turn(W + i * W_row, W_row, inner, turned + i * inner);
         if (dW) {
             const bf16::Tiles tiles(of.amx);
             bf16::product(of.amx, {lines + first * kBlock, kBlock, padded_rows * kBlock}, h_tokens,

@@ -16,10 +16,10 @@ from kernels import native
 from kernels.linear_logprob import cpu, eager
 
 UNIT = 32
-CHUNK_TOKENS = 2048
-CHUNK_ELEMENTS = 2 << 20  # of h: packed twice (4 bytes), and the float32 sum of its gradient
-BLOCK_ELEMENTS = 1 << 21  # of a block of W, as float32 sums of its gradient; and of dz
-STRIP_ELEMENTS = 1 << 15  # of logits that a thread holds: 128 KiB of its L2
+CHUNK_TOKENS = 4096
+CHUNK_ELEMENTS = 4 << 20  # of h: with a reference it is packed three times (6 bytes), beside its gradient's float32 sum
+BLOCK_ELEMENTS = 3 << 19  # of a block of W (turned and its gradient's float32 sum, 6 bytes) and of dz (twice, 4 bytes)
+STRIP_ROWS, STRIP_TOKENS = 256, 512  # of the logits that a thread holds, as in bfloat16.cpp
 
 
 def available(h_TD: Tensor) -> bool:
@@ -79,9 +79,8 @@ class _Chunk:
     def __init__(self, h_TD: Tensor, ref_TD: Tensor | None):
         self.tokens = _up(h_TD.shape[0])
         self.h, self.ref = _panels(h_TD), None if ref_TD is None else _panels(ref_TD)
-        self.strip = max(UNIT, min(256, STRIP_ELEMENTS // self.tokens // UNIT * UNIT))
         self.threads = native.threads()
-        logits = self.threads * self.strip * self.tokens * (1 if ref_TD is None else 2)
+        logits = self.threads * STRIP_ROWS * min(STRIP_TOKENS, self.tokens) * (1 if ref_TD is None else 2)
         self.store = torch.empty(logits, dtype=torch.float32)
         self.amx = has_amx()
 
@@ -89,17 +88,12 @@ class _Chunk:
         """What both C++ functions begin with."""
         W = (cpu.address(W_BK), W_BK.stride(0), count, *W_BK.shape)
         states = (cpu.address(self.h), cpu.address(self.ref), self.tokens, cpu.address(bias_B), scale)
-        return *W, *states, cpu.address(self.store), self.strip, self.amx, self.threads
+        return *W, *states, cpu.address(self.store), self.amx, self.threads
 
 
 def has_amx() -> int:
     """1 where the processor multiplies tiles of bfloat16 and the kernel lets us."""
     return cpu.library().logprob_has_amx()
-
-
-def _targets(target_T: Tensor, tokens: int) -> Tensor:
-    """target_T with no target for the tokens that were added."""
-    return torch.nn.functional.pad(target_T, (0, tokens - len(target_T)), value=-1).contiguous()
 
 
 def totals(
@@ -111,7 +105,7 @@ def totals(
     for start in range(0, max(1, h_TD.shape[0]), size):
         part = slice(start, start + size)
         chunk = _Chunk(h_TD[part], None if ref_TD is None else ref_TD[part])
-        target = _targets(target_T[part], chunk.tokens)
+        target = torch.nn.functional.pad(target_T[part], (0, chunk.tokens - len(target_T[part])), value=-1)
         kept_P6N, found_3N = eager.nothing_kept(chunk.threads, chunk.tokens, h_TD.device)
         for first, count, W_BK, bias_B in _blocks(W_VD, bias_V, _block_rows(W_VD, chunk.tokens)):
             columns = cpu.address(kept_P6N), cpu.address(target), first, cpu.address(found_3N)
@@ -145,19 +139,30 @@ def sweep(
     with_dW = dW_VD is not None
     if with_dW:
         lines, sum_BK = shared(rows * widest), torch.empty(rows * inner)
-    prepared = [_prepared(h_TD, ref_TD, per_token_6T, target_T, target_dz_T, chunks[0], with_dW)]
-    for first, count, W_BK, bias_B in _blocks(W_VD, bias_V, rows):
-        for i, part in enumerate(chunks):
-            chunk, columns, h_tokens = (
-                _prepared(h_TD, ref_TD, per_token_6T, target_T, target_dz_T, part, with_dW) if i else prepared[0]
-            )
-            per_token, target, target_dz = columns
-            cpu.library().logprob_bf16_gradient(
-                *chunk.arguments(count, W_BK, bias_B, scale),
-                *(cpu.address(per_token), cpu.address(target), first, cpu.address(target_dz)),
-                *(cpu.address(x) for x in (pairs, turned, sum_NK, lines, h_tokens, sum_BK)),
-                i == 0,
-            )
+
+    def prepared(part: slice) -> tuple[_Chunk, list[Tensor], Tensor | None]:
+        """A chunk as the C++ reads it, the three columns of its tokens, and what the product for dW reads of h."""
+        chunk = _Chunk(h_TD[part], None if ref_TD is None else ref_TD[part])
+        added = (0, chunk.tokens - len(target_T[part]))
+        pad = torch.nn.functional.pad
+        columns = pad(per_token_6T[:, part], added), pad(target_T[part], added, value=-1), pad(target_dz_T[part], added)
+        return chunk, [c.contiguous() for c in columns], _token_panels(h_TD[part]) if with_dW else None
+
+    def add(ready: tuple, first: int, count: int, W_BK: Tensor, bias_B: Tensor | None, begins: bool) -> None:
+        chunk, (per_token, target, target_dz), h_tokens = ready
+        cpu.library().logprob_bf16_gradient(
+            *chunk.arguments(count, W_BK, bias_B, scale),
+            *(cpu.address(per_token), cpu.address(target), first, cpu.address(target_dz)),
+            *(cpu.address(x) for x in (pairs, turned, sum_NK, lines, h_tokens, sum_BK)),
+            begins,
+        )
+
+    # Several chunks are made ready again for every block: kept, they would be as large as h.
+    only = prepared(chunks[0]) if len(chunks) == 1 else None
+    for block in _blocks(W_VD, bias_V, rows):
+        for part in chunks:
+            add(only or prepared(part), *block, part is chunks[0])
+        first, count, W_BK, _ = block
         if with_dW:
             out = dW_VD[first : first + count]
             sizes = len(W_BK), count, dW_VD.shape[1]
@@ -165,13 +170,6 @@ def sweep(
                 cpu.address(sum_BK), *sizes, cpu.address(out), out.stride(0), native.threads()
             )
     if dh_TD is not None:
-        sum_TD = sum_NK.view(-1, inner, 16).transpose(1, 2).reshape(-1, inner)
-        dh_TD[chunks[0]] = sum_TD[: len(dh_TD[chunks[0]]), : dh_TD.shape[1]]
-
-
-def _prepared(h_TD, ref_TD, per_token_6T, target_T, target_dz_T, part: slice, with_dW: bool):
-    chunk = _Chunk(h_TD[part], None if ref_TD is None else ref_TD[part])
-    added = (0, chunk.tokens - len(target_T[part]))
-    pad = torch.nn.functional.pad
-    columns = pad(per_token_6T[:, part], added), _targets(target_T[part], chunk.tokens), pad(target_dz_T[part], added)
-    return chunk, [c.contiguous() for c in columns], _token_panels(h_TD[part]) if with_dW else None
+        out = dh_TD[chunks[0]]
+        for rows_TD, panels in zip(out.split(256), sum_NK.view(-1, inner, 16).split(16)):
+            rows_TD.copy_(panels.transpose(1, 2).reshape(-1, inner)[: len(rows_TD), : out.shape[1]])

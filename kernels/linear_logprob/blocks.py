@@ -17,7 +17,8 @@ from torch import Tensor
 
 from kernels.linear_logprob import cpu, eager
 
-TILE_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 23}  # 8 MiB: at half of it the products lose 5 %
+TILE_ELEMENTS = 1 << 21  # 8 MiB: at half of it the products lose 5 %
+EAGER_TILE_ELEMENTS = 1 << 20  # `eager` holds up to ten tiles
 LARGEST_TILE_ELEMENTS = 1 << 22  # with so many tokens that a block would else have too few rows for a good product
 NARROW_BLOCK_ELEMENTS = 1 << 20  # of W made float32
 NARROW_CHUNK_ELEMENTS = 2 << 20  # of h made float32, and as many of its gradient's sum
@@ -39,10 +40,11 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _block_rows(W_VD: Tensor, tokens: int) -> int:
+def _block_rows(W_VD: Tensor, tokens: int, passes: ModuleType | cpu.Passes) -> int:
     tokens = max(1, tokens)
-    tile = TILE_ELEMENTS.get(W_VD.device.type, 1 << 21)
-    rows = max(tile // tokens, min(128, LARGEST_TILE_ELEMENTS // tokens))
+    rows = EAGER_TILE_ELEMENTS // tokens
+    if passes is not eager:
+        rows = max(TILE_ELEMENTS // tokens, min(128, LARGEST_TILE_ELEMENTS // tokens))
     if W_VD.dtype not in (torch.float32, torch.float64):
         rows = min(rows, NARROW_BLOCK_ELEMENTS // W_VD.shape[1])
     return max(1, min(rows, W_VD.shape[0], 8192))
@@ -79,7 +81,7 @@ def totals(
         h, ref = _wide(h_TD[chunk]), None if ref_TD is None else _wide(ref_TD[chunk])
         passes = _passes(h)
         kept_P6T, found_3T = eager.nothing_kept(passes.PARTS, len(h), h.device)
-        rows = _block_rows(W_VD, len(h))
+        rows = _block_rows(W_VD, len(h), passes)
         tiles = _Tiles(h, rows, len(h), 1 if ref is None else 2)
         for first, W_BD, bias_B in _blocks(W_VD, bias_V, rows):
             passes.statistics(*tiles.of(W_BD, h, ref), bias_B, scale, kept_P6T, target_T[chunk], first, found_3T)
@@ -102,13 +104,16 @@ def sweep(
 ) -> None:
     """One walk with dz in the tiles. Writes the rows of dh_TD in `chunks`, and dW_VD of them; None: not wanted."""
     widest = max(len(h_TD[chunk]) for chunk in chunks)
-    rows = _block_rows(W_VD, widest)
     states = [(_wide(h_TD[chunk]), None if ref_TD is None else _wide(ref_TD[chunk])) for chunk in chunks[:1]]
     columns = [(per_token_6T[:, c].contiguous(), target_T[c], target_dz_T[c].contiguous()) for c in chunks]
     passes = _passes(states[0][0])
+    rows = _block_rows(W_VD, widest, passes)
     tiles = _Tiles(states[0][0], rows, widest, 1 if ref_TD is None else 2)
     assert dh_TD is None or len(chunks) == 1, "sums of dh are held for one chunk"
-    sum_TD = None if dh_TD is None else torch.zeros_like(states[0][0])
+    sum_TD = None
+    if dh_TD is not None:
+        rows_TD = dh_TD[chunks[0]]
+        sum_TD = rows_TD.zero_() if rows_TD.dtype == states[0][0].dtype else torch.zeros_like(states[0][0])
     for first, W_BD, bias_B in _blocks(W_VD, bias_V, rows):
         sum_BD = None
         for i, chunk in enumerate(chunks):
@@ -128,5 +133,5 @@ def sweep(
                 sum_BD = z_BT @ h
         if dW_VD is not None and dW_VD.dtype != sum_BD.dtype:
             dW_VD[first : first + rows] = sum_BD
-    if dh_TD is not None:
-        dh_TD[chunks[0]] = sum_TD
+    if sum_TD is not None and sum_TD.dtype != dh_TD.dtype:
+        rows_TD.copy_(sum_TD)

@@ -17,7 +17,7 @@ SPARE = 16  # elements past the end of a tile that a pass may read: a vector les
 
 ADDRESS, SIZE, NUMBER, REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_double
 TILE = (ADDRESS, ADDRESS, SIZE, SIZE, ADDRESS, REAL)
-BLOCK = (ADDRESS, SIZE, SIZE, SIZE, SIZE, ADDRESS, ADDRESS, SIZE, ADDRESS, REAL, ADDRESS, SIZE, NUMBER, NUMBER)
+BLOCK = (ADDRESS, SIZE, SIZE, SIZE, SIZE, ADDRESS, ADDRESS, SIZE, ADDRESS, REAL, ADDRESS, NUMBER, NUMBER)
 ARGUMENTS = {
     "logprob_statistics": (*TILE, ADDRESS, ADDRESS, SIZE, ADDRESS, NUMBER),
     "logprob_gradient": (*TILE, ADDRESS, ADDRESS, SIZE, ADDRESS, NUMBER),

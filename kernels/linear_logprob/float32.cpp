@@ -34,8 +34,8 @@ void logprob_statistics(const float* z, const float* ref, int64_t rows, int64_t 
         const int64_t first = rows * t / threads;
         const Tile share = tile.rows_from(first, rows * (t + 1) / threads);
         double* const mine = kept + t * passes::kKept * tokens;
-        if (ref) passes::add_tile<true>(share, mine, target, first_id + first, found);
-        else passes::add_tile<false>(share, mine, target, first_id + first, found);
+        if (ref) passes::add_tile<true>(share, mine, tokens, target, first_id + first, found);
+        else passes::add_tile<false>(share, mine, tokens, target, first_id + first, found);
     }
 }
 

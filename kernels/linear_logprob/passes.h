@@ -112,17 +112,18 @@ void add_columns(const Tile& tile, int64_t token, int64_t lanes, double* kept, i
     }
 }
 
-// Adds a tile to kept [6, tokens] (one thread's), and writes what it holds of the targets among its rows, the first of
-// which is vocabulary entry first_id, to found [3, tokens]: the policy's logit, the reference's, and their difference.
+// Adds a tile to kept (one thread's), and writes what it holds of the targets among its rows, the first of which is
+// vocabulary entry first_id, to found: the policy's logit, the reference's, and their difference. Rows of kept [6] and
+// found [3] are `all` tokens long, and begin at this tile's first.
 template <bool kPair>
-void add_tile(const Tile& tile, double* kept, const int64_t* target, int64_t first_id, double* found) {
+void add_tile(const Tile& tile, double* kept, int64_t all, const int64_t* target, int64_t first_id, double* found) {
     constexpr int kWide = kPair ? 2 : 4;
     if (!tile.rows) return;
     int64_t j = 0;
     for (; j + kWide * kLanes <= tile.tokens; j += kWide * kLanes)
-        add_columns<kPair, kWide>(tile, j, kWide * kLanes, kept, tile.tokens);
+        add_columns<kPair, kWide>(tile, j, kWide * kLanes, kept, all);
     for (; j < tile.tokens; j += kLanes)
-        add_columns<kPair, 1>(tile, j, tile.tokens - j < kLanes ? tile.tokens - j : kLanes, kept, tile.tokens);
+        add_columns<kPair, 1>(tile, j, tile.tokens - j < kLanes ? tile.tokens - j : kLanes, kept, all);
     for (j = 0; j < tile.tokens; ++j) {
         const int64_t row = target[j] - first_id;
         if (row < 0 || row >= tile.rows) continue;
@@ -130,8 +131,8 @@ void add_tile(const Tile& tile, double* kept, const int64_t* target, int64_t fir
         found[j] = x * tile.inverse + offset;
         if (kPair) {
             const double y = tile.ref[tile.at(row, j)];
-            found[tile.tokens + j] = y * tile.inverse + offset;
-            found[2 * tile.tokens + j] = (x - y) * tile.inverse;
+            found[all + j] = y * tile.inverse + offset;
+            found[2 * all + j] = (x - y) * tile.inverse;
         }
     }
 }
