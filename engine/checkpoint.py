@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -24,6 +24,7 @@ from engine.checkpoint_files import (
     name_of,
     newest_whole,
     write,
+    written,
 )
 from engine.console import Console
 from engine.distributed import World
@@ -34,7 +35,12 @@ from engine.settings import RunSettings
 from engine.zero import ZeroStep
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+T = TypeVar("T")
 FAILED = 1000  # above every signal's number: the last checkpoint could not be written
+
+
+class _Told(BaseException):
+    """A signal has come while something long was done that need not be finished."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +123,11 @@ class Checkpoints:
         code = self.world.max(FAILED if self._has_failed() else self._signal)
         if code == FAILED:
             self._wait()
+        if step == 0:
+            if code:
+                self.console.say(f"{signal.Signals(code).name}: no step was taken yet, there is nothing to save")
+                raise SystemExit(128 + code)
+            return
         if code or (every and (last or step % every == 0)):
             self._save(step, trainer, experience)
         if code:
@@ -125,6 +136,23 @@ class Checkpoints:
                 f"{signal.Signals(code).name}: saved {self.folder / name_of(step)}, --resume continues there"
             )
             raise SystemExit(128 + code)
+
+    def unless_told(self, work: Callable[[], T], step: int, trainer: Callable[[], Mapping[str, Any]]) -> T:
+        """What `work()` returns, or, if a signal came meanwhile on any rank, save what was there before it and exit.
+
+        For what is long and changes nothing that is saved. It ends early where it calls `raise_if_told`.
+        """
+        try:
+            done = work()
+        except _Told:
+            done = None
+        self.after_step(step, trainer)
+        return done
+
+    def raise_if_told(self) -> None:
+        """Leave the `work` of `unless_told` if a signal has come to this rank."""
+        if self._signal:
+            raise _Told
 
     def __enter__(self) -> Checkpoints:
         if self.settings.save_every:
@@ -149,7 +177,7 @@ class Checkpoints:
         if number == self._signal == signal.SIGINT:
             raise KeyboardInterrupt
         if not self._signal and self.world.is_first:  # not print: the signal may have come inside of one
-            os.write(2, b"\nthe run is saved after this step, then it stops\n")
+            os.write(2, b"\nthe run is saved at the next step, then it stops\n")
         self._signal = self._signal or number
 
     def _save(self, step: int, trainer: Any, experience: Experience | None) -> None:
@@ -198,8 +226,9 @@ class Checkpoints:
             raise UserError(mistake)
 
     def _check_room(self) -> None:
-        there = [p for p in self.folder.glob("step-*") if p.is_dir()] if self.folder.is_dir() else []
-        missing = max(1, self.settings.keep + 1 - len(there))  # the new one is whole before the oldest goes
+        missing = max(
+            1, self.settings.keep + 1 - len(written(self.folder))
+        )  # the new one is whole before the oldest goes
         check_room(self.run.path, missing * self.zero.kept_bytes, f"--save-every with --keep {self.settings.keep}")
 
     def _why_not(self, found: Checkpoint | None, rejected: Sequence[str]) -> str | None:

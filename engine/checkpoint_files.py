@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -121,9 +122,7 @@ def newest_whole(
     `why_not` may reject one for its state. A whole one newer than what `latest` names counts: the run was stopped
     between the two.
     """
-    if not folder.is_dir():
-        return None, []
-    paths = sorted((p for p in folder.glob("step-*") if p.is_dir()), key=_step_of, reverse=True)
+    paths = list(reversed(written(folder)))
     rejected, pointed = [], _read_latest(folder)
     if pointed is not None and pointed not in [p.name for p in paths]:
         rejected.append(f"{LATEST}: it names {pointed!r}, which is not there")
@@ -135,6 +134,13 @@ def newest_whole(
             return checkpoint, rejected
         rejected.append(f"{path.name}: {reason}")
     return None, rejected
+
+
+def written(folder: Path) -> list[Path]:
+    """The folders that are called as a checkpoint is, whole or not, by step."""
+    if not folder.is_dir():
+        return []
+    return sorted((p for p in folder.iterdir() if re.fullmatch(r"step-\d{6,18}", p.name) and p.is_dir()), key=_step_of)
 
 
 def sha256(path: Path) -> str:
@@ -195,14 +201,13 @@ def _point_latest(folder: Path, name: str) -> None:
 
 def _superseded(folder: Path, step: int, keep: int) -> list[Path]:
     """All but the `keep` newest up to `step`. Later ones were rejected, or the run would have gone on from them."""
-    paths = sorted(folder.glob("step-*"), key=_step_of)
+    paths = written(folder)
     upto = [p for p in paths if _step_of(p) <= step]
     return upto[:-keep] + [p for p in paths if _step_of(p) > step]
 
 
 def _step_of(path: Path) -> int:
-    digits = path.name.removeprefix("step-")
-    return int(digits) if digits.isdecimal() and digits.isascii() else -1
+    return int(path.name.removeprefix("step-"))
 
 
 def _remove(path: Path) -> None:

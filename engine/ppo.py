@@ -77,7 +77,8 @@ class PPOTrainer:
         policy = Policy(model, self.split)
         self.reference = policy.reference()
         if ppo.critic == "separate":
-            self._separate_critic(policy)
+            own = isinstance(scorer, RewardModelScorer) and scorer.shares_trunk
+            policy.separate_critic(*((scorer.module, scorer.mean, scorer.std) if own else (None,)))
         trunk = [] if self.split is None else trunk_parameters(model, self.split)
         # The head is read in every update; nothing else of the trunk is, so under ZeRO-3 it is shared out meanwhile.
         self.trunk = ShardedWeights([w for _, w in trunk if w is not model.head_weight], world)
@@ -142,7 +143,9 @@ class PPOTrainer:
         ids = self._share(iteration, self.world.rank)
         began = time.monotonic()
         self.trunk.gather()
-        responses = self._generate(iteration, ids)
+        responses = self.checkpoints.unless_told(
+            lambda: self._generate(iteration, ids), self.progress.step, self._state
+        )
         if self.sharded:
             self.trunk.release()
         generated = time.monotonic()
@@ -254,9 +257,14 @@ class PPOTrainer:
         step, epoch = self.steps[iteration], iteration // self.per_epoch
         requests = [Request(self.prompts[step[i]].tokens, step[i], epoch, self.ppo.max_new_tokens) for i in ids]
         with self.console.bar(len(requests), f"rollout {iteration + 1}", "response") as bar:
+
+            def progress(finished: int, _: int) -> None:
+                self.checkpoints.raise_if_told()
+                bar.update(finished - bar.n)
+
             return generate(
                 self.model, requests, self.ppo.sampling, derive_seed(self.seed, "rollout"), self.tokenizer.eos_token_id,
-                self.ppo.slots, self.split, lambda finished, _: bar.update(finished - bar.n),
+                self.ppo.slots, self.split, progress,
             )  # fmt: skip
 
     def _keep_trunk(self, parts: Sequence[Tensor | None]) -> Tensor | None:
@@ -267,14 +275,6 @@ class PPOTrainer:
         if size <= self.batch.trunk_cache * 1e9 or self.world.device.type == "cpu":
             return torch.cat(parts).to(self.world.device)
         return torch.cat([part.cpu() for part in parts]).pin_memory()
-
-    def _separate_critic(self, policy: Policy) -> None:
-        """Start the critic from the reward model where that reads the policy's trunk, or trains no trunk at all."""
-        scorer = self.scorer
-        if isinstance(scorer, RewardModelScorer) and scorer.shares_trunk:
-            policy.separate_critic(scorer.module, scorer.mean, scorer.std)
-        else:
-            policy.separate_critic(None)
 
     @torch.no_grad()
     def _columns(self, batch: PackedBatch, trunk_TD: Tensor | None, action_T: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -24,8 +24,6 @@ from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
-    safe_set_full_fp32_param,
-    safe_set_full_optimizer_state,
     safe_set_local_fp32_param,
     safe_set_local_optimizer_state,
 )
@@ -216,8 +214,6 @@ class ZeroStep:
         for flat in self._partitions:
             moments = {key: torch.zeros_like(flat) for key in MOMENTS}
             self._adamw.state[flat] = {"step": step.to(flat.device, copy=True), **moments}
-        if self.stage in (1, 2):
-            self.optimizer._lazy_init_hp_params_optimizer_state()  # what the first step() does: moments by parameter
         for name, parameter in self.trained.items():
             for key in (WEIGHT, *MOMENTS):
                 if f"{key}:{name}" in shapes:
@@ -244,12 +240,23 @@ class ZeroStep:
             if key == WEIGHT:
                 return safe_get_full_fp32_param(parameter)
             return safe_get_full_optimizer_state(parameter, key)
-        # DeepSpeed would add the ranks' parts to zeros as floats, which makes -0.0 of one rank 0.0 of two.
         whole = torch.zeros(parameter.numel(), device=self.world.device)
-        if (mapping := parameter._hp_mapping) is not None:
-            at, part = mapping.lp_fragment_address, mapping.get_hp_fragment(None if key == WEIGHT else key)
-            whole[at.start : at.start + at.numel] = part.to(whole.device)
+        if parameter._hp_mapping is not None:
+            where, part = self._part(parameter, key)
+            whole[where] = part.to(whole.device)
+        # As integers: added to the other ranks' zeros as a float, -0.0 would become 0.0.
         return self.world.sum(whole.view(torch.int32)).view(torch.float32).view_as(parameter)
+
+    def _part(self, parameter: nn.Parameter, key: str) -> tuple[slice, Tensor]:
+        """Stages 1 and 2: which elements of a parameter this rank holds, and where it holds the master or a moment.
+
+        Not by DeepSpeed's safe_get_full_optimizer_state: that knows the moments of the first parameter group only.
+        """
+        mapping = parameter._hp_mapping
+        there, here = mapping.lp_fragment_address, mapping.hp_fragment_address
+        flat = self._partitions[mapping.param_group_index]
+        held = flat.data if key == WEIGHT else self._adamw.state[flat][key]
+        return slice(there.start, there.start + there.numel), held[here.start : here.start + here.numel]
 
     def _set(self, parameter: nn.Parameter, key: str, value: Tensor, step: Tensor) -> None:
         if self.stage == 0:
@@ -268,10 +275,9 @@ class ZeroStep:
                     parameter.data.copy_(value)
             else:
                 safe_set_local_optimizer_state(parameter, mine, key)
-        elif key == WEIGHT:
-            safe_set_full_fp32_param(parameter, value)
-        else:
-            safe_set_full_optimizer_state(parameter, value, key)
+        elif parameter._hp_mapping is not None:
+            where, part = self._part(parameter, key)
+            part.copy_(value.flatten()[where])
 
 
 def _shape(parameter: nn.Parameter) -> torch.Size:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -129,9 +131,10 @@ def upstream_argv(settings: RunSettings) -> list[str]:
 def embedded_data(settings: RunSettings, job: Job) -> Path:
     """The folder of the embedded data set of the language, made if it is not there."""
     path = Path(settings.runs, settings.lang, "data")
-    if job.world.is_first and not (path / "sft.jsonl").is_file():
+    if job.world.is_first and not path.is_dir():
         job.console.say(f"data: making the embedded {job.language.name} tasks in {path}")
-        write_embedded(make_embedded(settings.lang, settings.seed, DEMO_RECORDS), path)
+        data = make_embedded(settings.lang, settings.seed, DEMO_RECORDS)
+        make_whole(path, lambda part: write_embedded(data, part))
     job.world.barrier()
     return path
 
@@ -140,12 +143,20 @@ def embedded_model(settings: RunSettings, job: Job) -> Path:
     """A small untrained model with a tokenizer of the embedded texts, made if it is not there."""
     path = Path(settings.runs, settings.lang, "init")
     data = embedded_data(settings, job)
-    if job.world.is_first and not (path / "config.json").is_file():
+    if job.world.is_first and not path.is_dir():
         job.console.say(f"base model: training a tokenizer and making a small random model in {path}")
         texts = (data / "corpus.txt").read_text(encoding="utf-8").splitlines()
-        init_model(texts=texts, output=path, seed=settings.seed, **DEMO_MODEL)
+        make_whole(path, lambda part: init_model(texts=texts, output=part, seed=settings.seed, **DEMO_MODEL))
     job.world.barrier()
     return path
+
+
+def make_whole(folder: Path, make: Callable[[Path], Any]) -> None:
+    """Have a folder made under another name, then rename it: whoever is stopped meanwhile leaves none of that name."""
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    make(part)
+    os.rename(part, folder)
 
 
 def stage_model(settings: RunSettings, stage: str, run_stage: Any, job: Job) -> Path:

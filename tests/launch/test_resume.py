@@ -1,0 +1,119 @@
+"""--resume of the jobs: a run that a signal stopped goes on to the same files, and the embedded chain where it was."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from engine.settings import RunSettings
+from engine.zero import ZeroStep
+from launch import common, reward
+from launch.common import make_whole, stage_model, upstream_argv
+from tests.launch import small
+from tests.launch.jobs import TRAINERS, assert_says, run
+from tests.reliability.remains import assert_same
+
+
+@pytest.fixture(autouse=True)
+def alone():
+    with small.alone():
+        yield
+
+
+def stop_at(monkeypatch, number, start):
+    """Have SIGTERM come during the so-manieth optimizer step after the start."""
+    step, calls = ZeroStep.step, []
+
+    def stepping(self, lr):
+        calls.append(lr)
+        if len(calls) == number:
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, lr)
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit) as stopped:
+        patched.setattr(ZeroStep, "step", stepping)
+        start()
+    assert stopped.value.code == 143
+
+
+@pytest.mark.parametrize("job", TRAINERS)
+def test_a_stopped_job_goes_on(here, refused, monkeypatch, capfd, job):
+    changes = {"max-steps": "3", "epochs": "3", "batch-size": "2", "save-every": "100"}
+    if job == "ppo":
+        changes |= {"eval-data": "prompts.jsonl", "minibatch-size": "1"}
+    run(monkeypatch, job, {**changes, "output": "whole"})
+    stop_at(monkeypatch, 1, lambda: run(monkeypatch, job, changes))
+    assert "SIGTERM: saved out/checkpoints/step-000001, --resume continues there" in capfd.readouterr().out
+    assert_says(refused(job, changes), "out holds a run that did not finish", "--resume continues it", "--overwrite")
+    line = refused(job, {**changes, "lr": "0.5", "seed": "4"}, "--resume")
+    assert_says(line, "out was started with other settings (seed 0 -> 4; lr ", "-> 0.5)", "--override")
+    run(monkeypatch, job, {**changes, "keep": "5"}, "--resume")
+    assert "continuing after optimizer step 1," in capfd.readouterr().out
+    assert_same(here / "out", here / "whole")
+    run(monkeypatch, job, changes, "--resume")
+    assert "complete" in capfd.readouterr().out
+    assert_says(refused(job, {**changes, "lr": "0.5"}, "--resume", "--override"), "out holds another run")
+
+
+def test_a_start_that_was_stopped_at_once_is_no_obstacle(here, monkeypatch, capfd):
+    (here / "out").mkdir()
+    (here / "out" / "config.json.part").write_text("{")
+    run(monkeypatch, "sft", {}, "--resume")
+    assert "holds no checkpoint: the run starts from the beginning" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    ((("--resume", "--overwrite")), "--resume and --overwrite are both given"),
+    ((("--override",)), "--override is given without --resume"),
+    (("--keep=0",), "--keep is 0: give 1 or more"),
+    (("--save-every=-1",), "--save-every is -1: give 0 or more"),
+])  # fmt: skip
+def test_flags_that_make_no_sense(refused, flags, words):
+    assert_says(refused("sft", {}, *flags), words)
+
+
+def test_an_earlier_stage_that_was_stopped_is_continued(tmp_path):
+    """The flags of the last stage's command reach the stages it depends on."""
+    settings = RunSettings(lang="ne", runs=str(tmp_path), resume=True, save_every=7, keep=3)
+    asked = []
+    assert stage_model(settings, "sft", asked.append, None) == tmp_path / "ne" / "sft" / "model"
+    assert asked[0][-1] == "--resume"
+    assert [asked[0][asked[0].index(name) + 1] for name in ("--save-every", "--keep")] == ["7", "3"]
+    assert "--resume" not in upstream_argv(RunSettings(lang="ne"))
+
+
+def test_what_is_made_first_is_whole_or_not_there(tmp_path):
+    def stop(part: Path):
+        part.mkdir()
+        (part / "half").write_text("")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_whole(tmp_path / "data", stop)
+    assert not (tmp_path / "data").exists()
+
+    def make(part: Path):
+        part.mkdir()
+        (part / "whole").write_text("")
+
+    make_whole(tmp_path / "data", make)
+    assert [p.name for p in tmp_path.rglob("*")] == ["data", "whole"]
+
+
+@pytest.mark.slow
+def test_the_chain_from_nothing(tmp_path, monkeypatch, capfd):
+    """Stopped in SFT and again in the reward model, the same command with --resume goes on to the same end."""
+    monkeypatch.setattr(common, "DEMO_RECORDS", 600)
+    flags = ["--lang", "ne", "--max-steps", "3", "--batch-size", "16", "--save-every", "100"]
+    reward.job([*flags, "--runs", str(tmp_path / "whole")])
+    stopped = [*flags, "--runs", str(tmp_path / "stopped")]
+    stop_at(monkeypatch, 2, lambda: reward.job(stopped))  # in SFT
+    assert not (tmp_path / "stopped" / "ne" / "reward").exists()
+    rest = len((tmp_path / "whole" / "ne" / "sft" / "metrics.jsonl").read_text().splitlines()) - 2
+    stop_at(monkeypatch, rest + 1, lambda: reward.job([*stopped, "--resume"]))  # in the first step after it
+    assert (tmp_path / "stopped" / "ne" / "sft" / "result.json").is_file()
+    reward.job([*stopped, "--resume"])
+    for stage in ("sft", "reward"):
+        assert_same(tmp_path / "stopped" / "ne" / stage, tmp_path / "whole" / "ne" / stage)
