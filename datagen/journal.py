@@ -1,6 +1,6 @@
 """The journal: every answer that was paid for, append-only, on the disk before it counts, found again by content hash.
 
-Nothing is ever overwritten or cut off, not even a torn end: reading skips it (datagen/frames.py).
+Nothing is ever overwritten or cut off, not even a torn end: reading skips it (engine/frames.py).
 
 Kinds of frame (field "t"):
   "journal"  the first one; "v" is the version
@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from datagen.chat import Reply
-from datagen.frames import pack_frame, read_frame, scan_frames
 from engine.errors import UserError
+from engine.frames import pack_frame, read_frame, scan_frames
 
 VERSION = 1
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

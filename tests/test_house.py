@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "launch": set(ROOMS),
     "datagen": {"datagen"},
 }
-DATAGEN_MAY_ALSO_IMPORT = {"engine.errors", "engine.languages", "engine.records"}
+DATAGEN_MAY_ALSO_IMPORT = {"engine.errors", "engine.frames", "engine.languages", "engine.records"}
 # The files that may know that there are several ranks: the door to DeepSpeed, the trainers, and what a run keeps.
 KNOW_RANKS = {
     *("engine/distributed.py", "engine/zero.py", "engine/checkpoint.py", "engine/cli.py"),

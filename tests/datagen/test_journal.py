@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from datagen import journal as journal_module
 from datagen.chat import Reply
-from datagen.frames import MAGIC, pack_frame, scan_frames
 from datagen.journal import Journal, Tokens
 from engine.errors import UserError
+from engine.frames import MAGIC, pack_frame, scan_frames
 
 BOUND = Tokens(100, 50)
 LEAVES = st.one_of(st.integers(0, 2**40), st.text(max_size=40), st.binary(max_size=9))

@@ -26,7 +26,7 @@ def pack_frame(payload: dict[str, Any]) -> bytes:
 
 
 def scan_frames(data: bytes | memoryview | Any) -> Iterator[tuple[int, int, dict[str, Any] | None]]:
-    """Each stretch of a journal: (offset, length, payload), the payload None where the bytes are no whole frame.
+    """Each stretch of a file: (offset, length, payload), the payload None where the bytes are no whole frame.
 
     data: bytes or an mmap.
     """
