@@ -87,7 +87,7 @@ def describe(records: Sequence[Record]) -> list[str]:
     """Lines for a person: items a file, and what the linter finds in the English ones."""
     lines = [f"{count:8,}  {path}" for path, count in Counter(record["file"] for record in records).items()]
     faults = Counter(fault.split(":")[0] for record in records for fault in option_faults(record["item"]))
-    return lines + [f"{count:8,}  {fault}s in English, taken over as they are" for fault, count in faults.items()]
+    return lines + [f"{count:8,}  {fault} in English, taken over as they are" for fault, count in faults.items()]
 
 
 def make_work(translator: Translator) -> Work:

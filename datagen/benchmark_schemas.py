@@ -63,7 +63,7 @@ def option_faults(item: Mapping[str, Any]) -> list[str]:
         for place, text in group.items():
             plain = " ".join(text.split()).casefold()
             if not plain:
-                faults.append(f"empty option: {place}")
+                faults.append(f"empty options: {place}")
             elif plain in seen:
                 faults.append(f"equal options: {seen[plain]} and {place}")
             else:

@@ -38,10 +38,10 @@ _NUMBER_WORD = re.compile(
     r"|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec|[ivx]+)\b",
     re.IGNORECASE,
 )
+# A string that stands alone on its line is a comment too; those in the code are kept.
 _COMMENT = re.compile(
-    r"""(?P<kept>"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')"""
-    r"|^[ \t]*(?:\"\"\".*?\"\"\"|'''.*?''')|/\*.*?\*/|<!--.*?-->"
-    r"|(?:(?<=\s)|^)(?:\#|//|--|%|;)[^\n]*|(?<=[;{})])//[^\n]*",
+    r"""^[ \t]*(?:\"\"\".*?\"\"\"|\'\'\'.*?\'\'\')[ \t]*$|(?P<kept>"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')"""
+    r"|/\*.*?\*/|<!--.*?-->|(?:(?<=\s)|^)(?:#|//|--)[^\n]*|(?<=[;{})])//[^\n]*|^[ \t]*[%;][^\n]*",
     re.DOTALL | re.MULTILINE,
 )
 
@@ -157,15 +157,19 @@ def code_without_comments(code: str) -> str:
 
 
 _CODE_LINE = re.compile(
-    r"^(?!\s*\d+[.)]).*[;{}]\s*$|^\s*(?:def|class|elif|else:|try:|except|print|function|var|let|const|public|private|static|using|fn|func)\b"
-    r"|^\s*(?:import|package)\s+[\w.]+;?$|^\s*from\s+[\w.]+\s+import\b|^\s*(?:for|while|if|with)\b.*:$|^\s*return\b"
-    r"|^\s*(?:\#include|\#define|\#!|//|/\*|\*/|<\?|<!|</?[a-z][^>]*>)|^\s*(?:SELECT|INSERT|UPDATE|DELETE|CREATE|FROM|WHERE)\b"
-    r"|^\s*[\w.\[\]]+\([^()]*\)+;?$|^\s*[\w.\[\]\"']+\s*(?:=|\+=|-=|:=)\s*\S",
+    r"^(?!\s*\d+[.)]).*[;{}]\s*$|^\s*(?:def|class|elif|else:|try:|except|print|function|var|let|const)\b"
+    r"|^\s*(?:public|private|static|using|fn|func|return)\b|^\s*(?:for|while|if|with)\b.*:$"
+    r"|^\s*(?:import|package)\s+[\w.]+;?$|^\s*from\s+[\w.]+\s+import\b"
+    r"|^\s*(?:\#include|\#define|\#!|//|/\*|\*/|<\?|<!|</?[a-z][^>]*>)"
+    r"|^\s*(?:SELECT|INSERT|UPDATE|DELETE|CREATE|FROM|WHERE)\b|^\s*[\w.\[\]]+\([^()]*\)+;?$"
 )
+_ASSIGNMENT = re.compile(r"^\s*[\w.\[\]\"']+\s*(?:=|\+=|-=|:=)\s*\S")
+_COMMENT_LINE = re.compile(r"\s*(?:#|//|\*)")
 _CODE_SHARE = 0.6
 
 
 def is_code(text: str) -> bool:
-    """Most lines look like a program's, though no fence says so."""
-    lines = [line for line in text.split("\n") if line.strip() and not re.match(r"\s*(?:#|//|\*)", line)]
-    return bool(lines) and sum(bool(_CODE_LINE.search(line)) for line in lines) >= _CODE_SHARE * len(lines)
+    """Most lines look like a program's, though no fence says so. One line with "=" alone may as well be a formula."""
+    lines = [line for line in text.split("\n") if line.strip() and not _COMMENT_LINE.match(line)]
+    found = [bool(_CODE_LINE.search(line) or (len(lines) > 1 and _ASSIGNMENT.match(line))) for line in lines]
+    return bool(lines) and sum(found) >= _CODE_SHARE * len(lines)

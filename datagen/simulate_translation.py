@@ -18,7 +18,7 @@ from datagen.kits import Kit, load_kit
 from datagen.tasks import KINDS, Arguments, Task, Value, make_task
 
 _NUMBERS = {"largest", "smallest", "sort_up", "sort_down", "sequence"}  # kinds whose list holds numbers
-_KEPT = re.compile(r"```.*?```|`[^`\n]+`|https?://\S+|\{\w*\}|<[^<>\s]+>|\[\[?\w+\]?\]|\$\w+", re.DOTALL)
+_KEPT = re.compile(r"```.*?```|`[^`\n]+`|https?://\S+|\{\w*\}|<[^<>\s]+>|\[\[?\w+\]?\]|\$\w+|_{2,}", re.DOTALL)
 _SENTENCE_END = re.compile(r"(?<=[.!?।。؟])\s+")
 
 

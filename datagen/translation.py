@@ -40,14 +40,14 @@ class Translator:
     limit_tokens: int = LIMIT_TOKENS
 
     async def translate(self, texts: Texts, ask: Ask, note: str = "", keeps_english: bool = False) -> dict[str, str]:
-        """The same keys with translated values. A text without letters stays as it is and is not sent.
+        """The same keys with translated values. Empty texts are not sent, so that nothing can be made up for them.
 
         note: a line for the template's $note. keeps_english: the texts are about English, parts of them stay as they
         are. Rejected where an answer fails a check (see `checks`).
         """
-        pieces = {
-            name: split_text(text, self.limit_tokens) for name, text in texts.items() if any(map(str.isalpha, text))
-        }
+        if not any(map(str.isalpha, "".join(texts.values()))):
+            return dict(texts)
+        pieces = {name: split_text(text, self.limit_tokens) for name, text in texts.items() if text.strip()}
         translated: dict[str, list[str]] = {name: [] for name in pieces}
         parts = ((name, text) for name, split in pieces.items() for text in split.texts)
         for part in _batches(parts, self.limit_tokens):
