@@ -129,7 +129,7 @@ class Judge:
         if self.language.code != "en":
             prompt = self.translate_template.substitute(language=self.language.name, record=shown_json)
             dialog.append({"role": "user", "content": prompt})
-            reply = await ask(dialog, temperature=_TEMPERATURE)
+            reply = await ask([*dialog], temperature=_TEMPERATURE)
             if fault := _fault_of_translation(parse_object(reply), asked):
                 raise Rejected(f"turn 1: {fault}", reply)
             dialog.append({"role": "assistant", "content": reply.text})

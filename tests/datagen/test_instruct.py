@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
-from contextlib import contextmanager
 
 import pytest
 
@@ -14,31 +12,14 @@ from datagen.chat import Rejected, Reply
 from datagen.instruct import TEMPLATE_FILE, make_prompt, make_work, read_template
 from datagen.rouge_filter import find_rejections
 from datagen.seed_tasks import SEEDS_FILE, read_seeds
-from datagen.simulate import Simulator
 from datagen.simulate_answers import simulated_answer
 from datagen.task_filters import fault_of
 from datagen.task_format import Task, format_tasks
 from engine.errors import UserError
 from engine.records import write_jsonl
+from tests.datagen.serving import serving
 
 SEEDS = read_seeds(SEEDS_FILE)
-
-
-@contextmanager
-def serving(**how):
-    """A simulator in a thread of its own, for commands that run their own loop."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    simulator = Simulator(**how)
-    try:
-        asyncio.run_coroutine_threadsafe(simulator.__aenter__(), loop).result(10)
-        yield simulator
-    finally:
-        asyncio.run_coroutine_threadsafe(simulator.__aexit__(), loop).result(10)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
-        loop.close()
 
 
 def _instruct(simulator, output, target, *more):
