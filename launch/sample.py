@@ -2,63 +2,134 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
+import torch.distributed as dist
+
+from engine.cache_budget import num_pages_for
+from engine.checkpoint import fingerprint
 from engine.cli import main, parse_settings
 from engine.console import Console
 from engine.distributed import World, start_world
-from engine.encoding import Prompt, encode_prompts
+from engine.encoding import encode_prompts
 from engine.errors import UserError
-from engine.generation import Request, Response, stream
+from engine.generation import Request
+from engine.kv_cache import PAGE_SIZE
 from engine.languages import get_language
+from engine.models.weight_files import read_json
 from engine.prompts import load_template
 from engine.records import InstructionRecord, read_instructions, write_jsonl
-from engine.runs import check_writable, template_of
-from engine.seeds import derive_seed
-from engine.settings import SampleSettings
-from engine.tokenizer import decode
+from engine.response_file import (
+    EOS,
+    LENGTH,
+    STOP,
+    SavedResponse,
+    Shard,
+    Shards,
+    remove_shards,
+    shard_paths,
+)
+from engine.runs import check_writable, differences, template_of
+from engine.scheduler import Scheduler
+from engine.settings import ResponseSettings, SampleSettings
 from launch.common import choose_dtype, load_checked
+from launch.interrupt import Interrupt
+from launch.sample_rank import Progress, sample, share
+
+LONGEST_WAIT_S = 7 * 24 * 3600  # ranks meet only at the end, and one may be done long before another
 
 
 def job(argv: Sequence[str]) -> None:
     """Read and check everything, then sample and write `{id, instruction, input, responses, finished}` lines."""
-    (settings,) = parse_settings(
-        (SampleSettings,), argv, "deepspeed launch/sample.py", "K responses to every prompt of a file."
+    settings, how = parse_settings(
+        (SampleSettings, ResponseSettings),
+        argv,
+        "deepspeed launch/sample.py",
+        "K responses to every prompt of a file. A run that was interrupted goes on when it is started again.",
     )
     language, output = get_language(settings.lang), Path(settings.output)
     check_output(output, settings)
     recorded = template_of(settings.model)
     template = settings.template or recorded or "alpaca"
     form, records = load_template(template), list(read_instructions(settings.data, require_output=False))
-    world = start_world()
+    world = start_world(LONGEST_WAIT_S)
     console, dtype = Console(world.is_first), choose_dtype(settings.dtype, world.device)
-    model, tokenizer = load_checked(settings.model, dtype, world.device, settings.max_length)
-    room = settings.max_length - settings.max_new_tokens
-    prompts = encode_prompts(records, tokenizer, form, room, settings.truncate)
+    model, tokenizer = load_checked(settings.model, dtype, world.device, how.max_length)
+    prompts = encode_prompts(records, tokenizer, form, how.max_length - how.max_new_tokens, settings.truncate)
+    eos_ids = eos_ids_of(settings.model, tokenizer, model.vocab_size)
+    index_of = {record.id: index for index, record in enumerate(records)}
+    requests = [
+        Request(prompt.tokens, index_of[prompt.id], k, how.max_new_tokens, how.min_new_tokens)
+        for prompt in prompts
+        for k in range(how.num_responses)
+    ]
+    pages = num_pages_for(model, requests, settings.slots, settings.cache_tokens, False, model.head_weight)
+    Scheduler(requests, "given", 1, pages, PAGE_SIZE)  # refuses a request that does not fit, on all ranks alike
+    prints = fingerprint(model, [p.tokens for p in prompts], [[r.prompt_id for r in requests]])
+    run = {
+        **asdict(how),
+        "weights": prints["weights"],
+        "prompts": prints["tokens"],
+        "eos_ids": list(eos_ids),
+        "dtype": f"{str(dtype).removeprefix('torch.')} on {world.device.type}",
+    }
+    saved, damage = start(output, run, requests, settings.overwrite, world)
+    waiting = [request for request in requests if (request.prompt_id, request.sample_id) not in saved]
+    mine = share(waiting, world.size)[world.rank]
 
     why = "--template" if settings.template else "recorded by the model's run" if recorded else "the default"
     left_out = f", {len(records) - len(prompts):,} too long left out" if len(prompts) < len(records) else ""
-    top_k = settings.top_k or "all"
+    shortest = f", at least {how.min_new_tokens}" if how.min_new_tokens else ""
+    penalty = f", repetition penalty {how.repetition_penalty}" if how.repetition_penalty != 1 else ""
+    cut = f", {damage:,} damaged bytes left out" if damage else ""
+    there = f"{len(saved):,} of {len(requests):,} responses are there already{cut}"
+    resumed = {"resumed": there} if saved or damage else {}
     console.header(f"Sampling in {language.name}", {
         "model": f"{settings.model} ({model.config.model_type}, {model.num_layers} layers of {model.hidden_size})",
         "data": f"{settings.data} ({len(prompts):,} prompts{left_out})",
         "template": f"{template} ({why})",
-        "plan": f"{settings.num_responses} responses a prompt, of up to {settings.max_new_tokens} tokens",
-        "choice": f"temperature {settings.temperature}, top-k {top_k}, top-p {settings.top_p}, seed {settings.seed}",
+        "plan": f"{how.num_responses} responses a prompt, of up to {how.max_new_tokens} tokens{shortest}",
+        "choice": f"temperature {how.temperature}, top-k {how.top_k or 'all'}, top-p {how.top_p}, min-p {how.min_p}"
+        f"{penalty}, seed {how.seed}",
+        "ends at": ", ".join([f"EOS {' or '.join(map(str, eos_ids))}", *map(repr, how.stop or ())]),
         "ranks": f"{world.size} x {world.device.type}, {str(dtype).removeprefix('torch.')}, {settings.slots} slots",
         "results": output,
+        **resumed,
     })  # fmt: skip
+    of_ranks = f" (rank 0 of {world.size})" if world.size > 1 else ""
     began = time.monotonic()
-    tokens, ended = sample(model, tokenizer, records, prompts, settings, output, world, console)
-    seconds, responses = time.monotonic() - began, len(prompts) * settings.num_responses
-    console.say(
-        f"\n  {output}: {responses:,} responses to {len(prompts):,} prompts, {ended / responses:.0%} ended with EOS; "
-        f"{tokens:,} tokens in {seconds:.1f} s, {tokens / seconds:,.0f} tokens/s"
-    )
+    with (
+        Interrupt("sampling stops after this step" if world.is_first else "") as interrupt,
+        console.bar(len(mine), f"sampling{of_ranks}", "response") as bar,
+    ):
+        try:
+            progress = Progress(console, bar)
+            responses = sample(model, tokenizer, mine, how, settings, eos_ids, progress, interrupt)
+            tokens = keep(responses, output, run, settings.overwrite, world, interrupt)
+            counts = join(output, records, requests, world, interrupt)
+        except SystemExit:
+            if world.is_first and (shard_paths(output) or not output.exists()):
+                console.say(how_to_go_on(output, len(requests), settings.overwrite))
+            raise
+    console.say(summary(output, len(requests), len(prompts), counts, tokens, time.monotonic() - began))
+
+
+def eos_ids_of(model_dir: str, tokenizer, vocab_size: int) -> tuple[int, ...]:
+    """The tokenizer's EOS, and after it those that the model's generation_config.json names besides."""
+    file = Path(model_dir, "generation_config.json")
+    named = read_json(file).get("eos_token_id") if file.is_file() else None
+    ids = named if isinstance(named, list) else [] if named is None else [named]
+    for i in ids:
+        if not isinstance(i, int) or isinstance(i, bool) or not 0 <= i < vocab_size:
+            raise UserError(f"{file} names the eos_token_id {i!r}, the model has ids 0 to {vocab_size - 1}: mend it")
+    return tuple(dict.fromkeys([tokenizer.eos_token_id, *ids]))
 
 
 def check_output(output: Path, settings: SampleSettings) -> None:
@@ -69,95 +140,148 @@ def check_output(output: Path, settings: SampleSettings) -> None:
         raise UserError(f"--output {output} is a folder: name a file, such as {output / 'responses.jsonl'}")
     if os.path.realpath(output) == os.path.realpath(settings.data):
         raise UserError(f"--output {output} is the --data file: name another file")
-    if output.exists() and not settings.overwrite:
+    if output.exists() and not settings.overwrite and not shard_paths(output):
         raise UserError(f"--output {output} is there already: --overwrite replaces it, or name another file")
     check_writable(output)
 
 
-def sample(
-    model,
-    tokenizer,
-    records: Sequence[InstructionRecord],
-    prompts: Sequence[Prompt],
-    settings: SampleSettings,
-    output: Path,
-    world: World,
-    console: Console,
-) -> tuple[int, int]:
-    """Write the file. Returns the tokens sampled and the responses that ended with EOS, of all ranks together.
+def start(
+    output: Path, run: Mapping[str, Any], requests: Sequence[Request], overwrite: bool, world: World
+) -> tuple[set[tuple[int, int]], int]:
+    """(prompt id, sample id) of the responses that earlier starts of this very run have left, and the bytes damaged.
 
-    Each rank writes the lines of its share as they come, into a part beside the output; the first one joins them.
+    With overwrite what they left is removed. UserError where it is another run's, or the output is not this run's to
+    replace.
     """
-    index_of = {record.id: index for index, record in enumerate(records)}
-    shares = [share(prompts, rank, world.size) for rank in range(world.size)]
-    mine = [prompts[i] for i in shares[world.rank]]
-    part = output.with_name(f"{output.name}.rank{world.rank}.part")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    tokens = ended = 0
-    began = time.monotonic()
-    with (
-        console.bar(len(mine) * settings.num_responses, "sampling", "response") as bar,
-        open(part, "w", encoding="utf-8") as file,
-    ):
-
-        def progress(done: int, new_tokens: int) -> None:
-            bar.set_postfix_str(f"{new_tokens / (time.monotonic() - began):,.0f} tokens/s", refresh=False)
-            bar.update(done - bar.n)
-
-        indices = [index_of[prompt.id] for prompt in mine]
-        answers = in_order(model, tokenizer, mine, indices, settings, progress)
-        for responses, index in zip(answers, indices, strict=True):
-            tokens += sum(len(response.tokens) for response in responses)
-            ended += sum(response.ended for response in responses)
-            line = {
-                "id": records[index].id,
-                "instruction": records[index].instruction,
-                "input": records[index].input,
-                "responses": [decode(tokenizer, response.tokens) for response in responses],
-                "finished": [response.ended for response in responses],
-            }
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            file.flush()
-    # Not splitlines: a response may hold U+2028, which JSON leaves as it is.
-    lines_of_rank = world.gather(part.read_text(encoding="utf-8").split("\n")[:-1])
+    saved, damage, mistake = set(), 0, None
     if world.is_first:
-        line_of = {i: line for ids, lines in zip(shares, lines_of_rank) for i, line in zip(ids, lines)}
-        write_jsonl(output, (json.loads(line_of[i]) for i in sorted(line_of)))
-    world.barrier()
-    part.unlink()
-    totals = world.gather((tokens, ended))
-    return sum(t for t, _ in totals), sum(e for _, e in totals)
+        try:
+            if overwrite:
+                remove_shards(output)
+            shards = Shards(output)
+            check_same(shards, run, output)
+            saved, damage = shards.keys() & {(r.prompt_id, r.sample_id) for r in requests}, shards.damage
+            # Killed between the last rename and the removal of the shards, a run finds its own output there.
+            may_replace = overwrite or len(saved) == len(requests) or any(s["replaces"] for s in shards.runs.values())
+            if output.exists() and not may_replace:
+                raise UserError(f"--output {output} is there already: --overwrite replaces it, or name another file")
+        except UserError as error:
+            mistake = str(error)
+    saved, damage, mistake = world.gather((saved, damage, mistake))[0]
+    if mistake:
+        raise UserError(mistake)
+    return saved, damage
 
 
-def share(prompts: Sequence[Prompt], rank: int, size: int) -> list[int]:
-    """The places of a rank's prompts: the longest first, dealt out in turn, then back in order."""
-    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i].tokens), i))
-    return sorted(order[rank::size])
+def check_same(shards: Shards, run: Mapping[str, Any], output: Path) -> None:
+    """UserError that names the differences, if the shards are of another run."""
+    for path, first in shards.runs.items():
+        if changed := differences(first["run"], run, ()):
+            raise UserError(
+                f"{path} holds responses of another run ({'; '.join(changed)}): give the same settings, model and data "
+                f"to go on with it, another --output than {output}, or --overwrite to start anew"
+            )
 
 
-def in_order(
-    model,
-    tokenizer,
-    prompts: Sequence[Prompt],
-    prompt_ids: Sequence[int],
-    settings: SampleSettings,
-    on_progress: Callable[[int, int], None],
-) -> Iterator[list[Response]]:
-    """The K responses of each prompt, handed out in the prompts' order as soon as those before it are complete."""
-    k, ready, following = settings.num_responses, {}, 0
-    requests = [
-        Request(prompt.tokens, prompt_id, sample_id, settings.max_new_tokens)
-        for prompt, prompt_id in zip(prompts, prompt_ids)
-        for sample_id in range(k)
-    ]
-    seed = derive_seed(settings.seed, "sample")
-    for i, response in stream(
-        model, requests, settings.sampling, seed, tokenizer.eos_token_id, settings.slots, on_progress=on_progress
-    ):
-        ready[i] = response
-        while all(place in ready for place in range(following, following + k)):
-            yield [ready.pop(place) for place in range(following, following + k)]
-            following += k
+def keep(
+    responses: Iterable[SavedResponse],
+    output: Path,
+    run: Mapping[str, Any],
+    overwrite: bool,
+    world: World,
+    interrupt: Interrupt,
+) -> int:
+    """Write this rank's responses to its shard as they come, and wait for the other ranks. All ranks' tokens."""
+    tokens, mistake = 0, None
+    try:
+        with Shard(output, world.rank, run, overwrite) as shard:
+            for response in responses:
+                shard.append(response)
+                tokens += response.num_tokens
+    except UserError as error:
+        mistake = str(error)
+    agree(mistake, world, interrupt)
+    return sum(world.gather(tokens))
+
+
+def join(
+    output: Path,
+    records: Sequence[InstructionRecord],
+    requests: Sequence[Request],
+    world: World,
+    interrupt: Interrupt,
+) -> Counter:
+    """The first rank makes the output of the shards. Returns its counts there, none on the others."""
+    counts, mistake = Counter(), None
+    if world.is_first:
+        try:
+            counts = write(output, records, requests, interrupt)
+        except UserError as error:
+            mistake = str(error)
+    agree(mistake, world, interrupt)
+    return counts
+
+
+def agree(mistake: str | None, world: World, interrupt: Interrupt) -> None:
+    """Wait until all ranks are here, looking for signals meanwhile; UserError on all if one has made a mistake."""
+    if world.size > 1:
+        arrived = dist.barrier(async_op=True)
+        while not arrived.is_completed():
+            time.sleep(0.02)
+            interrupt.check()
+        interrupt.check()  # of ranks that stop, some are gone before others look
+        arrived.wait()
+    if mistakes := [m for m in world.gather(mistake) if m]:
+        raise UserError(mistakes[0])
+
+
+def write(
+    output: Path, records: Sequence[InstructionRecord], requests: Sequence[Request], interrupt: Interrupt
+) -> Counter:
+    """Write the output from the shards, remove them, and count the responses' tokens and ends."""
+    shards, counts = Shards(output), Counter()
+    keys = [(request.prompt_id, request.sample_id) for request in requests]
+    if missing := len(set(keys) - shards.keys()):
+        raise UserError(
+            f"{missing:,} of {len(keys):,} responses are in none of the files {output}.rank*.part: "
+            "let all ranks write to one folder, then run again"
+        )
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for prompt_id, group in groupby(shards.read(keys), key=lambda saved: saved.prompt_id):
+            interrupt.check()
+            responses, record = list(group), records[prompt_id]
+            counts.update(response.end for response in responses)
+            counts["tokens"] += sum(response.num_tokens for response in responses)
+            yield {
+                "id": record.id,
+                "instruction": record.instruction,
+                "input": record.input,
+                "responses": [response.text for response in responses],
+                "finished": [response.end != LENGTH for response in responses],
+            }
+
+    write_jsonl(output, rows())
+    remove_shards(output)
+    return counts
+
+
+def how_to_go_on(output: Path, num_responses: int, overwrite: bool) -> str:
+    """What to say when a run is interrupted."""
+    without = " without --overwrite" if overwrite else ""
+    kept = f"{len(Shards(output)):,} of {num_responses:,} responses are kept"
+    return f"\n  stopped: {kept}, the same command{without} goes on with the others"
+
+
+def summary(output: Path, num_responses: int, num_prompts: int, counts: Counter, tokens: int, seconds: float) -> str:
+    """The last line: what was written, and how fast. tokens were sampled in these seconds."""
+    stopped = f", {counts[STOP] / num_responses:.0%} at a stop string" if counts[STOP] else ""
+    of_all = f"{counts['tokens']:,} tokens, {tokens:,} of them" if tokens < counts["tokens"] else f"{tokens:,} tokens"
+    ended = f"{counts[EOS] / num_responses:.0%} ended with EOS{stopped}"
+    return (
+        f"\n  {output}: {num_responses:,} responses to {num_prompts:,} prompts, {ended}; "
+        f"{of_all} in {seconds:.1f} s, {tokens / seconds:,.0f} tokens/s"
+    )
 
 
 if __name__ == "__main__":

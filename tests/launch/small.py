@@ -52,6 +52,18 @@ def make_reward_model(path: Path, base: Path, score: float = 0.1) -> Path:
     return path
 
 
+def make_ending_model(folder: Path) -> Path:
+    """A folder with a model `m` that ends about every fifth token, and five prompts, prompts.jsonl."""
+    base = make_model(folder / "base")
+    model, tokenizer = load_model(base), load_tokenizer(base)
+    with torch.no_grad():
+        model.final_norm.bias.fill_(1.0)
+        model.embedding.weight[tokenizer.eos_token_id] = 0.2
+    save_model(model, folder / "m", tokenizer)
+    write_rows(folder / "prompts.jsonl", INSTRUCTIONS)
+    return folder
+
+
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return path

@@ -63,6 +63,13 @@ def test_the_good_flags_run(here, monkeypatch, job):
     (("ppo",), {"gamma": "1.5"}, "--gamma is 1.5: give 0 to 1"),
     (("sample",), {"num-responses": "0"}, "--num-responses is 0: give 1 or more"),
     (("sample",), {"slots": "0"}, "--slots is 0: give 1 or more"),
+    (("sample",), {"min-new-tokens": "-1"}, "--min-new-tokens is -1: give 0 or more"),
+    (("sample",), {"min-new-tokens": "9"}, "--min-new-tokens is 9, --max-new-tokens is 8", "lower the first"),
+    (("sample",), {"min-p": "1.5"}, "--min-p is 1.5", "0 to 1"),
+    (("sample",), {"repetition-penalty": "0"}, "--repetition-penalty is 0.0", "more than 0"),
+    (("sample",), {"stop": ""}, "--stop holds an empty text", "leave it out"),
+    (("sample",), {"cache-tokens": "63"}, "--cache-tokens is 63: give 64, one page, or more"),
+    (("sample",), {"cache-tokens": "64"}, "request 4 needs 2 pages", "raise --cache-tokens to 128"),
     (("reward",), {"heldout": "1"}, "--heldout is 1.0", "below 1"),
     (("reward",), {"heldout": "0.01"}, "5 rankings, too few to hold out 1%", "--eval-data"),
 ))  # fmt: skip

@@ -1,24 +1,25 @@
 """launch/sample.py: what is written, in which order, on any number of ranks; the template; a file that is there."""
 
+import json
 import re
+import shutil
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.encoding import Prompt, encode_prompts
+from engine.encoding import encode_prompts
 from engine.generation import Request, generate
-from engine.models import load_model, save_model
+from engine.models import load_model
 from engine.prompts import load_template
 from engine.records import read_instructions
+from engine.response_file import Shards
 from engine.runs import template_of
 from engine.sampling import Sampling
 from engine.seeds import derive_seed
 from engine.tokenizer import decode, load_tokenizer
-from launch import sample, sft
+from launch import sample, sample_rank, sft
 from tests.launch import small
-from tests.ranks import run_ranks
 
 K, NEW = 3, 12
 
@@ -31,16 +32,7 @@ def alone():
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A model that ends about every fifth token, and five prompts."""
-    folder = tmp_path_factory.mktemp("files")
-    base = small.make_model(folder / "base")
-    model, tokenizer = load_model(base), load_tokenizer(base)
-    with torch.no_grad():
-        model.final_norm.bias.fill_(1.0)
-        model.embedding.weight[tokenizer.eos_token_id] = 0.2
-    save_model(model, folder / "m", tokenizer)
-    small.write_rows(folder / "prompts.jsonl", small.INSTRUCTIONS)
-    return folder
+    return small.make_ending_model(tmp_path_factory.mktemp("files"))
 
 
 def flags(files, output, *more):
@@ -53,11 +45,6 @@ def flags(files, output, *more):
 def rows_of(files, output, *more):
     sample.job(flags(files, output, *more))
     return small.read_rows(output)
-
-
-def sample_on_a_rank(argv):
-    """In a process of its own: run the job. Importable, as run_ranks asks."""
-    sample.job(argv)
 
 
 def test_each_response_is_the_one_at_its_address(files, tmp_path):
@@ -89,45 +76,43 @@ def test_company_does_not_matter(files, tmp_path):
     assert rows_of(files, tmp_path / "d.jsonl", "--seed", "1") != rows
 
 
-def test_two_ranks_write_what_one_does(files, tmp_path):
-    rows = rows_of(files, tmp_path / "one.jsonl")
-    run_ranks(sample_on_a_rank, 2, flags(files, tmp_path / "two.jsonl"))
-    assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
-    assert len(rows) == 5
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.jsonl", "two.jsonl"]
+@given(st.lists(st.tuples(st.integers(1, 50), st.integers(1, K)), max_size=40), st.integers(1, 8))
+def test_prompts_are_dealt_out_evenly(prompts, ranks):
+    """Some with fewer responses to make than others, as after an interruption."""
+    requests = [Request((0,) * n, i, k, NEW) for i, (n, left) in enumerate(prompts) for k in range(left)]
+    shares = sample_rank.share(requests, ranks)
+    assert len(shares) == ranks
+    assert sorted((r for mine in shares for r in mine), key=lambda r: (r.prompt_id, r.sample_id)) == requests
+    for mine in shares:
+        assert mine == sorted(mine, key=lambda r: (r.prompt_id, r.sample_id))
+    owners = [{r.prompt_id for r in mine} for mine in shares]
+    assert sum(map(len, owners)) == len(prompts), "the responses of a prompt stay together"
+    lengths = [sum(r.expected_length for r in mine) for mine in shares]
+    assert max(lengths) - min(lengths) <= max((left * (n + NEW) for n, left in prompts), default=0)
 
 
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 8))
-def test_prompts_are_dealt_out_evenly(lengths, ranks):
-    prompts = [Prompt(str(i), (0,) * n, "", "") for i, n in enumerate(lengths)]
-    shares = [sample.share(prompts, rank, ranks) for rank in range(ranks)]
-    assert sorted(i for ids in shares for i in ids) == list(range(len(lengths)))
-    assert all(ids == sorted(ids) for ids in shares)
-    tokens = [sum(lengths[i] for i in ids) for ids in shares]
-    assert max(tokens) - min(tokens) <= max(lengths)
-
-
-def test_a_prompt_is_written_as_soon_as_those_before_it_are_complete(files, tmp_path, monkeypatch):
+def test_a_response_is_on_file_as_soon_as_it_is_finished_in_whatever_order(files, tmp_path, monkeypatch):
     requests = [Request((5, 6, 7), i, k, NEW) for i in range(5) for k in range(K)]
     answers = generate(load_model(files / "m"), requests, Sampling(), 0, 2)
     order = [3, 4, 5, 0, 2, 1, 8, 7, 12, 6, 9, 10, 11, 14, 13]
-    complete = [0, 0, 0, 0, 0, 2, 2, 2, 2, 3, 3, 3, 4, 4, 5]
     seen = []
 
     def scrambled(*args, **kwargs):
         for i in order:
             yield i, answers[i]
-            seen.append(len(small.read_rows(tmp_path / "o.jsonl.rank0.part")))
+            seen.append(Shards(tmp_path / "o.jsonl").keys())
 
-    monkeypatch.setattr(sample, "stream", scrambled)
+    monkeypatch.setattr(sample_rank, "stream", scrambled)
     rows = rows_of(files, tmp_path / "o.jsonl")
-    assert seen == complete
+    assert seen == [{divmod(i, K) for i in order[: n + 1]} for n in range(len(order))]
     assert [row["id"] for row in rows] == ["a", "b", "c", "d", "e"]
+    tokenizer = load_tokenizer(files / "m")
+    assert [text for row in rows for text in row["responses"]] == [decode(tokenizer, a.tokens) for a in answers]
 
 
 def test_line_breaks_of_any_kind_stay_in_their_response(files, tmp_path, monkeypatch):
     text = "a\nb\r\nc\rd\x0be\x85f\u2028g\u2029h"
-    monkeypatch.setattr(sample, "decode", lambda tokenizer, tokens: text)
+    monkeypatch.setattr(sample_rank, "decode", lambda tokenizer, tokens: text)
     assert [row["responses"] for row in rows_of(files, tmp_path / "o.jsonl")] == [[text] * K] * 5
 
 
@@ -143,7 +128,7 @@ def test_a_file_that_is_there_is_kept_until_the_new_one_is_complete(files, tmp_p
         yield
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(sample, "stream", stopped)
+        patch.setattr(sample_rank, "stream", stopped)
         sample.job(flags(files, output, "--overwrite"))
     assert output.read_text() == "mine"
     assert len(rows_of(files, output, "--overwrite")) == 5
@@ -176,3 +161,70 @@ def test_the_last_line_says_what_was_written(files, tmp_path, capsys):
     last = capsys.readouterr().out.splitlines()[-1]
     said = rf"5 responses to 5 prompts, {ended / 5:.0%} ended with EOS; (\d+) tokens in .* tokens/s"
     assert 5 <= int(re.fullmatch(f"  {tmp_path / 'o.jsonl'}: {said}", last)[1]) <= 5 * NEW
+
+
+def test_a_stop_string_ends_a_response_and_is_cut_off_it(files, tmp_path, capsys):
+    rows = rows_of(files, tmp_path / "o.jsonl")
+    texts = [text for row in rows for text in row["responses"]]
+    stops = [next(t[3:5] for t in texts if len(t) > 6), next(t[2] for t in reversed(texts) if len(t) > 6)]
+    cut = rows_of(files, tmp_path / "s.jsonl", "--stop", stops[0], "--stop", stops[1])
+    said = capsys.readouterr().out.splitlines()
+    expected, stopped = [], 0
+    for row in rows:
+        for text, ended in zip(row["responses"], row["finished"]):
+            found = [text.find(stop) for stop in stops if stop in text]
+            expected.append((text[: min(found)] if found else text, bool(found) or ended))
+            stopped += bool(found)
+    assert [pair for row in cut for pair in zip(row["responses"], row["finished"])] == expected
+    assert 0 < stopped < len(texts)
+    assert f", {stopped / len(texts):.0%} at a stop string; " in said[-1]
+
+
+def test_every_eos_of_the_generation_config_ends_a_response(files, tmp_path, monkeypatch):
+    folder = tmp_path / "m"
+    shutil.copytree(files / "m", folder)
+    tokenizer = load_tokenizer(folder)
+    requests = [Request((5, 6, 7), i, 0, NEW) for i in range(5)]
+    often = next(r.tokens[1] for r in generate(load_model(folder), requests, Sampling(), 0, 2) if len(r.tokens) > 2)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, often]}))
+    assert sample.eos_ids_of(str(folder), tokenizer, 320) == (2, often)
+    assert sample.eos_ids_of(str(files / "m"), tokenizer, 320) == (2,)
+
+    rows, before = (rows_of(f, tmp_path / f"{n}.jsonl") for n, f in enumerate([tmp_path_with(folder, files), files]))
+    pairs = [
+        (text, ended, old)
+        for row, was in zip(rows, before)
+        for text, ended, old in zip(row["responses"], row["finished"], was["responses"])
+    ]
+    assert all(old.startswith(text) for text, _, old in pairs)
+    assert all(ended for text, ended, old in pairs if text != old)
+    assert any(text != old for text, _, old in pairs)
+    for wrong in ("x", 320, [2, -1], True):
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": wrong}))
+        with pytest.raises(ValueError, match="generation_config.json names the eos_token_id"):
+            sample.eos_ids_of(str(folder), tokenizer, 320)
+
+
+def tmp_path_with(model, files):
+    """A folder of that model and of the usual prompts."""
+    shutil.copy(files / "prompts.jsonl", model.parent / "prompts.jsonl")
+    return model.parent
+
+
+def test_a_shortest_length_a_penalty_and_a_small_cache(files, tmp_path):
+    rows = rows_of(files, tmp_path / "o.jsonl")
+    assert rows_of(files, tmp_path / "c.jsonl", "--cache-tokens", "192") == rows
+    longer = rows_of(files, tmp_path / "l.jsonl", "--min-new-tokens", str(NEW))
+    assert not any(text == "" for row in longer for text in row["responses"])
+    assert any(text == "" for row in rows for text in row["responses"])
+    assert rows_of(files, tmp_path / "p.jsonl", "--repetition-penalty", "3") != rows
+    assert rows_of(files, tmp_path / "q.jsonl", "--min-p", "0.9") != rows
+
+
+def test_where_there_is_no_terminal_a_line_now_and_then_says_how_far_it_is(files, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sample_rank, "LINE_EVERY_S", 0.0)
+    rows_of(files, tmp_path / "o.jsonl")
+    lines = [line for line in capsys.readouterr().out.splitlines() if "time left" in line]
+    assert len(lines) >= NEW
+    assert re.fullmatch(r"  0 of 15 responses, [\d,]+ tokens/s, time left unknown", lines[0])
+    assert re.fullmatch(r"  15 of 15 responses, [\d,]+ tokens/s, time left 00:00", lines[-1])

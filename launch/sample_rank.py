@@ -1,0 +1,92 @@
+"""One rank's part of sampling: its share of the prompts, its responses as they are finished, and its progress."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+from tqdm import tqdm
+
+from engine.console import Console
+from engine.generation import Request, Response, stream
+from engine.response_file import EOS, LENGTH, STOP, SavedResponse
+from engine.seeds import derive_seed
+from engine.settings import ResponseSettings, SampleSettings
+from engine.stop_strings import StopMatcher
+from engine.tokenizer import decode
+from launch.interrupt import Interrupt
+
+LINE_EVERY_S = 60.0  # of progress, where there is no terminal for a bar
+
+
+def share(requests: Sequence[Request], ranks: int) -> list[list[Request]]:
+    """Whole prompts for each rank, in order, so that the expected lengths add up to about the same.
+
+    The longest prompt goes first, each to the rank with the least so far (Graham 1969).
+    """
+    prompts: dict[int, list[Request]] = {}
+    for request in requests:
+        prompts.setdefault(request.prompt_id, []).append(request)
+    length_of = {i: sum(r.expected_length for r in group) for i, group in prompts.items()}
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    lengths = [0] * ranks
+    for i in sorted(prompts, key=lambda i: (-length_of[i], i)):
+        rank = lengths.index(min(lengths))
+        shares[rank].append(i)
+        lengths[rank] += length_of[i]
+    return [[request for i in sorted(ids) for request in prompts[i]] for ids in shares]
+
+
+def sample(
+    model,
+    tokenizer,
+    requests: Sequence[Request],
+    how: ResponseSettings,
+    settings: SampleSettings,
+    eos_ids: Sequence[int],
+    progress: Progress,
+    interrupt: Interrupt,
+) -> Iterator[SavedResponse]:
+    """The responses, each as soon as it is finished. SystemExit after a step in which a signal has come."""
+
+    def after_step(finished: int, new_tokens: int) -> None:
+        progress.show(finished, new_tokens)
+        interrupt.check()
+
+    interrupt.check()
+    for i, response in stream(
+        model, requests, how.sampling, derive_seed(how.seed, "sample"), eos_ids, settings.slots,
+        on_progress=after_step, cache_tokens=settings.cache_tokens,
+        new_matcher=partial(StopMatcher, tokenizer, how.stop) if how.stop else None,
+    ):  # fmt: skip
+        yield finish(requests[i], response, tokenizer)
+
+
+def finish(request: Request, response: Response, tokenizer) -> SavedResponse:
+    """A response as it is kept: its text ends before its EOS or its stop string."""
+    address = (request.prompt_id, request.sample_id)
+    if response.stop is not None:
+        return SavedResponse(*address, response.stop.text, response.stop.num_tokens, STOP)
+    text = decode(tokenizer, response.tokens[:-1] if response.ended else response.tokens)
+    return SavedResponse(*address, text, len(response.tokens), EOS if response.ended else LENGTH)
+
+
+class Progress:
+    """Responses, tokens per second and the time left: a bar on a terminal, otherwise a line now and then."""
+
+    def __init__(self, console: Console, bar: tqdm):
+        self._console, self._bar = console, bar
+        self._began = self._said_at = time.monotonic()
+
+    def show(self, finished: int, new_tokens: int) -> None:
+        """The counts of this rank since it began."""
+        now = time.monotonic()
+        seconds = now - self._began
+        rate = f"{new_tokens / seconds:,.0f} tokens/s"
+        self._bar.set_postfix_str(rate, refresh=False)
+        self._bar.update(finished - self._bar.n)
+        if self._bar.disable and now - self._said_at >= LINE_EVERY_S:
+            self._said_at = now
+            left = tqdm.format_interval(seconds / finished * (self._bar.total - finished)) if finished else "unknown"
+            self._console.say(f"  {finished:,} of {self._bar.total:,} responses, {rate}, time left {left}")
