@@ -157,7 +157,7 @@ def code_without_comments(code: str) -> str:
 
 
 _CODE_LINE = re.compile(
-    r"^(?!\s*\d+[.)]).*[;{}]\s*$|^\s*(?:def|class|elif|else:|try:|except|print|function|var|let|const)\b"
+    r"^(?!\s*\d+[.)]).*[;{]\s*$|^\s*[})\]]+[;,]?\s*$|^\s*(?:def|class|elif|else:|try:|except|print|function|var|let|const)\b"
     r"|^\s*(?:public|private|static|using|fn|func|return)\b|^\s*(?:for|while|if|with)\b.*:$"
     r"|^\s*(?:import|package)\s+[\w.]+;?$|^\s*from\s+[\w.]+\s+import\b"
     r"|^\s*(?:\#include|\#define|\#!|//|/\*|\*/|<\?|<!|</?[a-z][^>]*>)"

@@ -100,6 +100,8 @@ def test_comments_in_code():
         ("1. Ada Lovelace;\n2. Alan Turing;", False),
         ("If you go out, take this:\nan umbrella", False),
         ("A function returns a value.", False),
+        ("Which set is smaller?\nI: {1,2,3}\nII: {5}", False),
+        ("int main() {\n  go(1);\n}", True),
         ("", False),
     ],
 )
