@@ -7,6 +7,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,8 +17,10 @@ from evaluation.requests import TaskDocuments
 
 FORMAT = 1
 VERSIONS = ("torch", "transformers", "tokenizers", "numpy")
-# Of these a difference between two runs is what one compares, or makes other last bits and not another question.
-OF_THE_MODEL = ("weights_sha256", "tokenizer_sha256", "token_ids_sha256")
+SCORING_CODE = (
+    *("kernels/**/*.py", "kernels/**/*.cpp", "kernels/**/*.h", "engine/models/*.py"),
+    *("evaluation/branches.py", "evaluation/prefix_tree.py", "evaluation/scoring.py"),
+)
 
 
 def run_manifest(model: Any, tokenizer: Any, package_version: str) -> dict[str, Any]:
@@ -34,6 +37,7 @@ def run_manifest(model: Any, tokenizer: Any, package_version: str) -> dict[str, 
             **{name: version(name) for name in VERSIONS},
             "okapi-rlhf": package_version,
         },
+        "code_sha256": code_sha256(),
     }
 
 
@@ -50,6 +54,14 @@ def task_manifest(built: TaskDocuments, settings: Mapping[str, Any]) -> dict[str
         "prompts_sha256": prompts_sha256(built.documents),
         "token_ids_sha256": ids_sha256(built.documents),
     }
+
+
+def code_sha256() -> str:
+    """SHA-256 of the sources that scores pass through: another order of a sum is another last bit."""
+    root, digest = Path(__file__).parents[1], hashlib.sha256()
+    for path in sorted(p for pattern in SCORING_CODE for p in root.glob(pattern)):
+        digest.update(f"{path.relative_to(root).as_posix()}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def weights_sha256(model: torch.nn.Module) -> str:

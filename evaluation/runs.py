@@ -15,7 +15,7 @@ from evaluation.results import Record
 Key = tuple[str, str]  # task, language
 # What decides which question is put: two results that differ here do not measure the same.
 SETTINGS = ("protocol", "shots", "shared_shots", "limit", "split", "seed", "bad_records")
-NUMERICS = ("dtype", "device", "versions")
+NUMERICS = ("dtype", "device", "versions", "code_sha256")
 
 
 @dataclass(frozen=True)

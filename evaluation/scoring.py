@@ -99,7 +99,7 @@ class _Run:
         self.batch_tokens = min(scorer.batch_tokens, GPU_ROWS) if on_gpu else scorer.batch_tokens
         self.stack: list[list[Node]] = [tree.roots[::-1]] if tree.roots else []  # each list's next node is its last
         self.changed = threading.Condition()
-        self.running = self.kept_tokens = 0
+        self.open_nodes = self.kept_tokens = 0  # open: taken and not complete
         self.stopped = False
         self.answers: queue.SimpleQueue = queue.SimpleQueue()
 
@@ -133,70 +133,74 @@ class _Run:
             torch.set_num_threads(1)
         try:
             branches = Branches(self.scorer.model, self.tree.longest)
-            while nodes := self._take():
-                for pieces in self._forwards(nodes):
-                    if self.stopped:
-                        return
-                    places, logprob = branches.forward(pieces)
-                    if places:
-                        self.answers.put((places, logprob.tolist()))
-                    with self.changed:
-                        self.work.forwards += 1
-                        self.work.positions_computed += sum(piece.stop - piece.start for piece in pieces)
-                self._done(nodes)
+            rest: Piece | None = None
+            while True:
+                pieces, rest = self._take(rest)
+                if not pieces:
+                    break
+                places, logprob = branches.forward(pieces)
+                if places:
+                    self.answers.put((places, logprob.tolist()))
+                self._done(pieces)
             self.answers.put(None)
         except BaseException as error:  # noqa: BLE001  raised again by the thread that reads the answers
             self.answers.put(error)
 
-    def _take(self) -> list[Node]:
-        """What to compute next: nodes off the stack until they fill a forward. Empty when all is done.
+    def _take(self, rest: Piece | None) -> tuple[list[Piece], Piece | None]:
+        """What to compute next, and the rest of the last node if it was cut: the same thread goes on with that.
 
-        Every node on the stack is ready, its ancestors being computed. Waits while others may add some.
+        First the rest of the last time, then nodes off the stack until the forward is full: all of them are ready,
+        their ancestors being computed. Nothing when all is done. Waits while others may add some.
         """
         with self.changed:
-            while not self.stack and self.running and not self.stopped:
+            while rest is None and not self.stack and self.open_nodes and not self.stopped:
                 self.changed.wait()
-            nodes: list[Node] = []
-            size, kept, below = 0, self.kept_tokens, 0
-            while self.stack and size < self.batch_tokens and not self.stopped:
-                node = self.stack[-1][-1]
-                size, kept, below = size + len(node.tokens), kept + node.kept, max(below, node.below)
-                # One node is always taken: what it needs beside its ancestors was left free for it.
-                if nodes and kept + below > self.scorer.cache_tokens:
+            pieces: list[Piece] = []
+            room, below = self.batch_tokens, 0
+            while room and not self.stopped:
+                piece = rest or self._next_node(fits_beside=below if pieces else None)
+                if piece is None:
                     break
-                nodes.append(self.stack[-1].pop())
-                if not self.stack[-1]:
-                    self.stack.pop()
-            if nodes:
-                self.running += 1
-                self.kept_tokens += sum(node.kept for node in nodes)
-                self.work.peak_kept_tokens = max(self.work.peak_kept_tokens, self.kept_tokens)
-            return nodes
+                below = max(below, piece.node.below)
+                stop = min(piece.stop, piece.start + room)
+                pieces.append(Piece(piece.node, piece.start, stop))
+                room -= stop - piece.start
+                rest = Piece(piece.node, stop, piece.stop) if stop < piece.stop else None
+            return pieces, rest
 
-    def _forwards(self, nodes: list[Node]) -> Iterator[list[Piece]]:
-        """The nodes end to end, cut into forwards of batch_tokens: a node that is cut goes on in the next one."""
-        pieces, room = [], self.batch_tokens
-        for node in nodes:
-            start = node.start
-            while start < node.stop:
-                stop = min(node.stop, start + room)
-                pieces.append(Piece(node, start, stop))
-                room, start = room - (stop - start), stop
-                if not room:
-                    yield pieces
-                    pieces, room = [], self.batch_tokens
-        if pieces:
-            yield pieces
+    def _next_node(self, fits_beside: int | None) -> Piece | None:
+        """The next node off the stack, if its keys fit beside what is kept and what will be below the others.
 
-    def _done(self, nodes: list[Node]) -> None:
-        """Free what no branch needs any more, and put the children on the stack."""
+        fits_beside  what the nodes of this forward have below them; None for the first one, which is always taken: what
+                     it needs beside its ancestors was left free for it.
+        """
+        if not self.stack:
+            return None
+        node = self.stack[-1][-1]
+        if fits_beside is not None:
+            needed = self.kept_tokens + node.kept + max(fits_beside, node.below)
+            if needed > self.scorer.cache_tokens:
+                return None
+        self.stack[-1].pop()
+        if not self.stack[-1]:
+            self.stack.pop()
+        self.open_nodes += 1
+        self.kept_tokens += node.kept
+        self.work.peak_kept_tokens = max(self.work.peak_kept_tokens, self.kept_tokens)
+        return Piece(node, node.start, node.stop)
+
+    def _done(self, pieces: list[Piece]) -> None:
+        """Count, put the children of what is complete on the stack, and free what no branch needs any more."""
+        nodes = [piece.node for piece in pieces if piece.stop == piece.node.stop]
         with self.changed:
+            self.work.forwards += 1
+            self.work.positions_computed += sum(piece.stop - piece.start for piece in pieces)
             children = [child for node in nodes for child in node.children]
             if children:
                 self.stack.append(children[::-1])
             for leaf in (node for node in nodes if not node.children):
                 self._finish(leaf)
-            self.running -= 1
+            self.open_nodes -= len(nodes)
             self.changed.notify_all()
 
     def _finish(self, node: Node) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerFast
 
 import kernels
 from engine.cli import main, parse_settings
@@ -22,20 +23,37 @@ from engine.models import load_config
 from engine.tokenizer import load_tokenizer
 from evaluation.build import build
 from evaluation.context_length import context_length
-from evaluation.data import open_data
+from evaluation.data import Data, open_data
 from evaluation.manifest import run_manifest, task_manifest
 from evaluation.output import Output
-from evaluation.protocols import get_protocol
+from evaluation.protocols import Protocol, get_protocol
 from evaluation.records import record_of
 from evaluation.requests import Document, TaskDocuments
 from evaluation.results import Summary, results_json, summarise
 from evaluation.scoring import Scorer
 from evaluation.settings import EvaluateSettings
 from evaluation.shares import shares
-from evaluation.tasks import get_tasks
+from evaluation.tasks import Task, get_tasks
 from launch.common import choose_dtype, load_checked
 
 Key = tuple[str, str]  # task, language
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is scored and by what, checked and loaded."""
+
+    settings: EvaluateSettings
+    tasks: list[Task]
+    protocol: Protocol
+    data: Data
+    output: Output
+    world: World
+    console: Console
+    tokenizer: PreTrainedTokenizerFast
+    max_length: int
+    scorer: Scorer
+    manifest: dict[str, Any]
 
 
 def job(argv: Sequence[str]) -> None:
@@ -43,6 +61,34 @@ def job(argv: Sequence[str]) -> None:
     (settings,) = parse_settings(
         (EvaluateSettings,), argv, "deepspeed launch/evaluate.py", "Multiple-choice evaluation of one model."
     )
+    run = prepare(settings)
+    began, started = time.monotonic(), datetime.now(UTC)
+    summaries: dict[str, list[Summary]] = {}
+    counts: dict[str, dict[str, int]] = {}
+    for code in settings.languages:
+        built = build_language(run, code)
+        for group in together(built):
+            score(run, group)
+        for key, item in built.items():
+            counts[".".join(key)] = item.counts
+            if run.world.is_first:
+                records = run.output.records(*key).merge()
+                lines = summarise(*key, item.task.metrics, item.task.groups, run.protocol.average, records)
+                summaries[".".join(key)] = lines
+        run.world.barrier()
+    work, seconds = total_work(run), time.monotonic() - began
+    if run.world.is_first:
+        write_results(run, summaries, counts, work, started, seconds)
+        show(run.console, summaries, counts)
+        run.console.say(
+            f"\n  {work['tree_tokens']:,} token positions, computed {work['positions_computed']:,}, {seconds:.1f} s\n"
+            f"  {run.output.path / 'results.json'}; one line a document in {run.output.path}/<task>.<lang>.jsonl"
+        )
+    run.world.barrier()
+
+
+def prepare(settings: EvaluateSettings) -> Evaluation:
+    """Check what can be checked before any work, load the model, and say what will run."""
     for code in settings.languages:
         get_language(code)
     tasks, protocol = get_tasks(settings.task_names), get_protocol(settings.protocol)
@@ -60,68 +106,42 @@ def job(argv: Sequence[str]) -> None:
     manifest = run_manifest(model, tokenizer, kernels.__version__)
     output.check(manifest, settings.overwrite)
     scorer = Scorer(model, settings.batch_tokens, settings.cache_tokens, torch.get_num_threads())
-
     console.header(f"Evaluation in {', '.join(get_language(code).name for code in settings.languages)}", {
         "model": f"{settings.model} ({model.config.model_type}, {model.num_layers} layers of {model.hidden_size})",
         "tasks": f"{', '.join(task.name for task in tasks)}, protocol {protocol.name}",
         "data": settings.data_dir,
-        "ranks": f"{world.size} x {manifest['device']}, {manifest['dtype']}, {scorer.num_threads} threads each",
+        "ranks": f"{world.size} x {manifest['device']}, {manifest['dtype']}, {scorer.num_threads} thread(s) each",
         "results": output.path,
     })  # fmt: skip
-    how = {"shared_shots": settings.shared_shots, "limit": settings.limit, "split": settings.split,
-           "seed": settings.seed, "max_length": length, "bad_records": settings.bad_records}  # fmt: skip
-    began, started = time.monotonic(), datetime.now(UTC)
-    summaries: dict[Key, list[Summary]] = {}
-    counts: dict[Key, dict[str, int]] = {}
-    for code in settings.languages:
-        built = {
-            (task.name, code): build(
-                task, code, data, tokenizer, protocol, length, shots=settings.shots, shared_shots=settings.shared_shots,
-                limit=settings.limit, seed=settings.seed, split=settings.split,
-                skip_bad=settings.bad_records == "skip",
-            )
-            for task in tasks
-        }  # fmt: skip
-        for item in built.values():
-            scorer.check(item.documents)
-        abouts = {key: task_manifest(item, how) for key, item in built.items()}
-        if not settings.overwrite:
-            for key, about in abouts.items():
-                output.check_task(".".join(key), about)
-        world.barrier()  # nothing is written before every rank has looked
-        if world.is_first:
-            if code == settings.languages[0]:
-                output.start(manifest, settings.overwrite)
-            for key, about in abouts.items():
-                output.add_task(".".join(key), about)
-        world.barrier()
-        for group in together(built):
-            score(scorer, group, output, world, console)
-        for key, item in built.items():
-            counts[key] = item.counts
-            if world.is_first:
-                records = output.records(*key).merge()
-                summaries[key] = summarise(*key, item.task.metrics, item.task.groups, protocol.average, records)
-        world.barrier()
-    work = total_work(scorer, world)
-    seconds = time.monotonic() - began
-    if world.is_first:
-        run = {
-            "work": {**work, "seconds": seconds},
-            "model_name": settings.model, "model_source": "okapi-rlhf", "transformers_version": version("transformers"),
-            "date": started.timestamp(), "start_time": started.isoformat(), "total_evaluation_time_seconds": seconds,
-        }  # fmt: skip
-        config = {"model": "okapi-rlhf", "model_args": f"pretrained={settings.model}", "batch_size": None,
-                  "device": manifest["device"], "limit": settings.limit, **asdict(settings)}  # fmt: skip
-        found = {".".join(key): lines for key, lines in summaries.items()}
-        handled = {".".join(key): values for key, values in counts.items()}
-        output.add_results(results_json(found, output.manifest() or {}, handled, config, run))
-        show(console, summaries, counts)
-        console.say(
-            f"\n  {work['tree_tokens']:,} token positions, computed {work['positions_computed']:,}, {seconds:.1f} s\n"
-            f"  {output.path / 'results.json'}; one line a document in {output.path}/<task>.<lang>.jsonl"
+    return Evaluation(settings, tasks, protocol, data, output, world, console, tokenizer, length, scorer, manifest)
+
+
+def build_language(run: Evaluation, code: str) -> dict[Key, TaskDocuments]:
+    """The documents of every task, entered in the output's manifest once all ranks have found that they may be."""
+    s = run.settings
+    built = {
+        (task.name, code): build(
+            task, code, run.data, run.tokenizer, run.protocol, run.max_length, shots=s.shots,
+            shared_shots=s.shared_shots, limit=s.limit, seed=s.seed, split=s.split, skip_bad=s.bad_records == "skip",
         )
-    world.barrier()
+        for task in run.tasks
+    }  # fmt: skip
+    how = {"shared_shots": s.shared_shots, "limit": s.limit, "split": s.split, "seed": s.seed,
+           "max_length": run.max_length, "bad_records": s.bad_records}  # fmt: skip
+    abouts = {".".join(key): task_manifest(item, how) for key, item in built.items()}
+    for item in built.values():
+        run.scorer.check(item.documents)
+    if not s.overwrite:
+        for key, about in abouts.items():
+            run.output.check_task(key, about)
+    run.world.barrier()
+    if run.world.is_first:
+        if code == s.languages[0]:
+            run.output.start(run.manifest, s.overwrite)
+        for key, about in abouts.items():
+            run.output.add_task(key, about)
+    run.world.barrier()
+    return built
 
 
 def together(built: dict[Key, TaskDocuments]) -> list[dict[Key, TaskDocuments]]:
@@ -132,39 +152,59 @@ def together(built: dict[Key, TaskDocuments]) -> list[dict[Key, TaskDocuments]]:
     return list(groups.values())
 
 
-def score(scorer: Scorer, built: dict[Key, TaskDocuments], output: Output, world: World, console: Console) -> None:
+def score(run: Evaluation, built: dict[Key, TaskDocuments]) -> None:
     """Score the documents that no earlier run has, each rank its share, and add their records to the rank's parts."""
     metrics = {key: item.task.metrics for key, item in built.items()}
-    done = {key: output.records(*key).done() for key in built}
-    world.barrier()  # no rank may add records before all have read what there is
+    done = {key: run.output.records(*key).done() for key in built}
+    run.world.barrier()  # no rank may add records before all have read what there is
     left: list[tuple[Key, Document]] = [
         (key, document) for key, item in built.items() for document in item.documents
         if document.index not in done[key]
     ]  # fmt: skip
     names = ", ".join(".".join(key) for key in built)
     if there := sum(map(len, done.values())):
-        console.say(f"  {names}: {there:,} documents are there, {len(left):,} are left")
-    mine = [left[i] for i in shares([document for _, document in left], world.size)[world.rank]] if left else []
+        run.console.say(f"  {names}: {there:,} documents are there, {len(left):,} are left")
+    mine = [left[i] for i in shares([document for _, document in left], run.world.size)[run.world.rank]] if left else []
     began = time.monotonic()
-    with ExitStack() as files, console.bar(len(mine), names, "document") as bar:
-        writers = {key: files.enter_context(output.records(*key).append(world.rank)) for key in built}
-        for place, lls in scorer.score([document for _, document in mine]):
+    with ExitStack() as files, run.console.bar(len(mine), names, "document") as bar:
+        writers = {key: files.enter_context(run.output.records(*key).append(run.world.rank)) for key in built}
+        for place, lls in run.scorer.score([document for _, document in mine]):
             key, document = mine[place]
             writers[key](record_of(document, lls, metrics[key]))
             bar.update()
-    world.barrier()
+    run.world.barrier()
     if left:
         seconds = time.monotonic() - began
-        console.say(f"  {names}: {len(left):,} documents in {seconds:.1f} s, {len(left) / seconds:.1f}/s")
+        run.console.say(f"  {names}: {len(left):,} documents in {seconds:.1f} s, {len(left) / seconds:.1f}/s")
 
 
-def total_work(scorer: Scorer, world: World) -> dict[str, Any]:
+def total_work(run: Evaluation) -> dict[str, Any]:
     """Sums over the ranks; the peak is the largest of one."""
-    of_ranks = [asdict(work) for work in world.gather(scorer.work)]
+    of_ranks = [asdict(work) for work in run.world.gather(run.scorer.work)]
     return {name: (max if name.startswith("peak") else sum)(w[name] for w in of_ranks) for name in of_ranks[0]}
 
 
-def show(console: Console, summaries: dict[Key, list[Summary]], counts: dict[Key, dict[str, int]]) -> None:
+def write_results(
+    run: Evaluation,
+    summaries: dict[str, list[Summary]],
+    counts: dict[str, dict[str, int]],
+    work: dict[str, Any],
+    started: datetime,
+    seconds: float,
+) -> None:
+    """results.json, with the fields about a run that readers of lm-eval's know."""
+    model = run.settings.model
+    about = {
+        "work": {**work, "seconds": seconds},
+        "model_name": model, "model_source": "okapi-rlhf", "transformers_version": version("transformers"),
+        "date": started.timestamp(), "start_time": started.isoformat(), "total_evaluation_time_seconds": seconds,
+    }  # fmt: skip
+    config = {"model": "okapi-rlhf", "model_args": f"pretrained={model}", "batch_size": None,
+              "device": run.manifest["device"], **asdict(run.settings)}  # fmt: skip
+    run.output.add_results(results_json(summaries, run.output.manifest() or {}, counts, config, about))
+
+
+def show(console: Console, summaries: dict[str, list[Summary]], counts: dict[str, dict[str, int]]) -> None:
     """Tasks and groups as a table; subjects are in results.json."""
     rows = []
     for lines in summaries.values():
@@ -182,7 +222,7 @@ def show(console: Console, summaries: dict[Key, list[Summary]], counts: dict[Key
         handled = {name: n for name, n in values.items() if name not in ("documents", "prompt_tokens")}
         if handled:
             told = ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in handled.items())
-            console.say(f"  {'.'.join(key)}: {told} (of {values['documents']:,} documents)")
+            console.say(f"  {key}: {told} (of {values['documents']:,} documents)")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from engine.errors import UserError
+from evaluation import manifest
 from evaluation.manifest import differences, weights_sha256
 from evaluation.output import Output
 from tests.evaluation.scorable import model_of
@@ -22,6 +23,20 @@ def test_one_bit_of_one_weight_is_another_model():
         model.final_norm.bias[3] = torch.nextafter(model.final_norm.bias[3], torch.tensor(1.0))
     assert weights_sha256(model) != before
     assert weights_sha256(model_of("bloom").bfloat16()) != before
+
+
+def test_the_code_of_the_sums_is_part_of_it(tmp_path, monkeypatch):
+    before = manifest.code_sha256()
+    assert manifest.code_sha256() == before
+    for name in ("kernels/attention/cpu.py", "evaluation/report.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x = 1\n")
+    monkeypatch.setattr(manifest, "__file__", str(tmp_path / "evaluation" / "manifest.py"))
+    first = manifest.code_sha256()
+    (tmp_path / "evaluation" / "report.py").write_text("x = 2\n")
+    assert manifest.code_sha256() == first
+    (tmp_path / "kernels" / "attention" / "cpu.py").write_text("x = 2\n")
+    assert manifest.code_sha256() != first
 
 
 def test_differences_name_nested_and_missing_entries():
