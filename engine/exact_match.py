@@ -9,6 +9,7 @@ from engine.console import Console
 from engine.distributed import World
 from engine.encoding import Prompt
 from engine.generation import Request, generate
+from engine.packing import dealt
 from engine.sampling import Sampling
 from engine.tokenizer import decode
 
@@ -18,9 +19,9 @@ def exact_match(
 ) -> tuple[float, list[str]]:
     """Share of the prompts whose greedy answer is the record's, blanks at the ends and Unicode form aside; the answers.
 
-    The prompts are dealt out to the ranks; every rank gets the same result.
+    The prompts are dealt out to the ranks by length; every rank gets the same result.
     """
-    mine = range(world.rank, len(prompts), world.size)
+    mine = dealt([len(prompt.tokens) for prompt in prompts], world.rank, world.size)
     requests = [Request(prompts[i].tokens, i, 0, max_new_tokens) for i in mine]
     with console.bar(len(requests), "exact match", "answer") as bar:
         responses = generate(

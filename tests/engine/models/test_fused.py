@@ -1,0 +1,31 @@
+"""A block in few passes against a block module by module, for every kind of model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from engine.batch import PackedBatch
+from engine.models import build_model
+from engine.models.attend import causal_attend
+from engine.models.fused import ByModule, FewRows, block_ops
+from kernels.skinny_linear.cpu import library
+from tests.engine.models.tiny import CONFIGS, SEQUENCES, assert_close, logits_of, randomise
+
+pytestmark = pytest.mark.skipif(library() is None, reason="no C++ compiler here")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_few_passes_give_what_the_modules_give(name):
+    model = build_model(CONFIGS[name](), seed=0)
+    randomise(model)
+    batch = PackedBatch.from_sequences(SEQUENCES)
+    attend = causal_attend(batch)
+    with torch.no_grad():
+        by_module = logits_of(model, batch)
+        first = model.layers[0]
+        weight = first.qkv.weight if hasattr(first, "qkv") else first.q.weight
+        assert isinstance(block_ops(model.embed(batch), attend, weight), FewRows)
+        assert isinstance(block_ops(model.embed(batch), None, weight), ByModule), "a pack has the bits of training"
+        assert_close(logits_of(model, batch, attend), by_module, 2e-5)
+    assert isinstance(block_ops(model.embed(batch), attend, weight), ByModule), "with gradients"

@@ -1,0 +1,124 @@
+"""skinny_linear and rotation against float64 and plain PyTorch; a row's bits do not depend on its company."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernels.rotary import rotate_in_place, rotate_reference
+from kernels.skinny_linear import MAX_ROWS, Norm, fits, skinny_linear, skinny_linear_reference
+from kernels.skinny_linear.cpu import library
+
+needs_compiler = pytest.mark.skipif(library() is None, reason="no C++ compiler here")
+
+
+def arguments(rows, width, sizes, norm, biased, activation, with_residual, seed, scale=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    random = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+    weights = [random(n, width) * scale / width**0.5 for n in sizes]
+    biases = [random(n) if biased else None for n in sizes]
+    norms = {"none": None, "rms": Norm(random(width), None, 1e-5), "layer": Norm(random(width), random(width), 1e-5)}
+    out = sizes[0] if activation == "swiglu" else sum(sizes)
+    return (
+        random(rows, width) + 0.5,
+        weights,
+        biases,
+        norms[norm],
+        activation,
+        random(rows, out) if with_residual else None,
+    )
+
+
+def doubled(x):
+    if isinstance(x, torch.Tensor):
+        return x.double()
+    if isinstance(x, Norm):
+        return Norm(*(doubled(y) for y in x))
+    return [doubled(y) for y in x] if isinstance(x, list) else x
+
+
+@needs_compiler
+@given(
+    rows=st.integers(1, MAX_ROWS), width=st.sampled_from([1, 2, 15, 16, 17, 61, 127, 128, 129, 300]),
+    sizes=st.lists(st.sampled_from([1, 3, 8, 15, 16, 17, 33, 130]), min_size=1, max_size=3),
+    norm=st.sampled_from(["none", "rms", "layer"]), biased=st.booleans(),
+    activation=st.sampled_from([None, "gelu", "swiglu"]), with_residual=st.booleans(), seed=st.integers(0, 99),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_no_less_exact_than_pytorch(rows, width, sizes, norm, biased, activation, with_residual, seed):
+    sizes = [sizes[0]] * 2 if activation == "swiglu" else sizes
+    args = arguments(rows, width, sizes, norm, biased, activation, with_residual, seed)
+    truth = skinny_linear_reference(*map(doubled, args))
+    ours, plain = skinny_linear(*args), skinny_linear_reference(*args)
+    assert ours.shape == truth.shape
+    allowed = 2 * (plain - truth).abs().max() + 2e-6 * truth.abs().max()
+    assert (ours - truth).abs().max() <= allowed
+
+
+@needs_compiler
+@pytest.mark.parametrize("width", [512, 2048])
+def test_the_error_over_many_outputs_is_no_larger_than_pytorchs(width):
+    errors = []
+    for rows in (1, 4, 32):
+        args = arguments(rows, width, [512], "none", False, None, False, rows)
+        truth = skinny_linear_reference(*map(doubled, args))
+        errors.append([(f(*args) - truth).square().mean().sqrt() for f in (skinny_linear, skinny_linear_reference)])
+    ours, plain = (sum(e) for e in zip(*errors))
+    assert ours <= 1.05 * plain
+
+
+@needs_compiler
+@given(
+    seed=st.integers(0, 99),
+    rows=st.integers(2, MAX_ROWS),
+    width=st.sampled_from([16, 61, 260]),
+    norm=st.sampled_from(["none", "rms", "layer"]),
+)
+@settings(max_examples=25, deadline=None)
+def test_a_row_has_the_same_bits_alone_in_any_company_and_on_any_number_of_threads(seed, rows, width, norm):
+    x, weights, biases, norms, _, residual = arguments(rows, width, [33, 33], norm, True, None, True, seed)
+    for activation in (None, "gelu", "swiglu"):
+        residual_TN = residual[:, :33] if activation == "swiglu" else residual
+        together = skinny_linear(x, weights, biases, norms, activation, residual_TN)
+        for i in {0, rows // 2, rows - 1}:
+            alone = skinny_linear(x[i : i + 1], weights, biases, norms, activation, residual_TN[i : i + 1])
+            assert torch.equal(alone[0], together[i])
+        threads = torch.get_num_threads()
+        try:
+            torch.set_num_threads(3)
+            assert torch.equal(skinny_linear(x, weights, biases, norms, activation, residual_TN), together)
+        finally:
+            torch.set_num_threads(threads)
+
+
+@needs_compiler
+def test_gates_far_out_neither_overflow_nor_vanish():
+    x = torch.tensor([[-200.0], [-30.0], [0.0], [30.0], [200.0]])
+    one = torch.ones(1, 1)
+    for activation, weights in (("gelu", [one]), ("swiglu", [one, one])):
+        args = (x, weights, [None] * len(weights), None, activation)
+        torch.testing.assert_close(skinny_linear(*args), skinny_linear_reference(*args), rtol=1e-5, atol=1e-8)
+
+
+def test_where_it_is_not_the_fast_way_it_says_so():
+    x, w = torch.zeros(2, 4), torch.zeros(3, 4)
+    assert not fits(x, w), "a gradient may be wanted"
+    with torch.no_grad():
+        assert fits(x, w) == (library() is not None)
+        assert not fits(torch.zeros(MAX_ROWS + 1, 4), w)
+        assert not fits(x.bfloat16(), w.bfloat16())
+        assert not fits(x.double(), w.double())
+        assert not fits(x, torch.zeros(0)), "ZeRO-3's stump of a weight"
+
+
+@given(st.integers(1, 9), st.integers(1, 5), st.sampled_from([2, 6, 32, 64]), st.integers(0, 9))
+@settings(max_examples=20, deadline=None)
+def test_rotation_in_place(rows, heads, size, seed):
+    generator = torch.Generator().manual_seed(seed)
+    wide = torch.randn(rows, heads + 2, size, generator=generator)
+    before, angle = wide.clone(), torch.rand(rows, 1, size // 2, generator=generator)
+    rotate_in_place(wide.narrow(1, 0, heads), angle.cos(), angle.sin())
+    torch.testing.assert_close(wide[:, :heads], rotate_reference(before[:, :heads], angle.cos(), angle.sin()))
+    assert torch.equal(wide[:, heads:], before[:, heads:]), "beside what was asked for"
