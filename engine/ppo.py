@@ -212,7 +212,7 @@ class PPOTrainer:
             metrics.add("val/clipfrac_avg", vf_clipped * weight, count)
             metrics.add("val/ratio", log_ratio_A.exp().sum() * weight, count)
             metrics.first("val/first_ratio_error", (log_ratio_A.exp() - 1).abs().sum() * weight, count)
-        metrics.add("grad_norm", self.zero.step(lr))
+        metrics.add("grad_norm", self.zero.step(lr) / self.world.size, 1 / self.world.size)
 
     def report(
         self, iteration: int, metrics: Metrics, lr: float, collect_s: float, update_s: float

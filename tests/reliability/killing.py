@@ -81,13 +81,13 @@ def _watch(processes: list[BaseProcess], moment: Moment | None, started: Any) ->
     while any(p.exitcode is None for p in processes):
         if any(p.exitcode == -signal.SIGKILL for p in processes):
             return False
-        assert all(p.exitcode in (None, 0) for p in processes), [p.exitcode for p in processes]
         if time.monotonic() > deadline:
             assert moment and moment.place == "clock", "the ranks hang"
             return False
         time.sleep(0.01)
-    assert all(p.exitcode in (0, -signal.SIGKILL) for p in processes), [p.exitcode for p in processes]
-    return all(p.exitcode == 0 for p in processes)
+    codes = [p.exitcode for p in processes]
+    assert -signal.SIGKILL in codes or not any(codes), codes  # ranks that miss a killed one fail in their own way
+    return not any(codes)
 
 
 def _train(
