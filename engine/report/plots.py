@@ -1,0 +1,126 @@
+"""The pictures of a report, by matplotlib: as SVG whose colours are the page's own, and as PNG files."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # files alone, on machines without a screen too
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+from engine.report.curves import Curve, Line
+from engine.report.markup import Markup
+
+# Okabe and Ito's colours, which colour-blind readers tell apart; the style sheet has lighter ones for the dark.
+SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+DASHES = ("-", "--", "-.", ":")
+INK, FAINT = "#1d2329", "#d7dce1"
+_VARIABLES = {INK: "--ink", FAINT: "--line"} | {colour: f"--series-{i}" for i, colour in enumerate(SERIES)}
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text: the reader's fonts draw it
+    "svg.hashsalt": "report",
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.6,
+    "text.color": INK,
+    "text.parse_math": False,  # a folder's name may hold a dollar
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+}
+
+
+def draw_curve(curve: Curve, lines: Sequence[Line], png: Path) -> Markup:
+    """Thin: each run as logged; thick: the mean of an experiment's runs, smoothed. Writes the PNG, returns the SVG."""
+
+    def draw(axes: Axes) -> None:
+        for number, line in enumerate(lines):
+            colour, dash = _style(number)
+            for points in line.each:
+                axes.plot(*zip(*points), color=colour, linewidth=0.8, alpha=0.35)
+            axes.plot(
+                *zip(*line.mean), color=colour, linestyle=dash, linewidth=1.9, label=line.label,
+                marker="o" if len(line.mean) == 1 else None,
+            )  # fmt: skip
+            if curve.against is not None:
+                axes.plot(*line.mean[0], marker="o", markersize=6, markerfacecolor="none", color=colour)
+                axes.plot(*line.mean[-1], marker="o", markersize=6, color=colour)
+        axes.set_xlabel(curve.against_unit)
+        axes.set_ylabel(curve.unit)
+        if curve.against is None:
+            axes.xaxis.get_major_locator().set_params(integer=True)
+        if len(lines) > 1:
+            axes.legend()
+
+    return _picture(draw, png)
+
+
+def draw_histograms(found: Sequence[tuple[str, list[float], list[float]]], png: Path) -> Markup:
+    """Outlines of the scores of the first step (thin) and of the last (filled), as shares of the responses."""
+
+    def draw(axes: Axes) -> None:
+        values = [x for _, first, last in found for x in (*first, *last)]
+        low, high = min(values), max(values)
+        width = (high - low or 1.0) / 24
+        edges = [low - width / 2 + width * i for i in range(26)]
+        for number, (label, first, last) in enumerate(found):
+            name = f"{label}: " if len(found) > 1 else ""
+            before, after = SERIES[2 * number % len(SERIES)], SERIES[(2 * number + 1) % len(SERIES)]
+            for scores, colour, when, filled in ((first, before, "first", False), (last, after, "last", True)):
+                weights = [100 / len(scores)] * len(scores)
+                axes.hist(
+                    scores, edges, weights=weights, histtype="stepfilled", color=colour, alpha=0.4 if filled else 0.12
+                )
+                axes.hist(
+                    scores, edges, weights=weights, histtype="step", color=colour, linewidth=1.5,
+                    linestyle="-" if filled else "--", label=f"{name}{when} step ({len(scores):,})",
+                )  # fmt: skip
+        axes.set_xlabel("score")
+        axes.set_ylabel("% of responses")
+        axes.legend()
+
+    return _picture(draw, png)
+
+
+def _style(number: int) -> tuple[str, str]:
+    """Colour and dashes: no two of the first 24 lines share both."""
+    return SERIES[number % len(SERIES)], DASHES[(number // len(SERIES) + number) % len(DASHES)]
+
+
+def _picture(draw: Callable[[Axes], None], png: Path) -> Markup:
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(4.4, 2.7), layout="constrained")
+        draw(axes)
+        figure.savefig(png, dpi=160, metadata={"Software": None})
+        file = io.StringIO()
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+        plt.close(figure)
+    return _inline(file.getvalue())
+
+
+def _inline(svg: str) -> Markup:
+    """A part of a page: its colours are the page's variables, and nothing in it reaches outside it."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"font: (?:\w+ )*?([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    used = set(re.findall(r"#([\w-]+)[\")]", svg))
+    svg = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", svg)
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, f"var({variable})")
+    return Markup(svg)
