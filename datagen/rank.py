@@ -68,10 +68,12 @@ def run(args: argparse.Namespace) -> None:
     judge = Judge(language, rank_template, translate_template, args.seed, args.rerank_share)
     verdicts = Verdicts()
     records = verdicts.sort_out(read_responses(args.data, language))
+    summary = None
     try:
-        run_command(records, judge.rank, args, lambda _: language.code, verdicts.review)
+        summary = run_command(records, judge.rank, args, lambda _: language.code, verdicts.review)
     finally:
-        if verdicts.report.records:
+        # After a run that was cut short too: what is judged by then is in the output.
+        if summary is not None or verdicts.report.records:
             verdicts.write(unranked_path, report_path)
             print("\n".join(verdicts.lines(unranked_path)), file=sys.stderr)
 

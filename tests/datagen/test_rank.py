@@ -265,6 +265,16 @@ def test_all_that_tie_are_kept_apart_and_counted(tmp_path, capsys):
     assert "100.0% of them ties" in capsys.readouterr().err
 
 
+def test_nothing_is_asked_where_all_responses_are_the_same(tmp_path):
+    data, output = tmp_path / "responses.jsonl", tmp_path / "ranking.jsonl"
+    write_jsonl(data, [{"instruction": "a", "responses": ["x", "x"]}])
+    with serving() as simulator:
+        assert _rank(simulator.url, data, output) == 0
+        assert simulator.counts.requests == 0
+    assert output.read_bytes() == b""
+    assert len(read_lines(tmp_path / "ranking.jsonl.unranked.jsonl")) == 1
+
+
 def test_a_line_that_cannot_be_read_is_quarantined(tmp_path):
     data, output = tmp_path / "responses.jsonl", tmp_path / "ranking.jsonl"
     write_jsonl(data, sampled("en", 3))
