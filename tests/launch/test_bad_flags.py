@@ -69,7 +69,7 @@ def test_the_good_flags_run(here, monkeypatch, job):
     (("sample",), {"repetition-penalty": "0"}, "--repetition-penalty is 0.0", "more than 0"),
     (("sample",), {"stop": ""}, "--stop holds an empty text", "leave it out"),
     (("sample",), {"cache-tokens": "63"}, "--cache-tokens is 63: give 64, one page, or more"),
-    (("sample",), {"cache-tokens": "64"}, "request 4 needs 2 pages", "raise --cache-tokens to 128"),
+    (("sample",), {"cache-tokens": "64"}, "needs 2 pages of 64 tokens", "raise --cache-tokens to 128"),
     (("reward",), {"heldout": "1"}, "--heldout is 1.0", "below 1"),
     (("reward",), {"heldout": "0.01"}, "5 rankings, too few to hold out 1%", "--eval-data"),
 ))  # fmt: skip

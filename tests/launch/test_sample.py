@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -181,42 +182,37 @@ def test_a_stop_string_ends_a_response_and_is_cut_off_it(files, tmp_path, capsys
 
 
 def test_every_eos_of_the_generation_config_ends_a_response(files, tmp_path, monkeypatch):
-    folder = tmp_path / "m"
-    shutil.copytree(files / "m", folder)
-    tokenizer = load_tokenizer(folder)
-    requests = [Request((5, 6, 7), i, 0, NEW) for i in range(5)]
-    often = next(r.tokens[1] for r in generate(load_model(folder), requests, Sampling(), 0, 2) if len(r.tokens) > 2)
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, often]}))
-    assert sample.eos_ids_of(str(folder), tokenizer, 320) == (2, often)
+    tokenizer, output, tokens = load_tokenizer(files / "m"), tmp_path / "o.jsonl", []
+    with monkeypatch.context() as patch:
+        finish = sample_rank.finish
+        patch.setattr(sample_rank, "finish", lambda q, r, t: tokens.append(r.tokens) or finish(q, r, t))
+        before = [text for row in rows_of(files, output) for text in row["responses"]]
+    token, _ = Counter(t for response in tokens for t in response[1:] if t != 2).most_common(1)[0]
+    shutil.copytree(files / "m", tmp_path / "m")
+    shutil.copy(files / "prompts.jsonl", tmp_path)
+    config = tmp_path / "m" / "generation_config.json"
+    config.write_text(json.dumps({"eos_token_id": [2, token]}))
     assert sample.eos_ids_of(str(files / "m"), tokenizer, 320) == (2,)
+    assert sample.eos_ids_of(str(tmp_path / "m"), tokenizer, 320) == (2, token)
 
-    rows, before = (rows_of(f, tmp_path / f"{n}.jsonl") for n, f in enumerate([tmp_path_with(folder, files), files]))
-    pairs = [
-        (text, ended, old)
-        for row, was in zip(rows, before)
-        for text, ended, old in zip(row["responses"], row["finished"], was["responses"])
-    ]
-    assert all(old.startswith(text) for text, _, old in pairs)
-    assert all(ended for text, ended, old in pairs if text != old)
-    assert any(text != old for text, _, old in pairs)
+    rows = rows_of(tmp_path, output, "--overwrite")
+    after = [pair for row in rows for pair in zip(row["responses"], row["finished"])]
+    cut = [(text, ended, old) for (text, ended), old in zip(after, before) if text != old]
+    assert cut
+    assert len(cut) == sum(token in response for response in tokens)
+    assert all(ended and old.startswith(text.rstrip("\ufffd")) for text, ended, old in cut)
     for wrong in ("x", 320, [2, -1], True):
-        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": wrong}))
+        config.write_text(json.dumps({"eos_token_id": wrong}))
         with pytest.raises(ValueError, match="generation_config.json names the eos_token_id"):
-            sample.eos_ids_of(str(folder), tokenizer, 320)
-
-
-def tmp_path_with(model, files):
-    """A folder of that model and of the usual prompts."""
-    shutil.copy(files / "prompts.jsonl", model.parent / "prompts.jsonl")
-    return model.parent
+            sample.eos_ids_of(str(tmp_path / "m"), tokenizer, 320)
 
 
 def test_a_shortest_length_a_penalty_and_a_small_cache(files, tmp_path):
     rows = rows_of(files, tmp_path / "o.jsonl")
     assert rows_of(files, tmp_path / "c.jsonl", "--cache-tokens", "192") == rows
     longer = rows_of(files, tmp_path / "l.jsonl", "--min-new-tokens", str(NEW))
-    assert not any(text == "" for row in longer for text in row["responses"])
-    assert any(text == "" for row in rows for text in row["responses"])
+    assert any(ended for row in rows for ended in row["finished"])
+    assert not any(ended for row in longer for ended in row["finished"])
     assert rows_of(files, tmp_path / "p.jsonl", "--repetition-penalty", "3") != rows
     assert rows_of(files, tmp_path / "q.jsonl", "--min-p", "0.9") != rows
 
