@@ -60,7 +60,7 @@ def experiments(runs: Sequence[RunFolder]) -> list[tuple[str, list[RunFolder]]]:
     for run in runs:
         by_experiment[run.experiment].append(run)
     return [
-        (members[0].name if len(members) == 1 else f"{members[0].name} and {len(members) - 1} more seeds", members)
+        (members[0].name if len(members) == 1 else f"{members[0].name} ({len(members)} seeds)", members)
         for members in by_experiment.values()
     ]
 
@@ -72,17 +72,19 @@ def lines_of(curve: Curve, runs: Sequence[RunFolder]) -> list[Line]:
         each = [points for run in members if (points := _points(curve, run))]
         if each:
             mean = _mean(each) if curve.against is None else _mean_in_order(each)
-            window = max(1, len(mean) // 20)
+            window = 2 * (len(mean) // 40) + 1
             lines.append(Line(label, each, smooth(mean, window), window))
     return lines
 
 
 def smooth(points: Points, window: int) -> Points:
-    """The running mean over `window` points: the first ones over as many as there are."""
-    out = []
+    """The mean of each point and its neighbours, `window` in all and fewer at the ends, where the same many lie on both
+    sides: a steep curve is not shifted. Both coordinates, so that a path stays one."""
+    half, out = window // 2, []
     for i in range(len(points)):
-        part = points[max(0, i + 1 - window) : i + 1]
-        out.append((points[i][0], statistics.fmean(y for _, y in part)))
+        reach = min(half, i, len(points) - 1 - i)
+        part = points[i - reach : i + reach + 1]
+        out.append((statistics.fmean(x for x, _ in part), statistics.fmean(y for _, y in part)))
     return out
 
 

@@ -27,10 +27,12 @@ th, td { text-align: start; vertical-align: top; padding: .4rem .75rem .4rem 0; 
 th { font-weight: 600; }
 thead th { color: var(--soft); font-weight: 500; font-size: .82rem; }
 .number { text-align: end; font-variant-numeric: tabular-nums; }
-.words { white-space: pre-wrap; unicode-bidi: plaintext; line-height: 1.65; }
+.words { white-space: pre-wrap; line-height: 1.65; }
 .right { color: var(--good); font-size: .8rem; }
 .answers td { width: 25%; padding-inline-end: 1rem; }
-.bar { display: block; height: .6rem; min-width: 1px; border-radius: .2rem; background: var(--series-0); }
+.bar { display: block; max-width: 100%; height: .6rem; min-width: 1px; border-radius: .2rem;
+  background: var(--series-0); }
+td:has(> .bar) { width: 35%; min-width: 5rem; }
 details { margin: .5rem 0; }
 summary { cursor: pointer; }
 .scroll { overflow-x: auto; }

@@ -119,7 +119,7 @@ def asked(prompt: str, template: str) -> str:
             between, after = "", rest
         inner = prompt.removeprefix(before).removesuffix(after)
         if len(prompt) - len(inner) == len(before) + len(after) and (not mark or between in inner):
-            return inner.replace(between, "\n\n", 1) if mark else inner
+            return inner.replace(between, "\n", 1) if mark else inner
     return prompt
 
 
