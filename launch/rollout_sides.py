@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -192,11 +192,3 @@ class PeakMemory:
                 return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
         except OSError:  # not Linux
             return 0
-
-
-def timed(run: Callable[[], Result]) -> Result:
-    """A run, after the collector has taken what earlier ones left."""
-    import gc
-
-    gc.collect()
-    return run()
