@@ -89,7 +89,8 @@ class LinearLogprob(torch.autograd.Function):
         top = out["top"].float()
         columns = {"logprob": out["logprob"], "entropy": out["entropy"], "top": top, "log_sum": logsumexp - top}
         if ref_TD is not None:
-            columns |= {"kl": out["kl"], "apart": out["apart"]}
+            at_target = out["logprob"] - out["ref_logprob"] - out["kl"]
+            columns |= {"kl": out["kl"], "apart": out["apart"], "kl_at_target": at_target}
         ctx.names = list(columns)
         ctx.scale = scale
         ctx.save_for_backward(h_TD, W_VD, target_T, bias_V, ref_TD, *(c.float() for c in columns.values()))
@@ -113,8 +114,7 @@ class LinearLogprob(torch.autograd.Function):
         at_target = a + b * logprob.clamp(min=-1e4)
         if ref_TD is not None:
             a, c = a - g_kl_T * column["kl"], g_kl_T
-            logits_apart = (_row_dots(h_TD, W_VD, target_T) - _row_dots(ref_TD, W_VD, target_T)) * ctx.scale
-            at_target = at_target + g_kl_T * (logits_apart - apart - column["kl"])
+            at_target = at_target + g_kl_T * column["kl_at_target"]
         # 1 - p as -expm1(log p): of a confident token nothing is lost.
         target_dz_T = ctx.scale * (at_target * logprob.exp() - g_logprob_T * logprob.expm1())
         weights = [ctx.scale * (a - g_logprob_T), ctx.scale * b, ctx.scale * c]

@@ -37,8 +37,8 @@ struct Tile {
         return {z + first * stride, ref ? ref + first * stride : nullptr, last - first, tokens, stride, group,
                 bias ? bias + first : nullptr, inverse};
     }
-    // x / temperature + addend.
-    floats tempered(floats x, floats addend) const { return x * scale + (x * scale_low + addend); }
+    // x / temperature + offset - top, the large numbers first, in one rounding: of their difference every digit is kept.
+    floats below(floats x, float offset, floats top) const { return (x * scale - top) + (x * scale_low + offset); }
 };
 
 // Adds (m, s, q, u) to a token's totals, all of them brought to the larger maximum.
@@ -91,12 +91,12 @@ void add_columns(const Tile& tile, int64_t token, int64_t lanes, double* kept, i
             const float offset = tile.offset(i);
             for (int c = 0; c < C; ++c) {
                 const floats x = vec::load(z + i * stride + c * group);
-                const floats under = tile.tempered(x, offset - m[c]), e = vec::exp(under);
+                const floats under = tile.below(x, offset, m[c]), e = vec::exp(under);
                 ds[c] += e;
                 dq[c] += e * vec::not_below_nothing(under);
                 if (kPair) {
                     const floats y = vec::load(ref + i * stride + c * group);
-                    drs[c] += vec::exp(tile.tempered(y, offset - rm[c]));
+                    drs[c] += vec::exp(tile.below(y, offset, rm[c]));
                     du[c] += e * ((x - y) * scale);  // the difference first: of close numbers it is exact
                 }
             }
@@ -153,8 +153,7 @@ struct Columns {
 template <bool kPair>
 inline floats gradient(const Tile& tile, int64_t row, int64_t token, const Columns& of) {
     const floats x = vec::load(tile.z + tile.at(row, token));
-    // Less the maximum first, in the product's own rounding: of large logits the difference keeps every digit.
-    const floats logprob = tile.tempered(x, tile.offset(row) - of.top) - of.log_sum;
+    const floats logprob = tile.below(x, tile.offset(row), of.top) - of.log_sum;
     floats weight = of.a + of.b * vec::not_below_nothing(logprob);
     if (kPair) weight += of.c * ((x - vec::load(tile.ref + tile.at(row, token))) * tile.scale - of.apart);
     return vec::exp(logprob) * weight;
