@@ -23,8 +23,9 @@ def draw(path: Path, tables: Sequence[Table]) -> None:
     figure, panels = plt.subplots(1, len(first), figsize=(4.2 * len(first), height), squeeze=False)
     for panel, table in zip(panels[0], first):
         _panel(panel, table)
-    handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=min(len(labels), 6), frameon=False)
+    # A model may have some of the tasks only: each panel's dots, every name once.
+    named = {label: dot for panel in panels[0] for dot, label in zip(*panel.get_legend_handles_labels())}
+    figure.legend(named.values(), named.keys(), loc="lower center", ncols=min(len(named), 6), frameon=False)
     figure.tight_layout(rect=(0, 0.6 / height, 1, 1))
     figure.savefig(path, dpi=150)
     plt.close(figure)
