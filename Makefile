@@ -1,4 +1,5 @@
 # make demo   the embedded default, start to end: deepspeed launch/ppo.py --lang $(LANG_CODE), offline after installation
+# make demo-data   data through an API, offline: a local server invents, translates and ranks; up to a reward model
 # make test   the tests
 # make lint   ruff
 #
@@ -18,12 +19,30 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 RUN_READY := $(VENV)/.ready-to-run
 TEST_READY := $(VENV)/.ready-to-test
 
-.PHONY: demo test lint install
+.PHONY: demo demo-data test lint install
 .DELETE_ON_ERROR:
 
 # On a CPU, DeepSpeed starts one rank for each NUMA node: LOCAL_SIZE makes that one. On GPUs it does not count.
 demo: $(RUN_READY)
 	LOCAL_SIZE=1 $(BIN)/deepspeed --quiet launch/ppo.py --lang $(LANG_CODE) $(ARGS)
+
+# The SFT model of the demo (made if it is not there) answers what the simulated API has invented and translated.
+API_PORT ?= 8461
+MADE = runs/$(LANG_CODE)/made
+demo-data: export OPENAI_BASE_URL = http://127.0.0.1:$(API_PORT)/v1
+demo-data: $(RUN_READY)
+	LOCAL_SIZE=1 $(BIN)/deepspeed --quiet launch/sft.py --lang $(LANG_CODE)
+	@mkdir -p $(MADE)
+	set -e; $(BIN)/python -m datagen simulate --port $(API_PORT) > $(MADE)/simulator.log & trap "kill $$!" EXIT; \
+	$(BIN)/python -m datagen instruct --target 200 --output $(MADE)/instructions.jsonl && \
+	$(BIN)/python -m datagen translate --lang $(LANG_CODE) --data $(MADE)/instructions.jsonl \
+		--output $(MADE)/translated.jsonl && \
+	$(BIN)/python launch/sample.py --lang $(LANG_CODE) --model runs/$(LANG_CODE)/sft/model \
+		--data $(MADE)/translated.jsonl --num-responses 4 --max-new-tokens 48 --truncate drop \
+		--output $(MADE)/responses.jsonl && \
+	$(BIN)/python -m datagen rank --lang $(LANG_CODE) --data $(MADE)/responses.jsonl --output $(MADE)/ranking.jsonl && \
+	$(BIN)/python launch/reward.py --lang $(LANG_CODE) --model runs/$(LANG_CODE)/sft/model --trunk shared \
+		--data $(MADE)/ranking.jsonl --truncate drop --heldout 0.2 --epochs 1 --output $(MADE)/reward $(ARGS)
 
 test: $(TEST_READY)
 	$(BIN)/python -m pytest $(ARGS)
