@@ -13,7 +13,10 @@ setup(
     # transformers 5.23 starts at 3.11.
     python_requires=">=3.11",
     packages=find_packages(include=[pattern for room in ROOMS for pattern in (room, f"{room}.*")]),
-    package_data={"kernels": ["*.h", "*/*.h", "*/*.cpp"], "datagen": ["kits/*.json", "seeds/*.jsonl", "templates/*.txt"]},
+    package_data={
+        "kernels": ["*.h", "*/*.h", "*/*.cpp"],
+        "datagen": ["kits/*.json", "seeds/*.jsonl", "templates/*.txt"],
+    },
     install_requires=[
         "torch>=2.11",
         "deepspeed>=0.19",
