@@ -74,7 +74,7 @@ def run_command(
 
 
 async def _watched_run(
-    records: Sequence[Record], work: Work, settings: ApiSettings, files: RunFiles, review: Review | None
+    records: Sequence[Record], work: Work, settings: ApiSettings, files: RunFiles, review: Review | None = None
 ) -> Summary:
     with Watch(len(records)) as watch:
         paths = (files.journal, files.output, files.quarantine)
