@@ -132,6 +132,7 @@ class PPOTrainer:
             if at.updates < len(updates):
                 self.checkpoints.after_step(at.step, self._state, at.experience)
         logged = self.report(iteration, at.metrics, lr, at.collect_s, at.update_s)
+        self.run.scores(iteration + 1, sum(self.world.gather(at.experience.score_S.tolist()), []))
         self.kl.update(logged["objective/kl"], len(self.steps[iteration]))
         at.finished(iteration, logged)
         self.checkpoints.after_step(at.step, self._state, last=iteration + 1 == len(self.steps))

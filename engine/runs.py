@@ -1,4 +1,4 @@
-"""A run's folder: config.json, metrics.jsonl, samples.jsonl, tb/, model/, result.json."""
+"""A run's folder: config.json, metrics.jsonl, samples.jsonl, scores.jsonl, tb/, model/, result.json."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from engine.distributed import World
 from engine.errors import UserError
@@ -41,9 +43,9 @@ class Run:
         return _provenance()
 
     @property
-    def cut_files(self) -> tuple[Path, Path]:
+    def cut_files(self) -> tuple[Path, ...]:
         """What grows while training, and is cut back to where a continued run goes on."""
-        return self.path / "metrics.jsonl", self.path / "samples.jsonl"
+        return tuple(self.path / name for name in ("metrics.jsonl", "samples.jsonl", "scores.jsonl"))
 
     @property
     def model_dir(self) -> Path:
@@ -148,6 +150,12 @@ class Run:
             with open(self.path / "samples.jsonl", "a", encoding="utf-8") as file:
                 file.writelines(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n" for row in rows)
 
+    def scores(self, step: int, scores: Sequence[float]) -> None:
+        """Add a line to scores.jsonl: the score of each rollout of a step, which the metrics give the mean of."""
+        if self.world.is_first:
+            with open(self.path / "scores.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, "scores": [float(f"{x:.6g}") for x in scores]}) + "\n")
+
     def position(self) -> dict[str, Any]:
         """Where the run stands, as a checkpoint keeps it: settings, versions, lengths of files in bytes, seconds."""
         if self._writer is not None:
@@ -251,4 +259,22 @@ def _provenance() -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}},
         "commit": head,
         "machine": platform.platform(),
+        "hardware": _hardware(),
+    }
+
+
+def _hardware() -> dict[str, Any]:
+    """Processor, cores this process may use, memory in GB, and each GPU with its memory."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (OSError, ValueError):  # not Linux
+        named, memory_bytes = [], None
+    gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return {
+        "cpu": named[0] if named else platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gb": memory_bytes and round(memory_bytes / 1e9, 1),
+        "gpus": [f"{gpu.name}, {gpu.total_memory / 1e9:.0f} GB" for gpu in gpus],
     }
