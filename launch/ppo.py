@@ -10,6 +10,7 @@ from engine.cli import main, parse_settings
 from engine.encoding import encode_prompts
 from engine.errors import UserError
 from engine.exact_match import exact_match
+from engine.model_card import with_chat_template, write_card
 from engine.models import save_model
 from engine.ppo import PPOTrainer
 from engine.presets import presets
@@ -96,7 +97,7 @@ def train(
         job.console.say(f"  exact match on {len(checks)} held-out tasks before PPO: {before:.1%}\n")
     result |= trainer.train()
     if job.world.is_first:
-        save_model(model, job.run.model_dir, tokenizer)
+        save_model(model, job.run.model_dir, with_chat_template(tokenizer, template))
     job.world.barrier()
     if checks:
         trained, _ = job.load(job.run.model_dir, batch.max_length)
@@ -106,6 +107,15 @@ def train(
             {"prompt": p.text, "response": a, "before_ppo": b, "expected": p.output}
             for p, a, b in zip(checks[:20], answers, answers_before)
         ])  # fmt: skip
+    if job.world.is_first:
+        write_card(
+            job.run.model_dir,
+            "ppo",
+            job.run.settings,
+            {"policy before PPO": model_dir, "reward": reward_name, "prompts": data},
+            result,
+            tokenizer,
+        )
     job.run.finish(result)
 
 
@@ -132,6 +142,9 @@ def show(job: Job, run_settings: RunSettings) -> None:
     job.console.say(f"\n  model    {job.run.model_dir}")
     job.console.say(f"  answers  {job.run.path / 'samples.jsonl'}")
     job.console.say(f"  curves   tensorboard --logdir {job.run.path / 'tb'}")
+    job.console.say(
+        f"  report   python -m engine.report {job.run.path.parent if job.run.path.name == 'ppo' else job.run.path}"
+    )
     job.console.say(
         f"  go on    deepspeed launch/sample.py --lang {run_settings.lang} --model {job.run.model_dir} "
         "--data FILE --num-responses 4 --output responses.jsonl"

@@ -8,6 +8,7 @@ from engine.cli import main, parse_settings
 from engine.encoding import encode_rankings
 from engine.errors import UserError
 from engine.export import save_trained
+from engine.model_card import with_chat_template, write_card
 from engine.modules import RewardModule
 from engine.presets import presets
 from engine.prompts import load_template
@@ -94,7 +95,16 @@ def train(
         "plan": f"{len(trainer.steps)} steps of {batch.batch_size} prompts",
     })  # fmt: skip
     result = trainer.train()
-    save_trained(trainer.zero, model, job.run.model_dir, tokenizer, job.world)
+    save_trained(trainer.zero, model, job.run.model_dir, with_chat_template(tokenizer, template), job.world)
+    if job.world.is_first:
+        write_card(
+            job.run.model_dir,
+            "reward",
+            job.run.settings,
+            {"base model": model_dir, "rankings": data},
+            result,
+            tokenizer,
+        )
     job.run.finish(result)
 
 

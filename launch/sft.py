@@ -8,6 +8,7 @@ from engine.cli import main, parse_settings
 from engine.encoding import encode_instructions, encode_prompts
 from engine.exact_match import exact_match
 from engine.export import save_trained
+from engine.model_card import with_chat_template, write_card
 from engine.presets import presets
 from engine.prompts import load_template
 from engine.records import read_instructions
@@ -68,7 +69,7 @@ def train(
         "plan": f"{len(trainer.steps)} steps of {batch.batch_size} sequences, loss on {sft.loss_on}",
     })  # fmt: skip
     result = trainer.train()
-    save_trained(trainer.zero, model, job.run.model_dir, tokenizer, job.world)
+    save_trained(trainer.zero, model, job.run.model_dir, with_chat_template(tokenizer, template), job.world)
     if checks:
         trained, _ = job.load(job.run.model_dir, batch.max_length)
         longest = max(len(e.tokens) - e.prompt_len for e in examples)
@@ -76,6 +77,10 @@ def train(
         job.run.sample(len(trainer.steps), [
             {"prompt": p.text, "response": a, "expected": p.output} for p, a in zip(checks[:20], answers)
         ])  # fmt: skip
+    if job.world.is_first:
+        write_card(
+            job.run.model_dir, "sft", job.run.settings, {"base model": model_dir, "data": data}, result, tokenizer
+        )
     job.run.finish(result)
 
 

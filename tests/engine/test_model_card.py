@@ -1,0 +1,63 @@
+"""What travels with a model, against transformers: chats render as the template does, and its pipeline answers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from transformers import AutoTokenizer, pipeline
+
+from engine.model_card import card, with_chat_template, write_card
+from engine.models import load_model, save_model
+from engine.prompts import TEMPLATES
+from engine.tokenizer import encode_prompt, load_tokenizer
+from tests.launch import small
+
+SETTINGS = {"lang": "ne", "template": "plain", "max_new_tokens": 5, "temperature": 0.7, "top_p": 0.9, "top_k": 0}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """(folder of an exported model, its own tokenizer)."""
+    base = small.make_model(tmp_path_factory.mktemp("base") / "m")
+    tokenizer, folder = load_tokenizer(base), base.with_name("model")
+    save_model(load_model(base), folder, with_chat_template(tokenizer, TEMPLATES["plain"]))
+    write_card(folder, "ppo", SETTINGS, {"prompts": "a|b.jsonl"}, {"score_last": 0.25}, tokenizer)
+    assert tokenizer.chat_template is None
+    return folder, tokenizer
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("words", ["नेपालीमा भन", 'a "quoted" \\ {{ user }} {% if %}', "two\nlines"])
+def test_one_turn_is_the_prompt_of_training(exported, name, words):
+    tokenizer, template = exported[1], TEMPLATES[name]
+    chat = with_chat_template(tokenizer, template).apply_chat_template([{"role": "user", "content": words}])
+    assert chat["input_ids"] == encode_prompt(tokenizer, template.format(words))
+
+
+def test_an_answer_stands_behind_its_prompt_and_ends_with_eos(exported):
+    tokenizer = exported[1]
+    turns = [("system", "Be brief."), ("user", "One?"), ("assistant", "1"), ("user", "Two?")]
+    chat = [{"role": role, "content": words} for role, words in turns]
+    text = with_chat_template(tokenizer, TEMPLATES["plain"]).apply_chat_template(chat, tokenize=False)
+    assert text.removeprefix("<s>") == "Be brief.\nOne?\n=> 1</s>Two?\n=> "
+
+
+def test_the_pipeline_of_transformers_answers_a_chat(exported):
+    folder, _ = exported
+    answer = pipeline("text-generation", str(folder))([{"role": "user", "content": "नेपालीमा भन"}])
+    turns = answer[0]["generated_text"]
+    assert [turn["role"] for turn in turns] == ["user", "assistant"]
+    again = AutoTokenizer.from_pretrained(folder)
+    assert len(again(turns[1]["content"])["input_ids"]) <= 3 * SETTINGS["max_new_tokens"]
+    load_model(folder)  # what was added does not keep the engine from reading it
+    assert json.loads((folder / "generation_config.json").read_text())["temperature"] == 0.7
+
+
+def test_the_card_says_language_data_settings_scores_use_and_limits(exported):
+    text = (exported[0] / "README.md").read_text(encoding="utf-8")
+    for words in ('language: ["ne"]', "Nepali", "`a/b.jsonl`", "| temperature | `0.7` |", "| score last | 0.25 |"):
+        assert words in text
+    assert "## Intended use" in text
+    assert "## Limits" in text
+    assert "text-classification" in card("reward", SETTINGS, {}, {})
