@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,9 +30,12 @@ def sentence(path: Path) -> str:
     if path.suffix == ".py":
         text = ast.get_docstring(ast.parse(text)) or ""
         return " ".join(text.split("\n\n")[0].split())
-    comment = re.match(r"\s*(?://\s*(.*(?:\n//.*)*)|/\*\s*(.*?)\*/)", text, re.DOTALL)
-    words = re.sub(r"\n\s*(?://|\*)\s?", " ", next((g for g in comment.groups() if g), "")) if comment else ""
-    return " ".join(words.split("\n\n")[0].split())
+    comment = []
+    for line in text.splitlines():
+        if not line.startswith("//") or line == "//":
+            break
+        comment.append(line.removeprefix("//").strip())
+    return " ".join(comment)
 
 
 def page() -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import kernels
+from tests.files_table import PAGE, page
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("kernels", "engine", "datagen", "evaluation", "launch")
@@ -173,3 +174,7 @@ def test_the_installed_version_is_the_one_here():
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("the package is not installed in this environment: `make test` installs it")
     assert installed == kernels.__version__
+
+
+def test_the_page_of_files_is_current():
+    assert PAGE.read_text(encoding="utf-8") == page(), "run python -m tests.files_table"
