@@ -1,4 +1,5 @@
-# make demo   the embedded default, start to end: deepspeed launch/ppo.py --lang $(LANG_CODE), offline after installation
+# make demo   the embedded default, start to end: deepspeed launch/ppo.py --lang $(LANG_CODE), offline after installation,
+#             then a page that shows the run
 # make demo-data   data through an API, offline: a local server invents, translates and ranks; up to a reward model
 # make test   the tests
 # make lint   ruff
@@ -25,6 +26,7 @@ TEST_READY := $(VENV)/.ready-to-test
 # On a CPU, DeepSpeed starts one rank for each NUMA node: LOCAL_SIZE makes that one. On GPUs it does not count.
 demo: $(RUN_READY)
 	LOCAL_SIZE=1 $(BIN)/deepspeed --quiet launch/ppo.py --lang $(LANG_CODE) $(ARGS)
+	$(BIN)/python -m engine.report runs/$(LANG_CODE)
 
 # The SFT model of the demo (made if it is not there) answers what the simulated API has invented and translated.
 API_PORT ?= 8461

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 import statistics
 import subprocess
 import sys
@@ -205,12 +204,21 @@ def compare_time(s: CompareSettings, folder: Path, console: Console) -> dict[str
     return {f"{k} ratio": v for k, v in ratios.items()}
 
 
+def memory_mib(field: str) -> float:
+    """A line of Linux's account of this process: VmRSS is what it holds now, VmHWM the most it ever held.
+
+    Not getrusage: its peak is handed down from the process that started this one.
+    """
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) / 1024
+
+
 def peak_memory_mib(s: CompareSettings, folder: Path) -> float:
     """Peak resident memory of this process above what it had before its side was built, after one iteration."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = memory_mib("VmRSS")
     side = Ours(s, folder, start_world()) if s.side == "ours" else Theirs(s, folder)
     side.iterate()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return memory_mib("VmHWM") - before
 
 
 def compare_memory(s: CompareSettings, folder: Path, console: Console) -> dict[str, float]:
