@@ -44,7 +44,8 @@ demo-data: $(RUN_READY)
 		--output $(MADE)/responses.jsonl && \
 	$(BIN)/python -m datagen rank --lang $(LANG_CODE) --data $(MADE)/responses.jsonl --output $(MADE)/ranking.jsonl && \
 	$(BIN)/python launch/reward.py --lang $(LANG_CODE) --model runs/$(LANG_CODE)/sft/model --trunk shared \
-		--data $(MADE)/ranking.jsonl --truncate drop --heldout 0.2 --epochs 1 --output $(MADE)/reward $(ARGS)
+		--data $(MADE)/ranking.jsonl --truncate drop --template plain --heldout 0.2 --batch-size 16 --epochs 2 \
+		--lr 5e-4 --warmup-steps 2 --output $(MADE)/reward $(ARGS)
 
 test: $(TEST_READY)
 	$(BIN)/python -m pytest $(ARGS)
