@@ -44,7 +44,7 @@ class StopMatcher:
             self._unread.append(token)
             new = decode(self.tokenizer, self._unread)
             if new.endswith(UNFINISHED):
-                self._ends.append(len(self._text))
+                self._ends.append(len(self._text) + len(new.rstrip(UNFINISHED)))
                 continue
             longest = max(map(len, self.stops), default=0)
             searched = max(len(self._text) - longest + 1, 0)

@@ -3,6 +3,13 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# The same examples on every run, so that a change is judged by what it changed. New ones, ten times as many:
+# pytest --hypothesis-profile explore
+settings.register_profile("fixed", derandomize=True)
+settings.register_profile("explore", max_examples=1000, deadline=None)
+settings.load_profile("fixed")
 
 
 @pytest.fixture(scope="session")

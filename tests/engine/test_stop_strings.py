@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from engine.errors import UserError
@@ -40,6 +40,7 @@ def fed_one_by_one(tokenizer, tokens, stops):
     text=st.text(st.sampled_from("ab \n#é€नी😀"), max_size=30),
     stops=st.lists(st.text(st.sampled_from("ab \n#é€नी😀"), min_size=1, max_size=3), min_size=1, max_size=3),
 )
+@example(text=" é", stops=["é"])  # one byte token holds the space and half of the letter
 def test_it_stops_where_the_whole_text_first_holds_a_stop_string(tokenizer, text, stops):
     tokens = encode_response(tokenizer, text)
     expected = searched_whole(tokenizer, tokens, stops)
