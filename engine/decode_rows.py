@@ -104,6 +104,10 @@ class DecodeRows:
         """int64 [S]: the last token of each row."""
         return self.token_CN[self.slot_S, self.position_S]
 
+    def history_SN(self) -> Tensor:
+        """int64 [S, N]: the tokens of prompt and response so far, and -1 behind them."""
+        return self.token_CN[self.slot_S, : int(self.host_position_S.max()) + 1]
+
     def append(self, token_S: Tensor, logprob_S: Tensor, eos_ids_E: Tensor) -> None:
         """One more token for every row."""
         self.position_S = self.position_S + 1

@@ -20,7 +20,7 @@ from engine.kv_cache import KVCache, pages_for
 from engine.models.attend import Attend
 from engine.models.fused import logits
 from engine.random_address import uniform
-from engine.sampling import Sampling, sample
+from engine.sampling import Sampled, Sampling, sample
 from engine.scheduler import Admitted, Piece, Scheduler
 
 if TYPE_CHECKING:
@@ -137,12 +137,14 @@ class StepEngine:
             page_T = table_TB.gather(1, (position_T // size)[:, None])[:, 0].long()
             self.trunk_PND[page_T, position_T % size] = h_TD
         h_TD = self.model.run(h_TD, batch, split, self.model.num_layers, attend)
-        at = len(rows)
-        for piece in ordered:
-            at += piece.stop - piece.start
-            if piece.stop == len(piece.prompt.tokens):
-                piece.prompt.last_hidden_D = h_TD[at - 1].clone()
+        for piece, h_ND in zip(ordered, h_TD[len(rows) :].split([p.stop - p.start for p in ordered])):
+            self._piece_ran(piece, h_ND)
         return h_TD[: len(rows)]
+
+    def _piece_ran(self, piece: Piece, h_ND: Tensor) -> None:
+        """What is kept of the last layer's output at a piece's positions: that at the prompt's last."""
+        if piece.stop == len(piece.prompt.tokens):
+            piece.prompt.last_hidden_D = h_ND[-1].clone()
 
     def _tables(self, pieces: list[Piece], width: int) -> Tensor:
         """int32 [pieces, width]: the prompts' pages, padded with the first."""
@@ -157,18 +159,20 @@ class StepEngine:
                 self.trunk_PND[list(target)] = self.trunk_PND[list(source)]
 
     def _sample(self, h_SD: Tensor) -> None:
+        """The next token of every row."""
+        chosen = self._choose(logits(self.model.norm(h_SD), self.model.head_weight))
+        self.rows.append(chosen.token_S, chosen.logprob_S, self.eos_ids_E)
+
+    def _choose(self, logits_SV: Tensor) -> Sampled:
         rows = self.rows
-        logits_SV = logits(self.model.norm(h_SD), self.model.head_weight)
-        history_SN = barred_S = None
-        if self.sampling.repetition_penalty != 1.0:
-            history_SN = rows.token_CN[rows.slot_S, : int(rows.host_position_S.max()) + 1]
-        barred = rows.host_position_S + 1 < rows.barred_before_S
-        if self.eos_ids and barred.any():
-            barred_S = torch.from_numpy(barred).to(self.device)
-        chosen = sample(
-            logits_SV, self.sampling, uniform(rows.address_S, rows.position_S), history_SN, barred_S, self.eos_ids_E
-        )
-        rows.append(chosen.token_S, chosen.logprob_S, self.eos_ids_E)
+        history_SN = rows.history_SN() if self.sampling.repetition_penalty != 1.0 else None
+        uniform_S = uniform(rows.address_S, rows.position_S)
+        return sample(logits_SV, self.sampling, uniform_S, history_SN, self._barred_S(), self.eos_ids_E)
+
+    def _barred_S(self) -> Tensor | None:
+        """bool [S]: rows that may not end yet, None when all may."""
+        barred = self.rows.host_position_S + 1 < self.rows.barred_before_S
+        return torch.from_numpy(barred).to(self.device) if self.eos_ids and barred.any() else None
 
     def leave(self, read: bool) -> list[tuple[Admitted, Response]]:
         """Take out the rows that are complete; `read` looks for EOS, otherwise only full ones are found."""

@@ -47,7 +47,7 @@ class SharedPrompt:
     """A prompt and the requests that begin with it."""
 
     tokens: tuple[int, ...]
-    waiting: deque[int]  # requests not yet admitted
+    waiting: deque[tuple[int, Request]]  # not yet admitted, each with its index
     shares: bool  # more than one request
     pages: list[int] = field(default_factory=list)
     filled: int = 0  # positions whose keys and values are in the pages
@@ -92,22 +92,45 @@ class Scheduler:
         page_size: int,
         share_prompts: bool = True,
     ):
-        assert order in ORDERS, order
-        self.requests, self.page_size = requests, page_size
+        self.page_size = page_size
         self.pool = PagePool(num_pages)
         self.free_slots = list(reversed(range(num_slots)))
-        prompts = group_by_prompt(requests, share_prompts)
+        self.queue: deque[SharedPrompt] = deque()
+        self.filling: deque[SharedPrompt] = deque()
+        self.ready: list[SharedPrompt] = []
+        self._num_added = 0
+        self.add(requests, order, share_prompts)
+
+    def add(self, requests: Sequence[Request], order: str = "given", share_prompts: bool = True) -> range:
+        """Queue requests behind those that wait already. Returns their indices, which count on from those before.
+
+        UserError, and none of them is queued, if one can never fit.
+        """
+        assert order in ORDERS, order
+        prompts = group_by_prompt(requests, share_prompts, self._num_added)
         for prompt in prompts:
             self._check_fits(prompt)
         if order == "longest":
-            prompts.sort(key=lambda p: -max(requests[i].expected_length for i in p.waiting))
-        self.queue = deque(prompts)
-        self.filling: deque[SharedPrompt] = deque()
-        self.ready: list[SharedPrompt] = []
+            prompts.sort(key=lambda p: -max(request.expected_length for _, request in p.waiting))
+        self.queue.extend(prompts)
+        first, self._num_added = self._num_added, self._num_added + len(requests)
+        return range(first, self._num_added)
+
+    def cancel(self, index: int) -> bool:
+        """Take a request out of the queue. False if it is not there, or its prompt has begun: then it must start."""
+        for prompt in self.queue:
+            left = [(i, request) for i, request in prompt.waiting if i != index]
+            if len(left) < len(prompt.waiting):
+                if prompt.pages:
+                    return False
+                prompt.waiting = deque(left)
+                if not left:
+                    self.queue.remove(prompt)
+                return True
+        return False
 
     def _check_fits(self, prompt: SharedPrompt) -> None:
-        worst = max(prompt.waiting, key=lambda i: self.requests[i].max_length)
-        request = self.requests[worst]
+        worst, request = max(prompt.waiting, key=lambda pair: pair[1].max_length)
         # While others wait for the half-filled last page of a shared prompt, it is held beside the copy.
         need = pages_for(request.max_length, self.page_size) + (
             prompt.shares and len(prompt.tokens) % self.page_size > 0
@@ -129,7 +152,7 @@ class Scheduler:
                 self.queue.popleft()
 
     def _admit_one(self, prompt: SharedPrompt) -> bool:
-        request = self.requests[prompt.waiting[0]]
+        index, request = prompt.waiting[0]
         length, is_last = len(prompt.tokens), len(prompt.waiting) == 1
         full, begun = length // self.page_size, pages_for(length, self.page_size)
         to_begin = 0 if prompt.pages else begun
@@ -150,9 +173,8 @@ class Scheduler:
             self.pool.share(prompt.pages[:full])
             pages = prompt.pages[:full] + new_pages
             copied = (prompt.pages[full], new_pages[0]) if begun > full else None
-        prompt.admitted.append(
-            Admitted(prompt.waiting.popleft(), request, prompt, self.free_slots.pop(), pages, copied)
-        )
+        prompt.waiting.popleft()
+        prompt.admitted.append(Admitted(index, request, prompt, self.free_slots.pop(), pages, copied))
         return True
 
     def pieces(self, max_tokens: int) -> list[Piece]:
@@ -189,12 +211,12 @@ class Scheduler:
         self.free_slots.append(sample.slot)
 
 
-def group_by_prompt(requests: Sequence[Request], share: bool = True) -> list[SharedPrompt]:
+def group_by_prompt(requests: Sequence[Request], share: bool = True, first_index: int = 0) -> list[SharedPrompt]:
     """Neighbouring requests with equal prompts, together; each by itself when they shall not share."""
-    groups: list[list[int]] = []
-    for i, request in enumerate(requests):
-        if share and groups and requests[groups[-1][-1]].prompt == request.prompt:
-            groups[-1].append(i)
+    groups: list[list[tuple[int, Request]]] = []
+    for index, request in enumerate(requests, first_index):
+        if share and groups and groups[-1][-1][1].prompt == request.prompt:
+            groups[-1].append((index, request))
         else:
-            groups.append([i])
-    return [SharedPrompt(requests[ids[0]].prompt, deque(ids), len(ids) > 1) for ids in groups]
+            groups.append([(index, request)])
+    return [SharedPrompt(group[0][1].prompt, deque(group), len(group) > 1) for group in groups]

@@ -112,3 +112,20 @@ def test_what_can_never_fit_is_refused_with_its_numbers():
         Scheduler([*fits, request([2] * 7, new=10)], "given", 1, 4, SIZE)
     with pytest.raises(UserError, match="needs 5 pages"):  # shared: the half-filled page of the prompt beside its copy
         Scheduler([request([1] * 7, s, 9) for s in range(2)], "given", 1, 4, SIZE)
+
+
+def test_requests_join_later_and_leave_the_queue_when_cancelled():
+    scheduler = Scheduler([request([1] * 3)], "given", 2, 20, SIZE)
+    assert scheduler.add([request([2] * 3), request([2] * 3, 1), request([3] * 3)]) == range(1, 4)
+    scheduler.admit()  # requests 0 and 1: the prompt of 2 has begun
+    assert [scheduler.cancel(i) for i in (0, 1, 2, 3, 3, 9)] == [False, False, False, True, False, False]
+    scheduler.pieces(100)
+    first, second = scheduler.starts()
+    assert (first.index, second.index) == (0, 1)
+    scheduler.leave(first)
+    scheduler.admit()
+    assert [s.index for s in scheduler.starts()] == [2]
+    assert not scheduler.queue
+    with pytest.raises(UserError, match="request 4 needs 21 pages"):
+        scheduler.add([request([1] * 80, new=1)])
+    assert not scheduler.queue
