@@ -20,10 +20,11 @@ import torch
 
 from engine.distributed import World
 from engine.errors import UserError
+from engine.monitors import Monitors
 
 VERSIONS = ("torch", "deepspeed", "transformers", "tokenizers", "sentencepiece", "numpy")
 # Settings that say how to start or what to keep, not what to run. ZeRO's may change when a run is continued.
-NOT_COMPARED = ("overwrite", "resume", "override", "save_every", "keep")
+NOT_COMPARED = ("overwrite", "resume", "override", "save_every", "keep", "monitor")
 MAY_CHANGE = (*NOT_COMPARED, "deepspeed_config")
 INPUTS = ("model", "data", "eval_data", "reward")
 
@@ -31,10 +32,12 @@ INPUTS = ("model", "data", "eval_data", "reward")
 class Run:
     """One stage's folder. The first rank writes; the others only know the paths."""
 
-    def __init__(self, path: Path, stage: str, settings: Sequence[Any], world: World):
+    def __init__(self, path: Path, stage: str, settings: Sequence[Any], world: World, monitors: Any | None = None):
+        """`monitors` is what take_monitors gives: where numbers go besides metrics.jsonl and TensorBoard."""
         self.path, self.stage, self.world = path, stage, world
         self.settings = {k: v for s in settings for k, v in dataclasses.asdict(s).items()}
         self._writer = None
+        self._monitor_config, self._monitors = monitors, None
         self._started = time.monotonic()
 
     @cached_property
@@ -126,7 +129,7 @@ class Run:
         self.world.barrier()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Add one line to metrics.jsonl and the same numbers to TensorBoard; a NaN or infinity stops the run."""
+        """Add one line to metrics.jsonl and the same numbers to the monitors; a NaN or infinity stops the run."""
         bad = {k: v for k, v in metrics.items() if not math.isfinite(v)}
         if bad:
             raise UserError(
@@ -137,6 +140,15 @@ class Run:
             return
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._monitor(step, metrics)
+
+    def _monitor(self, step: int, metrics: Mapping[str, float]) -> None:
+        """The numbers of a step to TensorBoard and DeepSpeed's monitors, which are opened when the first come."""
+        if self._monitor_config is not None:
+            self._monitors = self._monitors or Monitors(self._monitor_config, self.settings, self.path, step)
+            self._monitors.write(step, metrics)
+        if "tensorboard" not in self.settings["monitor"].split(","):
+            return
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -186,6 +198,8 @@ class Run:
         """Write result.json, which says that the run is complete."""
         if self._writer is not None:
             self._writer.close()
+        if self._monitors is not None:
+            self._monitors.close()
         if self.world.is_first:
             _write_json(self.path / "result.json", {**result, "seconds": round(time.monotonic() - self._started, 1)})
         self.world.barrier()

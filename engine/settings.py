@@ -62,9 +62,12 @@ class RunSettings:
     seed: int = flag("seed of every random stream", 0)
     max_steps: int | None = flag("stop after this many optimizer steps (PPO: iterations)", None)
     dtype: str = flag("auto is bfloat16 on a GPU, float32 on CPU", "auto", choices=["auto", "float32", "bfloat16"])
+    monitor: str = flag("where curves go besides metrics.jsonl: tensorboard, csv, wandb, or none", "tensorboard")
     deepspeed_config: str | None = flag("ZeRO stage, offload, buckets: see ds_configs/", None)
 
     def __post_init__(self) -> None:
+        if odd := set(self.monitors) - {"tensorboard", "csv", "wandb"}:
+            raise UserError(f"--monitor: {min(odd)!r} is unknown, give some of tensorboard,csv,wandb, or none")
         if self.max_steps is not None:
             _at_least("max-steps", self.max_steps, 1)
         _at_least("save-every", self.save_every, 0)
@@ -73,6 +76,11 @@ class RunSettings:
             raise UserError("--resume and --overwrite are both given: the one continues a run, the other replaces it")
         if self.override and not self.resume:
             raise UserError("--override is given without --resume: it only says that changed settings may continue")
+
+    @property
+    def monitors(self) -> tuple[str, ...]:
+        """The names that --monitor lists."""
+        return () if self.monitor == "none" else tuple(self.monitor.split(","))
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from engine.init_model import init_model
 from engine.languages import Language, get_language
 from engine.models import load_model, load_score_weight
 from engine.models.hf import load_config
+from engine.monitors import take_monitors
 from engine.runs import Run, template_of
 from engine.settings import BatchSettings, RunSettings
 from engine.tokenizer import check_vocab, load_tokenizer
@@ -110,17 +111,19 @@ def open_job(stage: str, settings: Sequence[Any]) -> Job:
     run_settings: RunSettings = settings[0]
     language = get_language(run_settings.lang)
     ds_config = read_ds_config(run_settings.deepspeed_config)
+    path = Path(run_settings.output or Path(run_settings.runs, run_settings.lang, stage))
+    ds_config, monitors = take_monitors(ds_config, run_settings, stage, path)
     world = start_world()
     dtype = choose_dtype(run_settings.dtype, world.device)
-    path = Path(run_settings.output or Path(run_settings.runs, run_settings.lang, stage))
     console = Console(world.is_first)
-    return Job(world, Run(path, stage, settings, world), console, language, ds_config, dtype)
+    return Job(world, Run(path, stage, settings, world, monitors), console, language, ds_config, dtype)
 
 
 def upstream_argv(settings: RunSettings) -> list[str]:
     """The flags that a job hands to the jobs it depends on."""
     argv = ["--lang", settings.lang, "--runs", settings.runs, "--seed", str(settings.seed), "--dtype", settings.dtype]
     argv += ["--save-every", str(settings.save_every), "--keep", str(settings.keep)]
+    argv += ["--monitor", settings.monitor]
     if settings.deepspeed_config:
         argv += ["--deepspeed_config", settings.deepspeed_config]
     if settings.resume:

@@ -28,7 +28,7 @@ DATAGEN_MAY_ALSO_IMPORT = {"engine.errors", "engine.frames", "engine.languages",
 KNOW_RANKS = {
     *("engine/distributed.py", "engine/zero.py", "engine/checkpoint.py", "engine/cli.py"),
     *("engine/sft.py", "engine/reward.py", "engine/ppo.py", "engine/exact_match.py"),
-    *("engine/runs.py", "engine/metrics.py", "engine/export.py"),
+    *("engine/runs.py", "engine/monitors.py", "engine/metrics.py", "engine/export.py"),
     *("engine/trunk.py", "engine/sharded.py"),  # outputs of frozen layers, and their weights, shared out over ranks
 }
 RANK_MODULES = {"torch.distributed", "deepspeed", "engine.distributed"}
