@@ -65,10 +65,8 @@ class Monitors:
 
     def __init__(self, config: Any, settings: Mapping[str, Any], run_path: Path, step: int):
         """`step` is the first that will be written: a run's own CSV files are cut back to what came before it."""
-        import deepspeed
         from deepspeed.monitor.monitor import MonitorMaster
 
-        deepspeed.comm.is_initialized()  # makes it take up torch's group where no trainer has yet
         self._wandb = None
         failures: tuple[type[Exception], ...] = (OSError,)
         if config.wandb.enabled:

@@ -6,7 +6,9 @@ import csv
 import json
 import sys
 import types
+from contextlib import contextmanager
 
+import deepspeed
 import pytest
 
 from engine import runs
@@ -26,6 +28,16 @@ def rows_of(path):
 
 def taken(path, ds_config=None, **changes):
     return take_monitors(ds_config or {}, settings("sft", **changes)[0], "sft", path)
+
+
+@contextmanager
+def a_run(path, monitors):
+    """A started run in a world that DeepSpeed knows, as it does once a trainer is there."""
+    with one_rank() as world:
+        deepspeed.init_distributed(dist_backend="gloo", dist_init_required=False, verbose=False)
+        run = Run(path, "sft", settings("sft"), world, monitors)
+        run.start()
+        yield run
 
 
 @pytest.fixture
@@ -92,9 +104,7 @@ def test_where_a_file_sends_them(tmp_path):
     """Its own folder and job, the stage behind it; and TensorBoard beside the run's own."""
     named = {"enabled": True, "output_path": str(tmp_path / "all"), "job_name": "night"}
     rest, monitors = taken(tmp_path / "run", {"csv_monitor": named, "tensorboard": named})
-    with one_rank() as world:
-        run = Run(tmp_path / "run", "sft", settings("sft"), world, monitors)
-        run.start()
+    with a_run(tmp_path / "run", monitors) as run:
         run.log(1, {"loss/sft": 2.5, "lr": 0.1})
         run.finish({})
     assert rows_of(tmp_path / "all" / "night-sft" / "loss_sft.csv") == [["step", "sft"], ["1", "2.5"]]
@@ -104,9 +114,7 @@ def test_where_a_file_sends_them(tmp_path):
 
 def test_wandb_gets_every_number_the_settings_and_an_end(tmp_path, wandb):
     _, monitors = taken(tmp_path, {"wandb": {"project": "mine"}}, monitor="wandb")
-    with one_rank() as world:
-        run = Run(tmp_path / "run", "sft", settings("sft"), world, monitors)
-        run.start()
+    with a_run(tmp_path / "run", monitors) as run:
         assert not wandb.started  # nothing before the first number
         run.log(1, {"loss/sft": 2.5, "lr": 0.1})
         run.log(2, {"loss/sft": 1.25})
@@ -123,11 +131,9 @@ def test_a_login_that_fails_is_one_line(tmp_path, wandb):
 
     wandb.init = refuse
     _, monitors = taken(tmp_path, monitor="wandb")
-    with one_rank() as world:
-        run = Run(tmp_path / "run", "sft", settings("sft"), world, monitors)
-        run.start()
-        with pytest.raises(UserError, match=r"a monitor cannot start \(no API key\): mend that"):
-            run.log(1, {"lr": 0.1})
+    expected = pytest.raises(UserError, match=r"a monitor cannot start \(no API key\): mend that")
+    with a_run(tmp_path / "run", monitors) as run, expected:
+        run.log(1, {"lr": 0.1})
 
 
 def test_a_missing_package_stops_a_job_before_any_work(tmp_path, monkeypatch):
