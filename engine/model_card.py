@@ -1,8 +1,7 @@
-"""What travels with an exported model: a card for people, the template as a chat template, generation settings."""
+"""What travels with an exported model beside its weights: a card for people, and generation settings."""
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,8 +9,6 @@ from typing import Any
 
 from engine.errors import UserError
 from engine.languages import LANGUAGES
-from engine.prompts import Template
-from engine.tokenizer import encode_prompt
 
 STAGES = {"sft": "supervised fine-tuning", "reward": "a reward model", "ppo": "PPO against a reward model"}
 # Settings that a reader of a card asks for; the run's config.json has them all.
@@ -19,41 +16,6 @@ _SHOWN = (
     *("preset", "lr", "batch_size", "epochs", "max_steps", "max_length", "template", "loss_on", "top_layers"),
     *("trained_layers", "kl_coef", "kl_controller", "ppo_epochs", "max_new_tokens", "temperature", "seed", "dtype"),
 )
-
-
-def chat_template(template: Template, starts_with_bos: bool) -> str:
-    """The template in Jinja, as transformers' tokenizers render it: each user turn is an instruction, alone.
-
-    A system turn is laid before the first instruction's text, and every answer stands where it stood in training,
-    right behind its prompt and closed by the EOS token. What comes out ends where the response begins.
-    """
-    before, after = template.format("\0").split("\0")
-    quoted = {name: json.dumps(text, ensure_ascii=False) for name, text in (("before", before), ("after", after))}
-    return (
-        ("{{- bos_token -}}" if starts_with_bos else "") + "{%- set ns = namespace(system='') -%}"
-        "{%- for message in messages -%}"
-        "{%- if message['role'] == 'system' -%}{%- set ns.system = message['content'] + '\\n' -%}"
-        "{%- elif message['role'] == 'user' -%}"
-        f"{{{{- {quoted['before']} + ns.system + message['content'] + {quoted['after']} -}}}}"
-        "{%- set ns.system = '' -%}"
-        "{%- elif message['role'] == 'assistant' -%}{{- message['content'] + eos_token -}}"
-        "{%- else -%}{{- raise_exception('roles are system, user and assistant, not ' + message['role']) -}}"
-        "{%- endif -%}{%- endfor -%}"
-    )
-
-
-def with_chat_template(tokenizer: Any, template: Template) -> Any:
-    """A copy of the tokenizer that renders chats in the template; what trains and encodes is not touched.
-
-    Without a chat template where a rendered chat would not give the ids of training: SentencePiece's dummy prefix,
-    which LLaMA's tokenizer puts before a prompt, is lost behind a BOS that is written out.
-    """
-    tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.chat_template = chat_template(template, bool(encode_prompt(tokenizer, "")))
-    rendered = tokenizer.apply_chat_template([{"role": "user", "content": "x"}])["input_ids"]
-    if rendered != encode_prompt(tokenizer, template.format("x")):
-        tokenizer.chat_template = None
-    return tokenizer
 
 
 def write_card(

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from engine.chats import with_chat_template
 from engine.cli import main, parse_settings
 from engine.encoding import encode_prompts
 from engine.errors import UserError
 from engine.exact_match import exact_match
-from engine.model_card import with_chat_template, write_card
+from engine.model_card import write_card
 from engine.models import save_model
 from engine.ppo import PPOTrainer
 from engine.presets import presets

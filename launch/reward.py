@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from engine.chats import with_chat_template
 from engine.cli import main, parse_settings
 from engine.encoding import encode_rankings
 from engine.errors import UserError
 from engine.export import save_trained
-from engine.model_card import with_chat_template, write_card
+from engine.model_card import write_card
 from engine.modules import RewardModule
 from engine.presets import presets
 from engine.prompts import load_template

@@ -1,4 +1,4 @@
-"""What travels with a model, against transformers: chats render as the template does, and its pipeline answers."""
+"""What travels with a model, against transformers: its pipeline answers, and the card says what it must."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import json
 import pytest
 from transformers import AutoTokenizer, pipeline
 
-from engine.model_card import card, with_chat_template, write_card
+from engine.chats import with_chat_template
+from engine.model_card import card, write_card
 from engine.models import load_model, save_model
 from engine.prompts import TEMPLATES
-from engine.tokenizer import encode_prompt, load_tokenizer
+from engine.tokenizer import load_tokenizer
 from tests.launch import small
 
 SETTINGS = {"lang": "ne", "template": "plain", "max_new_tokens": 5, "temperature": 0.7, "top_p": 0.9, "top_k": 0}
@@ -25,22 +26,6 @@ def exported(tmp_path_factory):
     write_card(folder, "ppo", SETTINGS, {"prompts": "a|b.jsonl"}, {"score_last": 0.25}, tokenizer)
     assert tokenizer.chat_template is None
     return folder, tokenizer
-
-
-@pytest.mark.parametrize("name", TEMPLATES)
-@pytest.mark.parametrize("words", ["नेपालीमा भन", 'a "quoted" \\ {{ user }} {% if %}', "two\nlines"])
-def test_one_turn_is_the_prompt_of_training(exported, name, words):
-    tokenizer, template = exported[1], TEMPLATES[name]
-    chat = with_chat_template(tokenizer, template).apply_chat_template([{"role": "user", "content": words}])
-    assert chat["input_ids"] == encode_prompt(tokenizer, template.format(words))
-
-
-def test_an_answer_stands_behind_its_prompt_and_ends_with_eos(exported):
-    tokenizer = exported[1]
-    turns = [("system", "Be brief."), ("user", "One?"), ("assistant", "1"), ("user", "Two?")]
-    chat = [{"role": role, "content": words} for role, words in turns]
-    text = with_chat_template(tokenizer, TEMPLATES["plain"]).apply_chat_template(chat, tokenize=False)
-    assert text.removeprefix("<s>") == "Be brief.\nOne?\n=> 1</s>Two?\n=> "
 
 
 def test_the_pipeline_of_transformers_answers_a_chat(exported):
