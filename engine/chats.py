@@ -1,8 +1,9 @@
 """Chats: turns as token ids, and the chat template with which transformers' tokenizers render the same ids.
 
 A chat is its turns laid end to end, each as it stood in training: a user's words as an instruction in the prompt
-template, begun as every prompt is (BOS and dummy prefix where the tokenizer has them), and behind it the answer, closed
-by EOS. A system turn is laid before the next user's words. Nothing was trained on earlier turns.
+template, begun as every prompt is (with a dummy prefix where the tokenizer has one), and behind it the answer, closed
+by EOS. BOS, where the tokenizer has one, stands before the first alone. System turns are laid before the next user's
+words. Nothing was trained on earlier turns.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from engine.errors import UserError
 from engine.prompts import Template
 from engine.tokenizer import encode_prompt, encode_response
 
+_BEFORE_PROMPTS = ("", " ")  # the dummy prefix written out, where it is lost
 ROLES = ("system", "user", "assistant")
 # First characters of answers: where a template's last character merges with one of them, an answer that is rendered
 # behind its prompt as text has other tokens than it was trained and sampled with.
@@ -27,15 +29,15 @@ def encode_chat(tokenizer: Any, template: Template, messages: Sequence[Mapping[s
 
     What comes back ends where the next answer begins when the last turn is the user's. UserError for another role.
     """
-    ids: list[int] = []
-    before = ""
+    bos = encode_prompt(tokenizer, "")
+    ids, system = [*bos], ""
     for message in messages:
         role, content = message["role"], message["content"]
         if role == "system":
-            before = content + "\n"
+            system += content + "\n"
         elif role == "user":
-            ids += encode_prompt(tokenizer, template.format(before + content))
-            before = ""
+            ids += encode_prompt(tokenizer, template.format(system + content))[len(bos) :]
+            system = ""
         elif role == "assistant":
             ids += encode_response(tokenizer, content)
         else:
@@ -43,19 +45,23 @@ def encode_chat(tokenizer: Any, template: Template, messages: Sequence[Mapping[s
     return ids
 
 
-def chat_template(template: Template, begin: str, several_turns: bool) -> str:
-    """encode_chat as text, in Jinja. `begin` is a Jinja expression: what comes before every prompt.
+def chat_template(template: Template, starts_with_bos: bool, first: str, later: str | None) -> str:
+    """encode_chat as text, in Jinja: `first` and `later` stand before the first prompt and before the others.
 
-    Without `several_turns` a chat with an answer in it is refused.
+    With `later` None a chat with an answer in it is refused.
     """
-    before, after = (json.dumps(text, ensure_ascii=False) for text in template.format("\0").split("\0"))
+    before, after, first, later_text = (
+        json.dumps(text, ensure_ascii=False) for text in (*template.format("\0").split("\0"), first, later or "")
+    )
     refusal = "this model\\'s prompt template ends in a character that merges with an answer: give one user turn"
-    answer = "{{- message['content'] + eos_token -}}" if several_turns else f"{{{{- raise_exception('{refusal}') -}}}}"
+    answer = f"{{{{- raise_exception('{refusal}') -}}}}" if later is None else "{{- message['content'] + eos_token -}}"
     return (
-        "{%- set ns = namespace(system='') -%}{%- for message in messages -%}"
-        "{%- if message['role'] == 'system' -%}{%- set ns.system = message['content'] + '\\n' -%}"
+        ("{{- bos_token -}}" if starts_with_bos else "")
+        + f"{{%- set ns = namespace(system='', begin={first}) -%}}{{%- for message in messages -%}}"
+        "{%- if message['role'] == 'system' -%}{%- set ns.system = ns.system + message['content'] + '\\n' -%}"
         "{%- elif message['role'] == 'user' -%}"
-        f"{{{{- {begin} + {before} + ns.system + message['content'] + {after} -}}}}{{%- set ns.system = '' -%}}"
+        f"{{{{- ns.begin + {before} + ns.system + message['content'] + {after} -}}}}"
+        f"{{%- set ns.system = '' -%}}{{%- set ns.begin = {later_text} -%}}"
         f"{{%- elif message['role'] == 'assistant' -%}}{answer}"
         "{%- else -%}{{- raise_exception('roles are system, user and assistant, not ' + message['role']) -}}"
         "{%- endif -%}{%- endfor -%}"
@@ -65,22 +71,24 @@ def chat_template(template: Template, begin: str, several_turns: bool) -> str:
 def with_chat_template(tokenizer: Any, template: Template) -> Any:
     """A copy of the tokenizer that renders chats to the ids of encode_chat; what trains and encodes is not touched.
 
-    SentencePiece's dummy prefix is lost behind a BOS that is written out, unless it is written out too. Where neither
-    spelling gives the ids of training the copy has no chat template. Two limits of rendering by text: an answer that
-    begins with white space may merge with its prompt, and "</s>" in a message is read as the EOS token.
+    SentencePiece's dummy prefix is lost behind a special token that is written out, unless it is written out too. Where
+    neither spelling gives the ids of training the copy has no chat template. Two limits of rendering by text: an answer
+    that begins with white space may merge with its prompt, and "</s>" in a message is read as the EOS token.
     """
     tokenizer = copy.deepcopy(tokenizer)
+    starts_with_bos = bool(encode_prompt(tokenizer, ""))
     question = {"role": "user", "content": "x"}
     chats = [[question, {"role": "assistant", "content": answer}, question] for answer in _ANSWERS]
 
-    def exact(chat: Sequence[Mapping[str, str]]) -> bool:
-        return tokenizer.apply_chat_template(chat)["input_ids"] == encode_chat(tokenizer, template, chat)
+    def exact(*chats: Sequence[Mapping[str, str]]) -> bool:
+        return all(
+            tokenizer.apply_chat_template(chat)["input_ids"] == encode_chat(tokenizer, template, chat) for chat in chats
+        )
 
-    for begin in ("bos_token", "bos_token + ' '") if encode_prompt(tokenizer, "") else ("''",):
-        tokenizer.chat_template = chat_template(template, begin, several_turns=True)
-        if exact([question]):
-            if not all(map(exact, chats)):
-                tokenizer.chat_template = chat_template(template, begin, several_turns=False)
-            return tokenizer
+    for first in _BEFORE_PROMPTS:
+        for later in (*_BEFORE_PROMPTS, None):
+            tokenizer.chat_template = chat_template(template, starts_with_bos, first, later)
+            if exact([question]) and (later is None or exact(*chats)):
+                return tokenizer
     tokenizer.chat_template = None
     return tokenizer

@@ -55,19 +55,22 @@ def test_one_turn_is_the_prompt_of_training(tokenizer, tmp_path, name, words):
 def test_several_turns_are_prompts_and_responses_of_training(tokenizer, tmp_path, answer):
     template, records = TEMPLATES["alpaca"], [("One?", answer), ("दुई?\n", answer), ("Three?", "")]
     examples = encode_instructions(
-        [InstructionRecord("a", *([q, "", a])) for q, a in records], tokenizer, template, 999, "error"
+        [InstructionRecord("a", q, "", a) for q, a in records], tokenizer, template, 999, "error"
     )
-    expected = [t for e in examples[:2] for t in e.tokens] + list(examples[2].tokens[: examples[2].prompt_len])
+    assert len({e.tokens[0] for e in examples}) == 1
+    bos = int(examples[0].tokens[0] == tokenizer.bos_token_id)  # of the first turn alone
+    last = examples[2].tokens[bos : examples[2].prompt_len]
+    expected = [*examples[0].tokens, *examples[1].tokens[bos:], *last]
     chat = turns("One?", answer, "दुई?\n", answer, "Three?")
     assert encode_chat(tokenizer, template, chat) == expected
     assert exported(tokenizer, template, tmp_path).apply_chat_template(chat)["input_ids"] == expected
 
 
 def test_a_system_turn_is_laid_before_the_first_instruction(tokenizer, tmp_path):
-    chat = turns("One?", "1", "Two?", system="Be brief.")
+    chat = [{"role": "system", "content": "Be"}, *turns("One?", "1", "Two?", system="brief.")]
     rendered = exported(tokenizer, TEMPLATES["alpaca"], tmp_path).apply_chat_template(chat)["input_ids"]
     assert rendered == encode_chat(tokenizer, TEMPLATES["alpaca"], chat)
-    first = encode_chat(tokenizer, TEMPLATES["alpaca"], turns("Be brief.\nOne?"))
+    first = encode_chat(tokenizer, TEMPLATES["alpaca"], turns("Be\nbrief.\nOne?"))
     assert rendered[: len(first)] == first
     assert rendered.count(tokenizer.eos_token_id) == 1
 
