@@ -1,4 +1,8 @@
-"""Trainers in processes of their own that are killed at a chosen moment: forked from one that has imported all."""
+"""Trainers in processes of their own that are killed at a chosen moment: forked from one that has imported all.
+
+That process has no rank, no group and no thread. It imports what training would import on the way, too, and knows
+which of DeepSpeed's operators can be built here: then a start costs a fork, and most calls of a run are training's.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import deepspeed
 import torch
+import torch._dynamo.repro.after_dynamo
+import torch._inductor.compile_fx
+import torch.utils.cpp_extension
+import torch.utils.tensorboard
 
 from engine.distributed import start_world
 from tests.engine.trainers import make_trainer, tiny_model, train
@@ -31,6 +40,8 @@ PLACES = {
     "anywhere": ("/engine/", "/torch/optim/", "/deepspeed/runtime/", "/safetensors/"),
 }
 PATIENCE_S = 120
+IMPORTED_BY = os.getpid()
+deepspeed.ops.__compatible_ops__  # noqa: B018  found out at the first look
 
 
 @dataclass(frozen=True)
@@ -67,7 +78,7 @@ def run(
 
 
 def count(folder: Path, ranks: int) -> list[Counter[str]]:
-    """How many calls of each place each rank made in the last run that ended."""
+    """How many calls of each place each rank made in the last run that ended, and the seconds it took ("clock")."""
     return [Counter(json.loads((folder / f"calls{rank}.json").read_text())) for rank in range(ranks)]
 
 
@@ -100,6 +111,7 @@ def _train(
     moment: Moment | None,
     started: Any,
 ) -> None:
+    assert os.getppid() == IMPORTED_BY != os.getpid(), "not forked from the process that has imported all"
     torch.set_num_threads(1)
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
@@ -112,8 +124,10 @@ def _train(
     resume = (folder / "config.json").exists()
     world.barrier()
     started.set()
+    began = time.monotonic()
     train(make_trainer(stage, world, folder, resume=resume, **case))
     sys.setprofile(None)
+    calls["clock"] = time.monotonic() - began
     (folder / f"calls{rank}.json").write_text(json.dumps(calls))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +25,25 @@ def killed_and_resumed(stage: str, folder: Path, kills: int, ranks: int = 1, see
     case["save_every"], rng = SAVE_EVERY[stage], random.Random(f"{seed} {stage} {ranks} {case}")
     began = time.monotonic()
     assert run(stage, folder / "whole", ranks, case)
-    seconds, calls = time.monotonic() - began, count(folder / "whole", ranks)
-    places = ["write", "step", "anywhere", "clock"] + ["rollout"] * (stage == "ppo")
-    done = 0
+    calls = count(folder / "whole", ranks)
+    places = ["write", "step", *(["rollout"] if stage == "ppo" else []), "anywhere", "clock"]
+    done, hit = 0, Counter()
     while done < kills:
         path, died = folder / "killed", 0
         while died < 2:
             place, rank = places[done % len(places)], rng.randrange(ranks)
             if place == "write":
                 rank = 0  # the first one writes
-            at = rng.uniform(0, seconds) if place == "clock" else rng.randint(1, max(1, calls[rank][place]))
+            at = rng.random() * calls[rank][place]
             if run(stage, path, ranks, case, Moment(place, at, rank)):
                 break
-            died, done = died + 1, done + 1
+            died, done, hit = died + 1, done + 1, hit + Counter([place])
         assert died < 2 or run(stage, path, ranks, case)
         assert_same(path, folder / "whole")
         shutil.rmtree(path)
+    places_hit = ", ".join(f"{place} {count}" for place, count in hit.items())
+    seconds = time.monotonic() - began
+    print(f"{stage}, ranks {ranks}, {case.get('zero', 'zero0')}: {done} kills ({places_hit}), {seconds:.0f} s")
 
 
 @pytest.mark.parametrize("stage", STAGES)
