@@ -53,6 +53,7 @@ class SharedPrompt:
     filled: int = 0  # positions whose keys and values are in the pages
     admitted: list[Admitted] = field(default_factory=list)  # not yet started
     last_hidden_D: Any = None  # the last layer's output at the last token, once there: a tensor
+    scores: list[Any] = field(default_factory=list)  # of its tokens but the first, by an engine that is asked for them
 
     @property
     def is_filled(self) -> bool:

@@ -11,6 +11,7 @@ from engine.errors import UserError
 from engine.tokenizer import decode
 
 UNFINISHED = "\ufffd"  # what bytes that are no character yet decode to
+_WAIT_TOKENS = 4  # a character has at most four bytes, so that after as many tokens the first no longer waits for it
 
 
 class Stop(NamedTuple):
@@ -35,6 +36,24 @@ class StopMatcher:
         self._ends: list[int] = []  # how much of the text the tokens up to each one make
         self._unread: list[int] = []
 
+    @property
+    def text(self) -> str:
+        """What the tokens so far make, but for an unfinished character at its end."""
+        return self._text
+
+    def whole_text(self) -> str:
+        """What the tokens so far make, when no more will come."""
+        return self._text + decode(self.tokenizer, self._unread)
+
+    def _give_up_waiting(self, new: str) -> None:
+        """Read the tokens, out of many that end in no character, whose text the latest ones can no longer change."""
+        for cut in range(len(self._unread) - _WAIT_TOKENS, 0, -1):
+            head = decode(self.tokenizer, self._unread[:cut])
+            if head + decode(self.tokenizer, self._unread[cut:]) == new:
+                self._text += head
+                self._unread = self._unread[cut:]
+                return
+
     def feed(self, tokens: Sequence[int]) -> Stop | None:
         """Take the response's next tokens; the stop whose string begins first, if they complete one.
 
@@ -45,6 +64,7 @@ class StopMatcher:
             new = decode(self.tokenizer, self._unread)
             if new.endswith(UNFINISHED):
                 self._ends.append(len(self._text) + len(new.rstrip(UNFINISHED)))
+                self._give_up_waiting(new)
                 continue
             longest = max(map(len, self.stops), default=0)
             searched = max(len(self._text) - longest + 1, 0)

@@ -1,0 +1,69 @@
+"""A dialog's turns to the tokens of a prompt: in the template of training, or the tokenizer's own chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import jinja2
+from transformers import PreTrainedTokenizerFast
+
+from engine.errors import UserError
+from engine.prompts import Template
+from engine.tokenizer import encode_prompt, encode_response
+
+Turn = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+ROLES = ("system", "user", "assistant")
+
+
+class DialogEncoder:
+    """Turns dialogs into prompts.
+
+    With a template each user turn is an instruction, system turns are laid before the next one's text, and an answer
+    stands where it stood in training: right behind its prompt, closed by EOS. Without one the tokenizer's chat template
+    renders the dialog.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, template: Template | None):
+        if template is None and not tokenizer.chat_template:
+            raise UserError("the model has neither a recorded template nor a chat template: give --template")
+        self._tokenizer, self._template = tokenizer, template
+
+    def encode(self, turns: Sequence[Turn]) -> tuple[int, ...]:
+        """Token ids that end where the next answer begins. UserError for turns that cannot be rendered."""
+        if not turns or turns[-1]["role"] != "user":
+            raise UserError("the last message must be the user's: the model answers that")
+        return self._by_template(turns, self._template) if self._template else self._by_chat_template(turns)
+
+    def _by_template(self, turns: Sequence[Turn], template: Template) -> tuple[int, ...]:
+        bos = encode_prompt(self._tokenizer, "")
+        tokens, system = list(bos), ""
+        for turn in turns:
+            if turn["role"] == "system":
+                system += turn["content"] + "\n"
+            elif turn["role"] == "user":
+                tokens += encode_prompt(self._tokenizer, template.format(system + turn["content"]))[len(bos) :]
+                system = ""
+            else:
+                tokens += encode_response(self._tokenizer, turn["content"])
+        return tuple(tokens)
+
+    def _by_chat_template(self, turns: Sequence[Turn]) -> tuple[int, ...]:
+        try:
+            rendered = self._tokenizer.apply_chat_template([*turns], add_generation_prompt=True, return_dict=True)
+        except jinja2.TemplateError as error:
+            raise UserError(f"the model's chat template refuses these messages: {error}") from error
+        return tuple(rendered["input_ids"])
+
+
+def cut_to_fit(encoder: DialogEncoder, turns: Sequence[Turn], max_tokens: int) -> tuple[tuple[int, ...], list[Turn]]:
+    """(prompt of at most max_tokens, the turns it holds): the oldest questions and their answers go first.
+
+    System turns stay. UserError if the last question alone is too long.
+    """
+    kept = list(turns)
+    while len(tokens := encoder.encode(kept)) > max_tokens:
+        questions = [i for i, turn in enumerate(kept) if turn["role"] == "user"]
+        if len(questions) == 1:
+            raise UserError(f"this message makes a prompt of {len(tokens)} tokens, {max_tokens} fit: shorten it")
+        kept = [t for i, t in enumerate(kept) if t["role"] == "system" or i >= questions[1]]
+    return tokens, kept

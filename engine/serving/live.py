@@ -1,0 +1,165 @@
+"""The live engine: requests join and leave a running batch, each with sampling settings of its own.
+
+Shapes: T tokens of a piece, S rows that decode, V vocabulary, D model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.generation_step import StepEngine
+from engine.kv_cache import PAGE_SIZE
+from engine.models.fused import logits
+from engine.random_address import uniform
+from engine.sampling import Sampled, Sampling, sample
+from engine.scheduler import Piece, Request, Scheduler
+from engine.serving.token_scores import TokenScore, score_tokens
+
+STOP, LENGTH, BROKEN = "stop", "length", "broken"  # how a response ends; broken: its probabilities are no numbers
+_LOGITS_AT_ONCE = 1 << 24  # float32 numbers: 64 MiB
+
+
+@dataclass(frozen=True)
+class LiveRequest(Request):
+    """A request with settings of its own. prompt_id is its seed.
+
+    num_top, unless None, asks for every token's log-probability and for those of so many likeliest tokens beside it;
+    score_prompt for those of the prompt's tokens too.
+    """
+
+    sampling: Sampling = Sampling()
+    num_top: int | None = None
+    score_prompt: bool = False
+
+
+@dataclass(frozen=True)
+class Event:
+    """One token of the request of this index, and how the response ends, if it does with that token.
+
+    score is there if log-probabilities are asked for; prompt_scores, of the prompt's tokens but the first, come with
+    the first token.
+    """
+
+    index: int
+    token: int
+    score: TokenScore | None = None
+    prompt_scores: Sequence[TokenScore] = ()
+    end: str | None = None
+
+
+class LiveEngine(StepEngine):
+    """Generation without an end: `add` requests, `advance` a step, `cancel`. One thread does all of it.
+
+    max_length is of prompt and response together, in tokens. Log-probabilities are the model's own, at temperature 1.
+    """
+
+    def __init__(self, model, num_slots: int, num_pages: int, max_length: int, eos_ids: Sequence[int], seed: int = 0):
+        scheduler = Scheduler([], "given", num_slots, num_pages, PAGE_SIZE)
+        # The last token is sampled but never run, so that one fits behind a prompt of the full length.
+        super().__init__(model, scheduler, num_slots, max_length + 1, None, Sampling(), seed, eos_ids, None)
+        self.max_length = max_length
+        self.prompt_tokens_run = 0
+        self._open: set[int] = set()
+        self._given_up: set[int] = set()
+        self._scores: dict[int, TokenScore] = {}  # of the step, by row
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether `advance` has nothing to do."""
+        return not (self._open or self._given_up)
+
+    def add(self, requests: Sequence[LiveRequest]) -> range:
+        """Queue requests. Returns their indices. UserError, and none is queued, for one that can never fit."""
+        indices = self.scheduler.add(requests)
+        self._open |= set(indices)
+        return indices
+
+    def cancel(self, index: int) -> None:
+        """No more events of this request. What it holds is free at the next step, or when it has started."""
+        if index in self._open:
+            self._open.remove(index)
+            if not self.scheduler.cancel(index):
+                self._given_up.add(index)
+
+    @torch.no_grad()
+    def advance(self) -> list[Event]:
+        """One step: an event for each request that has a new token."""
+        self._scores.clear()
+        if self._given_up:
+            self._let_go()
+        self.prompt_tokens_run += self.step()[0]
+        rows = self.rows
+        logprobs = rows.logprob_CN[rows.slot_S, rows.position_S].tolist()
+        events = [
+            self._event(row, token, logprob)
+            for row, (token, logprob) in enumerate(zip(rows.tokens_S().tolist(), logprobs))
+            if rows.samples[row].index in self._open
+        ]
+        for event in events:
+            if event.end:
+                self._open.remove(event.index)
+                if event.end == BROKEN:
+                    self._given_up.add(event.index)
+        self._let_go()
+        return events
+
+    def _event(self, row: int, token: int, logprob: float) -> Event:
+        rows, admitted = self.rows, self.rows.samples[row]
+        position, score = rows.host_position_S[row], self._scores.get(row)
+        is_first, asked = position == rows.first_S[row], admitted.request.score_prompt
+        prompt_scores = admitted.prompt.scores if is_first and asked else ()
+        checked = [logprob, *(s.logprob for s in prompt_scores)]
+        if any(map(math.isnan, checked)):
+            return Event(admitted.index, token, end=BROKEN)
+        end = STOP if token in self.eos_ids else LENGTH if position >= rows.last_S[row] else None
+        return Event(admitted.index, token, score, prompt_scores, end)
+
+    def _let_go(self) -> None:
+        """Free what the complete rows hold, and those that were given up."""
+        rows = self.rows
+        for row, admitted in enumerate(rows.samples):
+            if admitted.index in self._given_up:
+                self._given_up.remove(admitted.index)
+                rows.ended_at_S[row] = rows.position_S[row]
+        self.leave(True)
+
+    def _choose(self, logits_SV: Tensor) -> Sampled:
+        """A token a row, the rows of equal settings together."""
+        requests = [admitted.request for admitted in self.rows.samples]
+        by_sampling: dict[Sampling, list[int]] = {}
+        for row, request in enumerate(requests):
+            by_sampling.setdefault(request.sampling, []).append(row)
+        uniform_S = uniform(self.rows.address_S, self.rows.position_S)
+        history_SN = self.rows.history_SN() if any(how.repetition_penalty != 1 for how in by_sampling) else None
+        barred_S = self._barred_S()
+        if len(by_sampling) == 1:
+            chosen = sample(logits_SV, *by_sampling, uniform_S, history_SN, barred_S, self.eos_ids_E)
+        else:
+            parts = []
+            for how, rows in by_sampling.items():
+                at = torch.tensor(rows, device=self.device)
+                own = [x if x is None else x[at] for x in (uniform_S, history_SN, barred_S)]
+                parts.append(sample(logits_SV[at], how, *own, self.eos_ids_E))
+            order = torch.tensor([row for rows in by_sampling.values() for row in rows], device=self.device).argsort()
+            chosen = Sampled(*(torch.cat(columns)[order] for columns in zip(*parts)))
+        asked = [row for row, request in enumerate(requests) if request.num_top is not None]
+        if asked:
+            at, num_top = torch.tensor(asked, device=self.device), [requests[row].num_top for row in asked]
+            self._scores = dict(zip(asked, score_tokens(logits_SV[at], chosen.token_S[at], num_top)))
+        return chosen
+
+    def _piece_ran(self, piece: Piece, h_ND: Tensor) -> None:
+        super()._piece_ran(piece, h_ND)
+        request, prompt = piece.prompt.admitted[0].request, piece.prompt
+        if not request.score_prompt:
+            return
+        target_N = torch.tensor(prompt.tokens[piece.start + 1 : piece.stop + 1], device=self.device)
+        at_once = max(_LOGITS_AT_ONCE // self.model.head_weight.shape[0], 1)
+        for h_BD, target_B in zip(h_ND[: len(target_N)].split(at_once), target_N.split(at_once)):
+            logits_BV = logits(self.model.norm(h_BD), self.model.head_weight)
+            prompt.scores += score_tokens(logits_BV, target_B, [request.num_top or 0] * len(target_B))

@@ -1,0 +1,48 @@
+"""A response's text as its tokens come: what is certain goes out, what a stop string may still take is held back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerFast
+
+from engine.stop_strings import Stop, StopMatcher
+
+
+class TextStream:
+    """Follows one response. `stop` is set once its text holds a stop string, which ends it.
+
+    Held back are the bytes of an unfinished character, and the longest end of the text with which a stop string begins.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, stops: Sequence[str] = ()):
+        self._matcher = StopMatcher(tokenizer, stops)
+        self._sent = 0
+        self.stop: Stop | None = None
+
+    def feed(self, token: int) -> str:
+        """The text that is certain with one more token, beyond what went out before. Not to be fed after a stop."""
+        assert self.stop is None
+        self.stop = self._matcher.feed([token])
+        return self._send(self.stop.text if self.stop else self._certain())
+
+    def finish(self) -> str:
+        """The rest of the text, when no more tokens will come."""
+        return self._send(self.stop.text if self.stop else self._matcher.whole_text())
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether the text of some token is not out yet."""
+        return self.stop is None and self._sent < len(self._matcher.whole_text())
+
+    def _certain(self) -> str:
+        text = self._matcher.text
+        longest = max(map(len, self._matcher.stops), default=1)
+        for length in range(min(longest - 1, len(text)), 0, -1):
+            if any(stop.startswith(text[-length:]) for stop in self._matcher.stops):
+                return text[:-length]
+        return text
+
+    def _send(self, text: str) -> str:
+        new, self._sent = text[self._sent :], max(len(text), self._sent)
+        return new

@@ -1,0 +1,76 @@
+"""What single tokens are called in answers with log-probabilities: their text, and their bytes."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterable
+from functools import cached_property
+
+from transformers import PreTrainedTokenizerFast
+
+from engine.stop_strings import UNFINISHED
+from engine.tokenizer import decode
+
+_BYTE_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The characters by which byte-level tokenizers write bytes: a printable one by itself, others from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+class TokenNames:
+    """Names of a tokenizer's tokens, each worked out once."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast):
+        self._tokenizer = tokenizer
+        self._special = set(tokenizer.all_special_ids)
+        self._bytes: dict[int, bytes] = {}
+
+    def bytes_of(self, token: int) -> bytes:
+        """The bytes that a token adds to a text: none if it is special, and those of its id if it has no piece."""
+        if token not in self._bytes:
+            self._bytes[token] = self._find_bytes(token)
+        return self._bytes[token]
+
+    def name(self, token: int) -> str:
+        """Its text; a special token's own name; "bytes:" and its bytes where they are no characters."""
+        if token in self._special:
+            return self._tokenizer.convert_ids_to_tokens(token)
+        raw = self.bytes_of(token)
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+
+    def offsets(self, tokens: Iterable[int], start: int = 0) -> list[int]:
+        """Where each token's first new character stands in the text of them all, which begins at `start`."""
+        reader, offsets = codecs.getincrementaldecoder("utf-8")("replace"), []
+        for token in tokens:
+            offsets.append(start)
+            start += len(reader.decode(self.bytes_of(token)))
+        return offsets
+
+    def text(self, tokens: Iterable[int]) -> str:
+        """The text of tokens, special ones left out; bytes that are no UTF-8 become U+FFFD."""
+        return b"".join(map(self.bytes_of, tokens)).decode("utf-8", "replace")
+
+    @cached_property
+    def _alphabet(self) -> dict[str, int]:
+        return _byte_alphabet()
+
+    def _find_bytes(self, token: int) -> bytes:
+        if token in self._special:
+            return b""
+        text = decode(self._tokenizer, [token])
+        if UNFINISHED not in text:
+            return text.encode()
+        piece = self._tokenizer.convert_ids_to_tokens(token)
+        if found := _BYTE_FALLBACK.fullmatch(piece):
+            return bytes([int(found[1], 16)])
+        if all(character in self._alphabet for character in piece):
+            return bytes(self._alphabet[character] for character in piece)
+        return text.encode()

@@ -1,0 +1,206 @@
+"""Talk to a model in the terminal: `python launch/chat.py --model DIR`."""
+
+from __future__ import annotations
+
+import secrets
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from engine.cli import main, nearest, parse_settings
+from engine.console import Console
+from engine.errors import UserError
+from engine.sampling import Sampling
+from engine.serving.dialog import DialogEncoder, Turn, cut_to_fit
+from engine.serving.live import BROKEN, LENGTH, STOP, LiveEngine, LiveRequest
+from engine.serving.text_stream import TextStream
+from engine.settings import flag
+from launch.serve import Loaded, ModelSettings, load
+
+PROMPT = "> "
+
+
+@dataclass(frozen=True)
+class OneSlot(ModelSettings):
+    """Which model."""
+
+    slots: int = flag("responses generated at once", 1)
+
+
+@dataclass(frozen=True)
+class ChatSettings:
+    """How the model answers; all of these can be changed while talking."""
+
+    _argument_group_name = "chat"
+    temperature: float = flag("of sampling; 0 takes the likeliest token", 0.7)
+    top_k: int = flag("sample among the k likeliest; 0 for all", 0)
+    top_p: float = flag("sample among the likeliest that make up this share", 0.95)
+    min_p: float = flag("sample among those with at least this share of the likeliest token's", 0.0)
+    repetition_penalty: float = flag("weaken tokens that the dialog holds already; 1 for none", 1.0)
+    max_new_tokens: int = flag("longest answer in tokens", 256)
+    seed: int | None = flag("the same seed and dialog give the same answer (default: another each time)", None)
+    system: str = flag("text laid before the first question", "")
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise UserError(f"--max-new-tokens is {self.max_new_tokens}: give 1 or more")
+        self.sampling  # noqa: B018  raises for a bad one
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty)
+
+
+@dataclass
+class Chat:
+    """A dialog with a model, and what has been said."""
+
+    engine: LiveEngine
+    tokenizer: Any
+    dialogs: DialogEncoder
+    settings: ChatSettings
+    say: Callable[[str], None]  # a line
+    write: Callable[[str], None]  # text as it comes
+    turns: list[Turn] = field(default_factory=list)
+    is_over: bool = False
+
+    def hear(self, line: str) -> None:
+        """A line of the user's: a command, or something to answer. UserError for what cannot be done."""
+        line = line.strip()
+        if line.startswith("/"):
+            self._command(line)
+        elif line:
+            self._answer(line)
+
+    def _command(self, line: str) -> None:
+        word, _, value = line[1:].partition(" ")
+        name, settable = word.replace("-", "_"), {f.name: f for f in fields(self.settings)}
+        if word in ("quit", "exit"):
+            self.is_over = True
+        elif word == "help":
+            self.say(help_text())
+        elif word == "reset":
+            self.turns = []
+            self.say("(the dialog begins anew)")
+        elif word == "settings":
+            self.say("\n".join(f"  {f.replace('_', '-')} {getattr(self.settings, f)!r}" for f in settable))
+        elif name in settable:
+            self.settings = replace(self.settings, **{name: read_value(self.settings, name, value.strip())})
+            self.say(f"({word} is {getattr(self.settings, name)!r})")
+        else:
+            known = ["help", "reset", "settings", "quit", *(f.replace("_", "-") for f in settable)]
+            raise UserError(f"there is no command /{word}{nearest(word, known)}: /help lists them")
+
+    def _answer(self, text: str) -> None:
+        """Answer as tokens come. Ctrl-C stops the answer; what was said so far stays in the dialog."""
+        system = [{"role": "system", "content": self.settings.system}] if self.settings.system else []
+        asked = [*system, *self.turns, {"role": "user", "content": text}]
+        room = self.engine.max_length - self.settings.max_new_tokens
+        if room < 1:
+            raise UserError(
+                f"max-new-tokens is {self.settings.max_new_tokens}, the context has {self.engine.max_length}: "
+                "lower it by /max-new-tokens"
+            )
+        prompt, kept = cut_to_fit(self.dialogs, asked, room)
+        if len(kept) < len(asked):
+            self.say(f"(the dialog is longer than {room} tokens: the oldest {len(asked) - len(kept)} messages are cut)")
+        seed = secrets.randbits(63) if self.settings.seed is None else self.settings.seed
+        request = LiveRequest(prompt, seed, 0, self.settings.max_new_tokens, sampling=self.settings.sampling)
+        answer, end = self._generate(request)
+        if end == BROKEN:
+            self.say("")
+            raise UserError("the model's probabilities are no numbers: its weights are damaged")
+        note = {STOP: "", LENGTH: "(cut at max-new-tokens)"}.get(end or "", "(stopped)")
+        self.say(f" {note}" if note else "")
+        self.turns = [*(turn for turn in kept if turn["role"] != "system"), {"role": "assistant", "content": answer}]
+
+    def _generate(self, request: LiveRequest) -> tuple[str, str | None]:
+        """The answer, written as it comes, and how it ended: None when it was stopped."""
+        stream, parts, end = TextStream(self.tokenizer), [], None
+        (index,) = self.engine.add([request])
+        with noted(signal.SIGINT) as stop:
+            while end is None and not stop:
+                for event in self.engine.advance():
+                    end = event.end
+                    parts.append("" if end in (STOP, BROKEN) else stream.feed(event.token))
+                    self.write(parts[-1])
+        self.engine.cancel(index)
+        parts.append(stream.finish())
+        self.write(parts[-1])
+        return "".join(parts), end
+
+
+@contextmanager
+def noted(number: int) -> Iterator[list[int]]:
+    """Inside, a signal is put into the list and nothing else happens: no step is torn apart."""
+    came: list[int] = []
+    before = signal.signal(number, lambda *_: came.append(number))
+    try:
+        yield came
+    finally:
+        signal.signal(number, before)
+
+
+def read_value(settings: ChatSettings, name: str, text: str) -> Any:
+    """A setting's new value from what was typed. UserError unless it is of its kind."""
+    kind = {f.name: f.type for f in fields(settings)}[name]
+    if kind == "str":
+        return text
+    if kind == "int | None" and text in ("", "none"):
+        return None
+    try:
+        return float(text) if kind == "float" else int(text)
+    except ValueError as error:
+        raise UserError(f"/{name.replace('_', '-')} needs a number, not {text!r}") from error
+
+
+def help_text() -> str:
+    """The commands."""
+    lines = [("/reset", "forget the dialog"), ("/settings", "show all settings"), ("/quit", "end, as Ctrl-D does")]
+    lines += [(f"/{f.name.replace('_', '-')} X", f.metadata["help"]) for f in fields(ChatSettings)]
+    return "\n".join(f"  {command:<22}{what}" for command, what in lines) + "\n  Ctrl-C stops an answer"
+
+
+def talk(chat: Chat, read_line: Callable[[], str]) -> None:
+    """Lines until /quit or the end of the input. A mistake is said, and the dialog goes on."""
+    while not chat.is_over:
+        try:
+            line = read_line()
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            chat.say("\n(/quit or Ctrl-D ends)")
+            continue
+        try:
+            chat.hear(line)
+        except UserError as error:
+            chat.say(f"({error})")
+
+
+def job(argv: Sequence[str]) -> None:
+    """Load the model and talk."""
+    model, settings = parse_settings((OneSlot, ChatSettings), argv, "launch/chat.py", "Talk to a model.")
+    loaded: Loaded = load(model)
+    console = Console()
+    console.header("Chat", {
+        "model": loaded.about,
+        "template": loaded.template,
+        "room": f"{loaded.engine.max_length} tokens, answers of up to {settings.max_new_tokens}",
+        "commands": "/help lists them, Ctrl-C stops an answer, Ctrl-D ends",
+    })  # fmt: skip
+    if sys.stdin.isatty():
+        import readline  # noqa: F401  gives `input` its arrow keys and its history
+
+    def write(text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    chat = Chat(loaded.engine, loaded.tokenizer, loaded.dialogs, settings, print, write)
+    talk(chat, lambda: input(PROMPT if sys.stdin.isatty() else ""))
+
+
+if __name__ == "__main__":
+    main(job)

@@ -1,0 +1,189 @@
+"""Serve a model over HTTP as OpenAI's API does: `python launch/serve.py --model DIR --port 8000`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from aiohttp import web
+from transformers import PreTrainedTokenizerFast
+
+from engine.cache_budget import num_pages_for
+from engine.cli import main, parse_settings
+from engine.console import Console
+from engine.errors import UserError
+from engine.generation import Request
+from engine.kv_cache import PAGE_SIZE, pages_for
+from engine.models.hf import load_config
+from engine.prompts import load_template
+from engine.runs import template_of
+from engine.serving.app import Server, ServerSettings
+from engine.serving.ask import AskReader, Limits
+from engine.serving.dialog import DialogEncoder
+from engine.serving.live import LiveEngine
+from engine.settings import flag
+from engine.tokenizer import load_tokenizer
+from evaluation.context_length import context_length
+from launch.common import choose_dtype, load_checked
+from launch.sample import eos_ids_of
+
+KEY_VARIABLE = "SERVE_API_KEY"
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which model, and how much of it runs at once."""
+
+    _argument_group_name = "model"
+    model: str = flag("the model, a Hugging Face directory")
+    template: str | None = flag("alpaca, plain, or a file (default: the run's own, or the model's chat template)", None)
+    max_length: int | None = flag("prompt and response together, in tokens (default: the model's context)", None)
+    slots: int = flag("responses generated at once", 64)
+    cache_tokens: int | None = flag("budget of the key/value cache (default: half of the free memory)", None)
+    dtype: str = flag("auto is bfloat16 on a GPU, float32 on CPU", "auto", choices=["auto", "float32", "bfloat16"])
+
+    def __post_init__(self) -> None:
+        for name in ("slots", "max_length"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"--{name.replace('_', '-')} is {value}: give 1 or more")
+
+
+@dataclass(frozen=True)
+class HttpSettings:
+    """Who may ask, and how much."""
+
+    _argument_group_name = "http"
+    host: str = flag("address to listen on; one that others can reach needs a key in SERVE_API_KEY", "127.0.0.1")
+    port: int = flag("port to listen on; 0 takes a free one", 8000)
+    name: str | None = flag("the model's name in the API (default: from its folder)", None)
+    chat_tokens: int = flag("longest answer of a chat that names no limit", 256)
+    max_waiting: int = flag("responses that may wait beside those that run; more are told to come back", 256)
+    max_body_mb: int = flag("longest body of a request", 1)
+    drain_s: float = flag("on SIGTERM: seconds that open answers are given to end", 30.0)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise UserError(f"--port is {self.port}: give 0 to 65535")
+        for name, least in (("chat_tokens", 1), ("max_waiting", 0), ("max_body_mb", 1), ("drain_s", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}: give {least} or more")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to generate, and how its dialogs become prompts."""
+
+    engine: LiveEngine
+    tokenizer: PreTrainedTokenizerFast
+    dialogs: DialogEncoder
+    template: str
+    about: str
+
+
+def load(settings: ModelSettings) -> Loaded:
+    """Load and check everything. UserError for what does not fit."""
+    named = settings.template or template_of(settings.model)
+    template = load_template(named) if named else None
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = choose_dtype(settings.dtype, device)
+    length = settings.max_length or context_length(load_config(settings.model), load_tokenizer(settings.model))
+    model, tokenizer = load_checked(settings.model, dtype, device, length)
+    model.requires_grad_(False)
+    dialogs = DialogEncoder(tokenizer, template)
+    # The worst that can come: every slot with the longest sequence, and the one token that a full prompt may be given.
+    worst = [Request((0,), 0, 0, length)] * settings.slots
+    pages = num_pages_for(model, worst, settings.slots, settings.cache_tokens, False, model.head_weight)
+    if (need := pages_for(length + 1) + 1) > pages:  # a shared prompt's half-filled page beside its copy
+        raise UserError(
+            f"the cache holds {pages * PAGE_SIZE} tokens, --max-length is {length}: lower it to "
+            f"{max((pages - 1) * PAGE_SIZE - 1, 1)}, or raise --cache-tokens to {need * PAGE_SIZE}"
+        )
+    engine = LiveEngine(model, settings.slots, pages, length, eos_ids_of(settings.model, tokenizer, model.vocab_size))
+    about = f"{settings.model} ({model.config.model_type}, {model.num_layers} layers of {model.hidden_size})"
+    how = f"{str(dtype).removeprefix('torch.')} on {device.type}"
+    return Loaded(engine, tokenizer, dialogs, named or "the model's chat template", f"{about}, {how}")
+
+
+def name_of(model_dir: str) -> str:
+    """A name for the API: the folder's; of a run's model, runs/ne/ppo/model, ne-ppo."""
+    path = Path(model_dir).resolve()
+    return "-".join(path.parts[-3:-1]) if path.name == "model" and len(path.parts) > 3 else path.name
+
+
+def job(argv: Sequence[str]) -> None:
+    """Load the model and serve until SIGTERM or Ctrl-C."""
+    settings, http = parse_settings(
+        (ModelSettings, HttpSettings), argv, "launch/serve.py", "An OpenAI-compatible server of one model."
+    )
+    key = os.environ.get(KEY_VARIABLE) or None
+    if key is None and http.host not in _LOOPBACK:
+        raise UserError(f"--host {http.host} can be reached by others and {KEY_VARIABLE} is not set: set it to a key")
+    asyncio.run(serve(settings, http, key))
+
+
+async def serve(settings: ModelSettings, http: HttpSettings, key: str | None) -> None:
+    """Serve until a signal, then until what is open is answered. Raises what a failing step raised."""
+    listening = listen(http.host, http.port)
+    loaded = load(settings)
+    engine, console = loaded.engine, Console()
+    max_open, name = settings.slots + http.max_waiting, http.name or name_of(settings.model)
+    limits = Limits(name, engine.model.vocab_size, engine.max_length, max_open, http.chat_tokens)
+    reader = AskReader(loaded.tokenizer, loaded.dialogs, limits)
+    server = Server(engine, loaded.tokenizer, reader, ServerSettings(max_open, http.max_body_mb << 20, key))
+    runner = web.AppRunner(server.app(), handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
+    await runner.setup()
+    site = web.SockSite(runner, listening, backlog=1024)
+    await site.start()
+    host, port = listening.getsockname()[:2]
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+    console.header("Serving", {
+        "model": loaded.about,
+        "name": name,
+        "template": loaded.template,
+        "room": f"{engine.max_length} tokens a sequence, {settings.slots} at once, "
+        f"{engine.scheduler.pool.num_pages * PAGE_SIZE:,} positions in the cache, {http.max_waiting} may wait",
+        "key": f"wanted, from {KEY_VARIABLE}" if key else "none",
+        "address": url,
+    })  # fmt: skip
+    ending = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, ending.set)
+    while not ending.is_set() and server.worker.failure is None:
+        try:
+            async with asyncio.timeout(0.5):
+                await ending.wait()
+        except TimeoutError:
+            pass
+    for number in (signal.SIGINT, signal.SIGTERM):  # a second one does not wait
+        asyncio.get_running_loop().remove_signal_handler(number)
+    console.say(f"ending: what is open has {http.drain_s:g} s" if server.worker.failure is None else "a step failed")
+    await site.stop()
+    in_time = await server.drain(http.drain_s)
+    await runner.cleanup()
+    console.say("ended" if in_time else "ended; some answers were cut short")
+    if server.worker.failure:
+        raise server.worker.failure
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket on the first address of the host. UserError where that cannot be, before a model is loaded."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"--host {host} --port {port} cannot be listened on ({reason}): choose another") from error
+    return listening
+
+
+if __name__ == "__main__":
+    main(job)
