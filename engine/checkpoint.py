@@ -3,38 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import signal
-import threading
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from engine.checkpoint_files import (
-    ROLLOUT,
-    TRAINED,
-    Checkpoint,
-    check_room,
-    name_of,
-    newest_whole,
-    write,
-    written,
-)
+from engine.checkpoint_files import ROLLOUT, TRAINED, Checkpoint, check_room, name_of, newest_whole, write, written
 from engine.console import Console
 from engine.distributed import World
 from engine.errors import UserError
 from engine.experience import Experience
+from engine.interrupt import Interrupt
 from engine.runs import Run, differences
 from engine.settings import RunSettings
 from engine.zero import ZeroStep
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 T = TypeVar("T")
 FAILED = 1000  # above every signal's number: the last checkpoint could not be written
 
@@ -58,7 +48,8 @@ class Checkpoints:
     Tensors are copied to the host, then a thread of the first rank writes them while training goes on. There is no
     state of random generators: every stream is derived from the seed and from where it is used. Use as a context
     around the training loop: inside, SIGTERM and SIGINT wait for the next step, are saved and end the process with
-    128 + signal (a second SIGINT ends it at once). All ranks make each call together.
+    128 + signal (a second SIGINT ends it at once). `finishing` is the context of what follows the loop. All ranks make
+    each call together.
     """
 
     def __init__(
@@ -74,8 +65,8 @@ class Checkpoints:
         self.identity = {**identity, "dtype": str(next(iter(zero.trained.values())).dtype).removeprefix("torch.")}
         self.folder = run.path / "checkpoints"
         self._saved_step: int | None = None
-        self._signal = 0
-        self._handlers: dict[int, Any] = {}
+        self._last: tuple[int, Any] = (0, {})  # the newest step that could be saved, and what the trainer gave
+        self._interrupt = Interrupt("the run is saved at the next step, then it stops" if world.is_first else "")
         self._pool: ThreadPoolExecutor | None = None
         self._writing: Future[None] | None = None
 
@@ -106,6 +97,7 @@ class Checkpoints:
             self.zero.put_back(self.world.gather(shapes)[0], handle.get_tensor if found else lambda name: None)
         self.run.cut_back(state["files"], state["seconds"])
         self._saved_step = state["step"]
+        self._last = state["step"], state["trainer"]
         return Saved(state["step"], state["trainer"], self._dealt(found, state, share))
 
     def after_step(
@@ -119,8 +111,8 @@ class Checkpoints:
 
         `trainer`, or what calling it returns, goes through JSON. `experience` are this rank's rollouts.
         """
-        every = self.settings.save_every
-        code = self.world.max(FAILED if self._has_failed() else self._signal)
+        every, self._last = self.settings.save_every, (step, trainer)
+        code = self.world.max(FAILED if self._has_failed() else self._interrupt.signal)
         if code == FAILED:
             self._wait()
         if step == 0:
@@ -137,6 +129,13 @@ class Checkpoints:
             )
             raise SystemExit(128 + code)
 
+    def save(self, step: int, trainer: Any, experience: Experience | None = None) -> Path | None:
+        """Save now, arguments as in `after_step`, and wait for the disk. Where to; None where no step was taken yet."""
+        if step:
+            self._save(step, trainer, experience)
+            self._wait()
+        return self.folder / name_of(step) if step else None
+
     def unless_told(self, work: Callable[[], T], step: int, trainer: Callable[[], Mapping[str, Any]]) -> T:
         """What `work()` returns, or, if a signal came meanwhile on any rank, save what was there before it and exit.
 
@@ -151,34 +150,36 @@ class Checkpoints:
 
     def raise_if_told(self) -> None:
         """Leave the `work` of `unless_told` if a signal has come to this rank."""
-        if self._signal:
+        if self._interrupt.signal:
             raise _Told
+
+    @contextmanager
+    def finishing(self) -> Iterator[None]:
+        """Around all that follows the last step, which --resume does again: signals wait for the end of a `part`."""
+        with self._interrupt:
+            yield
+            self.after_step(*self._last)
+
+    def part(self, work: Callable[[], T]) -> T:
+        """What `work()` returns, a part of `finishing`: as `unless_told`."""
+        return self.unless_told(work, *self._last)
 
     def __enter__(self) -> Checkpoints:
         if self.settings.save_every:
             self._together(self._check_room)
-        if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self._interrupt.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         try:
             if kind is None:
+                self.after_step(*self._last)  # a signal may have come since
                 self._wait()
         finally:
             if self._pool is not None:
                 self._pool.shutdown()
-            for number, handler in self._handlers.items():
-                signal.signal(number, handler)
-        if kind is None and self._signal:  # it came after the last step: what it would have done without us
-            signal.raise_signal(self._signal)
-
-    def _note(self, number: int, frame: Any) -> None:
-        if number == self._signal == signal.SIGINT:
-            raise KeyboardInterrupt
-        if not self._signal and self.world.is_first:  # not print: the signal may have come inside of one
-            os.write(2, b"\nthe run is saved at the next step, then it stops\n")
-        self._signal = self._signal or number
+                self._pool = None
+            self._interrupt.__exit__(kind, error, at)
 
     def _save(self, step: int, trainer: Any, experience: Experience | None) -> None:
         if step == self._saved_step:
@@ -193,10 +194,8 @@ class Checkpoints:
                 files[ROLLOUT] = whole.tensors()
         self._saved_step = step
         if self.world.is_first:
-            state |= {
-                "ranks": self.world.size, "zero_stage": self.zero.stage, "identity": self.identity,
-                **self.run.position(),
-            }  # fmt: skip
+            state |= {"ranks": self.world.size, "zero_stage": self.zero.stage, "identity": self.identity}
+            state |= self.run.position()
             self._pool = self._pool or ThreadPoolExecutor(1, "checkpoint")
             self._writing = self._pool.submit(
                 write, self.folder, step, state, files, self.settings.keep, self.run.cut_files
@@ -226,9 +225,8 @@ class Checkpoints:
             raise UserError(mistake)
 
     def _check_room(self) -> None:
-        missing = max(
-            1, self.settings.keep + 1 - len(written(self.folder))
-        )  # the new one is whole before the oldest goes
+        # The new one is whole before the oldest goes.
+        missing = max(1, self.settings.keep + 1 - len(written(self.folder)))
         check_room(self.run.path, missing * self.zero.kept_bytes, f"--save-every with --keep {self.settings.keep}")
 
     def _why_not(self, found: Checkpoint | None, rejected: Sequence[str]) -> str | None:

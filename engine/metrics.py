@@ -28,6 +28,12 @@ class Metrics:
         if name not in self._sums:
             self.add(name, total, count)
 
+    def copy(self) -> Metrics:
+        """These sums as they are now; what is added to one is not in the other."""
+        other = Metrics()
+        other._sums, other._counts = dict(self._sums), dict(self._counts)
+        return other
+
     def read(self, world: World) -> dict[str, float]:
         """The means over all ranks; empties the sums. A name that counted nothing is left out."""
         names = list(self._sums)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -24,13 +25,14 @@ from engine.errors import UserError
 from engine.experience import Experience
 from engine.export import body_weights
 from engine.generation import Request, generate
+from engine.guards import COLUMNS, in_losses, in_rollouts, stop
 from engine.kl_controller import KLController
 from engine.losses import kl_estimate, policy_loss, value_loss
 from engine.metrics import Metrics
 from engine.modules import Policy
 from engine.packing import Microbatch, dealt, first_fit_decreasing
 from engine.ppo_progress import Progress
-from engine.ppo_report import measure_rollouts, row
+from engine.ppo_report import measure_rollouts, measure_update, row
 from engine.runs import Run
 from engine.schedule import learning_rate
 from engine.scoring import RewardModelScorer, Scorer
@@ -38,7 +40,7 @@ from engine.seeds import batches, derive_seed, shuffled
 from engine.settings import BatchSettings, OptimizerSettings, PPOSettings, RunSettings, split_of
 from engine.sharded import ShardedWeights
 from engine.tokenizer import decode
-from engine.trunk import rows_of, trunk_parameters
+from engine.trunk import kept_rows, rows_of, trunk_parameters
 from engine.zero import ZeroStep, adamw
 
 
@@ -141,6 +143,7 @@ class PPOTrainer:
     def collect(self, iteration: int, metrics: Metrics) -> Experience:
         """One rollout of each of the iteration's prompts (this rank's share), with every column PPO needs."""
         self.publish()
+        self.files_before = self.run.position()["files"]
         ids = self._share(iteration, self.world.rank)
         began = time.monotonic()
         self.trunk.gather()
@@ -157,13 +160,13 @@ class PPOTrainer:
         )
         action_T = action_mask(batch, [len(p.tokens) for p in prompts])
         trunk_TD = self._keep_trunk([r.trunk_ND for r in responses])
-
         logprob_T, value_T, ref_logprob_T = self._columns(batch, trunk_TD, action_T)
         texts = [decode(self.tokenizer, r.tokens) for r in responses]
         score_S = self.scorer(batch, trunk_TD, [p.text for p in prompts], texts)
         metrics.add("time/scoring_s", time.monotonic() - generated)
         ended_S = torch.tensor([r.ended for r in responses], device=self.world.device)
         clipped_S = score_S.clamp(-self.ppo.score_clip, self.ppo.score_clip)
+        clipped_S = torch.where(score_S.isfinite(), clipped_S, math.nan)  # infinity stops the run
         clipped_S = clipped_S - self.ppo.missing_eos_penalty * ~ended_S
         kl_T = kl_estimate(logprob_T, ref_logprob_T, self.ppo.kl_estimator)
         reward_T = action_rewards(kl_T, action_T, batch.sequence_T, clipped_S, self.kl.coef)
@@ -191,29 +194,25 @@ class PPOTrainer:
         """One optimizer step on the rollouts of these ids, wherever they were made."""
         wanted_S = torch.isin(experience.id_S, torch.tensor(list(ids), device=self.world.device))
         actions = self.world.sum((experience.action_T & wanted_S[experience.batch.sequence_T]).sum())
-        plan = self._plan(experience.batch, wanted_S.nonzero()[:, 0].tolist())
+        mine, losses, before = wanted_S.nonzero()[:, 0].tolist(), [], metrics.copy()
+        plan = self._plan(experience.batch, mine)
         for k, microbatch in enumerate(plan):
             part = experience.select(microbatch.ids)
             columns_A = part.action_T.nonzero()[:, 0]
             trunk = None if part.trunk_TD is None else part.trunk_TD.to(self.world.device, non_blocking=True)
             logprob_A, entropy_A, value_A = self.zero(part.batch, trunk, columns_A, self.ppo.temperature)
             old_A = part.logprob_T[columns_A]
-            pg_loss, pg_clipped = policy_loss(logprob_A, old_A, part.advantage_T[columns_A], self.ppo.clip)
-            vf_loss, vf_clipped = value_loss(
-                value_A, part.value_T[columns_A], part.return_T[columns_A], self.ppo.value_clip
-            )
-            weight, count = microbatch.weight, len(columns_A) * microbatch.weight
-            self.zero.backward((pg_loss + self.ppo.vf_coef * vf_loss) * weight / actions, last=k == len(plan) - 1)
-            log_ratio_A = (logprob_A - old_A).detach()
-            metrics.add("loss/policy_avg", pg_loss * weight, count)
-            metrics.add("loss/value_avg", vf_loss * weight, count)
-            metrics.add("policy/approxkl_avg", 0.5 * log_ratio_A.square().sum() * weight, count)
-            metrics.add("policy/clipfrac_avg", pg_clipped * weight, count)
-            metrics.add("policy/entropy_avg", entropy_A.sum() * weight, count)
-            metrics.add("val/clipfrac_avg", vf_clipped * weight, count)
-            metrics.add("val/ratio", log_ratio_A.exp().sum() * weight, count)
-            metrics.first("val/first_ratio_error", (log_ratio_A.exp() - 1).abs().sum() * weight, count)
-        metrics.add("grad_norm", self.zero.step(lr) / self.world.size, 1 / self.world.size)
+            policy = policy_loss(logprob_A, old_A, part.advantage_T[columns_A], self.ppo.clip)
+            value = value_loss(value_A, part.value_T[columns_A], part.return_T[columns_A], self.ppo.value_clip)
+            loss = (policy[0] + self.ppo.vf_coef * value[0]) * microbatch.weight / actions
+            self.zero.backward(loss, last=k == len(plan) - 1)
+            losses.append(loss.detach())
+            measure_update(metrics, logprob_A - old_A, entropy_A, policy, value, microbatch.weight)
+        norm = self.zero.step(lr)
+        if not math.isfinite(norm):
+            self.progress.metrics = before
+            self._stop(experience, mine, plan, losses)
+        metrics.add("grad_norm", norm / self.world.size, 1 / self.world.size)
 
     def report(
         self, iteration: int, metrics: Metrics, lr: float, collect_s: float, update_s: float
@@ -227,6 +226,21 @@ class PPOTrainer:
         self.run.log(iteration + 1, x)
         self.console.row(row(f"{iteration + 1}/{len(self.steps)}", x))
         return x
+
+    def _stop(self, x: Experience, mine: Sequence[int], plan: Sequence[Microbatch], losses: Sequence[Tensor]) -> None:
+        """End the run at an update that was not made, of this rank's sequences `mine`: see engine/guards.py."""
+        step = self.steps[self.progress.iteration]
+        ids = [self.prompts[step[i]].id for i in x.id_S.tolist()]
+        trouble = in_rollouts(x, ids)
+        if self.world.max(trouble is not None):  # the next run had better make them anew
+            self.run.cut_back(self.files_before, self.run.position()["seconds"])
+            self.progress.dropped()
+        trouble = trouble or in_losses(losses, [[ids[s] for s in part.ids] for part in plan], len(COLUMNS))
+        chosen = mine or [0]
+        stop(
+            self.run, self.checkpoints, self.progress.step, trouble, [ids[s] for s in chosen],
+            x.select(chosen).tensors(), self._state, self.progress.experience,
+        )  # fmt: skip
 
     def publish(self) -> None:
         """Bring the trained weights into `model`: under ZeRO-3 by a gather, elsewhere they are the same tensors."""
@@ -269,13 +283,10 @@ class PPOTrainer:
             )  # fmt: skip
 
     def _keep_trunk(self, parts: Sequence[Tensor | None]) -> Tensor | None:
-        """The rollouts' trunk_TD: on the device within --trunk-cache, beyond that in pinned host memory."""
+        """The rollouts' trunk_TD, within --trunk-cache; None when there is no trunk."""
         if self.split is None:
             return None
-        size = sum(part.numel() * part.element_size() for part in parts)
-        if size <= self.batch.trunk_cache * 1e9 or self.world.device.type == "cpu":
-            return torch.cat(parts).to(self.world.device)
-        return torch.cat([part.cpu() for part in parts]).pin_memory()
+        return kept_rows(parts, self.batch.trunk_cache * 1e9, self.world.device)
 
     @torch.no_grad()
     def _columns(self, batch: PackedBatch, trunk_TD: Tensor | None, action_T: Tensor) -> tuple[Tensor, Tensor, Tensor]:

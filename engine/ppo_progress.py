@@ -37,6 +37,10 @@ class Progress:
         """The rollouts of an iteration are there."""
         self.experience, self.collect_s = experience, seconds
 
+    def dropped(self) -> None:
+        """The rollouts of the iteration are not worth keeping."""
+        self.experience, self.metrics, self.collect_s = None, Metrics(), 0.0
+
     def updated(self, seconds: float) -> None:
         """One optimizer step was taken on them."""
         self.step, self.updates, self.update_s = self.step + 1, self.updates + 1, self.update_s + seconds

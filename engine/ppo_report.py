@@ -37,6 +37,29 @@ def measure_rollouts(
     metrics.add("rollout/tokens", actions.double(), 1 / ranks)
 
 
+def measure_update(
+    metrics: Metrics,
+    log_ratio_A: Tensor,
+    entropy_A: Tensor,
+    policy: tuple[Tensor, Tensor],
+    value: tuple[Tensor, Tensor],
+    weight: float,
+) -> None:
+    """Add what a microbatch of an update says: sums over actions.
+
+    `policy` and `value` are each a loss and the number of actions that its clip decided; `weight` is 0 for a stand-in.
+    """
+    log_ratio_A, count = log_ratio_A.detach(), len(log_ratio_A) * weight
+    metrics.add("loss/policy_avg", policy[0] * weight, count)
+    metrics.add("loss/value_avg", value[0] * weight, count)
+    metrics.add("policy/approxkl_avg", 0.5 * log_ratio_A.square().sum() * weight, count)
+    metrics.add("policy/clipfrac_avg", policy[1] * weight, count)
+    metrics.add("policy/entropy_avg", entropy_A.sum() * weight, count)
+    metrics.add("val/clipfrac_avg", value[1] * weight, count)
+    metrics.add("val/ratio", log_ratio_A.exp().sum() * weight, count)
+    metrics.first("val/first_ratio_error", (log_ratio_A.exp() - 1).abs().sum() * weight, count)
+
+
 def row(iteration: str, x: Mapping[str, float]) -> dict[str, str]:
     """The console's line of an iteration, from what was logged."""
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from itertools import accumulate
@@ -13,6 +14,7 @@ from engine.checkpoint import Checkpoints, fingerprint
 from engine.console import Console, short
 from engine.distributed import World
 from engine.encoding import RankedExamples
+from engine.guards import in_losses, stop
 from engine.losses import ranking_loss, ranking_pairs
 from engine.metrics import Metrics
 from engine.modules import RewardModule
@@ -66,16 +68,16 @@ class RewardTrainer:
         if self.trunk.split and self.batch.epochs > 1:
             responses = [e.tokens for r in self.rankings for e in r.examples]
             self.trunk.keep(responses, self.run.trunk_file, self.batch, self.world, self.console)
-        results = saved.trainer if saved else {"accuracy_before": self.accuracy()}
+        self.results = saved.trainer if saved else {"accuracy_before": self.accuracy()}
         bar = self.console.bar(len(self.steps), "reward", "step")
         with self.checkpoints:
             for step in range(saved.step if saved else 0, len(self.steps)):
-                results["loss_last"] = self.step(step)
+                self.results["loss_last"] = self.step(step)
                 bar.update(step + 1 - bar.n)
-                self.checkpoints.after_step(step + 1, results, last=step + 1 == len(self.steps))
+                self.checkpoints.after_step(step + 1, self.results, last=step + 1 == len(self.steps))
         bar.close()
         mean, std = self.score_moments()
-        return {**results, "accuracy": self.accuracy(), "score_mean": mean, "score_std": std}
+        return {**self.results, "accuracy": self.accuracy(), "score_mean": mean, "score_std": std}
 
     def step(self, step: int) -> float:
         """One optimizer step. Returns its loss."""
@@ -83,6 +85,7 @@ class RewardTrainer:
         rankings = [self.rankings[i] for i in ids]
         tokens = [r.num_tokens for r in rankings]
         plan = plan_microbatches(tokens, self.batch.tokens_per_microbatch, self.world.size)[self.world.rank]
+        losses = []
         for k, microbatch in enumerate(plan):
             chosen = [rankings[i] for i in microbatch.ids]
             score_S = self._scores(chosen, [self.first[ids[i]] for i in microbatch.ids])
@@ -90,12 +93,15 @@ class RewardTrainer:
             loss = ranking_loss(score_S, *pairs) * microbatch.weight
             self.zero.backward(loss / len(rankings), last=k == len(plan) - 1)
             metrics.add("loss/reward", loss, len(chosen) * microbatch.weight)
+            losses.append(loss.detach())
             right = (score_S[pairs[0]] > score_S[pairs[1]]).sum()
             metrics.add("reward/accuracy", right * microbatch.weight, len(pairs[0]) * microbatch.weight)
         lr = learning_rate(
             step, len(self.steps), self.optimizer.lr, self.optimizer.schedule, self.optimizer.warmup_steps
         )
         norm = self.zero.step(lr)
+        if not math.isfinite(norm):
+            self._stop(step, losses, [[rankings[i] for i in microbatch.ids] for microbatch in plan])
         means = metrics.read(self.world)
         rate = sum(tokens) / (time.monotonic() - began)
         self.run.log(step + 1, {**means, "grad_norm": norm, "lr": lr, "time/tokens_per_s": rate})
@@ -106,6 +112,19 @@ class RewardTrainer:
                 "tokens/s": f"{rate:.0f}",
             })  # fmt: skip
         return means["loss/reward"]
+
+    def _stop(self, step: int, losses: Sequence[torch.Tensor], plan: Sequence[Sequence[RankedExamples]]) -> None:
+        """End the run at a step that was not taken: see engine/guards.py."""
+        mine = list({id(r): r for chosen in plan for r in chosen}.values())  # a stand-in may be there twice
+        examples = [e for r in mine for e in r.examples]
+        tensors = {
+            "tokens_T": torch.tensor([token for e in examples for token in e.tokens]),
+            "lengths_S": torch.tensor([len(e.tokens) for e in examples]),
+            "ranks_S": torch.tensor([rank for r in mine for rank in r.ranks]),
+            "ranking_S": torch.tensor([i for i, r in enumerate(mine) for _ in r.examples]),
+        }
+        trouble = in_losses(losses, [[r.id for r in chosen] for chosen in plan])
+        stop(self.run, self.checkpoints, step, trouble, [e.id for e in examples], tensors, self.results)
 
     def accuracy(self) -> float:
         """Share of the held-out pairs that the scores order rightly; equal scores count as wrong."""

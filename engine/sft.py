@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 
@@ -12,6 +13,7 @@ from engine.checkpoint import Checkpoints, fingerprint
 from engine.console import Console, short
 from engine.distributed import World
 from engine.encoding import Example
+from engine.guards import in_losses, stop
 from engine.metrics import Metrics
 from engine.modules import LanguageModule
 from engine.packing import plan_microbatches
@@ -58,15 +60,15 @@ class SFTTrainer:
         if self.trunk and self.batch.epochs > 1:
             sequences = [e.tokens for e in self.examples]
             self.trunk.keep(sequences, self.run.trunk_file, self.batch, self.world, self.console)
-        losses = saved.trainer["losses"] if saved else []
+        self.losses = saved.trainer["losses"] if saved else []
         bar = self.console.bar(len(self.steps), "sft", "step")
         with self.checkpoints:
             for step in range(saved.step if saved else 0, len(self.steps)):
-                losses = [*losses[:1], self.step(step)]
+                self.losses = [*self.losses[:1], self.step(step)]
                 bar.update(step + 1 - bar.n)
-                self.checkpoints.after_step(step + 1, {"losses": losses}, last=step + 1 == len(self.steps))
+                self.checkpoints.after_step(step + 1, {"losses": self.losses}, last=step + 1 == len(self.steps))
         bar.close()
-        return {"loss_first": losses[0], "loss_last": losses[-1]}
+        return {"loss_first": self.losses[0], "loss_last": self.losses[-1]}
 
     def step(self, step: int) -> float:
         """One optimizer step. Returns its loss."""
@@ -75,6 +77,7 @@ class SFTTrainer:
         actions = sum(len(e.tokens) - self._prompt_len(e) for e in examples)
         tokens = [len(e.tokens) for e in examples]
         plan = plan_microbatches(tokens, self.batch.tokens_per_microbatch, self.world.size)[self.world.rank]
+        losses = []
         for k, microbatch in enumerate(plan):
             chosen = [examples[i] for i in microbatch.ids]
             packed = PackedBatch.from_sequences([e.tokens for e in chosen])
@@ -85,10 +88,13 @@ class SFTTrainer:
             loss = -logprob_A.sum() * microbatch.weight
             self.zero.backward(loss / actions, last=k == len(plan) - 1)
             metrics.add("loss/sft", loss, len(columns_A) * microbatch.weight)
+            losses.append(loss.detach())
         lr = learning_rate(
             step, len(self.steps), self.optimizer.lr, self.optimizer.schedule, self.optimizer.warmup_steps
         )
         norm = self.zero.step(lr)
+        if not math.isfinite(norm):
+            self._stop(step, losses, [[examples[i] for i in microbatch.ids] for microbatch in plan])
         means = metrics.read(self.world)
         rate = sum(tokens) / (time.monotonic() - began)
         self.run.log(step + 1, {**means, "grad_norm": norm, "lr": lr, "tokens": sum(tokens), "time/tokens_per_s": rate})
@@ -98,6 +104,19 @@ class SFTTrainer:
                 "lr": f"{lr:.2e}", "tokens/s": f"{rate:.0f}",
             })  # fmt: skip
         return means["loss/sft"]
+
+    def _stop(self, step: int, losses: Sequence[torch.Tensor], plan: Sequence[Sequence[Example]]) -> None:
+        """End the run at a step that was not taken: see engine/guards.py."""
+        mine = list({id(e): e for chosen in plan for e in chosen}.values())  # a stand-in may be there twice
+        tensors = {
+            "tokens_T": torch.tensor([token for e in mine for token in e.tokens]),
+            "lengths_S": torch.tensor([len(e.tokens) for e in mine]),
+            "prompt_len_S": torch.tensor([self._prompt_len(e) for e in mine]),
+        }
+        trouble = in_losses(losses, [[e.id for e in chosen] for chosen in plan])
+        stop(
+            self.run, self.checkpoints, step, trouble, [e.id for e in mine], tensors, {"losses": self.losses}
+        )  # fmt: skip
 
     def _prompt_len(self, example: Example) -> int:
         # The first token of a sequence follows nothing, so it is never learned.

@@ -50,6 +50,14 @@ def rows_of(trunk_TD: Tensor | None, columns_A: Tensor) -> Tensor | None:
     return trunk_TD[columns_A.to(trunk_TD.device)].to(columns_A.device, non_blocking=True)
 
 
+def kept_rows(parts: Sequence[Tensor], budget_bytes: float, device: torch.device) -> Tensor:
+    """The trunk's outputs of some sequences end to end: on the device within the budget, else in pinned host memory."""
+    size = sum(part.numel() * part.element_size() for part in parts)
+    if size <= budget_bytes or device.type == "cpu":
+        return torch.cat(list(parts)).to(device)
+    return torch.cat([part.cpu() for part in parts]).pin_memory()
+
+
 class Trunk:
     """Layers 0 to split-1 of a model, never trained. Calling it gives trunk_TD, the input of layer `split`."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -141,18 +142,27 @@ class ZeroStep:
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """Accumulate the gradient of one microbatch's share of the loss; the step's `last` one reduces it."""
+        # Times 1 changes no bit. Where the loss is not finite, times NaN gives gradients that no sum over ranks hides.
+        whole = torch.where(loss.detach().isfinite(), 1.0, math.nan)
         self.engine.set_gradient_accumulation_boundary(last)
-        self.engine.backward(loss * self.world.size, scale_wrt_gas=False)
+        self.engine.backward(loss * whole * self.world.size, scale_wrt_gas=False)
 
     def step(self, lr: float) -> float:
-        """Clip, update, clear. Returns the gradient's norm before clipping."""
+        """Clip, update, clear. Returns the gradient's norm before clipping; if that is not finite, nothing was updated.
+
+        A loss or a gradient that is not finite on one rank gives such a norm on all. There is no loss scaling here (no
+        fp16), so a norm that is not finite is never a scale that was tried in vain.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        norms = [p.grad.norm() for p in self.module.parameters() if p.grad is not None]
+        if self.stage:
+            self.engine.step()  # leaves everything as it is when its norm is not finite, and says inf
+            return float(self.engine.get_global_grad_norm())
+        # Here DeepSpeed clips the parameters' own gradients, keeps no norm and looks at nothing. AdamW's fused kernel
+        # updates nothing where found_inf is 1, on the device: the host does not wait for it.
+        norm = torch.stack([p.grad.norm() for p in self.module.parameters() if p.grad is not None]).norm()
+        self.optimizer.found_inf = norm.isfinite().logical_not().float()
         self.engine.step()
-        norm = self.engine.get_global_grad_norm()
-        if norm is None:  # fp32 without ZeRO: DeepSpeed clips the parameters' own gradients and keeps no norm
-            norm = torch.stack(norms).norm()
         return float(norm)
 
     def state_dict(self) -> dict[str, Tensor]:
