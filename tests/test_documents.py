@@ -1,0 +1,104 @@
+"""The pages tell the truth: their commands are those the programs take, marked ones run, links and paths exist."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.documents import PAGES, ROOMS, ROOT, Block, blocks, check, commands, run
+from tests.launch import small
+
+MARKS = {"run", "slow", "shows", "shows part"}
+BLOCKS = [block for page in PAGES for block in blocks(page)]
+_LINK = re.compile(r"\]\((?!https?:)([^)#]+)(#[\w-]+)?\)")
+_PATH = re.compile(rf"`((?:{'|'.join(ROOMS)})/[\w./{{}},*-]+)`")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def alone():
+    with small.alone():
+        yield
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.kind == "sh"], ids=str)
+def test_commands_are_those_the_programs_take(block, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for words in commands(block):
+        check(words)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "deepspeed launch/sft.py --lang ne --max-lenght 9",
+        "deepspeed launch/sft.py --lang xx --lr fast",
+        "python launch/plan.py --stage dpo",
+        "python launch/no_such.py --lang ne",
+        "deepspeed launch/ppo.py --lang ne --deepspeed_config ds_configs/zero9.json",
+        "python -m datagen translat --lang ne",
+        "LOCAL_SIZE=1 python -m datagen translate --lang ne --data a --output b --bugdet 5",
+        "python -m kernels.linear_logprob.bench --dtipe float32",
+        "python -m evaluation repot runs/x",
+        "python -m engine.report --out x",
+        "make demos",
+        "frobnicate --all",
+    ],
+)
+def test_a_stale_command_is_found(wrong):
+    (words,) = commands(Block(Path("x.md"), 1, "sh", "", wrong + "  # which was right once"))
+    with pytest.raises((AssertionError, FileNotFoundError)):
+        check(words)
+
+
+def test_every_mark_is_known():
+    odd = [str(b) for b in BLOCKS if b.mark and b.mark not in MARKS and not b.mark.startswith("file: ")]
+    assert not odd, odd
+
+
+def follow(page: Path, marks: set[str]) -> None:
+    """Do what a page's marked blocks say, in their order."""
+    shown = None
+    for block in blocks(page):
+        if block.mark.startswith("file: "):
+            Path(block.mark.removeprefix("file: ")).write_text(block.text, encoding="utf-8")
+        elif block.mark in ("run", "slow"):
+            shown = "".join([run(words) for words in commands(block)]) if block.mark in marks else None
+        elif block.mark == "shows" and shown is not None:
+            assert block.text.split() == shown.split(), f"{block} is not what is printed now:\n{shown}"
+        elif block.mark == "shows part" and shown is not None:
+            printed = {" ".join(line.split()) for line in shown.split("\n")}
+            missing = [line for line in block.text.split("\n") if " ".join(line.split()) not in printed]
+            assert not missing, f"{block}: {missing} is not printed now:\n{shown}"
+
+
+def pages_with(mark: str) -> list[Path]:
+    return [page for page, group in itertools.groupby(BLOCKS, lambda b: b.page) if any(b.mark == mark for b in group)]
+
+
+@pytest.mark.parametrize("page", pages_with("run"), ids=lambda page: page.name)
+def test_the_quick_commands_of_a_page_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    follow(page, {"run"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", pages_with("slow"), ids=lambda page: page.name)
+def test_the_slow_commands_of_a_page_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    follow(page, {"run", "slow"})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_paths_are_there(page):
+    text = page.read_text(encoding="utf-8")
+    gone = [link for link, _ in _LINK.findall(text) if not (page.parent / link).exists()]
+    for name in _PATH.findall(text):
+        spellings = [name]
+        if alternatives := re.fullmatch(r"(.*)\{(.*)\}(.*)", name):
+            spellings = [alternatives[1] + middle + alternatives[3] for middle in alternatives[2].split(",")]
+        gone += [spelling for spelling in spellings if not list(ROOT.glob(spelling.rstrip("/")))]
+    assert not gone, gone
