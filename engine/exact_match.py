@@ -5,29 +5,48 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 
+from engine.checkpoint import Checkpoints
 from engine.console import Console
 from engine.distributed import World
 from engine.encoding import Prompt
 from engine.generation import Request, generate
+from engine.generation_step import Response
 from engine.packing import dealt
 from engine.sampling import Sampling
 from engine.tokenizer import decode
 
 
 def exact_match(
-    model, tokenizer, prompts: Sequence[Prompt], max_new_tokens: int, world: World, console: Console, slots: int = 128
+    model,
+    tokenizer,
+    prompts: Sequence[Prompt],
+    max_new_tokens: int,
+    world: World,
+    console: Console,
+    slots: int = 128,
+    checkpoints: Checkpoints | None = None,
 ) -> tuple[float, list[str]]:
     """Share of the prompts whose greedy answer is the record's, blanks at the ends and Unicode form aside; the answers.
 
-    The prompts are dealt out to the ranks by length; every rank gets the same result.
+    The prompts are dealt out to the ranks by length; every rank gets the same result. With the `checkpoints` of a
+    trainer that is finishing, a signal ends it early.
     """
     mine = dealt([len(prompt.tokens) for prompt in prompts], world.rank, world.size)
     requests = [Request(prompts[i].tokens, i, 0, max_new_tokens) for i in mine]
-    with console.bar(len(requests), "exact match", "answer") as bar:
-        responses = generate(
-            model, requests, Sampling(temperature=0.0), 0, tokenizer.eos_token_id, slots,
-            on_progress=lambda finished, _: bar.update(finished - bar.n),
-        )  # fmt: skip
+
+    def answer() -> list[Response]:
+        with console.bar(len(requests), "exact match", "answer") as bar:
+
+            def progress(finished: int, _: int) -> None:
+                if checkpoints:
+                    checkpoints.raise_if_told()
+                bar.update(finished - bar.n)
+
+            return generate(
+                model, requests, Sampling(temperature=0.0), 0, tokenizer.eos_token_id, slots, on_progress=progress
+            )
+
+    responses = checkpoints.part(answer) if checkpoints else answer()
     texts = [""] * len(prompts)
     for part in world.gather({i: decode(tokenizer, r.tokens) for i, r in zip(mine, responses)}):
         for i, text in part.items():

@@ -97,27 +97,33 @@ def train(
         before, answers_before = exact_match(model, tokenizer, checks, ppo.max_new_tokens, job.world, job.console)
         job.console.say(f"  exact match on {len(checks)} held-out tasks before PPO: {before:.1%}\n")
     result |= trainer.train()
-    if job.world.is_first:
-        save_model(model, job.run.model_dir, with_chat_template(tokenizer, template))
-    job.world.barrier()
-    if checks:
-        trained, _ = job.load(job.run.model_dir, batch.max_length)
-        after, answers = exact_match(trained, tokenizer, checks, ppo.max_new_tokens, job.world, job.console)
-        result |= {"exact_match_before": before, "exact_match": after}
-        job.run.sample(len(trainer.steps), [
-            {"prompt": p.text, "response": a, "before_ppo": b, "expected": p.output}
-            for p, a, b in zip(checks[:20], answers, answers_before)
-        ])  # fmt: skip
-    if job.world.is_first:
-        write_card(
-            job.run.model_dir,
-            "ppo",
-            job.run.settings,
-            {"policy before PPO": model_dir, "reward": reward_name, "prompts": data},
-            result,
-            tokenizer,
-        )
-    job.run.finish(result)
+
+    def export() -> None:
+        if job.world.is_first:
+            save_model(model, job.run.model_dir, with_chat_template(tokenizer, template))
+
+    with trainer.checkpoints.finishing():
+        trainer.checkpoints.part(export)
+        if checks:
+            trained, _ = job.load(job.run.model_dir, batch.max_length)
+            after, answers = exact_match(
+                trained, tokenizer, checks, ppo.max_new_tokens, job.world, job.console, checkpoints=trainer.checkpoints
+            )
+            result |= {"exact_match_before": before, "exact_match": after}
+            job.run.sample(len(trainer.steps), [
+                {"prompt": p.text, "response": a, "before_ppo": b, "expected": p.output}
+                for p, a, b in zip(checks[:20], answers, answers_before)
+            ])  # fmt: skip
+        if job.world.is_first:
+            write_card(
+                job.run.model_dir,
+                "ppo",
+                job.run.settings,
+                {"policy before PPO": model_dir, "reward": reward_name, "prompts": data},
+                result,
+                tokenizer,
+            )
+        job.run.finish(result)
 
 
 def show(job: Job, run_settings: RunSettings) -> None:

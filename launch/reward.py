@@ -96,17 +96,22 @@ def train(
         "plan": f"{len(trainer.steps)} steps of {batch.batch_size} prompts",
     })  # fmt: skip
     result = trainer.train()
-    save_trained(trainer.zero, model, job.run.model_dir, with_chat_template(tokenizer, template), job.world)
-    if job.world.is_first:
-        write_card(
-            job.run.model_dir,
-            "reward",
-            job.run.settings,
-            {"base model": model_dir, "rankings": data},
-            result,
-            tokenizer,
-        )
-    job.run.finish(result)
+
+    def export() -> None:
+        save_trained(trainer.zero, model, job.run.model_dir, with_chat_template(tokenizer, template), job.world)
+
+    with trainer.checkpoints.finishing():
+        trainer.checkpoints.part(export)
+        if job.world.is_first:
+            write_card(
+                job.run.model_dir,
+                "reward",
+                job.run.settings,
+                {"base model": model_dir, "rankings": data},
+                result,
+                tokenizer,
+            )
+        job.run.finish(result)
 
 
 def show(job: Job) -> None:

@@ -21,6 +21,7 @@ from engine.distributed import World, start_world
 from engine.encoding import encode_prompts
 from engine.errors import UserError
 from engine.generation import Request
+from engine.interrupt import Interrupt
 from engine.kv_cache import PAGE_SIZE
 from engine.languages import get_language
 from engine.models.weight_files import read_json
@@ -40,7 +41,6 @@ from engine.runs import check_writable, differences, template_of
 from engine.scheduler import Scheduler
 from engine.settings import ResponseSettings, SampleSettings
 from launch.common import choose_dtype, load_checked
-from launch.interrupt import Interrupt
 from launch.sample_rank import Progress, sample, share
 
 LONGEST_WAIT_S = 7 * 24 * 3600  # ranks meet only at the end, and one may be done long before another

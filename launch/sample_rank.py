@@ -10,12 +10,12 @@ from tqdm import tqdm
 
 from engine.console import Console
 from engine.generation import Request, Response, stream
+from engine.interrupt import Interrupt
 from engine.response_file import EOS, LENGTH, STOP, SavedResponse
 from engine.seeds import derive_seed
 from engine.settings import ResponseSettings, SampleSettings
 from engine.stop_strings import StopMatcher
 from engine.tokenizer import decode
-from launch.interrupt import Interrupt
 
 LINE_EVERY_S = 60.0  # of progress, where there is no terminal for a bar
 

@@ -70,19 +70,26 @@ def train(
         "plan": f"{len(trainer.steps)} steps of {batch.batch_size} sequences, loss on {sft.loss_on}",
     })  # fmt: skip
     result = trainer.train()
-    save_trained(trainer.zero, model, job.run.model_dir, with_chat_template(tokenizer, template), job.world)
-    if checks:
-        trained, _ = job.load(job.run.model_dir, batch.max_length)
-        longest = max(len(e.tokens) - e.prompt_len for e in examples)
-        result["exact_match"], answers = exact_match(trained, tokenizer, checks, longest, job.world, job.console)
-        job.run.sample(len(trainer.steps), [
-            {"prompt": p.text, "response": a, "expected": p.output} for p, a in zip(checks[:20], answers)
-        ])  # fmt: skip
-    if job.world.is_first:
-        write_card(
-            job.run.model_dir, "sft", job.run.settings, {"base model": model_dir, "data": data}, result, tokenizer
-        )
-    job.run.finish(result)
+
+    def export() -> None:
+        save_trained(trainer.zero, model, job.run.model_dir, with_chat_template(tokenizer, template), job.world)
+
+    with trainer.checkpoints.finishing():
+        trainer.checkpoints.part(export)
+        if checks:
+            trained, _ = job.load(job.run.model_dir, batch.max_length)
+            longest = max(len(e.tokens) - e.prompt_len for e in examples)
+            result["exact_match"], answers = exact_match(
+                trained, tokenizer, checks, longest, job.world, job.console, checkpoints=trainer.checkpoints
+            )
+            job.run.sample(len(trainer.steps), [
+                {"prompt": p.text, "response": a, "expected": p.output} for p, a in zip(checks[:20], answers)
+            ])  # fmt: skip
+        if job.world.is_first:
+            write_card(
+                job.run.model_dir, "sft", job.run.settings, {"base model": model_dir, "data": data}, result, tokenizer
+            )
+        job.run.finish(result)
 
 
 def show(job: Job) -> None:

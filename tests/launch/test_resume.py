@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from engine import exact_match
 from engine.settings import RunSettings
 from engine.zero import ZeroStep
-from launch import common, reward
+from launch import common, ppo, reward, sft
 from launch.common import make_whole, stage_model, upstream_argv
 from tests.launch import small
 from tests.launch.jobs import TRAINERS, assert_says, run
@@ -55,6 +56,38 @@ def test_a_stopped_job_goes_on(here, refused, monkeypatch, capfd, job):
     run(monkeypatch, job, changes, "--resume")
     assert "complete" in capfd.readouterr().out
     assert_says(refused(job, {**changes, "lr": "0.5"}, "--resume", "--override"), "out holds another run")
+
+
+@pytest.mark.parametrize("after", ["export", "answers"])
+@pytest.mark.parametrize("job", TRAINERS)
+def test_a_job_stopped_after_its_last_step_goes_on_there(here, monkeypatch, capfd, job, after):
+    """Without --save-every, too: the last step is saved then, and --resume takes none again."""
+    changes = {"max-steps": "2", "batch-size": "2", "save-every": "100"}
+    if job == "ppo":
+        changes |= {"minibatch-size": "1"}
+    if job != "reward":
+        changes |= {"eval-data": "prompts.jsonl"}
+    run(monkeypatch, job, {**changes, "output": "whole"})
+    where, name = {
+        ("export", "ppo"): (ppo, "save_model"), ("export", "sft"): (sft, "save_trained"),
+        ("export", "reward"): (reward, "save_trained"), ("answers", "reward"): (reward, "write_card"),
+    }.get((after, job), (exact_match, "generate"))  # fmt: skip
+    own, times = getattr(where, name), []
+
+    def told(*args, **options):
+        times.append(name)
+        if len(times) == (2 if (job, after) == ("ppo", "answers") else 1):  # the first answers are those before PPO
+            signal.raise_signal(signal.SIGTERM)
+        return own(*args, **options)
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit) as stopped:
+        patched.setattr(where, name, told)
+        run(monkeypatch, job, {**changes, "save-every": "0"})
+    assert stopped.value.code == 143
+    steps = {"sft": 2, "reward": 2, "ppo": 16}[job]
+    assert f"SIGTERM: saved out/checkpoints/step-{steps:06d}, --resume continues there" in capfd.readouterr().out
+    run(monkeypatch, job, changes, "--resume")
+    assert_same(here / "out", here / "whole")
 
 
 def test_a_start_that_was_stopped_at_once_is_no_obstacle(here, monkeypatch, capfd):
