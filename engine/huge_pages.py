@@ -1,6 +1,6 @@
-"""Large memory pages for the weights that every decode step reads, on Linux with a CPU; elsewhere nothing.
+"""Large memory pages for what every decode step reads, weights and cache, on Linux with a CPU; elsewhere nothing.
 
-A step reads all of them. In pages of 4 KB the walks to find them, dear under virtualisation, take a fifth of its time.
+A step reads all of it. In pages of 4 KB the walks to find them, dear under virtualisation, take a fifth of its time.
 The kernel is asked for 2 MB pages; where it declines, all works as before.
 """
 
@@ -22,6 +22,12 @@ def collapse(tensors: Iterable[Tensor]) -> None:
     """For memory already filled: neighbouring tensors are moved together into large pages, each range once."""
     for start, stop in _ranges(tensors):
         _once(start, stop)
+
+
+def ask(tensor: Tensor) -> None:
+    """For memory not yet filled: it will come in large pages."""
+    for start, stop in _ranges([tensor]):
+        _advise(start, stop, _HUGEPAGE)
 
 
 @cache

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from engine import huge_pages
 from engine.batch import PackedBatch
 from engine.models.attend import Attend
 from kernels.attention import attention
@@ -74,6 +75,7 @@ class KVCache:
         self.k_LPGNK, self.v_LPGNK = empty_pages(
             num_pages, model.num_kv_heads, page_size, model.head_size, dtype, device, (model.num_layers,)
         )
+        huge_pages.ask(self.k_LPGNK)  # the values lie in the same memory
 
     def copy_pages(self, source: Sequence[int], target: Sequence[int]) -> None:
         """Copy pages over others, in every layer: the half-filled last page of a prompt, once for each sample."""

@@ -40,14 +40,9 @@ def attention_decode(
 
 
 def empty_pages(num_pages, num_kv_heads, page_size, head_size, dtype, device, layers=()):
-    """(k_PGNK, v_PGNK), zeros, with dimensions `layers` in front, in the layout that is read fastest.
-
-    Keys lie as [K, N], so that a query meets neighbouring positions in one register, with the page's values of the same
-    head behind them.
-    """
-    both = torch.zeros(*layers, num_pages, num_kv_heads, 2, page_size * head_size, dtype=dtype, device=device)
-    keys, values = both.unbind(-2)
-    return keys.unflatten(-1, (head_size, page_size)).mT, values.unflatten(-1, (page_size, head_size))
+    """(k_PGNK, v_PGNK), zeros, with dimensions `layers` in front: a page's values lie behind its keys of the same head."""
+    both = torch.zeros(*layers, num_pages, num_kv_heads, 2, page_size, head_size, dtype=dtype, device=device)
+    return both.unbind(-3)
 
 
 def write_pages(k_TGK, v_TGK, k_PGNK, v_PGNK, page_T, slot_T):

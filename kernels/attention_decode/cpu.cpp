@@ -24,13 +24,13 @@ struct Call {
     const int32_t *cu_groups, *shared;  // or null
     float* partial;  // [S, H, pieces, 2 + padded K], or null when one piece holds every row
     int64_t rows, heads, kv_heads, head_size, page_size, table_width, groups, pieces, threads;
-    int64_t q_row, q_head, k_page, k_head, k_slot, k_dim, v_page, v_head, v_slot;
+    int64_t q_row, q_head, k_page, k_head, k_slot, v_page, v_head, v_slot;
     float scale;
 };
 
 int64_t ceil_to(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
 
-// One page of one key/value head: keys transposed to [K, stride_k], values [N, stride_v], strides multiples of PAD.
+// One page of one key/value head: keys and values [N, K], K a multiple of PAD.
 template <typename T>
 struct Block {
     const T *k, *v;
@@ -46,14 +46,12 @@ struct State {
 template <typename T>
 void attend(
     const Call& c, const float* q, const Block<T>& b, int64_t count, float slope, int64_t behind, float* p, State& state) {
-    const int64_t padded = ceil_to(count, PAD), padded_k = ceil_to(c.head_size, PAD);
-    int64_t n = 0, d = 0;
-    for (; n + 2 * PAD <= padded; n += 2 * PAD) dots<2>(q, b.k + n, b.stride_k, c.head_size, p + n);
-    if (n < padded) dots<1>(q, b.k + n, b.stride_k, c.head_size, p + n);
+    const int64_t padded_k = ceil_to(c.head_size, PAD);
     floats most = vec::all(-INFINITY);
-    for (n = 0; n < padded; n += 16) {
+    for (int64_t n = 0; n < count; n += vec::kLanes) {
+        const floats dot = dots(q, b.k + n * b.stride_k, b.stride_k, padded_k, count - n);
         // Counted back from the row's last position, a bias is small where the weights are large.
-        floats score = load(p + n) * c.scale + (IOTA + (float)(behind + n)) * slope;
+        floats score = dot * c.scale + (IOTA + (float)(behind + n)) * slope;
         score = IOTA < (float)(count - n) ? score : vec::all(-INFINITY);
         store(p + n, score);
         most = vec::max(score, most);
@@ -61,13 +59,14 @@ void attend(
     float max = std::max(state.max, largest(most));
     float rescale = state.max == max ? 1.0f : std::exp(state.max - max);
     floats sum = {};
-    for (n = 0; n < padded; n += 16) {
+    for (int64_t n = 0; n < count; n += vec::kLanes) {
         floats weight = vec::exp(load(p + n) - max);
         store(p + n, weight);
         sum += weight;
     }
     state.max = max;
     state.sum = state.sum * rescale + total(sum);
+    int64_t d = 0;
     for (; d + 2 * PAD <= padded_k; d += 2 * PAD) add_values<2>(p, b.v + d, b.stride_v, count, rescale, state.acc + d);
     if (d < padded_k) add_values<1>(p, b.v + d, b.stride_v, count, rescale, state.acc + d);
 }
@@ -78,19 +77,18 @@ inline void write_out(T* out, const float* acc, float sum, int64_t head_size) {
         vec::store(out + d, load(acc + d) / sum, (int)std::min<int64_t>(vec::kLanes, head_size - d));
 }
 
-// A page as floats in the layout that `attend` wants. For one query it costs as much as the attention itself.
+// A page as floats, each key and value padded with zeros.
 template <typename T>
 Block<float> copied(const Call& c, const Block<T>& page, int64_t count, float* room) {
-    const int64_t stride_k = ceil_to(c.page_size, PAD), stride_v = ceil_to(c.head_size, PAD);
-    float* room_v = room + c.head_size * stride_k;
-    for (int64_t d = 0; d < c.head_size; d++)
-        if (c.k_slot == 1)
-            for (int64_t n = 0; n < count; n++) room[d * stride_k + n] = to_float(page.k[d * c.k_dim + n]);
-        else
-            for (int64_t n = 0; n < count; n++) room[d * stride_k + n] = to_float(page.k[d * c.k_dim + n * c.k_slot]);
+    const int64_t stride = ceil_to(c.head_size, PAD);
+    float* room_v = room + c.page_size * stride;
     for (int64_t n = 0; n < count; n++)
-        for (int64_t d = 0; d < c.head_size; d++) room_v[n * stride_v + d] = to_float(page.v[n * c.v_slot + d]);
-    return {room, room_v, stride_k, stride_v};
+        for (int64_t d = 0; d < c.head_size; d++) {
+            room[n * stride + d] = to_float(page.k[n * page.stride_k + d]);
+            room_v[n * stride + d] = to_float(page.v[n * page.stride_v + d]);
+        }
+    for (int64_t n = 0; n < 2 * c.page_size; n++) std::fill(room + n * stride + c.head_size, room + (n + 1) * stride, 0.0f);
+    return {room, room_v, stride, stride};
 }
 
 // Rows of one group over one piece of their positions, for one key/value head.
@@ -101,10 +99,10 @@ struct Item {
 template <typename T>
 void run_item(const Call& c, const Item& item, int64_t head, std::vector<float>& memory) {
     const int64_t rows = item.last - item.first, shared_heads = c.heads / c.kv_heads;
-    const int64_t padded_k = ceil_to(c.head_size, PAD), padded_n = ceil_to(c.page_size, PAD);
+    const int64_t padded_k = ceil_to(c.head_size, PAD), padded_n = ceil_to(c.page_size, vec::kLanes);
     const int64_t piece_pages = std::max<int64_t>(1, PIECE / c.page_size);
     const int64_t begin = item.piece * piece_pages, end = begin + piece_pages;
-    const int64_t queries = rows * shared_heads, room_size = c.head_size * padded_n + c.page_size * padded_k;
+    const int64_t queries = rows * shared_heads, room_size = 2 * c.page_size * padded_k;
     const size_t needed = padded_n + room_size + 2 * queries * padded_k;
     if (memory.size() < needed) memory.assign(needed, 0.0f);
     float *p = memory.data(), *room = p + padded_n, *q = room + room_size, *acc = q + queries * padded_k;
@@ -115,26 +113,27 @@ void run_item(const Call& c, const Item& item, int64_t head, std::vector<float>&
         many.resize(queries);
         state = many.data();
     }
-    std::fill(acc, acc + queries * padded_k, 0.0f);
+    const bool in_place = c.head_size % PAD == 0;
+    std::fill(q, q + 2 * queries * padded_k, 0.0f);
     for (int64_t i = 0; i < queries; i++) {
         const T* from = (const T*)c.q + (item.first + i / shared_heads) * c.q_row +
                         (head * shared_heads + i % shared_heads) * c.q_head;
-        for (int64_t d = 0; d < c.head_size; d++) q[i * padded_k + d] = to_float(from[d]);
+        for (int64_t d = 0; d < c.head_size; d++)
+            q[i * padded_k + (in_place ? split_place<T>(d) : d)] = to_float(from[d]);
         state[i] = {-INFINITY, 0.0f, acc + i * padded_k};
     }
-    const bool in_order = c.k_slot == 1 && c.k_dim % PAD == 0 && c.head_size % PAD == 0;
     // Rows `first` to `last` of the item over the first `count` positions of one page.
     auto visit = [&](int64_t first, int64_t last, int64_t page, int64_t count) {
         const int64_t at = c.table[(item.first + first) * c.table_width + page];
-        const Block<T> in_place = {
-            (const T*)c.k + at * c.k_page + head * c.k_head, (const T*)c.v + at * c.v_page + head * c.v_head, c.k_dim,
+        const Block<T> block = {
+            (const T*)c.k + at * c.k_page + head * c.k_head, (const T*)c.v + at * c.v_page + head * c.v_head, c.k_slot,
             c.v_slot};
-        const Block<float> copy = in_order ? Block<float>{} : copied(c, in_place, count, room);
+        const Block<float> copy = in_place ? Block<float>{} : copied(c, block, count, room);
         for (int64_t row = first; row < last; row++)
             for (int64_t j = 0; j < shared_heads; j++) {
                 const float slope = c.slopes ? c.slopes[head * shared_heads + j] : 0.0f;
                 const int64_t i = row * shared_heads + j, behind = page * c.page_size - (c.length[item.first + row] - 1);
-                if (in_order) attend(c, q + i * padded_k, in_place, count, slope, behind, p, state[i]);
+                if (in_place) attend(c, q + i * padded_k, block, count, slope, behind, p, state[i]);
                 else attend(c, q + i * padded_k, copy, count, slope, behind, p, state[i]);
             }
     };
@@ -189,10 +188,12 @@ void run(const Call& c) {
         }
     }
     const int64_t count = items.size() * c.kv_heads;
+    // Heads of one page lie side by side: a thread takes a few in a row, as long as there are enough for all threads.
+    const int64_t heads_a_turn = std::clamp<int64_t>(count / (4 * c.threads), 1, 4);
 #pragma omp parallel num_threads(c.threads) if (count > 1)
     {
         static thread_local std::vector<float> memory;
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(dynamic, heads_a_turn)
         for (int64_t i = 0; i < count; i++) run_item<T>(c, items[i / c.kv_heads], i % c.kv_heads, memory);
         if (c.partial) {
 #pragma omp for schedule(static)
@@ -208,22 +209,15 @@ template <typename T>
 void write_rows(
     const T* k, const T* v, T* k_pages, T* v_pages, const int64_t* page, const int64_t* slot, const int64_t* size,
     const int64_t* stride, int64_t threads) {
-    const int64_t tokens = size[0], heads = size[1], head_size = size[2];
-    const int64_t k_token = stride[0], k_from = stride[1], v_token = stride[2], v_from = stride[3];
-    const int64_t k_page = stride[4], k_head = stride[5], k_slot = stride[6], k_dim = stride[7];
-    const int64_t v_page = stride[8], v_head = stride[9], v_slot = stride[10];
-#pragma omp parallel for num_threads(threads) schedule(static) if (tokens * heads * head_size > 2048)
+    const int64_t tokens = size[0], heads = size[1], bytes = size[2] * sizeof(T);
+    const int64_t *k_step = stride, *v_step = stride + 2, *k_place = stride + 4, *v_place = stride + 7;
+#pragma omp parallel for num_threads(threads) schedule(static) if (tokens * heads * bytes > 1 << 16)
     for (int64_t t = 0; t < tokens; t++)
         for (int64_t g = 0; g < heads; g++) {
-            const T *from_k = k + t * k_token + g * k_from, *from_v = v + t * v_token + g * v_from;
-            T* to_k = k_pages + page[t] * k_page + g * k_head + slot[t] * k_slot;
-            T* to_v = v_pages + page[t] * v_page + g * v_head + slot[t] * v_slot;
-            // Each is a line of its own, most likely not in the caches: all are asked for before the first is waited for.
-            for (int64_t d = 0; d < head_size; d++) __builtin_prefetch(to_k + d * k_dim, 1);
-            for (int64_t d = 0; d < head_size; d++) {
-                to_k[d * k_dim] = from_k[d];
-                to_v[d] = from_v[d];
-            }
+            memcpy(k_pages + page[t] * k_place[0] + g * k_place[1] + slot[t] * k_place[2],
+                   k + t * k_step[0] + g * k_step[1], bytes);
+            memcpy(v_pages + page[t] * v_place[0] + g * v_place[1] + slot[t] * v_place[2],
+                   v + t * v_step[0] + g * v_step[1], bytes);
         }
 }
 

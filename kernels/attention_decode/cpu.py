@@ -18,7 +18,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 _POINTERS = ("q", "k", "v", "out", "table", "length", "slopes", "cu_groups", "shared", "partial")
 _NUMBERS = (
     *("rows", "heads", "kv_heads", "head_size", "page_size", "table_width", "groups", "pieces", "threads"),
-    *("q_row", "q_head", "k_page", "k_head", "k_slot", "k_dim", "v_page", "v_head", "v_slot"),
+    *("q_row", "q_head", "k_page", "k_head", "k_slot", "v_page", "v_head", "v_slot"),
 )
 
 
@@ -58,13 +58,12 @@ def attention_decode_cpu(
 ) -> Tensor:
     """See `kernels.attention_decode.attention_decode`.
 
-    Fastest with float32 pages, N and K multiples of 32, keys stored as [P, G, K, N] (`empty_pages`); anything else is
-    copied, a page at a time, before it is used.
+    Fastest with K a multiple of 32; with any other, pages are copied, one at a time, before they are used.
     """
     rows, heads, head_size = q_SHK.shape
     kv_heads, page_size = k_PGNK.shape[1:3]
     out_SHK = torch.empty(rows, heads, head_size, dtype=q_SHK.dtype)
-    q_SHK, v_PGNK = _last_dense(q_SHK), _last_dense(v_PGNK)
+    q_SHK, k_PGNK, v_PGNK = (_last_dense(x) for x in (q_SHK, k_PGNK, v_PGNK))
     table_SB, length_S = table_SB.contiguous(), length_S.contiguous()
     assert table_SB.dtype == length_S.dtype == torch.int32
     assert k_PGNK.dtype == v_PGNK.dtype == q_SHK.dtype, (q_SHK.dtype, k_PGNK.dtype, v_PGNK.dtype)
@@ -82,7 +81,7 @@ def attention_decode_cpu(
         *(rows, heads, kv_heads, head_size, page_size, table_SB.shape[1]),
         *(rows if cu_groups is None else len(cu_groups) - 1, pieces, native.threads()),
         *q_SHK.stride()[:2],
-        *k_PGNK.stride(),
+        *k_PGNK.stride()[:3],
         *v_PGNK.stride()[:3],
         head_size**-0.5 if scale is None else scale,
     )
@@ -98,12 +97,12 @@ def write_pages_cpu(
     page_T, slot_T = page_T.contiguous(), slot_T.contiguous()
     assert page_T.dtype == slot_T.dtype == torch.int64
     assert k_TGK.dtype == v_TGK.dtype == k_PGNK.dtype == v_PGNK.dtype
-    assert v_PGNK.stride(3) == 1
-    strides = (*k_TGK.stride()[:2], *v_TGK.stride()[:2], *k_PGNK.stride(), *v_PGNK.stride()[:3])
+    assert k_PGNK.stride(3) == v_PGNK.stride(3) == 1, (k_PGNK.stride(), v_PGNK.stride())
+    strides = (*k_TGK.stride()[:2], *v_TGK.stride()[:2], *k_PGNK.stride()[:3], *v_PGNK.stride()[:3])
     library().write_pages(
         *(x.data_ptr() for x in (k_TGK, v_TGK, k_PGNK, v_PGNK, page_T, slot_T)),
         (ctypes.c_int64 * 3)(*k_TGK.shape),
-        (ctypes.c_int64 * 11)(*strides),
+        (ctypes.c_int64 * 10)(*strides),
         native.threads(),
         k_TGK.element_size(),
     )

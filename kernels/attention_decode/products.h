@@ -1,6 +1,7 @@
 // The two products of attention over one page: scores of its keys, and the weighted sum of its values.
 //
-// Keys lie as [K, N], so that a register holds neighbouring positions and no product is summed across a register.
+// Keys and values lie as they are written, [N, K]. A key's products are summed across a register for sixteen keys at once,
+// which takes two shuffles a key: less than writing each new key to 64 places would.
 #pragma once
 #include "../vector.h"
 
@@ -12,7 +13,7 @@ using vec::bf16;
 using vec::floats;
 using vec::load;
 
-constexpr int64_t PAD = 32;  // positions and dimensions are worked on so many at a time
+constexpr int64_t PAD = 32;  // dimensions are worked on so many at a time
 
 inline void store(float* at, floats x) { vec::store(at, x, vec::kLanes); }
 
@@ -50,6 +51,12 @@ inline void split(const bf16* at, floats* x) {
     x[1] = (floats)(pairs & 0xffff0000);
 }
 
+// Where element d of a vector that meets what `split` makes must stand.
+template <typename T>
+inline int64_t split_place(int64_t d) {
+    return sizeof(T) == 4 ? d : d / 32 * 32 + d % 2 * 16 + d % 32 / 2;
+}
+
 const vec::ints LOW = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23}, HIGH = LOW + 8;
 const vec::ints EVEN = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30}, ODD = EVEN + 1;
 
@@ -67,26 +74,49 @@ inline void load_split(const float* at, floats* x) {
     x[1] = sizeof(T) == 4 ? b : __builtin_shuffle(a, b, ODD);
 }
 
-// out[n] = the dot product of q and key n, for W * 32 keys. Even and odd dimensions have sums of their own: the
-// processor does not wait for one addition before it begins the next.
-template <int W, typename T>
-inline void dots(const float* q, const T* k, int64_t stride, int64_t head_size, float* out) {
-    floats even[2 * W] = {}, odd[2 * W] = {}, x[2];
-    int64_t d = 0;
-    for (; d + 1 < head_size; d += 2, k += 2 * stride)
-        for (int w = 0; w < W; w++) {
-            split(k + 32 * w, x);
-            for (int i = 0; i < 2; i++) even[2 * w + i] += q[d] * x[i];
-            split(k + stride + 32 * w, x);
-            for (int i = 0; i < 2; i++) odd[2 * w + i] += q[d + 1] * x[i];
+// One level of summing sixteen vectors: two halves, quarters, ... of `width` lanes each become one, b's behind a's.
+template <int width>
+inline floats fold(floats a, floats b) {
+    constexpr auto from = [](int i, int half) {
+        const int pair = i / (2 * width), within = i % width + half * width;
+        return pair * 2 * width + within + (i / width % 2 ? vec::kLanes : 0);
+    };
+    constexpr vec::ints low = {from(0, 0), from(1, 0), from(2, 0), from(3, 0), from(4, 0), from(5, 0), from(6, 0), from(7, 0),
+                               from(8, 0), from(9, 0), from(10, 0), from(11, 0), from(12, 0), from(13, 0), from(14, 0), from(15, 0)};
+    constexpr vec::ints high = {from(0, 1), from(1, 1), from(2, 1), from(3, 1), from(4, 1), from(5, 1), from(6, 1), from(7, 1),
+                                from(8, 1), from(9, 1), from(10, 1), from(11, 1), from(12, 1), from(13, 1), from(14, 1), from(15, 1)};
+    return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high);
+}
+
+// Lane i is the sum of r[i]'s lanes.
+inline floats sums(floats* r) {
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) r[i] = fold<8>(r[i], r[i + 8]);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) r[i] = fold<4>(r[i], r[i + 4]);
+    for (int i = 0; i < 2; i++) r[i] = fold<2>(r[i], r[i + 2]);
+    return fold<1>(r[0], r[1]);
+}
+
+// The dot products of q, laid out by `split`, with sixteen keys `stride` apart, of which only the first `count` are
+// there: the last of them stands in for the others. head_size is a multiple of 32.
+template <typename T>
+inline floats dots(const float* q, const T* k, int64_t stride, int64_t head_size, int64_t count) {
+    floats acc[vec::kLanes] = {};
+    const T* key[vec::kLanes];
+#pragma GCC unroll 16
+    for (int i = 0; i < vec::kLanes; i++) key[i] = k + std::min<int64_t>(i, count - 1) * stride;
+    for (int64_t d = 0; d < head_size; d += 32) {
+        const floats q0 = load(q + d), q1 = load(q + d + 16);
+#pragma GCC unroll 16
+        for (int i = 0; i < vec::kLanes; i++) {
+            floats x[2];
+            split(key[i] + d, x);
+            acc[i] += q0 * x[0];
+            acc[i] += q1 * x[1];
         }
-    if (d < head_size)
-        for (int w = 0; w < W; w++) {
-            split(k + 32 * w, x);
-            for (int i = 0; i < 2; i++) even[2 * w + i] += q[d] * x[i];
-        }
-    for (int w = 0; w < W; w++)
-        store_split<T>(out + 32 * w, even[2 * w] + odd[2 * w], even[2 * w + 1] + odd[2 * w + 1]);
+    }
+    return sums(acc);
 }
 
 // acc = acc * rescale + the sum of p[n] times value n, for W * 32 dimensions; even and odd n apart as above.
