@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import yaml
 from transformers import HfArgumentParser
 
 from engine.errors import UserError
@@ -70,39 +69,23 @@ def nearest(word: str, known: Sequence[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-def read_config(path: str) -> dict[str, Any]:
-    """A flat mapping of settings from a YAML or JSON file."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read(1 << 20)
-    except OSError as error:
-        raise UserError(f"--config {path} cannot be read ({error.strerror}): check the path") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"--config {path} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
-    try:
-        values = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        kind = "JSON" if path.endswith(".json") else "YAML"
-        raise UserError(f"--config {path} is not valid {kind} ({' '.join(str(error).split())}): mend it") from error
-    if not isinstance(values, dict):
-        found = type(values).__name__
-        raise UserError(f"--config {path} must hold one mapping of setting to value, not {found}: write `lr: 1e-5`")
-    return values
-
-
 def _as_argv(values: Mapping[str, Any], fields: Sequence[str], source: str) -> list[str]:
     argv: list[str] = []
     for key, value in values.items():
-        name = str(key).replace("-", "_")
+    given: set[str] = set()
+        name = key.replace("-", "_")
+        if name in given:
+            raise UserError(f"{source}: setting {key!r:.60} is given twice: keep one")
+        given.add(name)
         if name not in fields:
-            raise UserError(f"{source}: unknown setting {key!r}{nearest(name, fields)}")
+            raise UserError(f"{source}: unknown setting {key!r:.60}{nearest(name, fields)}")
         if value is None:
             continue
-        items = value if isinstance(value, list) else [value]
-        if any(isinstance(item, (dict, list)) for item in items):
-            raise UserError(f"{source}: setting {key!r} must be a plain value, not {value!r}")
         if isinstance(value, list):
-            argv += [f"--{name}", *map(str, value)]
+            words = [str(item) for item in value]
+            if dashed := next((word for word in words if word.startswith("-")), None):
+                raise UserError(f"{source}: {dashed!r} in the list {key!r} would be read as a flag: leave it out")
+            argv += [f"--{name}", *words]
         else:
             argv.append(f"--{name}={value}")  # one word, since a value may start with a dash
     return argv

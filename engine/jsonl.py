@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from engine.errors import UserError
+from engine.strict_json import TooDeep, parse
 
 MAX_LINE_BYTES = 64 * 2**20
 MAX_LIST_BYTES = 2**30
@@ -180,17 +181,19 @@ def _decode(path: Path, data: bytes, line: int) -> str:
 def _parse(path: Path, text: str, start: int, line: int) -> tuple[Any, int]:
     """The JSON value that starts there, and where it ends."""
     try:
-        return _DECODER.raw_decode(text, start)
+        return parse(text, start)
     except json.JSONDecodeError as error:
         if path.suffix == _LIST_SUFFIX:
-            line, hint = error.lineno, "mend the list"
+            line = error.lineno
+        if isinstance(error, TooDeep):
+            hint = "flatten the record"
+        elif path.suffix == _LIST_SUFFIX:
+            hint = "mend the list"
         elif text[start] == "[":
             hint = "name the file .json if it is one list"
         else:
             hint = "write one whole record on each line"
         raise _error(path, line, f"column {error.colno}: bad JSON ({error.msg}): {hint}") from None
-    except RecursionError:
-        raise _error(path, line, "the record is nested too deeply: flatten it") from None
     except ValueError as error:
         raise _error(path, line, f"bad JSON ({error}): mend the record") from None
 
@@ -199,20 +202,6 @@ def _error(path: Path, line: int, message: str) -> UserError:
     return UserError(f"{path}:{line}: {message}")
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON value")
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"field {twice!r} is given twice")
-    return fields
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_refuse_constant)
 _TYPE_WORDS = {
     str: "a string",
     int: "a number",

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.errors import UserError
+from engine.strict_json import reason_of
 
+TEMPLATE_CHARACTERS = 100_000
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _SEPARATOR = re.compile(r"^---[ \t]*(?:\r?\n|$)", re.MULTILINE)
 
@@ -61,16 +63,19 @@ def load_template(name: str | os.PathLike[str]) -> Template:
         return TEMPLATES[name]
     path = Path(name)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with open(path, encoding="utf-8-sig") as file:
+            text = file.read(TEMPLATE_CHARACTERS + 1)
     except UnicodeDecodeError as error:
         raise UserError(f"template {path} is not UTF-8 (byte {error.start}): save the file as UTF-8") from None
-    except OSError as error:
+    except (OSError, ValueError) as error:
         near = difflib.get_close_matches(str(name), TEMPLATES, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise UserError(
-            f"template {str(name)!r} is no template and no readable file ({error.strerror}): {hint}"
+            f"template {str(name)!r} is no template and no readable file ({reason_of(error)}): {hint}"
             f"use {', '.join(TEMPLATES)} or the path of a text file"
         ) from None
+    if len(text) > TEMPLATE_CHARACTERS:
+        raise UserError(f"template {path} has more than {TEMPLATE_CHARACTERS:,} characters: name the right file")
     forms = [form.removesuffix("\n") for form in _SEPARATOR.split(text)]
     if len(forms) > 2:
         raise UserError(f"template {path} has {len(forms) - 1} lines '---': keep one, between its two forms")

@@ -21,6 +21,7 @@ import torch
 from engine.distributed import World
 from engine.errors import UserError
 from engine.monitors import Monitors
+from engine.strict_json import read_object
 
 VERSIONS = ("torch", "deepspeed", "transformers", "tokenizers", "sentencepiece", "numpy")
 # Settings that say how to start or what to keep, not what to run. ZeRO's may change when a run is continued.
@@ -216,12 +217,13 @@ def differences(
 def read_result(path: Path) -> dict[str, Any] | None:
     """The result.json of a run's folder, None when it is not there."""
     file = path / "result.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return read_object(file, "delete it to run the stage again") if file.is_file() else None
 
 
 def template_of(model_dir: str | os.PathLike[str]) -> str | None:
     """The prompt template that a model was trained with, as its run's config.json beside it says; None without one."""
-    return (_settings_in(_real(model_dir).parent) or {}).get("template")
+    template = (_settings_in(_real(model_dir).parent) or {}).get("template")
+    return template if isinstance(template, str) else None
 
 
 def check_writable(path: Path) -> None:
@@ -243,10 +245,9 @@ def _real(path: str | os.PathLike[str]) -> Path:
 def _settings_in(path: Path) -> dict[str, Any] | None:
     """The settings in a run's config.json; None where there is no run. (A model has a config.json too.)"""
     try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        settings = read_object(path / "config.json").get("settings")
+    except UserError:
         return None
-    settings = config.get("settings") if isinstance(config, dict) else None
     return settings if isinstance(settings, dict) else None
 
 

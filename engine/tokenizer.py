@@ -24,9 +24,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
 from engine.errors import UserError
+from engine.tokenizer_files import read_tokenizer_files, refusing
 
 UNK, BOS, EOS, PAD = "<unk>", "<s>", "</s>", "<pad>"
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 # As BLOOM splits a text before merging: a word with the blank before it, cut at white space and at punctuation. The
 # stops of Chinese, Arabic and Devanagari count as punctuation, or whole Hindi sentences would end in a merged danda.
 _WORDS = r" ?[^\s.,!?…。，、।۔،]+"
@@ -41,20 +41,12 @@ def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
     folder = Path(path)
     if not folder.is_dir():
         raise UserError(f"tokenizer {folder} is not a directory: give the folder that holds tokenizer.json")
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        raise UserError(f"{folder} holds no tokenizer ({', '.join(_TOKENIZER_FILES)}): copy the model's own into it")
-    settings = _read_json(folder / "tokenizer_config.json")
-    backend = _read_json(folder / "tokenizer.json")
-    if (folder / "tokenizer.json").is_file() and not isinstance(backend.get("model"), dict):
-        raise UserError(f"{folder / 'tokenizer.json'} has no field 'model': it is no tokenizer file; fetch it again")
-    try:
+    settings, backend = read_tokenizer_files(folder)
+    with refusing(folder):
         if backend or not (folder / "tokenizer.model").is_file():
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
         else:
             tokenizer = _load_sentencepiece(folder, settings)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise UserError(f"the tokenizer in {folder} cannot be loaded ({reason}): fetch its files again") from error
     if not tokenizer.is_fast:
         raise UserError(f"the tokenizer in {folder} has no tokenizer.json form: convert it with transformers first")
     if not tokenizer.eos_token or tokenizer.eos_token_id is None:
@@ -211,19 +203,6 @@ def _merges(vocab: dict[str, int]) -> list[tuple[str, str]]:
         for cut in range(1, len(piece))
         if piece[:cut] in vocab and piece[cut:] in vocab
     ]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The file's object, or an empty one where there is no file."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}): fetch it again") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is no JSON object: fetch it again")
-    return value
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from engine.distributed import World
 from engine.errors import UserError
 from engine.settings import OptimizerSettings
+from engine.strict_json import read_object
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # what DeepSpeed would find by itself, with a page of warnings
@@ -64,28 +65,21 @@ def read_ds_config(path: str | None) -> dict[str, Any]:
     """A DeepSpeed configuration file, refused where it repeats what our own settings decide."""
     if path is None:
         return {}
-    try:
-        with open(path, encoding="utf-8") as file:
-            config = json.load(file)
-    except OSError as error:
-        raise UserError(f"--deepspeed_config {path} cannot be read ({error.strerror}): see ds_configs/") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"--deepspeed_config {path} is not JSON in UTF-8 ({error}): mend it") from error
-    if not isinstance(config, dict):
-        found = type(config).__name__
-        raise UserError(f"--deepspeed_config {path} must hold one JSON object, not {found}: see ds_configs/")
+    config = read_object(Path(path), "see ds_configs/", what="--deepspeed_config")
     for key in OURS:
         if key in config:
             raise UserError(f"{path} sets {key!r}, which {OURS[key]} decides: remove it from the file")
     zero = config.get("zero_optimization", {})
     if not isinstance(zero, dict):
-        raise UserError(f"{path}: 'zero_optimization' is {zero!r}, it must be an object: see ds_configs/")
+        raise UserError(f"{path}: 'zero_optimization' is {zero!r:.60}, it must be an object: see ds_configs/")
     try:
         DeepSpeedZeroConfig(**zero)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, ("zero_optimization", *first["loc"])))
-        raise UserError(f"{path}: {where!r} is {first['input']!r} ({first['msg']}): correct or remove it") from error
+        raise UserError(
+            f"{path}: {where!r} is {first['input']!r:.60} ({first['msg']}): correct or remove it"
+        ) from error
     return config
 
 

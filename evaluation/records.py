@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 from engine.jsonl import write_objects
 from evaluation.metrics import NORMS, best, chance, document_scores, margin, normed
 from evaluation.requests import Document
+from evaluation.stored import read_record
 
 PARTS = "parts"
 Write = Callable[[dict[str, Any]], None]
@@ -81,17 +82,24 @@ class RecordFile:
     def _parts(self) -> list[Path]:
         return sorted(self.folder.glob(f"{self._stem}*.jsonl"))
 
-    def done(self) -> dict[int, dict[str, Any]]:
-        """The records there are, by index. A last line that was cut short does not count."""
-        files = [self.path] if self.path.is_file() else self._parts
-        return {record["index"]: record for file in files for record in map(json.loads, _whole_lines(file))}
+    def done(self, metrics: Collection[str] = ()) -> dict[int, dict[str, Any]]:
+        """The records there are, by index. A last line that was cut short does not count.
+
+        UserError, with file and line, for a line that is no record or has no score under one of the metrics.
+        """
+        records: dict[int, dict[str, Any]] = {}
+        for file in [self.path] if self.path.is_file() else self._parts:
+            for number, line in enumerate(_whole_lines(file), 1):
+                record = read_record(line, f"{file}:{number}", metrics)
+                records[record["index"]] = record
+        return records
 
     def append(self, rank: int) -> AbstractContextManager[Write]:
         return _appending(self.folder / f"{self._stem}{rank}.jsonl")
 
-    def merge(self) -> list[dict[str, Any]]:
+    def merge(self, metrics: Collection[str] = ()) -> list[dict[str, Any]]:
         """Make the file of its parts, remove them, and return all records in order."""
-        records = [record for _, record in sorted(self.done().items())]
+        records = [record for _, record in sorted(self.done(metrics).items())]
         if not self.path.is_file():
             write_objects(self.path, records)
         for part in self._parts:

@@ -79,9 +79,12 @@ def read_runs(arguments: Iterable[str], mixed: bool) -> Runs:
                 continue
             if (task, lang) in cells:
                 raise UserError(f"{name} has {key} twice, the second time in {folder}: give the two different names")
-            records = [record for _, record in sorted(output.records(task, lang).done().items())]
+            metrics = _metrics(entry)
+            records = [record for _, record in sorted(output.records(task, lang).done(metrics).items())]
+            if not records:
+                raise UserError(f"{folder} has results of {key} and no records: restore {key}.jsonl, or evaluate anew")
             chance = sum(record["chance"] for record in records) / len(records)
-            cells[task, lang] = Cell(about, _metrics(entry), records, chance)
+            cells[task, lang] = Cell(about, metrics, records, chance)
     problems = list(_differences(runs))
     if problems and not mixed:
         raise UserError(f"{problems[0]}: report them apart, or side by side with --mixed, which says so in the report")

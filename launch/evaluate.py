@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -18,6 +18,7 @@ import kernels
 from engine.cli import main, parse_settings
 from engine.console import Console
 from engine.distributed import World, start_world
+from engine.errors import UserError
 from engine.languages import get_language
 from engine.models import load_config
 from engine.tokenizer import load_tokenizer
@@ -62,6 +63,13 @@ def job(argv: Sequence[str]) -> None:
         (EvaluateSettings,), argv, "deepspeed launch/evaluate.py", "Multiple-choice evaluation of one model."
     )
     run = prepare(settings)
+    with closing(run.output):
+        evaluate(run)
+
+
+def evaluate(run: Evaluation) -> None:
+    """Score, write and show what was prepared."""
+    settings = run.settings
     began, started = time.monotonic(), datetime.now(UTC)
     summaries: dict[str, list[Summary]] = {}
     counts: dict[str, dict[str, int]] = {}
@@ -72,7 +80,7 @@ def job(argv: Sequence[str]) -> None:
         for key, item in built.items():
             counts[".".join(key)] = item.counts
             if run.world.is_first:
-                records = run.output.records(*key).merge()
+                records = run.output.records(*key).merge(item.task.metrics)
                 lines = summarise(*key, item.task.metrics, item.task.groups, run.protocol.average, records)
                 summaries[".".join(key)] = lines
         run.world.barrier()
@@ -135,12 +143,17 @@ def build_language(run: Evaluation, code: str) -> dict[Key, TaskDocuments]:
         for key, about in abouts.items():
             run.output.check_task(key, about)
     run.world.barrier()
+    mistake = None
     if run.world.is_first:
-        if code == s.languages[0]:
-            run.output.start(run.manifest, s.overwrite)
-        for key, about in abouts.items():
-            run.output.add_task(key, about)
-    run.world.barrier()
+        try:
+            if code == s.languages[0]:
+                run.output.start(run.manifest, s.overwrite)
+            for key, about in abouts.items():
+                run.output.add_task(key, about)
+        except UserError as error:
+            mistake = str(error)
+    if mistake := run.world.gather(mistake)[0]:
+        raise UserError(mistake)
     return built
 
 
@@ -155,7 +168,7 @@ def together(built: dict[Key, TaskDocuments]) -> list[dict[Key, TaskDocuments]]:
 def score(run: Evaluation, built: dict[Key, TaskDocuments]) -> None:
     """Score the documents that no earlier run has, each rank its share, and add their records to the rank's parts."""
     metrics = {key: item.task.metrics for key, item in built.items()}
-    done = {key: run.output.records(*key).done() for key in built}
+    done = {key: run.output.records(*key).done(metrics[key]) for key in built}
     run.world.barrier()  # no rank may add records before all have read what there is
     left: list[tuple[Key, Document]] = [
         (key, document) for key, item in built.items() for document in item.documents

@@ -24,7 +24,6 @@ from engine.generation import Request
 from engine.interrupt import Interrupt
 from engine.kv_cache import PAGE_SIZE
 from engine.languages import get_language
-from engine.models.weight_files import read_json
 from engine.prompts import load_template
 from engine.records import InstructionRecord, read_instructions, write_jsonl
 from engine.response_file import (
@@ -40,6 +39,7 @@ from engine.response_file import (
 from engine.runs import check_writable, differences, template_of
 from engine.scheduler import Scheduler
 from engine.settings import ResponseSettings, SampleSettings
+from engine.strict_json import read_object
 from launch.common import choose_dtype, load_checked
 from launch.sample_rank import Progress, sample, share
 
@@ -124,7 +124,7 @@ def job(argv: Sequence[str]) -> None:
 def eos_ids_of(model_dir: str, tokenizer, vocab_size: int) -> tuple[int, ...]:
     """The tokenizer's EOS, and after it those that the model's generation_config.json names besides."""
     file = Path(model_dir, "generation_config.json")
-    named = read_json(file).get("eos_token_id") if file.is_file() else None
+    named = read_object(file).get("eos_token_id") if file.is_file() else None
     ids = named if isinstance(named, list) else [] if named is None else [named]
     for i in ids:
         if not isinstance(i, int) or isinstance(i, bool) or not 0 <= i < vocab_size:

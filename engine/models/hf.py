@@ -12,9 +12,11 @@ from torch import Tensor
 
 from engine.errors import UserError
 from engine.models.bloom import Bloom
+from engine.models.config_rules import check_config, refuse_code
 from engine.models.llama import Llama
 from engine.models.names import LM_HEAD, SCORE, TABLES, match, written_name
-from engine.models.weight_files import StoredTensor, one_line, read_json, read_weights, sync, write_weights
+from engine.models.weight_files import StoredTensor, read_weights, sync, write_weights
+from engine.strict_json import read_object, reason_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -37,14 +39,17 @@ def load_config(path: str | Path) -> PretrainedConfig:
     file = path / "config.json"
     if not file.is_file():
         raise UserError(f"{path} has no config.json: pass the local directory of a model in Hugging Face layout")
-    fields = read_json(file)
+    fields = read_object(file)
+    refuse_code(fields, file)
     model_type = fields.get("model_type")
-    if model_type not in FAMILIES:
-        raise UserError(f"{file} has model_type {model_type!r}: supported are {', '.join(FAMILIES)}")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise UserError(f"{file} has model_type {model_type!r:.60}: supported are {', '.join(FAMILIES)}")
     try:
-        return CONFIG_MAPPING[model_type].from_dict(fields)
+        config = CONFIG_MAPPING[model_type].from_dict(fields)
     except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{file} is not a valid {model_type} config ({one_line(error)}): correct it") from error
+        raise UserError(f"{file} is not a valid {model_type} config ({reason_of(error)}): correct it") from error
+    check_config(config, file)
+    return config
 
 
 def build_model(config: PretrainedConfig, seed: int) -> Bloom | Llama:

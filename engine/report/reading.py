@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
+from engine.strict_json import is_number, parse_whole, read_object, shown_size
 
 STAGES = ("sft", "reward", "ppo")
+_RESTORE = "restore the file"
+# What the report shows of a result, of any stage.
+_RESULTS = (
+    *("seconds", "loss_first", "loss_last", "accuracy_before", "accuracy", "score_first", "score_last"),
+    *("kl_first", "kl_last", "exact_match_before", "exact_match"),
+)
+ROWS_BYTES = 2**30  # of a file of rows that is read at all
 # Settings that say where a run lies or how it was started, not what it computes: runs equal but for these are seeds of
 # one experiment.
 _NOT_THE_EXPERIMENT = {"seed", "output", "runs", "overwrite", "resume", "override", "save_every", "keep"}
@@ -77,59 +85,121 @@ def read_run(path: Path) -> RunFolder:
     if not stages:
         raise UserError(f"{path} holds no run ({', '.join(STAGES)}): give the folder of a run, such as runs/ne")
     found = sorted(path.glob("results.json")) + sorted(path.glob("*/results.json"))
-    evaluations = {p.parent.name: _object(p) for p in found}
+    evaluations = {p.parent.name: _evaluation(p) for p in found}
     return RunFolder(str(path), stages, evaluations)
 
 
 def _config(folder: Path) -> dict[str, Any] | None:
     """The config.json of a stage's folder; None where there is none. (A model has a config.json too.)"""
     file = folder / "config.json"
-    config = _object(file) if file.is_file() else {}
-    return config if config.get("stage") in STAGES and isinstance(config.get("settings"), dict) else None
+    config = read_object(file, _RESTORE) if file.is_file() else {}
+    settings = config.get("settings")
+    if config.get("stage") not in STAGES or not isinstance(settings, dict):
+        return None
+    kinds = {"lang": str, "template": str | None}
+    _check(file, all(isinstance(settings.get(n), kind) for n, kind in kinds.items()), "settings without a language")
+    parts = [config.get(name, {}) for name in ("hardware", "versions")]
+    _check(file, all(isinstance(part, dict) for part in parts), "hardware or versions that are no object")
+    return config
 
 
 def _read_stage(folder: Path, config: Mapping[str, Any]) -> Stage:
-    scores = {row["step"]: row["scores"] for row in _rows(folder / "scores.jsonl", "step", "scores")}
     result = folder / "result.json"
+    scores = _rows(folder / "scores.jsonl", {"step": _is_step, "scores": _is_numbers})
+    answers = {"before_ppo": _is_text, "expected": _is_text, "score": _is_score}
     return Stage(
         folder,
         config,
-        _rows(folder / "metrics.jsonl", "step"),
-        _rows(folder / "samples.jsonl", "step", "prompt", "response"),
-        scores,
-        _object(result) if result.is_file() else None,
+        _rows(folder / "metrics.jsonl", {"step": _is_step}, others=is_number),
+        _rows(folder / "samples.jsonl", {"step": _is_step, "prompt": _is_text, "response": _is_text}, answers),
+        {row["step"]: row["scores"] for row in scores},
+        _result(result) if result.is_file() else None,
     )
 
 
-def _rows(file: Path, *fields: str) -> list[dict[str, Any]]:
-    """The whole lines of a file that a run may be writing at this moment; none when it is not there."""
+def _result(file: Path) -> dict[str, Any]:
+    """Numbers by name, or null where there was nothing to measure; the seconds it took among them."""
+    found = read_object(file, _RESTORE)
+    odd = [name for name in _RESULTS if not _is_score(found.get(name))]
+    _check(file, is_number(found.get("seconds")) and not odd, f"no number for {odd[0] if odd else 'seconds'}")
+    return found
+
+
+def _evaluation(file: Path) -> dict[str, Any]:
+    found = read_object(file, _RESTORE)
+    for name, kind in (("results", dict), ("group_subtasks", list), ("n-samples", dict)):
+        parts = found.get(name, {})
+        _check(file, isinstance(parts, dict) and all(isinstance(v, kind) for v in parts.values()), f"odd {name!r}")
+    members = [m for names in found.get("group_subtasks", {}).values() for m in names]
+    counts = [entry.get("effective") for entry in found.get("n-samples", {}).values()]
+    numbers = [v for entry in found.get("results", {}).values() for v in entry.values() if isinstance(v, int | float)]
+    _check(file, all(isinstance(m, str) for m in members), "members that are no names")
+    _check(file, all(c is None or _is_step(c) for c in counts), "counts that are no whole numbers")
+    _check(file, all(isinstance(v, bool) or is_number(v) for v in numbers), "numbers without bound")
+    return found
+
+
+def _rows(
+    file: Path,
+    fields: Mapping[str, Callable[[object], bool]],
+    optional: Mapping[str, Callable[[object], bool]] | None = None,
+    others: Callable[[object], bool] = lambda value: True,
+) -> list[dict[str, Any]]:
+    """The whole lines of a file that a run may be writing at this moment; none when it is not there.
+
+    fields, optional: what the value of each has to be; others: what that of any other.
+    """
     if not file.is_file():
         return []
-    lines = _text(file).split("\n")[:-1]
-    rows = [_parse(line, f"{file}:{number}") for number, line in enumerate(lines, 1)]
-    for number, row in enumerate(rows, 1):
-        for field in fields:
-            if field not in row:
-                raise UserError(f"{file}:{number}: has no field {field!r}: it is not what a run writes")
+    rows, kinds = [], {**fields, **(optional or {})}
+    for number, line in enumerate(_text(file).split("\n")[:-1], 1):
+        row = _parse(line, f"{file}:{number}")
+        if absent := [name for name in fields if name not in row]:
+            raise UserError(f"{file}:{number}: has no field {absent[0]!r}: it is not what a run writes")
+        for name, value in row.items():
+            _check(f"{file}:{number}", kinds.get(name, others)(value), f"{name[:40]!r} {value!r:.60}")
+        rows.append(row)
     return rows
 
 
-def _object(file: Path) -> dict[str, Any]:
-    return _parse(_text(file), str(file))
+def _check(where: object, is_right: bool, what: str) -> None:
+    if not is_right:
+        raise UserError(f"{where}: holds {what}: it is not what a run writes, restore the file")
+
+
+def _is_step(value: object) -> bool:
+    return isinstance(value, int) and is_number(value)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_score(value: object) -> bool:
+    return value is None or is_number(value)
+
+
+def _is_numbers(value: object) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(map(is_number, value))
 
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        with open(file, "rb") as stream:
+            data = stream.read(ROWS_BYTES + 1)
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror}): see to its permissions") from error
+    if len(data) > ROWS_BYTES:
+        raise UserError(f"{file} is above {shown_size(ROWS_BYTES)}: no run writes that much, restore the file")
+    try:
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is not UTF-8 (byte {error.start}): restore the file") from None
 
 
 def _parse(line: str, where: str) -> dict[str, Any]:
     try:
-        value = json.loads(line)
+        value = parse_whole(line, any_text=True)  # engine/report/markup.py shows what a model may have written
     except ValueError as error:
         raise UserError(f"{where}: bad JSON ({error}): restore the line or remove it") from None
     if not isinstance(value, dict):

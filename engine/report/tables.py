@@ -31,6 +31,7 @@ _PHASES: dict[str, Callable[[Mapping[str, float]], float]] = {
     ),
     "updates": lambda row: row["time/update_s"],
 }
+_TIMES = ("time/collect_s", "time/generation_s", "time/update_s")
 
 
 def table(head: Sequence[object], rows: Sequence[Sequence[object]], numbers: int = 0) -> Markup:
@@ -103,8 +104,9 @@ def _answer_table(
     for row in rows:
         cells = [cell("prompt", asked(row["prompt"], stage.settings.get("template", "")))]
         for label, field in columns:
-            right = field in ("response", "before_ppo") and row.get("expected") and _same(row[field], row["expected"])
-            cells.append(cell(label, row.get(field, ""), tag("span", "✓ as expected", class_="right") if right else ""))
+            given = row.get(field, "")
+            right = field in ("response", "before_ppo") and row.get("expected") and _same(given, row["expected"])
+            cells.append(cell(label, given, tag("span", "✓ as expected", class_="right") if right else ""))
         body.append(tag("tr", *cells))
     head = tag("tr", *(tag("th", label) for label in ("prompt", *(label for label, _ in columns))))
     return tag("table", tag("thead", head), tag("tbody", *body), class_="answers")
@@ -170,7 +172,7 @@ def times(runs: Sequence[RunFolder]) -> Markup:
                 rows.append(
                     (run, name, f"not finished: stopped or at work after step {stage.metrics[-1]['step']}", None)
                 )
-            timed = [row for row in stage.metrics if "time/collect_s" in row and "time/generation_s" in row]
+            timed = [row for row in stage.metrics if all(name in row for name in _TIMES)]
             if timed:
                 rows += [(run, name, title, sum(map(of_row, timed))) for title, of_row in _PHASES.items()]
     most = max((seconds for *_, seconds in rows if seconds), default=1.0)

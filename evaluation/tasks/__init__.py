@@ -16,6 +16,7 @@ from typing import Any
 from engine.errors import UserError
 from evaluation.items import Item
 from evaluation.prompt_words import PromptWords
+from evaluation.stored import TASK_NAME
 
 METRICS = ("acc", "acc_norm", "acc_bytes", "mc1", "mc2")
 
@@ -134,6 +135,8 @@ def _tasks_of_file(path: Path) -> list[Task]:
     if not isinstance(tasks, tuple) or not tasks or not all(isinstance(task, Task) for task in tasks):
         raise UserError(f"{path} has no TASKS: give it a tuple of evaluation.tasks.Task")
     for task in tasks:
+        if not TASK_NAME.fullmatch(task.name):
+            raise UserError(f"{path}: task name {task.name!r:.60}: give one of letters, digits, '.', '_' and '-'")
         if not task.metrics or set(task.metrics) - set(METRICS):
             raise UserError(f"{path}: metrics {task.metrics!r} of {task.name!r}: use of {', '.join(METRICS)}")
     return list(tasks)

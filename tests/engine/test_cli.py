@@ -156,7 +156,7 @@ def test_without_presets_there_is_no_such_flag_and_every_missing_setting_is_name
     [
         (r"x.yaml: unknown setting 'warmup' \(did you mean warmup_steps\?\)", "lang: de\nwarmup: 3", "x.yaml"),
         (r"x.yaml: unknown setting 'preset'", "preset: paper", "x.yaml"),
-        (r"x.yaml: setting 'lr' must be a plain value, not \{'a': 1\}", "lr: {a: 1}", "x.yaml"),
+        (r"x.yaml: setting 'lr' must be a plain value or a list of them, not a mapping", "lr: {a: 1}", "x.yaml"),
         (r"x.yaml must hold one mapping of setting to value, not list", "- lr", "x.yaml"),
         (r"x.yaml must hold one mapping of setting to value, not NoneType", "", "x.yaml"),
         (r"x.yaml is not valid YAML", "a: [", "x.yaml"),

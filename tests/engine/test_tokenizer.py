@@ -249,7 +249,7 @@ def test_loading_refuses_in_one_line(byte_bpe, tmp_path):
     settings_file.write_text("{")
     assert "cannot be read as JSON" in refusal(tmp_path)
     settings_file.write_text("[]")
-    assert "no JSON object" in refusal(tmp_path)
+    assert "must hold one JSON object" in refusal(tmp_path)
     settings_file.write_text(settings)
     backend_file.write_text(backend[: len(backend) // 2])
     assert "cannot be read as JSON" in refusal(tmp_path)

@@ -11,7 +11,7 @@ from evaluation.manifest import differences, weights_sha256
 from evaluation.output import Output
 from tests.evaluation.scorable import model_of
 
-ABOUT = {"task": "arc", "lang": "ne", "shots": 25, "prompts_sha256": "p"}
+ABOUT = {"task": "arc", "lang": "ne", "shots": 25, "prompts_sha256": "p", "protocol": "strict", "data": []}
 MANIFEST = {"weights_sha256": "w", "dtype": "float32", "versions": {"torch": "2.13"}}
 
 
@@ -59,6 +59,7 @@ def test_a_folder_takes_more_tasks_of_the_same_model_and_nothing_else(tmp_path):
     with pytest.raises(UserError, match=r"of arc.ne with other settings \(shots differ\)"):
         output.check_task("arc.ne", {**ABOUT, "shots": 5})
     output.check({**MANIFEST, "dtype": "bfloat16"}, overwrite=True)
+    output.close()
     output.start({**MANIFEST, "dtype": "bfloat16"}, overwrite=True)
     assert output.manifest() == {**MANIFEST, "dtype": "bfloat16", "tasks": {}}
 
@@ -71,7 +72,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     with pytest.raises(UserError, match="is a file: give a folder"):
         Output(tmp_path / "thesis.tex").check(MANIFEST, overwrite=False)
     (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(UserError, match="is no JSON"):
+    with pytest.raises(UserError, match="manifest.json cannot be read as JSON"):
         Output(tmp_path).check(MANIFEST, overwrite=False)
     with pytest.raises(UserError, match="has no results.json of ours"):
         Output(tmp_path / "none").results()

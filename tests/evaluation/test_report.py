@@ -24,7 +24,7 @@ def make_run(folder, rights, task="hellaswag", metric="acc", ids=None, **changes
     for lang, values in rights.items():
         names = ids[lang] if ids else [f"item{i}" for i in range(len(values))]
         rows = [
-            {"id": name, "index": i, "scores": {metric: v}, "chance": 0.25, "context_sha256": f"{i}"}
+            {"id": name, "index": i, "scores": {metric: v}, "ties": {}, "chance": 0.25, "context_sha256": f"{i}"}
             for i, (name, v) in enumerate(zip(names, values))
         ]
         write_rows(folder / f"{task}.{lang}.jsonl", rows)

@@ -111,7 +111,7 @@ def test_a_config_file_that_is_json_or_a_folder(here, refused):
     ('{"train_batch_size": 8}', ["'train_batch_size', which --batch-size decides"]),
     ('{"bf16": {"enabled": true}}', ["'bf16', which --dtype decides"]),
     (None, ["--deepspeed_config d.json cannot be read (No such file"]),
-    ("{", ["d.json is not JSON in UTF-8"]),
+    ("{", ["d.json cannot be read as JSON"]),
     ("[]", ["must hold one JSON object, not list"]),
     ('{"zero_optimization": 3}', ["'zero_optimization' is 3, it must be an object"]),
     ('{"zero_optimization": {"stage": 4}}', ["'zero_optimization.stage' is 4", "0, 1, 2, 3"]),

@@ -9,6 +9,8 @@ import sys
 import pytest
 
 from engine.cli import main
+from engine.errors import UserError
+from evaluation.output import Output
 from evaluation.records import RecordFile
 from launch import evaluate
 from tests.evaluation import made_up
@@ -142,3 +144,48 @@ def test_a_mistake_is_one_line_and_costs_nothing(files, reference, monkeypatch, 
     assert said.count("\n") == 1, said
     assert_says(said, *words)
     assert everything(files) == before
+
+
+def test_two_runs_do_not_write_one_folder_at_once(files, tmp_path, monkeypatch):
+    output, other = tmp_path / "out", {}
+
+    def meanwhile(run, group):
+        """While the first run scores, a second one is started on its folder."""
+        monkeypatch.setattr(evaluate, "score", score)
+        for more in ((), ("--overwrite",)):
+            before = everything(output)
+            with pytest.raises(UserError, match="out is being written by another evaluation: wait for it, or give"):
+                evaluate.job([*argv(files, output, tasks="arc"), *more])
+            assert everything(output) == before
+        other["refused"] = True
+        score(run, group)
+
+    score = evaluate.score
+    monkeypatch.setattr(evaluate, "score", meanwhile)
+    evaluate.job(argv(files, output, tasks="arc"))
+    assert other == {"refused": True}
+    assert sorted(path.name for path in output.iterdir()) == ["arc.en.jsonl", "manifest.json", "parts", "results.json"]
+    evaluate.job(argv(files, output, tasks="arc,mmlu"))  # the lock went with the first run
+
+
+def test_a_folder_that_another_run_began_since_it_was_checked(files, reference, tmp_path, monkeypatch):
+    output, check = tmp_path / "out", Output.check
+
+    def began(self, manifest, overwrite):
+        check(self, manifest, overwrite)
+        if not output.exists():
+            shutil.copytree(files / "reference", output)
+
+    monkeypatch.setattr(Output, "check", began)
+    before = (files / "reference" / "manifest.json").read_bytes()
+    with pytest.raises(UserError, match="holds results of arc.en with other settings"):
+        evaluate.job(argv(files, output, tasks="arc", shots="1"))
+    assert (output / "manifest.json").read_bytes() == before
+    assert not (output / "lock").exists()
+
+
+def test_what_a_killed_run_left_of_its_lock_stops_nobody(files, reference, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "lock").touch()
+    evaluate.job(argv(files, tmp_path / "out"))
+    assert records(tmp_path / "out") == reference

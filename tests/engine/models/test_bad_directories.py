@@ -139,7 +139,7 @@ def bin_with_other_things(path):
         (not_a_directory, "model is not a directory"),
         (no_config, "has no config.json"),
         (config_cut_short, "config.json cannot be read as JSON"),
-        (config_is_a_list, "config.json holds a JSON list"),
+        (config_is_a_list, "config.json must hold one JSON object, not list"),
         (config_is_no_text, "config.json cannot be read as JSON"),
         (other_model_type, "config.json has model_type 'gpt2': supported are bloom, llama"),
         (no_model_type, "config.json has model_type None"),

@@ -1,0 +1,88 @@
+"""What a model's config.json must say before anything is built by it: sizes within reason, no code of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+# The largest of each that is built: a hundred times what any published model of these families has. A billion layers
+# would fill the memory with empty modules before a single weight is looked for.
+SIZES = {
+    "vocab_size": 2**24,
+    "hidden_size": 2**20,
+    "num_hidden_layers": 2**12,
+    "num_attention_heads": 2**14,
+    "num_key_value_heads": 2**14,
+    "intermediate_size": 2**22,
+    "head_dim": 2**14,
+    "max_position_embeddings": 2**40,
+    "sliding_window": 2**40,
+}
+SMALL_NUMBERS = ("layer_norm_epsilon", "rms_norm_eps", "initializer_range")
+_ROPE_NUMBERS = (
+    *("rope_theta", "factor", "low_freq_factor", "high_freq_factor", "partial_rotary_factor"),
+    "original_max_position_embeddings",
+)
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def check_config(config: PretrainedConfig, file: Path) -> None:
+    """UserError for a size below 1 or beyond reason, an epsilon, rotary number or token id that is none.
+
+    A size that a family does not have, or leaves to be derived (None), is passed over.
+    """
+    for name, largest in SIZES.items():
+        value = getattr(config, name, None)
+        if value is not None and not (_is_whole(value) and 1 <= value <= largest):
+            raise UserError(f"{file} has {name} {value!r:.60}: give a whole number from 1 to {largest:,}")
+    for name in SMALL_NUMBERS:
+        value = getattr(config, name, 0.0)
+        if not (isinstance(value, int | float) and math.isfinite(value) and 0 <= value <= 100):
+            raise UserError(f"{file} has {name} {value!r:.60}: give a number from 0 to 100")
+    for name in _TOKEN_IDS:
+        value = getattr(config, name, None)
+        for token in value if isinstance(value, list) else [value]:
+            if token is not None and not (_is_whole(token) and token < SIZES["vocab_size"]):
+                raise UserError(f"{file} has {name} {value!r:.60}: give a token id or a list of them")
+    _check_rotary(config, file)
+
+
+def _check_rotary(config: PretrainedConfig, file: Path) -> None:
+    """The fields that the rotary embedding reads, under the name of transformers 5 and the one before it."""
+    for place in ("rope_parameters", "rope_scaling"):
+        fields = getattr(config, place, None) or {}
+        if not isinstance(fields, Mapping) or not all(
+            isinstance(fields.get(n, ""), str) for n in ("rope_type", "type")
+        ):
+            raise UserError(f"{file} has {place} {fields!r:.60}: give an object with a rope_type")
+        for name in _ROPE_NUMBERS:
+            if (value := fields.get(name)) is not None and not _is_size(value):
+                raise UserError(f"{file} has {place}.{name} {value!r:.60}: give a number above 0")
+    theta = getattr(config, "rope_theta", None)
+    if theta is not None and not _is_size(theta):
+        raise UserError(f"{file} has rope_theta {theta!r:.60}: give a number above 0")
+
+
+def refuse_code(fields: Mapping[str, Any], file: Path) -> None:
+    """UserError for a file that names Python code to be run in place of this program's or transformers' own."""
+    if fields.get("auto_map"):
+        raise UserError(
+            f"{file} names code of its own (auto_map), and none is ever run from a model's folder: remove auto_map if "
+            "the weights are those of a plain model, or convert it"
+        )
+
+
+def _is_size(value: object) -> bool:
+    """A number from 0, not included, to 1e15."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1e15
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
