@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
-import json
 import os
 import re
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 
 from transformers import HfArgumentParser
 
+from engine.config_file import read_config
 from engine.errors import UserError
 
 Presets = Mapping[str, Mapping[str, Any]]
@@ -71,8 +71,8 @@ def nearest(word: str, known: Sequence[str]) -> str:
 
 def _as_argv(values: Mapping[str, Any], fields: Sequence[str], source: str) -> list[str]:
     argv: list[str] = []
-    for key, value in values.items():
     given: set[str] = set()
+    for key, value in values.items():
         name = key.replace("-", "_")
         if name in given:
             raise UserError(f"{source}: setting {key!r:.60} is given twice: keep one")
