@@ -46,6 +46,13 @@ class PackedBatch:
             lengths,
         )
 
+    @classmethod
+    def of_singles(cls, tokens_T: Tensor, positions_T: Tensor) -> PackedBatch:
+        """Every token a sequence of its own, at the given position: rows that decode."""
+        n = len(tokens_T)
+        bounds = torch.arange(n + 1, dtype=torch.int32, device=tokens_T.device)
+        return cls(tokens_T, positions_T, bounds, (1,) * n)
+
     @property
     def num_tokens(self) -> int:
         return self.tokens_T.shape[0]

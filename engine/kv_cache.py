@@ -111,9 +111,18 @@ class KVCache:
         pieces of prompts can ride in one step. cu_groups and shared_R as in `attention_decode`: neighbouring rows whose
         first shared_R positions (whole pages) are the same pages.
         """
-        page_S = table_SB.gather(1, (position_S // self.page_size).long()[:, None])[:, 0].long()
-        slot_S = position_S.long() % self.page_size
-        length_S = (position_S + 1).to(torch.int32)
+        return self.decode_at(table_SB, *places(table_SB, position_S, self.page_size), cu_groups, shared_R)
+
+    def decode_at(
+        self,
+        table_SB: Tensor,
+        page_S: Tensor,
+        slot_S: Tensor,
+        length_S: Tensor,
+        cu_groups: Tensor | None,
+        shared_R: Tensor | None,
+    ) -> Attend:
+        """`decode` with the rows' `places` known."""
 
         def attend(layer: int, q_SHK: Tensor, k_SGK: Tensor, v_SGK: Tensor, slopes_H: Tensor | None) -> Tensor:
             k_PGNK, v_PGNK = self.k_LPGNK[layer], self.v_LPGNK[layer]
@@ -121,3 +130,9 @@ class KVCache:
             return attention_decode(q_SHK, k_PGNK, v_PGNK, table_SB, length_S, slopes_H, None, cu_groups, shared_R)
 
         return attend
+
+
+def places(table_SB: Tensor, position_S: Tensor, page_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(page_S int64, slot_S int64, length_S int32): where each row's token goes, and how much the row sees with it."""
+    page_S = table_SB.gather(1, (position_S // page_size).long()[:, None])[:, 0].long()
+    return page_S, position_S.long() % page_size, (position_S + 1).to(torch.int32)

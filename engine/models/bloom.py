@@ -93,7 +93,13 @@ class Bloom(nn.Module):
         """h_TD of the tokens, the input of layer 0."""
         return self.embedding_norm(self.embedding(batch.tokens_T))
 
-    def run(self, h_TD: Tensor, batch: PackedBatch, start: int, stop: int, attend: Attend | None = None) -> Tensor:
+    def rotation(self, positions_T: Tensor) -> None:
+        """The layers know of positions through attention alone."""
+
+    def run(
+        self, h_TD: Tensor, batch: PackedBatch, start: int, stop: int, attend: Attend | None = None,
+        rotation: None = None,
+    ) -> Tensor:  # fmt: skip
         """Layers start to stop-1. attend defaults to causal attention within each sequence of the batch."""
         assert 0 <= start <= stop <= self.num_layers, (start, stop, self.num_layers)
         return self.run_layers([self.layers[i] for i in range(start, stop)], h_TD, batch, attend)

@@ -16,7 +16,7 @@ from engine.batch import PackedBatch
 from engine.errors import UserError
 from engine.models.attend import Attend, causal_attend
 from engine.models.fused import BlockOps, block_ops
-from engine.models.rotary import Rotary, cos_sin
+from engine.models.rotary import Rotary, Rotation, cos_sin
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -127,24 +127,33 @@ class Llama(nn.Module):
         """h_TD of the tokens, the input of layer 0."""
         return self.embedding(batch.tokens_T)
 
-    def run(self, h_TD: Tensor, batch: PackedBatch, start: int, stop: int, attend: Attend | None = None) -> Tensor:
-        """Layers start to stop-1. attend defaults to causal attention within each sequence of the batch.
+    def rotation(self, positions_T: Tensor) -> Rotation:
+        """What the layers need to know of positions."""
+        return cos_sin(self.layers[0].rotary, positions_T)
+
+    def run(
+        self, h_TD: Tensor, batch: PackedBatch, start: int, stop: int, attend: Attend | None = None,
+        rotation: Rotation | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Layers start to stop-1. attend defaults to causal attention within each sequence of the batch, rotation to
+        that of the batch's positions.
 
         Raises UserError for a sequence longer than the sliding window.
         """
         assert 0 <= start <= stop <= self.num_layers, (start, stop, self.num_layers)
-        return self.run_layers([self.layers[i] for i in range(start, stop)], h_TD, batch, attend)
+        return self.run_layers([self.layers[i] for i in range(start, stop)], h_TD, batch, attend, rotation)
 
     @staticmethod
     def run_layers(
-        layers: Sequence[LlamaBlock], h_TD: Tensor, batch: PackedBatch, attend: Attend | None = None
-    ) -> Tensor:
+        layers: Sequence[LlamaBlock], h_TD: Tensor, batch: PackedBatch, attend: Attend | None = None,
+        rotation: Rotation | None = None,
+    ) -> Tensor:  # fmt: skip
         """The given blocks in turn, wherever they are held: nothing else of the model is needed."""
         if not len(layers):
             return h_TD
         ops, attend = block_ops(h_TD, attend, layers[0].q.weight), attend or causal_attend(batch)
         check_length(layers[0].config, batch.max_len)
-        cos, sin = cos_sin(layers[0].rotary, batch.positions_T)
+        cos, sin = rotation or cos_sin(layers[0].rotary, batch.positions_T)
         for block in layers:
             h_TD = block(h_TD, cos, sin, attend, ops)
         return h_TD

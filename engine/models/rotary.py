@@ -86,7 +86,10 @@ def _llama3(frequencies: Tensor, rotary: Rotary) -> Tensor:
     return (1 - kept) * frequencies / rotary.factor + kept * frequencies
 
 
-def cos_sin(rotary: Rotary, positions_T: Tensor) -> tuple[Tensor, Tensor]:
+Rotation = tuple[Tensor, Tensor]  # cos and sin, as `cos_sin` gives them
+
+
+def cos_sin(rotary: Rotary, positions_T: Tensor) -> Rotation:
     """cos and sin, float32 [T, 1, K/2] each, of int64 positions [T]."""
     angles = positions_T[:, None, None].float() * inverse_frequencies(rotary, positions_T.device)
     return angles.cos(), angles.sin()

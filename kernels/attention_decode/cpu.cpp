@@ -17,13 +17,14 @@ constexpr int64_t MAX_ROWS = 16;  // rows of a group that one thread takes along
 
 // What the Python side fills in; strides in elements.
 struct Call {
+    int64_t rows;
     const void *q, *k, *v;
     void* out;
     const int32_t *table, *length;
     const float* slopes;  // or null
     const int32_t *cu_groups, *shared;  // or null
     float* partial;  // [S, H, pieces, 2 + padded K], or null when one piece holds every row
-    int64_t rows, heads, kv_heads, head_size, page_size, table_width, groups, pieces, threads;
+    int64_t heads, kv_heads, head_size, page_size, table_width, pieces, threads, element_bytes;
     int64_t q_row, q_head, k_page, k_head, k_slot, v_page, v_head, v_slot;
     float scale;
 };
@@ -178,8 +179,8 @@ template <typename T>
 void run(const Call& c) {
     const int64_t piece = std::max<int64_t>(1, PIECE / c.page_size) * c.page_size;
     std::vector<Item> items;
-    for (int64_t r = 0; r < c.groups; r++) {
-        int64_t begin = c.cu_groups ? c.cu_groups[r] : r, end = c.cu_groups ? c.cu_groups[r + 1] : r + 1;
+    for (int64_t r = 0, begin = 0, end; begin < c.rows; r++, begin = end) {
+        end = c.cu_groups ? c.cu_groups[r + 1] : r + 1;
         for (int64_t first = begin; first < end; first += MAX_ROWS) {
             int64_t last = std::min(end, first + MAX_ROWS);
             int64_t longest = *std::max_element(c.length + first, c.length + last);
@@ -205,21 +206,15 @@ void run(const Call& c) {
     }
 }
 
-template <typename T>
-void write_rows(
-    const T* k, const T* v, T* k_pages, T* v_pages, const int64_t* page, const int64_t* slot, const int64_t* size,
-    const int64_t* stride, int64_t threads) {
-    const int64_t tokens = size[0], heads = size[1], bytes = size[2] * sizeof(T);
-    const int64_t *k_step = stride, *v_step = stride + 2, *k_place = stride + 4, *v_place = stride + 7;
-#pragma omp parallel for num_threads(threads) schedule(static) if (tokens * heads * bytes > 1 << 16)
-    for (int64_t t = 0; t < tokens; t++)
-        for (int64_t g = 0; g < heads; g++) {
-            memcpy(k_pages + page[t] * k_place[0] + g * k_place[1] + slot[t] * k_place[2],
-                   k + t * k_step[0] + g * k_step[1], bytes);
-            memcpy(v_pages + page[t] * v_place[0] + g * v_place[1] + slot[t] * v_place[2],
-                   v + t * v_step[0] + g * v_step[1], bytes);
-        }
-}
+// What the Python side fills in: rows of keys and values, [rows, heads, K] each, and where they go. Steps in bytes.
+struct Write {
+    int64_t rows;
+    const char *k, *v;
+    char *k_pages, *v_pages;
+    const int64_t *page, *slot;
+    int64_t heads, bytes, threads;
+    int64_t k_row, k_head, v_row, v_head, k_page, k_page_head, k_slot, v_page, v_page_head, v_slot;
+};
 
 }  // namespace
 
@@ -227,16 +222,17 @@ extern "C" {
 
 int64_t piece_positions(int64_t page_size) { return std::max<int64_t>(1, PIECE / page_size) * page_size; }
 
-void decode(const Call* c, int bytes) { bytes == 4 ? run<float>(*c) : run<bf16>(*c); }
+void decode(const Call* c) { c->element_bytes == 4 ? run<float>(*c) : run<bf16>(*c); }
 
-void write_pages(
-    const void* k, const void* v, void* k_pages, void* v_pages, const int64_t* page, const int64_t* slot,
-    const int64_t* size, const int64_t* stride, int64_t threads, int bytes) {
-    if (bytes == 4)
-        write_rows((const float*)k, (const float*)v, (float*)k_pages, (float*)v_pages, page, slot, size, stride, threads);
-    else
-        write_rows(
-            (const bf16*)k, (const bf16*)v, (bf16*)k_pages, (bf16*)v_pages, page, slot, size, stride,
-            threads);
+void write_pages(const Write* write) {
+    const Write& w = *write;
+#pragma omp parallel for num_threads(w.threads) schedule(static) if (w.rows * w.heads * w.bytes > 1 << 16)
+    for (int64_t t = 0; t < w.rows; t++)
+        for (int64_t g = 0; g < w.heads; g++) {
+            memcpy(w.k_pages + w.page[t] * w.k_page + g * w.k_page_head + w.slot[t] * w.k_slot,
+                   w.k + t * w.k_row + g * w.k_head, w.bytes);
+            memcpy(w.v_pages + w.page[t] * w.v_page + g * w.v_page_head + w.slot[t] * w.v_slot,
+                   w.v + t * w.v_row + g * w.v_head, w.bytes);
+        }
 }
 }

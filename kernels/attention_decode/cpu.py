@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kernels import native
+from kernels import native, tape
 
 FOLDER = Path(__file__).parent
 SOURCES = (FOLDER / "cpu.cpp", FOLDER / "products.h", FOLDER.parent / "vector.h")
@@ -17,8 +17,12 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 _POINTERS = ("q", "k", "v", "out", "table", "length", "slopes", "cu_groups", "shared", "partial")
 _NUMBERS = (
-    *("rows", "heads", "kv_heads", "head_size", "page_size", "table_width", "groups", "pieces", "threads"),
+    *("heads", "kv_heads", "head_size", "page_size", "table_width", "pieces", "threads", "element_bytes"),
     *("q_row", "q_head", "k_page", "k_head", "k_slot", "v_page", "v_head", "v_slot"),
+)
+_STEPS = (
+    *("k_row", "k_head", "v_row", "v_head"),
+    *("k_page", "k_page_head", "k_slot", "v_page", "v_page_head", "v_slot"),
 )
 
 
@@ -26,9 +30,20 @@ class Call(ctypes.Structure):
     """`struct Call` of cpu.cpp, field by field."""
 
     _fields_ = (
+        ("rows", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in _POINTERS),
         *((name, ctypes.c_int64) for name in _NUMBERS),
         ("scale", ctypes.c_float),
+    )
+
+
+class Write(ctypes.Structure):
+    """`struct Write` of cpu.cpp, field by field."""
+
+    _fields_ = (
+        ("rows", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("k", "v", "k_pages", "v_pages", "page", "slot")),
+        *((name, ctypes.c_int64) for name in ("heads", "bytes", "threads", *_STEPS)),
     )
 
 
@@ -37,10 +52,8 @@ def library() -> ctypes.CDLL | None:
     """The built kernel, or None where there is no compiler."""
     lib = native.load("attention_decode", SOURCES)
     if lib is not None:
-        lib.decode.argtypes = [ctypes.POINTER(Call), ctypes.c_int]
-        lib.decode.restype = lib.write_pages.restype = None
-        longs = ctypes.POINTER(ctypes.c_int64)
-        lib.write_pages.argtypes = [*[ctypes.c_void_p] * 6, longs, longs, ctypes.c_int64, ctypes.c_int]
+        lib.decode.restype, lib.decode.argtypes = None, [ctypes.POINTER(Call)]
+        lib.write_pages.restype, lib.write_pages.argtypes = None, [ctypes.POINTER(Write)]
         lib.piece_positions.argtypes, lib.piece_positions.restype = [ctypes.c_int64], ctypes.c_int64
     return lib
 
@@ -62,7 +75,7 @@ def attention_decode_cpu(
     """
     rows, heads, head_size = q_SHK.shape
     kv_heads, page_size = k_PGNK.shape[1:3]
-    out_SHK = torch.empty(rows, heads, head_size, dtype=q_SHK.dtype)
+    out_SHK = tape.empty(rows, heads, head_size, dtype=q_SHK.dtype)
     q_SHK, k_PGNK, v_PGNK = (_last_dense(x) for x in (q_SHK, k_PGNK, v_PGNK))
     table_SB, length_S = table_SB.contiguous(), length_S.contiguous()
     assert table_SB.dtype == length_S.dtype == torch.int32
@@ -74,18 +87,18 @@ def attention_decode_cpu(
         cu_groups, shared_R = cu_groups.contiguous(), shared_R.contiguous()
     positions = table_SB.shape[1] * page_size
     pieces = -(-positions // library().piece_positions(page_size))
-    partial = torch.empty(rows, heads, pieces, 2 + -(-head_size // 32) * 32) if pieces > 1 else None
+    partial = tape.empty(rows, heads, pieces, 2 + -(-head_size // 32) * 32) if pieces > 1 else None
     tensors = (q_SHK, k_PGNK, v_PGNK, out_SHK, table_SB, length_S, slopes_H, cu_groups, shared_R, partial)
-    call = Call(
+    arguments = Call(
+        rows,
         *(None if x is None else x.data_ptr() for x in tensors),
-        *(rows, heads, kv_heads, head_size, page_size, table_SB.shape[1]),
-        *(rows if cu_groups is None else len(cu_groups) - 1, pieces, native.threads()),
+        *(heads, kv_heads, head_size, page_size, table_SB.shape[1], pieces, native.threads(), q_SHK.element_size()),
         *q_SHK.stride()[:2],
         *k_PGNK.stride()[:3],
         *v_PGNK.stride()[:3],
         head_size**-0.5 if scale is None else scale,
     )
-    library().decode(call, q_SHK.element_size())
+    tape.call(library().decode, arguments)
     return out_SHK
 
 
@@ -98,14 +111,16 @@ def write_pages_cpu(
     assert page_T.dtype == slot_T.dtype == torch.int64
     assert k_TGK.dtype == v_TGK.dtype == k_PGNK.dtype == v_PGNK.dtype
     assert k_PGNK.stride(3) == v_PGNK.stride(3) == 1, (k_PGNK.stride(), v_PGNK.stride())
-    strides = (*k_TGK.stride()[:2], *v_TGK.stride()[:2], *k_PGNK.stride()[:3], *v_PGNK.stride()[:3])
-    library().write_pages(
-        *(x.data_ptr() for x in (k_TGK, v_TGK, k_PGNK, v_PGNK, page_T, slot_T)),
-        (ctypes.c_int64 * 3)(*k_TGK.shape),
-        (ctypes.c_int64 * 10)(*strides),
-        native.threads(),
-        k_TGK.element_size(),
+    tensors = (k_TGK, v_TGK, k_PGNK, v_PGNK, page_T, slot_T)
+    steps = (*k_TGK.stride()[:2], *v_TGK.stride()[:2], *k_PGNK.stride()[:3], *v_PGNK.stride()[:3])
+    size, (rows, heads, head_size) = k_TGK.element_size(), k_TGK.shape
+    arguments = Write(
+        rows,
+        *(x.data_ptr() for x in tensors),
+        *(heads, head_size * size, native.threads()),
+        *(step * size for step in steps),
     )
+    tape.call(library().write_pages, arguments)
 
 
 def _last_dense(x: Tensor) -> Tensor:

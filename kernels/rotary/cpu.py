@@ -9,9 +9,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kernels import native
+from kernels import native, tape
 
 SOURCES = (Path(__file__).parent / "cpu.cpp",)
+
+
+class Call(ctypes.Structure):
+    """`struct Call` of cpu.cpp, field by field."""
+
+    _fields_ = (
+        ("rows", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("x", "cos", "sin")),
+        *((name, ctypes.c_int64) for name in ("step", "heads", "half")),
+    )
 
 
 @cache
@@ -19,8 +29,7 @@ def library() -> ctypes.CDLL | None:
     """The built kernel, or None where there is no compiler."""
     lib = native.load("rotary", SOURCES)
     if lib is not None:
-        lib.rotate.argtypes = [*[ctypes.c_void_p] * 3, *[ctypes.c_int64] * 4]
-        lib.rotate.restype = None
+        lib.rotate.restype, lib.rotate.argtypes = None, [ctypes.POINTER(Call)]
     return lib
 
 
@@ -31,4 +40,5 @@ def rotate_cpu(x_THK: Tensor, cos: Tensor, sin: Tensor) -> None:
     assert x_THK.stride()[1:] == (size, 1), x_THK.stride()
     assert cos.is_contiguous(), cos.stride()
     assert sin.is_contiguous(), sin.stride()
-    library().rotate(x_THK.data_ptr(), cos.data_ptr(), sin.data_ptr(), rows, x_THK.stride(0), heads, size // 2)
+    pointers = (x.data_ptr() for x in (x_THK, cos, sin))
+    tape.call(library().rotate, Call(rows, *pointers, x_THK.stride(0), heads, size // 2))

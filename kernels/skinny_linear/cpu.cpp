@@ -53,18 +53,28 @@ struct Finish {
     }
 };
 
+// What the Python side fills in, field by field.
+struct Call {
+    int64_t rows;
+    const float *x, *norm_weight, *norm_bias, *residual;
+    float* out;
+    const float *weights[3], *biases[3];
+    int64_t sizes[3], count, K, out_step, threads, norm, activation;
+    float eps;
+};
+
 }  // namespace
 
 // out [rows, sum of N] = activation(norm(x) W^T + b) + residual, the weights side by side; with kSwiglu there are two of
 // one size, and out [rows, N] = silu(first) * second + residual. Everything float32 and contiguous but for out, whose rows lie
 // out_step apart. Without norm, bias or residual their pointers are null.
-extern "C" void skinny_linear(const float* x, int64_t rows, int64_t K, int norm, const float* norm_weight,
-                              const float* norm_bias, float eps, int64_t count, const float* const* weights,
-                              const float* const* biases, const int64_t* sizes, int activation, const float* residual,
-                              float* out, int64_t out_step, int num_threads) {
+extern "C" void skinny_linear(const Call* call) {
+    const auto& [rows, x, norm_weight, norm_bias, residual, out, weights, biases, sizes, count, K, out_step, threads, kind,
+                 activation, eps] = *call;
+    const Norm norm = (Norm)kind;
     const int64_t padded = (rows + kLanes - 1) / kLanes * kLanes;
     const bool gated = activation == kSwiglu;
-#pragma omp parallel num_threads(num_threads)
+#pragma omp parallel num_threads(threads)
     {
         const int64_t me = omp_get_thread_num(), team = omp_get_num_threads();
         static thread_local Buffer panel_buffer, statistics_buffer, y_buffer;
@@ -72,12 +82,12 @@ extern "C" void skinny_linear(const float* x, int64_t rows, int64_t K, int norm,
         const Panels panels = {panel_buffer.get(padded * K), rows, K};
         Statistics* stats = (Statistics*)statistics_buffer.get(2 * rows);
         if (norm != kNoNorm)
-            for (int64_t r = 0; r < rows; r++) stats[r] = statistics(x + r * K, K, (Norm)norm, eps);
+            for (int64_t r = 0; r < rows; r++) stats[r] = statistics(x + r * K, K, norm, eps);
         if (rows <= kVeryFew)
             for (int64_t r = 0; r < rows; r++)
-                norm_row(x + r * K, panels.at + r * K, K, (Norm)norm, stats[r], norm_weight, norm_bias);
+                norm_row(x + r * K, panels.at + r * K, K, norm, stats[r], norm_weight, norm_bias);
         else for (int64_t row = 0; row < rows; row += kLanes)
-            pack_block(x, panels, row, (Norm)norm, stats, norm_weight, norm_bias);
+            pack_block(x, panels, row, norm, stats, norm_weight, norm_bias);
         int64_t first = 0;  // column of out at which this weight's outputs begin
         for (int64_t i = 0; i < (gated ? 1 : count); i++) {
             const int64_t N = sizes[i], parts = (N + kLanes - 1) / kLanes;

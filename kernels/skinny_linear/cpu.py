@@ -7,16 +7,29 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from kernels import native
+from kernels import native, tape
 
 FOLDER = Path(__file__).parent
 SOURCES = (FOLDER / "cpu.cpp", FOLDER / "product.h", FOLDER.parent / "vector.h")
 ACTIVATIONS = {None: 0, "gelu": 1, "swiglu": 2}
 NO_NORM, RMS, LAYER = 0, 1, 2
 POINTER, LONG = ctypes.c_void_p, ctypes.c_int64
+MAX_WEIGHTS = 3
+
+
+class Call(ctypes.Structure):
+    """`struct Call` of cpu.cpp, field by field."""
+
+    _fields_ = (
+        ("rows", LONG),
+        *((name, POINTER) for name in ("x", "norm_weight", "norm_bias", "residual", "out")),
+        *((name, POINTER * MAX_WEIGHTS) for name in ("weights", "biases")),
+        ("sizes", LONG * MAX_WEIGHTS),
+        *((name, LONG) for name in ("count", "K", "out_step", "threads", "norm", "activation")),
+        ("eps", ctypes.c_float),
+    )
 
 
 @cache
@@ -24,11 +37,7 @@ def library() -> ctypes.CDLL | None:
     """The built kernel, or None where there is no compiler."""
     lib = native.load("skinny_linear", SOURCES)
     if lib is not None:
-        lib.skinny_linear.restype = None
-        lib.skinny_linear.argtypes = [
-            *(POINTER, LONG, LONG, ctypes.c_int, POINTER, POINTER, ctypes.c_float),
-            *(LONG, POINTER, POINTER, POINTER, ctypes.c_int, POINTER, POINTER, LONG, ctypes.c_int),
-        ]
+        lib.skinny_linear.restype, lib.skinny_linear.argtypes = None, [ctypes.POINTER(Call)]
     return lib
 
 
@@ -44,19 +53,24 @@ def skinny_linear_cpu(
     x_TD = x_TD.contiguous()
     sizes = [weight.shape[0] for weight in weights]
     width = sizes[0] if activation == "swiglu" else sum(sizes)
-    out_TN = torch.empty(x_TD.shape[0], width)
+    out_TN = tape.empty(x_TD.shape[0], width)
     if residual_TN is not None:
         residual_TN = residual_TN.contiguous()
         assert residual_TN.shape == out_TN.shape, (residual_TN.shape, out_TN.shape)
     assert all(w.shape[1] == x_TD.shape[1] and w.is_contiguous() for w in weights), [w.shape for w in weights]
-    kind = NO_NORM if norm is None else RMS if norm.bias_D is None else LAYER
-    pointers, longs = POINTER * len(weights), LONG * len(weights)
-    library().skinny_linear(
-        x_TD.data_ptr(), *x_TD.shape,
-        kind, norm and norm.weight_D.data_ptr(), _pointer(norm and norm.bias_D), norm.eps if norm else 0.0,
-        len(weights), pointers(*[w.data_ptr() for w in weights]), pointers(*map(_pointer, biases)), longs(*sizes),
-        ACTIVATIONS[activation], _pointer(residual_TN), out_TN.data_ptr(), width, native.threads(),
-    )  # fmt: skip
+    norm_weight_D, norm_bias_D, eps = norm or (None, None, 0.0)
+    arguments = Call(
+        x_TD.shape[0],
+        *map(_pointer, (x_TD, norm_weight_D, norm_bias_D, residual_TN, out_TN)),
+        (POINTER * MAX_WEIGHTS)(*map(_pointer, weights)),
+        (POINTER * MAX_WEIGHTS)(*map(_pointer, biases)),
+        (LONG * MAX_WEIGHTS)(*sizes),
+        *(len(weights), x_TD.shape[1], width, native.threads()),
+        NO_NORM if norm is None else RMS if norm_bias_D is None else LAYER,
+        ACTIVATIONS[activation],
+        eps,
+    )
+    tape.call(library().skinny_linear, arguments)
     return out_TN
 
 

@@ -1,0 +1,70 @@
+"""Decode steps on tape against the same steps call by call: the same tokens, log-probabilities and trunk, to the bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import BloomConfig, LlamaConfig, Qwen2Config, Qwen3Config
+
+from engine.decode_tape import DecodeTape
+from engine.generation import Request, generate
+from engine.kv_cache import KVCache
+from engine.models.bloom import Bloom
+from engine.models.llama import Llama
+from engine.sampling import Sampling
+from kernels import tape
+
+pytestmark = pytest.mark.skipif(not tape.can_record(), reason="no C++ compiler here: nothing is recorded")
+
+SIZES = {"vocab_size": 97, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+LLAMA_SIZES = {**SIZES, "intermediate_size": 80, "num_key_value_heads": 2, "max_position_embeddings": 2048}
+CASES = {
+    "llama": (Llama, LlamaConfig(**LLAMA_SIZES)),
+    "qwen2": (Llama, Qwen2Config(**LLAMA_SIZES)),
+    "bloom": (Bloom, BloomConfig(vocab_size=97, hidden_size=64, n_layer=3, n_head=4)),
+}
+
+
+def model_of(name):
+    kind, config = CASES[name]
+    torch.manual_seed(0)
+    return kind(config).requires_grad_(False)
+
+
+def requests():
+    generator = torch.Generator().manual_seed(1)
+    prompts = [tuple(torch.randint(0, 97, (n,), generator=generator).tolist()) for n in (3, 70, 130, 5)]
+    wanted = [(0, 40), (0, 3), (1, 90), (1, 20), (2, 33), (3, 64), (3, 1), (3, 12)]
+    return [Request(prompts[p], p, i, n) for i, (p, n) in enumerate(wanted)]
+
+
+def run(model, **options):
+    return generate(model, requests(), Sampling(temperature=0.9, top_k=20), 7, 5, capture_layer=2, **options)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("num_slots", [1, 3, 8])
+def test_a_rollout_on_tape_is_the_rollout_call_by_call(name, num_slots, monkeypatch):
+    model = model_of(name)
+    with_tape = run(model, num_slots=num_slots)
+    monkeypatch.setattr(DecodeTape, "of", classmethod(lambda *_: None))
+    without = run(model, num_slots=num_slots)
+    assert [r.tokens for r in with_tape] == [r.tokens for r in without]
+    assert [r.logprobs for r in with_tape] == [r.logprobs for r in without]
+    assert all(torch.equal(a.trunk_ND, b.trunk_ND) for a, b in zip(with_tape, without))
+
+
+def test_rows_longer_than_a_piece_of_attention(monkeypatch):
+    """Beyond 512 positions a row's attention is put together from pieces, in memory that the tape provides."""
+    model = model_of("llama")
+    long = [Request(tuple(range(90)) * 7, 0, i, 30) for i in range(2)] + [Request((1, 2), 1, 0, 30)]
+    with_tape = generate(model, long, Sampling(), 7, 5)
+    monkeypatch.setattr(DecodeTape, "of", classmethod(lambda *_: None))
+    assert [r.tokens for r in with_tape] == [r.tokens for r in generate(model, long, Sampling(), 7, 5)]
+
+
+def test_a_model_whose_blocks_compute_in_torch_has_no_tape():
+    torch.manual_seed(0)
+    model = Llama(Qwen3Config(**LLAMA_SIZES, head_dim=16)).requires_grad_(False)
+    assert DecodeTape.of(model, KVCache(model, 4), 4, 2, 0) is None
+    assert all(r.tokens for r in generate(model, requests(), Sampling(), 7, 5))
