@@ -94,6 +94,8 @@ def write(
         for name, tensors in files.items():
             save_file(dict(tensors), part / name)
         (part / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+        for name in files:
+            shutil.copymode(part / STATE, part / name)  # safetensors lets the owner alone read its files
         manifest = {f.name: {"bytes": f.stat().st_size, "sha256": sha256(f)} for f in sorted(part.iterdir())}
         (part / MANIFEST).write_text(json.dumps({"files": manifest}, indent=1), encoding="utf-8")
         for path in [*part.iterdir(), part, *(p for p in beside if p.exists())]:

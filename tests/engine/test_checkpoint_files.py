@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -156,16 +157,38 @@ def test_a_folder_that_is_a_file(tmp_path):
         write(tmp_path / "checkpoints", 1)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_is_read_only(tmp_path):
-    write(tmp_path, 1)
-    tmp_path.chmod(0o500)
+def test_a_folder_that_is_read_only(tmp_path, monkeypatch):
+    """Root may write everywhere, so root becomes nobody; by a relative path, which needs no rights above the folder."""
+    folder, user = Path("checkpoints"), os.geteuid()
+    monkeypatch.chdir(tmp_path)
+    write(folder, 1)
+    folder.chmod(0o555)
+    tmp_path.chmod(0o755)
+    if user == 0:
+        os.seteuid(65534)
     try:
         with pytest.raises(UserError, match=r"step-000002 cannot be written \(Permission denied\)"):
-            write(tmp_path, 2)
+            write(folder, 2)
+        assert newest(folder) == (1, [])  # others may read it, as the umask says
     finally:
-        tmp_path.chmod(0o700)
-    assert newest(tmp_path) == (1, [])
+        os.seteuid(user)
+        folder.chmod(0o700)
+    assert sorted(p.name for p in folder.iterdir()) == ["latest", "step-000001"]
+
+
+def test_one_that_may_not_be_read_is_rejected_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder, user = Path("checkpoints"), os.geteuid()
+    for step in (1, 2):
+        write(folder, step)
+    tmp_path.chmod(0o755)
+    (folder / "step-000002" / files.TRAINED).chmod(0)
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        assert newest(folder) == (1, ["step-000002: it cannot be read (Permission denied)"])
+    finally:
+        os.seteuid(user)
 
 
 def test_stopped_between_the_rename_and_latest(tmp_path, monkeypatch):
