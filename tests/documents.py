@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import importlib.util
 import io
 import os
@@ -116,7 +117,10 @@ def check(words: Sequence[str]) -> None:
     if module in _WITHOUT_FLAGS:
         assert importlib.util.find_spec(module) and not arguments, f"{module} is not there, or takes no flags"
         return
-    _read_flags(name, arguments)
+    if (ROOT / name).exists() or name.startswith("-m "):
+        _read_flags(name, arguments)
+    else:  # a file that the page itself gives: its flags are those of the job it starts
+        assert any(b.mark == f"file: {name}" for page in PAGES for b in blocks(page)), f"{name} is not there"
 
 
 def _read_flags(name: str, arguments: list[str]) -> None:
@@ -129,6 +133,8 @@ def _read_flags(name: str, arguments: list[str]) -> None:
 
         return stop
 
+    if not name.startswith("-m "):  # what it imports must not keep the function that stops
+        importlib.import_module(name.removesuffix(".py").replace("/", "."))
     before = engine.cli.parse_settings, argparse.ArgumentParser.parse_args
     engine.cli.parse_settings, argparse.ArgumentParser.parse_args = map(then_stop, before)
     said = io.StringIO()
@@ -153,7 +159,7 @@ def start(name: str, arguments: Sequence[str]) -> None:
         if name.startswith("-m "):
             runpy.run_module(name.removeprefix("-m "), run_name="__main__", alter_sys=False)
         else:
-            runpy.run_path(str(ROOT / name), run_name="__main__")
+            runpy.run_path(name if Path(name).is_file() else str(ROOT / name), run_name="__main__")
     finally:
         sys.argv = argv
         sys.path[:] = path
