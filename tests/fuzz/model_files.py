@@ -1,0 +1,130 @@
+"""Readers of a model's folder: config.json, weights, their index, the tokenizer, generation settings."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from engine.models.hf import empty_model, load_config, load_model
+from engine.models.weight_files import SINGLE, read_weights, write_weights
+from engine.tokenizer import check_vocab, decode, encode_prompt, encode_response, load_tokenizer
+from engine.tokenizer import train_sentencepiece_model as train
+from launch.sample import eos_ids_of
+from tests.fuzz.reader import Reader
+from tests.fuzz.spoil import any_bytes, json_file
+from tests.greetings import GREETINGS
+from tests.launch import small
+
+INDEX = "model.safetensors.index.json"
+WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}
+GENERATION = {"eos_token_id": [2, 3], "temperature": 1.0}
+# What of a loaded config is built: a size that is within reason may still be a minute's work for a fuzzer.
+MOST_WEIGHTS, MOST_LAYERS = 10**9, 16
+
+
+@functools.cache
+def model(family: str) -> Path:
+    """A small model's folder, made once; nobody writes into it."""
+    return small.make_model(Path(tempfile.mkdtemp(prefix="fuzz_")) / family, family)
+
+
+@functools.cache
+def bin_file(legacy: bool) -> bytes:
+    file = Path(tempfile.mkdtemp(prefix="fuzz_")) / "x.bin"
+    torch.save(WEIGHTS, file, _use_new_zipfile_serialization=not legacy)
+    return file.read_bytes()
+
+
+@functools.cache
+def safetensors_file() -> bytes:
+    folder = Path(tempfile.mkdtemp(prefix="fuzz_"))
+    write_weights(folder, WEIGHTS, 1 << 30)
+    return (folder / SINGLE[0]).read_bytes()
+
+
+@functools.cache
+def sentencepiece_file() -> bytes:
+    return train(list(GREETINGS.values())[:4] * 2, small.VOCABULARY)
+
+
+def copied(family: str) -> Callable[[Path], object]:
+    return lambda folder: shutil.copytree(model(family), folder, dirs_exist_ok=True)
+
+
+def with_sentencepiece(folder: Path) -> None:
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+
+
+def make_shards(folder: Path) -> None:
+    write_weights(folder, WEIGHTS, 16)
+
+
+def config(path: Path) -> None:
+    """A config that is taken builds an empty model, or the model says in a line why not."""
+    found = load_config(path.parent)
+    if found.num_hidden_layers <= MOST_LAYERS:
+        weights = sum(parameter.numel() for parameter in empty_model(found, str(path)).parameters())
+        assert weights > 0
+
+
+def weights(path: Path) -> None:
+    for stored in read_weights(path.parent).values():
+        assert tuple(stored.read().shape) == stored.shape
+
+
+def whole_model(path: Path) -> None:
+    load_model(path.parent)
+
+
+def tokenizer(path: Path) -> None:
+    """A tokenizer that is taken encodes and decodes."""
+    found = load_tokenizer(path.parent)
+    check_vocab(found, 1 << 40)
+    ids = [*encode_prompt(found, "शुभ a 12"), *encode_response(found, "Good</s> morning\n")]
+    assert isinstance(decode(found, ids), str)
+
+
+class _Sixteen:
+    """Stands for a tokenizer whose EOS is 16."""
+
+    eos_token_id = 16
+
+
+def in_model(family: str, name: str, read: Callable[[Path], object]) -> Reader:
+    return Reader(
+        lambda: json_file(json.loads((model(family) / name).read_text(encoding="utf-8"))),
+        read,
+        name,
+        copied(family),
+    )
+
+
+READERS = {
+    "bloom config.json": in_model("bloom", "config.json", config),
+    "llama config.json": in_model("llama", "config.json", config),
+    "bloom tokenizer.json": in_model("bloom", "tokenizer.json", tokenizer),
+    "llama tokenizer.json": in_model("llama", "tokenizer.json", tokenizer),
+    "tokenizer_config.json": in_model("llama", "tokenizer_config.json", tokenizer),
+    "tokenizer.model": Reader(
+        lambda: any_bytes(sentencepiece_file()), tokenizer, "tokenizer.model", with_sentencepiece
+    ),
+    "generation_config.json": Reader(
+        json_file(GENERATION), lambda p: eos_ids_of(str(p.parent), _Sixteen, 20), "generation_config.json"
+    ),
+    "safetensors": Reader(lambda: any_bytes(safetensors_file()), weights, SINGLE[0]),
+    "safetensors of a model": Reader(
+        lambda: any_bytes((model("bloom") / SINGLE[0]).read_bytes()), whole_model, SINGLE[0], copied("bloom")
+    ),
+    "bin": Reader(lambda: any_bytes(bin_file(False)), weights, SINGLE[1]),
+    "bin of old": Reader(lambda: any_bytes(bin_file(True)), weights, SINGLE[1]),
+    "shard index": Reader(
+        json_file({"metadata": {}, "weight_map": {"a": "model-00001-of-00002.safetensors", "b": "b.safetensors"}}),
+        weights, INDEX, make_shards,
+    ),
+}  # fmt: skip
