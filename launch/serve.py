@@ -34,6 +34,7 @@ from launch.common import choose_dtype, load_checked
 from launch.sample import eos_ids_of
 
 KEY_VARIABLE = "SERVE_API_KEY"
+DEFAULT_TEMPLATE = "alpaca"
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -43,7 +44,9 @@ class ModelSettings:
 
     _argument_group_name = "model"
     model: str = flag("the model, a Hugging Face directory")
-    template: str | None = flag("alpaca, plain, or a file (default: the run's own, or the model's chat template)", None)
+    template: str | None = flag(
+        "alpaca, plain, or a file (default: the run's, the model's chat template, or alpaca)", None
+    )
     max_length: int | None = flag("prompt and response together, in tokens (default: the model's context)", None)
     slots: int = flag("responses generated at once", 64)
     cache_tokens: int | None = flag("budget of the key/value cache (default: half of the free memory)", None)
@@ -90,13 +93,14 @@ class Loaded:
 def load(settings: ModelSettings) -> Loaded:
     """Load and check everything. UserError for what does not fit."""
     named = settings.template or template_of(settings.model)
-    template = load_template(named) if named else None
+    template = load_template(named) if named else None  # a mistake in it shows before the model is loaded
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = choose_dtype(settings.dtype, device)
     length = settings.max_length or context_length(load_config(settings.model), load_tokenizer(settings.model))
     model, tokenizer = load_checked(settings.model, dtype, device, length)
     model.requires_grad_(False)
-    dialogs = DialogEncoder(tokenizer, template)
+    if template is None and not tokenizer.chat_template:
+        named, template = DEFAULT_TEMPLATE, load_template(DEFAULT_TEMPLATE)
     # The worst that can come: every slot with the longest sequence, and the one token that a full prompt may be given.
     worst = [Request((0,), 0, 0, length)] * settings.slots
     pages = num_pages_for(model, worst, settings.slots, settings.cache_tokens, False, model.head_weight)
@@ -108,6 +112,7 @@ def load(settings: ModelSettings) -> Loaded:
     engine = LiveEngine(model, settings.slots, pages, length, eos_ids_of(settings.model, tokenizer, model.vocab_size))
     about = f"{settings.model} ({model.config.model_type}, {model.num_layers} layers of {model.hidden_size})"
     how = f"{str(dtype).removeprefix('torch.')} on {device.type}"
+    dialogs = DialogEncoder(tokenizer, template)
     return Loaded(engine, tokenizer, dialogs, named or "the model's chat template", f"{about}, {how}")
 
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
+from engine.chats import ROLES
 from engine.errors import UserError
 from engine.sampling import Sampling
-from engine.serving.dialog import ROLES, DialogEncoder
+from engine.serving.dialog import DialogEncoder
 from engine.serving.errors import ApiError, bad_request
 from engine.serving.fields import Fields
 from engine.tokenizer import encode_prompt

@@ -7,45 +7,31 @@ from collections.abc import Mapping, Sequence
 import jinja2
 from transformers import PreTrainedTokenizerFast
 
+from engine.chats import encode_chat
 from engine.errors import UserError
 from engine.prompts import Template
-from engine.tokenizer import encode_prompt, encode_response
 
-Turn = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
-ROLES = ("system", "user", "assistant")
+Turn = Mapping[str, str]  # {"role": one of engine.chats.ROLES, "content": text}
 
 
 class DialogEncoder:
     """Turns dialogs into prompts.
 
-    With a template each user turn is an instruction, system turns are laid before the next one's text, and an answer
-    stands where it stood in training: right behind its prompt, closed by EOS. Without one the tokenizer's chat template
-    renders the dialog.
+    With a template every turn has the ids that it had in training (engine/chats.py). Without one the tokenizer's chat
+    template renders the dialog.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, template: Template | None):
-        if template is None and not tokenizer.chat_template:
-            raise UserError("the model has neither a recorded template nor a chat template: give --template")
+        assert template is not None or tokenizer.chat_template
         self._tokenizer, self._template = tokenizer, template
 
     def encode(self, turns: Sequence[Turn]) -> tuple[int, ...]:
         """Token ids that end where the next answer begins. UserError for turns that cannot be rendered."""
         if not turns or turns[-1]["role"] != "user":
             raise UserError("the last message must be the user's: the model answers that")
-        return self._by_template(turns, self._template) if self._template else self._by_chat_template(turns)
-
-    def _by_template(self, turns: Sequence[Turn], template: Template) -> tuple[int, ...]:
-        bos = encode_prompt(self._tokenizer, "")
-        tokens, system = list(bos), ""
-        for turn in turns:
-            if turn["role"] == "system":
-                system += turn["content"] + "\n"
-            elif turn["role"] == "user":
-                tokens += encode_prompt(self._tokenizer, template.format(system + turn["content"]))[len(bos) :]
-                system = ""
-            else:
-                tokens += encode_response(self._tokenizer, turn["content"])
-        return tuple(tokens)
+        if self._template is not None:
+            return tuple(encode_chat(self._tokenizer, self._template, turns))
+        return self._by_chat_template(turns)
 
     def _by_chat_template(self, turns: Sequence[Turn]) -> tuple[int, ...]:
         try:

@@ -1,0 +1,98 @@
+"""Helpers: a served model within the test's own process, with a client, and servers in a thread for commands."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+from aiohttp.test_utils import TestClient, TestServer
+
+from engine.serving.app import Server, ServerSettings
+from engine.serving.ask import AskReader, Limits
+from launch.serve import Loaded
+
+CHAT = {"messages": [{"role": "user", "content": "Say good morning"}], "max_tokens": 8}
+TEXT = {"prompt": "Good morning", "max_tokens": 8}
+NAME, MAX_OPEN = "small", 12
+
+
+@asynccontextmanager
+async def running(
+    loaded: Loaded, max_open: int = MAX_OPEN, **settings: Any
+) -> AsyncIterator[tuple[TestClient, Server]]:
+    """A client of a server of this model. The engine must be idle."""
+    engine = loaded.engine
+    limits = Limits(NAME, engine.model.vocab_size, engine.max_length, max_open, 16)
+    server = Server(
+        engine,
+        loaded.tokenizer,
+        AskReader(loaded.tokenizer, loaded.dialogs, limits),
+        ServerSettings(max_open, **settings),
+    )
+    async with TestClient(TestServer(server.app())) as client:
+        yield client, server
+
+
+@contextmanager
+def in_a_thread(loaded: Loaded, **settings: Any) -> Iterator[str]:
+    """The base URL of a server whose loop runs beside the test, for clients that block."""
+    address: list[str] = []
+    ready, done = threading.Event(), threading.Event()
+
+    async def serve() -> None:
+        async with running(loaded, **settings) as (client, _):
+            address.append(str(client.make_url("/v1")))
+            ready.set()
+            await asyncio.to_thread(done.wait)
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    try:
+        assert ready.wait(30)
+        yield address[0]
+    finally:
+        done.set()
+        thread.join(30)
+
+
+def with_client(loaded: Loaded, test: Callable[[TestClient, Server], Any], **settings: Any) -> Any:
+    """Run `test(client, server)`, which then must have left nothing open."""
+
+    async def run() -> Any:
+        async with running(loaded, **settings) as (client, server):
+            result = await test(client, server)
+            await idle(server)
+            return result
+
+    return asyncio.run(run())
+
+
+async def idle(server: Server) -> None:
+    """Wait until nothing is open, and look whether all pages and slots have come back."""
+    async with asyncio.timeout(10):
+        while server._open or not server.worker.engine.is_idle:
+            await asyncio.sleep(0.01)
+    engine = server.worker.engine
+    assert engine.scheduler.pool.num_free == engine.scheduler.pool.num_pages
+    assert not len(engine.rows)
+
+
+async def post(client: TestClient, path: str, body: Any, **how: Any) -> tuple[int, Any]:
+    """(status, JSON) of an answer."""
+    async with client.post(f"/v1/{path}", json=body, **how) as response:
+        return response.status, await response.json()
+
+
+async def events(client: TestClient, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+    """The events of a streamed answer, without the last, which must be [DONE]."""
+    async with client.post(f"/v1/{path}", json={**body, "stream": True}) as response:
+        assert response.status == 200, await response.text()
+        assert response.content_type == "text/event-stream"
+        text = await response.text()
+    *lines, done, end = text.split("\n\n")
+    assert (done, end) == ("data: [DONE]", "")
+    return [json.loads(line.removeprefix("data: ")) for line in lines]
