@@ -6,6 +6,7 @@ more:
     <!-- slow -->         the same, under `pytest -m slow`
     <!-- shows -->        a `text` block: the last command run printed exactly this
     <!-- shows part -->   a `text` block: it printed these lines, among others
+    <!-- said -->         a `text` block: messages of ours, with … for what they name
     <!-- file: NAME -->   any block: its content is written to NAME first
 Square brackets in a command mark what may be left out; it is read as if given.
 """

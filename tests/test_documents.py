@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 import re
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from tests.documents import PAGES, ROOMS, ROOT, Block, blocks, check, commands, run
 from tests.launch import small
 
-MARKS = {"run", "slow", "shows", "shows part"}
+MARKS = {"run", "slow", "shows", "shows part", "said"}
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 _LINK = re.compile(r"\]\((?!https?:)([^)#]+)(#[\w-]+)?\)")
 _PATH = re.compile(rf"`((?:{'|'.join(ROOMS)})/[\w./{{}},*-]+)`")
@@ -92,6 +93,19 @@ def test_the_quick_commands_of_a_page_run(page, tmp_path, monkeypatch):
 def test_the_slow_commands_of_a_page_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     follow(page, {"run", "slow"})
+
+
+def test_quoted_messages_are_those_of_the_code():
+    """Each part between two ellipses stands in one text of the sources."""
+    trees = (ast.parse(file.read_text(encoding="utf-8")) for room in ROOMS[:5] for file in (ROOT / room).rglob("*.py"))
+    texts = {
+        n.value for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)
+    }
+    quoted = [(block, line) for block in BLOCKS if block.mark == "said" for line in block.text.splitlines()]
+    assert quoted
+    for block, line in quoted:
+        for part in line.split("…"):
+            assert any(part.strip() in text for text in texts), f"{block}: no message says {part!r}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
