@@ -14,6 +14,7 @@ from typing import Any
 from transformers import HfArgumentParser
 
 from engine.config_file import read_config
+from engine.distributed import fail_together, leave, why_lost
 from engine.errors import UserError
 
 Presets = Mapping[str, Mapping[str, Any]]
@@ -150,6 +151,7 @@ def main(job: Callable[[Sequence[str]], None]) -> None:
     """Run a launcher: exit 0 on success, 2 with one line on a user's mistake, 1 with a traceback on ours."""
     try:
         job(sys.argv[1:])
+        leave()
     except UserError as error:
         fail(str(error))
     except OSError as error:
@@ -157,12 +159,22 @@ def main(job: Callable[[Sequence[str]], None]) -> None:
             raise
         where = f": {error.filename}" if error.filename else ""
         fail(f"{error.strerror or error}{where} (check the path, its permissions and the free disk space)")
+    except RuntimeError as error:
+        if (line := why_lost(error)) is None:
+            raise
+        print(f"error: {line}", file=sys.stderr, flush=True)
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
 
 
 def fail(message: str) -> None:
-    """Print one line and exit with status 2. Of several ranks only the first speaks."""
-    if os.environ.get("RANK", "0") == "0":
-        print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    """Print one line and exit with status 2. Of several ranks one speaks; before they have met, one a machine."""
+    line = " ".join(message.split())
+
+    def say() -> None:
+        print(f"error: {line}", file=sys.stderr, flush=True)
+
+    if not fail_together(line, say) and os.environ.get("LOCAL_RANK", "0") == "0":
+        say()
     sys.exit(2)

@@ -1,4 +1,4 @@
-"""Statistics as sums and counts: added on the device, summed over ranks, divided once, read once a step."""
+"""Statistics as sums and counts, and maxima: taken on the device, over ranks at the one read a step, divided once."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ class Metrics:
     def __init__(self) -> None:
         self._sums: dict[str, Tensor | float] = {}
         self._counts: dict[str, Tensor | float] = {}
+        self._maxima: dict[str, Tensor] = {}
 
     def add(self, name: str, total: Tensor | float, count: Tensor | float = 1) -> None:
         """Add a sum over `count` things. Every rank adds the same names in the same order."""
@@ -31,23 +32,30 @@ class Metrics:
     def copy(self) -> Metrics:
         """These sums as they are now; what is added to one is not in the other."""
         other = Metrics()
-        other._sums, other._counts = dict(self._sums), dict(self._counts)
+        other._sums, other._counts, other._maxima = dict(self._sums), dict(self._counts), dict(self._maxima)
         return other
 
+    def maximum(self, name: str, value: Tensor) -> None:
+        """Take a value, a scalar, into a maximum. Every rank gives the same names in the same order."""
+        value = value.detach().double()
+        self._maxima[name] = torch.maximum(self._maxima[name], value) if name in self._maxima else value
+
     def read(self, world: World) -> dict[str, float]:
-        """The means over all ranks; empties the sums. A name that counted nothing is left out."""
+        """The means and maxima over all ranks; empties them. A name that counted nothing is left out."""
         names = list(self._sums)
         both = [[torch.as_tensor(x[n], dtype=torch.float64, device=world.device) for n in names]
                 for x in (self._sums, self._counts)]  # fmt: skip
-        self._sums, self._counts = {}, {}
+        maxima, self._sums, self._counts, self._maxima = self._maxima, {}, {}, {}
         if not names:
             return {}
         sums, counts = world.sum(torch.stack([torch.stack(x) for x in both])).tolist()
-        return {name: s / c for name, s, c in zip(names, sums, counts) if c}
+        means = {name: s / c for name, s, c in zip(names, sums, counts) if c}
+        return means | (dict(zip(maxima, world.largest(torch.stack([*maxima.values()])).tolist())) if maxima else {})
 
     def state(self) -> dict[str, list[float]]:
-        """[sum, count] of each name on this rank so far, as float64 holds them."""
-        return {name: [float(self._sums[name]), float(self._counts[name])] for name in self._sums}
+        """[sum, count] of each name on this rank so far, as float64 holds them; [maximum] where it is one."""
+        sums = {name: [float(self._sums[name]), float(self._counts[name])] for name in self._sums}
+        return sums | {name: [float(value)] for name, value in self._maxima.items()}
 
     @classmethod
     def of_states(cls, states: Sequence[Mapping[str, Sequence[float]]], world: World) -> Metrics:
@@ -56,10 +64,18 @@ class Metrics:
             mine = states[world.rank]
         else:
             here = float(world.is_first)
-            mine = {name: [here * sum(s[name][i] for s in states) for i in (0, 1)] for name in states[0]}
+            mine = {
+                name: [max(s[name][0] for s in states)]
+                if len(kept) == 1
+                else [here * sum(s[name][i] for s in states) for i in (0, 1)]
+                for name, kept in states[0].items()
+            }
         metrics = cls()
-        for name, (total, count) in mine.items():
+        for name, kept in mine.items():
             # As tensors: a Python float added to a tensor of integers would make it float32.
-            metrics._sums[name] = torch.tensor(total, dtype=torch.float64, device=world.device)
-            metrics._counts[name] = torch.tensor(count, dtype=torch.float64, device=world.device)
+            kept = [torch.tensor(x, dtype=torch.float64, device=world.device) for x in kept]
+            if len(kept) == 1:
+                metrics._maxima[name] = kept[0]
+            else:
+                metrics._sums[name], metrics._counts[name] = kept
         return metrics

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.advantages import action_rewards, gae, moments, whiten
 from engine.batch import PackedBatch, action_mask
 from engine.checkpoint import Checkpoints, fingerprint
 from engine.console import Console
@@ -27,12 +26,13 @@ from engine.export import body_weights
 from engine.generation import Request, generate
 from engine.guards import COLUMNS, in_losses, in_rollouts, stop
 from engine.kl_controller import KLController
-from engine.losses import kl_estimate, policy_loss, value_loss
+from engine.losses import policy_loss, value_loss
 from engine.metrics import Metrics
 from engine.modules import Policy
 from engine.packing import Microbatch, dealt, first_fit_decreasing
+from engine.ppo_columns import acted_columns, rewarded_columns
 from engine.ppo_progress import Progress
-from engine.ppo_report import measure_rollouts, measure_update, row
+from engine.ppo_report import actions_of, derive, first_and_last, measure_rollouts, measure_update, row
 from engine.runs import Run
 from engine.schedule import learning_rate
 from engine.scoring import RewardModelScorer, Scorer
@@ -40,7 +40,7 @@ from engine.seeds import batches, derive_seed, shuffled
 from engine.settings import BatchSettings, OptimizerSettings, PPOSettings, RunSettings, split_of
 from engine.sharded import ShardedWeights
 from engine.tokenizer import decode
-from engine.trunk import kept_rows, rows_of, trunk_parameters
+from engine.trunk import FrozenWeights, kept_rows, trunk_parameters
 from engine.zero import ZeroStep, adamw
 
 
@@ -82,6 +82,8 @@ class PPOTrainer:
             own = isinstance(scorer, RewardModelScorer) and scorer.shares_trunk
             policy.separate_critic(*((scorer.module, scorer.mean, scorer.std) if own else (None,)))
         trunk = [] if self.split is None else trunk_parameters(model, self.split)
+        head = [("head", w) for w in policy.frozen_head]
+        self.frozen = FrozenWeights([*trunk, *head, *self.reference.named_parameters("reference")])
         # The head is read in every update; nothing else of the trunk is, so under ZeRO-3 it is shared out meanwhile.
         self.trunk = ShardedWeights([w for _, w in trunk if w is not model.head_weight], world)
         self.sharded = ds_config.get("zero_optimization", {}).get("stage", 0) == 3
@@ -100,20 +102,20 @@ class PPOTrainer:
         self.checkpoints = Checkpoints(self.zero, run, run_settings, world, console, identity)
         self.progress = Progress()
 
-    def train(self) -> dict[str, float]:
-        """Run every iteration that is left. Returns the first and the last one's score and KL."""
+    def train(self) -> dict[str, Any]:
+        """Run every iteration that is left. Returns the first and the last one's score and KL, and the warnings."""
         self._restore()
         bar = self.console.bar(len(self.steps), "ppo", "iteration")
         with self.checkpoints:
             for iteration in range(self.progress.iteration, len(self.steps)):
                 self.iterate(iteration)
                 bar.update(iteration + 1 - bar.n)
+            self.world.at(None)
+            self.trunk.gather()
+            self.frozen.check()
+            self.publish()
         bar.close()
-        self.trunk.gather()
-        self.publish()
-        first, last = self.progress.history[0], self.progress.history[-1]
-        names = {"score": "objective/scores", "kl": "objective/kl", "reward": "objective/rlhf_reward"}
-        return {f"{k}_{when}": x[name] for k, name in names.items() for when, x in (("first", first), ("last", last))}
+        return {**first_and_last(self.progress.history), "warnings": self.progress.watch.warned}
 
     def iterate(self, iteration: int) -> dict[str, float]:
         """Collect once, update in every epoch and minibatch. Returns what was logged.
@@ -129,12 +131,12 @@ class PPOTrainer:
         updates = [ids for epoch in range(self.ppo.ppo_epochs) for ids in self.minibatches(iteration, epoch)]
         for ids in updates[at.updates :]:
             began = time.monotonic()
+            self.world.at(f"iteration {iteration + 1}, update {at.updates + 1}")
             self.update(at.experience, ids, lr, at.metrics)
             at.updated(time.monotonic() - began)
             if at.updates < len(updates):
                 self.checkpoints.after_step(at.step, self._state, at.experience)
-        logged = self.report(iteration, at.metrics, lr, at.collect_s, at.update_s)
-        self.run.scores(iteration + 1, sum(self.world.gather(at.experience.score_S.tolist()), []))
+        logged = self.report(iteration, at, lr)
         self.kl.update(logged["objective/kl"], len(self.steps[iteration]))
         at.finished(iteration, logged)
         self.checkpoints.after_step(at.step, self._state, last=iteration + 1 == len(self.steps))
@@ -142,6 +144,7 @@ class PPOTrainer:
 
     def collect(self, iteration: int, metrics: Metrics) -> Experience:
         """One rollout of each of the iteration's prompts (this rank's share), with every column PPO needs."""
+        self.world.at(f"iteration {iteration + 1}, rollouts")
         self.publish()
         self.files_before = self.run.position()["files"]
         ids = self._share(iteration, self.world.rank)
@@ -153,27 +156,26 @@ class PPOTrainer:
         if self.sharded:
             self.trunk.release()
         generated = time.monotonic()
+        self.world.at(f"iteration {iteration + 1}, scoring")
         metrics.add("time/generation_s", generated - began)
         prompts = [self.prompts[self.steps[iteration][i]] for i in ids]
         batch = PackedBatch.from_sequences(
             [(*p.tokens, *r.tokens) for p, r in zip(prompts, responses)], self.world.device
         )
         action_T = action_mask(batch, [len(p.tokens) for p in prompts])
-        trunk_TD = self._keep_trunk([r.trunk_ND for r in responses])
-        logprob_T, value_T, ref_logprob_T = self._columns(batch, trunk_TD, action_T)
+        trunk_TD = kept_rows([r.trunk_ND for r in responses], self.batch.trunk_cache * 1e9, self.world.device)
+        columns = logprob_T, value_T, ref_logprob_T = acted_columns(
+            self.zero, self.reference, batch, trunk_TD, action_T, self._plan(batch, range(batch.num_sequences)),
+            self.ppo.temperature,
+        )  # fmt: skip
         texts = [decode(self.tokenizer, r.tokens) for r in responses]
         score_S = self.scorer(batch, trunk_TD, [p.text for p in prompts], texts)
         metrics.add("time/scoring_s", time.monotonic() - generated)
+        self.world.at(f"iteration {iteration + 1}, advantages")
         ended_S = torch.tensor([r.ended for r in responses], device=self.world.device)
-        clipped_S = score_S.clamp(-self.ppo.score_clip, self.ppo.score_clip)
-        clipped_S = torch.where(score_S.isfinite(), clipped_S, math.nan)  # infinity stops the run
-        clipped_S = clipped_S - self.ppo.missing_eos_penalty * ~ended_S
-        kl_T = kl_estimate(logprob_T, ref_logprob_T, self.ppo.kl_estimator)
-        reward_T = action_rewards(kl_T, action_T, batch.sequence_T, clipped_S, self.kl.coef)
-        advantage_T, return_T = gae(
-            reward_T, value_T, action_T, batch.sequence_T, self.ppo.gamma, self.ppo.lam, batch.max_len
+        kl_T, reward_T, advantage_T, return_T = rewarded_columns(
+            self.ppo, self.kl.coef, batch, action_T, columns, score_S, ended_S, self.world.sum
         )
-        advantage_T = whiten(advantage_T, action_T, self.world.sum(moments(advantage_T, action_T)))
 
         id_S = torch.tensor(ids, device=self.world.device)
         experience = Experience(
@@ -207,6 +209,7 @@ class PPOTrainer:
             loss = (policy[0] + self.ppo.vf_coef * value[0]) * microbatch.weight / actions
             self.zero.backward(loss, last=k == len(plan) - 1)
             losses.append(loss.detach())
+            self.world.tick()
             measure_update(metrics, logprob_A - old_A, entropy_A, policy, value, microbatch.weight)
         norm = self.zero.step(lr)
         if not math.isfinite(norm):
@@ -214,17 +217,20 @@ class PPOTrainer:
             self._stop(experience, mine, plan, losses)
         metrics.add("grad_norm", norm / self.world.size, 1 / self.world.size)
 
-    def report(
-        self, iteration: int, metrics: Metrics, lr: float, collect_s: float, update_s: float
-    ) -> dict[str, float]:
+    def report(self, iteration: int, at: Progress, lr: float) -> dict[str, float]:
         """Reduce, write and print one iteration's numbers."""
-        rollouts = len(self.steps[iteration])
-        x = metrics.read(self.world)
-        x |= {"lr": lr, "objective/kl_coef": self.kl.coef, "time/collect_s": collect_s, "time/update_s": update_s}
-        x["eps"] = rollouts / (collect_s + update_s)
+        x = at.metrics.read(self.world)
+        mine = list(zip(at.experience.score_S.tolist(), actions_of(at.experience).tolist()))
+        scores, lengths = zip(*sum(self.world.gather(mine), []))
+        derive(x, scores, lengths)
+        x |= {"lr": lr, "objective/kl_coef": self.kl.coef, "time/collect_s": at.collect_s, "time/update_s": at.update_s}
+        x["eps"] = len(scores) / (at.collect_s + at.update_s)
         x["time/generation_tokens_per_s"] = x["rollout/tokens"] / x["time/generation_s"]
         self.run.log(iteration + 1, x)
+        self.run.scores(iteration + 1, scores)
         self.console.row(row(f"{iteration + 1}/{len(self.steps)}", x))
+        for line in at.watch.look(iteration + 1, x):
+            self.console.say(line)
         return x
 
     def _stop(self, x: Experience, mine: Sequence[int], plan: Sequence[Microbatch], losses: Sequence[Tensor]) -> None:
@@ -236,7 +242,8 @@ class PPOTrainer:
             self.run.cut_back(self.files_before, self.run.position()["seconds"])
             self.progress.dropped()
         trouble = trouble or in_losses(losses, [[ids[s] for s in part.ids] for part in plan], len(COLUMNS))
-        chosen = mine or [0]
+        # What is wrong in one rollout is wrong in all advantages.
+        chosen = range(len(ids)) if self.progress.experience is None else mine or [0]
         stop(
             self.run, self.checkpoints, self.progress.step, trouble, [ids[s] for s in chosen],
             x.select(chosen).tensors(), self._state, self.progress.experience,
@@ -259,7 +266,8 @@ class PPOTrainer:
             return
         self.kl.coef, x = saved.trainer["kl_coef"], saved.experience
         if x is not None:
-            x = dataclasses.replace(x, trunk_TD=self._keep_trunk([x.trunk_TD]))
+            kept = kept_rows([x.trunk_TD], self.batch.trunk_cache * 1e9, self.world.device)
+            x = dataclasses.replace(x, trunk_TD=kept)
             if self.sharded:
                 self.trunk.release()
         self.progress = Progress.of_numbers(saved.trainer, x, Metrics.of_states(saved.trainer["metrics"], self.world))
@@ -275,32 +283,13 @@ class PPOTrainer:
 
             def progress(finished: int, _: int) -> None:
                 self.checkpoints.raise_if_told()
+                self.world.tick()
                 bar.update(finished - bar.n)
 
             return generate(
                 self.model, requests, self.ppo.sampling, derive_seed(self.seed, "rollout"), self.tokenizer.eos_token_id,
                 self.ppo.slots, self.split, progress,
             )  # fmt: skip
-
-    def _keep_trunk(self, parts: Sequence[Tensor | None]) -> Tensor | None:
-        """The rollouts' trunk_TD, within --trunk-cache; None when there is no trunk."""
-        if self.split is None:
-            return None
-        return kept_rows(parts, self.batch.trunk_cache * 1e9, self.world.device)
-
-    @torch.no_grad()
-    def _columns(self, batch: PackedBatch, trunk_TD: Tensor | None, action_T: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probabilities, values and the reference's log-probabilities of a rollout; zero where nothing is acted."""
-        logprob_T = torch.zeros(batch.num_tokens, device=self.world.device)
-        value_T, ref_logprob_T = torch.zeros_like(logprob_T), torch.zeros_like(logprob_T)
-        for microbatch in self._plan(batch, range(batch.num_sequences)):
-            columns_M = batch.columns(microbatch.ids)
-            part, trunk = batch.select(microbatch.ids), rows_of(trunk_TD, columns_M)
-            columns_A = action_T[columns_M].nonzero()[:, 0]
-            where_A = columns_M[columns_A]
-            logprob_T[where_A], _, value_T[where_A] = self.zero(part, trunk, columns_A, self.ppo.temperature)
-            ref_logprob_T[where_A] = self.reference(part, trunk, columns_A, self.ppo.temperature)
-        return logprob_T, value_T, ref_logprob_T
 
     def _plan(self, batch: PackedBatch, sequence_ids: Sequence[int]) -> list[Microbatch]:
         """This rank's microbatches over some of its sequences; as many as on the rank that has most."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from engine.experience import Experience
 from engine.metrics import Metrics
+from engine.watch import Watch
 
 
 @dataclass
@@ -22,16 +23,17 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)  # what the first and the last iteration logged
     experience: Experience | None = None  # the rollouts in use; None between iterations
     metrics: Metrics = field(default_factory=Metrics)
+    watch: Watch = field(default_factory=Watch)
 
     def numbers(self) -> dict[str, Any]:
         """The plain fields, for JSON."""
         names = ("step", "iteration", "updates", "collect_s", "update_s", "history")
-        return {name: getattr(self, name) for name in names}
+        return {**{name: getattr(self, name) for name in names}, "watch": asdict(self.watch)}
 
     @classmethod
     def of_numbers(cls, numbers: Mapping[str, Any], experience: Experience | None, metrics: Metrics) -> Progress:
-        own = cls().numbers()
-        return cls(**{name: numbers[name] for name in own}, experience=experience, metrics=metrics)
+        own = {name: numbers[name] for name in cls().numbers()} | {"watch": Watch(**numbers["watch"])}
+        return cls(**own, experience=experience, metrics=metrics)
 
     def collected(self, experience: Experience, seconds: float) -> None:
         """The rollouts of an iteration are there."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from statistics import correlation, pstdev
 
+import torch
 from torch import Tensor
 
 from engine.console import short
 from engine.experience import Experience
 from engine.metrics import Metrics
+
+_RETURN, _ERROR = "return", "return - value"  # moments that `derive` takes out again
 
 
 def measure_rollouts(
@@ -33,8 +37,32 @@ def measure_rollouts(
     metrics.add("objective/entropy", -x.logprob_T.sum(), rollouts)
     metrics.add("rollout/response_length", actions, rollouts)
     metrics.add("rollout/ended_with_eos", ended_S.sum(), rollouts)
-    metrics.add("rollout/logprob_difference", (x.logprob_T[x.action_T] - rollout_logprob_A).abs().sum(), actions)
+    difference_A = (x.logprob_T[x.action_T] - rollout_logprob_A).abs()
+    metrics.add("rollout/logprob_difference", difference_A.sum(), actions)
+    metrics.maximum("rollout/max_logprob_difference", difference_A.max())  # every response has an action
+    length_S = actions_of(x)
+    metrics.add("rollout/empty", ((length_S == 1) & ended_S).sum(), rollouts)
     metrics.add("rollout/tokens", actions.double(), 1 / ranks)
+    return_A, error_A = x.return_T[x.action_T].double(), (x.return_T - x.value_T)[x.action_T].double()
+    for name, y_A in ((_RETURN, return_A), (_ERROR, error_A)):
+        metrics.add(name, y_A.sum(), actions)
+        metrics.add(f"{name}, squared", y_A.square().sum(), actions)
+
+
+def actions_of(x: Experience) -> Tensor:
+    """int64 [S]: how many actions each response has, its EOS among them."""
+    counts_S = torch.zeros(x.batch.num_sequences, dtype=torch.int64, device=x.action_T.device)
+    return counts_S.index_add(0, x.batch.sequence_T, x.action_T.long())
+
+
+def derive(x: dict[str, float], scores: Sequence[float], lengths: Sequence[int]) -> None:
+    """Replace moments among the means by what they say; add what scores and lengths of all rollouts say together."""
+    spread = {n: x.pop(f"{n}, squared") - x.pop(n) ** 2 for n in (_RETURN, _ERROR)}
+    if spread[_RETURN] > 0:
+        x["val/explained_variance"] = 1 - spread[_ERROR] / spread[_RETURN]
+    x["rollout/score_std"] = pstdev(scores)
+    if x["rollout/score_std"] > 0 and len(set(lengths)) > 1:
+        x["rollout/score_length_correlation"] = correlation(scores, lengths)
 
 
 def measure_update(
@@ -58,6 +86,13 @@ def measure_update(
     metrics.add("val/clipfrac_avg", value[1] * weight, count)
     metrics.add("val/ratio", log_ratio_A.exp().sum() * weight, count)
     metrics.first("val/first_ratio_error", (log_ratio_A.exp() - 1).abs().sum() * weight, count)
+
+
+def first_and_last(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """What the run's result holds of its first and its last iteration."""
+    names = {"score": "objective/scores", "kl": "objective/kl", "reward": "objective/rlhf_reward"}
+    ends = (("first", history[0]), ("last", history[-1]))
+    return {f"{what}_{when}": x[name] for what, name in names.items() for when, x in ends}
 
 
 def row(iteration: str, x: Mapping[str, float]) -> dict[str, str]:

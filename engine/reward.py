@@ -23,7 +23,7 @@ from engine.runs import Run
 from engine.schedule import learning_rate
 from engine.seeds import batches
 from engine.settings import BatchSettings, OptimizerSettings, RewardSettings, RunSettings
-from engine.trunk import Trunk, rows_of
+from engine.trunk import FrozenWeights, Trunk, rows_of, trunk_parameters
 from engine.zero import ZeroStep, adamw
 
 
@@ -50,6 +50,7 @@ class RewardTrainer:
         identity = fingerprint(model, [e.tokens for r in rankings for e in r.examples], [r.ranks for r in rankings])
         split = max(0, model.num_layers - reward.num_top_layers)
         self.trunk = Trunk(model, split)
+        self.frozen = FrozenWeights(trunk_parameters(model, split))
         module = RewardModule(model, score_weight_D, split)
         self.zero = ZeroStep(module, adamw(optimizer), world, ds_config, module.score.weight.dtype)
         # Place of each ranking's first response among all of them: what the trunk keeps them by.
@@ -75,12 +76,15 @@ class RewardTrainer:
                 self.results["loss_last"] = self.step(step)
                 bar.update(step + 1 - bar.n)
                 self.checkpoints.after_step(step + 1, self.results, last=step + 1 == len(self.steps))
+            self.world.at(None)
+            self.frozen.check()
         bar.close()
         mean, std = self.score_moments()
         return {**self.results, "accuracy": self.accuracy(), "score_mean": mean, "score_std": std}
 
     def step(self, step: int) -> float:
         """One optimizer step. Returns its loss."""
+        self.world.at(f"step {step + 1}")
         metrics, began, ids = Metrics(), time.monotonic(), self.steps[step]
         rankings = [self.rankings[i] for i in ids]
         tokens = [r.num_tokens for r in rankings]
@@ -94,6 +98,7 @@ class RewardTrainer:
             self.zero.backward(loss / len(rankings), last=k == len(plan) - 1)
             metrics.add("loss/reward", loss, len(chosen) * microbatch.weight)
             losses.append(loss.detach())
+            self.world.tick()
             right = (score_S[pairs[0]] > score_S[pairs[1]]).sum()
             metrics.add("reward/accuracy", right * microbatch.weight, len(pairs[0]) * microbatch.weight)
         lr = learning_rate(

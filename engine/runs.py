@@ -25,7 +25,7 @@ from engine.strict_json import read_object
 
 VERSIONS = ("torch", "deepspeed", "transformers", "tokenizers", "sentencepiece", "numpy")
 # Settings that say how to start or what to keep, not what to run. ZeRO's may change when a run is continued.
-NOT_COMPARED = ("overwrite", "resume", "override", "save_every", "keep", "monitor")
+NOT_COMPARED = ("overwrite", "resume", "override", "save_every", "keep", "hang_timeout", "monitor")
 MAY_CHANGE = (*NOT_COMPARED, "deepspeed_config")
 INPUTS = ("model", "data", "eval_data", "reward")
 

@@ -61,6 +61,7 @@ class RunSettings:
     keep: int = flag("how many checkpoints are kept", 2)
     seed: int = flag("seed of every random stream", 0)
     max_steps: int | None = flag("stop after this many optimizer steps (PPO: iterations)", None)
+    hang_timeout: float = flag("seconds in which no rank moves, after which the run ends and says which hangs", 1800.0)
     dtype: str = flag("auto is bfloat16 on a GPU, float32 on CPU", "auto", choices=["auto", "float32", "bfloat16"])
     monitor: str = flag("where curves go besides metrics.jsonl: tensorboard, csv, wandb, or none", "tensorboard")
     deepspeed_config: str | None = flag("ZeRO stage, offload, buckets: see ds_configs/", None)
@@ -72,6 +73,7 @@ class RunSettings:
             _at_least("max-steps", self.max_steps, 1)
         _at_least("save-every", self.save_every, 0)
         _at_least("keep", self.keep, 1)
+        _at_least("hang-timeout", self.hang_timeout, 1)
         if self.resume and self.overwrite:
             raise UserError("--resume and --overwrite are both given: the one continues a run, the other replaces it")
         if self.override and not self.resume:

@@ -21,7 +21,7 @@ from engine.runs import Run
 from engine.schedule import learning_rate
 from engine.seeds import batches
 from engine.settings import BatchSettings, OptimizerSettings, RunSettings, SFTSettings, split_of
-from engine.trunk import Trunk
+from engine.trunk import FrozenWeights, Trunk, trunk_parameters
 from engine.zero import ZeroStep, adamw
 
 
@@ -47,6 +47,9 @@ class SFTTrainer:
         identity = fingerprint(model, [e.tokens for e in examples])
         split = split_of(sft.top_layers, model.num_layers)
         self.trunk = None if split is None else Trunk(model, split)
+        self.frozen = FrozenWeights(
+            [] if split is None else [*trunk_parameters(model, split), ("head", model.head_weight)]
+        )
         module = LanguageModule(model, split)
         self.zero = ZeroStep(module, adamw(optimizer), world, ds_config, next(model.parameters()).dtype)
         self.steps = batches(len(examples), batch.batch_size, batch.epochs, run_settings.seed, "sft")
@@ -67,11 +70,14 @@ class SFTTrainer:
                 self.losses = [*self.losses[:1], self.step(step)]
                 bar.update(step + 1 - bar.n)
                 self.checkpoints.after_step(step + 1, {"losses": self.losses}, last=step + 1 == len(self.steps))
+            self.world.at(None)
+            self.frozen.check()
         bar.close()
         return {"loss_first": self.losses[0], "loss_last": self.losses[-1]}
 
     def step(self, step: int) -> float:
         """One optimizer step. Returns its loss."""
+        self.world.at(f"step {step + 1}")
         metrics, began, ids = Metrics(), time.monotonic(), self.steps[step]
         examples = [self.examples[i] for i in ids]
         actions = sum(len(e.tokens) - self._prompt_len(e) for e in examples)
@@ -89,6 +95,7 @@ class SFTTrainer:
             self.zero.backward(loss / actions, last=k == len(plan) - 1)
             metrics.add("loss/sft", loss, len(columns_A) * microbatch.weight)
             losses.append(loss.detach())
+            self.world.tick()
         lr = learning_rate(
             step, len(self.steps), self.optimizer.lr, self.optimizer.schedule, self.optimizer.warmup_steps
         )

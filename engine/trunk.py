@@ -5,7 +5,7 @@ Shapes: T tokens, S sequences, N kept tokens, D model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from pathlib import Path
 
@@ -50,8 +50,40 @@ def rows_of(trunk_TD: Tensor | None, columns_A: Tensor) -> Tensor | None:
     return trunk_TD[columns_A.to(trunk_TD.device)].to(columns_A.device, non_blocking=True)
 
 
-def kept_rows(parts: Sequence[Tensor], budget_bytes: float, device: torch.device) -> Tensor:
-    """The trunk's outputs of some sequences end to end: on the device within the budget, else in pinned host memory."""
+def checksums(weights: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """int64 scalar of each named tensor, on its device: the sum of its words as integers, which no order changes.
+
+    No one weight can change, not even from 0.0 to -0.0, without changing its sum.
+    """
+    sums = {}
+    for name, weight in weights:
+        words = weight.detach().contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.itemsize])
+        parts = words.flatten().split(1 << 22)  # a sum over a whole tensor of another type would copy it
+        sums[name] = torch.stack([part.sum(dtype=torch.int64) for part in parts]).sum()
+    return sums
+
+
+class FrozenWeights:
+    """Weights that no step may change: their checksums when this is made, and `check` at the end."""
+
+    def __init__(self, weights: Iterable[tuple[str, Tensor]]):
+        self.weights = list(weights)
+        self.before = checksums(self.weights)
+
+    def check(self) -> None:
+        """AssertionError that names the first weight whose bits are not those of the beginning."""
+        after = checksums(self.weights)
+        changed = [name for name, was in self.before.items() if not torch.equal(after[name], was)]
+        assert not changed, f"{len(changed)} frozen weights have changed in this run, the first: {changed[0]}"
+
+
+def kept_rows(parts: Sequence[Tensor | None], budget_bytes: float, device: torch.device) -> Tensor | None:
+    """The trunk's outputs of some sequences end to end: on the device within the budget, else in pinned host memory.
+
+    None when there is no trunk and the parts are None.
+    """
+    if parts[0] is None:
+        return None
     size = sum(part.numel() * part.element_size() for part in parts)
     if size <= budget_bytes or device.type == "cpu":
         return torch.cat(list(parts)).to(device)

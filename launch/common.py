@@ -113,7 +113,7 @@ def open_job(stage: str, settings: Sequence[Any]) -> Job:
     ds_config = read_ds_config(run_settings.deepspeed_config)
     path = Path(run_settings.output or Path(run_settings.runs, run_settings.lang, stage))
     ds_config, monitors = take_monitors(ds_config, run_settings, stage, path)
-    world = start_world()
+    world = start_world(run_settings.hang_timeout)
     dtype = choose_dtype(run_settings.dtype, world.device)
     console = Console(world.is_first)
     return Job(world, Run(path, stage, settings, world, monitors), console, language, ds_config, dtype)
@@ -123,6 +123,7 @@ def upstream_argv(settings: RunSettings) -> list[str]:
     """The flags that a job hands to the jobs it depends on."""
     argv = ["--lang", settings.lang, "--runs", settings.runs, "--seed", str(settings.seed), "--dtype", settings.dtype]
     argv += ["--save-every", str(settings.save_every), "--keep", str(settings.keep)]
+    argv += ["--hang-timeout", str(settings.hang_timeout)]
     argv += ["--monitor", settings.monitor]
     if settings.deepspeed_config:
         argv += ["--deepspeed_config", settings.deepspeed_config]

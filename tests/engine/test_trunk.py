@@ -16,7 +16,7 @@ from engine.models import load_model, load_score_weight
 from engine.modules import RewardModule
 from engine.settings import BatchSettings
 from engine.sharded import ShardedWeights
-from engine.trunk import Trunk, same_trunk, trunk_parameters
+from engine.trunk import FrozenWeights, Trunk, checksums, same_trunk, trunk_parameters
 from tests.engine.trainers import (
     EVERY_STAGE,
     FAMILIES,
@@ -257,3 +257,31 @@ def test_released_weights_are_shared_out():
     for held, same in run_ranks(shard_and_gather, 2):
         assert same
         assert total / 2 <= held <= total / 2 + 20
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_checksum_sees_every_bit(dtype):
+    weight = torch.randn(3, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    weight[1, 1] = 0.0
+    frozen = FrozenWeights([("a", weight), ("b", weight.clone())])
+    frozen.check()
+    weight[1, 1] = -0.0
+    with pytest.raises(AssertionError, match="1 frozen weights have changed in this run, the first: a"):
+        frozen.check()
+
+
+def test_a_checksum_of_a_large_tensor_and_of_a_transposed_one():
+    weight = torch.arange(1 << 23, dtype=torch.float32)
+    assert int(checksums([("w", weight)])["w"]) == int(weight.view(torch.int32).sum(dtype=torch.int64))
+    assert checksums([("w", weight.view(2, -1).T)])["w"] == checksums([("w", weight)])["w"]
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+def test_a_trunk_that_changes_is_an_error(tmp_path, stage):
+    with one_rank() as world:
+        trainer = make_trainer(stage, world, tmp_path / stage, top_layers="1" if stage != "reward" else 1)
+        trainer.frozen.check()
+        with torch.no_grad():
+            trainer.model.layers[0].qkv.bias[0] += 1e-3
+        with pytest.raises(AssertionError, match=r"the first: layers\.0\.qkv\.bias"):
+            train(trainer)
