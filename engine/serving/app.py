@@ -15,7 +15,7 @@ from aiohttp import web
 from transformers import PreTrainedTokenizerFast
 
 from engine.serving.ask import Ask, AskReader, Reader
-from engine.serving.errors import ApiError
+from engine.serving.errors import ApiError, bad_request
 from engine.serving.live import BROKEN, LiveEngine, LiveRequest
 from engine.serving.metrics import Metrics
 from engine.serving.replies import Replies
@@ -126,6 +126,8 @@ class Server:
                     body = await request.read()
             except TimeoutError as error:
                 raise ApiError(408, f"the body did not come within {_SECONDS_TO_SEND:.0f} s") from error
+            except web.RequestPayloadError as error:
+                raise bad_request(f"the body cannot be read: {' '.join(str(error).split())}") from error
             ask = await self._loop.run_in_executor(self._readers, read, body)
             async with self._deltas(ask) as deltas:
                 replies = Replies(ask, self._reader.limits.model_name, self._names)

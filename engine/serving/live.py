@@ -156,9 +156,10 @@ class LiveEngine(StepEngine):
     def _piece_ran(self, piece: Piece, h_ND: Tensor) -> None:
         super()._piece_ran(piece, h_ND)
         request, prompt = piece.prompt.admitted[0].request, piece.prompt
-        if not request.score_prompt:
+        targets = prompt.tokens[piece.start + 1 : piece.stop + 1]
+        if not (request.score_prompt and targets):
             return
-        target_N = torch.tensor(prompt.tokens[piece.start + 1 : piece.stop + 1], device=self.device)
+        target_N = torch.tensor(targets, device=self.device)
         at_once = max(_LOGITS_AT_ONCE // self.model.head_weight.shape[0], 1)
         for h_BD, target_B in zip(h_ND[: len(target_N)].split(at_once), target_N.split(at_once)):
             logits_BV = logits(self.model.norm(h_BD), self.model.head_weight)

@@ -117,7 +117,7 @@ def remembered(name, request):
 
 
 @each_model
-@pytest.mark.parametrize("prefill_tokens", [5, 512])
+@pytest.mark.parametrize("prefill_tokens", [5, 8, 512])
 def test_scores_are_those_of_a_packed_forward_of_prompt_and_response(name, prefill_tokens, monkeypatch):
     monkeypatch.setattr(generation_step, "PREFILL_TOKENS", prefill_tokens)
     engine, asked = engine_of(name, eos_ids=()), requests_of(6, num_top=4, score_prompt=True)
@@ -157,6 +157,14 @@ def test_responses_of_one_prompt_have_its_scores_each_and_read_it_once():
     assert len({tuple(event.prompt_scores) for event in scored}) == 1
     assert len(scored[0].prompt_scores) == 29
     assert engine.prompt_tokens_run == 30
+
+
+def test_a_prompt_of_one_token_has_no_scores():
+    engine = engine_of(NAMES[1])
+    engine.add([LiveRequest((3,), 0, 0, 2, num_top=1, score_prompt=True)])
+    first, _ = run_to_end(engine)
+    assert first.prompt_scores == []
+    assert first.score.token == first.token
 
 
 def test_a_prompt_of_the_full_length_may_have_one_token():

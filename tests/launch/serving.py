@@ -64,7 +64,12 @@ def with_client(loaded: Loaded, test: Callable[[TestClient, Server], Any], **set
 
     async def run() -> Any:
         async with running(loaded, **settings) as (client, server):
-            result = await test(client, server)
+            try:
+                result = await test(client, server)
+            except AssertionError:
+                if server.worker.failure:
+                    raise server.worker.failure  # noqa: B904  the cause of all that came after
+                raise
             await idle(server)
             return result
 
