@@ -1,7 +1,8 @@
-"""What a block does beside attention, two ways: module by module, or in fewer passes when a few rows decode.
+"""What a block does beside attention: module by module, or in fewer passes where no gradient is wanted.
 
 Training needs the modules: gradients and DeepSpeed's hooks hang on them. Decoding needs the passes: with a few rows the
-time is that of reading the weights once, and every small operation beside that is felt.
+time is that of reading the weights once, and every small operation beside that is felt. With many rows the products
+are PyTorch's, and what stands between them is one pass each.
 Shapes: T tokens, D model, N outputs, H heads, G key/value heads, K head size.
 """
 
@@ -15,6 +16,7 @@ from torch.nn.functional import gelu, silu
 
 from engine.models.attend import Attend
 from engine.models.rotary import rotate
+from kernels import passes
 from kernels.rotary import rotate_in_place
 from kernels.skinny_linear import Norm, fits, skinny_linear
 
@@ -90,14 +92,46 @@ class FewRows:
         return skinny_linear(x_TN, [linear.weight], [linear.bias], None, None, residual_TD)
 
 
+class ManyRows:
+    """The modules' products, and one pass each for what stands between them."""
+
+    def norm_linear(self, norm, linear, h_TD):
+        return linear(_normed(norm, h_TD))
+
+    def norm_qkv(self, norm, qkv, qk_norms, head_size, cos, sin, h_TD):
+        x_TD = _normed(norm, h_TD)
+        q_THK, k_TGK, v_TGK = (linear(x_TD).unflatten(1, (-1, head_size)) for linear in qkv)
+        q_THK, k_TGK = qk_norms[0](q_THK), qk_norms[1](k_TGK)
+        for x_THK in (q_THK, k_TGK):
+            rotate_in_place(x_THK, cos, sin)
+        return q_THK, k_TGK, v_TGK
+
+    def norm_linear_gelu(self, norm, linear, h_TD):
+        return passes.gelu_in_place(linear(_normed(norm, h_TD)))
+
+    def norm_swiglu(self, norm, gate, up, h_TD):
+        x_TD = _normed(norm, h_TD)
+        return passes.swiglu_in_place(gate(x_TD), up(x_TD))
+
+    def add_linear(self, residual_TD, linear, x_TN):
+        return linear(x_TN).add_(residual_TD)
+
+
 def block_ops(h_TD: Tensor, attend: Attend | None, weight_ND: Tensor) -> BlockOps:
-    """Few rows that attend to a cache are decoded; a pack is not, since its bits must be those it has in training."""
-    return FewRows() if attend is not None and fits(h_TD, weight_ND) else ByModule()
+    """Fewer passes for rows that attend to a cache; not for a pack, since its bits must be those it has in training."""
+    if attend is None:
+        return ByModule()
+    return FewRows() if fits(h_TD, weight_ND) else ManyRows() if passes.fits(h_TD, weight_ND) else ByModule()
 
 
 def logits(normed_SD: Tensor, head_VD: Tensor) -> Tensor:
     """normed @ head.T, [S, V], of rows that decode."""
     return skinny_linear(normed_SD, [head_VD], [None]) if fits(normed_SD, head_VD) else normed_SD @ head_VD.T
+
+
+def _normed(norm: nn.Module, h_TD: Tensor) -> Tensor:
+    """norm(h): PyTorch's LayerNorm is one pass already, its RMSNorm is not."""
+    return norm(h_TD) if isinstance(norm, nn.LayerNorm) else passes.rms_norm(h_TD, norm.weight, norm.eps)
 
 
 def _parameters(norm: nn.Module) -> Norm:

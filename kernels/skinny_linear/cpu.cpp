@@ -1,20 +1,12 @@
 // A linear layer on a few rows, its norm before and its activation and residual behind it, in float32.
 #include <omp.h>
 
+#include "../activations.h"
 #include "product.h"
 
 namespace {
 
 enum Activation { kNone, kGelu, kSwiglu };
-
-inline floats sigmoid(floats x) {
-    const floats e = vec::exp(-(x < 0.0f ? -x : x));  // of what is not positive: it cannot overflow
-    return (x < 0.0f ? e : all(1.0f)) / (e + 1.0f);
-}
-
-inline floats gelu(floats x) {  // x / 2 (1 + tanh(u)) = x sigmoid(2 u)
-    return x * sigmoid(x * (x * x * 0.044715f + 1.0f) * 1.5957691216f);
-}
 
 // What comes after the product: 16 columns at a time back to rows, bias, activation, residual.
 struct Finish {
@@ -37,8 +29,8 @@ struct Finish {
             const int count = std::min<int64_t>(kLanes, rows - m);
             for (int j = 0; j < count; j++) {
                 floats z = r[j] + b;
-                if (activation == kGelu) z = gelu(z);
-                if (activation == kSwiglu) z = z * sigmoid(z) * (u[j] + ub);
+                if (activation == kGelu) z = vec::gelu(z);
+                if (activation == kSwiglu) z = vec::silu(z) * (u[j] + ub);
                 const int64_t at = (m + j) * out_step + first + n;
                 if (residual) z += load_lanes<Full>(residual + at, lanes);
                 store_lanes<Full>(out + at, z, lanes);

@@ -12,7 +12,7 @@ from torch import Tensor
 from kernels import native, tape
 
 FOLDER = Path(__file__).parent
-SOURCES = (FOLDER / "cpu.cpp", FOLDER / "product.h", FOLDER.parent / "vector.h")
+SOURCES = (FOLDER / "cpu.cpp", FOLDER / "product.h", FOLDER.parent / "activations.h", FOLDER.parent / "vector.h")
 ACTIVATIONS = {None: 0, "gelu": 1, "swiglu": 2}
 NO_NORM, RMS, LAYER = 0, 1, 2
 POINTER, LONG = ctypes.c_void_p, ctypes.c_int64

@@ -8,7 +8,8 @@ import torch
 from engine.batch import PackedBatch
 from engine.models import build_model
 from engine.models.attend import causal_attend
-from engine.models.fused import ByModule, FewRows, block_ops
+from engine.models.fused import ByModule, FewRows, ManyRows, block_ops
+from kernels.skinny_linear import MAX_ROWS
 from kernels.skinny_linear.cpu import library
 from tests.engine.models.tiny import CONFIGS, SEQUENCES, assert_close, logits_of, randomise
 
@@ -29,3 +30,21 @@ def test_few_passes_give_what_the_modules_give(name):
         assert isinstance(block_ops(model.embed(batch), None, weight), ByModule), "a pack has the bits of training"
         assert_close(logits_of(model, batch, attend), by_module, 2e-5)
     assert isinstance(block_ops(model.embed(batch), attend, weight), ByModule), "with gradients"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_many_rows_give_what_the_modules_give(name):
+    model = build_model(CONFIGS[name](), seed=0)
+    randomise(model)
+    batch = PackedBatch.from_sequences([*SEQUENCES, *SEQUENCES * (MAX_ROWS // sum(map(len, SEQUENCES)))])
+    attend, h_TD = causal_attend(batch), model.embed(batch)
+    first = model.layers[0]
+    weight = first.qkv.weight if hasattr(first, "qkv") else first.q.weight
+    with torch.no_grad():
+        assert isinstance(block_ops(h_TD, attend, weight), ManyRows)
+        assert isinstance(block_ops(h_TD.bfloat16(), attend, weight.bfloat16()), ByModule)
+        before = h_TD.clone()
+        assert_close(logits_of(model, batch, attend), logits_of(model, batch), 2e-5)
+        model.run(h_TD, batch, 0, model.num_layers, attend)
+        assert torch.equal(h_TD, before), "the input belongs to the caller"
+    assert isinstance(block_ops(h_TD, attend, weight), ByModule), "with gradients"
