@@ -6,10 +6,11 @@ The log-probabilities of a token must not depend on what shares its forward, on 
 how a long node is cut. On one CPU thread that takes three rules, found by measurement (MKL in torch 2.13, AVX-512):
  - a row of a float32 matrix product has the same bits in every product of 16 rows or more, wherever it stands, and
    others below; and with 96 rows or fewer the models may take kernels of their own: so a forward has a multiple of
-   32 rows, and at least 128. Several threads inside a product break this (a product that
-   sums over 2,048 is then cut along the sum): threads run whole forwards side by side instead.
+   32 rows, and at least 128. Several threads inside a product break this (a product that sums over 2,048 is then cut
+   along the sum): threads run whole forwards side by side instead.
  - element-wise kernels treat the end of an array apart: a multiple of 32 rows has no such end.
- - attention: queries are cut where tiles of 256 positions, counted from the root, begin; the queries of a tile always
+ - attention: kernels.attention's rows depend on nothing but their own query and the keys before it. Without a compiler
+   PyTorch's is cut: queries where tiles of 256 positions, counted from the root, begin; the queries of a tile always
    see the keys from 0 to the tile's end, those after them masked, in a multiple of 16 rows.
 On a GPU, where the library picks a kernel by shape, every forward has exactly the same number of rows.
 """
@@ -27,6 +28,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from engine.batch import PackedBatch
 from engine.models import Attend
 from evaluation.prefix_tree import Node
+from kernels.attention import attention_after, has_attention_after
 from kernels.attention.fold import EXTRA, fold_key, fold_query
 from kernels.linear_logprob import linear_logprob
 
@@ -35,6 +37,8 @@ FEWEST_ROWS = 128  # a forward on a CPU has at least so many
 QUERIES = 16  # a call of attention has a multiple of these
 GPU_ROWS = 1024  # a forward on a GPU has exactly so many
 TILE = 256  # positions
+
+Segment = tuple[Tensor, Tensor]  # keys and values [n, G, K] of n tokens, one behind the other
 
 
 @dataclass(frozen=True)
@@ -48,30 +52,26 @@ class Piece:
 
 @dataclass(frozen=True)
 class KeysValues:
-    """The keys [L, G, n, K or K + 8] and values [L, G, n, K] of a node's n tokens."""
+    """The keys [L, n, G, K or K + 8] and values [L, n, G, K] of a node's n tokens; in memory, heads before tokens."""
 
     keys: Tensor
     values: Tensor
 
 
 class Branches:
-    """One thread's way through the tree: the keys and values of one path from the root, and the forward over pieces."""
+    """The forward over pieces of the tree, on one device or in one thread of a CPU."""
 
     def __init__(self, model: Any, num_positions: int):
         weight = model.head_weight
         self.model, self.device, self.dtype = model, weight.device, weight.dtype
-        self.has_slopes = model.config.model_type == "bloom"
-        self.key_size = model.head_size + (EXTRA if self.has_slopes else 0)
-        self.size = -(-num_positions // TILE) * TILE
-        shape = (model.num_layers, model.num_kv_heads, self.size, self.key_size)
-        # Zeros, not empty: a masked key has weight 0, and 0 times a NaN that lay in memory is NaN.
-        self.keys_LGPK = torch.zeros(shape, device=self.device, dtype=self.dtype)
-        self.values_LGPK = torch.zeros_like(self.keys_LGPK)
-        self.path: list[Node] = []
-        self.filled = 0  # positions of the path that are in place
-        mask = torch.zeros(TILE + QUERIES, self.size, device=self.device, dtype=self.dtype)
-        mask[:TILE, self.size - TILE :].fill_(float("-inf")).triu_(1)
-        self.mask = mask  # its last columns serve every tile, being counted from the tile's end
+        self.in_cpp = has_attention_after(weight)
+        folds = model.config.model_type == "bloom" and not self.in_cpp
+        self.key_size = model.head_size + (EXTRA if folds else 0)
+        if not self.in_cpp:
+            self.size = -(-num_positions // TILE) * TILE
+            mask = torch.zeros(TILE + QUERIES, self.size, device=self.device, dtype=self.dtype)
+            mask[:TILE, self.size - TILE :].fill_(float("-inf")).triu_(1)
+            self.mask = mask  # its last columns serve every tile, being counted from the tile's end
 
     @torch.inference_mode()
     def forward(self, pieces: Sequence[Piece]) -> tuple[list[list[int]], Tensor]:
@@ -80,7 +80,7 @@ class Branches:
         Returns what the nodes' targets ask for: where each log-probability goes, and the float32 log-probabilities.
         """
         for piece in pieces:
-            if piece.node.kept and piece.node.keys is None:
+            if piece.node.keys is None and (piece.node.kept or piece.stop < piece.node.stop):
                 piece.node.keys = self._room(piece.node)
         batch = self._batch(pieces)
         attend = self._attend(pieces, batch.positions_T)
@@ -117,59 +117,44 @@ class Branches:
 
     def _room(self, node: Node) -> KeysValues:
         shape = (self.model.num_layers, self.model.num_kv_heads, len(node.tokens))
-        return KeysValues(
-            torch.empty(*shape, self.key_size, device=self.device, dtype=self.dtype),
-            torch.empty(*shape, self.model.head_size, device=self.device, dtype=self.dtype),
+        keys, values = (
+            torch.empty(*shape, size, device=self.device, dtype=self.dtype).transpose(1, 2)
+            for size in (self.key_size, self.model.head_size)
         )
-
-    def _walk_to(self, piece: Piece) -> list[Piece]:
-        """Which parts of ancestors must be put in place before the piece; the path is then the piece's own."""
-        path = piece.node.path
-        right = sum(1 for have, want in zip(self.path, path) if have is want)
-        right_up_to = min(self.filled, path[right - 1].stop if right else 0)
-        missing = [
-            Piece(node, max(node.start, right_up_to), min(node.stop, piece.start))
-            for node in path
-            if min(node.stop, piece.start) > max(node.start, right_up_to)
-        ]
-        self.path, self.filled = path, piece.stop
-        return missing
+        return KeysValues(keys, values)
 
     def _attend(self, pieces: Sequence[Piece], positions_T: Tensor) -> Attend:
-        scale, size = self.model.head_size**-0.5, self.model.head_size
-        plan = [(piece, self._walk_to(piece)) for piece in pieces]
+        scale, paths = self.model.head_size**-0.5, [piece.node.path for piece in pieces]
 
         def attend(layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, slopes_H: Tensor | None) -> Tensor:
-            out_THK = torch.empty_like(q_THK)
-            if slopes_H is not None:
+            out_THK = torch.empty(q_THK.shape, device=self.device, dtype=self.dtype)
+            if not self.in_cpp and slopes_H is not None:
                 q_THK, k_TGK = fold_query(q_THK, slopes_H, scale), fold_key(k_TGK, positions_T)
-            q_THK = pad(q_THK, (0, 0, 0, 0, 0, QUERIES))  # a tile's rows are read up to a multiple of QUERIES
-            keys_GPK, values_GPK = self.keys_LGPK[layer], self.values_LGPK[layer]
             row = 0
-            for piece, missing in plan:
-                for part in missing:
-                    kept, first = part.node.keys, part.node.start
-                    assert isinstance(kept, KeysValues)
-                    there, here = slice(part.start, part.stop), slice(part.start - first, part.stop - first)
-                    keys_GPK[:, there] = kept.keys[layer][:, here]
-                    values_GPK[:, there, :size] = kept.values[layer][:, here]
-                count = piece.stop - piece.start
-                k_GNK, v_GNK = (x[row : row + count].transpose(0, 1) for x in (k_TGK, v_TGK))
-                keys_GPK[:, piece.start : piece.stop] = k_GNK
-                values_GPK[:, piece.start : piece.stop, :size] = v_GNK
-                if isinstance(kept := piece.node.keys, KeysValues):
-                    here = slice(piece.start - piece.node.start, piece.stop - piece.node.start)
-                    kept.keys[layer][:, here] = k_GNK
-                    kept.values[layer][:, here] = v_GNK
-                for start, stop in tiles(piece.start, piece.stop):
-                    at, n = row + start - piece.start, stop - start
-                    q_NHK = q_THK[at : at + n + -n % QUERIES]
-                    out_THK[at : at + n] = self._tile(q_NHK, start, keys_GPK, values_GPK)[:n]
-                row += count
+            for piece, path in zip(pieces, paths):
+                rows = slice(row, row + piece.stop - piece.start)
+                segments = _segments(piece, path, layer, k_TGK[rows], v_TGK[rows])
+                if self.in_cpp:
+                    attention_after(q_THK[rows], segments, slopes_H, scale, out_THK[rows])
+                else:
+                    out_THK[rows] = self._in_tiles(q_THK[rows], segments, piece.start)
+                row = rows.stop
             out_THK[row:] = 0  # rows that fill up
             return out_THK
 
         return attend
+
+    def _in_tiles(self, q_NHK: Tensor, segments: Sequence[Segment], first: int) -> Tensor:
+        """Attention by PyTorch, of queries at positions first and after."""
+        spare, folded = -(first + len(q_NHK)) % TILE, self.key_size - self.model.head_size
+        k_GPK, v_GPK = (torch.cat(parts).transpose(0, 1) for parts in zip(*segments))
+        # PyTorch's fast kernel wants values as wide as keys.
+        k_GPK, v_GPK = pad(k_GPK, (0, 0, 0, spare)), pad(v_GPK, (0, folded, 0, spare))
+        parts = []
+        for start, stop in tiles(first, first + len(q_NHK)):
+            q_QHK = pad(q_NHK[start - first : stop - first], (0, 0, 0, 0, 0, (start - stop) % QUERIES))
+            parts.append(self._tile(q_QHK, start, k_GPK, v_GPK)[: stop - start])
+        return torch.cat(parts)[..., : self.model.head_size]
 
     def _tile(self, q_NHK: Tensor, start: int, keys_GPK: Tensor, values_GPK: Tensor) -> Tensor:
         """Attention of queries at positions start and after, all in one tile, to every key up to the tile's end."""
@@ -186,8 +171,19 @@ class Branches:
             attn_mask=mask if shared == 1 else mask.repeat(shared, 1),
             scale=self.model.head_size**-0.5,
         )[0]
-        out_NHK = out_GNK.unflatten(1, (shared, count)).permute(2, 0, 1, 3).flatten(1, 2)
-        return out_NHK[..., : self.model.head_size]
+        return out_GNK.unflatten(1, (shared, count)).permute(2, 0, 1, 3).flatten(1, 2)
+
+
+def _segments(piece: Piece, path: Sequence[Node], layer: int, k_NGK: Tensor, v_NGK: Tensor) -> list[Segment]:
+    """The keys and values of all tokens up to the piece's last, which are kept now if they will be looked at again."""
+    nodes = [node.keys for node in path]
+    segments = [(kept.keys[layer], kept.values[layer]) for kept in nodes[:-1] if isinstance(kept, KeysValues)]
+    assert len(segments) == len(nodes) - 1, "an ancestor's keys are not kept"
+    if not isinstance(own := nodes[-1], KeysValues):
+        return [*segments, (k_NGK, v_NGK)]
+    keys, values = (x[layer][: piece.stop - piece.node.start] for x in (own.keys, own.values))
+    keys[piece.start - piece.node.start :], values[piece.start - piece.node.start :] = k_NGK, v_NGK
+    return [*segments, (keys, values)]
 
 
 def tiles(start: int, stop: int) -> list[tuple[int, int]]:

@@ -204,6 +204,7 @@ class _Run:
             self.changed.notify_all()
 
     def _finish(self, node: Node) -> None:
+        node.keys = None  # a long leaf has some, having been cut
         while node.parent is not None:
             node = node.parent
             node.unfinished -= 1

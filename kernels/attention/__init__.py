@@ -1,4 +1,4 @@
-"""Causal attention over packed sequences, with optional ALiBi and grouped key/value heads."""
+"""Causal attention over packed sequences, or of a sequence's last tokens, with optional ALiBi and grouped heads."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from kernels.attention.cpu import attention_cpu
+from kernels.attention.cpu import DTYPES, attention_after_cpu, attention_cpu, library
 from kernels.attention.reference import attention_reference
 
-__all__ = ["attention", "attention_reference"]
+__all__ = ["attention", "attention_after", "attention_reference", "has_attention_after"]
 
 
 def attention(
@@ -35,3 +35,21 @@ def attention(
 
         return attention_triton(q_THK, k_TGK, v_TGK, cu_seqlens, lengths, slopes_H, scale)
     return attention_cpu(q_THK, k_TGK, v_TGK, cu_seqlens, lengths, slopes_H, scale)
+
+
+def has_attention_after(x: Tensor) -> bool:
+    """Whether `attention_after` takes tensors of this dtype on this device: on a CPU that has a compiler."""
+    return x.device.type == "cpu" and x.dtype in DTYPES and library() is not None
+
+
+def attention_after(
+    q_NHK: Tensor, segments: Sequence[tuple[Tensor, Tensor]], slopes_H: Tensor | None, scale: float, out_NHK: Tensor
+) -> None:
+    """Attention of the last N of P tokens of one sequence whose keys and values may lie in several places.
+
+    segments are (k, v), [n, G, K] each, of its tokens in order, P together; the result is written to out_NHK,
+    contiguous. Otherwise as `attention`, and with its bits: a row depends neither on N nor on how keys are cut. Float32
+    segments with token behind token (and K a multiple of 16) are read in place. No gradients; ask
+    `has_attention_after` first.
+    """
+    attention_after_cpu(q_NHK, segments, slopes_H, scale, out_NHK)

@@ -12,6 +12,8 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <memory>
+#include <type_traits>
 #include <vector>
 
 namespace {
@@ -105,6 +107,13 @@ struct Packed {  // a tensor [T, heads, K] whose last dimension is contiguous
     int64_t token, head;  // strides, in elements
     template <class T>
     const T* at(int64_t t, int h) const { return static_cast<const T*>(data) + t * token + h * head; }
+    template <class T>
+    Packed from(int64_t t) const { return {at<T>(t, 0), token, head}; }
+};
+
+struct Segment {  // keys and values of the tokens first to last-1 of a sequence
+    Packed k, v;
+    int64_t first, last;
 };
 
 struct Geometry {
@@ -113,6 +122,9 @@ struct Geometry {
     const float* slopes;  // null without ALiBi
     float scale;
     int threads;
+    // The forward of one sequence may have its keys in segments and start with a later query: q and out begin with that.
+    const Segment* segments;  // else null
+    int first_query;
     int KP() const { return round_up(K, LANES); }
     float slope(int h) const { return slopes ? slopes[h] : 0.0f; }
 };
@@ -126,7 +138,7 @@ std::vector<Unit> units(const Geometry& g, int chunk) {
     std::vector<Unit> all;
     for (int s = 0; s < g.S; s++) {
         const int n = g.cu_seqlens[s + 1] - g.cu_seqlens[s];
-        for (int first = 0; first < n; first += chunk)
+        for (int first = g.first_query; first < n; first += chunk)
             for (int h = 0; h < g.H; h++) all.push_back({s, h, first, std::min(n, first + chunk)});
     }
     std::stable_sort(all.begin(), all.end(), [](const Unit& a, const Unit& b) {
@@ -149,28 +161,56 @@ void scores(const float* keys, const float* q_KI, int KP, int i0, int lanes, int
 // How many of `rows` keys from j0 on the last of the 16 queries from i on may see.
 inline int visible(int i, int j0, int rows) { return std::max(0, std::min(rows, i + LANES - j0)); }
 
+// The first `count` keys or values of a head, in tiles: float32 rows of KP, zeros behind the last up to a multiple of
+// STRIP. A tile that lies so already is read where it is, others are copied. Scratch moves on behind what was copied.
+template <class T>
+std::vector<const float*> tiles_of(const Segment* s, Packed Segment::*which, int head, int count, int K, int KP,
+                                   float*& scratch) {
+    std::vector<const float*> tiles;
+    for (int j = 0; j < count; j += TILE) {
+        while (s->last <= j) s++;
+        const Packed& x = s->*which;
+        if (std::is_same_v<T, float> && x.token == KP && s->last >= j + TILE) {
+            tiles.push_back(reinterpret_cast<const float*>(x.at<T>(j - s->first, head)));
+            continue;
+        }
+        tiles.push_back(scratch);
+        const int stop = std::min(count, j + TILE);
+        const Segment* part = s;
+        for (int at = j; at < stop; part++) {
+            const int end = std::min<int64_t>(stop, part->last), padded = end < stop ? end : round_up(end, STRIP);
+            const Packed& y = part->*which;
+            copy_rows(y.at<T>(at - part->first, head), y.token, end - at, padded - at, K, KP, 1.0f, scratch);
+            scratch += int64_t(padded - at) * KP;
+            at = end;
+        }
+    }
+    return tiles;
+}
+
 template <class T>
 void forward_unit(const Geometry& g, const Unit& u, Packed q, Packed k, Packed v, T* out, float* lse, float* scratch) {
     const int KP = g.KP(), start = g.cu_seqlens[u.s], kv = u.h / (g.H / g.G), keys = round_up(u.last, STRIP);
+    const int before = start - g.first_query;  // the row of query i is before + i
     const float slope = g.slope(u.h), never = -std::numeric_limits<float>::infinity();
-    float* k_JK = scratch;
-    float* v_JK = k_JK + int64_t(keys) * KP;
-    float* q_IK = v_JK + int64_t(keys) * KP;
+    const Segment whole = {k.from<T>(start), v.from<T>(start), 0, u.last};
+    const Segment* segments = g.segments ? g.segments : &whole;
+    const std::vector<const float*> k_JK = tiles_of<T>(segments, &Segment::k, kv, u.last, g.K, KP, scratch);
+    const std::vector<const float*> v_JK = tiles_of<T>(segments, &Segment::v, kv, u.last, g.K, KP, scratch);
+    float* q_IK = scratch;
     float* q_KI = q_IK + TILE * KP;
     float* o_IK = q_KI + TILE * KP;
     float* s_JI = o_IK + TILE * KP;
-    copy_rows(k.at<T>(start, kv), k.token, u.last, keys, g.K, KP, 1.0f, k_JK);
-    copy_rows(v.at<T>(start, kv), v.token, u.last, keys, g.K, KP, 1.0f, v_JK);
     for (int i0 = u.first; i0 < u.last; i0 += TILE) {
         const int count = std::min(TILE, u.last - i0), lanes = round_up(count, LANES);
-        copy_rows(q.at<T>(start + i0, u.h), q.token, count, lanes, g.K, KP, g.scale, q_IK);
+        copy_rows(q.at<T>(before + i0, u.h), q.token, count, lanes, g.K, KP, g.scale, q_IK);
         transpose(q_IK, lanes, KP, q_KI);
         float max_I[TILE], sum_I[TILE], shrink_I[TILE];
         std::fill(max_I, max_I + TILE, never);
         std::fill(sum_I, sum_I + TILE, 0.0f);
         for (int j0 = 0; j0 < i0 + count; j0 += TILE) {
             const int rows = std::min(TILE, keys - j0);
-            scores(k_JK + int64_t(j0) * KP, q_KI, KP, i0, lanes, j0, rows, s_JI);
+            scores(k_JK[j0 / TILE], q_KI, KP, i0, lanes, j0, rows, s_JI);
             for (int l = 0; l < lanes; l += LANES) {
                 const int seen = visible(i0 + l, j0, rows);
                 const Vec old = load(max_I + l), query = IOTA + float(i0 + l - j0);
@@ -201,13 +241,13 @@ void forward_unit(const Geometry& g, const Unit& u, Packed q, Packed k, Packed v
                             store(o, load(o) * shrink_I[r]);
                         }
                 const int depth = std::min(rows, i0 + i + STRIP - j0);
-                strip(s_JI + i, 1, TILE, v_JK + int64_t(j0) * KP, KP, o_IK + i * KP, KP, KP, depth, j0 > 0);
+                strip(s_JI + i, 1, TILE, v_JK[j0 / TILE], KP, o_IK + i * KP, KP, KP, depth, j0 > 0);
             }
         }
         for (int i = 0; i < count; i++) {
-            const int64_t at = int64_t(start + i0 + i) * g.H + u.h;
+            const int64_t at = int64_t(before + i0 + i) * g.H + u.h;
             write_row(o_IK + i * KP, 1.0f / sum_I[i], g.K, out + at * g.K);
-            lse[at] = max_I[i] + std::log(sum_I[i]);
+            if (lse) lse[at] = max_I[i] + std::log(sum_I[i]);
         }
     }
 }
@@ -288,10 +328,10 @@ void forward(const Geometry& g, Packed q, Packed k, Packed v, void* out, float* 
     const int64_t floats = 2 * int64_t(longest(all)) * g.KP() + 3 * TILE * g.KP() + TILE * TILE;
 #pragma omp parallel num_threads(g.threads)
     {
-        std::vector<float> scratch(floats);
+        const std::unique_ptr<float[]> scratch(new float[floats]);  // not filled: what is not used costs nothing
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < int64_t(all.size()); i++)
-            forward_unit<T>(g, all[i], q, k, v, static_cast<T*>(out), lse, scratch.data());
+            forward_unit<T>(g, all[i], q, k, v, static_cast<T*>(out), lse, scratch.get());
     }
 }
 
@@ -314,7 +354,8 @@ void backward(const Geometry& g, Packed q, Packed k, Packed v, Packed out, Packe
 
 extern "C" {
 
-// out [T, H, K] and lse [T, H] (logsumexp of the scores) are contiguous; half: the tensors are bfloat16, else float32.
+// out [T, H, K] and lse [T, H] (logsumexp of the scores, or null) are contiguous; half: the tensors are bfloat16, else float32.
+// k and v are not looked at where g has segments.
 void attention_forward(const Geometry* g, const Packed* q, const Packed* k, const Packed* v, int half, void* out,
                        float* lse) {
     half ? forward<bf16>(*g, *q, *k, *v, out, lse) : forward<float>(*g, *q, *k, *v, out, lse);

@@ -25,10 +25,15 @@ class _Packed(Structure):
         return cls(x_THK.data_ptr(), x_THK.stride(0), x_THK.stride(1))
 
 
+class _Segment(Structure):
+    _fields_ = [("k", _Packed), ("v", _Packed), ("first", c_int64), ("last", c_int64)]
+
+
 class _Geometry(Structure):
     _fields_ = [
         *(("cu_seqlens", c_void_p), ("S", c_int), ("H", c_int), ("G", c_int), ("K", c_int)),
         *(("slopes", c_void_p), ("scale", c_float), ("threads", c_int)),
+        *(("segments", POINTER(_Segment)), ("first_query", c_int)),
     ]
 
 
@@ -59,6 +64,25 @@ def attention_cpu(
     if q_THK.dtype not in DTYPES or library() is None:
         return attention_eager(q_THK, k_TGK, v_TGK, lengths, slopes_H, scale)
     return _Attention.apply(q_THK, k_TGK, v_TGK, cu_seqlens, slopes_H, scale)
+
+
+def attention_after_cpu(
+    q_NHK: Tensor, segments: Sequence[tuple[Tensor, Tensor]], slopes_H: Tensor | None, scale: float, out_NHK: Tensor
+) -> None:
+    """See `kernels.attention.attention_after`."""
+    q_NHK, slopes_H = _rows(q_NHK), None if slopes_H is None else slopes_H.float().contiguous()
+    rows = [(_rows(k_PGK), _rows(v_PGK)) for k_PGK, v_PGK in segments]
+    array, last = (_Segment * len(rows))(), 0
+    for place, (k_PGK, v_PGK) in enumerate(rows):
+        first, last = last, last + k_PGK.shape[0]
+        array[place] = _Segment(_Packed.of(k_PGK), _Packed.of(v_PGK), first, last)
+    bounds = torch.tensor([0, last], dtype=torch.int32)
+    geometry = _geometry(q_NHK, rows[0][0], bounds, slopes_H, scale)
+    geometry.segments, geometry.first_query = array, last - q_NHK.shape[0]
+    assert out_NHK.is_contiguous() and out_NHK.shape == q_NHK.shape, (out_NHK.shape, out_NHK.stride(), q_NHK.shape)
+    assert {x.dtype for pair in rows for x in pair} == {q_NHK.dtype} == {out_NHK.dtype}
+    packed, half = _Packed.of(q_NHK), int(q_NHK.dtype == torch.bfloat16)
+    library().attention_forward(byref(geometry), packed, packed, packed, half, out_NHK.data_ptr(), None)
 
 
 def _rows(x_THK: Tensor) -> Tensor:

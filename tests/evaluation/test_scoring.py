@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from engine.batch import PackedBatch
 from engine.errors import UserError
+from evaluation import branches
 from evaluation.branches import tiles
 from evaluation.scoring import Scorer
 from kernels.attention.reference import attention_reference
@@ -79,6 +81,28 @@ def test_the_same_bits_for_any_budget_order_limit_and_number_of_threads(
     )
     assert {chosen[place]: lls for place, lls in found.items()} == {i: expected[i] for i in chosen}
     assert work.positions_computed == work.tree_tokens
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_without_a_compiler_the_same_bits_for_any_budget_too(family):
+    by_kernel = scores(MODELS[family], DOCUMENTS)[0]
+    with patch.object(branches, "has_attention_after", return_value=False):
+        expected = scores(MODELS[family], DOCUMENTS)[0]
+        for batch_tokens, count in ((7, 3), (100, 9), (8192, 14)):
+            settings = {"batch_tokens": batch_tokens, "num_threads": 2}
+            found = scores(MODELS[family], DOCUMENTS[-count:], **settings)[0]
+            assert list(map(found.get, range(count))) == [expected[14 - count + i] for i in range(count)]
+    for place, lls in by_kernel.items():
+        assert expected[place] == pytest.approx(lls, abs=2e-4)
+
+
+def test_a_leaf_longer_than_a_forward_is_forgotten_when_it_is_done(model, monkeypatch):
+    made = []
+    monkeypatch.setattr(branches.Branches, "_room", lambda self, node, room=branches.Branches._room: (
+        made.append(node), room(self, node))[1])  # fmt: skip
+    scores(model, [document_of(0, [choice_of(tuple(range(1, 60)), (3, 4))])], batch_tokens=16)
+    assert [len(node.tokens) for node in made] == [60]
+    assert made[0].keys is None
 
 
 def test_one_token_a_forward_gives_the_same_bits_too(model, expected):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
-from kernels.attention import attention, attention_reference
+from kernels.attention import attention, attention_after, attention_reference, has_attention_after
 from kernels.attention.cpu import library
 from kernels.attention.eager import attention_eager
 
@@ -112,6 +112,37 @@ def test_sequences_do_not_see_each_other():
     for s, (a, n) in enumerate(zip(cu.tolist(), lengths)):
         alone = attention(q[a : a + n], k[a : a + n], v[a : a + n], torch.tensor([0, n]).int(), [n], SLOPES)
         assert torch.equal(whole[a : a + n], alone), s
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    pieces=st.lists(st.sampled_from([1, 7, 16, 63, 64, 65, 130, 256, 300]), min_size=1, max_size=4),
+    queries=st.integers(1, 300),
+    groups=st.sampled_from([1, 4]),
+    head_size=st.sampled_from([5, 16, 64]),
+    alibi=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    dense=st.booleans(),
+)
+def test_the_last_tokens_have_the_bits_of_the_whole_however_keys_are_cut(
+    pieces, queries, groups, head_size, alibi, dtype, dense
+):
+    total, slopes = sum(pieces), SLOPES if alibi else None
+    queries = min(queries, total)
+    inputs, cu = case([total], groups, head_size, queries, dtype)
+    q, k, v = (x.detach() for x in inputs)
+    whole = attention(q, k, v, cu, [total], slopes)
+    assert has_attention_after(q)
+    segments = list(zip(k.split(pieces), v.split(pieces)))
+    if dense:  # heads outermost, and NaNs behind: nothing after a segment's end may be looked at
+        room = [[torch.full((groups, n + 9, head_size), torch.nan, dtype=dtype) for _ in "kv"] for n in pieces]
+        for pair, roomy in zip(segments, room):
+            for x, r in zip(pair, roomy):
+                r[:, : len(x)] = x.transpose(0, 1)
+        segments = [tuple(r[:, :n].transpose(0, 1) for r in roomy) for n, roomy in zip(pieces, room)]
+    out = torch.empty(queries, 4, head_size, dtype=dtype)
+    attention_after(q[-queries:], segments, slopes, head_size**-0.5, out)
+    assert torch.equal(out, whole[-queries:])
 
 
 def test_a_nan_reaches_only_the_queries_that_see_it():
