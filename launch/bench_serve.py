@@ -62,14 +62,14 @@ class Answer:
 
 
 def job(argv: Sequence[str]) -> None:
-    """Ask a server of its own, one client after another and all at once; then the same work without a server."""
+    """Ask a server of its own, one after another and all at once; then the same work without a server."""
     (settings,) = parse_settings((BenchSettings,), argv, "python launch/bench_serve.py", __doc__)
     console = Console()
     with served(settings.model, settings.clients) as url:
         vocab_size = json.loads(Path(settings.model, "config.json").read_text(encoding="utf-8"))["vocab_size"]
         bodies = requests(settings, vocab_size)
         alone, alone_s, together, together_s = asyncio.run(measure(url, bodies, settings.alone))
-    batch_s = without_a_server(settings.model, bodies)
+    direct_alone_s, direct_s = without_a_server(settings.model, bodies, settings.alone)
     tokens = sum(answer.tokens for answer in together)
     alone_rate, rate = sum(answer.tokens for answer in alone) / alone_s, tokens / together_s
     firsts = [answer.chunk_s[0] for answer in together]
@@ -79,7 +79,8 @@ def job(argv: Sequence[str]) -> None:
         "alone, tokens/s": alone_rate,
         "together, tokens/s": rate,
         "ratio": rate / alone_rate,
-        "share of the batch without a server": batch_s / together_s,
+        "together, share of the rate without a server": direct_s / together_s,
+        "alone, share of the rate without a server": direct_alone_s / alone_s,
         "first chunk, s, median": statistics.median(firsts),
         "first chunk, s, last of all": max(firsts),
         "longest silence in a stream, s": max(silences),
@@ -157,14 +158,19 @@ async def ask(session: aiohttp.ClientSession, url: str, body: dict) -> Answer:
     return Answer(tokens, tuple(times))
 
 
-def without_a_server(model_dir: str, bodies: list[dict]) -> float:
-    """Seconds of the same requests as one rollout."""
+def without_a_server(model_dir: str, bodies: list[dict], num_alone: int) -> tuple[float, float]:
+    """Seconds of the first num_alone requests one after another, and of all of them as one rollout."""
     model = load_model(model_dir)
     work = [Request(tuple(b["prompt"]), b["seed"], 0, b["max_tokens"], b["min_tokens"]) for b in bodies]
-    generate(model, work[:1], Sampling(), 0, -1, len(bodies))  # warm
-    began = time.perf_counter()
-    generate(model, work, Sampling(), 0, -1, len(bodies))
-    return time.perf_counter() - began
+
+    def seconds(*rollouts: Sequence[Request]) -> float:
+        began = time.perf_counter()
+        for requests in rollouts:
+            generate(model, requests, Sampling(), 0, -1, len(requests))
+        return time.perf_counter() - began
+
+    seconds(work[:1])  # warm
+    return seconds(*([request] for request in work[:num_alone])), seconds(work)
 
 
 if __name__ == "__main__":
