@@ -31,7 +31,7 @@ class Console:
     def row(self, values: Mapping[str, str]) -> None:
         """One line of fixed columns; the names stand above the first."""
         if self._widths is None or list(self._widths) != list(values):
-            self._widths = {name: max(len(name), len(value) + 1) for name, value in values.items()}
+            self._widths = {name: max(len(name), _room(value)) for name, value in values.items()}
             self.say("  ".join(f"{name:>{width}}" for name, width in self._widths.items()))
         self.say("  ".join(f"{values[name]:>{width}}" for name, width in self._widths.items()))
 
@@ -48,6 +48,12 @@ class Console:
         """A progress bar that goes when it is done."""
         silent = True if not self.enabled else None  # None: shown on a terminal only
         return tqdm(total=total, desc=what, unit=unit, leave=False, disable=silent, dynamic_ncols=True)
+
+
+def _room(first: str) -> int:
+    """The width that a column takes, from its first cell: 1/500 grows to 500/500, a number may grow by a digit."""
+    _, slash, total = first.partition("/")
+    return 2 * len(total) + 1 if slash else len(first) + 1
 
 
 def short(x: float) -> str:
