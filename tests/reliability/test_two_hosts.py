@@ -1,0 +1,34 @@
+"""Two hosts are as one: the same bits, a host that dies or is cut off ends the run with a line, --resume goes on."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.reliability.remains import assert_same
+from tests.reliability.two_hosts import ENDS_WITHIN_S, TwoHosts, main
+
+LOSSES = {"sft": "loss/sft", "reward": "loss/reward", "ppo": "loss/policy_avg"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_hosts_one_of_which_dies_are_as_one_host(tmp_path):
+    try:
+        with TwoHosts(tmp_path):
+            pass
+    except OSError as error:
+        pytest.skip(f"no network namespaces here: {error}")
+    seen = main(tmp_path / "runs")
+    for fault, words in {"killed": "another rank is gone", "cut off": "rank 1 has not been heard of for"}.items():
+        seconds, lines = seen[fault]
+        assert seconds < ENDS_WITHIN_S
+        assert len(lines[0]) == 1 and words in lines[0][0] and "--resume" in lines[0][0], lines
+    for stage, loss in LOSSES.items():
+        two, one, alone = (tmp_path / "runs" / name / "ne" / stage for name in ("two", "one", "alone"))
+        assert_same(two, one)
+        rows = [[json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()] for run in (two, alone)]
+        assert [r["step"] for r in rows[0]] == [r["step"] for r in rows[1]]
+        for ours, theirs in zip(*rows):
+            assert ours[loss] == pytest.approx(theirs[loss], rel=1e-5, abs=1e-6), (stage, ours["step"])
