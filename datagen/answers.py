@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,8 +74,8 @@ def read_response(
 def _read_error(body: bytes) -> tuple[str, str]:
     """Code (or type) and message of an error's body, in one short line without keys."""
     try:
-        value = json.loads(body)
-    except (ValueError, RecursionError):
+        value = parse_json(body.decode("utf-8"))
+    except ValueError:
         return "", _one_line(body.decode("utf-8", "replace"))
     error = value.get("error", value) if isinstance(value, dict) else value
     if not isinstance(error, dict):

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from datagen.chat import Reply
 from engine.errors import UserError
-from engine.frames import pack_frame, read_frame, scan_frames
+from engine.frames import is_frame, pack_frame, read_frame, scan_frames
 
 VERSION = 1
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -55,6 +55,13 @@ class Tokens(NamedTuple):
 NOTHING = Tokens(0, 0)
 
 
+_FIELDS: dict[str, dict[str, type]] = {
+    "journal": {"v": int},
+    "sent": {"n": int, "p": int, "c": int},
+    "closed": {"n": int, "p": int, "c": int},
+    "answer": {"n": int, "p": int, "c": int, "k": bytes, "x": str, "f": str},
+    "refused": {"k": bytes, "x": str},
+}
 _FIRST_FRAME = pack_frame({"t": "journal", "v": VERSION})
 
 
@@ -133,7 +140,9 @@ class Journal:
             _fsync_folder(self.path.parent)
 
     def _take(self, frame: dict[str, Any], offset: int, length: int) -> None:
-        kind = frame["t"]
+        kind = frame.get("t")
+        if not isinstance(kind, str) or not is_frame(frame, _FIELDS.get(kind, {"t": type(None)})):
+            raise UserError(f"{self.path} is not a journal of this program at byte {offset}: name another file")
         if kind == "journal" and frame["v"] > VERSION:
             raise UserError(f"{self.path} is of version {frame['v']}, this program reads {VERSION}: update the program")
         if kind == "sent":

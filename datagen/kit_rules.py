@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from datagen.strict_json import parse_json
 
 # Every kind of task, and what a template of that kind must be given.
 PLACEHOLDERS: dict[str, tuple[str, ...]] = {
@@ -39,6 +40,7 @@ PLACEHOLDERS: dict[str, tuple[str, ...]] = {
 FIELDS = ("code", "digits", "separator", "numbers", "days", "months", "even", "odd")
 FIELDS += ("opposites", "categories", "texts", "templates")
 
+MOST_CHARACTERS = 2**20  # of a kit's file
 MIN_OPPOSITES = 24
 MIN_CATEGORIES = 6
 MIN_CATEGORY_WORDS = 12
@@ -55,11 +57,14 @@ _BRACED = re.compile(r"\{([^{}]*)\}")
 def read_kit(path: Path) -> tuple[Any, list[str]]:
     """What the kit file holds, and everything wrong with it, one line each: `FILE: FIELD: what is wrong`."""
     try:
-        text = path.read_text(encoding="utf-8")
-        data = json.loads(text, object_pairs_hook=_refuse_repeated_keys)
+        with open(path, encoding="utf-8") as file:
+            text = file.read(MOST_CHARACTERS + 1)
+        if len(text) > MOST_CHARACTERS:
+            raise ValueError(f"more than {MOST_CHARACTERS:,} characters")
+        data = parse_json(text)
     except FileNotFoundError:
         return None, [f"{path.name}: file not found in {path.parent}: add the kit"]
-    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError and repeated keys are all ValueErrors
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors too
         return None, [f"{path.name}: not UTF-8 JSON without repeated keys: {error}"]
     if not isinstance(data, dict):
         return data, [f"{path.name}: must be an object with the fields {', '.join(FIELDS)}"]
@@ -67,14 +72,6 @@ def read_kit(path: Path) -> tuple[Any, list[str]]:
     if "\\u" in text:
         problems.append(f"{path.name}: written with \\u escapes: write the characters themselves")
     return data, problems
-
-
-def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    repeated = sorted({key for key in keys if keys.count(key) > 1})
-    if repeated:
-        raise ValueError(f"key {repeated[0]!r} occurs twice in one object")
-    return dict(pairs)
 
 
 def _check_kit(data: dict[str, Any], code: str) -> Iterator[str]:

@@ -6,15 +6,23 @@ import json
 import re
 from typing import Any
 
+MAX_DEPTH = 100  # a value nested a thousand deep would end as a RecursionError in whatever walks it
 _FENCED = re.compile(r"\s*```(?:json)?[ \t]*\n(.*?)\n?[ \t]*```\s*", re.DOTALL)
 
 
 def parse_json(text: str) -> Any:
     """The value of a JSON text. ValueError, in one line, for anything else."""
     try:
-        return json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
+        value = json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        nested = [node for node in level if isinstance(node, dict | list)]
+        level = [child for node in nested for child in (node.values() if isinstance(node, dict) else node)]
+    if level:
+        raise ValueError(f"nested deeper than {MAX_DEPTH}")
+    return value
 
 
 def parse_answer_object(text: str) -> dict[str, Any]:
@@ -33,8 +41,8 @@ def parse_answer_object(text: str) -> dict[str, Any]:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)!r} is given twice")
+        seen: set[str] = set()
+        raise ValueError(f"key {next(n for n, _ in pairs if n in seen or seen.add(n))!r:.60} is given twice")
     return value
 
 

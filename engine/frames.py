@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgpack
@@ -62,4 +62,16 @@ def _frame_at(data: Any, offset: int) -> tuple[int, dict[str, Any] | None]:
     body = data[start : start + length]
     if zlib.crc32(body, zlib.crc32(header[4:8])) != checksum:
         return offset, None
-    return start + length, msgpack.unpackb(body)
+    try:
+        payload = msgpack.unpackb(body)
+    except (ValueError, msgpack.UnpackException):  # a right checksum around what pack_frame never writes
+        return offset, None
+    return (start + length, payload) if isinstance(payload, dict) else (offset, None)
+
+
+def is_frame(payload: dict[str, Any], fields: Mapping[str, type | tuple[type, ...]]) -> bool:
+    """Whether a payload has each of the fields, of its type; whole numbers are not negative."""
+    return all(
+        isinstance(value := payload.get(name), kind) and (kind is not int or (value is not True and value >= 0))
+        for name, kind in fields.items()
+    )

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine.errors import UserError
-from engine.frames import MAGIC, pack_frame, read_frame, scan_frames
+from engine.frames import MAGIC, is_frame, pack_frame, read_frame, scan_frames
 
 VERSION = 1
 SYNC_EVERY_S = 1.0  # a power cut costs what was finished since; a kill costs nothing
@@ -66,17 +66,25 @@ class Shards:
             if payload is None:
                 self.damage += length
             elif path not in self.runs:
-                if payload.get("t") != "run":
+                if payload.get("t") != "run" or not is_frame(payload, {"v": int}):
                     raise UserError(f"{path} has lost its beginning: --overwrite starts the run anew")
                 if payload["v"] != VERSION:
                     raise UserError(
                         f"{path} is of version {payload['v']}, this program reads {VERSION}: --overwrite starts anew"
                     )
+                if not is_frame(payload, {"run": dict, "replaces": bool}):
+                    raise self._odd(path, offset)
                 self.runs[path] = payload
             else:
+                if not is_frame(payload, {"p": int, "k": int, "x": str, "n": int, "e": str}):
+                    raise self._odd(path, offset)
                 self._where.setdefault((payload["p"], payload["k"]), (path, offset, length))
         if path not in self.runs and not MAGIC.startswith(_head(path)):  # otherwise killed as it was begun
             raise UserError(f"{path} is no shard of a sampling run: move it away, or --overwrite removes it")
+
+    @staticmethod
+    def _odd(path: Path, offset: int) -> UserError:
+        return UserError(f"{path} is no shard of a sampling run at byte {offset}: move it away")
 
     def __len__(self) -> int:
         """The number of responses."""

@@ -47,6 +47,8 @@ def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
             tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
         else:
             tokenizer = _load_sentencepiece(folder, settings)
+        if tokenizer.is_fast:
+            _codec(tokenizer)  # made now, so that what no text can be encoded with is refused here
     if not tokenizer.is_fast:
         raise UserError(f"the tokenizer in {folder} has no tokenizer.json form: convert it with transformers first")
     if not tokenizer.eos_token or tokenizer.eos_token_id is None:

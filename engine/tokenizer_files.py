@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
-from engine.models.config_rules import refuse_code
+from engine.models.config_rules import SIZES, refuse_code
 from engine.strict_json import read_object, reason_of, shown_size
 
 TOKENIZER_BYTES = 256 * 2**20  # the largest published ones have a tenth of it
@@ -33,6 +33,7 @@ def read_tokenizer_files(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     _check_settings(settings, folder / "tokenizer_config.json")
     if (folder / "tokenizer.json").is_file() and not isinstance(backend.get("model"), dict):
         raise UserError(f"{folder / 'tokenizer.json'} has no field 'model': it is no tokenizer file; fetch it again")
+    _check_ids(backend, folder / "tokenizer.json")
     return settings, backend
 
 
@@ -74,6 +75,15 @@ def _check_settings(settings: Mapping[str, Any], file: Path) -> None:
     # Saving the tokenizer makes a file of each name.
     if odd := next((n for n in names if not isinstance(n, str) or not re.fullmatch(r"[\w-][\w.-]*", n)), None):
         raise UserError(f"{file} has a chat template called {odd!r:.60}: give it a name of letters and digits")
+
+
+def _check_ids(backend: Mapping[str, Any], file: Path) -> None:
+    """UserError for a token id beyond any vocabulary: the library would make room for all the ids below it."""
+    vocab, added = backend.get("model", {}).get("vocab"), backend.get("added_tokens")
+    ids = list(vocab.values()) if isinstance(vocab, dict) else []
+    ids += [token.get("id") for token in added if isinstance(token, dict)] if isinstance(added, list) else []
+    if odd := [i for i in ids if isinstance(i, int) and i >= SIZES["vocab_size"]]:
+        raise UserError(f"{file} has the token id {odd[0]!r:.60}, the limit is {SIZES['vocab_size']:,}: fetch it again")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -45,7 +45,17 @@ def text_of(record: Mapping[str, Any], name: str, place: str) -> str:
     if not isinstance(value, str) or not value.strip():
         shown = "missing" if value is None else f"{value!r:.60}"
         raise UserError(f"{place}: field {name!r} is {shown}, it must be a text: mend the record or leave it out")
-    return value
+    return whole_characters(value, name, place)
+
+
+def whole_characters(text: str, name: str, place: str) -> str:
+    """The text. UserError where it holds half a surrogate pair, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        where = f"half a surrogate pair at character {error.start + 1}"
+        raise UserError(f"{place}: field {name!r} holds {where}: mend the record or leave it out") from None
+    return text
 
 
 def texts_of(record: Mapping[str, Any], name: str, place: str) -> tuple[str, ...]:
@@ -56,6 +66,7 @@ def texts_of(record: Mapping[str, Any], name: str, place: str) -> tuple[str, ...
     for number, value in enumerate(values, start=1):
         if not isinstance(value, str) or not value.strip():
             raise UserError(f"{place}: field {name!r}, option {number} is {value!r:.60}: give it a text")
+        whole_characters(value, name, place)
     return tuple(values)
 
 
@@ -69,6 +80,7 @@ def lettered_options(record: Mapping[str, Any], place: str) -> tuple[str, ...]:
     for name, value in zip(expected, values):
         if name not in record or not isinstance(value, str) or not value.strip():
             raise UserError(f"{place}: field {name!r} is {record.get(name)!r:.60}: give the option a text")
+        whole_characters(value, name, place)
     if len(values) < 2:
         raise UserError(f"{place}: it has {len(values)} options (option_a, option_b, ...), at least 2 are needed")
     return tuple(values)

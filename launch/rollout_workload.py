@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from engine.errors import UserError
 from engine.generation import Request
 from engine.prompts import load_template
 from engine.records import read_instructions
+from engine.strict_json import parse_whole
 from engine.tokenizer import load_tokenizer
 
 LENGTHS = ("fixed", "uniform", "lognormal")
@@ -94,7 +94,11 @@ def read_lengths(path: str) -> list[int]:
     if not Path(path).is_file():
         raise UserError(f"--lengths {path} is none of {', '.join(LENGTHS)} and no file: choose one")
     lengths = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"--lengths {path} is not UTF-8 (byte {error.start}): give one length a line") from None
+    for number, line in enumerate(lines, start=1):
         if line.strip():
             lengths.append(_length(line, f"{path}:{number}"))
     if not lengths:
@@ -104,7 +108,7 @@ def read_lengths(path: str) -> list[int]:
 
 def _length(line: str, where: str) -> int:
     try:
-        value = json.loads(line)
+        value = parse_whole(line)
     except ValueError:
         value = None
     if isinstance(value, dict):

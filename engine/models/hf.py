@@ -46,7 +46,7 @@ def load_config(path: str | Path) -> PretrainedConfig:
         raise UserError(f"{file} has model_type {model_type!r:.60}: supported are {', '.join(FAMILIES)}")
     try:
         config = CONFIG_MAPPING[model_type].from_dict(fields)
-    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (StrictDataclassError, ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
         raise UserError(f"{file} is not a valid {model_type} config ({reason_of(error)}): correct it") from error
     check_config(config, file)
     return config

@@ -80,7 +80,7 @@ def _is_inside(folder: Path, name: str) -> bool:
 
     Hugging Face's own cache is made of links, from snapshots/REVISION/NAME to blobs/HASH: those are followed.
     """
-    if name in ("", ".", "..") or "/" in name or "\0" in name:
+    if name in ("", ".", "..") or len(name.encode("utf-8", "replace")) > 255 or "/" in name or "\0" in name:
         return False
     home, found = Path(os.path.realpath(folder)), Path(os.path.realpath(folder / name))
     return found.parent == home or (home.parent.name == "snapshots" and found.parent == home.parents[1] / "blobs")

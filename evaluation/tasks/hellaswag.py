@@ -7,7 +7,7 @@ from typing import Any
 
 from engine.errors import UserError
 from evaluation.cleaning import clean
-from evaluation.items import Item, Unlabelled, text_of, texts_of
+from evaluation.items import Item, Unlabelled, text_of, texts_of, whole_characters
 from evaluation.prompt_words import PromptWords
 from evaluation.tasks import Form, Task
 
@@ -19,7 +19,10 @@ def _read(record: Mapping[str, Any], place: str, index: int) -> Item:
     endings = texts_of(record, "endings", place)
     if label not in [str(number) for number in range(len(endings))]:
         raise UserError(f"{place}: field 'label' is {label!r:.60}, the endings are 0 to {len(endings) - 1}: mend it")
-    scene = f"{text_of(record, 'ctx_a', place)} {record.get('ctx_b', '').capitalize()}"
+    if not isinstance(second := record.get("ctx_b", ""), str):
+        raise UserError(f"{place}: field 'ctx_b' is {second!r:.60}, it must be a text: mend the record or leave it out")
+    second = whole_characters(second, "ctx_b", place).capitalize()
+    scene = f"{text_of(record, 'ctx_a', place)} {second}"
     return Item(
         id=str(record.get("id", record.get("ind", index))),
         index=index,

@@ -274,7 +274,12 @@ def test_any_damage_costs_only_the_frames_it_touches(tmp_path_factory, texts, da
     start = data.draw(st.integers(0, len(whole) - 1))
     end = data.draw(st.integers(start + 1, min(len(whole), start + 60)))
     noise = data.draw(st.binary(max_size=60))
-    path.write_bytes(whole[:start] + noise + whole[end:])
+    left = whole[:start] + noise + whole[end:]
+    path.write_bytes(left)
+    if len(left) >= len(pack_frame({"t": "journal", "v": 1})) and all(p is None for _, _, p in scan_frames(left)):
+        with pytest.raises(UserError, match="is not a journal"):  # not one frame is whole: it may be anybody's file
+            read(path)
+        return
     untouched = {
         payload["k"][0]: payload["x"]
         for offset, length, payload in scan_frames(whole)

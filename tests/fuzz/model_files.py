@@ -124,7 +124,8 @@ READERS = {
     "bin": Reader(lambda: any_bytes(bin_file(False)), weights, SINGLE[1]),
     "bin of old": Reader(lambda: any_bytes(bin_file(True)), weights, SINGLE[1]),
     "shard index": Reader(
-        json_file({"metadata": {}, "weight_map": {"a": "model-00001-of-00002.safetensors", "b": "b.safetensors"}}),
+        json_file({"metadata": {}, "weight_map": {name: f"model-0000{i}-of-00002.safetensors" for i, name in
+                                                  enumerate(WEIGHTS, 1)}}),
         weights, INDEX, make_shards,
     ),
 }  # fmt: skip

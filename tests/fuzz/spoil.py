@@ -78,7 +78,7 @@ def values(draw: st.DrawFn, valid: Any) -> Any:
             holder = holder[step]
         how = draw(st.integers(0, 7))
         if how <= 2:
-            holder[key] = draw(st.sampled_from(ODD_VALUES))
+            holder[key] = copy.deepcopy(draw(st.sampled_from(ODD_VALUES)))
         elif how == 3:
             del holder[key]
         elif how == 4 and isinstance(holder, dict):
