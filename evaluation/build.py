@@ -44,7 +44,7 @@ def build(
                   tasks of their own)
     seed          of the draws; None takes the protocol's own
     split         the part that is evaluated in place of the task's ("validation" where there is no test file)
-    skip_bad      leave out, and count, records that cannot be used
+    skip_bad      leave out, and count, records that cannot be used, and those that cannot be asked within max_length
 
     UserError names the file, record and field of what cannot be used, and a prompt or a choice that cannot fit.
     """
@@ -72,7 +72,16 @@ def build(
         shared=shared_shots,
     )
     writer = _Writer(task, lang, form, protocol, protocol.encode(tokenizer), max_length, num_shots, counts)
-    documents = [writer.write(item, drawn) for item, drawn in protocol.draw(plan)]
+    documents = []
+    for item, drawn in protocol.draw(plan):
+        try:
+            documents.append(writer.write(item, drawn))
+        except UserError:
+            if not skip_bad:
+                raise
+            counts["bad_records"] += 1
+    if not documents:
+        raise UserError(f"{sources[0].name}: no document can be asked within {max_length} tokens: raise --max-length")
     return TaskDocuments(task, lang, protocol.name, num_shots, documents, dict(+counts), tuple(sources))
 
 
@@ -148,6 +157,7 @@ class _Writer:
             dropped = self._num_to_drop(item, blocks, continuations)
             blocks = blocks[dropped:]
             encoded = self.encode(blocks, continuations)
+        choices = self._choices(item, options, continuations, encoded, dropped > 0)
         self._count(item, options, len(shots), dropped, encoded)
         return Document(
             task=self.task.name,
@@ -155,7 +165,7 @@ class _Writer:
             id=item.id,
             index=item.index,
             gold=tuple(map(float, truth)) if "mc2" in self.task.metrics else truth.index(1),
-            choices=self._choices(item, options, continuations, encoded, dropped > 0),
+            choices=choices,
             shot_ids=tuple(shot.id for shot in shots[dropped:]),
             prompt="".join(blocks),
             subject=item.subject,
@@ -176,7 +186,7 @@ class _Writer:
         if alone > 0:
             raise UserError(
                 f"{item.place}: the question has {alone} tokens more than the {self.max_length} that fit, even without "
-                f"shots: raise --max-length, or leave the record out"
+                f"shots: raise --max-length, or leave it out with --bad-records skip"
             )
         while low < high:
             middle = (low + high) // 2

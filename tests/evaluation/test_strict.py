@@ -136,6 +136,20 @@ def test_whole_shots_go_when_the_prompt_is_too_long(folder):
         run(folder, "arc", shots=6, max_length=left - 2)
 
 
+def test_a_question_that_does_not_fit_is_left_out_and_counted_if_so_asked(tmp_path):
+    everything(tmp_path)
+    rows = [arc(n) for n in (1, 2, 3)]
+    rows[1]["instruction"] *= 20
+    write(tmp_path, "m_arc/en_test", rows)
+    built = run(tmp_path, "arc", shots=2, max_length=200, skip_bad=True)
+    assert [document.index for document in built.documents] == [0, 2]
+    assert (built.counts["documents"], built.counts["bad_records"]) == (2, 1)
+    with pytest.raises(UserError, match=r"en_test.json:\d+: the question has .* leave it out with --bad-records skip"):
+        run(tmp_path, "arc", shots=2, max_length=200)
+    with pytest.raises(UserError, match="en_test.json: no document can be asked within 5 tokens: raise --max-length"):
+        run(tmp_path, "arc", shots=0, max_length=5, skip_bad=True)
+
+
 def test_dropped_shots_are_counted(folder):
     built = run(folder, "arc", shots=6, max_length=100)
     dropped = [6 - len(document.shot_ids) for document in built.documents]
