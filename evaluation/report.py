@@ -79,7 +79,7 @@ def markdown(
 
 
 def _models(runs: Runs) -> str:
-    """One line a model: how often it was trained, so that a column of several models is no surprise."""
+    """One line a model: how much there is of it, and by which protocol."""
     lines = []
     for name, cells in runs.cells.items():
         protocols = sorted({f"{cell.about['protocol']}" for cell in cells.values()})

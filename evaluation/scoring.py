@@ -33,7 +33,7 @@ class Scorer:
     """Scores with a model of the engine.
 
     batch_tokens  rows of one forward of one thread at most (on a GPU forwards have a fixed size)
-    cache_tokens  tokens whose keys and values are kept at most, beside one path for each further thread
+    cache_tokens  tokens whose keys and values are kept at most for what is below them, over all threads
     num_threads   forwards side by side on a CPU; each runs on one core, see evaluation/branches.py
     """
 
