@@ -31,14 +31,22 @@ from launch.common import (
     open_job,
     stage_model,
 )
+from launch.replay import replay_asked
 
 SETTINGS = (RunSettings, OptimizerSettings, BatchSettings, PPOSettings)
 
 
 def job(argv: Sequence[str]) -> None:
     """Train a model with PPO; whatever is not given comes from the embedded default, made first if it is not there."""
+    if replay_asked("ppo", argv):
+        return
     settings = parse_settings(
-        SETTINGS, argv, "deepspeed launch/ppo.py", "PPO on the top layers.", presets("ppo"), demo_unless_model
+        SETTINGS,
+        argv,
+        "deepspeed launch/ppo.py",
+        "PPO on the top layers; with --replay FILE, a batch that has stopped a run, again.",
+        presets("ppo"),
+        demo_unless_model,
     )
     run_settings, optimizer, batch, ppo = settings
     job = open_job("ppo", settings)

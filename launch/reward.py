@@ -28,14 +28,22 @@ from launch.common import (
     open_job,
     stage_model,
 )
+from launch.replay import replay_asked
 
 SETTINGS = (RunSettings, OptimizerSettings, BatchSettings, RewardSettings)
 
 
 def job(argv: Sequence[str]) -> None:
     """Train a reward model; without --model on the embedded SFT model, without --data on the embedded rankings."""
+    if replay_asked("reward", argv):
+        return
     settings = parse_settings(
-        SETTINGS, argv, "deepspeed launch/reward.py", "K-wise reward model.", presets("reward"), demo_unless_model
+        SETTINGS,
+        argv,
+        "deepspeed launch/reward.py",
+        "K-wise reward model; with --replay FILE, a batch that has stopped a run, again.",
+        presets("reward"),
+        demo_unless_model,
     )
     run_settings, optimizer, batch, reward = settings
     job = open_job("reward", settings)

@@ -25,14 +25,22 @@ from launch.common import (
     finished_before,
     open_job,
 )
+from launch.replay import replay_asked
 
 SETTINGS = (RunSettings, OptimizerSettings, BatchSettings, SFTSettings)
 
 
 def job(argv: Sequence[str]) -> None:
     """Fine-tune a model on instructions; without --model or --data, on the embedded default."""
+    if replay_asked("sft", argv):
+        return
     settings = parse_settings(
-        SETTINGS, argv, "deepspeed launch/sft.py", "Packed supervised fine-tuning.", presets("sft"), demo_unless_model
+        SETTINGS,
+        argv,
+        "deepspeed launch/sft.py",
+        "Packed supervised fine-tuning; with --replay FILE, a batch that has stopped a run, again.",
+        presets("sft"),
+        demo_unless_model,
     )
     run_settings, optimizer, batch, sft = settings
     job = open_job("sft", settings)
