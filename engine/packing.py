@@ -71,6 +71,9 @@ def plan_microbatches(
 
 
 def dealt(lengths: Sequence[int], rank: int, ranks: int) -> list[int]:
-    """The places of a rank's sequences: the longest first, dealt out in turn, then back in order."""
+    """The places of a rank's sequences: the longest first, dealt out in turn, then back in order.
+
+    So the sums of two ranks differ by no more than the longest sequence, and their numbers by no more than one.
+    """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     return sorted(order[rank::ranks])

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
+from engine import huge_pages
 from engine.generation import Step
+from kernels.skinny_linear import fits, skinny_linear
 
 READ_BYTES = 512 << 20  # larger than any cache
 GEMM_SIDE = 2048
@@ -23,10 +25,20 @@ class Machine:
     flops: float
 
 
+@torch.no_grad()
 def measure(device: torch.device, dtype: torch.dtype) -> Machine:
-    """Reading a large tensor once, by the faster of a sum and a dot product; a large square product in dtype."""
-    x = torch.ones(READ_BYTES // 4, device=device)
-    seconds = min(_median(x.sum, device), _median(lambda: torch.dot(x, x), device))
+    """Reading a large tensor once, by the fastest reader there is; a large square product in dtype.
+
+    Readers are a sum, a dot product, and on a CPU the product of one row with a matrix, our own and PyTorch's.
+    """
+    x = torch.empty(READ_BYTES // 4, device=device)
+    huge_pages.ask(x)
+    x.fill_(1.0)
+    matrix, row = x.view(-1, GEMM_SIDE), torch.ones(1, GEMM_SIDE, device=device)
+    readers = [x.sum, lambda: torch.dot(x, x), lambda: matrix @ row[0]]
+    if fits(row, matrix):
+        readers.append(lambda: skinny_linear(row, [matrix], [None]))
+    seconds = min(_median(reader, device) for reader in readers)
     a = torch.randn(GEMM_SIDE, GEMM_SIDE, device=device).to(dtype)
     return Machine(READ_BYTES / seconds, 2 * GEMM_SIDE**3 / _median(lambda: a @ a, device))
 

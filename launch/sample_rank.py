@@ -11,6 +11,7 @@ from tqdm import tqdm
 from engine.console import Console
 from engine.generation import Request, Response, stream
 from engine.interrupt import Interrupt
+from engine.packing import dealt
 from engine.response_file import EOS, LENGTH, STOP, SavedResponse
 from engine.seeds import derive_seed
 from engine.settings import ResponseSettings, SampleSettings
@@ -21,21 +22,13 @@ LINE_EVERY_S = 60.0  # of progress, where there is no terminal for a bar
 
 
 def share(requests: Sequence[Request], ranks: int) -> list[list[Request]]:
-    """Whole prompts for each rank, in order, so that the expected lengths add up to about the same.
-
-    The longest prompt goes first, each to the rank with the least so far (Graham 1969).
-    """
+    """Whole prompts for each rank, in order, dealt out by the expected length of all their responses."""
     prompts: dict[int, list[Request]] = {}
     for request in requests:
         prompts.setdefault(request.prompt_id, []).append(request)
-    length_of = {i: sum(r.expected_length for r in group) for i, group in prompts.items()}
-    shares: list[list[int]] = [[] for _ in range(ranks)]
-    lengths = [0] * ranks
-    for i in sorted(prompts, key=lambda i: (-length_of[i], i)):
-        rank = lengths.index(min(lengths))
-        shares[rank].append(i)
-        lengths[rank] += length_of[i]
-    return [[request for i in sorted(ids) for request in prompts[i]] for ids in shares]
+    groups = [prompts[i] for i in sorted(prompts)]
+    lengths = [sum(r.expected_length for r in group) for group in groups]
+    return [[r for at in dealt(lengths, rank, ranks) for r in groups[at]] for rank in range(ranks)]
 
 
 def sample(
