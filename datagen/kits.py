@@ -79,7 +79,7 @@ def load_kit(code: str, folder: Path = KITS_DIR) -> Kit:
     UserError if there is no such kit, or naming file and field of the first violation.
     """
     path = folder / f"{code}.json"
-    if not path.is_file():
+    if code not in kit_codes(folder):  # a code that is a path is none
         get_language(code)  # names the nearest code where this one is unknown
         raise UserError(f"no language kit for {code!r}: choose one of {', '.join(kit_codes(folder))}, or add {path}")
     data, problems = read_kit(path)

@@ -73,8 +73,8 @@ def _check_settings(settings: Mapping[str, Any], file: Path) -> None:
     templates = settings.get("chat_template")
     names = [entry.get("name") for entry in templates if isinstance(entry, dict)] if isinstance(templates, list) else []
     # Saving the tokenizer makes a file of each name.
-    if odd := next((n for n in names if not isinstance(n, str) or not re.fullmatch(r"[\w-][\w.-]*", n)), None):
-        raise UserError(f"{file} has a chat template called {odd!r:.60}: give it a name of letters and digits")
+    if odd := [name for name in names if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*", name)]:
+        raise UserError(f"{file} has a chat template called {odd[0]!r:.60}: give it a name of letters and digits")
 
 
 def _check_ids(backend: Mapping[str, Any], file: Path) -> None:
