@@ -21,6 +21,7 @@ import torch
 from engine.distributed import World
 from engine.errors import UserError
 from engine.monitors import Monitors
+from engine.shared_folder import check_shared
 from engine.strict_json import read_object
 
 VERSIONS = ("torch", "deepspeed", "transformers", "tokenizers", "sentencepiece", "numpy")
@@ -113,7 +114,7 @@ class Run:
                 )
 
     def start(self) -> None:
-        """Make the folder and write config.json. Every rank waits until it is there."""
+        """Make the folder and write config.json. Every rank waits until it sees it; UserError when one never does."""
         self._started = time.monotonic()
         if self.world.is_first:
             if self.settings["overwrite"] and _settings_in(self.path) is not None:
@@ -127,7 +128,7 @@ class Run:
                 raise UserError(
                     f"--output {self.path} cannot be written ({error.strerror}): choose a folder you may write to"
                 ) from error
-        self.world.barrier()
+        check_shared(self.path / "config.json", self.world)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Add one line to metrics.jsonl and the same numbers to the monitors; a NaN or infinity stops the run."""

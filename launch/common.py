@@ -14,6 +14,7 @@ import torch
 
 from datagen.embedded import make_embedded, write_embedded
 from engine.console import Console
+from engine.disk import disk_line, disk_parts
 from engine.distributed import World, start_world
 from engine.errors import UserError
 from engine.init_model import init_model
@@ -40,12 +41,24 @@ class Job:
     language: Language
     ds_config: dict[str, Any]
     dtype: torch.dtype
+    settings: Sequence[Any]
 
     def header(self, title: str, rows: dict[str, object]) -> None:
         """What will run, and where its results go."""
         zero = self.ds_config.get("zero_optimization", {}).get("stage", 0)
         ranks = f"{self.world.size} x {self.world.device.type}, {str(self.dtype).removeprefix('torch.')}, ZeRO-{zero}"
         self.console.header(title, {**rows, "ranks": ranks, "results": self.run.path})
+
+    def disk(self, count: int, batch: BatchSettings, model: Any, trained: int, **sizes: int) -> str:
+        """What the run may take of the disk, for the header; UserError where that is not free.
+
+        `count` records are trained on, `trained` weights of the model are; `sizes` as in engine/disk.py.
+        """
+        run: RunSettings = self.settings[0]
+        steps = -(-count // batch.batch_size) * batch.epochs
+        steps = min(steps, run.max_steps or steps)
+        parts = disk_parts(self.run.stage, model, trained, steps, run.save_every, run.keep, **sizes)
+        return disk_line(parts, self.run.path)
 
     def note_template(self, model_dir: str | Path, template: str) -> None:
         """Say so when a model is about to see another prompt template than the one it was trained with."""
@@ -116,7 +129,7 @@ def open_job(stage: str, settings: Sequence[Any]) -> Job:
     world = start_world(run_settings.hang_timeout)
     dtype = choose_dtype(run_settings.dtype, world.device)
     console = Console(world.is_first)
-    return Job(world, Run(path, stage, settings, world, monitors), console, language, ds_config, dtype)
+    return Job(world, Run(path, stage, settings, world, monitors), console, language, ds_config, dtype, settings)
 
 
 def upstream_argv(settings: RunSettings) -> list[str]:
@@ -175,10 +188,14 @@ def stage_model(settings: RunSettings, stage: str, run_stage: Any, job: Job) -> 
 
 def finished_before(job: Job) -> bool:
     """Whether this very run is complete; if so the caller shows its result again."""
-    done = job.run.finished_before()
-    job.world.barrier()  # no rank may start the run before all have looked
-    if not done:
+    done = job.world.gather(job.run.finished_before())  # no rank may start the run before all have looked
+    if not any(done):
         return False
+    if not all(done):
+        raise UserError(
+            f"{job.run.path} is complete for rank {done.index(True)} and not for rank {done.index(False)}: "
+            "give --output, or --runs, a folder on a file system that all hosts share"
+        )
     job.console.say(
         f"{job.run.path} is complete with these settings, its result is shown again: --overwrite runs it anew"
     )
