@@ -200,7 +200,8 @@ class Heartbeat:
         if me.moves != self._moves:
             me.moves, me.moved_at = self._moves, now
         if any(p.state == FAILED for p in self.peers):
-            until = now + 2 * INTERVAL_S  # this rank may be about to end by itself, for the same mistake
+            # This rank may be about to end by itself, for the same mistake; not if it waits for the one that failed.
+            until = now + (2 * INTERVAL_S if me.waits else 60.0)
             while me.state == ALIVE and time.monotonic() < until:
                 time.sleep(0.05)
             if me.state == ALIVE:

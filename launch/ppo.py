@@ -8,6 +8,7 @@ from pathlib import Path
 
 from engine.chats import with_chat_template
 from engine.cli import main, parse_settings
+from engine.disk import num_trained
 from engine.encoding import encode_prompts
 from engine.errors import UserError
 from engine.exact_match import exact_match
@@ -88,6 +89,10 @@ def train(
     if len(prompts) < job.world.size:
         raise UserError(f"{data} has {len(prompts)} prompts for {job.world.size} ranks: start fewer ranks")
 
+    trained = num_trained(model, split) * (2 if ppo.critic == "separate" else 1)
+    disk = job.disk(
+        len(prompts), batch, model, trained, rollouts=min(batch.batch_size, len(prompts)), tokens=batch.max_length
+    )
     job.run.start()
     trainer = PPOTrainer(
         model, tokenizer, prompts, scorer, run_settings, optimizer, batch, ppo,
@@ -99,6 +104,7 @@ def train(
         "data": f"{data} ({len(prompts):,} prompts)",
         "plan": f"{len(trainer.steps)} iterations of {batch.batch_size} rollouts of up to {ppo.max_new_tokens} tokens",
         "update": f"{ppo.ppo_epochs} PPO epochs, {ppo.minibatch_size} rollouts a step",
+        "disk": disk,
     })  # fmt: skip
     before, result = None, {}
     if checks:

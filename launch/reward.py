@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from engine.chats import with_chat_template
 from engine.cli import main, parse_settings
+from engine.disk import kept_tokens, num_trained
 from engine.encoding import encode_rankings
 from engine.errors import UserError
 from engine.export import save_trained
@@ -89,6 +90,11 @@ def train(
                 f"{data} has {len(order)} rankings, too few to hold out {reward.heldout:.0%}: "
                 "give --eval-data FILE, or raise --heldout"
             )
+    top = min(reward.num_top_layers, model.num_layers)
+    split = model.num_layers - top
+    lengths = [len(e.tokens) for r in rankings for e in r.examples]
+    kept = kept_tokens(lengths, model, batch.epochs, batch.trunk_cache) if split else 0
+    disk = job.disk(len(rankings), batch, model, num_trained(model, split), kept_tokens=kept)
     job.run.start()
     head_seed = derive_seed(run_settings.seed, "score head")
     score_weight_D = RewardModule.new_score_weight(model, head_seed)
@@ -96,12 +102,12 @@ def train(
         model, score_weight_D, rankings, heldout, run_settings, optimizer, batch, reward,
         job.world, job.run, job.console, job.ds_config,
     )  # fmt: skip
-    top = min(reward.num_top_layers, model.num_layers)
     job.header(f"Reward model in {job.language.name}", {
         "model": f"{model_dir} (top {top} of {model.num_layers} layers trained)",
-        "data": f"{data} ({len(rankings):,} rankings, {sum(len(r.examples) for r in rankings):,} responses)",
+        "data": f"{data} ({len(rankings):,} rankings, {len(lengths):,} responses)",
         "held out": f"{len(heldout):,} rankings",
         "plan": f"{len(trainer.steps)} steps of {batch.batch_size} prompts",
+        "disk": disk,
     })  # fmt: skip
     result = trainer.train()
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from engine.chats import with_chat_template
 from engine.cli import main, parse_settings
+from engine.disk import kept_tokens, num_trained
 from engine.encoding import encode_instructions, encode_prompts
 from engine.exact_match import exact_match
 from engine.export import save_trained
@@ -13,7 +14,7 @@ from engine.model_card import write_card
 from engine.presets import presets
 from engine.prompts import load_template
 from engine.records import read_instructions
-from engine.settings import BatchSettings, OptimizerSettings, RunSettings, SFTSettings
+from engine.settings import BatchSettings, OptimizerSettings, RunSettings, SFTSettings, split_of
 from engine.sft import SFTTrainer
 from launch.common import (
     Job,
@@ -68,14 +69,18 @@ def train(
     if checks_file:
         checks = encode_prompts(read(checks_file), tokenizer, template, batch.max_length, batch.truncate)
 
+    split, lengths = split_of(sft.top_layers, model.num_layers), [len(e.tokens) for e in examples]
+    kept = 0 if split is None else kept_tokens(lengths, model, batch.epochs, batch.trunk_cache)
+    disk = job.disk(len(examples), batch, model, num_trained(model, split), kept_tokens=kept)
     job.run.start()
     trainer = SFTTrainer(
         model, examples, run_settings, optimizer, batch, sft, job.world, job.run, job.console, job.ds_config
     )
     job.header(f"Supervised fine-tuning in {job.language.name}", {
         "model": f"{model_dir} ({model.config.model_type}, {model.num_layers} layers of {model.hidden_size})",
-        "data": f"{data} ({len(examples):,} sequences, {sum(len(e.tokens) for e in examples):,} tokens)",
+        "data": f"{data} ({len(examples):,} sequences, {sum(lengths):,} tokens)",
         "plan": f"{len(trainer.steps)} steps of {batch.batch_size} sequences, loss on {sft.loss_on}",
+        "disk": disk,
     })  # fmt: skip
     result = trainer.train()
 
