@@ -155,7 +155,7 @@ def _peer(python: str, model: Path, batch_size: int, threads: int) -> Iterator[A
     """lm-eval in a process of its own, which waits without work while ours is measured."""
     # -P: this folder has a requests.py, which must not stand in for the library of that name.
     script = Path(__file__).with_name("bench_peer.py")
-    command = [python, "-P", str(script), str(model), str(batch_size), str(threads)]
+    command = [python, "-P", str(script), str(model), *map(str, (batch_size, threads, MAX_LENGTH))]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin and process.stdout
 

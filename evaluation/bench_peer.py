@@ -12,13 +12,14 @@ import time
 import torch
 
 
-def main(model: str, batch_size: int, num_threads: int) -> None:
+def main(model: str, batch_size: int, num_threads: int, max_length: int) -> None:
     with contextlib.redirect_stdout(sys.stderr):  # stdout carries answers alone
         import lm_eval
         from lm_eval.models.huggingface import HFLM
 
         torch.set_num_threads(num_threads)
-        peer = HFLM(pretrained=model, dtype="float32", device="cpu", batch_size=batch_size)
+        # BLOOM's config names no length, and lm-eval would cut what it asks at 2,048 tokens.
+        peer = HFLM(pretrained=model, dtype="float32", device="cpu", batch_size=batch_size, max_length=max_length)
     print(json.dumps({"version": lm_eval.__version__}), flush=True)
     for line in sys.stdin:
         # Its own entry point after tokenisation. The texts only name a request in its cache, which is off.
@@ -31,4 +32,4 @@ def main(model: str, batch_size: int, num_threads: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], *map(int, sys.argv[2:]))

@@ -39,7 +39,7 @@ class Output:
             if self.path.exists() and any(entry.name != LOCK for entry in self.path.iterdir()):
                 raise UserError(f"--output {self.path} holds other files: give an empty or a new folder")
         elif not overwrite:
-            self._refuse(differences(there, manifest, ignore=("tasks",)), "of another model or machine")
+            self._refuse(differences(there, manifest, ignore=("tasks",)), "of another model, code or machine")
 
     def check_task(self, key: str, about: Mapping[str, Any]) -> None:
         """UserError where the folder has this task with another manifest."""

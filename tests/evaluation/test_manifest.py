@@ -54,7 +54,7 @@ def test_a_folder_takes_more_tasks_of_the_same_model_and_nothing_else(tmp_path):
     output.check(MANIFEST, overwrite=False)
     output.check_task("arc.ne", ABOUT)
     output.check_task("mmlu.ne", {**ABOUT, "task": "mmlu"})
-    with pytest.raises(UserError, match=r"of another model or machine \(versions.torch, weights_sha256 differ\)"):
+    with pytest.raises(UserError, match=r"of another model, code or machine \(versions.torch, weights_sha256 differ\)"):
         output.check({**MANIFEST, "weights_sha256": "v", "versions": {"torch": "3"}}, overwrite=False)
     with pytest.raises(UserError, match=r"of arc.ne with other settings \(shots differ\)"):
         output.check_task("arc.ne", {**ABOUT, "shots": 5})
