@@ -14,12 +14,13 @@ from matplotlib import pyplot as plt
 from evaluation.tables import Table
 
 MARKERS = "osD^vP*X"
+SPREAD = 0.5  # of a row's height, over which its models are spread
 
 
 def draw(path: Path, tables: Sequence[Table]) -> None:
     """Write a PNG of the tables' languages and averages; a task is drawn by its first metric."""
     first = list({table.task: table for table in reversed(tables)}.values())[::-1]
-    height = 1.2 + 0.28 * max(len(table.rows) for table in first)
+    height = 1.4 + 0.28 * max(len(table.rows) for table in first)
     figure, panels = plt.subplots(1, len(first), figsize=(4.2 * len(first), height), squeeze=False)
     for panel, table in zip(panels[0], first):
         _panel(panel, table)
@@ -33,8 +34,15 @@ def draw(path: Path, tables: Sequence[Table]) -> None:
 
 def _panel(panel: plt.Axes, table: Table) -> None:
     places = range(len(table.rows))[::-1]
+    models = [column for column in table.columns if column != "chance"]
     for number, column in enumerate(table.columns):
-        dots = [(row.values[number], place) for row, place in zip(table.rows, places) if row.values[number] is not None]
+        # Models a little above each other, so that none hides another.
+        shift = 0 if column == "chance" else SPREAD * (0.5 - (models.index(column) + 0.5) / len(models))
+        dots = [
+            (row.values[number], place + shift)
+            for row, place in zip(table.rows, places)
+            if row.values[number] is not None
+        ]
         if not dots:
             continue
         panel.errorbar(
@@ -43,10 +51,12 @@ def _panel(panel: plt.Axes, table: Table) -> None:
             xerr=[0 if value.stderr != value.stderr else value.stderr for value, _ in dots],
             fmt="|" if column == "chance" else MARKERS[number % len(MARKERS)],
             color="grey" if column == "chance" else f"C{number}",
-            markersize=5,
+            markersize=12 if column == "chance" else 5,
             label=column,
         )
     panel.set_yticks(list(places), [row.label for row in table.rows], fontsize=7)
+    panel.set_ylim(-0.6, len(places) - 0.4)
+    panel.tick_params(axis="x", labelsize=7)
     panel.set_title(f"{table.task}, {table.metric}", fontsize=9)
     panel.set_xlabel("%", fontsize=8)
     panel.grid(axis="x", alpha=0.3)

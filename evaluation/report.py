@@ -17,6 +17,7 @@ from evaluation.tables import (
     build_common_tables,
     build_comparisons,
     build_tables,
+    in_order,
 )
 
 METRIC_TITLES = {
@@ -83,8 +84,8 @@ def _models(runs: Runs) -> str:
     lines = []
     for name, cells in runs.cells.items():
         protocols = sorted({f"{cell.about['protocol']}" for cell in cells.values()})
-        languages = {lang for _, lang in cells}
-        lines.append(f"- {name}: {len(cells)} results in {len(languages)} languages, protocol {', '.join(protocols)}")
+        languages = in_order({lang for _, lang in cells})
+        lines.append(f"- {name}: {len(cells)} results in {', '.join(languages)}, protocol {', '.join(protocols)}")
     return "\n".join(lines)
 
 

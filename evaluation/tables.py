@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from engine.languages import LANGUAGES
@@ -54,7 +54,7 @@ class Comparison:
     difference: Difference
 
 
-def in_order(languages: Sequence[str]) -> list[str]:
+def in_order(languages: Iterable[str]) -> list[str]:
     """By the paper's groups, and within one as its tables list them; English and what users registered last."""
     known = list(LANGUAGES)
     groups = list(GROUP_TITLES)
@@ -86,7 +86,8 @@ def _table(runs: Runs, task: str, metric: str) -> Table:
     for group, codes in averages.items():
         values = [_average(runs, task, metric, name, codes) for name in runs.models]
         others = [Value(groups[group]) if group in groups else None for groups in published.values()]
-        if not any(values) and not any(others):
+        says_nothing_new = len(codes) < 2 or (group == "all" and len({LANGUAGES[code].group for code in codes}) < 2)
+        if not any(others) and (says_nothing_new or not any(values)):
             continue
         rows.append(Row(_average_label(group, len(codes)), group, [*values, None, *others], is_average=True))
         for name, value in zip(runs.models, values):

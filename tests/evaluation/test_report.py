@@ -85,6 +85,16 @@ def test_group_averages_by_hand_with_published_ones_beside_them(tmp_path):
     assert "tuned has 1 of the 2 languages of 'high': no average" in table.notes
 
 
+def test_an_average_that_repeats_a_row_is_left_out(tmp_path):
+    rights = {"ru": [1, 0], "ne": [1, 1], "bn": [0, 0]}
+    labels = {}
+    for name, langs in {"one": ["ne"], "group": ["ne", "bn"], "groups": ["ne", "ru"]}.items():
+        folder = make_run(tmp_path / name, {lang: rights[lang] for lang in langs}, task="arc")
+        (table,) = build_tables(read_runs([folder], mixed=False))
+        labels[name] = [row.label for row in table.rows if row.is_average]
+    assert labels == {"one": [], "group": ["average, low-resource (2)"], "groups": ["average, all of them (2)"]}
+
+
 def test_differences_of_documents_that_both_have(tmp_path):
     ids = {"ru": ["a", "b", "c", "d"], "ne": ["d", "c", "a", "z"]}
     a = make_run(tmp_path / "a", {"ru": [0, 1, 0, 0], "ne": [0, 0, 0, 0]}, ids=ids)
