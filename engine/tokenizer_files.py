@@ -13,6 +13,7 @@ from engine.models.config_rules import SIZES, refuse_code
 from engine.strict_json import read_object, reason_of, shown_size
 
 TOKENIZER_BYTES = 256 * 2**20  # the largest published ones have a tenth of it
+MOST_GROWTH = 100
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _SUFFIXES = (".json", ".model", ".jinja", ".txt")
 # Settings by which transformers would take a tokenizer from elsewhere than the folder's own files.
@@ -34,6 +35,12 @@ def read_tokenizer_files(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if (folder / "tokenizer.json").is_file() and not isinstance(backend.get("model"), dict):
         raise UserError(f"{folder / 'tokenizer.json'} has no field 'model': it is no tokenizer file; fetch it again")
     _check_ids(backend, folder / "tokenizer.json")
+    for part in ("normalizer", "pre_tokenizer", "decoder"):
+        if _growth(backend.get(part)) > MOST_GROWTH:
+            raise UserError(
+                f"{folder / 'tokenizer.json'}: its {part} could make a text more than {MOST_GROWTH} times longer: "
+                "it is no tokenizer's; fetch it again"
+            )
     return settings, backend
 
 
@@ -84,6 +91,22 @@ def _check_ids(backend: Mapping[str, Any], file: Path) -> None:
     ids += [token.get("id") for token in added if isinstance(token, dict)] if isinstance(added, list) else []
     if odd := [i for i in ids if isinstance(i, int) and i >= SIZES["vocab_size"]]:
         raise UserError(f"{file} has the token id {odd[0]!r:.60}, the limit is {SIZES['vocab_size']:,}: fetch it again")
+
+
+def _growth(part: Any) -> int:
+    """How many times longer the steps of a part can make a text, one after the other; more than enough is enough.
+
+    ByteLevel writes up to two characters for one, Replace as many as it likes: forty of either fill any memory.
+    """
+    if isinstance(part, dict):
+        content = part.get("content") if part.get("type") == "Replace" else ""
+        factor = 2 if part.get("type") == "ByteLevel" else max(1, len(content)) if isinstance(content, str) else 1
+        children = part.values()
+    else:
+        factor, children = 1, part if isinstance(part, list) else ()
+    for child in children:
+        factor = min(factor * _growth(child), MOST_GROWTH + 1)
+    return factor
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -288,3 +288,20 @@ def test_any_damage_costs_only_the_frames_it_touches(tmp_path_factory, texts, da
     found = read(path)[0]
     assert found.items() >= untouched.items()
     assert found.items() <= dict(enumerate(texts)).items()
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {},
+        {"t": 1},
+        {"t": "answer", "n": 1},
+        {"t": "sent", "n": -1, "p": 1, "c": 1},
+        {"t": "refused", "k": "k", "x": ""},
+    ],
+)
+def test_a_right_checksum_around_something_else(tmp_path, odd):
+    whole = write(tmp_path / "j", ["a"])
+    (tmp_path / "j").write_bytes(whole + pack_frame(odd))
+    with pytest.raises(UserError, match=f"is not a journal of this program at byte {len(whole)}"):
+        read(tmp_path / "j")

@@ -159,3 +159,14 @@ def test_a_full_disk_is_one_line_and_costs_what_did_not_fit(output):
         assert "\n" not in str(said.value)
     assert held(output) == by_key(RESPONSES[:2])
     assert fill(output, RESPONSES[2:]) == whole
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [{"t": "response"}, {"p": -1, "k": 0, "x": "", "n": 1, "e": EOS}, {"p": 0, "k": 0, "x": b"", "n": 1, "e": EOS}],
+)
+def test_a_right_checksum_around_something_else(output, odd):
+    whole = fill(output, RESPONSES)
+    shard_path(output, 0).write_bytes(whole + pack_frame(odd))
+    with pytest.raises(UserError, match=f"is no shard of a sampling run at byte {len(whole)}: move it away"):
+        Shards(output)

@@ -80,3 +80,24 @@ def test_chat_templates_with_plain_names_are_kept(folder):
     templates = [{"name": name, "template": "x"} for name in ("default", "tool_use", "rag-2")]
     file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": templates}))
     assert set(load_tokenizer(folder).chat_template) == {"default", "tool_use", "rag-2"}
+
+
+@pytest.mark.parametrize("part", ["normalizer", "pre_tokenizer", "decoder"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+        {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"},
+    ],
+    ids=["ByteLevel", "Replace"],
+)
+def test_steps_that_double_a_text_forty_times(folder, part, step):
+    """Found by fuzzing: a copied line in tokenizer.json, and a text of eight letters filled 24 GB."""
+    file, names = folder / "tokenizer.json", {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers"}
+    backend = json.loads(file.read_text())
+    steps = {"type": "Sequence", names.get(part, "decoders"): [{"type": "Sequence", "normalizers": [step] * 4}] * 10}
+    file.write_text(json.dumps({**backend, part: steps}))
+    assert f"its {part} could make a text more than 100 times longer" in refusal(folder)
+    long = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 101}
+    file.write_text(json.dumps({**backend, part: long}))
+    assert f"its {part} could make a text" in refusal(folder)

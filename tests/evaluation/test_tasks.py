@@ -80,6 +80,9 @@ def test_a_task_file_that_is_none_is_one_line(tmp_path):
     (tmp_path / "wrong.py").write_text(OWN.replace('("acc",)', '("accuracy",)'))
     with pytest.raises(UserError, match="metrics .*use of acc, acc_norm"):
         get_tasks([str(tmp_path / "wrong.py")])
+    (tmp_path / "path.py").write_text(OWN.replace('"sport"', '"../sport"', 1))
+    with pytest.raises(UserError, match="task name '../sport': give one of letters"):
+        get_tasks([str(tmp_path / "path.py")])
 
 
 def run(folder, task, protocol="strict", **options):
