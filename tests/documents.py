@@ -35,7 +35,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ROOMS = ("kernels", "engine", "datagen", "evaluation", "launch", "tests", "ds_configs", "docs")
 # Programs that are not ours: nothing to look up.
 OTHERS = {
-    *("git", "cd", "pip", ".", "export", "curl", "tensorboard", "srun", "sbatch", "torchrun", "nvidia-smi", "df"),
+    *("git", "cd", "pip", ".", "export", "curl", "tensorboard", "sbatch", "nvidia-smi", "df"),
     *("kill", "free", "ls", "cat", "ip", "ssh", "sudo", "apt-get", "wandb", "ulimit", "mkdir", "cp", "openssl"),
 }  # fmt: skip
 _BLOCK = re.compile(r"^(?:<!-- (?P<mark>[^\n]+?) -->\n)?```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -88,7 +88,9 @@ class _ReadToTheEnd(BaseException):
 def program(words: Sequence[str]) -> tuple[str, list[str]] | None:
     """(file or module, its arguments) of a command that starts Python; None for any other."""
     head, *rest = words
-    if head == "deepspeed":
+    if head == "srun":
+        return program(rest[rest.index("python") :])
+    if head in ("deepspeed", "torchrun"):
         while rest and not rest[0].endswith(".py"):
             del rest[0]  # the launcher's own flags
         return rest[0], rest[1:]
