@@ -7,6 +7,7 @@ unshare --user --map-root-user --mount sh -c 'mount -t tmpfs none /run; python -
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -168,7 +169,9 @@ def main(folder: Path) -> Mapping[str, tuple[float, list[list[str]]]]:
 
 
 if __name__ == "__main__":
-    for fault, (seconds, lines) in main(Path(sys.argv[1]).resolve()).items():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="a new folder, for what the runs leave behind and their logs")
+    for fault, (seconds, lines) in main(parser.parse_args().folder.resolve()).items():
         print(f"{fault}: ended after {seconds:.0f} s")
         for host, said in enumerate(lines):
             print(f"  host {host + 1}: {'; '.join(said) or 'silent'}")
