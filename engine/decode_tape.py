@@ -38,6 +38,7 @@ class DecodeTape:
             self.out_SD = model.run(self.trunk_SD, batch, split, model.num_layers, attend, self.rotation)
 
     @classmethod
+    @torch.no_grad()
     def of(cls, model, cache: KVCache, num_slots: int, pages_a_row: int, split: int) -> DecodeTape | None:
         """None where it cannot be had: on a GPU, without a compiler, or for a model whose rows need torch."""
         if model.head_weight.device.type == "cpu" and tape.can_record():

@@ -74,7 +74,7 @@ class StepEngine:
         self.capture_layer, self.trunk_PND = capture_layer, None
         if capture_layer is not None:  # pages as the cache's, so that a shared prompt's trunk is kept once
             shape = (num_pages, scheduler.page_size, model.hidden_size)
-            self.trunk_PND = torch.zeros(shape, dtype=dtype, device=self.device)
+            self.trunk_PND = torch.empty(shape, dtype=dtype, device=self.device)
         pages_a_row = pages_for(max_len, scheduler.page_size)
         self.tape = DecodeTape.of(model, self.cache, num_slots, pages_a_row, capture_layer or 0)
 

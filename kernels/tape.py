@@ -1,15 +1,16 @@
 """Native calls recorded once and run again without Python: the layers of a decode step, for any number of rows.
 
 A decode step makes some two hundred small calls, always the same ones: of what it costs on a CPU, a third can be Python
-between them. While a tape records, `call` notes a function and its arguments instead of running it; `Tape.run` then runs
-all of them in one call from Python. What changes from step to step must lie in the tensors that the arguments point
-to, at the same place, and in the number of rows: the first field of every argument structure, set anew in each run.
+between them. While a tape records, `call` notes a function and its arguments instead of running it; `Tape.run` then
+runs all of them in one call from Python. What changes from step to step must lie in the tensors that the arguments
+point to, at the same place, and in the number of rows: the first field of every argument structure, set in each run.
 """
 
 from __future__ import annotations
 
 import ctypes
 import math
+import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -86,7 +87,11 @@ class Tape:
         _library().run_tape(self._calls, len(self._calls), rows)
 
 
-_recording: Tape | None = None
+class _Here(threading.local):
+    tape: Tape | None = None  # that records on this thread
+
+
+_here = _Here()
 
 
 def can_record() -> bool:
@@ -97,27 +102,26 @@ def can_record() -> bool:
 @contextmanager
 def record() -> Iterator[Tape]:
     """Calls made inside are noted, not run. Raises NotRecordable at the first operation of torch that computes."""
-    global _recording
-    assert _recording is None, "one tape at a time"
-    _recording = Tape()
+    assert _here.tape is None, "one tape at a time"
+    _here.tape = Tape()
     try:
         with _OnlyViews():
-            yield _recording
+            yield _here.tape
     finally:
-        _recording = None
+        _here.tape = None
 
 
 def call(function, arguments: ctypes.Structure) -> None:
     """Run function(&arguments), or note it on the tape that records."""
-    if _recording is None:
+    if _here.tape is None:
         function(ctypes.byref(arguments))
     else:
-        _recording.add(function, arguments)
+        _here.tape.add(function, arguments)
 
 
 def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """torch.empty on the CPU for the results of a call; while a tape records, of the tape's own memory."""
-    return torch.empty(shape, dtype=dtype) if _recording is None else _recording.empty(shape, dtype)
+    return torch.empty(shape, dtype=dtype) if _here.tape is None else _here.tape.empty(shape, dtype)
 
 
 class _OnlyViews(TorchDispatchMode):

@@ -40,8 +40,8 @@ def attention_decode(
 
 
 def empty_pages(num_pages, num_kv_heads, page_size, head_size, dtype, device, layers=()):
-    """(k_PGNK, v_PGNK), zeros, with dimensions `layers` in front: a page's values lie behind its keys of the same head."""
-    both = torch.zeros(*layers, num_pages, num_kv_heads, 2, page_size, head_size, dtype=dtype, device=device)
+    """(k_PGNK, v_PGNK), not filled, dimensions `layers` in front. A head's values lie behind its keys, page by page."""
+    both = torch.empty(*layers, num_pages, num_kv_heads, 2, page_size, head_size, dtype=dtype, device=device)
     return both.unbind(-3)
 
 

@@ -1,4 +1,4 @@
-"""Decode steps on tape against the same steps call by call: the same tokens, log-probabilities and trunk, to the bit."""
+"""Decode steps on tape against the same steps call by call: tokens, log-probabilities, trunk, to the bit."""
 
 from __future__ import annotations
 
@@ -61,6 +61,13 @@ def test_rows_longer_than_a_piece_of_attention(monkeypatch):
     with_tape = generate(model, long, Sampling(), 7, 5)
     monkeypatch.setattr(DecodeTape, "of", classmethod(lambda *_: None))
     assert [r.tokens for r in with_tape] == [r.tokens for r in generate(model, long, Sampling(), 7, 5)]
+
+
+def test_a_tape_is_to_be_had_where_gradients_are_on():
+    """As in a server, which makes its engine once and for all."""
+    model = model_of("llama").requires_grad_(True)
+    assert torch.is_grad_enabled()
+    assert DecodeTape.of(model, KVCache(model, 4), 4, 2, 0) is not None
 
 
 def test_a_model_whose_blocks_compute_in_torch_has_no_tape():

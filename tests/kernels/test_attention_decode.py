@@ -205,6 +205,8 @@ def test_what_is_written_is_what_lies_there(dtype, plain_layout):
     k, v = empty_pages(5, 2, 3, 4, dtype, "cpu", layers=(2,))
     if plain_layout:
         k, v = k.contiguous(), v.contiguous()
+    k.zero_()
+    v.zero_()
     expected = [k.clone(), v.clone()]
     assert k.shape == v.shape == (2, 5, 2, 3, 4)
     new = torch.randn(3, 2, 3, 4, generator=generator).to(dtype)  # [T, G, (q, k, v), K]

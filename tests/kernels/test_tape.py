@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -52,6 +54,14 @@ def test_nothing_runs_while_it_is_recorded():
     with tape.record():
         layers(*kept)
     assert all(torch.equal(x, old) for x, old in zip(kept, before))
+
+
+def test_other_threads_run_while_one_records():
+    given = inputs(4)
+    expected = layers(*(x.clone() for x in given))
+    with tape.record() as recording, ThreadPoolExecutor(1) as pool:
+        assert torch.equal(pool.submit(layers, *given).result(), expected)
+        assert not recording._functions
 
 
 def test_memory_of_dead_results_is_used_anew():
