@@ -100,9 +100,9 @@ def shown_size(size_bytes: int) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of an error, short enough to be part of one of ours."""
-    lines = (getattr(error, "strerror", None) or str(error)).strip().splitlines()
-    return lines[0][:_LONGEST_REASON] if lines else type(error).__name__
+    """What an error says, in one line and short enough to be part of one of ours."""
+    words = " ".join((getattr(error, "strerror", None) or str(error)).split())
+    return words[:_LONGEST_REASON] or type(error).__name__
 
 
 def _is_deep(value: Any) -> bool:

@@ -105,10 +105,11 @@ def checkpoint_state(path: Path) -> None:
 @functools.cache
 def kept_batch() -> bytes:
     """A file that --replay takes."""
-    folder = Path(tempfile.mkdtemp(prefix="fuzz_"))
     note = {"stage": "sft", "step": 2, "rank": 0, "quantity": "the loss", "settings": {}, "ids": ["a"]}
-    keep(file_of(folder, 2, 0), note, {"tokens_T": torch.tensor([1, 2, 3]), "lengths_S": torch.tensor([1, 2])})
-    return file_of(folder, 2, 0).read_bytes()
+    with tempfile.TemporaryDirectory(prefix="fuzz_") as folder:
+        file = file_of(Path(folder), 2, 0)
+        keep(file, note, {"tokens_T": torch.tensor([1, 2, 3]), "lengths_S": torch.tensor([1, 2])})
+        return file.read_bytes()
 
 
 def make_run(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import shutil
 import tempfile
@@ -29,23 +30,28 @@ MOST_WEIGHTS, MOST_LAYERS = 10**9, 16
 
 
 @functools.cache
+def temporary() -> tempfile.TemporaryDirectory[str]:
+    """For what is made once; it goes when the process ends."""
+    return tempfile.TemporaryDirectory(prefix="fuzz_")
+
+
+@functools.cache
 def model(family: str) -> Path:
-    """A small model's folder, made once; nobody writes into it."""
-    return small.make_model(Path(tempfile.mkdtemp(prefix="fuzz_")) / family, family)
+    """A small model's folder; nobody writes into it."""
+    return small.make_model(Path(temporary().name, family), family)
 
 
 @functools.cache
 def bin_file(legacy: bool) -> bytes:
-    file = Path(tempfile.mkdtemp(prefix="fuzz_")) / "x.bin"
+    file = io.BytesIO()
     torch.save(WEIGHTS, file, _use_new_zipfile_serialization=not legacy)
-    return file.read_bytes()
+    return file.getvalue()
 
 
 @functools.cache
 def safetensors_file() -> bytes:
-    folder = Path(tempfile.mkdtemp(prefix="fuzz_"))
-    write_weights(folder, WEIGHTS, 1 << 30)
-    return (folder / SINGLE[0]).read_bytes()
+    write_weights(Path(temporary().name), WEIGHTS, 1 << 30)
+    return Path(temporary().name, SINGLE[0]).read_bytes()
 
 
 @functools.cache

@@ -1,16 +1,17 @@
 """Every reader of outside bytes, given spoilt ones: it reads them or says in one line why not, and raises nothing else.
 
 A hundred inputs each by default. Ten thousand each, new ones every time: `pytest -m slow tests/fuzz`; another number
-by FUZZ_INPUTS, one reader by -k.
+by FUZZ_INPUTS, one reader by -k; -s says how many were refused.
 """
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, Phase, event, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from engine.errors import UserError
@@ -55,11 +56,13 @@ def fuzz(name: str, folder: Path, inputs: int, **how) -> None:
         except UserError as error:
             assert "\n" not in str(error)
             assert len(str(error)) < 2000
-            event("refused")
+            counts["refused"] += 1
         else:
-            event("read")
+            counts["read"] += 1
 
+    counts: Counter[str] = Counter()
     reads_or_refuses()
+    print(f"\n{name}: {counts['refused']:,} inputs refused, {counts['read']:,} read")
 
 
 @pytest.mark.parametrize("name", READERS)

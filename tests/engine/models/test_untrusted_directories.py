@@ -132,7 +132,8 @@ def test_a_bin_file_does_not_unpack(tmp_path):
     [
         ({"auto_map": {"AutoModelForCausalLM": "code.Model"}}, "names code of its own (auto_map)"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers 1000000000: give a whole number from 1 to 4,096"),
-        ({"hidden_size": 2**21}, "hidden_size 2097152: give a whole number from 1 to 1,048,576"),
+        ({"hidden_size": 3 * 2**20}, "hidden_size 3145728: give a whole number from 1 to 1,048,576"),
+        ({"hidden_size": 1001}, "hidden size (1001) is not a multiple"),
         ({"vocab_size": 0}, "vocab_size 0: give a whole number from 1 to 16,777,216"),
         ({"num_attention_heads": -2}, "num_attention_heads"),
         ({"num_key_value_heads": 0}, "num_key_value_heads"),
