@@ -50,6 +50,7 @@ def test_the_rank_behind_is_named_when_nothing_moves():
     assert ranks == [1] and "rank 1 has not moved for 41 s, in step 1" in line and "--hang-timeout is 30" in line
     assert named([replace(still, waits=True), still])[0] == [1]  # in one phase: the one that waits for nobody
     assert named([still, still])[0] == [0, 1]
+    assert named([replace(still, waits=True), replace(still, waits=True)])[0] == [0, 1]
     assert named([still, still], timeout_s=42.0) is None
 
 
