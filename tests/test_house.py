@@ -30,6 +30,7 @@ KNOW_RANKS = {
     *("engine/sft.py", "engine/reward.py", "engine/ppo.py", "engine/exact_match.py"),
     *("engine/runs.py", "engine/monitors.py", "engine/metrics.py", "engine/export.py"),
     *("engine/trunk.py", "engine/sharded.py"),  # outputs of frozen layers, and their weights, shared out over ranks
+    *("engine/rendezvous.py", "engine/shared_folder.py"),  # how ranks find each other, and one folder
 }
 RANK_MODULES = {"torch.distributed", "deepspeed", "engine.distributed"}
 RANK_VARIABLES = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE"}
