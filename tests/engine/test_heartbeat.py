@@ -154,7 +154,7 @@ for step in range(10**6):
 """
 
 
-@pytest.mark.parametrize("how", ["stop", "sleep"])
+@pytest.mark.parametrize("how", ["stop", pytest.param("sleep", marks=pytest.mark.slow)])
 def test_a_rank_that_hangs_is_named_by_the_other(tmp_path, how):
     """Stopped by a signal, all of it; or its main thread alone sleeps. --hang-timeout is 2 s."""
     first, second = start(tmp_path, 2, LOOP, how)
