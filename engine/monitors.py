@@ -78,7 +78,8 @@ class Monitors:
         except failures as error:
             raise UserError(f"a monitor cannot start ({error}): mend that, or leave it out of --monitor") from error
         if self._wandb is not None:
-            self._wandb.config.update(dict(settings))
+            # A run that is continued there (WANDB_RUN_ID) has other values of --resume and its like.
+            self._wandb.config.update(dict(settings), allow_val_change=True)
         own_csv = run_path / OWN_FOLDERS["csv_monitor"]
         if (csv := self._master.csv_monitor) and Path(csv.log_dir) == own_csv:
             csv.filenames += cut_csv_back(own_csv, step)

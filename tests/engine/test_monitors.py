@@ -47,7 +47,13 @@ def wandb(monkeypatch):
     told.__spec__ = types.SimpleNamespace(name="wandb")
     told.Error = type("Error", (Exception,), {})
     told.started, told.logged, told.finished = [], [], 0
-    told.config = {}
+    told.settings = {}
+
+    def update(settings, allow_val_change):
+        assert allow_val_change or not told.settings
+        told.settings.update(settings)
+
+    told.config = types.SimpleNamespace(update=update)
 
     def finish():
         told.finished += 1
@@ -121,8 +127,8 @@ def test_wandb_gets_every_number_the_settings_and_an_end(tmp_path, wandb):
         run.finish({})
     assert wandb.started == [{"project": "mine", "group": "ne", "entity": None}]
     assert wandb.logged == [(1, {"loss/sft": 2.5}), (1, {"lr": 0.1}), (2, {"loss/sft": 1.25})]
-    assert wandb.config["lr"] == 3e-3 and wandb.finished == 1
-    json.dumps(wandb.config)
+    assert wandb.settings["lr"] == 3e-3 and wandb.finished == 1
+    json.dumps(wandb.settings)
 
 
 def test_a_login_that_fails_is_one_line(tmp_path, wandb):
