@@ -76,6 +76,16 @@ def with_client(loaded: Loaded, test: Callable[[TestClient, Server], Any], **set
     return asyncio.run(run())
 
 
+def served(test: Callable[[TestClient, Server], Any], **settings: Any) -> Callable[[Loaded], None]:
+    """A test with the fixture `loaded`, of a coroutine that takes a client and the server."""
+
+    def run(loaded: Loaded) -> None:
+        with_client(loaded, test, **settings)
+
+    run.__name__, run.__doc__ = test.__name__, test.__doc__
+    return run
+
+
 async def idle(server: Server) -> None:
     """Wait until nothing is open, and look whether all pages and slots have come back."""
     async with asyncio.timeout(10):
