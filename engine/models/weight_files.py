@@ -159,7 +159,11 @@ def write_weights(directory: Path, tensors: Mapping[str, Tensor], max_shard_byte
     for i, names in enumerate(shards, start=1):
         file = SINGLE[0] if len(shards) == 1 else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
         on_host = {name: tensors[name].detach().cpu().contiguous() for name in names}
-        save_file(on_host, directory / file, metadata={"format": "pt"})  # transformers refuses files without the format
+        path = directory / file
+        path.touch()
+        mode = path.stat().st_mode  # as the umask says; safetensors would let the owner alone read the model
+        save_file(on_host, path, metadata={"format": "pt"})  # transformers refuses files without the format
+        path.chmod(mode)
         weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:
         total = sum(t.nbytes for t in tensors.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from transformers import (
 from engine.batch import PackedBatch
 from engine.errors import UserError
 from engine.models import build_model, load_config, load_model, load_score_weight, save_model
+from engine.models.weight_files import write_weights
 from tests.engine.models.tiny import (
     CONFIGS,
     ONE_OF_EACH,
@@ -252,3 +254,16 @@ def test_a_directory_that_is_no_model_is_never_replaced(tmp_path):
         with pytest.raises(UserError, match="is not a model directory"):
             save_model(model, tmp_path / target)
     assert (tmp_path / "thesis" / "chapter").read_text() == "years of work"
+
+
+def test_who_may_read_a_model_is_said_by_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_weights(tmp_path, {"a": torch.ones(4), "b": torch.ones(4)}, 16)
+    finally:
+        os.umask(before)
+    assert {f.name: oct(f.stat().st_mode)[-3:] for f in tmp_path.iterdir()} == {
+        "model-00001-of-00002.safetensors": "640",
+        "model-00002-of-00002.safetensors": "640",
+        "model.safetensors.index.json": "640",
+    }
