@@ -87,13 +87,12 @@ def served(test: Callable[[TestClient, Server], Any], **settings: Any) -> Callab
 
 
 async def idle(server: Server) -> None:
-    """Wait until nothing is open, and look whether all pages and slots have come back."""
-    async with asyncio.timeout(10):
-        while server._open or not server.worker.engine.is_idle:
-            await asyncio.sleep(0.01)
+    """Wait until nothing is open and all pages and slots have come back; TimeoutError if they do not."""
     engine = server.worker.engine
-    assert engine.scheduler.pool.num_free == engine.scheduler.pool.num_pages
-    assert not len(engine.rows)
+    pool = engine.scheduler.pool
+    async with asyncio.timeout(10):
+        while server._open or not engine.is_idle or len(engine.rows) or pool.num_free < pool.num_pages:
+            await asyncio.sleep(0.01)
 
 
 async def post(client: TestClient, path: str, body: Any, **how: Any) -> tuple[int, Any]:
