@@ -232,10 +232,11 @@ def show(console: Console, summaries: dict[str, list[Summary]], counts: dict[str
     console.say()
     console.table(("task", "metric", "%", "+-", "chance", "ties", "documents"), rows)
     for key, values in counts.items():
+        left_out = dict.fromkeys(("bad_records", "unlabelled"), " left out")
         handled = {name: n for name, n in values.items() if name not in ("documents", "prompt_tokens")}
         if handled:
-            told = ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in handled.items())
-            console.say(f"  {key}: {told} (of {values['documents']:,} documents)")
+            told = ", ".join(f"{n:,} {name.replace('_', ' ')}{left_out.get(name, '')}" for name, n in handled.items())
+            console.say(f"  {key}: {values['documents']:,} documents, {told}")
 
 
 if __name__ == "__main__":

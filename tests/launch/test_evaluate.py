@@ -189,3 +189,14 @@ def test_what_a_killed_run_left_of_its_lock_stops_nobody(files, reference, tmp_p
     (tmp_path / "out" / "lock").touch()
     evaluate.job(argv(files, tmp_path / "out"))
     assert records(tmp_path / "out") == reference
+
+
+def test_what_was_left_out_is_told_beside_what_was_scored(files, tmp_path, capsys):
+    shutil.copytree(files / "data", tmp_path / "data")
+    path = tmp_path / "data" / "m_arc" / "en_test.json"
+    rows = json.loads(path.read_text())
+    rows[0]["instruction"] *= 500
+    path.write_text(json.dumps(rows))
+    changes = {"tasks": "arc", "data-dir": tmp_path / "data", "bad-records": "skip"}
+    evaluate.job(argv(files, tmp_path / "out", **changes))
+    assert_says(capsys.readouterr().out, "arc.en: 4 documents, 1 bad records left out")
