@@ -236,10 +236,12 @@ def test_exit_status_and_line_of_a_launcher(capsys, monkeypatch):
             status_of(raising(ours))
 
 
-def test_of_several_ranks_only_the_first_speaks(capsys, monkeypatch):
-    monkeypatch.setenv("RANK", "1")
+@pytest.mark.parametrize(("local_rank", "said"), [("0", "error: no\n"), ("1", "")])
+def test_before_the_ranks_have_met_the_first_of_a_machine_speaks(capsys, monkeypatch, local_rank, said):
+    monkeypatch.setenv("RANK", "8")
+    monkeypatch.setenv("LOCAL_RANK", local_rank)
     assert status_of(raising(UserError("no"))) == 2
-    assert capsys.readouterr() == ("", "")
+    assert capsys.readouterr() == ("", said)
 
 
 def test_a_launcher_reads_the_command_line(monkeypatch):

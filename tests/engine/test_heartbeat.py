@@ -118,6 +118,7 @@ def test_a_mistake_of_both_is_said_once_and_another_s_own_too():
     assert said == [0]
     assert ENDED == []
     first, second = two(timeout_s=5.0)
+    first.waits(True)  # for the rank that will not come
     second.fail("rank 1's own", lambda: said.append(1))
     assert said == [0, 1] and first.peers[1].state == FAILED and ENDED == [(0, 2)]
     first.leave()
