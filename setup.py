@@ -36,6 +36,7 @@ setup(
     extras_require={
         "gpu": ["triton>=3.6; platform_system == 'Linux'", "ninja"],
         "report": ["matplotlib"],
+        "monitors": ["wandb"],
         "hub": ["datasets"],
         "peers": ["trl", "liger-kernel", "lm-eval==0.4.13", "datasets"],  # what the benches compare with
         "dev": ["pytest", "hypothesis", "pytest-timeout", "ruff", "ninja", "triton>=3.6; platform_system == 'Linux'"],
