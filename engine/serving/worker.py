@@ -170,8 +170,8 @@ class Worker:
                 del self._job_of[event.index], self._index_of[job]
                 if not event.end:  # a stop string, of which the engine does not know
                     self.engine.cancel(event.index)
-        if deltas:
-            self._deliver(deltas)
         self.counts.steps += 1
         self.counts.new_tokens += len(events)
         self.counts.step_seconds += time.perf_counter() - began
+        if deltas:  # last, so that who has an answer finds it counted
+            self._deliver(deltas)
