@@ -230,16 +230,19 @@ def test_sigterm_lets_open_answers_end_and_takes_no_others(folder, capsys, monke
                         break
                 except aiohttp.ClientConnectorError:
                     await asyncio.sleep(0.02)
-            body = {**CHAT, "max_tokens": 300, "stream": True}
+            body = {**CHAT, "max_tokens": 1000, "min_tokens": 1000, "stream": True}
             async with session.post(f"{url}/v1/chat/completions", json=body) as stream:
                 await stream.content.readany()
                 os.kill(os.getpid(), signal.SIGTERM)
-                await asyncio.sleep(0.6)
-                with pytest.raises(aiohttp.ClientConnectorError):
-                    await aiohttp.ClientSession().get(f"{url}/health")
+                async with aiohttp.ClientSession() as later:
+                    with pytest.raises(aiohttp.ClientConnectorError):
+                        while not task.done():
+                            async with later.get(f"{url}/health", headers={"Connection": "close"}):
+                                await asyncio.sleep(0.01)
+                assert not task.done(), "the door is closed while an answer is still coming"
                 text = await stream.text()
             assert text.endswith("data: [DONE]\n\n")
-        await asyncio.wait_for(task, 10)
+        await asyncio.wait_for(task, 20)
 
     asyncio.run(test())
     out = capsys.readouterr().out
