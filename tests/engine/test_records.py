@@ -174,7 +174,11 @@ def test_a_bad_ranking_is_named(tmp_path, row, words):
         ("x.jsonl", b'{"a": -Infinity}', "-Infinity is not a JSON value"),
         ("x.jsonl", b'{"a": 1, "b": 1, "a": 2}', ":1: bad JSON (field 'a' is given twice)"),
         ("x.jsonl", b'{"a": ' + b"1" * 5000 + b"}", ":1: bad JSON (Exceeds the limit"),
-        ("x.jsonl", b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", ":1: column 106: bad JSON (nested deeper than 100)"),
+        (
+            "x.jsonl",
+            b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+            ":1: column 106: bad JSON (nested deeper than 100)",
+        ),
         ("x.jsonl", b"[1]", ":1: the record is a list: it must be an object"),
         ("x.jsonl", b"null", ":1: the record is null"),
         ("x.json", b'[{"a": 1},\n\n7]', ":3: the record is a number"),

@@ -10,6 +10,7 @@ import torch
 
 from engine.batch import PackedBatch
 from engine.console import Console
+from engine.decode_tape import DecodeTape
 from engine.distributed import start_world
 from engine.metrics import Metrics
 from engine.models import load_model, load_score_weight
@@ -138,10 +139,12 @@ def test_a_reward_model_with_other_lower_layers_keeps_its_own(world, tmp_path):
 
 
 @pytest.mark.parametrize("critic", ["shared", "separate"])
-def test_the_trunk_runs_in_generation_alone(world, tmp_path, critic):
+def test_the_trunk_runs_in_generation_alone(world, tmp_path, critic, monkeypatch):
     """Layer passes by hooks. The trunk: in every step of generation and nowhere else. The top, in units of one pass
     over all rollouts: once for the old policy, once for the reference, once for the reward, ppo_epochs times for
     training; the critic's top once and ppo_epochs times."""
+    # On tape no module is called, and no hook: what a tape does is what the modules do (test_decode_tape.py).
+    monkeypatch.setattr(DecodeTape, "of", classmethod(lambda *_: None))
     folder = shared_reward(world, tmp_path / "reward")
     model = tiny_model("bloom", layers=4)
     trainer = make_trainer(
