@@ -9,7 +9,7 @@ from datagen.api_settings import hide_keys
 from datagen.chat import Reply, Request
 from datagen.journal import NOTHING, Tokens
 from datagen.pricing import token_bound
-from datagen.strict_json import parse_json
+from engine.strict_json import parse_whole
 
 RETRIED_STATUSES = frozenset({408, 409, 425, 429, *range(500, 600)})
 OVERLOAD_STATUSES = frozenset({408, 429, 500, 502, 503, 504, 529})
@@ -74,7 +74,7 @@ def read_response(
 def _read_error(body: bytes) -> tuple[str, str]:
     """Code (or type) and message of an error's body, in one short line without keys."""
     try:
-        value = parse_json(body.decode("utf-8"))
+        value = parse_whole(body.decode("utf-8"), any_text=True)
     except ValueError:
         return "", _one_line(body.decode("utf-8", "replace"))
     error = value.get("error", value) if isinstance(value, dict) else value
@@ -92,7 +92,7 @@ def _one_line(text: str) -> str:
 
 def _read_answer(body: bytes, request: Request) -> Outcome:
     try:
-        value = parse_json(body.decode("utf-8"))
+        value = parse_whole(body.decode("utf-8"), any_text=True)
     except ValueError as error:
         # A body that was cut short: what it cost is in the part that is missing.
         return TryAgain(f"malformed answer: {_one_line(str(error))}", tokens=None)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from datagen.strict_json import parse_json
+from engine.strict_json import parse_whole
 
 # Every kind of task, and what a template of that kind must be given.
 PLACEHOLDERS: dict[str, tuple[str, ...]] = {
@@ -61,7 +61,7 @@ def read_kit(path: Path) -> tuple[Any, list[str]]:
             text = file.read(MOST_CHARACTERS + 1)
         if len(text) > MOST_CHARACTERS:
             raise ValueError(f"more than {MOST_CHARACTERS:,} characters")
-        data = parse_json(text)
+        data = parse_whole(text)
     except FileNotFoundError:
         return None, [f"{path.name}: file not found in {path.parent}: add the kit"]
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors too

@@ -7,6 +7,7 @@ import string
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from datagen.answer_json import parse_answer_object
 from datagen.chat import Ask, Rejected, Reply
 from datagen.checks import fault_of_translation
 from datagen.kept_parts import is_code, split_parts
@@ -14,7 +15,6 @@ from datagen.length_ratios import LengthRatios
 from datagen.pricing import estimate_tokens
 from datagen.refusals import is_refusal
 from datagen.splitting import split_text
-from datagen.strict_json import parse_answer_object
 from engine.languages import Language
 
 TEMPLATE_NAMES = {"needed": ("language", "record"), "optional": ("native_name", "note")}

@@ -8,10 +8,10 @@ import selectors
 from pathlib import Path
 from typing import Any
 
+from datagen.answer_json import parse_answer_object
 from datagen.api_settings import ApiSettings
 from datagen.chat import Rejected
 from datagen.runner import Summary, run
-from datagen.strict_json import parse_answer_object
 
 
 def quick_settings(*urls: str, **changes: Any) -> ApiSettings:

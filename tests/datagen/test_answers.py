@@ -6,10 +6,10 @@ import json
 
 import pytest
 
+from datagen.answer_json import parse_answer_object
 from datagen.answers import Fatal, Refused, TryAgain, read_response
 from datagen.api_settings import ApiSettings, endpoints
 from datagen.chat import Reply, make_request
-from datagen.strict_json import parse_answer_object
 from engine.errors import UserError
 
 REQUEST = make_request("gpt-4o-mini", 50, [{"role": "user", "content": "नमस्ते"}])
@@ -49,9 +49,9 @@ def test_without_a_usage_that_makes_sense_the_bound_is_charged(usage):
     [
         (b"", "malformed answer: Expecting value", None),
         (json.dumps(answer()).encode()[:-9], "malformed answer: ", None),
-        (json.dumps(answer()).encode() + b"}", "malformed answer: Extra data", None),
-        (b"[" * 100_000, "malformed answer: nested too deeply", None),
-        (b'{"choices": [], "choices": []}', "malformed answer: key 'choices' is given twice", None),
+        (json.dumps(answer()).encode() + b"}", "malformed answer: more text after the value", None),
+        (b"[" * 100_000, "malformed answer: nested deeper than 100", None),
+        (b'{"choices": [], "choices": []}', "malformed answer: field 'choices' is given twice", None),
         (b'{"choices": NaN}', "malformed answer: NaN is not a JSON value", None),
         (b"\xff\xfe", "malformed answer: 'utf-8' codec", None),
         (["hello"], "malformed answer: no JSON object", None),

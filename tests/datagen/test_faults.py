@@ -102,7 +102,7 @@ def test_a_connection_that_is_reset_after_its_answer_costs_nothing_but_the_conne
         ("cut_off", "finish_reason is length"),
         ("chatty", "no JSON object: "),
         ("truncated_content", "no JSON object: "),
-        ("duplicate_keys", "no JSON object: key 'answer' is given twice"),
+        ("duplicate_keys", "no JSON object: field 'answer' is given twice"),
         ("wrong_counts", "keys ['turns']"),
         ("400", "the API refused the request: 400 invalid_request_error"),
         ("content_filter", "no text: finish_reason is content_filter"),

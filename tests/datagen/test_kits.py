@@ -142,7 +142,7 @@ def test_a_bad_kit_is_refused_with_file_and_field(tmp_path, name):
         (b"{", "xx.json: not UTF-8 JSON"),
         (b"\xff\xfe", "xx.json: not UTF-8 JSON"),
         (b"[]", "xx.json: must be an object"),
-        (b'{"code": "xx", "code": "xx"}', "key 'code' is given twice"),
+        (b'{"code": "xx", "code": "xx"}', "field 'code' is given twice"),
     ],
 )
 def test_an_unreadable_kit_is_one_line(tmp_path, content, message):

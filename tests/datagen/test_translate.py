@@ -80,7 +80,7 @@ def test_a_code_fence_around_the_object_is_taken_off(fenced):
         ("Voici: " + json.dumps(FRENCH), "JSON: "),
         (json.dumps(FRENCH)[:-9], "JSON: "),
         ("[]", "JSON: a JSON object was asked for, not list"),
-        ('{"instruction": "a", "instruction": "b"}', "JSON: key 'instruction' is given twice"),
+        ('{"instruction": "a", "instruction": "b"}', "JSON: field 'instruction' is given twice"),
         ({"instruction": FRENCH["instruction"]}, "keys: missing 'output'"),
         ({**FRENCH, "input": ""}, "keys: added 'input'"),
         ({**FRENCH, "output": 24}, "keys: 'output' is no text"),
