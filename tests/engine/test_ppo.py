@@ -201,6 +201,13 @@ def test_the_size_of_microbatches_and_of_slots_changes_nothing(world, tmp_path):
     assert_same_weights(small["weights"], large["weights"], 1e-6)
 
 
+@pytest.fixture
+def alone(monkeypatch):
+    """A world may say that it has two ranks, of which only one is there to look for the run's files."""
+    monkeypatch.setattr(engine.runs, "check_shared", lambda file, world: None)
+
+
+@pytest.mark.usefixtures("alone")
 def test_no_random_stream_is_used_twice(world, tmp_path, monkeypatch):
     """Also where a remainder smaller than the ranks is left out of each epoch: here one of three prompts."""
     asked, generate = [], engine.ppo.generate
@@ -221,6 +228,7 @@ def test_no_random_stream_is_used_twice(world, tmp_path, monkeypatch):
     assert sorted(sample for _, sample in asked) == [0, 0, 1, 1, 2, 2]
 
 
+@pytest.mark.usefixtures("alone")
 def test_fewer_rollouts_than_ranks_are_an_error(world, tmp_path):
     two = dataclasses.replace(world, size=2)
     with pytest.raises(UserError, match="9 prompts in iterations of 1 leave one of 2 ranks"):
