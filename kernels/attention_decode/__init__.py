@@ -40,9 +40,14 @@ def attention_decode(
 
 
 def empty_pages(num_pages, num_kv_heads, page_size, head_size, dtype, device, layers=()):
-    """(k_PGNK, v_PGNK), not filled, dimensions `layers` in front. A head's values lie behind its keys, page by page."""
-    both = torch.empty(*layers, num_pages, num_kv_heads, 2, page_size, head_size, dtype=dtype, device=device)
-    return both.unbind(-3)
+    """(k_PGNK, v_PGNK), not filled, dimensions `layers` in front.
+
+    In memory a page is all its keys and then all its values, position by position: what a row has written of a page is
+    read without gaps, however little it is.
+    """
+    both = torch.empty(*layers, num_pages, 2, page_size, num_kv_heads, head_size, dtype=dtype, device=device)
+    k_PNGK, v_PNGK = both.unbind(-4)
+    return k_PNGK.transpose(-3, -2), v_PNGK.transpose(-3, -2)
 
 
 def write_pages(k_TGK, v_TGK, k_PGNK, v_PGNK, page_T, slot_T):

@@ -13,7 +13,8 @@ namespace {
 const floats IOTA = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
 constexpr int64_t PIECE = 512;    // positions of one row summed by one thread, about
-constexpr int64_t MAX_ROWS = 16;  // rows of a group that one thread takes along: their state stays in L2
+constexpr int64_t MAX_ROWS = 16;  // rows of a group that one thread takes along
+constexpr int64_t MOST_QUERIES = 128;  // of an item: their state stays in L2
 
 // What the Python side fills in; strides in elements.
 struct Call {
@@ -31,11 +32,11 @@ struct Call {
 
 int64_t ceil_to(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
 
-// One page of one key/value head: keys and values [N, K], K a multiple of PAD.
+// One page, from one key/value head on: keys and values of a position `slot` apart, of a head `head`; K a multiple of PAD.
 template <typename T>
 struct Block {
     const T *k, *v;
-    int64_t stride_k, stride_v;
+    int64_t k_slot, v_slot, k_head, v_head;
 };
 
 struct State {
@@ -43,33 +44,68 @@ struct State {
     float* acc;  // [padded K]
 };
 
-// One query over the first `count` positions of a block; `behind` is the first position minus the row's last.
-template <typename T>
-void attend(
-    const Call& c, const float* q, const Block<T>& b, int64_t count, float slope, int64_t behind, float* p, State& state) {
-    const int64_t padded_k = ceil_to(c.head_size, PAD);
-    floats most = vec::all(-INFINITY);
+// The weights of one query for the first `count` positions of a page, in place of their scores. Returns what the sums
+// before them are to be multiplied by.
+inline float soften(float* p, int64_t count, State& state) {
+    floats most = vec::all(-INFINITY), sum = {};
+    for (int64_t n = 0; n < count; n += vec::kLanes) most = vec::max(load(p + n), most);
+    const float max = std::max(state.max, largest(most));
+    const float rescale = state.max == max ? 1.0f : std::exp(state.max - max);
     for (int64_t n = 0; n < count; n += vec::kLanes) {
-        const floats dot = dots(q, b.k + n * b.stride_k, b.stride_k, padded_k, count - n);
-        // Counted back from the row's last position, a bias is small where the weights are large.
-        floats score = dot * c.scale + (IOTA + (float)(behind + n)) * slope;
-        score = IOTA < (float)(count - n) ? score : vec::all(-INFINITY);
-        store(p + n, score);
-        most = vec::max(score, most);
-    }
-    float max = std::max(state.max, largest(most));
-    float rescale = state.max == max ? 1.0f : std::exp(state.max - max);
-    floats sum = {};
-    for (int64_t n = 0; n < count; n += vec::kLanes) {
-        floats weight = vec::exp(load(p + n) - max);
+        const floats weight = vec::exp(load(p + n) - max);
         store(p + n, weight);
         sum += weight;
     }
     state.max = max;
     state.sum = state.sum * rescale + total(sum);
-    int64_t d = 0;
-    for (; d + 2 * PAD <= padded_k; d += 2 * PAD) add_values<2>(p, b.v + d, b.stride_v, count, rescale, state.acc + d);
-    if (d < padded_k) add_values<1>(p, b.v + d, b.stride_v, count, rescale, state.acc + d);
+    return rescale;
+}
+
+// Rows of one group over one piece of their positions, for some key/value heads.
+struct Item {
+    int64_t first, last, shared_pages, piece, head, heads;
+};
+
+// The queries of some rows, in order of rows and heads, over the first `count` positions of a page; behind[r] is the first
+// position minus row r's last. Sixteen positions are worked on at a time, all heads of them, since they lie side by side,
+// and meanwhile the next sixteen are asked for: memory is read in order and ahead of its use.
+template <typename T>
+void attend(const Call& c, const Item& item, int64_t rows, const float* q, const Block<T>& b, int64_t count,
+            const int64_t* behind, float* p, State* state, const T* next) {
+    const int64_t padded_k = ceil_to(c.head_size, PAD), padded_n = ceil_to(c.page_size, vec::kLanes);
+    const int64_t shared_heads = c.heads / c.kv_heads, queries = rows * item.heads * shared_heads;
+    auto each_query = [&](auto&& visit) {
+        int64_t i = 0;
+        for (int64_t row = 0; row < rows; row++)
+            for (int64_t h = 0; h < item.heads; h++)
+                for (int64_t j = 0; j < shared_heads; j++) visit(i++, row, h, j);
+    };
+    for (int64_t n = 0; n < count; n += vec::kLanes) {
+        const T *k = b.k + n * b.k_slot, *then = n + vec::kLanes < count ? k + vec::kLanes * b.k_slot : b.v;
+        each_query([&](int64_t i, int64_t row, int64_t h, int64_t j) {
+            const float slope = c.slopes ? c.slopes[(item.head + h) * shared_heads + j] : 0.0f;
+            const floats dot =
+                dots(q + i * padded_k, k + h * b.k_head, b.k_slot, padded_k, count - n, then + h * b.k_head);
+            // Counted back from the row's last position, a bias is small where the weights are large.
+            const floats score = dot * c.scale + (IOTA + (float)(behind[row] + n)) * slope;
+            store(p + i * padded_n + n, IOTA < (float)(count - n) ? score : vec::all(-INFINITY));
+        });
+    }
+    float* rescale = p + queries * padded_n;
+    for (int64_t i = 0; i < queries; i++) rescale[i] = soften(p + i * padded_n, count, state[i]);
+    for (int64_t n = 0; n < count; n += vec::kLanes) {
+        const T *v = b.v + n * b.v_slot, *then = n + vec::kLanes < count ? v + vec::kLanes * b.v_slot : next;
+        const int64_t here = std::min<int64_t>(vec::kLanes, count - n);
+        each_query([&](int64_t i, int64_t, int64_t h, int64_t) {
+            const float *weights = p + i * padded_n + n, scale = n ? 1.0f : rescale[i];
+            const T *from = v + h * b.v_head, *later = then + h * b.v_head;
+            float* acc = state[i].acc;
+            int64_t d = 0;
+            for (; d + 2 * PAD <= padded_k; d += 2 * PAD)
+                add_values<2>(weights, from + d, b.v_slot, here, scale, acc + d, later + d);
+            if (d < padded_k) add_values<1>(weights, from + d, b.v_slot, here, scale, acc + d, later + d);
+        });
+    }
 }
 
 template <typename T>
@@ -78,65 +114,60 @@ inline void write_out(T* out, const float* acc, float sum, int64_t head_size) {
         vec::store(out + d, load(acc + d) / sum, (int)std::min<int64_t>(vec::kLanes, head_size - d));
 }
 
-// A page as floats, each key and value padded with zeros.
+// The first `count` positions of a page as floats, each key and value padded with zeros.
 template <typename T>
-Block<float> copied(const Call& c, const Block<T>& page, int64_t count, float* room) {
-    const int64_t stride = ceil_to(c.head_size, PAD);
-    float* room_v = room + c.page_size * stride;
+Block<float> copied(const Call& c, const Block<T>& page, int64_t heads, int64_t count, float* room) {
+    const int64_t head = ceil_to(c.head_size, PAD), slot = heads * head;
+    float* room_v = room + c.page_size * slot;
+    std::fill(room, room + 2 * c.page_size * slot, 0.0f);
     for (int64_t n = 0; n < count; n++)
-        for (int64_t d = 0; d < c.head_size; d++) {
-            room[n * stride + d] = to_float(page.k[n * page.stride_k + d]);
-            room_v[n * stride + d] = to_float(page.v[n * page.stride_v + d]);
-        }
-    for (int64_t n = 0; n < 2 * c.page_size; n++) std::fill(room + n * stride + c.head_size, room + (n + 1) * stride, 0.0f);
-    return {room, room_v, stride, stride};
+        for (int64_t h = 0; h < heads; h++)
+            for (int64_t d = 0; d < c.head_size; d++) {
+                room[n * slot + h * head + d] = to_float(page.k[n * page.k_slot + h * page.k_head + d]);
+                room_v[n * slot + h * head + d] = to_float(page.v[n * page.v_slot + h * page.v_head + d]);
+            }
+    return {room, room_v, slot, slot, head, head};
 }
 
-// Rows of one group over one piece of their positions, for one key/value head.
-struct Item {
-    int64_t first, last, shared_pages, piece;
-};
-
 template <typename T>
-void run_item(const Call& c, const Item& item, int64_t head, std::vector<float>& memory) {
+void run_item(const Call& c, const Item& item, std::vector<float>& memory, std::vector<State>& state) {
     const int64_t rows = item.last - item.first, shared_heads = c.heads / c.kv_heads;
     const int64_t padded_k = ceil_to(c.head_size, PAD), padded_n = ceil_to(c.page_size, vec::kLanes);
     const int64_t piece_pages = std::max<int64_t>(1, PIECE / c.page_size);
     const int64_t begin = item.piece * piece_pages, end = begin + piece_pages;
-    const int64_t queries = rows * shared_heads, room_size = 2 * c.page_size * padded_k;
-    const size_t needed = padded_n + room_size + 2 * queries * padded_k;
-    if (memory.size() < needed) memory.assign(needed, 0.0f);
-    float *p = memory.data(), *room = p + padded_n, *q = room + room_size, *acc = q + queries * padded_k;
-    State states[MAX_ROWS * 8];
-    std::vector<State> many;
-    State* state = states;
-    if (queries > MAX_ROWS * 8) {
-        many.resize(queries);
-        state = many.data();
-    }
+    const int64_t a_row = item.heads * shared_heads, queries = rows * a_row;
     const bool in_place = c.head_size % PAD == 0;
+    const int64_t room_size = in_place ? 0 : 2 * c.page_size * item.heads * padded_k;
+    const int64_t weights_size = ceil_to(queries * (padded_n + 1), vec::kLanes);
+    const size_t needed = weights_size + room_size + 2 * queries * padded_k;
+    if (memory.size() < needed) memory.assign(needed, 0.0f);
+    float *p = memory.data(), *room = p + weights_size, *q = room + room_size, *acc = q + queries * padded_k;
+    state.resize(queries);
     std::fill(q, q + 2 * queries * padded_k, 0.0f);
     for (int64_t i = 0; i < queries; i++) {
-        const T* from = (const T*)c.q + (item.first + i / shared_heads) * c.q_row +
-                        (head * shared_heads + i % shared_heads) * c.q_head;
+        const T* from = (const T*)c.q + (item.first + i / a_row) * c.q_row + (item.head * shared_heads + i % a_row) * c.q_head;
         for (int64_t d = 0; d < c.head_size; d++)
             q[i * padded_k + (in_place ? split_place<T>(d) : d)] = to_float(from[d]);
         state[i] = {-INFINITY, 0.0f, acc + i * padded_k};
     }
+    auto keys = [&](int64_t row, int64_t page) {
+        return (const T*)c.k + c.table[row * c.table_width + page] * c.k_page + item.head * c.k_head;
+    };
     // Rows `first` to `last` of the item over the first `count` positions of one page.
     auto visit = [&](int64_t first, int64_t last, int64_t page, int64_t count) {
-        const int64_t at = c.table[(item.first + first) * c.table_width + page];
-        const Block<T> block = {
-            (const T*)c.k + at * c.k_page + head * c.k_head, (const T*)c.v + at * c.v_page + head * c.v_head, c.k_slot,
-            c.v_slot};
-        const Block<float> copy = in_place ? Block<float>{} : copied(c, block, count, room);
-        for (int64_t row = first; row < last; row++)
-            for (int64_t j = 0; j < shared_heads; j++) {
-                const float slope = c.slopes ? c.slopes[head * shared_heads + j] : 0.0f;
-                const int64_t i = row * shared_heads + j, behind = page * c.page_size - (c.length[item.first + row] - 1);
-                if (in_place) attend(c, q + i * padded_k, block, count, slope, behind, p, state[i]);
-                else attend(c, q + i * padded_k, copy, count, slope, behind, p, state[i]);
-            }
+        const int64_t row = item.first + first, after = std::min(row + 1, c.rows - 1);
+        const int64_t at = c.table[row * c.table_width + page];
+        const bool more = page + 1 < end && (page + 1) * c.page_size < c.length[row];
+        const T* next = more ? keys(row, page + 1) : keys(after, begin * c.page_size < c.length[after] ? begin : 0);
+        const T* v = (const T*)c.v + at * c.v_page + item.head * c.v_head;
+        const Block<T> block = {keys(row, page), v, c.k_slot, c.v_slot, c.k_head, c.v_head};
+        const Block<float> copy = in_place ? Block<float>{} : copied(c, block, item.heads, count, room);
+        int64_t behind[MAX_ROWS];
+        for (int64_t r = first; r < last; r++) behind[r - first] = page * c.page_size - (c.length[item.first + r] - 1);
+        const float* q_rows = q + first * a_row * padded_k;
+        State* states = &state[first * a_row];
+        if (in_place) attend(c, item, last - first, q_rows, block, count, behind, p, states, next);
+        else attend(c, item, last - first, q_rows, copy, count, behind, p, states, (const float*)room);
     };
     for (int64_t page = begin; page < std::min(end, item.shared_pages); page++) visit(0, rows, page, c.page_size);
     for (int64_t row = 0; row < rows; row++) {
@@ -144,9 +175,9 @@ void run_item(const Call& c, const Item& item, int64_t head, std::vector<float>&
         if (begin * c.page_size >= length) continue;
         for (int64_t page = std::max(begin, item.shared_pages); page < end && page * c.page_size < length; page++)
             visit(row, row + 1, page, std::min(c.page_size, length - page * c.page_size));
-        for (int64_t j = 0; j < shared_heads; j++) {
-            const State& s = state[row * shared_heads + j];
-            int64_t place = (item.first + row) * c.heads + head * shared_heads + j;
+        for (int64_t j = 0; j < a_row; j++) {
+            const State& s = state[row * a_row + j];
+            const int64_t place = (item.first + row) * c.heads + item.head * shared_heads + j;
             if (length > piece_pages * c.page_size) {
                 float* to = c.partial + (place * c.pieces + item.piece) * (2 + padded_k);
                 to[0] = s.max;
@@ -175,6 +206,17 @@ void merge(const Call& c, int64_t place, int64_t pieces, std::vector<float>& mem
     write_out((T*)c.out + place * c.head_size, acc, sum, c.head_size);
 }
 
+// How many key/value heads one item takes: all of them, so that it reads whole positions, or a half, a quarter, ..., as
+// long as they divide, where its queries are too many or items too few for all threads.
+int64_t heads_of_an_item(const Call& c, int64_t rows, int64_t items) {
+    int64_t heads = c.kv_heads;
+    const auto too_many = [&] {
+        return rows * heads * (c.heads / c.kv_heads) > MOST_QUERIES || items * (c.kv_heads / heads) < 2 * c.threads;
+    };
+    while (heads % 2 == 0 && too_many()) heads /= 2;
+    return heads;
+}
+
 template <typename T>
 void run(const Call& c) {
     const int64_t piece = std::max<int64_t>(1, PIECE / c.page_size) * c.page_size;
@@ -182,20 +224,19 @@ void run(const Call& c) {
     for (int64_t r = 0, begin = 0, end; begin < c.rows; r++, begin = end) {
         end = c.cu_groups ? c.cu_groups[r + 1] : r + 1;
         for (int64_t first = begin; first < end; first += MAX_ROWS) {
-            int64_t last = std::min(end, first + MAX_ROWS);
-            int64_t longest = *std::max_element(c.length + first, c.length + last);
+            const int64_t last = std::min(end, first + MAX_ROWS), heads = heads_of_an_item(c, last - first, c.rows);
+            const int64_t longest = *std::max_element(c.length + first, c.length + last);
             for (int64_t i = 0; i * piece < longest; i++)
-                items.push_back({first, last, c.shared ? c.shared[r] / c.page_size : 0, i});
+                for (int64_t head = 0; head < c.kv_heads; head += heads)
+                    items.push_back({first, last, c.shared ? c.shared[r] / c.page_size : 0, i, head, heads});
         }
     }
-    const int64_t count = items.size() * c.kv_heads;
-    // Heads of one page lie side by side: a thread takes a few in a row, as long as there are enough for all threads.
-    const int64_t heads_a_turn = std::clamp<int64_t>(count / (4 * c.threads), 1, 4);
-#pragma omp parallel num_threads(c.threads) if (count > 1)
+#pragma omp parallel num_threads(c.threads) if (items.size() > 1)
     {
         static thread_local std::vector<float> memory;
-#pragma omp for schedule(dynamic, heads_a_turn)
-        for (int64_t i = 0; i < count; i++) run_item<T>(c, items[i / c.kv_heads], i % c.kv_heads, memory);
+        static thread_local std::vector<State> state;
+#pragma omp for schedule(dynamic, 1)
+        for (size_t i = 0; i < items.size(); i++) run_item<T>(c, items[i], memory, state);
         if (c.partial) {
 #pragma omp for schedule(static)
             for (int64_t i = 0; i < c.rows * c.heads; i++) {

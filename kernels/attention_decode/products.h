@@ -98,10 +98,17 @@ inline floats sums(floats* r) {
     return fold<1>(r[0], r[1]);
 }
 
-// The dot products of q, laid out by `split`, with sixteen keys `stride` apart, of which only the first `count` are
-// there: the last of them stands in for the others. head_size is a multiple of 32.
+// Thirty-two elements, asked for in advance.
 template <typename T>
-inline floats dots(const float* q, const T* k, int64_t stride, int64_t head_size, int64_t count) {
+inline void ask_for(const T* at) {
+    for (int64_t b = 0; b < 32; b += 64 / sizeof(T)) __builtin_prefetch(at + b, 0, 2);
+}
+
+// The dot products of q, laid out by `split`, with sixteen keys `stride` apart, of which only the first `count` are
+// there: the last of them stands in for the others. head_size is a multiple of 32. `then` is what will be read after
+// them, as they are.
+template <typename T>
+inline floats dots(const float* q, const T* k, int64_t stride, int64_t head_size, int64_t count, const T* then) {
     floats acc[vec::kLanes] = {};
     const T* key[vec::kLanes];
 #pragma GCC unroll 16
@@ -111,6 +118,7 @@ inline floats dots(const float* q, const T* k, int64_t stride, int64_t head_size
 #pragma GCC unroll 16
         for (int i = 0; i < vec::kLanes; i++) {
             floats x[2];
+            ask_for(then + i * stride + d);
             split(key[i] + d, x);
             acc[i] += q0 * x[0];
             acc[i] += q1 * x[1];
@@ -119,17 +127,20 @@ inline floats dots(const float* q, const T* k, int64_t stride, int64_t head_size
     return sums(acc);
 }
 
-// acc = acc * rescale + the sum of p[n] times value n, for W * 32 dimensions; even and odd n apart as above.
+// acc = acc * rescale + the sum of p[n] times value n, for W * 32 dimensions; even and odd n apart as above. `then` is what
+// will be read after these values, as they are.
 template <int W, typename T>
-inline void add_values(const float* p, const T* v, int64_t stride, int64_t count, float rescale, float* acc) {
+inline void add_values(const float* p, const T* v, int64_t stride, int64_t count, float rescale, float* acc, const T* then) {
     floats even[2 * W], odd[2 * W] = {}, x[2];
     for (int w = 0; w < W; w++) {
         load_split<T>(acc + 32 * w, even + 2 * w);
         for (int i = 0; i < 2; i++) even[2 * w + i] *= rescale;
     }
     int64_t n = 0;
-    for (; n + 1 < count; n += 2, v += 2 * stride)
+    for (; n + 1 < count; n += 2, v += 2 * stride, then += 2 * stride)
         for (int w = 0; w < W; w++) {
+            ask_for(then + 32 * w);
+            ask_for(then + stride + 32 * w);
             split(v + 32 * w, x);
             for (int i = 0; i < 2; i++) even[2 * w + i] += p[n] * x[i];
             split(v + stride + 32 * w, x);
