@@ -8,12 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.skinny_linear.cpu import library, skinny_linear_cpu
+from kernels.skinny_linear.cpu import has_matrix_unit, library, skinny_linear_cpu
 from kernels.skinny_linear.reference import skinny_linear_reference
 
 __all__ = ["MAX_ROWS", "Norm", "fits", "skinny_linear", "skinny_linear_reference"]
 
-MAX_ROWS = 96  # with more, a general matrix product is as fast
+MAX_ROWS = 1024 if has_matrix_unit() else 96  # with more, a general matrix product is as fast
 
 
 class Norm(NamedTuple):

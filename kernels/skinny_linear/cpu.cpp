@@ -2,9 +2,11 @@
 #include <omp.h>
 
 #include "../activations.h"
-#include "product.h"
+#include "product_amx.h"
 
 namespace {
+
+constexpr int64_t kRowsAtOnce = 128;  // what they are packed to stays in the second cache
 
 enum Activation { kNone, kGelu, kSwiglu };
 
@@ -51,49 +53,58 @@ struct Call {
     const float *x, *norm_weight, *norm_bias, *residual;
     float* out;
     const float *weights[3], *biases[3];
-    int64_t sizes[3], count, K, out_step, threads, norm, activation;
+    int64_t sizes[3], count, K, out_step, threads, norm, activation, matrix_unit;
     float eps;
 };
 
+// Some rows; how they are packed and multiplied is the Product's.
+template <typename Product>
+void run(const Call& call, int64_t row0, int64_t rows) {
+    const int64_t K = call.K, me = omp_get_thread_num(), team = omp_get_num_threads();
+    const int64_t padded = (rows + kLanes - 1) / kLanes * kLanes;
+    const Norm norm = (Norm)call.norm;
+    const bool gated = call.activation == kSwiglu;
+    const float *x = call.x + row0 * K, *residual = call.residual ? call.residual + row0 * call.out_step : nullptr;
+    static thread_local Buffer statistics_buffer, y_buffer;
+    Statistics* stats = (Statistics*)statistics_buffer.get(2 * rows);
+    if (norm != kNoNorm)
+        for (int64_t r = 0; r < rows; r++) stats[r] = statistics(x + r * K, K, norm, call.eps);
+    // Every thread packs all of x for itself: what another has just written is slower to get than to compute.
+    Product product(rows, K);
+    product.pack(x, norm, stats, call.norm_weight, call.norm_bias);
+    int64_t first = 0;  // column of out at which this weight's outputs begin
+    for (int64_t i = 0; i < (gated ? 1 : call.count); i++) {
+        const int64_t N = call.sizes[i], parts = (N + kLanes - 1) / kLanes;
+        const int64_t n0 = std::min(N, parts * me / team * kLanes), n1 = std::min(N, parts * (me + 1) / team * kLanes);
+        const int64_t half = (n1 - n0 + kLanes) * padded;
+        float* y = y_buffer.get(2 * half);
+        product.product(call.weights[i], n0, n1, y, padded);
+        if (gated) product.product(call.weights[1], n0, n1, y + half, padded);
+        int64_t n = n0;
+        const Finish finish = {y, y + half, padded, rows, call.biases[i], gated ? call.biases[1] : nullptr,
+                               (Activation)call.activation, residual, call.out + row0 * call.out_step, call.out_step, first};
+        for (; n + kLanes <= n1; n += kLanes) finish.columns<true>(n0, n, kLanes);
+        if (n < n1) finish.columns<false>(n0, n, n1 - n);
+        first += N;
+    }
+}
+
 }  // namespace
+
+extern "C" {
+
+// Whether there is a matrix unit that may be used.
+int has_matrix_unit() { return OnMatrixUnit::is_there(); }
 
 // out [rows, sum of N] = activation(norm(x) W^T + b) + residual, the weights side by side; with kSwiglu there are two of
 // one size, and out [rows, N] = silu(first) * second + residual. Everything float32 and contiguous but for out, whose rows lie
 // out_step apart. Without norm, bias or residual their pointers are null.
-extern "C" void skinny_linear(const Call* call) {
-    const auto& [rows, x, norm_weight, norm_bias, residual, out, weights, biases, sizes, count, K, out_step, threads, kind,
-                 activation, eps] = *call;
-    const Norm norm = (Norm)kind;
-    const int64_t padded = (rows + kLanes - 1) / kLanes * kLanes;
-    const bool gated = activation == kSwiglu;
-#pragma omp parallel num_threads(threads)
-    {
-        const int64_t me = omp_get_thread_num(), team = omp_get_num_threads();
-        static thread_local Buffer panel_buffer, statistics_buffer, y_buffer;
-        // Every thread packs all of x for itself: what another has just written is slower to get than to compute.
-        const Panels panels = {panel_buffer.get(padded * K), rows, K};
-        Statistics* stats = (Statistics*)statistics_buffer.get(2 * rows);
-        if (norm != kNoNorm)
-            for (int64_t r = 0; r < rows; r++) stats[r] = statistics(x + r * K, K, norm, eps);
-        if (rows <= kVeryFew)
-            for (int64_t r = 0; r < rows; r++)
-                norm_row(x + r * K, panels.at + r * K, K, norm, stats[r], norm_weight, norm_bias);
-        else for (int64_t row = 0; row < rows; row += kLanes)
-            pack_block(x, panels, row, norm, stats, norm_weight, norm_bias);
-        int64_t first = 0;  // column of out at which this weight's outputs begin
-        for (int64_t i = 0; i < (gated ? 1 : count); i++) {
-            const int64_t N = sizes[i], parts = (N + kLanes - 1) / kLanes;
-            const int64_t n0 = std::min(N, parts * me / team * kLanes), n1 = std::min(N, parts * (me + 1) / team * kLanes);
-            const int64_t half = (n1 - n0 + kLanes) * padded;
-            float* y = y_buffer.get(2 * half);
-            product(panels, weights[i], n0, n1, y, padded);
-            if (gated) product(panels, weights[1], n0, n1, y + half, padded);
-            int64_t n = n0;
-            const Finish finish = {y, y + half, padded, rows, biases[i], gated ? biases[1] : nullptr,
-                                   (Activation)activation, residual, out, out_step, first};
-            for (; n + kLanes <= n1; n += kLanes) finish.columns<true>(n0, n, kLanes);
-            if (n < n1) finish.columns<false>(n0, n, n1 - n);
-            first += N;
-        }
+void skinny_linear(const Call* call) {
+#pragma omp parallel num_threads(call->threads)
+    for (int64_t row = 0; row < call->rows; row += kRowsAtOnce) {
+        const int64_t rows = std::min(kRowsAtOnce, call->rows - row);
+        if (call->matrix_unit) run<OnMatrixUnit>(*call, row, rows);
+        else run<OnVectors>(*call, row, rows);
     }
+}
 }

@@ -12,7 +12,10 @@ from torch import Tensor
 from kernels import native, tape
 
 FOLDER = Path(__file__).parent
-SOURCES = (FOLDER / "cpu.cpp", FOLDER / "product.h", FOLDER.parent / "activations.h", FOLDER.parent / "vector.h")
+SOURCES = (
+    *(FOLDER / name for name in ("cpu.cpp", "product.h", "product_amx.h")),
+    *(FOLDER.parent / name for name in ("activations.h", "vector.h")),
+)
 ACTIVATIONS = {None: 0, "gelu": 1, "swiglu": 2}
 NO_NORM, RMS, LAYER = 0, 1, 2
 POINTER, LONG = ctypes.c_void_p, ctypes.c_int64
@@ -27,7 +30,7 @@ class Call(ctypes.Structure):
         *((name, POINTER) for name in ("x", "norm_weight", "norm_bias", "residual", "out")),
         *((name, POINTER * MAX_WEIGHTS) for name in ("weights", "biases")),
         ("sizes", LONG * MAX_WEIGHTS),
-        *((name, LONG) for name in ("count", "K", "out_step", "threads", "norm", "activation")),
+        *((name, LONG) for name in ("count", "K", "out_step", "threads", "norm", "activation", "matrix_unit")),
         ("eps", ctypes.c_float),
     )
 
@@ -37,8 +40,15 @@ def library() -> ctypes.CDLL | None:
     """The built kernel, or None where there is no compiler."""
     lib = native.load("skinny_linear", SOURCES)
     if lib is not None:
+        lib.has_matrix_unit.restype, lib.has_matrix_unit.argtypes = ctypes.c_int, []
         lib.skinny_linear.restype, lib.skinny_linear.argtypes = None, [ctypes.POINTER(Call)]
     return lib
+
+
+@cache
+def has_matrix_unit() -> bool:
+    """Whether products run on a matrix unit (Intel AMX, allowed by the system) and not on vectors."""
+    return library() is not None and bool(library().has_matrix_unit())
 
 
 def skinny_linear_cpu(
@@ -67,7 +77,7 @@ def skinny_linear_cpu(
         (LONG * MAX_WEIGHTS)(*sizes),
         *(len(weights), x_TD.shape[1], width, native.threads()),
         NO_NORM if norm is None else RMS if norm_bias_D is None else LAYER,
-        ACTIVATIONS[activation],
+        *(ACTIVATIONS[activation], has_matrix_unit()),
         eps,
     )
     tape.call(library().skinny_linear, arguments)

@@ -273,4 +273,27 @@ void product(const Panels& x, const float* w, int64_t n0, int64_t n1, float* y, 
     for (int64_t n = n0 + stretch * kTileRows; n < n1; n++) tiles<1>(x, w + n * K, 0, y + (n - n0) * y_row, y_row, 0);
 }
 
+// The rows of one call on the processor's vectors.
+class OnVectors {
+    Panels panels;
+
+   public:
+    OnVectors(int64_t rows, int64_t K) {
+        static thread_local Buffer buffer;
+        panels = {buffer.get((rows + kLanes - 1) / kLanes * kLanes * K), rows, K};
+    }
+
+    void pack(const float* x, Norm norm, const Statistics* stats, const float* weight, const float* bias) {
+        const int64_t rows = panels.rows, K = panels.K;
+        if (rows <= kVeryFew)
+            for (int64_t r = 0; r < rows; r++) norm_row(x + r * K, panels.at + r * K, K, norm, stats[r], weight, bias);
+        else for (int64_t row = 0; row < rows; row += kLanes) pack_block(x, panels, row, norm, stats, weight, bias);
+    }
+
+    // y [n1 - n0, padded rows of x] = W[n0:n1] x
+    void product(const float* w, int64_t n0, int64_t n1, float* y, int64_t y_row) const {
+        ::product(panels, w, n0, n1, y, y_row);
+    }
+};
+
 }  // namespace

@@ -1,0 +1,210 @@
+// The same product on a matrix unit that multiplies bfloat16 (Intel AMX), to the rounding of float32.
+//
+// A float32 is the sum of three bfloat16 of 8 bits each, without a remainder. Of the nine products of two such sums the six
+// largest are taken, summed in float32; the three others are smaller than its rounding (Henry, Tang and Heinecke 2019,
+// "Leveraging the bfloat16 artificial intelligence datatype for higher-precision computations"). W is taken apart on its
+// way to the unit, 16 rows by 32 columns at a time, far apart from each other for the reason given in product.h. An
+// infinity in x or W gives NaN, and numbers below 1e-30 lose bits.
+#pragma once
+#include "product.h"
+
+#if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <type_traits>
+
+namespace {
+
+constexpr int kStep = 32;          // columns of W, and of x, in one tile
+constexpr int kParts = 3;          // bfloat16 of which a float32 is the sum
+constexpr int kTile = 16 * kStep;  // elements of a tile
+constexpr int kMostBlocks = 4;     // blocks of 16 rows of x that one pass over W takes along
+
+typedef uint16_t part;  // a bfloat16
+typedef part parts __attribute__((vector_size(64)));
+
+struct alignas(64) TileShapes {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+template <int T>
+inline void tile_zero() {
+    asm volatile("tilezero %%tmm%c0" ::"i"(T));
+}
+template <int T>
+inline void tile_load(const part* at) {
+    asm volatile("tileloadd (%1,%2,1), %%tmm%c0" ::"i"(T), "r"(at), "r"((int64_t)64) : "memory");
+}
+template <int T>
+inline void tile_store(float* at, int64_t step) {
+    asm volatile("tilestored %%tmm%c0, (%1,%2,1)" ::"i"(T), "r"(at), "r"(4 * step) : "memory");
+}
+template <int C, int A, int B>
+inline void tile_multiply() {  // C += A B
+    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+}
+
+// visit(0), visit(1), ... as constants.
+template <int Count, typename Visit>
+inline __attribute__((always_inline)) void constants(Visit&& visit) {
+    if constexpr (Count > 0) {
+        constants<Count - 1>(visit);
+        visit(std::integral_constant<int, Count - 1>());
+    }
+}
+
+// The upper halves of 32 floats, in order, and what is left of floats without them.
+inline parts upper(floats a, floats b) {
+    constexpr parts odd = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
+                           33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+    return __builtin_shuffle((parts)a, (parts)b, odd);
+}
+inline floats rest(floats a) { return a - (floats)((vec::words)a & 0xffff0000u); }
+
+// 32 floats into one row of three tiles that lie behind each other.
+inline void take_apart(floats a, floats b, part* to) {
+    for (int p = 0; p < kParts; p++, a = rest(a), b = rest(b)) *(parts*)(to + p * kTile) = upper(a, b);
+}
+
+template <bool Full>
+inline void take_apart_rows(const float* const* w, int64_t k, int64_t lanes, part* to) {
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++, to += kStep) {
+        const float* at = w[i] + k;
+        if (Full) {
+            __builtin_prefetch(at + kAhead, 0, 3);
+            __builtin_prefetch(at + kAhead + kLanes, 0, 3);
+            take_apart(load(at), load(at + kLanes), to);
+        } else {
+            float row[kStep] = {};
+            memcpy(row, at, lanes * sizeof(float));
+            take_apart(load(row), load(row + kLanes), to);
+        }
+    }
+}
+
+// y [16 rows of W, y_step apart][16 Blocks] = W x; x in tiles as below, its blocks x_block apart.
+template <int Blocks>
+__attribute__((noinline)) void multiply_rows(const float* const* w, int64_t K, const part* x, int64_t x_block, float* y,
+                                             int64_t y_step) {
+    alignas(64) part room[2][kParts * kTile];
+    auto prepare = [&](int64_t k) {
+        part* to = room[k / kStep % 2];
+        if (k + kStep <= K) take_apart_rows<true>(w, k, kStep, to);
+        else if (k < K) take_apart_rows<false>(w, k, K - k, to);
+    };
+    constants<Blocks>([&](auto b) { tile_zero<b>(); });
+    prepare(0);
+    for (int64_t k = 0; k < K; k += kStep, x += kParts * kTile) {
+        prepare(k + kStep);  // a step ahead: tiles are read from memory, and what was just written is not there yet
+        constants<kParts>([&](auto p) { tile_load<4 + p>(room[k / kStep % 2] + p * kTile); });
+        constants<kParts>([&](auto p) {
+            constants<Blocks>([&](auto b) {
+                tile_load<7>(x + b * x_block + p * kTile);
+                constants<kParts - p>([&](auto q) { tile_multiply<b, 4 + q, 7>(); });
+            });
+        });
+    }
+    constants<Blocks>([&](auto b) { tile_store<b>(y + 16 * b, y_step); });
+}
+
+// The rows of one call on the matrix unit, from the first to the last of which the calling thread keeps its tiles.
+class OnMatrixUnit {
+    part* at;  // [blocks of 16 rows][K / 32][parts][16 pairs of columns][16 rows][2]
+    int64_t rows, K, blocks, block_size;
+
+    // Rows row to row + 15 into their tiles. The last row stands in for rows that are not there.
+    void pack_block(const float* x, int64_t row, Norm norm, const Statistics* stats, const float* weight,
+                    const float* bias) {
+        alignas(64) part room[kParts * kTile];
+        part* to = at + row / 16 * block_size;
+        for (int64_t k = 0; k < K; k += kStep, to += kParts * kTile) {
+            for (int i = 0; i < 16; i++) {
+                const int64_t r = std::min(row + i, rows - 1);
+                floats halves[2] = {};
+                for (int h = 0; h < 2; h++) {
+                    const int64_t first = k + h * kLanes, lanes = std::min<int64_t>(kLanes, K - first);
+                    if (lanes <= 0) break;
+                    auto get = [&](const float* from) {
+                        return lanes == kLanes ? load(from + first) : load_lanes<false>(from + first, lanes);
+                    };
+                    halves[h] = get(x + r * K);
+                    if (norm != kNoNorm) halves[h] = (halves[h] - stats[r].mean) * stats[r].scale * get(weight);
+                    if (norm == kLayer) halves[h] += get(bias);
+                }
+                take_apart(halves[0], halves[1], room + i * kStep);
+            }
+            for (int p = 0; p < kParts; p++) {
+                floats pairs[kLanes];
+#pragma GCC unroll 16
+                for (int i = 0; i < kLanes; i++) pairs[i] = load((const float*)(room + p * kTile + i * kStep));
+                transpose(pairs);
+#pragma GCC unroll 16
+                for (int i = 0; i < kLanes; i++) store((float*)(to + p * kTile + i * kStep), pairs[i]);
+            }
+        }
+    }
+
+   public:
+    // Linux keeps the tiles' registers from a process until it asks for them.
+    static bool is_there() {
+        constexpr int kAsk = 0x1023, kTileData = 18;
+        static const bool allowed = !syscall(SYS_arch_prctl, kAsk, kTileData);
+        return allowed;
+    }
+
+    OnMatrixUnit(int64_t rows, int64_t K) : rows(rows), K(K), blocks((rows + 15) / 16) {
+        static thread_local Buffer buffer;
+        static const TileShapes shapes;
+        block_size = (K + kStep - 1) / kStep * kParts * kTile;
+        at = (part*)buffer.get(blocks * block_size * sizeof(part) / sizeof(float));
+        asm volatile("ldtilecfg %0" ::"m"(shapes));
+    }
+    ~OnMatrixUnit() { asm volatile("tilerelease"); }
+
+    void pack(const float* x, Norm norm, const Statistics* stats, const float* weight, const float* bias) {
+        for (int64_t row = 0; row < rows; row += 16) pack_block(x, row, norm, stats, weight, bias);
+    }
+
+    // y [n1 - n0, padded rows of x] = W[n0:n1] x. y has room for 15 rows more.
+    void product(const float* w, int64_t n0, int64_t n1, float* y, int64_t y_row) const {
+        const int64_t stretch = (n1 - n0) / 16;
+        for (int64_t i = 0; i < stretch; i++) multiply(w, n0 + i, stretch, n1, y + i * y_row, y_row);
+        if (const int64_t n = n0 + stretch * 16; n < n1) multiply(w, n, 1, n1, y + (n - n0) * y_row, y_row);
+    }
+
+   private:
+    // Rows n, n + stretch, ... of W, sixteen of them; behind n1 the last row stands in.
+    void multiply(const float* w, int64_t n, int64_t stretch, int64_t n1, float* y, int64_t y_row) const {
+        const float* from[16];
+        for (int i = 0; i < 16; i++) from[i] = w + std::min(n + i * stretch, n1 - 1) * K;
+        for (int64_t b = 0; b < blocks; b += kMostBlocks) {
+            const part* x = at + b * block_size;
+            float* to = y + 16 * b;
+            switch (std::min<int64_t>(kMostBlocks, blocks - b)) {
+                case 1: multiply_rows<1>(from, K, x, block_size, to, stretch * y_row); break;
+                case 2: multiply_rows<2>(from, K, x, block_size, to, stretch * y_row); break;
+                case 3: multiply_rows<3>(from, K, x, block_size, to, stretch * y_row); break;
+                default: multiply_rows<4>(from, K, x, block_size, to, stretch * y_row);
+            }
+        }
+    }
+};
+
+}  // namespace
+
+#else
+
+namespace {
+
+struct OnMatrixUnit : OnVectors {
+    using OnVectors::OnVectors;
+    static bool is_there() { return false; }
+};
+
+}  // namespace
+
+#endif
