@@ -24,10 +24,14 @@ constexpr int kMostBlocks = 4;     // blocks of 16 rows of x that one pass over 
 typedef uint16_t part;  // a bfloat16
 typedef part parts __attribute__((vector_size(64)));
 
+// Tiles 0 to 3 are sums, 4 to 6 the parts of W, 7 a part of x; those of sums and of x are `width` rows of x wide.
 struct alignas(64) TileShapes {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint16_t row_bytes[16];
     uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+    explicit TileShapes(int width) {
+        for (int i = 0; i < 16; i++) row_bytes[i] = i >= 8 ? 0 : i >= 4 && i < 7 ? 64 : 4 * width;
+    }
 };
 
 template <int T>
@@ -35,8 +39,8 @@ inline void tile_zero() {
     asm volatile("tilezero %%tmm%c0" ::"i"(T));
 }
 template <int T>
-inline void tile_load(const part* at) {
-    asm volatile("tileloadd (%1,%2,1), %%tmm%c0" ::"i"(T), "r"(at), "r"((int64_t)64) : "memory");
+inline void tile_load(const part* at, int64_t row_bytes) {
+    asm volatile("tileloadd (%1,%2,1), %%tmm%c0" ::"i"(T), "r"(at), "r"(row_bytes) : "memory");
 }
 template <int T>
 inline void tile_store(float* at, int64_t step) {
@@ -86,10 +90,11 @@ inline void take_apart_rows(const float* const* w, int64_t k, int64_t lanes, par
     }
 }
 
-// y [16 rows of W, y_step apart][16 Blocks] = W x; x in tiles as below, its blocks x_block apart.
+// y [16 rows of W, y_step apart][Blocks of x] = W x; x in tiles as below, `width` rows wide, its blocks x_block apart.
 template <int Blocks>
-__attribute__((noinline)) void multiply_rows(const float* const* w, int64_t K, const part* x, int64_t x_block, float* y,
-                                             int64_t y_step) {
+__attribute__((noinline)) void multiply_rows(const float* const* w, int64_t K, const part* x, int64_t x_block, int64_t width,
+                                             float* y, int64_t y_step) {
+    const int64_t x_tile = kStep * width;
     alignas(64) part room[2][kParts * kTile];
     auto prepare = [&](int64_t k) {
         part* to = room[k / kStep % 2];
@@ -98,12 +103,12 @@ __attribute__((noinline)) void multiply_rows(const float* const* w, int64_t K, c
     };
     constants<Blocks>([&](auto b) { tile_zero<b>(); });
     prepare(0);
-    for (int64_t k = 0; k < K; k += kStep, x += kParts * kTile) {
+    for (int64_t k = 0; k < K; k += kStep, x += kParts * x_tile) {
         prepare(k + kStep);  // a step ahead: tiles are read from memory, and what was just written is not there yet
-        constants<kParts>([&](auto p) { tile_load<4 + p>(room[k / kStep % 2] + p * kTile); });
+        constants<kParts>([&](auto p) { tile_load<4 + p>(room[k / kStep % 2] + p * kTile, 64); });
         constants<kParts>([&](auto p) {
             constants<Blocks>([&](auto b) {
-                tile_load<7>(x + b * x_block + p * kTile);
+                tile_load<7>(x + b * x_block + p * x_tile, 4 * width);
                 constants<kParts - p>([&](auto q) { tile_multiply<b, 4 + q, 7>(); });
             });
         });
@@ -113,17 +118,19 @@ __attribute__((noinline)) void multiply_rows(const float* const* w, int64_t K, c
 
 // The rows of one call on the matrix unit, from the first to the last of which the calling thread keeps its tiles.
 class OnMatrixUnit {
-    part* at;  // [blocks of 16 rows][K / 32][parts][16 pairs of columns][16 rows][2]
+    part* at;  // [blocks of rows][K / 32][parts][16 pairs of columns][width][2]
     int64_t rows, K, blocks, block_size;
+    int width;  // rows of x in a tile: fewer than 16 where there are so few, which is less to read
 
-    // Rows row to row + 15 into their tiles. The last row stands in for rows that are not there.
+    // Rows row to row + 15 into their tiles, as far as there are any: the tiles' other columns stay as they are, nobody looks
+    // at what comes of them.
     void pack_block(const float* x, int64_t row, Norm norm, const Statistics* stats, const float* weight,
                     const float* bias) {
-        alignas(64) part room[kParts * kTile];
+        alignas(64) part room[kParts * kTile] = {};
         part* to = at + row / 16 * block_size;
-        for (int64_t k = 0; k < K; k += kStep, to += kParts * kTile) {
-            for (int i = 0; i < 16; i++) {
-                const int64_t r = std::min(row + i, rows - 1);
+        const int64_t x_tile = kStep * width, stop = std::min(rows, row + 16);
+        for (int64_t k = 0; k < K; k += kStep, to += kParts * x_tile) {
+            for (int64_t r = row; r < stop; r++) {
                 floats halves[2] = {};
                 for (int h = 0; h < 2; h++) {
                     const int64_t first = k + h * kLanes, lanes = std::min<int64_t>(kLanes, K - first);
@@ -135,7 +142,7 @@ class OnMatrixUnit {
                     if (norm != kNoNorm) halves[h] = (halves[h] - stats[r].mean) * stats[r].scale * get(weight);
                     if (norm == kLayer) halves[h] += get(bias);
                 }
-                take_apart(halves[0], halves[1], room + i * kStep);
+                take_apart(halves[0], halves[1], room + (r - row) * kStep);
             }
             for (int p = 0; p < kParts; p++) {
                 floats pairs[kLanes];
@@ -143,7 +150,7 @@ class OnMatrixUnit {
                 for (int i = 0; i < kLanes; i++) pairs[i] = load((const float*)(room + p * kTile + i * kStep));
                 transpose(pairs);
 #pragma GCC unroll 16
-                for (int i = 0; i < kLanes; i++) store((float*)(to + p * kTile + i * kStep), pairs[i]);
+                for (int i = 0; i < kLanes; i++) memcpy(to + p * x_tile + 2 * i * width, &pairs[i], 4 * width);
             }
         }
     }
@@ -158,10 +165,12 @@ class OnMatrixUnit {
 
     OnMatrixUnit(int64_t rows, int64_t K) : rows(rows), K(K), blocks((rows + 15) / 16) {
         static thread_local Buffer buffer;
-        static const TileShapes shapes;
-        block_size = (K + kStep - 1) / kStep * kParts * kTile;
+        static const TileShapes shapes[] = {TileShapes(4), TileShapes(8), TileShapes(16)};
+        const int shape = rows <= 4 ? 0 : rows <= 8 ? 1 : 2;
+        width = 4 << shape;
+        block_size = (K + kStep - 1) / kStep * kParts * kStep * width;
         at = (part*)buffer.get(blocks * block_size * sizeof(part) / sizeof(float));
-        asm volatile("ldtilecfg %0" ::"m"(shapes));
+        asm volatile("ldtilecfg %0" ::"m"(shapes[shape]));
     }
     ~OnMatrixUnit() { asm volatile("tilerelease"); }
 
@@ -185,10 +194,10 @@ class OnMatrixUnit {
             const part* x = at + b * block_size;
             float* to = y + 16 * b;
             switch (std::min<int64_t>(kMostBlocks, blocks - b)) {
-                case 1: multiply_rows<1>(from, K, x, block_size, to, stretch * y_row); break;
-                case 2: multiply_rows<2>(from, K, x, block_size, to, stretch * y_row); break;
-                case 3: multiply_rows<3>(from, K, x, block_size, to, stretch * y_row); break;
-                default: multiply_rows<4>(from, K, x, block_size, to, stretch * y_row);
+                case 1: multiply_rows<1>(from, K, x, block_size, width, to, stretch * y_row); break;
+                case 2: multiply_rows<2>(from, K, x, block_size, width, to, stretch * y_row); break;
+                case 3: multiply_rows<3>(from, K, x, block_size, width, to, stretch * y_row); break;
+                default: multiply_rows<4>(from, K, x, block_size, width, to, stretch * y_row);
             }
         }
     }
