@@ -4,13 +4,8 @@
 // m * row + k / 32 * step + k % 32. B in panels of 16 columns, [columns / 16][inner / 2][16] words, each word two
 // successive inner elements of its column (the lower half first): what AMX reads, and what vectors split with a shift.
 #pragma once
+#include "../amx.h"
 #include "../vector.h"
-
-#ifdef __AMX_BF16__
-#include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
 
 namespace bf16 {
 
@@ -58,26 +53,6 @@ static inline void block_by_vectors(const Left& a, const uint32_t* b, int64_t b_
 
 #ifdef __AMX_BF16__
 
-// Asks the kernel once for the use of the tile registers; false where it refuses.
-static inline bool has_amx() {
-    static const bool granted = syscall(SYS_arch_prctl, 0x1023, 18) == 0;  // ARCH_REQ_XCOMP_PERM, XTILEDATA
-    return granted;
-}
-
-// Eight tiles of 16 rows of 64 bytes; given back at the end of a region, since torch's products set up their own.
-struct Tiles {
-    bool on;
-    explicit Tiles(bool on) : on(on) {
-        if (!on) return;
-        alignas(64) uint8_t config[64] = {1};
-        for (int i = 0; i < 8; ++i) config[16 + 2 * i] = 64, config[48 + i] = 16;
-        _tile_loadconfig(config);
-    }
-    ~Tiles() {
-        if (on) _tile_release();
-    }
-};
-
 static inline void block_by_tiles(const Left& a, const uint32_t* b, int64_t b_panel, float* c, int64_t c_panel,
                                   int64_t inner, bool add) {
     constexpr int64_t kBytes = 64;
@@ -108,13 +83,6 @@ static inline void block_by_tiles(const Left& a, const uint32_t* b, int64_t b_pa
     _tile_stored(2, c + 16 * kLanes, kBytes);
     _tile_stored(3, c + c_panel + 16 * kLanes, kBytes);
 }
-
-#else
-
-static inline bool has_amx() { return false; }
-struct Tiles {
-    explicit Tiles(bool) {}
-};
 
 #endif
 

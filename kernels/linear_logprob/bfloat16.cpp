@@ -40,7 +40,7 @@ void for_strips(const Block& of, int thread, const Use& use) {
             const int64_t some = of.tokens - token < kColumns ? of.tokens - token : kColumns;
             const int64_t at = token / vec::kLanes * h_panel;
             {
-                const bf16::Tiles tiles(of.amx);
+                const Tiles tiles(of.amx);
                 bf16::product(of.amx, W, of.h + at, h_panel, z, panel, held, some, of.inner, false);
                 if (ref) bf16::product(of.amx, W, of.ref + at, h_panel, ref, panel, held, some, of.inner, false);
             }
@@ -101,7 +101,7 @@ void write_dz(const Tile& tile, const Gradient& to, const Block& of, int64_t fir
 
 extern "C" {
 
-int logprob_has_amx() { return bf16::has_amx(); }
+int logprob_has_amx() { return has_amx(); }
 
 // W [padded_rows, inner] with rows W_row elements apart, of which `rows` exist and the rest are zero; h, ref panels
 // [tokens / 16, inner / 2, 16] (ref may be null); inner, padded_rows and tokens multiples of 32. kept, target,
@@ -141,7 +141,7 @@ void logprob_bf16_gradient(const vec::bf16* W, int64_t W_row, int64_t rows, int6
         for (int64_t i = first; dh && i < first + mine; i += kBlock)
             bf16::turn(W + i * W_row, W_row, inner, turned + i * inner);
         if (dW) {
-            const bf16::Tiles tiles(of.amx);
+            const Tiles tiles(of.amx);
             bf16::product(of.amx, {lines + first * kBlock, kBlock, padded_rows * kBlock}, h_tokens,
                           tokens / 2 * kLanes, dW + first * kLanes, padded_rows * kLanes, mine, inner, tokens,
                           !dW_begins);
@@ -150,7 +150,7 @@ void logprob_bf16_gradient(const vec::bf16* W, int64_t W_row, int64_t rows, int6
     if (!dh) return;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int t = 0; t < threads; ++t) {
-        const bf16::Tiles tiles(of.amx);
+        const Tiles tiles(of.amx);
         const int64_t first = inner / kBlock * t / threads * kBlock, last = inner / kBlock * (t + 1) / threads * kBlock;
         bf16::product(of.amx, {turned + first * kBlock, kBlock, inner * kBlock}, pairs, padded_rows / 2 * kLanes,
                       dh + first * kLanes, inner * kLanes, last - first, tokens, padded_rows, true);

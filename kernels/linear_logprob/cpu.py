@@ -12,7 +12,9 @@ from torch import Tensor
 from kernels import native
 
 FOLDER = Path(__file__).parent
-SOURCES = [FOLDER / name for name in ("float32.cpp", "bfloat16.cpp", "passes.h", "bf16_product.h", "../vector.h")]
+SOURCES = [
+    FOLDER / name for name in ("float32.cpp", "bfloat16.cpp", "passes.h", "bf16_product.h", "../amx.h", "../vector.h")
+]
 SPARE = 16  # elements past the end of a tile that a pass may read: a vector less one, rounded up
 
 ADDRESS, SIZE, NUMBER, REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_double

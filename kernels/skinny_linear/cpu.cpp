@@ -94,7 +94,7 @@ void run(const Call& call, int64_t row0, int64_t rows) {
 extern "C" {
 
 // Whether there is a matrix unit that may be used.
-int has_matrix_unit() { return OnMatrixUnit::is_there(); }
+int has_matrix_unit() { return has_amx(); }
 
 // out [rows, sum of N] = activation(norm(x) W^T + b) + residual, the weights side by side; with kSwiglu there are two of
 // one size, and out [rows, N] = silu(first) * second + residual. Everything float32 and contiguous but for out, whose rows lie

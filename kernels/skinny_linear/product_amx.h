@@ -6,12 +6,10 @@
 // way to the unit, 16 rows by 32 columns at a time, far apart from each other for the reason given in product.h. An
 // infinity in x or W gives NaN, and numbers below 1e-30 lose bits.
 #pragma once
+#include "../amx.h"
 #include "product.h"
 
-#if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__linux__)
-#include <sys/syscall.h>
-#include <unistd.h>
-
+#ifdef __AMX_BF16__
 #include <type_traits>
 
 namespace {
@@ -24,16 +22,8 @@ constexpr int kMostBlocks = 4;     // blocks of 16 rows of x that one pass over 
 typedef uint16_t part;  // a bfloat16
 typedef part parts __attribute__((vector_size(64)));
 
-// Tiles 0 to 3 are sums, 4 to 6 the parts of W, 7 a part of x; those of sums and of x are `width` rows of x wide.
-struct alignas(64) TileShapes {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t row_bytes[16];
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-    explicit TileShapes(int width) {
-        for (int i = 0; i < 16; i++) row_bytes[i] = i >= 8 ? 0 : i >= 4 && i < 7 ? 64 : 4 * width;
-    }
-};
-
+// As functions of constants, which the macros of immintrin.h cannot be. Tiles 0 to 3 are sums, 4 to 6 the parts of W, 7 a
+// part of x.
 template <int T>
 inline void tile_zero() {
     asm volatile("tilezero %%tmm%c0" ::"i"(T));
@@ -116,11 +106,12 @@ __attribute__((noinline)) void multiply_rows(const float* const* w, int64_t K, c
     constants<Blocks>([&](auto b) { tile_store<b>(y + 16 * b, y_step); });
 }
 
-// The rows of one call on the matrix unit, from the first to the last of which the calling thread keeps its tiles.
+// The rows of one call on the matrix unit, whose tiles the calling thread holds meanwhile.
 class OnMatrixUnit {
     part* at;  // [blocks of rows][K / 32][parts][16 pairs of columns][width][2]
     int64_t rows, K, blocks, block_size;
     int width;  // rows of x in a tile: fewer than 16 where there are so few, which is less to read
+    Tiles tiles;
 
     // Rows row to row + 15 into their tiles, as far as there are any: the tiles' other columns stay as they are, nobody looks
     // at what comes of them.
@@ -156,23 +147,12 @@ class OnMatrixUnit {
     }
 
    public:
-    // Linux keeps the tiles' registers from a process until it asks for them.
-    static bool is_there() {
-        constexpr int kAsk = 0x1023, kTileData = 18;
-        static const bool allowed = !syscall(SYS_arch_prctl, kAsk, kTileData);
-        return allowed;
-    }
-
-    OnMatrixUnit(int64_t rows, int64_t K) : rows(rows), K(K), blocks((rows + 15) / 16) {
+    OnMatrixUnit(int64_t rows, int64_t K)
+        : rows(rows), K(K), blocks((rows + 15) / 16), width(rows <= 4 ? 4 : rows <= 8 ? 8 : 16), tiles(true, 4 * width) {
         static thread_local Buffer buffer;
-        static const TileShapes shapes[] = {TileShapes(4), TileShapes(8), TileShapes(16)};
-        const int shape = rows <= 4 ? 0 : rows <= 8 ? 1 : 2;
-        width = 4 << shape;
         block_size = (K + kStep - 1) / kStep * kParts * kStep * width;
         at = (part*)buffer.get(blocks * block_size * sizeof(part) / sizeof(float));
-        asm volatile("ldtilecfg %0" ::"m"(shapes[shape]));
     }
-    ~OnMatrixUnit() { asm volatile("tilerelease"); }
 
     void pack(const float* x, Norm norm, const Statistics* stats, const float* weight, const float* bias) {
         for (int64_t row = 0; row < rows; row += 16) pack_block(x, row, norm, stats, weight, bias);
@@ -209,10 +189,7 @@ class OnMatrixUnit {
 
 namespace {
 
-struct OnMatrixUnit : OnVectors {
-    using OnVectors::OnVectors;
-    static bool is_there() { return false; }
-};
+using OnMatrixUnit = OnVectors;  // never asked for: has_amx() is false
 
 }  // namespace
 
