@@ -13,7 +13,7 @@ from kernels.skinny_linear.reference import skinny_linear_reference
 
 __all__ = ["MAX_ROWS", "Norm", "fits", "skinny_linear", "skinny_linear_reference"]
 
-MAX_ROWS = 1024 if has_matrix_unit() else 96  # with more, a general matrix product is as fast
+MAX_ROWS = 1024 if has_matrix_unit() else 96  # up to here it is faster than a general matrix product
 
 
 class Norm(NamedTuple):
@@ -25,7 +25,7 @@ class Norm(NamedTuple):
 
 
 def fits(x_TD: Tensor, weight_ND: Tensor) -> bool:
-    """Whether `skinny_linear` is the fast way: few float32 rows on a CPU, whole weights, no gradient wanted."""
+    """Whether `skinny_linear` is the fast way: at most MAX_ROWS float32 rows on a CPU, whole weights, no gradient."""
     return (
         x_TD.shape[0] <= MAX_ROWS
         and x_TD.dtype == weight_ND.dtype == torch.float32

@@ -11,6 +11,7 @@ from engine.encoding import Prompt
 from engine.memory_tracker import MemoryTracker
 from engine.metrics import Metrics
 from engine.models import Bloom, Llama, build_model
+from engine.models.fused import ByModule
 from engine.modules import Policy
 from engine.plan import Workload, activation_bytes, memory, peaks, phases
 from tests.engine.trainers import CONFIGS, FAMILIES, VOCABULARY, make_trainer, one_rank
@@ -85,8 +86,12 @@ def test_activations_of_a_microbatch(family, hidden, layers):
 
 @pytest.mark.parametrize(("hidden", "layers"), [(64, 6), (160, 4)])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_memory_of_ppo(world, tmp_path, family, hidden, layers):
-    """Rollout and update of a real trainer, every tensor counted from the model's weights on."""
+@pytest.mark.parametrize("way", ["modules", "native"])
+def test_memory_of_ppo(world, tmp_path, monkeypatch, family, hidden, layers, way):
+    """Rollout and update of a real trainer, every tensor counted from the model's weights on: as predicted where the
+    model's modules compute (as on a GPU), and a bit more where a CPU's kernels do, which keep less between."""
+    if way == "modules":
+        monkeypatch.setattr(f"engine.models.{family}.block_ops", lambda h_TD, attend, weight_ND: ByModule())
     model = model_of(family, hidden, layers)
     with MemoryTracker() as tracker:
         tracker.know(model.parameters())
@@ -106,7 +111,7 @@ def test_memory_of_ppo(world, tmp_path, family, hidden, layers):
     parts = memory(on_meta(model), workload("ppo", tokens_per_microbatch=384))
     without_reward = [p for p in parts if "reward" not in p.name]
     predicted = peaks(without_reward)
-    assert predicted[0] == pytest.approx(rollout, rel=0.1)
+    assert 0.9 * rollout <= predicted[0] <= (1.1 if way == "modules" else 1.2) * rollout
     assert predicted[1] == pytest.approx(update, rel=0.1)
 
 
