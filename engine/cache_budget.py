@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import UserError
-from engine.kv_cache import PAGE_SIZE, page_bytes, pages_for
+from engine.kv_cache import PAGE_SIZE, page_bytes, pages_for, spare_pages
 from engine.scheduler import Request
 
 FREE_MEMORY_SHARE = 0.5
@@ -18,15 +18,20 @@ FREE_MEMORY_SHARE = 0.5
 def num_pages_for(
     model, requests: Sequence[Request], num_slots: int, cache_tokens: int | None, keeps_trunk: bool, weight: Tensor
 ) -> int:
-    """Pages to take once. cache_tokens is the budget in positions, None for half of the free memory of the device."""
+    """Pages to take once, the spare one aside, which comes out of the budget too.
+
+    cache_tokens is the budget in positions, None for half of the free memory of the device.
+    """
     if cache_tokens is not None and cache_tokens < PAGE_SIZE:
         raise UserError(f"--cache-tokens is {cache_tokens}: give {PAGE_SIZE}, one page, or more")
     worst = sorted((pages_for(r.max_length) for r in requests), reverse=True)[:num_slots]
     needed = sum(worst) + 1  # one more for the half-filled page of a prompt whose samples are still being admitted
     if cache_tokens is not None:
-        return min(needed, cache_tokens // PAGE_SIZE)
-    bytes_each = bytes_of_page(model, weight.dtype, keeps_trunk)
-    return min(needed, int(free_bytes(weight.device) * FREE_MEMORY_SHARE) // bytes_each)
+        budget = cache_tokens // PAGE_SIZE
+    else:
+        bytes_each = bytes_of_page(model, weight.dtype, keeps_trunk)
+        budget = int(free_bytes(weight.device) * FREE_MEMORY_SHARE) // bytes_each
+    return min(needed, budget - spare_pages(weight.device))
 
 
 def bytes_of_page(model, dtype: torch.dtype, keeps_trunk: bool) -> int:

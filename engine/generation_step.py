@@ -15,6 +15,7 @@ from torch import Tensor
 
 from engine import huge_pages
 from engine.batch import PackedBatch
+from engine.decode_graphs import DecodeGraphs
 from engine.decode_rows import DecodeRows
 from engine.decode_tape import DecodeTape
 from engine.kv_cache import KVCache, pages_for
@@ -76,7 +77,8 @@ class StepEngine:
             shape = (num_pages, scheduler.page_size, model.hidden_size)
             self.trunk_PND = torch.empty(shape, dtype=dtype, device=self.device)
         pages_a_row = pages_for(max_len, scheduler.page_size)
-        self.tape = DecodeTape.of(model, self.cache, num_slots, pages_a_row, capture_layer or 0)
+        what = (model, self.cache, num_slots, pages_a_row, capture_layer or 0)
+        self.recorded = DecodeGraphs.of(*what) or DecodeTape.of(*what)  # a decode step, where it can be recorded
 
     def step(self) -> tuple[int, int]:
         """Run and sample once. Returns how many prompt tokens ran, and how many cache positions the rows read."""
@@ -84,7 +86,7 @@ class StepEngine:
         pieces = self.scheduler.pieces(PREFILL_TOKENS)
         decoding = len(self.rows)
         h_SD = None
-        if not pieces and self.tape and 0 < decoding <= self.tape.max_rows:
+        if not pieces and self.recorded and 0 < decoding <= self.recorded.inputs.max_rows:
             h_SD = self._decode()
         elif decoding or pieces:
             h_SD = self._forward(pieces)
@@ -101,17 +103,17 @@ class StepEngine:
         return sum(p.stop - p.start for p in pieces), positions_read
 
     def _decode(self) -> Tensor:
-        """Every row's last token through all layers, on tape: [S, D]."""
-        rows, size, tape = self.rows, self.scheduler.page_size, self.tape
+        """Every row's last token through all layers, as recorded: [S, D]."""
+        rows, size, inputs = self.rows, self.scheduler.page_size, self.recorded.inputs
         num_rows = len(rows)
         width = pages_for(1 + int(rows.host_position_S.max()), size)
         h_SD = self.model.embed(PackedBatch.of_singles(rows.tokens_S(), rows.position_S))
-        tape.fill(h_SD, rows.position_S, rows.table_CB[rows.slot_S, :width], *rows.groups(size))
-        h_SD = tape.run_trunk(num_rows)
+        inputs.fill(h_SD, rows.position_S, rows.table_CB[rows.slot_S, :width], *rows.groups(size))
+        trunk_SD, h_SD = self.recorded.run(num_rows)
         if self.trunk_PND is not None:
-            page_S, slot_S, _ = tape.places
-            self.trunk_PND[page_S[:num_rows], slot_S[:num_rows]] = h_SD
-        return tape.run_top(num_rows)
+            page_S, slot_S, _ = inputs.places
+            self.trunk_PND[page_S[:num_rows], slot_S[:num_rows]] = trunk_SD
+        return h_SD
 
     def _forward(self, pieces: list[Piece]) -> Tensor:
         """Every decoding row's last token and the pieces through all layers: [S, D] of the rows.

@@ -65,15 +65,22 @@ def page_bytes(model, dtype: torch.dtype, page_size: int = PAGE_SIZE) -> int:
     return 2 * model.num_layers * model.num_kv_heads * page_size * model.head_size * dtype.itemsize
 
 
+def spare_pages(device: torch.device) -> int:
+    """How many pages are nobody's: one on a GPU, where the blank rows of a CUDA graph write."""
+    return int(device.type == "cuda")
+
+
 class KVCache:
-    """The pages themselves, of every layer, taken once. Which page is whose is the caller's (PagePool)."""
+    """The pages of every layer, and the spare one, taken once. Whose each is, the caller says (PagePool)."""
 
     def __init__(
         self, model, num_pages: int, page_size: int = PAGE_SIZE, dtype: torch.dtype = torch.float32, device="cpu"
     ):
         self.page_size = page_size
+        spare = spare_pages(torch.device(device))
+        self.spare_page = num_pages if spare else None
         self.k_LPGNK, self.v_LPGNK = empty_pages(
-            num_pages, model.num_kv_heads, page_size, model.head_size, dtype, device, (model.num_layers,)
+            num_pages + spare, model.num_kv_heads, page_size, model.head_size, dtype, device, (model.num_layers,)
         )
         huge_pages.ask(self.k_LPGNK)  # the values lie in the same memory
 

@@ -24,7 +24,8 @@ def attention_decode(
 
     cu_groups int32 [R+1] and shared_R int32 [R] say which neighbours share what: rows cu_groups[r] to cu_groups[r+1]
     have the same pages for the first shared_R[r] positions (a multiple of N, at most the shortest length of the group),
-    which are then read once for all of them. Sharing changes the time it takes, not the result.
+    which are then read once for all of them. The last group may go on behind row S. Sharing changes the time it takes,
+    not the result.
 
     The tokens of one prompt are rows too, with the same pages and growing lengths, once all their keys are written.
     """

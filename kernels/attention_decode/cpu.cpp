@@ -222,7 +222,7 @@ void run(const Call& c) {
     const int64_t piece = std::max<int64_t>(1, PIECE / c.page_size) * c.page_size;
     std::vector<Item> items;
     for (int64_t r = 0, begin = 0, end; begin < c.rows; r++, begin = end) {
-        end = c.cu_groups ? c.cu_groups[r + 1] : r + 1;
+        end = c.cu_groups ? std::min<int64_t>(c.cu_groups[r + 1], c.rows) : r + 1;
         for (int64_t first = begin; first < end; first += MAX_ROWS) {
             const int64_t last = std::min(end, first + MAX_ROWS), heads = heads_of_an_item(c, last - first, c.rows);
             const int64_t longest = *std::max_element(c.length + first, c.length + last);

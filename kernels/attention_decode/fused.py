@@ -36,7 +36,7 @@ def _piece(
         group = tl.load(group_of + first)
         # The first row of a tile works for all of it, the other rows have nothing to do.
         mine = (first - tl.load(cu_groups + group)) % (M // J) == 0
-        last = tl.minimum(tl.load(cu_groups + group + 1), first + M // J)
+        last = tl.minimum(tl.minimum(tl.load(cu_groups + group + 1), rows), first + M // J)
         stop = tl.where(mine, tl.minimum(stop, tl.load(shared + group)), 0)
     else:
         stop = tl.minimum(stop, tl.load(length + first))

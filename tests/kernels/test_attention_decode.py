@@ -37,6 +37,10 @@ class Case:
         plain = (self.q_SHK, self.k_PGNK, self.v_PGNK, self.table_SB, self.length_S, self.slopes_H)
         return function(*plain, *groups)
 
+    def open_ended(self):
+        """The last group goes on behind the rows."""
+        return replace(self, cu_groups=torch.cat([self.cu_groups[:-1], self.cu_groups[-1:] + 100]))
+
     def rows(self, chosen):
         return replace(self, q_SHK=self.q_SHK[chosen], table_SB=self.table_SB[chosen], length_S=self.length_S[chosen])
 
@@ -158,6 +162,7 @@ def test_on_the_whole_the_error_is_no_larger_than_that_of_plain_pytorch(function
 def test_no_bit_of_a_row_depends_on_its_company_on_sharing_or_on_threads(case, data):
     together = case.run()
     assert together.equal(case.run(shared=True))
+    assert together.equal(case.open_ended().run(shared=True))
     order = torch.arange(len(together)).flip(0)
     assert together[order].equal(case.rows(order).run())
     row = data.draw(st.integers(0, len(together) - 1)) if data else 0
