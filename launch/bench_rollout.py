@@ -52,6 +52,7 @@ class BenchSettings:
     vs: list[str] | None = flag(f"also run, alternating: {', '.join(PEERS)} (both of its ways)", None)
     peer_batch: list[int] | None = flag("batch sizes tried for transformers", None)
     repeats: int = flag("runs of each side, of which the medians are shown", 1)
+    warmups: int = flag("runs of each side before, not counted: what is compiled or taken once, is then", 1)
     seed: int = flag("seed of prompts and lengths", 0)
     dtype: str = flag("auto is bfloat16 on a GPU, float32 on CPU", "auto", choices=["auto", "float32", "bfloat16"])
     json: bool = flag("print the numbers as one JSON line, last", False)
@@ -61,6 +62,8 @@ class BenchSettings:
         for name in ("num_prompts", "prompt_tokens", "max_new_tokens", "responses", "slots", "repeats"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}: give 1 or more")
+        if self.warmups < 0:
+            raise UserError(f"--warmups is {self.warmups}: give 0 or more")
         if not self.mean_new_tokens > 0:
             raise UserError(f"--mean-new-tokens is {self.mean_new_tokens}: give more than 0")
         for name in self.vs or ():
@@ -90,14 +93,14 @@ def job(argv: Sequence[str]) -> None:
                    f"{machine.flops / 1e9:.0f} GFLOP/s, measured now",
     })  # fmt: skip
     sides = make_sides(model, workload, settings, console)
-    generate_one = workload.requests(most=1)
-    run_ours(model, generate_one[: settings.slots], settings.slots, settings.order, settings.cache_tokens, True)
     results: dict[str, list[Result]] = {name: [] for name in sides}
-    for _ in range(settings.repeats):
+    for turn in range(-settings.warmups, settings.repeats):
         for name, run in sides.items():
-            results[name].append(run())
-            check_same_lengths(name, results[name][-1].outputs, workload)
-    prefill = run_ours(model, generate_one, settings.slots, settings.order, settings.cache_tokens, True)
+            result = run()
+            check_same_lengths(name, result.outputs, workload)
+            console.say(f"  {name}: {result.seconds:.2f} s" + (", not counted" if turn < 0 else ""))
+            results[name] += [result] if turn >= 0 else []
+    prefill = run_ours(model, workload.requests(most=1), settings.slots, settings.order, settings.cache_tokens, True)
     numbers = {name: summary(runs, results["ours"], workload) for name, runs in results.items()}
     numbers["ours"] |= own_numbers(results["ours"][-1], prefill, workload, model, settings, cost, machine)
     show(console, numbers)

@@ -50,12 +50,9 @@ inline __attribute__((always_inline)) void constants(Visit&& visit) {
     }
 }
 
-// The upper halves of 32 floats, in order, and what is left of floats without them.
-inline parts upper(floats a, floats b) {
-    constexpr parts odd = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
-                           33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
-    return __builtin_shuffle((parts)a, (parts)b, odd);
-}
+// The upper halves of 32 floats, in pairs of one of a and one of b (a sum has no order, as long as x and W have the same),
+// and what is left of floats without them.
+inline parts upper(floats a, floats b) { return (parts)((vec::words)a >> 16 | ((vec::words)b & 0xffff0000u)); }
 inline floats rest(floats a) { return a - (floats)((vec::words)a & 0xffff0000u); }
 
 // 32 floats into one row of three tiles that lie behind each other.
@@ -69,8 +66,8 @@ inline void take_apart_rows(const float* const* w, int64_t k, int64_t lanes, par
     for (int i = 0; i < 16; i++, to += kStep) {
         const float* at = w[i] + k;
         if (Full) {
-            __builtin_prefetch(at + kAhead, 0, 3);
-            __builtin_prefetch(at + kAhead + kLanes, 0, 3);
+            __builtin_prefetch(at + kAhead, 0, 2);
+            __builtin_prefetch(at + kAhead + kLanes, 0, 2);
             take_apart(load(at), load(at + kLanes), to);
         } else {
             float row[kStep] = {};
