@@ -182,7 +182,7 @@ class StepEngine:
 
     def _sample(self, h_SD: Tensor) -> None:
         """The next token of every row."""
-        chosen = self._choose(logits(self.model.norm(h_SD), self.model.head_weight))
+        chosen = self._choose(logits(self.model, h_SD))
         self.rows.append(chosen.token_S, chosen.logprob_S, self.eos_ids_E)
 
     def _choose(self, logits_SV: Tensor) -> Sampled:

@@ -124,9 +124,12 @@ def block_ops(h_TD: Tensor, attend: Attend | None, weight_ND: Tensor) -> BlockOp
     return FewRows() if fits(h_TD, weight_ND) else ManyRows() if passes.fits(h_TD, weight_ND) else ByModule()
 
 
-def logits(normed_SD: Tensor, head_VD: Tensor) -> Tensor:
-    """normed @ head.T, [S, V], of rows that decode."""
-    return skinny_linear(normed_SD, [head_VD], [None]) if fits(normed_SD, head_VD) else normed_SD @ head_VD.T
+def logits(model, h_SD: Tensor) -> Tensor:
+    """[S, V] of rows that decode, h_SD what the last layer gave."""
+    head_VD = model.head_weight
+    if fits(h_SD, head_VD):
+        return skinny_linear(h_SD, [head_VD], [None], _parameters(model.final_norm))
+    return model.norm(h_SD) @ head_VD.T
 
 
 def _normed(norm: nn.Module, h_TD: Tensor) -> Tensor:

@@ -162,5 +162,5 @@ class LiveEngine(StepEngine):
         target_N = torch.tensor(targets, device=self.device)
         at_once = max(_LOGITS_AT_ONCE // self.model.head_weight.shape[0], 1)
         for h_BD, target_B in zip(h_ND[: len(target_N)].split(at_once), target_N.split(at_once)):
-            logits_BV = logits(self.model.norm(h_BD), self.model.head_weight)
+            logits_BV = logits(self.model, h_BD)
             prompt.scores += score_tokens(logits_BV, target_B, [request.num_top or 0] * len(target_B))
