@@ -256,7 +256,10 @@ def job(argv: Sequence[str]) -> None:
         raise UserError(f"--rollouts {s.rollouts} is no multiple of --minibatch {s.minibatch}: TRL needs one")
     console = Console()
     if s.side != "both":
-        print(json.dumps({"peak MiB": peak_memory_mib(s, Path(files.folder))}))
+        with tempfile.TemporaryDirectory() as scratch:
+            if files.folder is None:
+                make_models(s, Path(scratch))
+            print(json.dumps({"peak MiB": peak_memory_mib(s, Path(files.folder or scratch))}))
         return
     lengths = prompt_lengths(s)
     padded = s.rollouts * max(lengths)
