@@ -253,6 +253,7 @@ def test_compiles_for_a_gpu_that_is_not_here(dtype):
         (fused._merge, sizes),
         (fused._piece, sizes | piece | {"SHARED": True}),
         (fused._piece, sizes | piece | {"SHARED": False}),
+        (fused._piece, sizes | piece | {"SHARED": True, "rows": 1}),  # a number that is 1 is a constant to Triton
     ):
         names = kernel.arg_names
         signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in names}
