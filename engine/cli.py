@@ -7,6 +7,8 @@ import dataclasses
 import difflib
 import os
 import re
+import select
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -155,6 +157,9 @@ def main(job: Callable[[Sequence[str]], None]) -> None:
     except UserError as error:
         fail(str(error))
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            fail_together("nobody reads the output any more", lambda: None)
+            sys.exit(128 + signal.SIGPIPE)
         if error.filename is None and error.errno is None:
             raise
         where = f": {error.filename}" if error.filename else ""
@@ -166,6 +171,20 @@ def main(job: Callable[[Sequence[str]], None]) -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _nobody_reads() -> bool:
+    """Whether who read our output has gone, as `| head` does. What is still to be printed then goes nowhere."""
+    try:
+        output = sys.stdout.fileno()
+    except OSError:  # not a file
+        return False
+    poll = select.poll()
+    poll.register(output, 0)
+    gone = any(event & select.POLLERR for _, event in poll.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return gone
 
 
 def fail(message: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass, field
 
 import pytest
@@ -249,3 +251,22 @@ def test_a_launcher_reads_the_command_line(monkeypatch):
     seen = []
     cli.main(seen.append)
     assert seen == [["--lang", "ne"]]
+
+
+def test_a_reader_that_goes_is_no_mistake():
+    """As `| head`: exit status of SIGPIPE, not a word."""
+    program = "from engine.cli import main; main(lambda argv: [print('x' * 99, flush=True) for _ in range(99999)])"
+    run = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert run.stdout.readline() == b"x" * 99 + b"\n"
+    run.stdout.close()
+    assert (run.wait(60), run.stderr.read()) == (141, b"")
+
+
+def test_a_broken_pipe_elsewhere_is_a_mistake(monkeypatch, capsys):
+    def job(argv):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("sys.argv", ["x"])
+    with pytest.raises(SystemExit) as exit:
+        cli.main(job)
+    assert exit.value.code == 2 and capsys.readouterr().err.startswith("error: Broken pipe")
