@@ -112,11 +112,12 @@ class OnMatrixUnit {
 
     // Rows row to row + 15 into their tiles, as far as there are any: the tiles' other columns stay as they are, nobody looks
     // at what comes of them.
+    template <int Width>
     void pack_block(const float* x, int64_t row, Norm norm, const Statistics* stats, const float* weight,
                     const float* bias) {
         alignas(64) part room[kParts * kTile] = {};
         part* to = at + row / 16 * block_size;
-        const int64_t x_tile = kStep * width, stop = std::min(rows, row + 16);
+        const int64_t x_tile = kStep * Width, stop = std::min(rows, row + 16);
         for (int64_t k = 0; k < K; k += kStep, to += kParts * x_tile) {
             for (int64_t r = row; r < stop; r++) {
                 floats halves[2] = {};
@@ -138,7 +139,7 @@ class OnMatrixUnit {
                 for (int i = 0; i < kLanes; i++) pairs[i] = load((const float*)(room + p * kTile + i * kStep));
                 transpose(pairs);
 #pragma GCC unroll 16
-                for (int i = 0; i < kLanes; i++) memcpy(to + p * x_tile + 2 * i * width, &pairs[i], 4 * width);
+                for (int i = 0; i < kLanes; i++) memcpy(to + p * x_tile + 2 * i * Width, &pairs[i], 4 * Width);
             }
         }
     }
@@ -152,7 +153,11 @@ class OnMatrixUnit {
     }
 
     void pack(const float* x, Norm norm, const Statistics* stats, const float* weight, const float* bias) {
-        for (int64_t row = 0; row < rows; row += 16) pack_block(x, row, norm, stats, weight, bias);
+        for (int64_t row = 0; row < rows; row += 16) {
+            if (width == 4) pack_block<4>(x, row, norm, stats, weight, bias);
+            else if (width == 8) pack_block<8>(x, row, norm, stats, weight, bias);
+            else pack_block<16>(x, row, norm, stats, weight, bias);
+        }
     }
 
     // y [n1 - n0, padded rows of x] = W[n0:n1] x. y has room for 15 rows more.
