@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import BloomConfig, LlamaConfig, Qwen3Config
 
 from engine import decode_graphs, kv_cache
 from engine.decode_graphs import DecodeGraphs, batch_sizes
@@ -17,23 +16,8 @@ from engine.decode_tape import DecodeTape
 from engine.errors import UserError
 from engine.generation import Request, generate
 from engine.kv_cache import KVCache
-from engine.models.bloom import Bloom
-from engine.models.llama import Llama
 from engine.sampling import Sampling
-
-SIZES = {"vocab_size": 97, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
-LLAMA_SIZES = {**SIZES, "intermediate_size": 80, "num_key_value_heads": 2, "max_position_embeddings": 2048}
-CASES = {
-    "llama": (Llama, LlamaConfig(**LLAMA_SIZES)),
-    "qwen3": (Llama, Qwen3Config(**LLAMA_SIZES, head_dim=16)),
-    "bloom": (Bloom, BloomConfig(vocab_size=97, hidden_size=64, n_layer=3, n_head=4)),
-}
-
-
-def model_of(name):
-    kind, config = CASES[name]
-    torch.manual_seed(0)
-    return kind(config).requires_grad_(False)
+from tests.engine.recorded_steps import CASES, assert_same, model_of
 
 
 def requests():
@@ -47,12 +31,6 @@ def requests():
 
 def run(model, **options):
     return generate(model, requests(), Sampling(temperature=0.9), 7, 5, capture_layer=2, **options)
-
-
-def assert_same(a, b):
-    assert [r.tokens for r in a] == [r.tokens for r in b]
-    assert [r.logprobs for r in a] == [r.logprobs for r in b]
-    assert all(torch.equal(x.trunk_ND, y.trunk_ND) for x, y in zip(a, b))
 
 
 @pytest.fixture

@@ -4,31 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import BloomConfig, LlamaConfig, Qwen2Config, Qwen3Config
 
 from engine.decode_tape import DecodeTape
 from engine.generation import Request, generate
 from engine.kv_cache import KVCache
-from engine.models.bloom import Bloom
-from engine.models.llama import Llama
 from engine.sampling import Sampling
 from kernels import tape
+from tests.engine.recorded_steps import assert_same, model_of
 
 pytestmark = pytest.mark.skipif(not tape.can_record(), reason="no C++ compiler here: nothing is recorded")
-
-SIZES = {"vocab_size": 97, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
-LLAMA_SIZES = {**SIZES, "intermediate_size": 80, "num_key_value_heads": 2, "max_position_embeddings": 2048}
-CASES = {
-    "llama": (Llama, LlamaConfig(**LLAMA_SIZES)),
-    "qwen2": (Llama, Qwen2Config(**LLAMA_SIZES)),
-    "bloom": (Bloom, BloomConfig(vocab_size=97, hidden_size=64, n_layer=3, n_head=4)),
-}
-
-
-def model_of(name):
-    kind, config = CASES[name]
-    torch.manual_seed(0)
-    return kind(config).requires_grad_(False)
 
 
 def requests():
@@ -42,16 +26,13 @@ def run(model, **options):
     return generate(model, requests(), Sampling(temperature=0.9, top_k=20), 7, 5, capture_layer=2, **options)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ["llama", "qwen2", "bloom"])
 @pytest.mark.parametrize("num_slots", [1, 3, 8])
 def test_a_rollout_on_tape_is_the_rollout_call_by_call(name, num_slots, monkeypatch):
     model = model_of(name)
     with_tape = run(model, num_slots=num_slots)
     monkeypatch.setattr(DecodeTape, "of", classmethod(lambda *_: None))
-    without = run(model, num_slots=num_slots)
-    assert [r.tokens for r in with_tape] == [r.tokens for r in without]
-    assert [r.logprobs for r in with_tape] == [r.logprobs for r in without]
-    assert all(torch.equal(a.trunk_ND, b.trunk_ND) for a, b in zip(with_tape, without))
+    assert_same(with_tape, run(model, num_slots=num_slots))
 
 
 def test_rows_longer_than_a_piece_of_attention(monkeypatch):
@@ -71,7 +52,6 @@ def test_a_tape_is_to_be_had_where_gradients_are_on():
 
 
 def test_a_model_whose_blocks_compute_in_torch_has_no_tape():
-    torch.manual_seed(0)
-    model = Llama(Qwen3Config(**LLAMA_SIZES, head_dim=16)).requires_grad_(False)
+    model = model_of("qwen3")
     assert DecodeTape.of(model, KVCache(model, 4), 4, 2, 0) is None
     assert all(r.tokens for r in generate(model, requests(), Sampling(), 7, 5))
