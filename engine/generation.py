@@ -15,7 +15,7 @@ import torch
 from engine.cache_budget import num_pages_for
 from engine.errors import UserError
 from engine.generation_step import Response, StepEngine
-from engine.kv_cache import PAGE_SIZE
+from engine.kv_cache import KVCache
 from engine.sampling import Sampling
 from engine.scheduler import Request, Scheduler
 
@@ -73,6 +73,7 @@ def stream(
     on_progress: Callable[[int, int], None] | None = None,
     *,
     cache_tokens: int | None = None,
+    cache: KVCache | None = None,
     order: str = "given",
     share_prompts: bool = True,
     steps_a_read: int | None = None,
@@ -86,7 +87,8 @@ def stream(
     of prompt and response. on_progress(finished, new_tokens) is called once a step, on_step with what it did.
 
     cache_tokens is the budget of the key/value cache in positions, taken once and never passed; by default what the
-    requests can need, or half of the free memory if that is less. order "longest" begins with the requests expected to
+    requests can need, or half of the free memory if that is less. Who runs many rollouts can take a cache before them
+    (`cache`, of this model) and keep it; it is the budget then. order "longest" begins with the requests expected to
     be longest, whose tail would otherwise run alone. new_matcher gives each response what watches it for stop strings;
     that is work on the host for every token. Raises UserError for a request that can never fit.
     """
@@ -101,17 +103,21 @@ def stream(
         )
     num_slots = min(num_slots, len(requests))
     weight = model.head_weight
-    num_pages = num_pages_for(model, requests, num_slots, cache_tokens, capture_layer is not None, weight)
-    scheduler = Scheduler(requests, order, num_slots, num_pages, PAGE_SIZE, share_prompts)
+    if cache is None:
+        num_pages = num_pages_for(model, requests, num_slots, cache_tokens, capture_layer is not None, weight)
+        cache = KVCache(model, num_pages)
+    scheduler = Scheduler(requests, order, num_slots, cache.num_pages, cache.page_size, share_prompts)
     eos_ids = (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)
     eos_ids = tuple(i for i in eos_ids if 0 <= i < model.vocab_size)  # -1 stands for none
-    engine = StepEngine(model, scheduler, num_slots, max_len, capture_layer, sampling, seed, eos_ids, new_matcher)
+    engine = StepEngine(
+        model, scheduler, cache, num_slots, max_len, capture_layer, sampling, seed, eos_ids, new_matcher
+    )
     steps_a_read = steps_a_read or (CUDA_STEPS_A_READ if weight.device.type == "cuda" else 1)
     finished = delivered = steps = 0
     while finished < len(requests):
         began, rows, before = time.perf_counter(), len(engine.rows), delivered + engine.rows.num_new_tokens()
         prompt_tokens, positions_read = engine.step()
-        pages = num_pages - scheduler.pool.num_free
+        pages = cache.num_pages - scheduler.pool.num_free
         steps += 1
         left = engine.leave(steps % steps_a_read == 0)
         finished += len(left)

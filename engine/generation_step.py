@@ -54,6 +54,7 @@ class StepEngine:
         self,
         model,
         scheduler: Scheduler,
+        cache: KVCache,
         num_slots: int,
         max_len: int,
         capture_layer: int | None,
@@ -64,8 +65,7 @@ class StepEngine:
     ):
         self.model, self.scheduler, self.sampling, self.seed = model, scheduler, sampling, seed
         weight = model.head_weight
-        self.device, dtype, num_pages = weight.device, weight.dtype, scheduler.pool.num_pages
-        self.cache = KVCache(model, num_pages, scheduler.page_size, dtype, self.device)
+        self.cache, self.device = cache, weight.device
         huge_pages.collapse(model.parameters())
         self.rows = DecodeRows(num_slots, max_len, pages_for(max_len, scheduler.page_size), self.device)
         self.eos_ids, self.new_matcher = eos_ids, new_matcher
@@ -74,8 +74,8 @@ class StepEngine:
         self.eos_ids_E = torch.tensor(eos_ids, dtype=torch.int64, device=self.device)
         self.capture_layer, self.trunk_PND = capture_layer, None
         if capture_layer is not None:  # pages as the cache's, so that a shared prompt's trunk is kept once
-            shape = (num_pages, scheduler.page_size, model.hidden_size)
-            self.trunk_PND = torch.empty(shape, dtype=dtype, device=self.device)
+            shape = (cache.num_pages, cache.page_size, model.hidden_size)
+            self.trunk_PND = torch.empty(shape, dtype=weight.dtype, device=self.device)
         pages_a_row = pages_for(max_len, scheduler.page_size)
         what = (model, self.cache, num_slots, pages_a_row, capture_layer or 0)
         self.recorded = DecodeGraphs.of(*what) or DecodeTape.of(*what)  # a decode step, where it can be recorded

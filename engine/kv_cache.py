@@ -71,13 +71,15 @@ def spare_pages(device: torch.device) -> int:
 
 
 class KVCache:
-    """The pages of every layer, and the spare one, taken once. Whose each is, the caller says (PagePool)."""
+    """The pages of every layer, and the spare one, taken once: of the model's dtype, on its device.
 
-    def __init__(
-        self, model, num_pages: int, page_size: int = PAGE_SIZE, dtype: torch.dtype = torch.float32, device="cpu"
-    ):
-        self.page_size = page_size
-        spare = spare_pages(torch.device(device))
+    Whose each is, the caller says (PagePool). What stands in a page of nobody is never looked at.
+    """
+
+    def __init__(self, model, num_pages: int, page_size: int = PAGE_SIZE):
+        self.num_pages, self.page_size = num_pages, page_size
+        dtype, device = model.head_weight.dtype, model.head_weight.device
+        spare = spare_pages(device)
         self.spare_page = num_pages if spare else None
         self.k_LPGNK, self.v_LPGNK = empty_pages(
             num_pages + spare, model.num_kv_heads, page_size, model.head_size, dtype, device, (model.num_layers,)

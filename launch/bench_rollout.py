@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from engine.cache_budget import bytes_of_page
+from engine.cache_budget import bytes_of_page, num_pages_for
 from engine.cli import main, parse_settings
 from engine.console import Console
 from engine.errors import UserError
-from engine.kv_cache import PAGE_SIZE
+from engine.kv_cache import PAGE_SIZE, KVCache
 from engine.models import load_model
 from engine.scheduler import ORDERS
 from engine.settings import flag
@@ -21,6 +21,7 @@ from launch.common import choose_dtype
 from launch.rollout_floor import Machine, ModelCost, decode_share, measure
 from launch.rollout_sides import (
     Result,
+    StaticCaches,
     best_generate_settings,
     check_same_weights,
     load_peer,
@@ -92,16 +93,21 @@ def job(argv: Sequence[str]) -> None:
         "machine": f"{device.type}, {torch.get_num_threads()} threads, {machine.bandwidth / 1e9:.1f} GB/s, "
                    f"{machine.flops / 1e9:.0f} GFLOP/s, measured now",
     })  # fmt: skip
-    sides = make_sides(model, workload, settings, console)
+    cache = take_cache(model, workload, settings)
+    sides = make_sides(model, workload, settings, cache, console)
     results: dict[str, list[Result]] = {name: [] for name in sides}
+    peak_bytes = dict.fromkeys(sides, 0)  # caches are taken in the first run, counted or not
     for turn in range(-settings.warmups, settings.repeats):
         for name, run in sides.items():
             result = run()
             check_same_lengths(name, result.outputs, workload)
             console.say(f"  {name}: {result.seconds:.2f} s" + (", not counted" if turn < 0 else ""))
             results[name] += [result] if turn >= 0 else []
-    prefill = run_ours(model, workload.requests(most=1), settings.slots, settings.order, settings.cache_tokens, True)
+            peak_bytes[name] = max(peak_bytes[name], result.peak_bytes)
+    prefill = run_ours(model, workload.requests(most=1), settings.slots, settings.order, cache, True)
     numbers = {name: summary(runs, results["ours"], workload) for name, runs in results.items()}
+    for name, peak in peak_bytes.items():
+        numbers[name]["peak_memory_mb"] = peak / 1e6
     numbers["ours"] |= own_numbers(results["ours"][-1], prefill, workload, model, settings, cost, machine)
     show(console, numbers)
     if settings.plot:
@@ -112,10 +118,17 @@ def job(argv: Sequence[str]) -> None:
         print(json.dumps({"settings": asdict(settings), "machine": asdict(machine), "sides": numbers}))
 
 
-def make_sides(model, workload: Workload, settings: BenchSettings, console: Console) -> dict[str, Callable[[], Result]]:
-    """Every side as a function of nothing, ours first."""
-    requests = workload.requests()
-    ours = [model, requests, settings.slots, settings.order, settings.cache_tokens]
+def take_cache(model, workload: Workload, settings: BenchSettings) -> KVCache:
+    """Our cache, once for all runs, as sampling and serving have it."""
+    requests, slots = workload.requests(), min(settings.slots, len(workload.new_tokens))
+    return KVCache(model, num_pages_for(model, requests, slots, settings.cache_tokens, False, model.head_weight))
+
+
+def make_sides(
+    model, workload: Workload, settings: BenchSettings, cache: KVCache, console: Console
+) -> dict[str, Callable[[], Result]]:
+    """Every side as a function of nothing, ours first. Each takes its cache in its first run and keeps it."""
+    ours = [model, workload.requests(), settings.slots, settings.order, cache]
     sides = {"ours": lambda: run_ours(*ours, True)}
     wanted = set(settings.vs or ())
     if "unshared" in wanted:
@@ -126,9 +139,9 @@ def make_sides(model, workload: Workload, settings: BenchSettings, console: Cons
         console.say(f"  same weights: the logits of the first prompt differ by at most {difference:.1e}")
         batches = settings.peer_batch or [8, 16, 32, 64]
         if wanted & {"generate", "transformers"}:
-            best = best_generate_settings(peer, workload, batches)
+            best, caches = best_generate_settings(peer, workload, batches), StaticCaches(peer, workload)
             console.say(f"  transformers' generate: {best}, the best of batches {', '.join(map(str, batches))}")
-            sides["transformers generate"] = lambda: run_generate(peer, workload, best)
+            sides["transformers generate"] = lambda: run_generate(peer, workload, best, caches)
         if wanted & {"continuous", "transformers"}:
             sides["transformers continuous"] = lambda: run_continuous(peer, workload, settings.slots)
     return sides
@@ -145,7 +158,6 @@ def summary(runs: Sequence[Result], ours: Sequence[Result], workload: Workload) 
         "ours_over_this": seconds / statistics.median(r.seconds for r in ours),
         "step_p50_ms": 1e3 * steps[len(steps) // 2] if steps else None,
         "step_p95_ms": 1e3 * steps[int(len(steps) * 0.95)] if steps else None,
-        "peak_memory_mb": runs[-1].peak_bytes / 1e6,
         "same_tokens": same / len(ours[-1].outputs),
     }
 

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig, StoppingCriteria
+from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig, StaticCache, StoppingCriteria
 from transformers.utils import logging as transformers_logging
 
 from engine.generation import Request, Step, generate
+from engine.kv_cache import KVCache
 from engine.sampling import Sampling
 from launch.rollout_workload import Workload
 
@@ -33,16 +34,14 @@ class Result:
     steps: list[Step] = field(default_factory=list)
 
 
-def run_ours(
-    model, requests: Sequence[Request], slots: int, order: str, cache_tokens: int | None, share: bool
-) -> Result:
+def run_ours(model, requests: Sequence[Request], slots: int, order: str, cache: KVCache, share: bool) -> Result:
     """This engine, with every step recorded."""
     steps: list[Step] = []
     memory = PeakMemory(model.head_weight.device)
     began = time.perf_counter()
     responses = generate(
         model, requests, Sampling(0.0), 0, NO_EOS, slots,
-        cache_tokens=cache_tokens, order=order, share_prompts=share, on_step=steps.append,
+        cache=cache, order=order, share_prompts=share, on_step=steps.append,
     )  # fmt: skip
     seconds = time.perf_counter() - began
     decoding = [s.seconds for s in steps if s.rows and not s.prompt_tokens]
@@ -93,8 +92,26 @@ class GenerateSettings:
         return f"batch {self.batch}, {self.cache} cache"
 
 
+class StaticCaches:
+    """transformers' static caches, one for each batch size, taken once and long enough for all of the work.
+
+    generate itself would take one anew in every call, as long as the longest it has made before.
+    """
+
+    def __init__(self, peer, workload: Workload):
+        self.config = peer.config
+        self.length = max(map(len, workload.prompts)) + max(max(workload.new_tokens), 2 * CALIBRATION_TOKENS)
+        self._of_batch: dict[int, StaticCache] = {}
+
+    def get(self, batch: int) -> StaticCache:
+        """The cache of this batch size, empty."""
+        cache = self._of_batch.setdefault(batch, StaticCache(self.config, max_cache_len=self.length))
+        cache.reset()
+        return cache
+
+
 @torch.inference_mode()
-def run_generate(peer, workload: Workload, settings: GenerateSettings) -> Result:
+def run_generate(peer, workload: Workload, settings: GenerateSettings, caches: StaticCaches) -> Result:
     """transformers' generate over batches in the given order, each as long as its longest response."""
     prompts, new_tokens, device = workload.repeated_prompts, workload.new_tokens, peer.device
     outputs: list[list[int]] = []
@@ -103,36 +120,38 @@ def run_generate(peer, workload: Workload, settings: GenerateSettings) -> Result
     began = time.perf_counter()
     for i in range(0, len(prompts), settings.batch):
         part, counts = prompts[i : i + settings.batch], new_tokens[i : i + settings.batch]
-        made, times = _generate(peer, part, max(counts), settings.cache)
+        made, times = _generate(peer, part, max(counts), caches if settings.cache == "static" else None)
         step_seconds += [b - a for a, b in zip(times, times[1:])]
         outputs += [tokens[:n] for tokens, n in zip(made, counts)]
     return Result(outputs, time.perf_counter() - began, step_seconds, memory.peak())
 
 
 def _generate(
-    peer, prompts: Sequence[tuple[int, ...]], new_tokens: int, cache: str
+    peer, prompts: Sequence[tuple[int, ...]], new_tokens: int, caches: StaticCaches | None
 ) -> tuple[list[list[int]], list[float]]:
     width, clock = max(map(len, prompts)), _Clock()
     ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=peer.device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=peer.device)
     made = peer.generate(
         ids, attention_mask=mask, max_new_tokens=new_tokens, stopping_criteria=[clock],
-        cache_implementation=None if cache == "dynamic" else cache,
+        past_key_values=caches and caches.get(len(prompts)),
     )  # fmt: skip
     return made[:, width:].tolist(), clock.times
 
 
 @torch.inference_mode()
 def best_generate_settings(peer, workload: Workload, batches: Sequence[int]) -> GenerateSettings:
-    """The batch and the cache with the least predicted time: a few timed steps, times the steps needed."""
-    prompts, new_tokens = workload.repeated_prompts, workload.new_tokens
+    """The batch and the cache with the least predicted time: a few steps timed half-way, times the steps needed."""
+    all_prompts, new_tokens, caches = workload.repeated_prompts, workload.new_tokens, StaticCaches(peer, workload)
     best, least = None, float("inf")
-    for batch in sorted({min(b, len(prompts)) for b in batches}):
-        steps = sum(max(new_tokens[i : i + batch]) for i in range(0, len(prompts), batch))
+    for batch in sorted({min(b, len(all_prompts)) for b in batches}):
+        longest = [max(new_tokens[i : i + batch]) for i in range(0, len(all_prompts), batch)]
+        steps = sum(longest)
+        prompts = [prompt + (0,) * (steps // len(longest) // 2) for prompt in all_prompts[:batch]]
         for cache in ("dynamic", "static"):
             if cache == "static" and not getattr(peer, "_can_compile_fullgraph", False):
                 continue  # what transformers itself asks before it builds one
-            _, times = _generate(peer, prompts[:batch], CALIBRATION_TOKENS, cache)
+            _, times = _generate(peer, prompts, CALIBRATION_TOKENS, caches if cache == "static" else None)
             predicted = steps * min(b - a for a, b in zip(times, times[1:]))
             if predicted < least:
                 best, least = GenerateSettings(batch, cache), predicted
@@ -152,7 +171,8 @@ def run_continuous(peer, workload: Workload, slots: int, page_size: int = 64) ->
     memory = PeakMemory(peer.device)
     began = time.perf_counter()
     made: dict[str, list[int]] = {}
-    with peer.continuous_batching_context_manager(continuous_batching_config=config, block=True) as manager:
+    kept = {"continuous_batching_config": config, "block": True, "persistent_manager": True}  # its cache too
+    with peer.continuous_batching_context_manager(**kept) as manager:
         ids = [
             manager.add_request(list(p), f"request {i}", max_new_tokens=n, eos_token_id=NO_EOS)
             for i, (p, n) in enumerate(zip(prompts, new_tokens))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from engine.generation_step import StepEngine
-from engine.kv_cache import PAGE_SIZE
+from engine.kv_cache import PAGE_SIZE, KVCache
 from engine.models.fused import logits
 from engine.random_address import uniform
 from engine.sampling import Sampled, Sampling, sample
@@ -61,7 +61,8 @@ class LiveEngine(StepEngine):
     def __init__(self, model, num_slots: int, num_pages: int, max_length: int, eos_ids: Sequence[int], seed: int = 0):
         scheduler = Scheduler([], "given", num_slots, num_pages, PAGE_SIZE)
         # The last token is sampled but never run, so that one fits behind a prompt of the full length.
-        super().__init__(model, scheduler, num_slots, max_length + 1, None, Sampling(), seed, eos_ids, None)
+        what = (model, scheduler, KVCache(model, num_pages), num_slots, max_length + 1)
+        super().__init__(*what, None, Sampling(), seed, eos_ids, None)
         self.max_length = max_length
         self.prompt_tokens_run = 0
         self._open: set[int] = set()

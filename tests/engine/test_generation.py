@@ -10,6 +10,7 @@ import torch
 from engine.batch import PackedBatch
 from engine.errors import UserError
 from engine.generation import Request, generate, stream
+from engine.kv_cache import KVCache
 from engine.models import build_model
 from engine.sampling import Sampling
 from tests.engine.models.tiny import VOCABULARY, assert_close, bloom, llama, logits_of, mistral
@@ -178,6 +179,18 @@ def test_a_stream_hands_out_every_request_once_and_reports_progress(capture_laye
     assert list(seen) != sorted(seen), "short ones should not wait for long ones"
     assert calls == sorted(calls)
     assert calls[-1] == (len(REQUESTS), sum(len(tokens) for tokens in seen.values()))
+
+
+@pytest.mark.parametrize("name", ["bloom, 6 heads", "llama, grouped heads"])
+def test_a_cache_that_is_kept_leaves_nothing_of_one_rollout_in_the_next(name):
+    model = lively(name)
+    kept = KVCache(model, 9)  # of fewer pages than the requests want together: they are the budget
+    pages = []
+    for batch in (REQUESTS, requests_of([3, 50, 8], [70, 20, 30]), REQUESTS):
+        anew = generate(model, batch, Sampling(0.8), 3, NO_EOS)
+        again = generate(model, batch, Sampling(0.8), 3, NO_EOS, cache=kept, on_step=lambda s: pages.append(s.pages))
+        assert [(r.tokens, r.logprobs) for r in again] == [(r.tokens, r.logprobs) for r in anew]
+    assert max(pages) == 9
 
 
 def test_nothing_asked_is_nothing_answered():

@@ -157,8 +157,8 @@ def test_a_prompt_in_pieces_beside_a_sequence_that_decodes_equals_a_full_run(nam
 
 
 def test_a_page_costs_what_the_cache_takes():
-    model = model_of("llama, grouped heads")
-    cache = KVCache(model, 7, page_size=16, dtype=torch.bfloat16)
+    model = model_of("llama, grouped heads").to(torch.bfloat16)
+    cache = KVCache(model, 7, page_size=16)
     storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in (cache.k_LPGNK, cache.v_LPGNK)}
     assert sum(storages.values()) == 7 * page_bytes(model, torch.bfloat16, 16)
     assert [pages_for(n, 16) for n in (0, 1, 16, 17)] == [0, 1, 1, 2]
