@@ -5,6 +5,7 @@ Each makes the workload's tokens greedily, without an EOS, and says what it made
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Sequence
@@ -193,6 +194,7 @@ class PeakMemory:
 
     def __init__(self, device: torch.device):
         self.device = device
+        gc.collect()  # what an earlier side has dropped would be given back meanwhile, and hide as much of the rise
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         elif os.path.exists("/proc/self/clear_refs"):
