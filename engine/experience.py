@@ -29,6 +29,7 @@ class Experience:
     advantage_T: Tensor  # float32, whitened
     return_T: Tensor  # float32
     score_S: Tensor  # float32, the reward of the whole response
+    critic_trunk_TD: Tensor | None = None  # as trunk_TD, of the critic's own trunk where it does not read the policy's
 
     def select(self, sequence_ids: Sequence[int]) -> Experience:
         """The given sequences with all their columns, in the order given."""
@@ -58,11 +59,11 @@ class Experience:
 
     @classmethod
     def of_tensors(cls, tensors: Mapping[str, Tensor], device: torch.device | str) -> Experience:
-        """What `tensors` made a dictionary of, on a device; trunk_TD stays where it is."""
+        """What `tensors` made a dictionary of, on a device; outputs of trunks stay where they are."""
         x = dict(tensors)
         tokens = x.pop("tokens_T").split(x.pop("lengths_S").tolist())
         batch = PackedBatch.from_sequences([part.tolist() for part in tokens], device)
-        columns = {name: value if name == "trunk_TD" else value.to(device) for name, value in x.items()}
+        columns = {name: value if name.endswith("trunk_TD") else value.to(device) for name, value in x.items()}
         return cls(batch=batch, **{"trunk_TD": None, **columns})
 
     def _columns(self) -> dict[str, Tensor | None]:

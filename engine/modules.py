@@ -91,11 +91,16 @@ class RewardModule(nn.Module):
 
 
 class Policy(LanguageModule):
-    """What PPO trains: the body and a critic, a value head on it or on a top of its own."""
+    """What PPO trains: the body and a critic, a value head on it or on a top of its own.
+
+    `value_offset` is added to every value in float32. It carries the level of the scores, which bfloat16 weights could
+    not hold exactly and which a learning rate made for the policy would take long to reach.
+    """
 
     def __init__(self, model: nn.Module, split: int | None):
         super().__init__(model, split)
         self.critic: Top | Whole | None = None
+        self.value_offset = 0.0
         self.value = nn.Linear(model.hidden_size, 1)
         nn.init.zeros_(self.value.weight)
         nn.init.zeros_(self.value.bias)
@@ -104,21 +109,33 @@ class Policy(LanguageModule):
     def separate_critic(self, reward: RewardModule | None, mean: float = 0.0, std: float = 1.0) -> None:
         """Give the value head a body of its own: the reward model's, whose value starts as its normalised score.
 
-        Without a reward model that reads the same trunk, a copy of the policy's body with a head of zeros.
+        Without a reward model, a copy of the policy's body with a head of zeros.
         """
         self.critic = copy.deepcopy(self.body if reward is None else reward.body).requires_grad_(True)
         if reward is not None:
+            device = self.value.weight.device
+            self.critic.to(device)
+            self.value = nn.Linear(reward.score.in_features, 1, dtype=self.value.weight.dtype, device=device)
             self.value.weight.data.copy_(reward.score.weight.data / std)
             self.value.bias.data.fill_(-mean / std)
 
     def forward(
-        self, batch: PackedBatch, trunk_TD: Tensor | None, columns_A: Tensor, temperature: float
+        self,
+        batch: PackedBatch,
+        trunk_TD: Tensor | None,
+        columns_A: Tensor,
+        temperature: float,
+        critic_trunk_TD: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """float32 [A] each: log-probability of the action, entropy, value before the action."""
+        """float32 [A] each: log-probability of the action, entropy, value before the action.
+
+        `critic_trunk_TD` is given where the critic's top stands on another trunk than the policy's.
+        """
         h_AD = self.body(batch, trunk_TD, columns_A)
         logprob_A, _, entropy_A = linear_logprob(h_AD, self.head_VD, batch.target_T[columns_A], temperature)
-        value_A = self.value(h_AD if self.critic is None else self.critic(batch, trunk_TD, columns_A))
-        return logprob_A, entropy_A, value_A[:, 0].float()
+        if self.critic is not None:
+            h_AD = self.critic(batch, trunk_TD if critic_trunk_TD is None else critic_trunk_TD, columns_A)
+        return logprob_A, entropy_A, self.value(h_AD)[:, 0].float() + self.value_offset
 
     def reference(self) -> Reference:
         """A frozen copy of the body as it is now, sharing the frozen head."""

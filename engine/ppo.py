@@ -30,12 +30,12 @@ from engine.losses import policy_loss, value_loss
 from engine.metrics import Metrics
 from engine.modules import Policy
 from engine.packing import Microbatch, dealt, first_fit_decreasing
-from engine.ppo_columns import acted_columns, rewarded_columns
+from engine.ppo_columns import acted_columns, critic_start, final_rewards, rewarded_columns
 from engine.ppo_progress import Progress
 from engine.ppo_report import actions_of, derive, first_and_last, measure_rollouts, measure_update, row
 from engine.runs import Run
 from engine.schedule import learning_rate
-from engine.scoring import RewardModelScorer, Scorer
+from engine.scoring import Scorer, has_own_trunk, start_critic
 from engine.seeds import batches, derive_seed, shuffled
 from engine.settings import BatchSettings, OptimizerSettings, PPOSettings, RunSettings, split_of
 from engine.sharded import ShardedWeights
@@ -77,10 +77,11 @@ class PPOTrainer:
         identity = fingerprint(model, [p.tokens for p in prompts])
         self.split = split_of(ppo.top_layers, model.num_layers)
         policy = Policy(model, self.split)
-        self.reference = policy.reference()
+        self.policy, self.reference = policy, policy.reference()
         if ppo.critic == "separate":
-            own = isinstance(scorer, RewardModelScorer) and scorer.shares_trunk
-            policy.separate_critic(*((scorer.module, scorer.mean, scorer.std) if own else (None,)))
+            start_critic(policy, scorer)
+        # A critic that began as a reward model with a trunk of its own reads that trunk.
+        self.critic_trunk = scorer.own_trunk if ppo.critic == "separate" and has_own_trunk(scorer) else None
         trunk = [] if self.split is None else trunk_parameters(model, self.split)
         head = [("head", w) for w in policy.frozen_head]
         self.frozen = FrozenWeights([*trunk, *head, *self.reference.named_parameters("reference")])
@@ -163,24 +164,31 @@ class PPOTrainer:
             [(*p.tokens, *r.tokens) for p, r in zip(prompts, responses)], self.world.device
         )
         action_T = action_mask(batch, [len(p.tokens) for p in prompts])
-        trunk_TD = kept_rows([r.trunk_ND for r in responses], self.batch.trunk_cache * 1e9, self.world.device)
-        columns = logprob_T, value_T, ref_logprob_T = acted_columns(
-            self.zero, self.reference, batch, trunk_TD, action_T, self._plan(batch, range(batch.num_sequences)),
-            self.ppo.temperature,
-        )  # fmt: skip
+        trunk_TD = self._keep([r.trunk_ND for r in responses])
+        critic_trunk_TD = self._keep([self.critic_trunk and self.critic_trunk(batch)])
         texts = [decode(self.tokenizer, r.tokens) for r in responses]
-        score_S = self.scorer(batch, trunk_TD, [p.text for p in prompts], texts)
+        read_TD = critic_trunk_TD if has_own_trunk(self.scorer) else trunk_TD
+        score_S = self.scorer(batch, read_TD, [p.text for p in prompts], texts)
+        logprob_T, value_T, ref_logprob_T = acted_columns(
+            self.zero, self.reference, batch, trunk_TD, critic_trunk_TD, action_T,
+            self._plan(batch, range(batch.num_sequences)), self.ppo.temperature,
+        )  # fmt: skip
         metrics.add("time/scoring_s", time.monotonic() - generated)
         self.world.at(f"iteration {iteration + 1}, advantages")
         ended_S = torch.tensor([r.ended for r in responses], device=self.world.device)
+        final_S = final_rewards(self.ppo, score_S, ended_S)
+        if iteration == 0:
+            self.policy.value_offset = critic_start(value_T, action_T, final_S, self.world.sum)
+            value_T = torch.where(action_T, value_T + self.policy.value_offset, 0.0)
         kl_T, reward_T, advantage_T, return_T = rewarded_columns(
-            self.ppo, self.kl.coef, batch, action_T, columns, score_S, ended_S, self.world.sum
+            self.ppo, self.kl.coef, batch, action_T, (logprob_T, value_T, ref_logprob_T), final_S, self.world.sum
         )
 
         id_S = torch.tensor(ids, device=self.world.device)
         experience = Experience(
-            batch, id_S, action_T, trunk_TD, logprob_T, ref_logprob_T, value_T, reward_T, advantage_T, return_T, score_S
-        )
+            batch, id_S, action_T, trunk_TD, logprob_T, ref_logprob_T, value_T, reward_T, advantage_T, return_T,
+            score_S, critic_trunk_TD,
+        )  # fmt: skip
         rollout_logprob_A = torch.tensor([x for r in responses for x in r.logprobs], device=self.world.device)
         measure_rollouts(metrics, experience, kl_T, self.kl.coef, ended_S, rollout_logprob_A, self.world.size)
         shown = zip(prompts[:4], texts, score_S[:4].tolist())
@@ -201,8 +209,11 @@ class PPOTrainer:
         for k, microbatch in enumerate(plan):
             part = experience.select(microbatch.ids)
             columns_A = part.action_T.nonzero()[:, 0]
-            trunk = None if part.trunk_TD is None else part.trunk_TD.to(self.world.device, non_blocking=True)
-            logprob_A, entropy_A, value_A = self.zero(part.batch, trunk, columns_A, self.ppo.temperature)
+            trunk, critic_trunk = (
+                None if x is None else x.to(self.world.device, non_blocking=True)
+                for x in (part.trunk_TD, part.critic_trunk_TD)
+            )  # fmt: skip
+            logprob_A, entropy_A, value_A = self.zero(part.batch, trunk, columns_A, self.ppo.temperature, critic_trunk)
             old_A = part.logprob_T[columns_A]
             policy = policy_loss(logprob_A, old_A, part.advantage_T[columns_A], self.ppo.clip)
             value = value_loss(value_A, part.value_T[columns_A], part.return_T[columns_A], self.ppo.value_clip)
@@ -244,9 +255,12 @@ class PPOTrainer:
         trouble = trouble or in_losses(losses, [[ids[s] for s in part.ids] for part in plan], len(COLUMNS))
         # What is wrong in one rollout is wrong in all advantages.
         chosen = range(len(ids)) if self.progress.experience is None else mine or [0]
+        kept = {**x.select(chosen).tensors(), "value_offset": torch.tensor(self.policy.value_offset)}
+        if not math.isfinite(self.policy.value_offset):  # of rollouts that are dropped: the next ones give another
+            self.policy.value_offset = 0.0
         stop(
-            self.run, self.checkpoints, self.progress.step, trouble, [ids[s] for s in chosen],
-            x.select(chosen).tensors(), self._state, self.progress.experience,
+            self.run, self.checkpoints, self.progress.step, trouble, [ids[s] for s in chosen], kept, self._state,
+            self.progress.experience,
         )  # fmt: skip
 
     def publish(self) -> None:
@@ -259,18 +273,23 @@ class PPOTrainer:
     def _state(self) -> dict[str, Any]:
         """What a checkpoint keeps besides weights, optimizer and rollouts."""
         metrics = self.world.gather(self.progress.metrics.state())
-        return {"kl_coef": self.kl.coef, "metrics": metrics, **self.progress.numbers()}
+        own = {"kl_coef": self.kl.coef, "value_offset": self.policy.value_offset, "metrics": metrics}
+        return {**own, **self.progress.numbers()}
 
     def _restore(self) -> None:
         if (saved := self.checkpoints.restore(lambda rank, state: self._share(state["iteration"], rank))) is None:
             return
         self.kl.coef, x = saved.trainer["kl_coef"], saved.experience
+        self.policy.value_offset = saved.trainer["value_offset"]
         if x is not None:
-            kept = kept_rows([x.trunk_TD], self.batch.trunk_cache * 1e9, self.world.device)
-            x = dataclasses.replace(x, trunk_TD=kept)
+            kept = {"trunk_TD": self._keep([x.trunk_TD]), "critic_trunk_TD": self._keep([x.critic_trunk_TD])}
+            x = dataclasses.replace(x, **kept)
             if self.sharded:
                 self.trunk.release()
         self.progress = Progress.of_numbers(saved.trainer, x, Metrics.of_states(saved.trainer["metrics"], self.world))
+
+    def _keep(self, parts: Sequence[Tensor | None]) -> Tensor | None:
+        return kept_rows(parts, self.batch.trunk_cache * 1e9, self.world.device)
 
     def _share(self, iteration: int, rank: int) -> list[int]:
         """A rank's places in an iteration."""

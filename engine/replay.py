@@ -67,9 +67,11 @@ def groups_of(stage: str, ids: Sequence[str], tensors: Mapping[str, Tensor], ppo
             ]
         if stage == "reward":
             return list(_rankings(ids, tokens, tensors["ranks_S"].tolist(), tensors["ranking_S"].tolist()))
-        x = Experience.of_tensors(tensors, "cpu")
+        columns = dict(tensors)
+        offset = float(columns.pop("value_offset"))
+        x = Experience.of_tensors(columns, "cpu")
         return [
-            Group((name,), (tokens[s],), partial(_ppo, part, ppo), _kept(part), part.trunk_TD)
+            Group((name,), (tokens[s],), partial(_ppo, part, ppo, offset), _kept(part), part.trunk_TD)
             for s, name in enumerate(ids)
             for part in (x.select([s]),)
         ]
@@ -138,14 +140,16 @@ def _reward(ranks: Sequence[int], module: nn.Module, batch: PackedBatch, trunk_T
 
 
 def _ppo(
-    x: Experience, ppo: PPOSettings, module: nn.Module, batch: PackedBatch, trunk_TD: Tensor | None
+    x: Experience, ppo: PPOSettings, offset: float, module: nn.Module, batch: PackedBatch, trunk_TD: Tensor | None
 ) -> dict[str, Tensor]:
+    module.value_offset = offset
     columns_A = x.action_T.nonzero()[:, 0]
     old_A, advantage_A, old_value_A, return_A = (
         column[columns_A].to(batch.tokens_T.device) for column in (x.logprob_T, x.advantage_T, x.value_T, x.return_T)
     )
     columns_A = columns_A.to(batch.tokens_T.device)
-    logprob_A, entropy_A, value_A = module(batch, trunk_TD, columns_A, ppo.temperature)
+    critic_trunk_TD = None if x.critic_trunk_TD is None else x.critic_trunk_TD.to(batch.tokens_T.device)
+    logprob_A, entropy_A, value_A = module(batch, trunk_TD, columns_A, ppo.temperature, critic_trunk_TD)
     policy, _ = policy_loss(logprob_A, old_A, advantage_A, ppo.clip)
     value, _ = value_loss(value_A, old_value_A, return_A, ppo.value_clip)
     return {

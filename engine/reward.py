@@ -173,11 +173,19 @@ class RewardTrainer:
 
 @torch.no_grad()
 def score_sequences(
-    module: RewardModule, batch: PackedBatch, trunk_TD: torch.Tensor | None, tokens_per_microbatch: int
+    module: RewardModule,
+    batch: PackedBatch,
+    trunk_TD: torch.Tensor | None,
+    tokens_per_microbatch: int,
+    trunk: Trunk | None = None,
 ) -> torch.Tensor:
-    """float32 [S]: the scores of a pack of any size, a token budget at a time."""
+    """float32 [S]: the scores of a pack of any size, a token budget at a time.
+
+    `trunk_TD` is the output of the layers below the module's; without it `trunk` runs them.
+    """
     score_S = torch.empty(batch.num_sequences, device=batch.tokens_T.device)
     for ids in first_fit_decreasing(batch.lengths, tokens_per_microbatch):
         ids = sorted(ids, key=lambda s: batch.lengths[s])
-        score_S[ids] = module(batch.select(ids), rows_of(trunk_TD, batch.columns(ids)))
+        part, rows = batch.select(ids), rows_of(trunk_TD, batch.columns(ids))
+        score_S[ids] = module(part, trunk(part) if trunk and rows is None else rows)
     return score_S

@@ -11,7 +11,7 @@ import inspect
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -21,14 +21,16 @@ from engine.batch import PackedBatch
 from engine.encoding import Prompt
 from engine.errors import UserError
 from engine.models import load_model, load_score_weight
-from engine.modules import RewardModule
+from engine.modules import Policy, RewardModule
+from engine.packing import first_fit_decreasing
 from engine.reward import score_sequences
 from engine.runs import read_result
 from engine.tokenizer import encode_response, load_tokenizer
 from engine.trunk import Trunk, same_trunk
 
-# scorer(batch, trunk_TD, prompts, responses) -> float32 [S], the raw scores of whole sequences. trunk_TD is what the
-# policy's generation kept, on the device or the host, or None.
+# scorer(batch, trunk_TD, prompts, responses) -> float32 [S], the raw scores of whole sequences. trunk_TD is the output
+# of the trunk that it reads, on the device or the host: what the policy's generation kept, or for a reward model with a
+# trunk of its own what `own_trunk` gave, or None.
 Scorer = Callable[[PackedBatch, Tensor | None, Sequence[str], Sequence[str]], Tensor]
 
 
@@ -58,22 +60,56 @@ class RewardModelScorer:
         self.mean, self.std = result.get("score_mean", 0.0), max(result.get("score_std", 1.0), 1e-6)
         model = load_model(path, policy.head_weight.dtype, "cpu")
         self.shares_trunk = split is not None and same_trunk(model, policy, split)
-        self.module = RewardModule(model, weight_D, split if self.shares_trunk else None).requires_grad_(False)
+        if split is not None and not self.shares_trunk:  # as many layers above it as the policy has
+            split = max(0, model.num_layers - (policy.num_layers - split))
+        self.module = RewardModule(model, weight_D, split).requires_grad_(False)
+        self.trunk = None if split is None or self.shares_trunk else Trunk(model, split)
         self.device, self.tokens_per_microbatch = policy.head_weight.device, tokens_per_microbatch
         self.offload = offload and not self.shares_trunk
         if not self.offload:
-            self.module.to(self.device)
+            self._move(self.device)
 
     def __call__(
         self, batch: PackedBatch, trunk_TD: Tensor | None, prompts: Sequence[str], responses: Sequence[str]
     ) -> Tensor:
-        if self.offload:
-            self.module.to(self.device)
-        trunk_TD = trunk_TD if self.shares_trunk else None
-        score_S = score_sequences(self.module, batch, trunk_TD, self.tokens_per_microbatch)
-        if self.offload:
-            self.module.to("cpu")
+        with self._on_device():
+            score_S = score_sequences(self.module, batch, trunk_TD, self.tokens_per_microbatch, self.trunk)
         return (score_S - self.mean) / self.std
+
+    def own_trunk(self, batch: PackedBatch) -> Tensor:
+        """[T, D]: the output of a pack of any size at the model's own trunk, a token budget at a time."""
+        model = self.trunk.model
+        trunk_TD = torch.empty(batch.num_tokens, model.hidden_size, dtype=model.head_weight.dtype, device=self.device)
+        with self._on_device():
+            for ids in first_fit_decreasing(batch.lengths, self.tokens_per_microbatch):
+                trunk_TD[batch.columns(ids)] = self.trunk(batch.select(ids))
+        return trunk_TD
+
+    @contextlib.contextmanager
+    def _on_device(self) -> Iterator[None]:
+        if self.offload:
+            self._move(self.device)
+        yield
+        if self.offload:
+            self._move("cpu")
+
+    def _move(self, device: torch.device | str) -> None:
+        self.module.to(device)
+        if self.trunk:
+            self.trunk.model.to(device)
+
+
+def has_own_trunk(scorer: Scorer) -> bool:
+    """Whether it is a reward model whose lower layers are not the policy's, and are apart from its top."""
+    return isinstance(scorer, RewardModelScorer) and scorer.trunk is not None
+
+
+def start_critic(policy: Policy, scorer: Scorer) -> None:
+    """Give the policy a separate critic: the reward model where there is one, else a copy of the policy's body."""
+    if isinstance(scorer, RewardModelScorer):
+        policy.separate_critic(scorer.module, scorer.mean, scorer.std)
+    else:
+        policy.separate_critic(None)
 
 
 def describe(scorer: Scorer) -> str:
@@ -97,7 +133,8 @@ def try_scorer(scorer: Scorer, policy: nn.Module, split: int | None, prompt: Pro
     """Score an empty response, which any policy may give: a scorer that fails does so before anything is written."""
     tokens = (*prompt.tokens, *encode_response(tokenizer, ""))
     batch = PackedBatch.from_sequences([tokens], policy.head_weight.device)
-    trunk_TD = None if split is None else Trunk(policy, split)(batch)
+    reads_policy = split is not None and isinstance(scorer, RewardModelScorer) and scorer.shares_trunk
+    trunk_TD = Trunk(policy, split)(batch) if reads_policy else None
     score = float(scorer(batch, trunk_TD, [prompt.text], [""])[0])
     if not math.isfinite(score):
         raise UserError(

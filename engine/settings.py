@@ -188,7 +188,7 @@ class PPOSettings:
     reward: str | None = flag("reward model directory, or module:function of (prompt, response) -> float", None)
     top_layers: str = flag("how many top layers are trained; the rest is the frozen trunk; or all", "4")
     critic: str = flag(
-        "shared: a value head on the policy's top; separate: a top of its own (the reward's, if on this trunk)",
+        "shared: a value head on the policy's top; separate: a top of its own, which starts as the reward model's",
         "shared",
         choices=["shared", "separate"],
     )

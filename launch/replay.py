@@ -19,7 +19,7 @@ from engine.errors import UserError
 from engine.guards import read_kept
 from engine.modules import LanguageModule, Policy, RewardModule
 from engine.replay import Replayed, bad_weights, groups_of, replay
-from engine.scoring import RewardModelScorer, load_scorer
+from engine.scoring import load_scorer, start_critic
 from engine.seeds import derive_seed
 from engine.settings import BatchSettings, PPOSettings, RewardSettings, RunSettings, SFTSettings, split_of
 from launch.common import choose_dtype, load_checked
@@ -59,7 +59,7 @@ def show(stage: str, file: Path) -> None:
     model_dir = run.model or Path(run.runs, run.lang, EMBEDDED[stage])
     model, tokenizer = load_checked(model_dir, choose_dtype(run.dtype, world.device), world.device, batch.max_length)
     checkpoint = _checkpoint_of(note, file)
-    module, split = _module(stage, model, tokenizer, run, batch, own, fresh=checkpoint is None)
+    module, split = _module(stage, model, tokenizer, run, batch, own)
     module.to(world.device)
     if checkpoint is not None:
         _load(module, checkpoint)
@@ -142,7 +142,7 @@ def _checkpoint_of(note: dict[str, Any], file: Path) -> Checkpoint | None:
 
 
 def _module(
-    stage: str, model: nn.Module, tokenizer: Any, run: RunSettings, batch: BatchSettings, own: Any, fresh: bool
+    stage: str, model: nn.Module, tokenizer: Any, run: RunSettings, batch: BatchSettings, own: Any
 ) -> tuple[nn.Module, int | None]:
     """What the stage trains, as its trainer makes it, and the first trained layer."""
     if stage == "reward":
@@ -154,12 +154,8 @@ def _module(
         return LanguageModule(model, split), split
     policy = Policy(model, split)
     if own.critic == "separate":
-        scorer = None
-        if fresh:  # otherwise the checkpoint has its weights
-            reward = own.reward or str(Path(run.runs, run.lang, "reward", "model"))
-            scorer = load_scorer(reward, model, split, tokenizer, batch.tokens_per_microbatch)
-        own_trunk = isinstance(scorer, RewardModelScorer) and scorer.shares_trunk
-        policy.separate_critic(*((scorer.module, scorer.mean, scorer.std) if own_trunk else (None,)))
+        reward = own.reward or str(Path(run.runs, run.lang, "reward", "model"))
+        start_critic(policy, load_scorer(reward, model, split, tokenizer, batch.tokens_per_microbatch))
     return policy, split
 
 

@@ -151,7 +151,7 @@ def test_the_batch_is_kept(world, tmp_path, stage):
     else:
         known = {p.id: p.tokens for p in data}
         assert all(s[: len(known[i])] == known[i] for i, s in zip(note["ids"], sequences))
-        assert {f.name for f in dataclasses.fields(Experience)} - {"batch"} <= set(tensors)
+        assert {f.name for f in dataclasses.fields(Experience)} - {"batch", "critic_trunk_TD"} <= set(tensors)
     assert all(i in line for i in note["ids"][:1])
 
 

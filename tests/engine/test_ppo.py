@@ -132,7 +132,10 @@ def test_an_experience_holds_what_ppo_needs(world, tmp_path):
     advantage_A = x.advantage_T[x.action_T]
     assert float(advantage_A.mean()) == pytest.approx(0, abs=1e-6)
     assert float(advantage_A.std(correction=0)) == pytest.approx(1, abs=1e-5)
-    assert not x.value_T.any() and not x.advantage_T[~x.action_T].any()
+    final = [min(score, 0.25) - 2.0 * (n == 12) for score, n in zip(x.score_S.tolist(), actions)]
+    values = x.value_T[x.action_T].tolist()
+    assert values == pytest.approx([sum(final) / len(final)] * len(values)), "the critic starts at the mean"
+    assert not x.value_T[~x.action_T].any() and not x.advantage_T[~x.action_T].any()
     rewards = [float(r.sum()) for r in x.reward_T.split(x.batch.lengths)]
     penalties = [2.0 * (s[-1] != trainer.tokenizer.eos_token_id) for s in sequences]
     scores = [min(max(s, -0.25), 0.25) for s in x.score_S.tolist()]
@@ -233,6 +236,29 @@ def test_fewer_rollouts_than_ranks_are_an_error(world, tmp_path):
     two = dataclasses.replace(world, size=2)
     with pytest.raises(UserError, match="9 prompts in iterations of 1 leave one of 2 ranks"):
         make_trainer("ppo", two, tmp_path / "run", batch_size=1)
+
+
+@pytest.mark.parametrize("critic", ["shared", "separate"])
+def test_the_level_of_the_score_teaches_nothing(world, tmp_path, critic):
+    """A reward and the same reward plus 5 give the same policy: the critic starts at the mean score."""
+    plain, shifted = (
+        train(make_trainer(
+            "ppo", world, tmp_path / name, reward=f"tests.engine.trainers:{name}", critic=critic, max_steps=3,
+            kl_coef=0.0, kl_controller="fixed",
+        ))
+        for name in ("share_of_even_words", "share_of_even_words_plus_5")
+    )  # fmt: skip
+    for name, weight in plain["weights"].items():
+        torch.testing.assert_close(shifted["weights"][name], weight, atol=1e-4, rtol=0)
+
+
+def test_a_constant_score_changes_hardly_anything(world, tmp_path):
+    """Its advantages are the KL penalty and the critic's rounding, not the distance from a value of 0."""
+    trainer = make_trainer("ppo", world, tmp_path / "run", reward="tests.engine.trainers:constant_reward")
+    x = trainer.collect(0, Metrics())
+    assert trainer.policy.value_offset == pytest.approx(1.0)
+    assert (x.value_T[x.action_T] == 1.0).all()
+    assert ((x.return_T - x.value_T)[x.action_T]).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("family", FAMILIES)

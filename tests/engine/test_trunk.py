@@ -107,17 +107,7 @@ def test_a_reward_model_on_the_policy_s_trunk_scores_as_a_whole_one(world, tmp_p
         "ppo", world, tmp_path / "ppo", family=family, layers=4, reward=folder, critic="separate", score_clip=100.0
     )
     assert trainer.scorer.shares_trunk
-    experience = trainer.collect(0, Metrics())
-    whole = RewardModule(load_model(folder), load_score_weight(folder))
-    with torch.no_grad():
-        raw_S = whole(experience.batch, None)
-    expected_S = (raw_S - trainer.scorer.mean) / trainer.scorer.std
-    torch.testing.assert_close(experience.score_S, expected_S, atol=1e-4, rtol=1e-4)
-    # The critic starts as the normalised score of what is written so far: at the last token it is the score itself.
-    policy = trainer.zero.module
-    with torch.no_grad():
-        _, _, value_S = policy(experience.batch, experience.trunk_TD, experience.batch.last_S, 1.0)
-    torch.testing.assert_close(value_S, expected_S, atol=1e-4, rtol=1e-4)
+    check_critic_starts_as_the_score(trainer, folder)
 
 
 def test_a_reward_model_with_other_lower_layers_keeps_its_own(world, tmp_path):
@@ -131,11 +121,23 @@ def test_a_reward_model_with_other_lower_layers_keeps_its_own(world, tmp_path):
         other.layers[1].mlp_down.bias[0] += 1e-7
     assert not same_trunk(load_model(folder), other, 2)
     assert same_trunk(load_model(folder), other, 1)
-    trainer = make_trainer("ppo", world, tmp_path / "ppo", model=other, reward=folder, critic="separate")
+    trainer = make_trainer(
+        "ppo", world, tmp_path / "ppo", model=other, reward=folder, critic="separate", score_clip=100.0
+    )
     assert not trainer.scorer.shares_trunk
-    policy = trainer.zero.module
-    assert all(torch.equal(a, b) for a, b in zip(policy.critic.parameters(), policy.body.parameters()))
-    assert not policy.value.weight.any()
+    check_critic_starts_as_the_score(trainer, folder)
+
+
+def check_critic_starts_as_the_score(trainer, folder):
+    """Scores are those of the saved model, whole; the value at a last token is that score plus the offset."""
+    x = trainer.collect(0, Metrics())
+    whole = RewardModule(load_model(folder), load_score_weight(folder))
+    with torch.no_grad():
+        expected_S = (whole(x.batch, None) - trainer.scorer.mean) / trainer.scorer.std
+        _, _, value_S = trainer.policy(x.batch, x.trunk_TD, x.batch.last_S, 1.0, x.critic_trunk_TD)
+    torch.testing.assert_close(x.score_S, expected_S, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(value_S - trainer.policy.value_offset, expected_S, atol=1e-4, rtol=1e-4)
+    assert x.value_T[x.action_T].mean().item() == pytest.approx(expected_S.mean().item(), abs=1e-4)
 
 
 @pytest.mark.parametrize("critic", ["shared", "separate"])

@@ -135,6 +135,16 @@ def share_of_even_words(prompt: str, response: str) -> float:
     return sum(n % 2 == 0 for n in numbers) / len(numbers) if numbers else -1.0
 
 
+def share_of_even_words_plus_5(prompt: str, response: str) -> float:
+    """The same reward on another level, which must teach the same."""
+    return share_of_even_words(prompt, response) + 5.0
+
+
+def constant_reward(prompt: str, response: str) -> float:
+    """A reward that teaches nothing."""
+    return 1.0
+
+
 def ds_config(name: str) -> dict[str, Any]:
     """One of ds_configs/, with ZeRO-3 taking even tiny weights apart."""
     if name == "zero0":
