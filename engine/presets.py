@@ -48,7 +48,7 @@ def demo(stage: str) -> Preset:
         "ppo": {
             "lr": 3e-4, "batch_size": 256, "minibatch_size": 64, "epochs": 1, "max_steps": 60, "max_length": 192,
             "max_new_tokens": 48, "ppo_epochs": 2, "kl_coef": 0.3, "kl_controller": "fixed", "template": "plain",
-            "slots": 256,
+            "slots": 256, "eval_samples": 4,
         },
     }  # fmt: skip
     return {**default(stage), **changes[stage]}

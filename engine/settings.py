@@ -212,9 +212,10 @@ class PPOSettings:
     vf_coef: float = flag("weight of the value loss", 1.0)
     score_clip: float = flag("normalised scores are clipped to plus and minus this", 10.0)
     missing_eos_penalty: float = flag("taken off the score of a response that ran out of tokens", 0.0)
+    eval_samples: int = flag("answers sampled to each prompt of --eval-data, before and after", 1)
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "minibatch_size", "ppo_epochs", "slots"):
+        for name in ("max_new_tokens", "minibatch_size", "ppo_epochs", "slots", "eval_samples"):
             _at_least(name.replace("_", "-"), getattr(self, name), 1)
         check_top_layers(self.top_layers)
         if self.sampling.temperature == 0:

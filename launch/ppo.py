@@ -11,7 +11,7 @@ from engine.cli import main, parse_settings
 from engine.disk import num_trained
 from engine.encoding import encode_prompts
 from engine.errors import UserError
-from engine.exact_match import exact_match
+from engine.heldout import SHOWN, Estimate, compared, in_words, sample_answers, shown
 from engine.model_card import write_card
 from engine.models import save_model
 from engine.ppo import PPOTrainer
@@ -67,10 +67,9 @@ def train(
     if ppo.reward:
         check_reward(ppo.reward)
     read_prompts = checked_reader(job, batch, partial(read_instructions, require_output=False))
-    read_checks = checked_reader(job, batch, read_instructions)
     if run_settings.model is None:
         check_files(read_prompts, run_settings.data)
-        check_files(read_checks, run_settings.eval_data)
+        check_files(read_prompts, run_settings.eval_data)
     model_dir = run_settings.model or stage_model(run_settings, "sft", sft.job, job)
     reward_name = ppo.reward or str(stage_model(run_settings, "reward", reward.job, job))
     data, checks_file = run_settings.data, run_settings.eval_data
@@ -83,7 +82,7 @@ def train(
     prompts = encode_prompts(read_prompts(data), tokenizer, template, room, batch.truncate)
     checks = []
     if checks_file:
-        checks = encode_prompts(read_checks(checks_file), tokenizer, template, room, batch.truncate)
+        checks = encode_prompts(read_prompts(checks_file), tokenizer, template, room, batch.truncate)
     scorer = load_scorer(reward_name, model, split, tokenizer, batch.tokens_per_microbatch, ppo.reward_offload)
     try_scorer(scorer, model, split, prompts[0], tokenizer)
     if len(prompts) < job.world.size:
@@ -106,11 +105,14 @@ def train(
         "update": f"{ppo.ppo_epochs} PPO epochs, {ppo.minibatch_size} rollouts a step",
         "disk": disk,
     })  # fmt: skip
-    before, result = None, {}
+    answers = partial(
+        sample_answers, model, tokenizer, checks, scorer, ppo, split, run_settings.seed, batch.batch_size, job.world,
+        job.console,
+    )  # fmt: skip
     if checks:
-        before, answers_before = exact_match(model, tokenizer, checks, ppo.max_new_tokens, job.world, job.console)
-        job.console.say(f"  exact match on {len(checks)} held-out tasks before PPO: {before:.1%}\n")
-    result |= trainer.train()
+        before = answers()
+        job.console.say(f"  {len(checks)} held-out prompts before PPO: {in_words(before.estimates())}\n")
+    result = trainer.train()
 
     def export() -> None:
         if job.world.is_first:
@@ -119,14 +121,13 @@ def train(
     with trainer.checkpoints.finishing():
         trainer.checkpoints.part(export)
         if checks:
-            trained, _ = job.load(job.run.model_dir, batch.max_length)
-            after, answers = exact_match(
-                trained, tokenizer, checks, ppo.max_new_tokens, job.world, job.console, checkpoints=trainer.checkpoints
-            )
-            result |= {"exact_match_before": before, "exact_match": after}
+            after = answers(checkpoints=trainer.checkpoints)
+            result["heldout"] = compared(before, after)
+            if right := result["heldout"].get("exact_match"):
+                result |= {"exact_match_before": right["before"][0], "exact_match": right["after"][0]}
             job.run.sample(len(trainer.steps), [
-                {"prompt": p.text, "response": a, "before_ppo": b, "expected": p.output}
-                for p, a, b in zip(checks[:20], answers, answers_before)
+                {"prompt": p.text, "response": a[0], "before_ppo": b[0], "expected": p.output}
+                for p, a, b in zip(checks[:20], after.texts, before.texts)
             ])  # fmt: skip
         if job.world.is_first:
             write_card(
@@ -155,9 +156,10 @@ def show(job: Job, run_settings: RunSettings) -> None:
         ["PPO score", f"{result['score_first']:.3f}", f"{result['score_last']:.3f}"],
         ["PPO KL to the reference, nats a response", f"{result['kl_first']:.3f}", f"{result['kl_last']:.3f}"],
     ]
-    if "exact_match" in result:
-        after_sft = f"{result['exact_match_before']:.1%}"
-        rows.append(["exact match on held-out tasks, SFT -> PPO", after_sft, f"{result['exact_match']:.1%}"])
+    heldout = result.get("heldout", {})
+    for name, title in SHOWN.items():
+        if name in heldout:
+            rows.append([title, *(shown(name, Estimate(*heldout[name][when])) for when in ("before", "after"))])
     job.console.say()
     job.console.table([f"{job.language.name}: {result['seconds']:.0f} s of PPO", "first", "last"], rows)
     job.console.say(f"\n  model    {job.run.model_dir}")

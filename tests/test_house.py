@@ -27,7 +27,7 @@ DATAGEN_MAY_ALSO_IMPORT = {"engine.errors", "engine.frames", "engine.languages",
 # The files that may know that there are several ranks: the door to DeepSpeed, the trainers, and what a run keeps.
 KNOW_RANKS = {
     *("engine/distributed.py", "engine/zero.py", "engine/checkpoint.py", "engine/cli.py"),
-    *("engine/sft.py", "engine/reward.py", "engine/ppo.py", "engine/exact_match.py"),
+    *("engine/sft.py", "engine/reward.py", "engine/ppo.py", "engine/exact_match.py", "engine/heldout.py"),
     *("engine/runs.py", "engine/monitors.py", "engine/metrics.py", "engine/export.py"),
     *("engine/trunk.py", "engine/sharded.py"),  # outputs of frozen layers, and their weights, shared out over ranks
     *("engine/rendezvous.py", "engine/shared_folder.py"),  # how ranks find each other, and one folder

@@ -20,7 +20,7 @@ _REACHED = (
     ("reward model, pairs ordered rightly", "reward", "accuracy_before", "accuracy", True),
     ("PPO score", "ppo", "score_first", "score_last", False),
     ("PPO KL to the reference, nats a response", "ppo", "kl_first", "kl_last", False),
-    ("held-out tasks answered exactly, SFT and PPO", "ppo", "exact_match_before", "exact_match", True),
+    ("right answers on held-out prompts, sampled", "ppo", "exact_match_before", "exact_match", True),
 )
 # Phases of a stage: title -> seconds of a step, from what was logged.
 _PHASES: dict[str, Callable[[Mapping[str, float]], float]] = {

@@ -30,7 +30,7 @@ def test_a_few_steps_from_nothing(tmp_path, monkeypatch, capsys, lang):
     reward.job([*few, "--max-steps", "2"])
     ppo.job([*few, "--max-steps", "2"])
     out = capsys.readouterr().out
-    assert "exact match on held-out tasks" in out and "go on" in out
+    assert "held-out" in out and "go on" in out
     rows = [json.loads(line) for line in (tmp_path / lang / "ppo" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
     assert rows[0]["objective/kl"] == 0 and rows[0]["val/first_ratio_error"] < 1e-5
