@@ -70,7 +70,10 @@ def test_prompts_without_an_answer_have_no_right_ones(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "right", "then_more"),
-    [("42", 1, 0), (" 42\n", 1, 0), ("42\nand so on", 0, 1), ("42 and", 0, 0), ("\n42", 1, 0), ("", 0, 0), ("41\n42", 0, 0)],
-)  # fmt: skip
+    [
+        *(("42", 1, 0), (" 42\n", 1, 0), ("42\nand so on", 0, 1), ("42 and", 0, 0)),
+        *(("\n42", 1, 0), ("", 0, 0), ("41\n42", 0, 0)),
+    ],
+)
 def test_what_counts_as_right(text, right, then_more):
     assert checked(text, "42") == {"exact_match": right, "right_then_more": then_more}
