@@ -119,6 +119,19 @@ def test_a_new_head_scores_with_deviation_about_one(family):
     assert torch.tensor(scores).std() == pytest.approx(1, abs=0.2)
 
 
+def test_a_bfloat16_model_scores_in_float32(world):
+    """The head's product is not rounded to bfloat16, where 8 bits would make scores that differ equal."""
+    model = tiny_model("llama").bfloat16()
+    module = RewardModule(model, 3 * RewardModule.new_score_weight(model, 4))
+    rng = random.Random(1)
+    batch = PackedBatch.from_sequences([words(rng, 9) for _ in range(200)])
+    with torch.no_grad():
+        score_S = module(batch, None)
+        h_SD = module.body(batch, None, batch.last_S)
+    torch.testing.assert_close(score_S.double(), h_SD.double() @ module.score.weight[0].double(), rtol=1e-5, atol=1e-5)
+    assert score_S.dtype == torch.float32 and len(set(score_S.tolist())) == len(score_S)
+
+
 def test_from_a_head_of_zeros_all_score_alike(world, tmp_path):
     """The first loss is log 2, and equal scores order no pair rightly."""
     outcome = train(make_trainer("reward", world, tmp_path / "run", score_weight_D=torch.zeros(32)))
