@@ -20,7 +20,6 @@ from engine.checkpoint import Checkpoints, fingerprint
 from engine.console import Console
 from engine.distributed import World
 from engine.encoding import Prompt
-from engine.errors import UserError
 from engine.experience import Experience
 from engine.export import body_weights
 from engine.generation import Request, generate
@@ -36,7 +35,7 @@ from engine.ppo_report import actions_of, derive, first_and_last, measure_rollou
 from engine.runs import Run
 from engine.schedule import learning_rate
 from engine.scoring import RewardModelScorer, Scorer
-from engine.seeds import batches, derive_seed, shuffled
+from engine.seeds import batches, derive_seed, even_parts, shuffled
 from engine.settings import BatchSettings, OptimizerSettings, PPOSettings, RunSettings, split_of
 from engine.sharded import ShardedWeights
 from engine.tokenizer import decode
@@ -69,11 +68,6 @@ class PPOTrainer:
         self.model, self.tokenizer, self.prompts, self.scorer = model, tokenizer, prompts, scorer
         self.seed, self.optimizer, self.batch, self.ppo = run_settings.seed, optimizer, batch, ppo
         self.world, self.run, self.console = world, run, console
-        if min(len(prompts), batch.batch_size) < world.size:
-            raise UserError(
-                f"{len(prompts)} prompts in iterations of {batch.batch_size} leave one of {world.size} ranks without "
-                "any: give more prompts, a larger --batch-size, or fewer ranks"
-            )
         identity = fingerprint(model, [p.tokens for p in prompts])
         self.split = split_of(ppo.top_layers, model.num_layers)
         policy = Policy(model, self.split)
@@ -93,9 +87,9 @@ class PPOTrainer:
             model.requires_grad_(False)
         self.zero = ZeroStep(policy, adamw(optimizer), world, ds_config, model.head_weight.dtype)
         self.kl = KLController(ppo.kl_coef, ppo.kl_target if ppo.kl_controller == "adaptive" else None, ppo.kl_horizon)
-        steps = batches(len(prompts), batch.batch_size, batch.epochs, self.seed, "prompts")
-        # A rank without a rollout could not keep in step: a remainder smaller than the ranks is left out.
-        steps = [s for s in steps if len(s) >= world.size]
+        # Whitening takes the mean away: one rollout alone would lose the sign of its score. Every rank needs one, too.
+        fewest = max(2, world.size)
+        steps = batches(len(prompts), batch.batch_size, batch.epochs, self.seed, "prompts", fewest=fewest)
         self.per_epoch = len(steps) // batch.epochs
         self.steps = steps[: run_settings.max_steps]
         identity["steps"] = len(self.steps)
@@ -190,7 +184,7 @@ class PPOTrainer:
     def minibatches(self, iteration: int, epoch: int) -> list[list[int]]:
         """The iteration's rollouts, all ranks together, shuffled and cut into optimizer steps."""
         order = shuffled(len(self.steps[iteration]), self.seed, "minibatches", iteration, epoch)
-        return [order[i : i + self.ppo.minibatch_size] for i in range(0, len(order), self.ppo.minibatch_size)]
+        return even_parts(order, self.ppo.minibatch_size)
 
     def update(self, experience: Experience, ids: Sequence[int], lr: float, metrics: Metrics) -> None:
         """One optimizer step on the rollouts of these ids, wherever they were made."""

@@ -20,7 +20,16 @@ from engine.prompts import load_template
 from engine.records import read_instructions
 from engine.runs import read_result
 from engine.scoring import check_reward, describe, load_scorer, try_scorer
-from engine.settings import BatchSettings, OptimizerSettings, PPOSettings, RunSettings, check_room, split_of
+from engine.settings import (
+    BatchSettings,
+    OptimizerSettings,
+    PPOSettings,
+    RunSettings,
+    check_iteration,
+    check_rollouts,
+    check_room,
+    split_of,
+)
 from launch import reward, sft
 from launch.common import (
     Job,
@@ -63,6 +72,7 @@ def train(
 ) -> None:
     """Read and check everything, then train, save and measure."""
     check_room(ppo.max_new_tokens, batch.max_length)
+    check_iteration(ppo, batch.batch_size)
     room, template = batch.max_length - ppo.max_new_tokens, load_template(batch.template)
     if ppo.reward:
         check_reward(ppo.reward)
@@ -86,8 +96,7 @@ def train(
         checks = encode_prompts(read_checks(checks_file), tokenizer, template, room, batch.truncate)
     scorer = load_scorer(reward_name, model, split, tokenizer, batch.tokens_per_microbatch, ppo.reward_offload)
     try_scorer(scorer, model, split, prompts[0], tokenizer)
-    if len(prompts) < job.world.size:
-        raise UserError(f"{data} has {len(prompts)} prompts for {job.world.size} ranks: start fewer ranks")
+    check_rollouts(len(prompts), batch.batch_size, job.world.size)
 
     trained = num_trained(model, split) * (2 if ppo.critic == "separate" else 1)
     disk = job.disk(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.schedule import learning_rate
-from engine.seeds import batches, derive_seed, shuffled
+from engine.seeds import batches, derive_seed, even_parts, shuffled
 
 
 def test_a_stream_keeps_its_seed_for_ever():
@@ -25,14 +25,25 @@ def test_names_make_streams_of_their_own():
 
 
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 3), st.integers(0, 9))
-def test_an_epoch_has_every_item_once_and_only_its_last_batch_is_short(count, size, epochs, seed):
+def test_an_epoch_has_every_item_once_in_as_few_steps_as_before_of_equal_size(count, size, epochs, seed):
     steps = batches(count, size, epochs, seed, "x")
     per_epoch = math.ceil(count / size)
     assert len(steps) == epochs * per_epoch
     for epoch in range(epochs):
         own = steps[epoch * per_epoch : (epoch + 1) * per_epoch]
         assert sorted(i for step in own for i in step) == list(range(count))
-        assert all(len(step) == size for step in own[:-1])
+        sizes = [len(step) for step in own]
+        assert max(sizes) <= size and max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize(("count", "size", "sizes"), [
+    (129, 128, [65, 64]), (9, 5, [5, 4]), (6, 3, [3, 3]), (5, 2, [3, 2]), (3, 2, [3]), (4, 9, [4]), (1, 5, [1]),
+])  # fmt: skip
+def test_no_part_is_smaller_than_the_fewest(count, size, sizes):
+    """The last part of an epoch takes a step at the full rate: it must not be one item where there are more."""
+    parts = even_parts(range(count), size, fewest=2)
+    assert [len(part) for part in parts] == sizes
+    assert [i for part in parts for i in part] == list(range(count))
 
 
 def test_orders_differ_between_epochs_seeds_and_names_and_come_back():

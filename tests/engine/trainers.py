@@ -101,7 +101,7 @@ def words(rng: random.Random, count: int, below: int = VOCABULARY) -> tuple[int,
 
 
 def sft_examples(count: int = 15, seed: int = 1) -> list[Example]:
-    """Sequences of 2 to 60 tokens, prompts of 1 to 40: with 15 in batches of 7, every third step has one sequence."""
+    """Sequences of 2 to 60 tokens, prompts of 1 to 40."""
     rng, examples = random.Random(seed), []
     for i in range(count):
         prompt = words(rng, rng.choice([1, 2, 5, 12, 40]))
@@ -123,7 +123,7 @@ def rankings(count: int = 5, seed: int = 2) -> list[RankedExamples]:
 
 
 def prompts(count: int = 9, seed: int = 3) -> list[Prompt]:
-    """Prompts of 1 to 30 tokens: with 9 in batches of 5, every iteration leaves a minibatch of one or two."""
+    """Prompts of 1 to 30 tokens."""
     rng = random.Random(seed)
     tokens = [words(rng, rng.choice([1, 2, 4, 9, 30])) for _ in range(count)]
     return [Prompt(f"p{i}", t, " ".join(f"w{x}" for x in t), "") for i, t in enumerate(tokens)]
