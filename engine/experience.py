@@ -28,7 +28,7 @@ class Experience:
     reward_T: Tensor  # float32
     advantage_T: Tensor  # float32, whitened
     return_T: Tensor  # float32
-    score_S: Tensor  # float32, the reward of the whole response
+    score_S: Tensor  # float32, the reward of the whole response, normalised and clipped
 
     def select(self, sequence_ids: Sequence[int]) -> Experience:
         """The given sequences with all their columns, in the order given."""

@@ -34,7 +34,7 @@ from engine.ppo_progress import Progress
 from engine.ppo_report import actions_of, derive, first_and_last, measure_rollouts, measure_update, row
 from engine.runs import Run
 from engine.schedule import learning_rate
-from engine.scoring import RewardModelScorer, Scorer
+from engine.scoring import RewardModelScorer, Scorer, use_scores
 from engine.seeds import batches, derive_seed, even_parts, shuffled
 from engine.settings import BatchSettings, OptimizerSettings, PPOSettings, RunSettings, split_of
 from engine.sharded import ShardedWeights
@@ -68,6 +68,7 @@ class PPOTrainer:
         self.model, self.tokenizer, self.prompts, self.scorer = model, tokenizer, prompts, scorer
         self.seed, self.optimizer, self.batch, self.ppo = run_settings.seed, optimizer, batch, ppo
         self.world, self.run, self.console = world, run, console
+        self.score_clip = scorer.clip(ppo.score_clip)
         identity = fingerprint(model, [p.tokens for p in prompts])
         self.split = split_of(ppo.top_layers, model.num_layers)
         policy = Policy(model, self.split)
@@ -163,7 +164,10 @@ class PPOTrainer:
             self.ppo.temperature,
         )  # fmt: skip
         texts = [decode(self.tokenizer, r.tokens) for r in responses]
-        score_S = self.scorer(batch, trunk_TD, [p.text for p in prompts], texts)
+        raw_S = self.scorer(batch, trunk_TD, [p.text for p in prompts], texts)
+        score_S, clipped = use_scores(raw_S, self.score_clip)
+        if self.score_clip is not None:
+            metrics.add("rollout/score_clipped", clipped, len(responses))
         metrics.add("time/scoring_s", time.monotonic() - generated)
         self.world.at(f"iteration {iteration + 1}, advantages")
         ended_S = torch.tensor([r.ended for r in responses], device=self.world.device)

@@ -5,7 +5,6 @@ Shapes: T tokens, A selected action columns, S sequences, D model.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -54,14 +53,12 @@ def rewarded_columns(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """float32 [T] each: the KL that is charged, reward, whitened advantage, return.
 
-    `columns` are those of `acted_columns`, `ended_S` says which responses have an EOS. A score that is not finite makes
-    its rewards NaN, whatever clipping would make of it: the run must stop.
+    `columns` are those of `acted_columns`, `ended_S` says which responses have an EOS.
     """
     logprob_T, value_T, ref_logprob_T = columns
-    clipped_S = torch.where(score_S.isfinite(), score_S.clamp(-ppo.score_clip, ppo.score_clip), math.nan)
-    clipped_S = clipped_S - ppo.missing_eos_penalty * ~ended_S
+    end_S = score_S - ppo.missing_eos_penalty * ~ended_S
     kl_T = kl_estimate(logprob_T, ref_logprob_T, ppo.kl_estimator)
-    reward_T = action_rewards(kl_T, action_T, batch.sequence_T, clipped_S, kl_coef)
+    reward_T = action_rewards(kl_T, action_T, batch.sequence_T, end_S, kl_coef)
     advantage_T, return_T = gae(reward_T, value_T, action_T, batch.sequence_T, ppo.gamma, ppo.lam, batch.max_len)
     advantage_T = whiten(advantage_T, action_T, sum_over_ranks(moments(advantage_T, action_T)))
     return kl_T, reward_T, advantage_T, return_T

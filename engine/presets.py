@@ -23,7 +23,7 @@ def okapi(stage: str) -> Preset:
             "lr": 1e-6, "schedule": "constant", "warmup_steps": 0, "weight_decay": 1e-6, **adam,
             "batch_size": 128, "epochs": 5, "max_length": 512, "max_new_tokens": 256, "ppo_epochs": 4,
             "top_layers": "4", "kl_coef": 0.1, "kl_controller": "adaptive", "kl_target": 6.0, "kl_horizon": 10_000.0,
-            "clip": 0.2, "value_clip": 0.2, "vf_coef": 1.0, "score_clip": 10.0, "temperature": 1.0, "top_p": 1.0,
+            "clip": 0.2, "value_clip": 0.2, "vf_coef": 1.0, "temperature": 1.0, "top_p": 1.0,
         },
     }[stage]  # fmt: skip
 

@@ -20,16 +20,15 @@ from torch import Tensor, nn
 from engine.batch import PackedBatch
 from engine.encoding import Prompt
 from engine.errors import UserError
-from engine.models import load_model, load_score_weight
+from engine.models import load_config, load_model, load_score_weight
 from engine.modules import RewardModule
 from engine.reward import score_sequences
-from engine.runs import read_result
+from engine.strict_json import is_number
 from engine.tokenizer import encode_response, load_tokenizer
 from engine.trunk import Trunk, same_trunk
 
-# scorer(batch, trunk_TD, prompts, responses) -> float32 [S], the raw scores of whole sequences. trunk_TD is what the
-# policy's generation kept, on the device or the host, or None.
-Scorer = Callable[[PackedBatch, Tensor | None, Sequence[str], Sequence[str]], Tensor]
+NORMALISED_CLIP = 10.0  # deviations: where a reward model's normalised scores are clipped when nothing is asked for
+SMALLEST_STD = 1e-6  # relative to the mean, or to 1 where that is more: below, scores differ by rounding only
 
 
 def load_scorer(
@@ -41,12 +40,45 @@ def load_scorer(
     With `offload` one that has its own trunk waits in host memory.
     """
     if _is_callable_name(reward):
-        return _callable_scorer(reward, policy.head_weight.device)
+        return FunctionScorer(reward, policy.head_weight.device)
     return RewardModelScorer(Path(reward), policy, split, tokenizer, tokens_per_microbatch, offload)
 
 
+class FunctionScorer:
+    """Scores of a Python function of (prompt, response), as it gives them."""
+
+    note: str | None = None
+
+    def __init__(self, name: str, device: torch.device):
+        self.name, self.function, self.device = name, _import(name), device
+
+    def __call__(
+        self, batch: PackedBatch, trunk_TD: Tensor | None, prompts: Sequence[str], responses: Sequence[str]
+    ) -> Tensor:
+        """float32 [S]: the score of each whole sequence."""
+        scores = [self._one(prompt, response) for prompt, response in zip(prompts, responses)]
+        return torch.tensor(scores, dtype=torch.float32, device=self.device)
+
+    def _one(self, prompt: str, response: str) -> float:
+        value = self.function(prompt, response)
+        try:
+            score = float(value)
+        except (TypeError, ValueError):
+            score = math.nan
+        if not math.isfinite(score):
+            raise UserError(f"--reward {self.name} gave {value!r} for {response[:60]!r}: return a finite number")
+        return score
+
+    def clip(self, asked: float | None) -> float | None:
+        """Where scores are clipped: only where --score-clip says so, as no one knows how large a function's are."""
+        return asked
+
+    def __str__(self) -> str:
+        return "a Python function"
+
+
 class RewardModelScorer:
-    """Scores of a reward model, normalised by what its training run measured."""
+    """Scores of a reward model, normalised by the mean and deviation that its config.json has from its training run."""
 
     def __init__(
         self, path: Path, policy: nn.Module, split: int | None, tokenizer, tokens_per_microbatch: int, offload: bool
@@ -54,8 +86,14 @@ class RewardModelScorer:
         weight_D = _score_weight(path)
         if load_tokenizer(path).get_vocab() != tokenizer.get_vocab():
             raise UserError(f"--reward {path} has another tokenizer than the policy: train it from the same base model")
-        result = read_result(path.parent) or {}
-        self.mean, self.std = result.get("score_mean", 0.0), max(result.get("score_std", 1.0), 1e-6)
+        moments, self.note = score_moments(path), None
+        if moments is None:
+            self.note = (
+                f"note: {path / 'config.json'} has no score_mean and score_std: its scores are used as they are, "
+                "neither normalised nor clipped (launch/reward.py writes both, there and into its run's result.json)"
+            )
+        self.normalises = moments is not None
+        self.mean, self.std = moments or (0.0, 1.0)
         model = load_model(path, policy.head_weight.dtype, "cpu")
         self.shares_trunk = split is not None and same_trunk(model, policy, split)
         self.module = RewardModule(model, weight_D, split if self.shares_trunk else None).requires_grad_(False)
@@ -67,6 +105,7 @@ class RewardModelScorer:
     def __call__(
         self, batch: PackedBatch, trunk_TD: Tensor | None, prompts: Sequence[str], responses: Sequence[str]
     ) -> Tensor:
+        """float32 [S]; trunk_TD is what the policy's generation kept, on the device or the host, or None."""
         if self.offload:
             self.module.to(self.device)
         trunk_TD = trunk_TD if self.shares_trunk else None
@@ -75,14 +114,52 @@ class RewardModelScorer:
             self.module.to("cpu")
         return (score_S - self.mean) / self.std
 
+    def clip(self, asked: float | None) -> float | None:
+        """Where scores are clipped: where --score-clip says so, else at 10 deviations if they are normalised."""
+        return NORMALISED_CLIP if asked is None and self.normalises else asked
 
-def describe(scorer: Scorer) -> str:
+    def __str__(self) -> str:
+        if self.shares_trunk:
+            return "reads the policy's trunk, only its top runs"
+        return "a model of its own" + (", in host memory between uses" if self.offload else "")
+
+
+Scorer = FunctionScorer | RewardModelScorer
+
+
+def score_moments(path: Path) -> tuple[float, float] | None:
+    """Mean and deviation of a reward model's scores on its training data, from its config.json; None without them.
+
+    UserError for what is no number, and for a deviation of 0: such a model scores everything alike.
+    """
+    config = load_config(path)
+    mean, std = getattr(config, "score_mean", None), getattr(config, "score_std", None)
+    if mean is None and std is None:
+        return None
+    for name, value in (("score_mean", mean), ("score_std", std)):
+        if not is_number(value):
+            raise UserError(f"{path / 'config.json'} has {name} {value!r:.60}: give a number, or remove both")
+    if not std > SMALLEST_STD * max(1.0, abs(mean)):
+        raise UserError(
+            f"{path / 'config.json'} has score_mean {mean}, score_std {std}: its scores of the training data are all "
+            "equal, train it again"
+        )
+    return mean, std
+
+
+def use_scores(raw_S: Tensor, clip: float | None) -> tuple[Tensor, Tensor]:
+    """float32 [S], the scores that rewards are made of and that are logged, and how many of them were clipped.
+
+    One that is not finite becomes NaN, whatever clipping would make of it: the run must stop.
+    """
+    limit = math.inf if clip is None else clip
+    used_S = torch.where(raw_S.isfinite(), raw_S.clamp(-limit, limit), math.nan)
+    return used_S, (raw_S.isfinite() & (used_S != raw_S)).sum()
+
+
+def describe(scorer: Scorer, clip: float | None) -> str:
     """How it scores, for the header."""
-    if not isinstance(scorer, RewardModelScorer):
-        return "a Python function"
-    if scorer.shares_trunk:
-        return "reads the policy's trunk, only its top runs"
-    return "a model of its own" + (", in host memory between uses" if scorer.offload else "")
+    return f"{scorer}; scores {'not clipped' if clip is None else f'clipped to plus and minus {clip:g}'}"
 
 
 def check_reward(reward: str) -> None:
@@ -91,6 +168,7 @@ def check_reward(reward: str) -> None:
         _import(reward)
     else:
         _score_weight(Path(reward))
+        score_moments(Path(reward))
 
 
 def try_scorer(scorer: Scorer, policy: nn.Module, split: int | None, prompt: Prompt, tokenizer) -> None:
@@ -114,26 +192,6 @@ def _score_weight(path: Path) -> Tensor:
     if weight_D is None:
         raise UserError(f"--reward {path} has no score head: train one with launch/reward.py, or give module:function")
     return weight_D
-
-
-def _callable_scorer(name: str, device: torch.device) -> Scorer:
-    function = _import(name)
-
-    def score_one(prompt: str, response: str) -> float:
-        value = function(prompt, response)
-        try:
-            score = float(value)
-        except (TypeError, ValueError):
-            score = math.nan
-        if not math.isfinite(score):
-            raise UserError(f"--reward {name} gave {value!r} for {response[:60]!r}: return a finite number")
-        return score
-
-    def score(batch: PackedBatch, trunk_TD: Tensor | None, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
-        scores = [score_one(prompt, response) for prompt, response in zip(prompts, responses)]
-        return torch.tensor(scores, dtype=torch.float32, device=device)
-
-    return score
 
 
 def _import(name: str) -> Callable[[str, str], float]:

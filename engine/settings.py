@@ -241,7 +241,10 @@ class PPOSettings:
     clip: float = flag("clip range of the ratio", 0.2)
     value_clip: float = flag("clip range of the value", 0.2)
     vf_coef: float = flag("weight of the value loss", 1.0)
-    score_clip: float = flag("normalised scores are clipped to plus and minus this", 10.0)
+    score_clip: float | None = flag(
+        "scores are clipped to plus and minus this (default: 10 for a reward model's normalised ones, none for others)",
+        None,
+    )
     missing_eos_penalty: float = flag("taken off the score of a response that ran out of tokens", 0.0)
 
     def __post_init__(self) -> None:

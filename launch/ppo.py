@@ -96,6 +96,8 @@ def train(
         checks = encode_prompts(read_checks(checks_file), tokenizer, template, room, batch.truncate)
     scorer = load_scorer(reward_name, model, split, tokenizer, batch.tokens_per_microbatch, ppo.reward_offload)
     try_scorer(scorer, model, split, prompts[0], tokenizer)
+    if scorer.note:
+        job.console.say(scorer.note)
     check_rollouts(len(prompts), batch.batch_size, job.world.size)
 
     trained = num_trained(model, split) * (2 if ppo.critic == "separate" else 1)
@@ -109,7 +111,7 @@ def train(
     )  # fmt: skip
     job.header(f"PPO in {job.language.name}", {
         "policy": f"{model_dir} (top {ppo.top_layers} of {model.num_layers} layers trained)",
-        "reward": f"{reward_name} ({describe(scorer)})",
+        "reward": f"{reward_name} ({describe(scorer, trainer.score_clip)})",
         "data": f"{data} ({len(prompts):,} prompts)",
         "plan": f"{len(trainer.steps)} iterations of {batch.batch_size} rollouts of up to {ppo.max_new_tokens} tokens",
         "update": f"{ppo.ppo_epochs} PPO epochs, {ppo.minibatch_size} rollouts a step",

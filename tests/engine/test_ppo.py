@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import math
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from engine.batch import PackedBatch
 from engine.errors import UserError
 from engine.metrics import Metrics
 from engine.modules import Policy
+from engine.scoring import use_scores
 from engine.settings import check_rollouts
 from tests.engine.trainers import (
     EVERY_STAGE,
@@ -22,6 +24,7 @@ from tests.engine.trainers import (
     make_trainer,
     one_rank,
     prompts,
+    share_of_even_words,
     tiny_model,
     train,
     without_clock,
@@ -166,6 +169,37 @@ def test_an_experience_holds_what_ppo_needs(world, tmp_path):
     penalties = [2.0 * (s[-1] != trainer.tokenizer.eos_token_id) for s in sequences]
     scores = [min(max(s, -0.25), 0.25) for s in x.score_S.tolist()]
     assert rewards == pytest.approx([s - p for s, p in zip(scores, penalties)], abs=1e-5)
+
+
+def far_apart(prompt: str, response: str) -> float:
+    return 80.0 if share_of_even_words(prompt, response) > 0.4 else 20.0
+
+
+@pytest.mark.parametrize(("clip", "most", "share"), [(None, 80.0, None), (50.0, 50.0, "some"), (10.0, 10.0, 1.0)])
+def test_a_functions_scores_are_clipped_only_where_asked(world, tmp_path, clip, most, share):
+    """What is logged as a score is what the reward is made of; the share that was clipped is logged beside it."""
+    trainer = make_trainer(
+        "ppo", world, tmp_path / "run", reward="tests.engine.test_ppo:far_apart", score_clip=clip, max_steps=1
+    )
+    collect, seen = trainer.collect, []
+    trainer.collect = lambda *args: seen.append(collect(*args)) or seen[-1]
+    (row,) = train(trainer)["rows"]
+    x = seen[0]
+    scores = x.score_S.tolist()
+    assert set(scores) == {min(20.0, most), most}
+    rewards = [float(r.sum()) for r in x.reward_T.split(x.batch.lengths)]  # the KL is 0 in the first iteration
+    assert rewards == pytest.approx(scores, rel=1e-5)
+    assert row["objective/scores"] == pytest.approx(sum(scores) / len(scores))
+    share = scores.count(50.0) / len(scores) if share == "some" else share
+    assert row.get("rollout/score_clipped") == share
+    sampled = [json.loads(line)["score"] for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert sampled == scores[:4]
+
+
+def test_a_score_that_is_not_finite_is_not_clipped_away():
+    used_S, clipped = use_scores(torch.tensor([math.inf, -math.inf, math.nan, 30.0, -1.0]), 10.0)
+    assert used_S.isnan().tolist() == [True, True, True, False, False]
+    assert used_S[3:].tolist() == [10.0, -1.0] and int(clipped) == 1
 
 
 def test_every_rollout_is_used_once_a_ppo_epoch(world, tmp_path):

@@ -205,7 +205,8 @@ def train(trainer: SFTTrainer | RewardTrainer | PPOTrainer) -> dict[str, Any]:
         if trainer.world.is_first:
             save_model(trainer.model, trainer.run.model_dir, trainer.tokenizer)
     else:
-        save_trained(trainer.zero, trainer.model, trainer.run.model_dir, tiny_tokenizer(), trainer.world)
+        moments = (result["score_mean"], result["score_std"]) if "score_mean" in result else None
+        save_trained(trainer.zero, trainer.model, trainer.run.model_dir, tiny_tokenizer(), trainer.world, moments)
     held = sum(p.numel() for p in trainer.zero.module.parameters()) / sum(v.numel() for v in state.values())
     return {"rows": trainer.run.rows, "result": result, "weights": weights, "held": held}
 
