@@ -118,9 +118,8 @@ class PPOTrainer:
         An iteration that was stopped half-way goes on with its rollouts, at the minibatch that was next.
         """
         at, began = self.progress, time.monotonic()
-        lr = learning_rate(
-            iteration, len(self.steps), self.optimizer.lr, self.optimizer.schedule, self.optimizer.warmup_steps
-        )
+        total = len(self.steps)
+        lr = learning_rate(iteration, total, self.optimizer.lr, self.optimizer.schedule, self.optimizer.warmup(total))
         if at.experience is None:
             at.collected(self.collect(iteration, at.metrics), time.monotonic() - began)
         updates = [ids for epoch in range(self.ppo.ppo_epochs) for ids in self.minibatches(iteration, epoch)]

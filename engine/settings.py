@@ -123,21 +123,30 @@ class OptimizerSettings:
     _argument_group_name = "optimizer"
     lr: float = flag("peak learning rate")
     schedule: str = flag("shape after the warm-up", choices=["constant", "linear", "cosine"])
-    warmup_steps: int = flag("steps of linear warm-up")
+    max_warmup_steps: int = flag(
+        "longest warm-up where --warmup-steps is not given: then a tenth of the steps, or this"
+    )
     weight_decay: float = flag("decoupled weight decay of matrices")
     beta1: float = flag("decay of the mean of gradients")
     beta2: float = flag("decay of the mean of squares")
     eps: float = flag("AdamW's epsilon", 1e-8)
     max_grad_norm: float = flag("clip the global gradient norm to this", 1.0)
+    warmup_steps: int | None = flag("steps of linear warm-up, however many there are in all", None)
 
     def __post_init__(self) -> None:
-        for name in ("lr", "warmup_steps", "weight_decay"):
+        for name in ("lr", "max_warmup_steps", "weight_decay"):
             _at_least(name, getattr(self, name), 0)
+        if self.warmup_steps is not None:
+            _at_least("warmup_steps", self.warmup_steps, 0)
         _above_zero("eps", self.eps, " (a weight without a gradient is divided by it)")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"--{name} is {getattr(self, name)}: give 0 or more, below 1")
         _above_zero("max_grad_norm", self.max_grad_norm, " (a large number clips nothing)")
+
+    def warmup(self, num_steps: int) -> int:
+        """Steps of warm-up in a run of so many: what was asked for, else a tenth, no more than the preset has."""
+        return min(self.max_warmup_steps, num_steps // 10) if self.warmup_steps is None else self.warmup_steps
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ def train(
         "plan": f"{len(trainer.steps)} iterations of {batch.batch_size} rollouts of up to {ppo.max_new_tokens} tokens",
         "update": f"{ppo.ppo_epochs} PPO epochs, {ppo.minibatch_size} rollouts a step",
         "disk": disk,
-    })  # fmt: skip
+    }, len(trainer.steps))  # fmt: skip
     before, result = None, {}
     if checks:
         before, answers_before = exact_match(model, tokenizer, checks, ppo.max_new_tokens, job.world, job.console)

@@ -108,7 +108,7 @@ def train(
         "held out": f"{len(heldout):,} rankings",
         "plan": f"{len(trainer.steps)} steps of {batch.batch_size} prompts",
         "disk": disk,
-    })  # fmt: skip
+    }, len(trainer.steps))  # fmt: skip
     result = trainer.train()
 
     def export() -> None:

@@ -56,8 +56,9 @@ CONFIGS = {
 # eps is large because ranks add in another order: where a gradient is rounding noise (BLOOM's key biases move no loss),
 # Adam with 1e-8 would turn the noise into steps of full size.
 SHARED = {
-    "lang": "ne", "lr": 3e-3, "schedule": "cosine", "warmup_steps": 2, "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95,
-    "eps": 1e-3, "batch_size": 7, "epochs": 2, "max_length": 64, "tokens_per_microbatch": 64,
+    "lang": "ne", "lr": 3e-3, "schedule": "cosine", "warmup_steps": 2, "max_warmup_steps": 0, "weight_decay": 0.1,
+    "beta1": 0.9, "beta2": 0.95, "eps": 1e-3, "batch_size": 7, "epochs": 2, "max_length": 64,
+    "tokens_per_microbatch": 64,
 }  # fmt: skip
 OF_STAGE = {
     "sft": (SFTSettings, {"max_steps": 5}),
