@@ -28,7 +28,7 @@ class Experience:
     reward_T: Tensor  # float32
     advantage_T: Tensor  # float32, whitened
     return_T: Tensor  # float32
-    score_S: Tensor  # float32, the reward of the whole response
+    score_S: Tensor  # float32, the reward of the whole response, normalised and clipped
     critic_trunk_TD: Tensor | None = None  # as trunk_TD, of the critic's own trunk where it does not read the policy's
 
     def select(self, sequence_ids: Sequence[int]) -> Experience:

@@ -19,10 +19,17 @@ def body_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k.removeprefix("model."): v for k, v in body.items()}
 
 
-def save_trained(zero: ZeroStep, model: nn.Module, path: Path, tokenizer, world: World) -> None:
+def save_trained(
+    zero: ZeroStep,
+    model: nn.Module,
+    path: Path,
+    tokenizer,
+    world: World,
+    score_moments: tuple[float, float] | None = None,
+) -> None:
     """Write `model`, whose body or top was trained inside `zero`, to `path`: a reward model when there is a score head.
 
-    All ranks call it; the first one writes.
+    `score_moments` are the mean and deviation of its scores. All ranks call it; the first one writes.
     """
     state = zero.state_dict()
     if world.is_first:
@@ -33,5 +40,5 @@ def save_trained(zero: ZeroStep, model: nn.Module, path: Path, tokenizer, world:
         frozen = {name: weight.detach() for name, weight in model.named_parameters()}
         whole.load_state_dict(frozen | body_weights(state), assign=True)
         score = state["score.weight"][0] if "score.weight" in state else None
-        save_model(whole, path, tokenizer, score_weight_D=score)
+        save_model(whole, path, tokenizer, score_weight_D=score, score_moments=score_moments)
     world.barrier()

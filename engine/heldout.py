@@ -21,7 +21,7 @@ from engine.distributed import World
 from engine.encoding import Prompt
 from engine.generation import Request, Response, generate
 from engine.packing import dealt
-from engine.scoring import Scorer, has_own_trunk
+from engine.scoring import Scorer
 from engine.seeds import derive_seed
 from engine.settings import PPOSettings
 from engine.tokenizer import decode
@@ -156,9 +156,8 @@ def _scores(
     if not prompts:
         return []
     batch = PackedBatch.from_sequences([(*p.tokens, *r.tokens) for p, r in zip(prompts, responses)], world.device)
-    kept = None if responses[0].trunk_ND is None or has_own_trunk(scorer) else [r.trunk_ND for r in responses]
-    score_S = scorer(batch, None if kept is None else torch.cat(kept), [p.text for p in prompts], texts)
-    return score_S.tolist()
+    trunk_TD = torch.cat([r.trunk_ND for r in responses]) if scorer.shares_trunk else None
+    return scorer(batch, trunk_TD, [p.text for p in prompts], texts).tolist()
 
 
 def checked(text: str, output: str) -> dict[str, float]:

@@ -17,14 +17,15 @@ def ranking_pairs(ranks: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tenso
     """All comparisons of a batch of rankings: int64 better_P, worse_P, and float32 weight_P.
 
     `ranks` holds one list per prompt, 1 = best, equal = tie; responses are numbered through the batch in order. A tie
-    contributes no pair. Weights are 1 / (pairs of that prompt), so that prompts weigh equally.
+    contributes no pair, and a prompt of ties only none at all. Weights are 1 / (pairs of that prompt), so that prompts
+    weigh equally.
     """
     better, worse, weight, first = [], [], [], 0
     for prompt in ranks:
         pairs = [(i, j) for i, a in enumerate(prompt) for j, b in enumerate(prompt) if a < b]
         better += [first + i for i, _ in pairs]
         worse += [first + j for _, j in pairs]
-        weight += [1.0 / len(pairs)] * len(pairs)
+        weight += [1.0 / max(1, len(pairs))] * len(pairs)
         first += len(prompt)
     return torch.tensor(better, dtype=torch.long), torch.tensor(worse, dtype=torch.long), torch.tensor(weight)
 

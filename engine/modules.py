@@ -9,6 +9,7 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from engine.batch import PackedBatch
 from kernels.linear_logprob import linear_logprob
@@ -67,13 +68,25 @@ class LanguageModule(nn.Module):
         return linear_logprob(h_AD, self.head_VD, batch.target_T[columns_A])[0]
 
 
+class ScalarHead(nn.Linear):
+    """One float32 number a row, whatever the dtype of its weights: in bfloat16 four scores in a thousand would tie."""
+
+    def __init__(self, hidden_size: int, bias: bool):
+        super().__init__(hidden_size, 1, bias)
+
+    def forward(self, h_AD: Tensor) -> Tensor:
+        """float32 [A]."""
+        bias = None if self.bias is None else self.bias.float()
+        return linear(h_AD.float(), self.weight.float(), bias)[:, 0]
+
+
 class RewardModule(nn.Module):
     """A language model's body with a scalar head on the last token of each sequence."""
 
     def __init__(self, model: nn.Module, score_weight_D: Tensor, split: int | None = None):
         super().__init__()
         self.body = body_of(model, split)
-        self.score = nn.Linear(model.hidden_size, 1, bias=False)
+        self.score = ScalarHead(model.hidden_size, bias=False)
         self.score.weight.data = score_weight_D.to(next(model.parameters())).reshape(1, -1).clone()
 
     @staticmethod
@@ -87,7 +100,7 @@ class RewardModule(nn.Module):
 
     def forward(self, batch: PackedBatch, trunk_TD: Tensor | None) -> Tensor:
         """float32 [S]: the score of each sequence."""
-        return self.score(self.body(batch, trunk_TD, batch.last_S))[:, 0].float()
+        return self.score(self.body(batch, trunk_TD, batch.last_S))
 
 
 class Policy(LanguageModule):
@@ -101,7 +114,7 @@ class Policy(LanguageModule):
         super().__init__(model, split)
         self.critic: Top | Whole | None = None
         self.value_offset = 0.0
-        self.value = nn.Linear(model.hidden_size, 1)
+        self.value = ScalarHead(model.hidden_size, bias=True)
         nn.init.zeros_(self.value.weight)
         nn.init.zeros_(self.value.bias)
         self.value.to(model.head_weight)
@@ -113,9 +126,9 @@ class Policy(LanguageModule):
         """
         self.critic = copy.deepcopy(self.body if reward is None else reward.body).requires_grad_(True)
         if reward is not None:
-            device = self.value.weight.device
-            self.critic.to(device)
-            self.value = nn.Linear(reward.score.in_features, 1, dtype=self.value.weight.dtype, device=device)
+            like = self.value.weight
+            self.critic.to(like.device)
+            self.value = ScalarHead(reward.score.in_features, bias=True).to(like)
             self.value.weight.data.copy_(reward.score.weight.data / std)
             self.value.bias.data.fill_(-mean / std)
 
@@ -135,7 +148,7 @@ class Policy(LanguageModule):
         logprob_A, _, entropy_A = linear_logprob(h_AD, self.head_VD, batch.target_T[columns_A], temperature)
         if self.critic is not None:
             h_AD = self.critic(batch, trunk_TD if critic_trunk_TD is None else critic_trunk_TD, columns_A)
-        return logprob_A, entropy_A, self.value(h_AD)[:, 0].float() + self.value_offset
+        return logprob_A, entropy_A, self.value(h_AD) + self.value_offset
 
     def reference(self) -> Reference:
         """A frozen copy of the body as it is now, sharing the frozen head."""

@@ -20,7 +20,6 @@ from engine.checkpoint import Checkpoints, fingerprint
 from engine.console import Console
 from engine.distributed import World
 from engine.encoding import Prompt
-from engine.errors import UserError
 from engine.experience import Experience
 from engine.export import body_weights
 from engine.generation import Request, generate
@@ -35,8 +34,8 @@ from engine.ppo_progress import Progress
 from engine.ppo_report import actions_of, derive, first_and_last, measure_rollouts, measure_update, row
 from engine.runs import Run
 from engine.schedule import learning_rate
-from engine.scoring import Scorer, has_own_trunk, start_critic
-from engine.seeds import batches, derive_seed, shuffled
+from engine.scoring import Scorer, start_critic, use_scores
+from engine.seeds import batches, derive_seed, even_parts, shuffled
 from engine.settings import BatchSettings, OptimizerSettings, PPOSettings, RunSettings, split_of
 from engine.sharded import ShardedWeights
 from engine.tokenizer import decode
@@ -69,11 +68,7 @@ class PPOTrainer:
         self.model, self.tokenizer, self.prompts, self.scorer = model, tokenizer, prompts, scorer
         self.seed, self.optimizer, self.batch, self.ppo = run_settings.seed, optimizer, batch, ppo
         self.world, self.run, self.console = world, run, console
-        if min(len(prompts), batch.batch_size) < world.size:
-            raise UserError(
-                f"{len(prompts)} prompts in iterations of {batch.batch_size} leave one of {world.size} ranks without "
-                "any: give more prompts, a larger --batch-size, or fewer ranks"
-            )
+        self.score_clip = scorer.clip(ppo.score_clip)
         identity = fingerprint(model, [p.tokens for p in prompts])
         self.split = split_of(ppo.top_layers, model.num_layers)
         policy = Policy(model, self.split)
@@ -81,7 +76,7 @@ class PPOTrainer:
         if ppo.critic == "separate":
             start_critic(policy, scorer)
         # A critic that began as a reward model with a trunk of its own reads that trunk.
-        self.critic_trunk = scorer.own_trunk if ppo.critic == "separate" and has_own_trunk(scorer) else None
+        self.critic_trunk = scorer.own_trunk if ppo.critic == "separate" and scorer.trunk else None
         trunk = [] if self.split is None else trunk_parameters(model, self.split)
         head = [("head", w) for w in policy.frozen_head]
         self.frozen = FrozenWeights([*trunk, *head, *self.reference.named_parameters("reference")])
@@ -94,9 +89,9 @@ class PPOTrainer:
             model.requires_grad_(False)
         self.zero = ZeroStep(policy, adamw(optimizer), world, ds_config, model.head_weight.dtype)
         self.kl = KLController(ppo.kl_coef, ppo.kl_target if ppo.kl_controller == "adaptive" else None, ppo.kl_horizon)
-        steps = batches(len(prompts), batch.batch_size, batch.epochs, self.seed, "prompts")
-        # A rank without a rollout could not keep in step: a remainder smaller than the ranks is left out.
-        steps = [s for s in steps if len(s) >= world.size]
+        # Whitening takes the mean away: one rollout alone would lose the sign of its score. Every rank needs one, too.
+        fewest = max(2, world.size)
+        steps = batches(len(prompts), batch.batch_size, batch.epochs, self.seed, "prompts", fewest=fewest)
         self.per_epoch = len(steps) // batch.epochs
         self.steps = steps[: run_settings.max_steps]
         identity["steps"] = len(self.steps)
@@ -124,9 +119,8 @@ class PPOTrainer:
         An iteration that was stopped half-way goes on with its rollouts, at the minibatch that was next.
         """
         at, began = self.progress, time.monotonic()
-        lr = learning_rate(
-            iteration, len(self.steps), self.optimizer.lr, self.optimizer.schedule, self.optimizer.warmup_steps
-        )
+        total = len(self.steps)
+        lr = learning_rate(iteration, total, self.optimizer.lr, self.optimizer.schedule, self.optimizer.warmup(total))
         if at.experience is None:
             at.collected(self.collect(iteration, at.metrics), time.monotonic() - began)
         updates = [ids for epoch in range(self.ppo.ppo_epochs) for ids in self.minibatches(iteration, epoch)]
@@ -167,8 +161,11 @@ class PPOTrainer:
         trunk_TD = self._keep([r.trunk_ND for r in responses])
         critic_trunk_TD = self._keep([self.critic_trunk and self.critic_trunk(batch)])
         texts = [decode(self.tokenizer, r.tokens) for r in responses]
-        read_TD = critic_trunk_TD if has_own_trunk(self.scorer) else trunk_TD
-        score_S = self.scorer(batch, read_TD, [p.text for p in prompts], texts)
+        read_TD = trunk_TD if self.scorer.trunk is None else critic_trunk_TD
+        raw_S = self.scorer(batch, read_TD, [p.text for p in prompts], texts)
+        score_S, clipped = use_scores(raw_S, self.score_clip)
+        if self.score_clip is not None:
+            metrics.add("rollout/score_clipped", clipped, len(responses))
         logprob_T, value_T, ref_logprob_T = acted_columns(
             self.zero, self.reference, batch, trunk_TD, critic_trunk_TD, action_T,
             self._plan(batch, range(batch.num_sequences)), self.ppo.temperature,
@@ -198,7 +195,7 @@ class PPOTrainer:
     def minibatches(self, iteration: int, epoch: int) -> list[list[int]]:
         """The iteration's rollouts, all ranks together, shuffled and cut into optimizer steps."""
         order = shuffled(len(self.steps[iteration]), self.seed, "minibatches", iteration, epoch)
-        return [order[i : i + self.ppo.minibatch_size] for i in range(0, len(order), self.ppo.minibatch_size)]
+        return even_parts(order, self.ppo.minibatch_size)
 
     def update(self, experience: Experience, ids: Sequence[int], lr: float, metrics: Metrics) -> None:
         """One optimizer step on the rollouts of these ids, wherever they were made."""

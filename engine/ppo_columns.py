@@ -5,7 +5,6 @@ Shapes: T tokens, A selected action columns, S sequences, D model.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -45,12 +44,8 @@ def acted_columns(
 
 
 def final_rewards(ppo: PPOSettings, score_S: Tensor, ended_S: Tensor) -> Tensor:
-    """float32 [S]: what the last action of each response is paid: its clipped score, less a penalty without an EOS.
-
-    A score that is not finite gives NaN, whatever clipping would make of it: the run must stop.
-    """
-    clipped_S = torch.where(score_S.isfinite(), score_S.clamp(-ppo.score_clip, ppo.score_clip), math.nan)
-    return clipped_S - ppo.missing_eos_penalty * ~ended_S
+    """float32 [S]: what the last action of each response is paid: its score, less a penalty without an EOS."""
+    return score_S - ppo.missing_eos_penalty * ~ended_S
 
 
 def critic_start(

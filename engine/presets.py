@@ -12,25 +12,25 @@ def okapi(stage: str) -> Preset:
     adam = {"beta1": 0.9, "beta2": 0.95}
     return {
         "sft": {
-            "lr": 2e-5, "schedule": "cosine", "warmup_steps": 300, "weight_decay": 0.05, **adam,
+            "lr": 2e-5, "schedule": "cosine", "max_warmup_steps": 300, "weight_decay": 0.05, **adam,
             "batch_size": 128, "epochs": 3, "max_length": 512, "loss_on": "all",
         },
         "reward": {
-            "lr": 3e-5, "schedule": "cosine", "warmup_steps": 50, "weight_decay": 1e-4, "beta1": 0.9, "beta2": 0.999,
-            "batch_size": 64, "epochs": 3, "max_length": 768,
+            "lr": 3e-5, "schedule": "cosine", "max_warmup_steps": 50, "weight_decay": 1e-4, "beta1": 0.9,
+            "beta2": 0.999, "batch_size": 64, "epochs": 3, "max_length": 768,
         },
         "ppo": {
-            "lr": 1e-6, "schedule": "constant", "warmup_steps": 0, "weight_decay": 1e-6, **adam,
+            "lr": 1e-6, "schedule": "constant", "max_warmup_steps": 0, "weight_decay": 1e-6, **adam,
             "batch_size": 128, "epochs": 5, "max_length": 512, "max_new_tokens": 256, "ppo_epochs": 4,
             "top_layers": "4", "kl_coef": 0.1, "kl_controller": "adaptive", "kl_target": 6.0, "kl_horizon": 10_000.0,
-            "clip": 0.2, "value_clip": 0.2, "vf_coef": 1.0, "score_clip": 10.0, "temperature": 1.0, "top_p": 1.0,
+            "clip": 0.2, "value_clip": 0.2, "vf_coef": 1.0, "temperature": 1.0, "top_p": 1.0,
         },
     }[stage]  # fmt: skip
 
 
 def default(stage: str) -> Preset:
     """The paper's numbers, with the loss on responses only and warm-ups that suit smaller data."""
-    changes: dict[str, Preset] = {"sft": {"loss_on": "response", "warmup_steps": 50}, "reward": {}, "ppo": {}}
+    changes: dict[str, Preset] = {"sft": {"loss_on": "response", "max_warmup_steps": 50}, "reward": {}, "ppo": {}}
     return {**okapi(stage), **changes[stage]}
 
 
@@ -38,11 +38,11 @@ def demo(stage: str) -> Preset:
     """A model of a few million parameters on the embedded tasks: minutes on two CPU cores."""
     changes: dict[str, Preset] = {
         "sft": {
-            "lr": 3e-3, "warmup_steps": 20, "batch_size": 64, "epochs": 1, "max_steps": 500, "max_length": 192,
+            "lr": 3e-3, "max_warmup_steps": 20, "batch_size": 64, "epochs": 1, "max_steps": 500, "max_length": 192,
             "loss_on": "response", "template": "plain",
         },
         "reward": {
-            "lr": 5e-4, "warmup_steps": 20, "batch_size": 32, "epochs": 1, "max_steps": 300, "max_length": 192,
+            "lr": 5e-4, "max_warmup_steps": 20, "batch_size": 32, "epochs": 1, "max_steps": 300, "max_length": 192,
             "template": "plain",
         },
         "ppo": {

@@ -101,9 +101,8 @@ class RewardTrainer:
             self.world.tick()
             right = (score_S[pairs[0]] > score_S[pairs[1]]).sum()
             metrics.add("reward/accuracy", right * microbatch.weight, len(pairs[0]) * microbatch.weight)
-        lr = learning_rate(
-            step, len(self.steps), self.optimizer.lr, self.optimizer.schedule, self.optimizer.warmup_steps
-        )
+        total = len(self.steps)
+        lr = learning_rate(step, total, self.optimizer.lr, self.optimizer.schedule, self.optimizer.warmup(total))
         norm = self.zero.step(lr)
         if not math.isfinite(norm):
             self._stop(step, losses, [[rankings[i] for i in microbatch.ids] for microbatch in plan])

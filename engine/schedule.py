@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from engine.settings import OptimizerSettings
+
 
 def learning_rate(step: int, num_steps: int, peak: float, schedule: str, warmup_steps: int) -> float:
     """The rate of optimizer step `step`, counted from 0, of `num_steps`.
@@ -19,3 +21,26 @@ def learning_rate(step: int, num_steps: int, peak: float, schedule: str, warmup_
         return peak * (1 - done)
     assert schedule == "cosine", schedule
     return peak * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def rate_line(optimizer: OptimizerSettings, num_steps: int) -> str:
+    """The learning rate of a run of so many steps, for the header; it says so where a preset's warm-up is cut."""
+    steps, most = optimizer.warmup(num_steps), optimizer.max_warmup_steps
+    line = f"{optimizer.lr:g}, {optimizer.schedule}"
+    if steps:
+        line += f" after a warm-up of {steps} step{'s' if steps > 1 else ''}"
+    if optimizer.warmup_steps is None and steps < most:
+        line += f" (a tenth of the run, where the preset has {most}: --warmup-steps {most} takes them)"
+    return line
+
+
+def warmup_warning(optimizer: OptimizerSettings, num_steps: int) -> str | None:
+    """A line where the warm-up that was asked for is half of the run or more."""
+    steps = optimizer.warmup(num_steps)
+    if 2 * steps < num_steps or not optimizer.warmup_steps:
+        return None
+    if steps > num_steps:
+        what = f"is longer than the run of {num_steps}: the learning rate gets to {num_steps / steps:.0%} of its peak"
+    else:
+        what = f"is {steps / num_steps:.0%} of the run's {num_steps} steps"
+    return f"warning: the warm-up of {steps} steps {what}; leave --warmup-steps out for a tenth"

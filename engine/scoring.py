@@ -20,18 +20,16 @@ from torch import Tensor, nn
 from engine.batch import PackedBatch
 from engine.encoding import Prompt
 from engine.errors import UserError
-from engine.models import load_model, load_score_weight
+from engine.models import load_config, load_model, load_score_weight
 from engine.modules import Policy, RewardModule
 from engine.packing import first_fit_decreasing
 from engine.reward import score_sequences
-from engine.runs import read_result
+from engine.strict_json import is_number
 from engine.tokenizer import encode_response, load_tokenizer
 from engine.trunk import Trunk, same_trunk
 
-# scorer(batch, trunk_TD, prompts, responses) -> float32 [S], the raw scores of whole sequences. trunk_TD is the output
-# of the trunk that it reads, on the device or the host: what the policy's generation kept, or for a reward model with a
-# trunk of its own what `own_trunk` gave, or None.
-Scorer = Callable[[PackedBatch, Tensor | None, Sequence[str], Sequence[str]], Tensor]
+NORMALISED_CLIP = 10.0  # deviations: where a reward model's normalised scores are clipped when nothing is asked for
+SMALLEST_STD = 1e-6  # relative to the mean, or to 1 where that is more: below, scores differ by rounding only
 
 
 def load_scorer(
@@ -43,12 +41,46 @@ def load_scorer(
     With `offload` one that has its own trunk waits in host memory.
     """
     if _is_callable_name(reward):
-        return _callable_scorer(reward, policy.head_weight.device)
+        return FunctionScorer(reward, policy.head_weight.device)
     return RewardModelScorer(Path(reward), policy, split, tokenizer, tokens_per_microbatch, offload)
 
 
+class FunctionScorer:
+    """Scores of a Python function of (prompt, response), as it gives them."""
+
+    note: str | None = None
+    shares_trunk, trunk = False, None  # it reads text
+
+    def __init__(self, name: str, device: torch.device):
+        self.name, self.function, self.device = name, _import(name), device
+
+    def __call__(
+        self, batch: PackedBatch, trunk_TD: Tensor | None, prompts: Sequence[str], responses: Sequence[str]
+    ) -> Tensor:
+        """float32 [S]: the score of each whole sequence."""
+        scores = [self._one(prompt, response) for prompt, response in zip(prompts, responses)]
+        return torch.tensor(scores, dtype=torch.float32, device=self.device)
+
+    def _one(self, prompt: str, response: str) -> float:
+        value = self.function(prompt, response)
+        try:
+            score = float(value)
+        except (TypeError, ValueError):
+            score = math.nan
+        if not math.isfinite(score):
+            raise UserError(f"--reward {self.name} gave {value!r} for {response[:60]!r}: return a finite number")
+        return score
+
+    def clip(self, asked: float | None) -> float | None:
+        """Where scores are clipped: only where --score-clip says so, as no one knows how large a function's are."""
+        return asked
+
+    def __str__(self) -> str:
+        return "a Python function"
+
+
 class RewardModelScorer:
-    """Scores of a reward model, normalised by what its training run measured."""
+    """Scores of a reward model, normalised by the mean and deviation that its config.json has from its training run."""
 
     def __init__(
         self, path: Path, policy: nn.Module, split: int | None, tokenizer, tokens_per_microbatch: int, offload: bool
@@ -56,8 +88,14 @@ class RewardModelScorer:
         weight_D = _score_weight(path)
         if load_tokenizer(path).get_vocab() != tokenizer.get_vocab():
             raise UserError(f"--reward {path} has another tokenizer than the policy: train it from the same base model")
-        result = read_result(path.parent) or {}
-        self.mean, self.std = result.get("score_mean", 0.0), max(result.get("score_std", 1.0), 1e-6)
+        moments, self.note = score_moments(path), None
+        if moments is None:
+            self.note = (
+                f"note: {path / 'config.json'} has no score_mean and score_std: its scores are used as they are, "
+                "neither normalised nor clipped (launch/reward.py writes both, there and into its run's result.json)"
+            )
+        self.normalises = moments is not None
+        self.mean, self.std = moments or (0.0, 1.0)
         model = load_model(path, policy.head_weight.dtype, "cpu")
         self.shares_trunk = split is not None and same_trunk(model, policy, split)
         if split is not None and not self.shares_trunk:  # as many layers above it as the policy has
@@ -72,6 +110,10 @@ class RewardModelScorer:
     def __call__(
         self, batch: PackedBatch, trunk_TD: Tensor | None, prompts: Sequence[str], responses: Sequence[str]
     ) -> Tensor:
+        """float32 [S]. trunk_TD is the output of the trunk that it reads, on the device or the host.
+
+        What the policy's generation kept, or, with a trunk of its own, what `own_trunk` gave; with None it is run.
+        """
         with self._on_device():
             score_S = score_sequences(self.module, batch, trunk_TD, self.tokens_per_microbatch, self.trunk)
         return (score_S - self.mean) / self.std
@@ -98,10 +140,17 @@ class RewardModelScorer:
         if self.trunk:
             self.trunk.model.to(device)
 
+    def clip(self, asked: float | None) -> float | None:
+        """Where scores are clipped: where --score-clip says so, else at 10 deviations if they are normalised."""
+        return NORMALISED_CLIP if asked is None and self.normalises else asked
 
-def has_own_trunk(scorer: Scorer) -> bool:
-    """Whether it is a reward model whose lower layers are not the policy's, and are apart from its top."""
-    return isinstance(scorer, RewardModelScorer) and scorer.trunk is not None
+    def __str__(self) -> str:
+        if self.shares_trunk:
+            return "reads the policy's trunk, only its top runs"
+        return "a model of its own" + (", in host memory between uses" if self.offload else "")
+
+
+Scorer = FunctionScorer | RewardModelScorer
 
 
 def start_critic(policy: Policy, scorer: Scorer) -> None:
@@ -112,13 +161,39 @@ def start_critic(policy: Policy, scorer: Scorer) -> None:
         policy.separate_critic(None)
 
 
-def describe(scorer: Scorer) -> str:
+def score_moments(path: Path) -> tuple[float, float] | None:
+    """Mean and deviation of a reward model's scores on its training data, from its config.json; None without them.
+
+    UserError for what is no number, and for a deviation of 0: such a model scores everything alike.
+    """
+    config = load_config(path)
+    mean, std = getattr(config, "score_mean", None), getattr(config, "score_std", None)
+    if mean is None and std is None:
+        return None
+    for name, value in (("score_mean", mean), ("score_std", std)):
+        if not is_number(value):
+            raise UserError(f"{path / 'config.json'} has {name} {value!r:.60}: give a number, or remove both")
+    if not std > SMALLEST_STD * max(1.0, abs(mean)):
+        raise UserError(
+            f"{path / 'config.json'} has score_mean {mean}, score_std {std}: its scores of the training data are all "
+            "equal, train it again"
+        )
+    return mean, std
+
+
+def use_scores(raw_S: Tensor, clip: float | None) -> tuple[Tensor, Tensor]:
+    """float32 [S], the scores that rewards are made of and that are logged, and how many of them were clipped.
+
+    One that is not finite becomes NaN, whatever clipping would make of it: the run must stop.
+    """
+    limit = math.inf if clip is None else clip
+    used_S = torch.where(raw_S.isfinite(), raw_S.clamp(-limit, limit), math.nan)
+    return used_S, (raw_S.isfinite() & (used_S != raw_S)).sum()
+
+
+def describe(scorer: Scorer, clip: float | None) -> str:
     """How it scores, for the header."""
-    if not isinstance(scorer, RewardModelScorer):
-        return "a Python function"
-    if scorer.shares_trunk:
-        return "reads the policy's trunk, only its top runs"
-    return "a model of its own" + (", in host memory between uses" if scorer.offload else "")
+    return f"{scorer}; scores {'not clipped' if clip is None else f'clipped to plus and minus {clip:g}'}"
 
 
 def check_reward(reward: str) -> None:
@@ -127,14 +202,14 @@ def check_reward(reward: str) -> None:
         _import(reward)
     else:
         _score_weight(Path(reward))
+        score_moments(Path(reward))
 
 
 def try_scorer(scorer: Scorer, policy: nn.Module, split: int | None, prompt: Prompt, tokenizer) -> None:
     """Score an empty response, which any policy may give: a scorer that fails does so before anything is written."""
     tokens = (*prompt.tokens, *encode_response(tokenizer, ""))
     batch = PackedBatch.from_sequences([tokens], policy.head_weight.device)
-    reads_policy = split is not None and isinstance(scorer, RewardModelScorer) and scorer.shares_trunk
-    trunk_TD = Trunk(policy, split)(batch) if reads_policy else None
+    trunk_TD = Trunk(policy, split)(batch) if scorer.shares_trunk else None
     score = float(scorer(batch, trunk_TD, [prompt.text], [""])[0])
     if not math.isfinite(score):
         raise UserError(
@@ -151,26 +226,6 @@ def _score_weight(path: Path) -> Tensor:
     if weight_D is None:
         raise UserError(f"--reward {path} has no score head: train one with launch/reward.py, or give module:function")
     return weight_D
-
-
-def _callable_scorer(name: str, device: torch.device) -> Scorer:
-    function = _import(name)
-
-    def score_one(prompt: str, response: str) -> float:
-        value = function(prompt, response)
-        try:
-            score = float(value)
-        except (TypeError, ValueError):
-            score = math.nan
-        if not math.isfinite(score):
-            raise UserError(f"--reward {name} gave {value!r} for {response[:60]!r}: return a finite number")
-        return score
-
-    def score(batch: PackedBatch, trunk_TD: Tensor | None, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
-        scores = [score_one(prompt, response) for prompt, response in zip(prompts, responses)]
-        return torch.tensor(scores, dtype=torch.float32, device=device)
-
-    return score
 
 
 def _import(name: str) -> Callable[[str, str], float]:

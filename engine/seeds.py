@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 
 def derive_seed(seed: int, *names: str | int) -> int:
@@ -19,10 +23,17 @@ def shuffled(count: int, seed: int, *names: str | int) -> list[int]:
     return torch.randperm(count, generator=generator).tolist()
 
 
-def batches(count: int, size: int, epochs: int, seed: int, *names: str | int) -> list[list[int]]:
-    """The items of every step: each epoch uses every item once, in an order of its own; its last batch may be short."""
-    steps = []
-    for epoch in range(epochs):
-        order = shuffled(count, seed, *names, epoch)
-        steps += [order[i : i + size] for i in range(0, count, size)]
-    return steps
+def batches(count: int, size: int, epochs: int, seed: int, *names: str | int, fewest: int = 1) -> list[list[int]]:
+    """The items of every step: each epoch uses every item once, in an order of its own, cut as `even_parts` says."""
+    return [part for epoch in range(epochs) for part in even_parts(shuffled(count, seed, *names, epoch), size, fewest)]
+
+
+def even_parts(items: Sequence[T], size: int, fewest: int = 1) -> list[list[T]]:
+    """As few parts as hold at most `size` each, of equal length to one: a small rest would get a whole step's rate.
+
+    A part with less than `fewest` is not made, though the others become longer than `size`.
+    """
+    count = min(-(-len(items) // size), max(1, len(items) // fewest))
+    shortest, longer = divmod(len(items), count)
+    ends = [shortest * i + min(i, longer) for i in range(count + 1)]
+    return [list(items[start:end]) for start, end in zip(ends, ends[1:])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import MISSING, dataclass, field
 from typing import Any
 
@@ -15,8 +16,13 @@ def flag(help: str, default: Any = MISSING, **metadata: Any) -> Any:
 
 
 def _at_least(name: str, value: float, limit: float) -> None:
-    if not value >= limit:
-        raise UserError(f"--{name} is {value}: give {limit} or more")
+    if not limit <= value < math.inf:
+        raise UserError(f"--{name.replace('_', '-')} is {value}: give {limit} or more")
+
+
+def _above_zero(name: str, value: float, hint: str = "") -> None:
+    if not value > 0:
+        raise UserError(f"--{name.replace('_', '-')} is {value}: give more than 0{hint}")
 
 
 def check_room(max_new_tokens: int, max_length: int) -> None:
@@ -26,6 +32,31 @@ def check_room(max_new_tokens: int, max_length: int) -> None:
             f"--max-new-tokens is {max_new_tokens}, --max-length is {max_length}: no prompt fits, "
             "lower the first or raise the second"
         )
+
+
+def check_iteration(ppo: PPOSettings, batch_size: int) -> None:
+    """UserError for an iteration of a single rollout, and for one that could make the KL's adaptive weight negative."""
+    if batch_size < 2:
+        raise UserError(
+            f"--batch-size is {batch_size}: PPO compares the rollouts of an iteration, one alone teaches nothing: "
+            "give 2 or more"
+        )
+    if ppo.kl_controller == "adaptive" and not ppo.kl_horizon >= batch_size:
+        raise UserError(
+            f"--kl-horizon is {ppo.kl_horizon}, --batch-size is {batch_size}: an iteration could turn the KL's weight "
+            "negative, raise the first"
+        )
+
+
+def check_rollouts(prompts: int, batch_size: int, ranks: int) -> None:
+    """UserError unless an iteration of PPO has a rollout for every rank, and more than one in all."""
+    if min(prompts, batch_size) < ranks:
+        raise UserError(
+            f"{prompts} prompts in iterations of {batch_size} leave one of {ranks} ranks without any: give more "
+            "prompts, a larger --batch-size, or fewer ranks"
+        )
+    if prompts < 2:
+        raise UserError("there is one prompt: PPO compares the rollouts of an iteration, give 2 prompts or more")
 
 
 def check_top_layers(top_layers: str) -> None:
@@ -70,10 +101,10 @@ class RunSettings:
         if odd := set(self.monitors) - {"tensorboard", "csv", "wandb"}:
             raise UserError(f"--monitor: {min(odd)!r} is unknown, give some of tensorboard,csv,wandb, or none")
         if self.max_steps is not None:
-            _at_least("max-steps", self.max_steps, 1)
-        _at_least("save-every", self.save_every, 0)
+            _at_least("max_steps", self.max_steps, 1)
+        _at_least("save_every", self.save_every, 0)
         _at_least("keep", self.keep, 1)
-        _at_least("hang-timeout", self.hang_timeout, 1)
+        _at_least("hang_timeout", self.hang_timeout, 1)
         if self.resume and self.overwrite:
             raise UserError("--resume and --overwrite are both given: the one continues a run, the other replaces it")
         if self.override and not self.resume:
@@ -92,21 +123,30 @@ class OptimizerSettings:
     _argument_group_name = "optimizer"
     lr: float = flag("peak learning rate")
     schedule: str = flag("shape after the warm-up", choices=["constant", "linear", "cosine"])
-    warmup_steps: int = flag("steps of linear warm-up")
+    max_warmup_steps: int = flag(
+        "longest warm-up where --warmup-steps is not given: then a tenth of the steps, or this"
+    )
     weight_decay: float = flag("decoupled weight decay of matrices")
     beta1: float = flag("decay of the mean of gradients")
     beta2: float = flag("decay of the mean of squares")
     eps: float = flag("AdamW's epsilon", 1e-8)
     max_grad_norm: float = flag("clip the global gradient norm to this", 1.0)
+    warmup_steps: int | None = flag("steps of linear warm-up, however many there are in all", None)
 
     def __post_init__(self) -> None:
-        for name in ("lr", "warmup_steps", "weight_decay", "eps"):
-            _at_least(name.replace("_", "-"), getattr(self, name), 0)
+        for name in ("lr", "max_warmup_steps", "weight_decay"):
+            _at_least(name, getattr(self, name), 0)
+        if self.warmup_steps is not None:
+            _at_least("warmup_steps", self.warmup_steps, 0)
+        _above_zero("eps", self.eps, " (a weight without a gradient is divided by it)")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"--{name} is {getattr(self, name)}: give 0 or more, below 1")
-        if not self.max_grad_norm > 0:
-            raise UserError(f"--max-grad-norm is {self.max_grad_norm}: give more than 0 (a large number clips nothing)")
+        _above_zero("max_grad_norm", self.max_grad_norm, " (a large number clips nothing)")
+
+    def warmup(self, num_steps: int) -> int:
+        """Steps of warm-up in a run of so many: what was asked for, else a tenth, no more than the preset has."""
+        return min(self.max_warmup_steps, num_steps // 10) if self.warmup_steps is None else self.warmup_steps
 
 
 @dataclass(frozen=True)
@@ -133,10 +173,10 @@ class BatchSettings:
     )
 
     def __post_init__(self) -> None:
-        _at_least("trunk-cache", self.trunk_cache, 0)
+        _at_least("trunk_cache", self.trunk_cache, 0)
         for name in ("batch_size", "epochs", "tokens_per_microbatch"):
-            _at_least(name.replace("_", "-"), getattr(self, name), 1)
-        _at_least("max-length", self.max_length, 2)
+            _at_least(name, getattr(self, name), 1)
+        _at_least("max_length", self.max_length, 2)
         if self.tokens_per_microbatch < self.max_length:
             raise UserError(
                 f"--tokens-per-microbatch is {self.tokens_per_microbatch}, --max-length is {self.max_length}: "
@@ -170,7 +210,7 @@ class RewardSettings:
     heldout: float = flag("share of the rankings held out when no --eval-data is given", 0.05)
 
     def __post_init__(self) -> None:
-        _at_least("top-layers", self.num_top_layers, 0)
+        _at_least("top_layers", self.num_top_layers, 0)
         if not 0 <= self.heldout < 1:
             raise UserError(f"--heldout is {self.heldout}: give a share of 0 or more, below 1")
 
@@ -210,21 +250,27 @@ class PPOSettings:
     clip: float = flag("clip range of the ratio", 0.2)
     value_clip: float = flag("clip range of the value", 0.2)
     vf_coef: float = flag("weight of the value loss", 1.0)
-    score_clip: float = flag("normalised scores are clipped to plus and minus this", 10.0)
+    score_clip: float | None = flag(
+        "scores are clipped to plus and minus this (default: 10 for a reward model's normalised ones, none for others)",
+        None,
+    )
     missing_eos_penalty: float = flag("taken off the score of a response that ran out of tokens", 0.0)
     eval_samples: int = flag("answers sampled to each prompt of --eval-data, before and after", 1)
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "minibatch_size", "ppo_epochs", "slots", "eval_samples"):
-            _at_least(name.replace("_", "-"), getattr(self, name), 1)
+            _at_least(name, getattr(self, name), 1)
+        for name in ("kl_coef", "vf_coef", "missing_eos_penalty"):
+            _at_least(name, getattr(self, name), 0)
         check_top_layers(self.top_layers)
         if self.sampling.temperature == 0:
             raise UserError(f"--temperature is {self.temperature}: PPO must sample, give more than 0")
-        for name in ("clip", "value_clip", "kl_horizon", "score_clip"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}: give more than 0")
-        if self.kl_controller == "adaptive" and not self.kl_target > 0:
-            raise UserError(f"--kl-target is {self.kl_target}: give more than 0, or --kl-controller fixed")
+        for name in ("clip", "value_clip", "kl_horizon"):
+            _above_zero(name, getattr(self, name))
+        if self.score_clip is not None:
+            _above_zero("score_clip", self.score_clip)
+        if self.kl_controller == "adaptive":
+            _above_zero("kl_target", self.kl_target, ", or --kl-controller fixed")
         for name in ("gamma", "lam"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"--{name} is {getattr(self, name)}: give 0 to 1")
@@ -277,8 +323,8 @@ class ResponseSettings:
 
     def __post_init__(self) -> None:
         for name in ("num_responses", "max_new_tokens"):
-            _at_least(name.replace("_", "-"), getattr(self, name), 1)
-        _at_least("min-new-tokens", self.min_new_tokens, 0)
+            _at_least(name, getattr(self, name), 1)
+        _at_least("min_new_tokens", self.min_new_tokens, 0)
         if self.min_new_tokens > self.max_new_tokens:
             raise UserError(
                 f"--min-new-tokens is {self.min_new_tokens}, --max-new-tokens is {self.max_new_tokens}: "

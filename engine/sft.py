@@ -96,9 +96,8 @@ class SFTTrainer:
             metrics.add("loss/sft", loss, len(columns_A) * microbatch.weight)
             losses.append(loss.detach())
             self.world.tick()
-        lr = learning_rate(
-            step, len(self.steps), self.optimizer.lr, self.optimizer.schedule, self.optimizer.warmup_steps
-        )
+        total = len(self.steps)
+        lr = learning_rate(step, total, self.optimizer.lr, self.optimizer.schedule, self.optimizer.warmup(total))
         norm = self.zero.step(lr)
         if not math.isfinite(norm):
             self._stop(step, losses, [[examples[i] for i in microbatch.ids] for microbatch in plan])

@@ -70,6 +70,13 @@ RULES = (
         "{val/explained_variance:.2f})",
         "look at loss/value_avg; raise --lr or --vf-coef, or give --critic separate",
     ),
+    # Ten deviations, or whatever was asked for, is where scores end that mean something: more than one in twenty there,
+    # and what is beyond is rewarded no more.
+    Rule(
+        "score_clip", lambda x, _: x["rollout/score_clipped"] > 0.05, 1,
+        "{rollout/score_clipped:.0%} of the scores are clipped",
+        "look at the scores in samples.jsonl: raise --score-clip if the answers deserve more, else --kl-coef",
+    ),
     # Then every advantage comes from the KL penalty and the critic's own error.
     Rule(
         "equal_scores", lambda x, _: x["rollout/score_std"] == 0, 1,

@@ -23,6 +23,7 @@ from engine.models import load_model, load_score_weight
 from engine.models.hf import load_config
 from engine.monitors import take_monitors
 from engine.runs import Run, template_of
+from engine.schedule import rate_line, warmup_warning
 from engine.settings import BatchSettings, RunSettings
 from engine.tokenizer import check_vocab, load_tokenizer
 from engine.zero import read_ds_config
@@ -43,11 +44,14 @@ class Job:
     dtype: torch.dtype
     settings: Sequence[Any]
 
-    def header(self, title: str, rows: dict[str, object]) -> None:
-        """What will run, and where its results go."""
+    def header(self, title: str, rows: dict[str, object], steps: int) -> None:
+        """What will run in so many steps, at which learning rate, and where its results go."""
         zero = self.ds_config.get("zero_optimization", {}).get("stage", 0)
         ranks = f"{self.world.size} x {self.world.device.type}, {str(self.dtype).removeprefix('torch.')}, ZeRO-{zero}"
-        self.console.header(title, {**rows, "ranks": ranks, "results": self.run.path})
+        rows |= {"rate": rate_line(self.settings[1], steps), "ranks": ranks, "results": self.run.path}
+        self.console.header(title, rows)
+        if line := warmup_warning(self.settings[1], steps):
+            self.console.say(line)
 
     def disk(self, count: int, batch: BatchSettings, model: Any, trained: int, **sizes: int) -> str:
         """What the run may take of the disk, for the header; UserError where that is not free.

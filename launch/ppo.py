@@ -20,7 +20,16 @@ from engine.prompts import load_template
 from engine.records import read_instructions
 from engine.runs import read_result
 from engine.scoring import check_reward, describe, load_scorer, try_scorer
-from engine.settings import BatchSettings, OptimizerSettings, PPOSettings, RunSettings, check_room, split_of
+from engine.settings import (
+    BatchSettings,
+    OptimizerSettings,
+    PPOSettings,
+    RunSettings,
+    check_iteration,
+    check_rollouts,
+    check_room,
+    split_of,
+)
 from launch import reward, sft
 from launch.common import (
     Job,
@@ -63,6 +72,7 @@ def train(
 ) -> None:
     """Read and check everything, then train, save and measure."""
     check_room(ppo.max_new_tokens, batch.max_length)
+    check_iteration(ppo, batch.batch_size)
     room, template = batch.max_length - ppo.max_new_tokens, load_template(batch.template)
     if ppo.reward:
         check_reward(ppo.reward)
@@ -85,8 +95,9 @@ def train(
         checks = encode_prompts(read_prompts(checks_file), tokenizer, template, room, batch.truncate)
     scorer = load_scorer(reward_name, model, split, tokenizer, batch.tokens_per_microbatch, ppo.reward_offload)
     try_scorer(scorer, model, split, prompts[0], tokenizer)
-    if len(prompts) < job.world.size:
-        raise UserError(f"{data} has {len(prompts)} prompts for {job.world.size} ranks: start fewer ranks")
+    if scorer.note:
+        job.console.say(scorer.note)
+    check_rollouts(len(prompts), batch.batch_size, job.world.size)
 
     trained = num_trained(model, split) * (2 if ppo.critic == "separate" else 1)
     disk = job.disk(
@@ -99,12 +110,12 @@ def train(
     )  # fmt: skip
     job.header(f"PPO in {job.language.name}", {
         "policy": f"{model_dir} (top {ppo.top_layers} of {model.num_layers} layers trained)",
-        "reward": f"{reward_name} ({describe(scorer)})",
+        "reward": f"{reward_name} ({describe(scorer, trainer.score_clip)})",
         "data": f"{data} ({len(prompts):,} prompts)",
         "plan": f"{len(trainer.steps)} iterations of {batch.batch_size} rollouts of up to {ppo.max_new_tokens} tokens",
         "update": f"{ppo.ppo_epochs} PPO epochs, {ppo.minibatch_size} rollouts a step",
         "disk": disk,
-    })  # fmt: skip
+    }, len(trainer.steps))  # fmt: skip
     answers = partial(
         sample_answers, model, tokenizer, checks, scorer, ppo, split, run_settings.seed, batch.batch_size, job.world,
         job.console,

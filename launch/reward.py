@@ -108,11 +108,13 @@ def train(
         "held out": f"{len(heldout):,} rankings",
         "plan": f"{len(trainer.steps)} steps of {batch.batch_size} prompts",
         "disk": disk,
-    })  # fmt: skip
+    }, len(trainer.steps))  # fmt: skip
     result = trainer.train()
 
     def export() -> None:
-        save_trained(trainer.zero, model, job.run.model_dir, with_chat_template(tokenizer, template), job.world)
+        moments = result["score_mean"], result["score_std"]
+        tokenizer_out = with_chat_template(tokenizer, template)
+        save_trained(trainer.zero, model, job.run.model_dir, tokenizer_out, job.world, moments)
 
     with trainer.checkpoints.finishing():
         trainer.checkpoints.part(export)

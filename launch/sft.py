@@ -81,7 +81,7 @@ def train(
         "data": f"{data} ({len(examples):,} sequences, {sum(lengths):,} tokens)",
         "plan": f"{len(trainer.steps)} steps of {batch.batch_size} sequences, loss on {sft.loss_on}",
         "disk": disk,
-    })  # fmt: skip
+    }, len(trainer.steps))  # fmt: skip
     result = trainer.train()
 
     def export() -> None:

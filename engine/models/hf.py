@@ -112,16 +112,18 @@ def save_model(
     path: str | Path,
     tokenizer: PreTrainedTokenizerBase | None = None,
     score_weight_D: Tensor | None = None,
+    score_moments: tuple[float, float] | None = None,
     max_shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write a directory that transformers loads with equal logits, or, with a score head [D], with equal scores.
 
     The directory appears whole or not at all: it is written under another name beside the target, synced, then renamed.
-    A model that is already there is replaced; UserError for a target that holds anything else.
+    A model that is already there is replaced; UserError for a target that holds anything else. `score_moments` are the
+    mean and deviation of a reward model's scores; without, it keeps those of the model's config.
     """
     path = Path(path).resolve()
     _check_replaceable(path)
-    config = _config_to_save(model, tokenizer, reward=score_weight_D is not None)
+    config = _config_to_save(model, tokenizer, score_weight_D is not None, score_moments)
     table = TABLES[config.model_type]
     tensors = {written_name(table, ours): parameter for ours, parameter in model.named_parameters()}
     if score_weight_D is not None:
@@ -179,7 +181,9 @@ def _check_replaceable(path: Path) -> None:
         raise UserError(f"{path} exists and is not a model directory: choose another path or move it away")
 
 
-def _config_to_save(model: Bloom | Llama, tokenizer: PreTrainedTokenizerBase | None, reward: bool) -> PretrainedConfig:
+def _config_to_save(
+    model: Bloom | Llama, tokenizer: PreTrainedTokenizerBase | None, reward: bool, moments: tuple[float, float] | None
+) -> PretrainedConfig:
     config = copy.deepcopy(model.config)
     config.dtype = model.embedding.weight.dtype
     task = "ForSequenceClassification" if reward else "ForCausalLM"
@@ -187,6 +191,12 @@ def _config_to_save(model: Bloom | Llama, tokenizer: PreTrainedTokenizerBase | N
     if reward:
         config.num_labels = 1
         config.pad_token_id = _score_pad_id(config, tokenizer)
+    # transformers keeps fields it does not know: whoever copies or saves a reward model again keeps these.
+    if moments is not None:
+        config.score_mean, config.score_std = moments
+    if not reward:
+        for name in ("score_mean", "score_std"):
+            vars(config).pop(name, None)
     return config
 
 

@@ -30,6 +30,15 @@ def test_ranks_need_not_be_consecutive():
     assert [x.tolist() for x in ranking_pairs([[7, 3, 3]])] == [[1, 2], [0, 0], [0.5, 0.5]]
 
 
+def test_a_prompt_of_ties_only_contributes_nothing():
+    pairs = ranking_pairs([[1, 1, 1], [2, 1]])
+    assert [x.tolist() for x in pairs] == [[4], [3], [1.0]]
+    assert [x.tolist() for x in ranking_pairs([[2, 2]])] == [[], [], []]
+    score_S = torch.zeros(2, requires_grad=True)
+    loss = ranking_loss(score_S, *ranking_pairs([[2, 2]]))
+    assert loss.item() == 0 and gradient(score_S, loss).tolist() == [0, 0]
+
+
 def test_the_ranking_loss_by_hand():
     score_S = torch.tensor([1.0, 0.2, -0.5, 0.7, 0.3, -0.1], requires_grad=True)
     loss = ranking_loss(score_S, *ranking_pairs([[1, 2, 2, 3], [2, 1]]))

@@ -3,13 +3,18 @@
 import copy
 import dataclasses
 import json
+import math
 
 import pytest
 import torch
 
 import engine.ppo
+from engine.batch import PackedBatch
 from engine.errors import UserError
 from engine.metrics import Metrics
+from engine.modules import Policy
+from engine.scoring import use_scores
+from engine.settings import check_rollouts
 from tests.engine.trainers import (
     EVERY_STAGE,
     FAMILIES,
@@ -19,6 +24,7 @@ from tests.engine.trainers import (
     make_trainer,
     one_rank,
     prompts,
+    share_of_even_words,
     tiny_model,
     train,
     without_clock,
@@ -37,15 +43,19 @@ def logged(folder):
 
 def test_two_ranks_equal_one(tmp_path):
     """Two iterations; minibatches of one rollout leave a rank without any. ZeRO-3 generates from a gathered copy."""
-    every_layer = {"family": "llama", "zero": "zero3", "top_layers": "all", "kl_estimator": "k3"}
-    check_two_ranks("ppo", tmp_path, {"zero0": {"zero": "zero0"}, "zero3": {"zero": "zero3"}, "all": every_layer})
+    cases = {
+        "zero0": {"zero": "zero0"}, "zero3": {"zero": "zero3"},
+        "all": {"family": "llama", "zero": "zero3", "top_layers": "all", "kl_estimator": "k3"},
+    }  # fmt: skip
+    check_two_ranks("ppo", tmp_path, {name: {**case, "minibatch_size": 2} for name, case in cases.items()})
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("top_layers", ["2", "all"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_two_ranks_equal_one_under_every_stage(tmp_path, family, top_layers):
-    cases = {zero: {"zero": zero, "family": family, "top_layers": top_layers} for zero in EVERY_STAGE}
+    case = {"family": family, "top_layers": top_layers, "minibatch_size": 2}
+    cases = {zero: {"zero": zero, **case} for zero in EVERY_STAGE}
     check_two_ranks("ppo", tmp_path, cases)
 
 
@@ -62,6 +72,28 @@ def test_the_first_step_starts_from_ratio_one_and_no_kl(world, tmp_path, family,
         assert row["val/first_ratio_error"] < 1e-5
         assert row["rollout/logprob_difference"] < 1e-4
         assert row["val/ratio"] != 1.0 and row["policy/approxkl_avg"] > 1e-6
+
+
+def test_the_values_of_a_bfloat16_critic_are_float32(world):
+    model = tiny_model("bloom").bfloat16()
+    policy = Policy(model, 1)
+    torch.nn.init.normal_(policy.value.weight, generator=torch.Generator().manual_seed(0))
+    policy.value.bias.data.fill_(-2.0)
+    batch = PackedBatch.from_sequences([p.tokens for p in prompts(30)])
+    columns_A = torch.arange(batch.num_tokens)[1::2]
+    with torch.no_grad():
+        trunk_TD = model.run(model.embed(batch), batch, 0, 1)
+        value_A = policy(batch, trunk_TD, columns_A, 1.0)[2]
+        expected_A = policy.body(batch, trunk_TD, columns_A).double() @ policy.value.weight[0].double() - 2
+    torch.testing.assert_close(value_A.double(), expected_A, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("count", "size", "sizes"), [(9, 8, [5, 4]), (5, 2, [3, 2]), (9, 5, [5, 4])])
+def test_no_iteration_of_an_epoch_is_a_single_rollout(world, tmp_path, count, size, sizes):
+    """Whitening would take the mean of its advantages away, and with it the sign of its score."""
+    trainer = make_trainer("ppo", world, tmp_path / "run", data=prompts(count), batch_size=size, max_steps=None)
+    assert [len(step) for step in trainer.steps] == 2 * sizes
+    assert [len(ids) for ids in trainer.minibatches(1, 0)] == ([2, 2] if sizes[1] == 4 else [2])
 
 
 def test_bfloat16(world, tmp_path):
@@ -142,6 +174,37 @@ def test_an_experience_holds_what_ppo_needs(world, tmp_path):
     assert rewards == pytest.approx([s - p for s, p in zip(scores, penalties)], abs=1e-5)
 
 
+def far_apart(prompt: str, response: str) -> float:
+    return 80.0 if share_of_even_words(prompt, response) > 0.4 else 20.0
+
+
+@pytest.mark.parametrize(("clip", "most", "share"), [(None, 80.0, None), (50.0, 50.0, "some"), (10.0, 10.0, 1.0)])
+def test_a_functions_scores_are_clipped_only_where_asked(world, tmp_path, clip, most, share):
+    """What is logged as a score is what the reward is made of; the share that was clipped is logged beside it."""
+    trainer = make_trainer(
+        "ppo", world, tmp_path / "run", reward="tests.engine.test_ppo:far_apart", score_clip=clip, max_steps=1
+    )
+    collect, seen = trainer.collect, []
+    trainer.collect = lambda *args: seen.append(collect(*args)) or seen[-1]
+    (row,) = train(trainer)["rows"]
+    x = seen[0]
+    scores = x.score_S.tolist()
+    assert set(scores) == {min(20.0, most), most}
+    rewards = [float(r.sum()) for r in x.reward_T.split(x.batch.lengths)]  # the KL is 0 in the first iteration
+    assert rewards == pytest.approx(scores, rel=1e-5)
+    assert row["objective/scores"] == pytest.approx(sum(scores) / len(scores))
+    share = scores.count(50.0) / len(scores) if share == "some" else share
+    assert row.get("rollout/score_clipped") == share
+    sampled = [json.loads(line)["score"] for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert sampled == scores[:4]
+
+
+def test_a_score_that_is_not_finite_is_not_clipped_away():
+    used_S, clipped = use_scores(torch.tensor([math.inf, -math.inf, math.nan, 30.0, -1.0]), 10.0)
+    assert used_S.isnan().tolist() == [True, True, True, False, False]
+    assert used_S[3:].tolist() == [10.0, -1.0] and int(clipped) == 1
+
+
 def test_every_rollout_is_used_once_a_ppo_epoch(world, tmp_path):
     trainer = make_trainer("ppo", world, tmp_path / "run", epochs=3, max_steps=None, ppo_epochs=3)
     used = []
@@ -212,7 +275,7 @@ def alone(monkeypatch):
 
 @pytest.mark.usefixtures("alone")
 def test_no_random_stream_is_used_twice(world, tmp_path, monkeypatch):
-    """Also where a remainder smaller than the ranks is left out of each epoch: here one of three prompts."""
+    """Also where a rest smaller than the ranks joins the iteration before: here the third prompt of each epoch."""
     asked, generate = [], engine.ppo.generate
 
     def spy(model, requests, *rest):
@@ -227,15 +290,17 @@ def test_no_random_stream_is_used_twice(world, tmp_path, monkeypatch):
         )  # fmt: skip
         for iteration in range(len(trainer.steps)):
             trainer.collect(iteration, Metrics())
-    assert len(asked) == 6 and len(set(asked)) == 6
-    assert sorted(sample for _, sample in asked) == [0, 0, 1, 1, 2, 2]
+    assert sorted(asked) == [(prompt, sample) for prompt in range(3) for sample in range(3)]
 
 
-@pytest.mark.usefixtures("alone")
-def test_fewer_rollouts_than_ranks_are_an_error(world, tmp_path):
-    two = dataclasses.replace(world, size=2)
-    with pytest.raises(UserError, match="9 prompts in iterations of 1 leave one of 2 ranks"):
-        make_trainer("ppo", two, tmp_path / "run", batch_size=1)
+def test_fewer_rollouts_than_ranks_are_an_error():
+    with pytest.raises(UserError, match="9 prompts in iterations of 2 leave one of 3 ranks"):
+        check_rollouts(9, 2, 3)
+    with pytest.raises(UserError, match="2 prompts in iterations of 64 leave one of 3 ranks"):
+        check_rollouts(2, 64, 3)
+    with pytest.raises(UserError, match="there is one prompt: .*give 2 prompts or more"):
+        check_rollouts(1, 64, 1)
+    check_rollouts(9, 3, 3)
 
 
 @pytest.mark.parametrize("critic", ["shared", "separate"])

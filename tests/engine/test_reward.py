@@ -1,17 +1,21 @@
 """Reward training: K forwards and all pairs by hand, moments and accuracy by hand, two ranks equal one, it learns."""
 
+import json
 import math
 import random
+import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import AutoModelForSequenceClassification
 
 from engine.batch import PackedBatch
 from engine.encoding import Example, RankedExamples
-from engine.models import load_model, load_score_weight
+from engine.errors import UserError
+from engine.models import load_model, load_score_weight, save_model
 from engine.modules import RewardModule
-from engine.scoring import load_scorer
+from engine.scoring import check_reward, load_scorer, score_moments
 from tests.engine.trainers import (
     EOS,
     EVERY_STAGE,
@@ -119,6 +123,19 @@ def test_a_new_head_scores_with_deviation_about_one(family):
     assert torch.tensor(scores).std() == pytest.approx(1, abs=0.2)
 
 
+def test_a_bfloat16_model_scores_in_float32(world):
+    """The head's product is not rounded to bfloat16, where 8 bits would make scores that differ equal."""
+    model = tiny_model("llama").bfloat16()
+    module = RewardModule(model, 3 * RewardModule.new_score_weight(model, 4))
+    rng = random.Random(1)
+    batch = PackedBatch.from_sequences([words(rng, 9) for _ in range(200)])
+    with torch.no_grad():
+        score_S = module(batch, None)
+        h_SD = module.body(batch, None, batch.last_S)
+    torch.testing.assert_close(score_S.double(), h_SD.double() @ module.score.weight[0].double(), rtol=1e-5, atol=1e-5)
+    assert score_S.dtype == torch.float32 and len(set(score_S.tolist())) == len(score_S)
+
+
 def test_from_a_head_of_zeros_all_score_alike(world, tmp_path):
     """The first loss is log 2, and equal scores order no pair rightly."""
     outcome = train(make_trainer("reward", world, tmp_path / "run", score_weight_D=torch.zeros(32)))
@@ -150,11 +167,60 @@ def test_moments_are_those_of_the_scores(world, tmp_path, family):
     )
     assert result["score_mean"] == pytest.approx(float(scores.mean()), abs=1e-6)
     assert result["score_std"] == pytest.approx(float(scores.std(correction=0)), rel=1e-5)
-    scorer = load_scorer(str(folder), tiny_model(family), None, tiny_tokenizer(), 64)
+    (tmp_path / "run" / "result.json").unlink()
+    shutil.move(folder, tmp_path / "elsewhere")  # what the scores are normalised with travels with the model
+    scorer = load_scorer(str(tmp_path / "elsewhere"), tiny_model(family), None, tiny_tokenizer(), 64)
     batch = PackedBatch.from_sequences([e.tokens for r in ranked for e in r.examples])
     torch.testing.assert_close(
         scorer(batch, None, [], []).double(), (scores - scores.mean()) / scores.std(correction=0), atol=1e-4, rtol=1e-4
     )
+
+
+def reward_model(folder, **moments):
+    """A reward model's directory whose config.json has these moments and no others."""
+    model = tiny_model("llama")
+    save_model(model, folder, tiny_tokenizer(), RewardModule.new_score_weight(model, 1))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **moments}))
+    return folder
+
+
+def test_moments_survive_whoever_saves_the_model_again(tmp_path):
+    """Our save_model and transformers' save_pretrained keep them; a language model made from it has none."""
+    folder = reward_model(tmp_path / "rm", score_mean=0.25, score_std=2.5)
+    save_model(load_model(folder), tmp_path / "ours", tiny_tokenizer(), load_score_weight(folder))
+    AutoModelForSequenceClassification.from_pretrained(folder).save_pretrained(tmp_path / "theirs")
+    assert score_moments(tmp_path / "ours") == score_moments(tmp_path / "theirs") == (0.25, 2.5)
+    model = load_model(folder)
+    model.head = tiny_model("llama").head
+    save_model(model, tmp_path / "lm", tiny_tokenizer())
+    assert not {"score_mean", "score_std"} & json.loads((tmp_path / "lm" / "config.json").read_text()).keys()
+
+
+def test_without_moments_scores_are_as_they_are_and_a_line_says_so(tmp_path):
+    folder = reward_model(tmp_path / "rm")
+    scorer = load_scorer(str(folder), tiny_model("llama"), None, tiny_tokenizer(), 64)
+    batch = PackedBatch.from_sequences([words(random.Random(0), 9)])
+    module = RewardModule(load_model(folder), load_score_weight(folder))
+    with torch.no_grad():
+        assert torch.equal(scorer(batch, None, [], []), module(batch, None))
+    assert "config.json has no score_mean and score_std" in scorer.note and scorer.clip(None) is None
+    reward_model(tmp_path / "normal", score_mean=0.1, score_std=0.5)
+    assert load_scorer(str(tmp_path / "normal"), tiny_model("llama"), None, tiny_tokenizer(), 64).note is None
+
+
+@pytest.mark.parametrize(("mean", "std", "words"), [
+    (0.3, 0.0, "score_std 0.0: .* all equal, train it again"),
+    (5000.0, 1e-4, "all equal"),
+    (0.3, -1.0, "all equal"),
+    (0.3, None, "score_std None"),
+    ("0.3", 1.0, "score_mean '0.3'"),
+    (True, 1.0, "score_mean True"),
+])  # fmt: skip
+def test_moments_that_cannot_be_used_are_refused(tmp_path, mean, std, words):
+    folder = reward_model(tmp_path / "rm", score_mean=mean, score_std=std)
+    with pytest.raises(UserError, match=words):
+        check_reward(str(folder))
 
 
 def test_moments_are_of_no_more_than_4096_rankings(world, tmp_path):

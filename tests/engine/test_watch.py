@@ -18,6 +18,7 @@ HEALTHY = {
     "objective/kl": 3.0, "policy/entropy_avg": 2.0, "rollout/empty": 0.0, "rollout/ended_with_eos": 0.9,
     "rollout/score_length_correlation": 0.2, "rollout/response_length": 40.0, "policy/clipfrac_avg": 0.1,
     "val/explained_variance": 0.3, "rollout/score_std": 1.0,
+    "rollout/score_clipped": 0.01,
 }  # fmt: skip
 SICK = {
     "exploding_kl": {"objective/kl": 51.0},
@@ -27,6 +28,7 @@ SICK = {
     "longer_is_better": {"rollout/score_length_correlation": 0.8, "rollout/response_length": 60.0},
     "clip_fraction": {"policy/clipfrac_avg": 0.5},
     "explained_variance": {"val/explained_variance": -0.1},
+    "score_clip": {"rollout/score_clipped": 0.2},
     "equal_scores": {"rollout/score_std": 0.0},
 }
 

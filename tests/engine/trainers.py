@@ -56,8 +56,9 @@ CONFIGS = {
 # eps is large because ranks add in another order: where a gradient is rounding noise (BLOOM's key biases move no loss),
 # Adam with 1e-8 would turn the noise into steps of full size.
 SHARED = {
-    "lang": "ne", "lr": 3e-3, "schedule": "cosine", "warmup_steps": 2, "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95,
-    "eps": 1e-3, "batch_size": 7, "epochs": 2, "max_length": 64, "tokens_per_microbatch": 64,
+    "lang": "ne", "lr": 3e-3, "schedule": "cosine", "warmup_steps": 2, "max_warmup_steps": 0, "weight_decay": 0.1,
+    "beta1": 0.9, "beta2": 0.95, "eps": 1e-3, "batch_size": 7, "epochs": 2, "max_length": 64,
+    "tokens_per_microbatch": 64,
 }  # fmt: skip
 OF_STAGE = {
     "sft": (SFTSettings, {"max_steps": 5}),
@@ -101,7 +102,7 @@ def words(rng: random.Random, count: int, below: int = VOCABULARY) -> tuple[int,
 
 
 def sft_examples(count: int = 15, seed: int = 1) -> list[Example]:
-    """Sequences of 2 to 60 tokens, prompts of 1 to 40: with 15 in batches of 7, every third step has one sequence."""
+    """Sequences of 2 to 60 tokens, prompts of 1 to 40."""
     rng, examples = random.Random(seed), []
     for i in range(count):
         prompt = words(rng, rng.choice([1, 2, 5, 12, 40]))
@@ -123,7 +124,7 @@ def rankings(count: int = 5, seed: int = 2) -> list[RankedExamples]:
 
 
 def prompts(count: int = 9, seed: int = 3) -> list[Prompt]:
-    """Prompts of 1 to 30 tokens: with 9 in batches of 5, every iteration leaves a minibatch of one or two."""
+    """Prompts of 1 to 30 tokens."""
     rng = random.Random(seed)
     tokens = [words(rng, rng.choice([1, 2, 4, 9, 30])) for _ in range(count)]
     return [Prompt(f"p{i}", t, " ".join(f"w{x}" for x in t), "") for i, t in enumerate(tokens)]
@@ -215,7 +216,8 @@ def train(trainer: SFTTrainer | RewardTrainer | PPOTrainer) -> dict[str, Any]:
         if trainer.world.is_first:
             save_model(trainer.model, trainer.run.model_dir, trainer.tokenizer)
     else:
-        save_trained(trainer.zero, trainer.model, trainer.run.model_dir, tiny_tokenizer(), trainer.world)
+        moments = (result["score_mean"], result["score_std"]) if "score_mean" in result else None
+        save_trained(trainer.zero, trainer.model, trainer.run.model_dir, tiny_tokenizer(), trainer.world, moments)
     held = sum(p.numel() for p in trainer.zero.module.parameters()) / sum(v.numel() for v in state.values())
     return {"rows": trainer.run.rows, "result": result, "weights": weights, "held": held}
 

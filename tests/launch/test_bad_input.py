@@ -170,6 +170,8 @@ def test_models_and_rewards(here, refused, monkeypatch, job, changes, words):
     (("ppo",), {"reward": "nowhere"}, "nowhere is not a directory"),
     (("ppo",), {"reward": "absent_module:score"}, "No module named 'absent_module'"),
     (("ppo",), {"max-new-tokens": "64"}, "--max-new-tokens is 64, --max-length is 64"),
+    (("ppo",), {"batch-size": "1"}, "--batch-size is 1: PPO compares"),
+    (("ppo",), {"kl-horizon": "9", "kl-controller": "adaptive"}, "--kl-horizon is 9.0", "raise the first"),
 ))  # fmt: skip
 def test_no_stage_is_run_for_a_mistake_that_shows_before_it(refused, monkeypatch, job, changes, words):
     # Without --model an embedded model is made: from data, by earlier stages.
