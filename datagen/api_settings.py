@@ -15,6 +15,7 @@ from engine.errors import UserError
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 DEFAULT_KEY_VARIABLE = "OPENAI_API_KEY"
+_SECRET_CHARACTERS = 16  # a key of so many is nothing else by chance
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -80,14 +81,16 @@ class Endpoint:
         """The proxy's URL, which may hold a password."""
         return self._proxy
 
-    def scrub(self, body: bytes) -> bytes:
-        """A response without the key, should a server repeat it."""
-        return body.replace(self._key.encode(), b"[key]") if self._key else body
+    def hide_key(self, text: str) -> str:
+        """A message of the API without the key, should a server repeat it, nor the shortened ones that some repeat.
 
-
-def hide_keys(text: str) -> str:
-    """A message of the API without keys, not even the shortened ones that some repeat."""
-    return re.sub(r"(?i)\b(?:(?:sk|pk|key)-|bearer\s+)\S+", "[key]", text)
+        For messages alone, never for answers. A short key may be an everyday word, since local servers take any: it is
+        replaced only where it is a word of its own.
+        """
+        if self._key:
+            key = re.escape(self._key)
+            text = re.sub(key if len(self._key) >= _SECRET_CHARACTERS else rf"(?<!\w){key}(?!\w)", "[key]", text)
+        return re.sub(r"(?i)\b(?:(?:sk|pk|key)-|bearer\s+)\S+", "[key]", text)
 
 
 def endpoints(settings: ApiSettings, environment: Mapping[str, str] = os.environ) -> list[Endpoint]:

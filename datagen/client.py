@@ -174,10 +174,7 @@ class Client:
             return TryAgain(f"connection lost: {type(error).__name__}", tokens=None), None
         if answer is None:
             return TryAgain(f"malformed answer: above {MAX_BODY_BYTES >> 20} MiB", tokens=None), headers
-        answer = endpoint.scrub(answer)
-        return read_response(
-            status, answer, request, endpoint.key_variable, endpoint.host, headers.retry_after_s
-        ), headers
+        return read_response(status, answer, request, endpoint, headers.retry_after_s), headers
 
     async def _back_off(self, attempt: int, outcome: TryAgain, lane: Lane) -> None:
         """Sleeps: exponentially longer, with jitter; at least as long as the API asks, which holds for the lane."""

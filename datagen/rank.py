@@ -138,8 +138,8 @@ class Judge:
             shown_json = _TRANSLATED_BEFORE
         prompt = self.rank_template.substitute(ids=", ".join(names), record=shown_json)
         reply = await ask([*dialog, {"role": "user", "content": prompt}], temperature=_TEMPERATURE)
-        if reply.finish_reason not in ("stop", ""):
-            raise Rejected(f"turn 2: finish_reason: {reply.finish_reason}", reply)
+        if reply.fault:
+            raise Rejected(f"turn 2: {reply.fault}", reply)
         try:
             ranks = parse_ranking(reply.text, len(shown))
         except ValueError as error:
@@ -152,7 +152,7 @@ def _fault_of_translation(answer: dict[str, Any], asked: dict[str, Any]) -> str 
     if not isinstance(answer.get("responses"), dict):
         return "keys: missing 'responses'"
     texts, expected = _flat(answer), _flat(asked)
-    return fault_of_object(texts, expected) or script_fault(" ".join(texts.values()), LANGUAGES["en"])
+    return fault_of_object(texts, expected) or script_fault(" ".join(texts[name] for name in expected), LANGUAGES["en"])
 
 
 def _flat(record: dict[str, Any]) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def _fault(fields: dict[str, Any], previous: int, last: int) -> str | None:
     """Why an object is no task of this answer, None if it is one."""
     if missing := [name for name in FIELDS if name not in fields]:
         return f"without {' and '.join(missing)}"
-    if unknown := [name for name in fields if name not in FIELDS]:
+    if unknown := [name for name in fields if name not in FIELDS and fields[name] not in ("", None)]:
         return f"unknown field {unknown[0]!r:.40}"
     number = fields["number"]
     if type(number) is not int:

@@ -84,9 +84,8 @@ def parse_texts(reply: Reply, texts: Texts) -> dict[str, str]:
 
 def parse_object(reply: Reply) -> dict[str, object]:
     """The one JSON object of a complete answer; otherwise Rejected."""
-    if reply.finish_reason not in ("stop", ""):
-        advice = "; raise --max-tokens" if reply.finish_reason == "length" else ""
-        raise Rejected(f"finish_reason: {reply.finish_reason}{advice}", reply)
+    if reply.fault:
+        raise Rejected(reply.fault, reply)
     if is_refusal(reply.text):
         raise Rejected(f"refusal: {reply.text.strip()!r:.80}", reply)
     try:
@@ -96,8 +95,12 @@ def parse_object(reply: Reply) -> dict[str, object]:
 
 
 def fault_of_object(answer: Mapping[str, object], texts: Texts) -> str | None:
-    """Whether an answer has other keys than the texts, values that are no texts, or others that are empty."""
-    for what, names in (("missing", texts.keys() - answer.keys()), ("added", answer.keys() - texts.keys())):
+    """Whether an answer has other keys than the texts, values that are no texts, or others that are empty.
+
+    An added key that holds nothing is no fault: many models give the `input` back that was not sent for being empty.
+    """
+    added = {name for name in answer.keys() - texts.keys() if not _holds_nothing(answer[name])}
+    for what, names in (("missing", texts.keys() - answer.keys()), ("added", added)):
         if names:
             return f"keys: {what} {sorted(names)[0]!r:.40}"
     for name, source in texts.items():
@@ -107,6 +110,10 @@ def fault_of_object(answer: Mapping[str, object], texts: Texts) -> str | None:
         if bool(text.strip()) != bool(source.strip()):
             return f"empty: {name!r} is {'filled' if text.strip() else 'empty'} in the answer, not in the record"
     return None
+
+
+def _holds_nothing(value: object) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def _batches(parts: Iterable[tuple[str, str]], limit_tokens: int) -> Iterator[dict[str, str]]:

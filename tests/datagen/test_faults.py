@@ -8,6 +8,7 @@ import json
 import pytest
 
 from datagen.answers import RETRIED_STATUSES
+from datagen.pricing import estimate_prompt_tokens, estimate_tokens
 from datagen.simulate import Simulator
 from datagen.simulate_faults import FAULTS
 from tests.datagen.api_helpers import ask_once, ask_twice, echo, numbers, quick_settings, read_lines, run_in
@@ -191,7 +192,7 @@ def test_nobody_listens(tmp_path):
 
 
 def test_a_server_that_shows_the_key_in_every_part_of_its_answer(tmp_path):
-    """In the content, in an error's message, in a header and in a body that is no JSON."""
+    """In an error's message, a header and a body that is no JSON; an answer that holds it is kept as it came."""
 
     async def serve(reader, writer):
         shown = 0
@@ -225,8 +226,24 @@ def test_a_server_that_shows_the_key_in_every_part_of_its_answer(tmp_path):
         return summary
 
     summary = asyncio.run(go())
-    assert summary.rejected == 2 and "[key]" in read_lines(tmp_path / "out.jsonl")[0]["text"]
+    assert summary.rejected == 2 and read_lines(tmp_path / "out.jsonl")[0]["text"] == f"your key is {KEY}"
+    for path in (tmp_path / "out.jsonl", tmp_path / "journal"):
+        path.write_bytes(path.read_bytes().replace(f"your key is {KEY}".encode(), b"").replace(KEY.encode(), b"", 1))
     nothing_shows_the_key(tmp_path, summary, *told)
+
+
+@pytest.mark.parametrize("key", ["test", "null", "e", "5"])
+def test_a_short_key_spoils_no_answer(tmp_path, monkeypatch, key):
+    """Local servers take any key: it stands in texts, in the JSON's own words and in the counts of tokens."""
+    monkeypatch.setenv("TEST_API_KEY", key)
+
+    async def go():
+        async with Simulator(answer=lambda messages, seed: "getestet: null, 5") as server:
+            return await run_in(tmp_path, numbers(1), ask_once, quick_settings(server.url, max_attempts=2))
+
+    summary = asyncio.run(go())
+    assert read_lines(tmp_path / "out.jsonl") == [{"n": 0, "text": "getestet: null, 5"}]
+    assert sum(summary.tokens) == estimate_prompt_tokens([{"content": "say 0"}]) + estimate_tokens("getestet: null, 5")
 
 
 def test_a_body_without_end_is_cut(tmp_path, monkeypatch):

@@ -131,6 +131,12 @@ def test_two_turns_in_one_conversation_and_identical_responses_tie():
     assert '"bad"' in first and '"bad"' not in second
 
 
+def test_an_empty_input_that_turn_1_adds_is_no_fault():
+    record = {**RECORD, "input": ""}
+    row, asked = ranked(record, turn1=lambda shown: {**shown, "input": "", "note": None})
+    assert "input" not in asked[0][0]["content"].rsplit("\n{\n", 1)[1] and row["ranks"] == [3, 1, 3, 2]
+
+
 def test_english_needs_one_turn():
     row, asked = ranked({**RECORD, "lang": "en"}, "en")
     assert row["ranks"] == [3, 1, 3, 2]

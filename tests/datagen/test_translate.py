@@ -82,7 +82,10 @@ def test_a_code_fence_around_the_object_is_taken_off(fenced):
         ("[]", "JSON: a JSON object was asked for, not list"),
         ('{"instruction": "a", "instruction": "b"}', "JSON: field 'instruction' is given twice"),
         ({"instruction": FRENCH["instruction"]}, "keys: missing 'output'"),
-        ({**FRENCH, "input": ""}, "keys: added 'input'"),
+        (Reply(json.dumps(FRENCH), "MAX_TOKENS", 1, 1), "finish_reason: MAX_TOKENS; raise --max-tokens"),
+        (Reply(json.dumps(FRENCH), "SAFETY", 1, 1), "finish_reason: SAFETY"),
+        ({**FRENCH, "input": "x"}, "keys: added 'input'"),
+        ({**FRENCH, "note": 3}, "keys: added 'note'"),
         ({**FRENCH, "output": 24}, "keys: 'output' is no text"),
         ({**FRENCH, "output": " "}, "empty: 'output' is empty in the answer"),
         ({**FRENCH, "output": FRENCH["output"].replace("24", "25")}, "numbers: lost 24 (in output)"),
@@ -101,6 +104,17 @@ def test_each_check_gives_its_reason(answer, reason):
         asked(RECORD, answer)
     assert rejected.value.reason.startswith(reason)
     assert rejected.value.reply is not None
+
+
+@pytest.mark.parametrize("finish_reason", ["eos_token", "eos", "end_turn", "STOP", "full moon"])
+def test_any_spelling_of_a_whole_answer_is_taken(finish_reason):
+    assert asked(RECORD, Reply(json.dumps(FRENCH), finish_reason, 1, 1))[0]["output"] == FRENCH["output"]
+
+
+@pytest.mark.parametrize("nothing", ["", " \n", None])
+def test_a_key_that_holds_nothing_and_was_not_asked_for_is_no_fault(nothing):
+    texts = {name: text for name, text in RECORD.items() if text}
+    assert asked(texts, {**FRENCH, "input": nothing})[0] == asked(texts, FRENCH)[0]
 
 
 def test_code_without_a_fence_may_change_in_comments_only():
