@@ -50,7 +50,7 @@ class Reply:
 
     @property
     def fault(self) -> str | None:
-        """Why the text cannot be whole. None where it may be: after an unknown finish_reason its text must show that."""
+        """Why the text cannot be whole. None where it may be: after an unknown reason its text must show that."""
         if self.ending in (COMPLETE, UNKNOWN):
             return None
         return f"finish_reason: {self.finish_reason}{'; raise --max-tokens' if self.ending == CUT else ''}"

@@ -33,6 +33,7 @@ from datagen.chat import Ask, Record, Rejected, Reply, Work
 from datagen.journal import Tokens
 from datagen.session import Outcome, Session
 from engine.errors import UserError
+from engine.strict_json import is_utf8
 
 __all__ = [
     "ApiSettings",
@@ -109,6 +110,8 @@ async def run(
             async for outcome in session.outcomes(records, work):
                 if review is not None and outcome.reason is None:
                     outcome = await _reviewed(session, outcome, work, review)
+                if not is_utf8(outcome.rows):
+                    outcome = replace(outcome, rows=[], reason="half a surrogate pair in a row")
                 counts[0] += 1
                 if outcome.reason is None:
                     counts[2] += rows_file.write(outcome.rows)
@@ -201,6 +204,6 @@ class _Replacement:
 def _line(row: Record) -> bytes:
     try:
         text = json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
-    except UnicodeEncodeError:  # half a character, from a record of the user's: JSON can hold it as an escape
+    except UnicodeEncodeError:  # half a character in a record that is quarantined: JSON has an escape for it
         text = json.dumps(row, allow_nan=False).encode()
     return text + b"\n"

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from engine.errors import UserError
 from engine.records import read_records
+from engine.strict_json import is_utf8
 
 
 class Source(NamedTuple):
@@ -32,8 +33,20 @@ class Source(NamedTuple):
 
 
 def read_sources(paths: Sequence[str]) -> list[Source]:
-    """The records of the files, in order."""
-    return [Source(path, line, fields) for path in paths for line, fields in read_records(path)]
+    """The records of the files, in order. UserError, with file, line and field, for half a surrogate pair in one."""
+    sources = [Source(path, line, fields) for path in paths for line, fields in read_records(path)]
+    for source in sources:
+        check_characters(source.fields, source.where)
+    return sources
+
+
+def check_characters(fields: Mapping[str, Any], where: str) -> None:
+    """UserError where a field holds half a surrogate pair: JSON has an escape for it, but no UTF-8 file can hold it."""
+    if is_utf8(fields):
+        return
+    name = next(name for name, value in fields.items() if not is_utf8([name, value]))
+    advice = "the text was cut inside a character; fix it or drop the record"
+    raise UserError(f"{where}: field {name!r:.60} holds half a surrogate pair: {advice}")
 
 
 def check_outputs(inputs: Sequence[str], outputs: Mapping[str, str]) -> None:

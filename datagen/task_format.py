@@ -13,6 +13,8 @@ import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from engine.strict_json import is_utf8
+
 
 class Task(NamedTuple):
     """An instruction, its input ("" where it needs none) and its output."""
@@ -86,6 +88,8 @@ def _fault(fields: dict[str, Any], previous: int, last: int) -> str | None:
         return "number is no whole number"
     if not all(isinstance(fields[name], str) for name in Task._fields):
         return "a field is no string"
+    if not is_utf8(fields):
+        return "half a surrogate pair"
     if number > last:
         return "more than were asked for"
     if number <= previous:

@@ -258,6 +258,7 @@ def test_an_object_bare_or_fenced(text):
 @pytest.mark.parametrize(
     "text",
     ['{"a": 1, "a": 2}', 'Here: {"a": 1}', '{"a": 1} done', '{"a": 1', "[1]", "", '```json\n{"a": 1}', '{"a": NaN}']
+    + ['{"a": "cut \\ud83d"}', '{"a": ["\\ude00"]}', '{"\\ud83d": 1}']
     + ['```json\n{"a": 1}\n```\n```json\n{"a": 2}\n```', "```python\nx\n```", "[" * 100_000],
 )
 def test_anything_else_is_refused(text):

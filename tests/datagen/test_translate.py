@@ -80,6 +80,7 @@ def test_a_code_fence_around_the_object_is_taken_off(fenced):
         ("Voici: " + json.dumps(FRENCH), "JSON: "),
         (json.dumps(FRENCH)[:-9], "JSON: "),
         ("[]", "JSON: a JSON object was asked for, not list"),
+        (json.dumps({**FRENCH, "output": FRENCH["output"] + " \ud83d"}), "JSON: a text holds half a surrogate pair"),
         ('{"instruction": "a", "instruction": "b"}', "JSON: field 'instruction' is given twice"),
         ({"instruction": FRENCH["instruction"]}, "keys: missing 'output'"),
         (Reply(json.dumps(FRENCH), "MAX_TOKENS", 1, 1), "finish_reason: MAX_TOKENS; raise --max-tokens"),
@@ -284,6 +285,7 @@ def test_a_dry_run_over_several_languages(tmp_path, capsys):
         ([{"instruction": "a"}, {"instruction": " "}], [], "en.jsonl:2: field 'instruction' is empty"),
         ([{"instruction": "a", "output": 3}], [], "en.jsonl:1: field 'output' is 3"),
         ([{"instruction": "a", "id": [1]}], [], "en.jsonl:1: field 'id' is [1]"),
+        ([{"instruction": "a"}, {"instruction": "b", "tags": ["\ud83d"]}], [], "en.jsonl:2: field 'tags' holds half a"),
         ([{"instruction": "a", "id": 2}, {"instruction": "b"}], [], "en.jsonl:2: field 'id' is '2', as in en.jsonl:1"),
         ([{"instruction": "a"}], ["--lang", "en"], "--lang en: the records are in English already"),
         ([{"instruction": "a"}], ["--lang", "nep"], "did you mean 'ne'"),
@@ -295,7 +297,7 @@ def test_a_dry_run_over_several_languages(tmp_path, capsys):
 )  # fmt: skip
 def test_a_mistake_is_one_line_before_anything_is_asked(tmp_path, monkeypatch, capsys, rows, flags, message):
     monkeypatch.chdir(tmp_path)
-    write_jsonl("en.jsonl", rows)
+    (tmp_path / "en.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     (tmp_path / "t.txt").write_text("$record")
     assert main(["translate", "--lang", "ne", "--data", "en.jsonl", "--output", "o.jsonl", *flags]) == 2
     err = capsys.readouterr().err
