@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,13 @@ OVERLOAD_STATUSES = frozenset({408, 429, 500, 502, 503, 504, 529})
 _MAX_MESSAGE = 200
 _QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "account_deactivated"}
 _MODEL_CODES = {"model_not_found", "invalid_model", "deployment_not_found", "deploymentnotfound"}
+_PARAMETER_CODES = {"unsupported_parameter", "unsupported_value"}
+_LIMIT_FIELDS = ("max_tokens", "max_completion_tokens")
+_ADVICE = {
+    "temperature": "give another --temperature, or none to send none",
+    "max_tokens": "add --max-tokens-field max_completion_tokens",
+    "max_completion_tokens": "add --max-tokens-field max_tokens",
+}
 _TYPE_WORDS = {dict: "an object", int: "a number", float: "a number", bool: "a truth value"}
 
 
@@ -61,7 +69,7 @@ def read_response(
     if status == 200:
         return _read_answer(body, request, line)
     host, key_variable = endpoint.host, endpoint.key_variable
-    code, message = _read_error(body, line)
+    code, message, parameter = _read_error(body, line)
     shown = f"{status}{f' {code}' if code else ''}{f': {message}' if message else ''}"
     if code in _QUOTA_CODES:
         return Fatal(f"{host} says {code}: the account of {key_variable} has no credit left: add some and run again")
@@ -77,21 +85,47 @@ def read_response(
         return Fatal(f"{host} redirects to another address ({status}): give that one as --base-url")
     if status in RETRIED_STATUSES:
         return TryAgain(shown, overloaded=status in OVERLOAD_STATUSES, retry_after_s=retry_after_s)
+    if refused := _refused_parameter(code, message, parameter, request):
+        what = f"{host} refuses the parameter {refused!r} for {request.model!r} ({shown})"
+        return Fatal(f"{what}: {_ADVICE.get(refused, 'leave it out or change it')}, and run again")
     return Refused(f"the API refused the request: {shown}")
 
 
-def _read_error(body: bytes, line: _Line) -> tuple[str, str]:
-    """Code (or type) and message of an error's body, each in one short line without keys."""
+def _refused_parameter(code: str, message: str, parameter: str, request: Request) -> str | None:
+    """The parameter that no request of the run may have; None where something else is refused.
+
+    Where servers name none, their message does. A limit of tokens may be too large for one request alone, whose prompt
+    is long: only where the server does not know it is it the same for all.
+    """
+    is_unknown = code in _PARAMETER_CODES
+    if parameter in _LIMIT_FIELDS:
+        return parameter if is_unknown else None
+    others = [name for name in request.params if name not in _LIMIT_FIELDS]
+    if parameter:
+        return parameter if parameter in others else None
+    quoted = r"['\"`]{0}['\"`]|\b{0}="
+    for name in others:
+        says_support = re.search(rf"\b{name}\b", message, re.IGNORECASE) and "support" in message
+        if says_support or re.search(quoted.format(re.escape(name)), message):
+            return name
+    return None
+
+
+def _read_error(body: bytes, line: _Line) -> tuple[str, str, str]:
+    """Code (or type), message and parameter of an error's body, each in one short line without keys, "" for none."""
     try:
         value = parse_whole(body.decode("utf-8"), any_text=True)
     except ValueError:
-        return "", line(body.decode("utf-8", "replace"))
+        return "", line(body.decode("utf-8", "replace")), ""
     error = value.get("error", value) if isinstance(value, dict) else value
     if not isinstance(error, dict):
-        return "", line(str(error))
+        return "", line(str(error)), ""
     names = [name for name in (error.get("code"), error.get("type")) if isinstance(name, str) and name]
     known = [name.lower() for name in names if name.lower() in _QUOTA_CODES | _MODEL_CODES]
-    return (known or [line(name) for name in names] or [""])[0], line(str(error.get("message") or ""))
+    message = error.get("message") or error.get("detail") or ""  # FastAPI's errors have a `detail`
+    parameter = error.get("param")
+    code = (known or [line(name) for name in names] or [""])[0]
+    return code, line(str(message)), line(parameter) if isinstance(parameter, str) else ""
 
 
 def _read_answer(body: bytes, request: Request, line: _Line) -> Outcome:
@@ -108,7 +142,7 @@ def _read_answer(body: bytes, request: Request, line: _Line) -> Outcome:
     message = choice.get("message") if isinstance(choice, dict) else None
     if not isinstance(message, dict):
         if "error" in value:  # some gateways report errors with status 200
-            return TryAgain(": ".join(filter(None, _read_error(body, line))), tokens, overloaded=True)
+            return TryAgain(": ".join(filter(None, _read_error(body, line)[:2])), tokens, overloaded=True)
         return TryAgain("malformed answer: no choices", tokens)
     finish_reason = choice.get("finish_reason")
     finish_reason = finish_reason if isinstance(finish_reason, str) else ""

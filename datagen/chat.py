@@ -72,20 +72,26 @@ class Unanswered(Rejected):
     """Raised by `ask`: the API gave no answer that can be used."""
 
 
-# await ask(messages, **params): params go into the request as they are (temperature, max_tokens, ...), but for `nonce`,
-# which is not sent: it tells apart requests that are to be asked several times. See datagen.runner.
+# await ask(messages, **params): params go into the request as they are (max_tokens, ...), but for `temperature`, which
+# the settings may replace or leave out, and `nonce`, which is not sent: it tells apart requests that are to be asked
+# several times. See datagen.runner.
 Ask = Callable[..., Awaitable[Reply]]
 Work = Callable[[Record, Ask], Awaitable[list[Record]]]
 
 
 @dataclass(frozen=True)
 class Request:
-    """One chat completion to be asked for; equal requests are one request, whichever endpoint or key answers."""
+    """One chat completion to be asked for; equal requests are one request, whichever endpoint or key answers.
+
+    max_tokens_field: what the limit of the answer is called when it is sent; newer OpenAI models call it
+        `max_completion_tokens`.
+    """
 
     model: str
     messages: tuple[Message, ...]
     params: Mapping[str, Any]
     nonce: Any = None
+    max_tokens_field: str = "max_tokens"
 
     @property
     def key(self) -> bytes:
@@ -97,11 +103,12 @@ class Request:
         """The largest number of tokens the answer may have."""
         return self.params["max_tokens"]
 
-    def body(self, max_tokens_field: str = "max_tokens") -> bytes:
-        """The JSON that is posted; newer OpenAI models call the limit `max_completion_tokens`."""
+    def body(self) -> bytes:
+        """The JSON that is posted."""
         params = dict(self.params)
         limit = params.pop("max_tokens")
-        return json.dumps({"model": self.model, "messages": self.messages, max_tokens_field: limit, **params}).encode()
+        sent = {"model": self.model, "messages": self.messages, self.max_tokens_field: limit, **params}
+        return json.dumps(sent).encode()
 
 
 def content_hash(value: Any) -> bytes:

@@ -80,7 +80,7 @@ class Client:
         would lose what may be paid for.
         Unanswered for a request that gets no answer (the journal keeps the reason), UserError where none will get one.
         """
-        body, bound = request.body(self._settings.max_tokens_field), token_bound(request)
+        body, bound = request.body(), token_bound(request)
         reason = ""
         for attempt in range(self._settings.max_attempts):
             outcome, lane = await self._attempt(request, body, bound, leaving)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -12,7 +13,7 @@ from datagen.api_settings import ApiSettings, Endpoint, endpoints
 from datagen.chat import COMPLETE, CUT, UNKNOWN, WITHHELD, Reply, make_request
 from engine.errors import UserError
 
-REQUEST = make_request("gpt-4o-mini", 50, [{"role": "user", "content": "नमस्ते"}])
+REQUEST = make_request("gpt-4o-mini", 50, [{"role": "user", "content": "नमस्ते"}], temperature=0.3)
 BOUND = (16 + 8 + 18, 50)
 
 
@@ -186,6 +187,51 @@ def test_what_ends_the_run(status, body, says):
     assert outcome.reason.startswith("api.example ") and "\n" not in outcome.reason
 
 
+def parameter_error(param, message, code=None, status=400):
+    return read(status, {"error": {"message": message, "type": "invalid_request_error", "param": param, "code": code}})
+
+
+@pytest.mark.parametrize(
+    ("outcome", "advice"),
+    [
+        (
+            parameter_error("temperature", "'temperature' does not support 0.3", "unsupported_value"),
+            "--temperature",
+        ),
+        (parameter_error(None, "litellm.UnsupportedParamsError: it doesn't take temperature=0.3"), "--temperature"),
+        (parameter_error(None, "`temperature` may only be 1 when thinking is on"), "--temperature"),
+        (parameter_error(None, "Temperature is not supported by this model"), "--temperature"),
+        (read(422, {"detail": [{"loc": ["body", "temperature"], "msg": "extra"}]}), "--temperature"),
+        (
+            parameter_error("max_tokens", "Use 'max_completion_tokens' instead.", "unsupported_parameter"),
+            "--max-tokens-field max_completion_tokens",
+        ),
+        (
+            parameter_error("max_completion_tokens", "Unsupported parameter", "unsupported_parameter"),
+            "--max-tokens-field max_tokens",
+        ),
+    ],
+)  # fmt: skip
+def test_a_parameter_that_the_model_refuses_ends_the_run(outcome, advice):
+    assert isinstance(outcome, Fatal)
+    assert outcome.reason.startswith("api.example refuses ") and "'gpt-4o-mini'" in outcome.reason
+    assert advice in outcome.reason and "\n" not in outcome.reason
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        parameter_error("messages", "maximum context length is 8192 tokens", "context_length_exceeded"),
+        parameter_error("max_tokens", "'max_tokens' is too large: the context is 8192, the input 8000"),
+        parameter_error(None, "'max_tokens' or 'max_completion_tokens' is too large: 4096"),
+        parameter_error(None, "The prompt was filtered"),
+        parameter_error("top_p", "'top_p' was not sent"),
+    ],
+)
+def test_what_is_wrong_with_one_request_ends_no_run(outcome):
+    assert isinstance(outcome, Refused)
+
+
 @pytest.mark.parametrize("body", [b"<html>\n<b>no</b>", b'"plain"', b"{", b"null", b'{"error": "why"}', b"x" * 9999])
 def test_any_body_of_an_error_becomes_a_short_line(body):
     outcome = read(500, body)
@@ -278,7 +324,7 @@ def test_equal_requests_have_equal_keys_whatever_the_order():
 
 def test_a_nonce_is_not_sent():
     request = make_request("m", 50, [{"role": "user", "content": "x"}], nonce=7, temperature=0)
-    sent = json.loads(request.body("max_completion_tokens"))
+    sent = json.loads(replace(request, max_tokens_field="max_completion_tokens").body())
     assert sent == {
         "model": "m",
         "messages": [{"role": "user", "content": "x"}],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import io
+import json
 
 import pytest
 
@@ -13,7 +14,8 @@ from datagen.chat import Rejected
 from datagen.client import _allow_connections
 from datagen.command import run_command, run_files
 from datagen.dry_run import make_plans
-from datagen.pricing import PRICES, Price, estimate_tokens, price_of
+from datagen.known_models import MODELS, Price
+from datagen.pricing import estimate_tokens, price_of
 from datagen.progress import Progress, clock
 from datagen.session import Session
 from datagen.simulate import Simulator
@@ -42,6 +44,29 @@ def test_flags_become_settings(tmp_path):
     assert (settings.model, settings.key_variables, settings.requests_per_min) == ("m", ("A",), 5)
     assert (settings.budget_usd, settings.total_timeout_s, settings.first_byte_timeout_s) == (2.5, 9, 9)
     assert settings.retry_quarantined and settings.tokens_per_min is None
+
+
+def sent_by(tmp_path, *flags):
+    """The parameters of a request beside its messages, for a command that asks for a temperature of 0.3."""
+    settings = api_settings(arguments(tmp_path / "o", *flags))
+    body = json.loads(settings.request([{"role": "user", "content": "x"}], temperature=0.3).body())
+    return {name: value for name, value in body.items() if name not in ("model", "messages")}
+
+
+def test_a_temperature_is_sent_where_the_model_takes_one(tmp_path):
+    assert sent_by(tmp_path, "--max-tokens", "9") == {"temperature": 0.3, "max_tokens": 9}
+    assert sent_by(tmp_path, "--temperature", "1", "--max-tokens", "9") == {"temperature": 1.0, "max_tokens": 9}
+    assert sent_by(tmp_path, "--temperature", "none", "--max-tokens", "9") == {"max_tokens": 9}
+    for model in ("gpt-5-mini", "gpt-5-mini-2025-08-07"):
+        assert sent_by(tmp_path, "--model", model, "--max-tokens", "9") == {"max_completion_tokens": 9}
+    flags = ("--model", "gpt-5", "--temperature", "1", "--max-tokens-field", "max_tokens", "--max-tokens", "9")
+    assert sent_by(tmp_path, *flags) == {"temperature": 1.0, "max_tokens": 9}
+
+
+@pytest.mark.parametrize("text", ["-1", "2.5", "nan", "warm", ""])
+def test_a_temperature_that_makes_no_sense(tmp_path, text):
+    with pytest.raises(UserError, match="--temperature .*: give a number from 0 to 2, or none"):
+        api_settings(arguments(tmp_path / "o", f"--temperature={text}"))
 
 
 @pytest.mark.parametrize("flag", ["--rpm", "--tpm", "--concurrency", "--budget", "--max-tokens", "--timeout"])
@@ -128,7 +153,7 @@ def test_a_dry_run_leaves_out_what_is_in_the_journal(tmp_path, monkeypatch):
 
 
 def test_prices():
-    assert price_of(quick_settings(model="gpt-4o")) == PRICES["gpt-4o"] == Price(2.5, 10.0)
+    assert price_of(quick_settings(model="gpt-4o")) == MODELS["gpt-4o"].price == Price(2.5, 10.0)
     assert price_of(quick_settings(model="own")) is None
     own = quick_settings(model="own", usd_per_m_prompt=0.0, usd_per_m_completion=4.0)
     assert price_of(own).usd((10**6, 500_000)) == 2.0
