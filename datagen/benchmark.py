@@ -17,7 +17,7 @@ from pathlib import Path
 from datagen.api_settings import add_api_arguments
 from datagen.benchmark_schemas import Item, check_item, item_texts, option_faults, with_texts
 from datagen.chat import Ask, Record, Rejected, Work
-from datagen.command import run_command
+from datagen.command import require_rows, run_command
 from datagen.length_ratios import LengthRatios
 from datagen.prompt_templates import read_template
 from datagen.runner import Review
@@ -53,6 +53,7 @@ def run(args: argparse.Namespace) -> None:
     summary = run_command(records, make_work(translator), args, lambda _: language.code, make_review(LengthRatios()))
     if summary is not None:
         print("\n".join(write_files(args.output, targets, Counter(record["file"] for record in records))))
+    require_rows(summary, args.output)
 
 
 def target_of(path: str, folder: Path, lang: str) -> Path:

@@ -73,6 +73,19 @@ def run_command(
     return summary
 
 
+def require_rows(summary: Summary | None, output: Path) -> None:
+    """UserError where a whole run wrote not one row: whatever comes next has nothing to work on."""
+    if summary is None or summary.rows:
+        return
+    if summary.rejected:
+        advice = "fix that, then run again with --retry-quarantined"
+        why = f"{summary.rejected:,} of {summary.records:,} records were rejected, the first: {summary.first_rejection}"
+        raise UserError(f"not one row in {output}: {why}: {advice}")
+    if summary.records:
+        raise UserError(f"not one row in {output}: of {summary.records:,} records none was rejected, and none was left")
+    raise UserError(f"not one row in {output}: there was no record to work on")
+
+
 async def _watched_run(
     records: Sequence[Record], work: Work, settings: ApiSettings, files: RunFiles, review: Review | None = None
 ) -> Summary:

@@ -20,7 +20,7 @@ from typing import Any
 
 from datagen.api_settings import add_api_arguments
 from datagen.chat import Ask, Message, Record, Rejected, content_hash
-from datagen.command import run_command, run_files
+from datagen.command import require_rows, run_command, run_files
 from datagen.language_faults import script_fault
 from datagen.prompt_templates import TEMPLATES_DIR, read_template
 from datagen.rank_format import MOST_RESPONSES, labels, parse_ranking, ranks_of_responses, show_order
@@ -76,6 +76,7 @@ def run(args: argparse.Namespace) -> None:
         if summary is not None or verdicts.report.records:
             verdicts.write(unranked_path, report_path)
             print("\n".join(verdicts.lines(unranked_path)), file=sys.stderr)
+    require_rows(summary, args.output)
 
 
 def read_responses(paths: Sequence[str], language: Language) -> list[Record]:

@@ -64,6 +64,7 @@ class Summary:
     tokens      paid in this run; usd is what they cost, usd_of_all_runs what all runs on the journal have cost
     maybe_usd   at most so much more, for attempts whose end is unknown
     stopped     why the run ended early, None if it is complete
+    first_rejection   why the first rejected record was rejected
     """
 
     records: int
@@ -78,6 +79,7 @@ class Summary:
     maybe_usd: float
     seconds: float
     stopped: str | None
+    first_rejection: str | None
 
 
 async def run(
@@ -104,6 +106,7 @@ async def run(
     """
     start_s = time.monotonic()
     counts = [0, 0, 0]
+    first_rejection = None
     async with Session(settings, journal, tell) as session:
         on_start(session)
         with _Replacement(output) as rows_file, _Replacement(quarantine) as rejected_file:
@@ -117,6 +120,7 @@ async def run(
                     counts[2] += rows_file.write(outcome.rows)
                 else:
                     counts[1] += 1
+                    first_rejection = first_rejection or outcome.reason
                     rejected_file.write([{"index": outcome.index, "reason": outcome.reason, "record": outcome.record}])
                 on_outcome(outcome)
             rows_file.finish()
@@ -133,6 +137,7 @@ async def run(
             maybe_usd=ledger.maybe_spent_usd,
             seconds=time.monotonic() - start_s,
             stopped=session.stopped,
+            first_rejection=first_rejection,
         )
 
 

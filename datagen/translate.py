@@ -16,7 +16,7 @@ from typing import Any
 
 from datagen.api_settings import add_api_arguments
 from datagen.chat import Ask, Record, Rejected, Work
-from datagen.command import run_command, run_files
+from datagen.command import require_rows, run_command, run_files
 from datagen.decontaminate import Benchmarks, Overlap, report
 from datagen.language_tasks import LANGUAGE_TASKS, language_task
 from datagen.length_ratios import LengthRatios
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
             write_jsonl(aside_path, aside)
     lines = describe(len(records), aside, aside_path) + (report(overlaps, benchmarks) if args.decontaminate else [])
     print("\n".join(lines), file=sys.stderr)
-    run_command(jobs, work, args, lambda record: record["lang"], review)
+    require_rows(run_command(jobs, work, args, lambda record: record["lang"], review), args.output)
 
 
 def read_instructions(paths: Sequence[str]) -> list[Record]:

@@ -258,6 +258,27 @@ def test_a_wrong_length_is_quarantined_and_asked_again_on_request(tmp_path, caps
     assert [row["id"] for row in read_lines(output)] == [row["id"] for row in rows]
 
 
+def test_where_not_one_row_came_out_the_status_says_so(tmp_path, capsys):
+    """Nobody listens; every answer is rejected; every record is set aside."""
+    data, output = tmp_path / "en.jsonl", tmp_path / "ne.jsonl"
+    write_jsonl(data, records(2))
+    with serving() as simulator:
+        gone = simulator.url
+    assert _translate(gone, data, output, "--max-attempts", "1") == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"error: not one row in {output}: 2 of 2 records were rejected, the first: gave up after 1")
+    assert last.endswith("run again with --retry-quarantined")
+    with serving(answer=lambda messages, seed: "no JSON") as simulator:
+        assert _translate(simulator.url, data, output, "--retry-quarantined") == 2
+    assert "2 of 2 records were rejected, the first: JSON: " in capsys.readouterr().err.splitlines()[-1]
+    write_jsonl(data, [{"instruction": "Correct the grammar of this sentence.", "output": "x"}])
+    assert _translate(gone, data, output) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: not one row in {output}: there was no record to work on"
+    with serving() as simulator:
+        write_jsonl(data, records(2))
+        assert _translate(simulator.url, data, output, "--retry-quarantined") == 0
+
+
 def test_a_dry_run_over_several_languages(tmp_path, capsys):
     write_jsonl(tmp_path / "en.jsonl", records(10))
     argv = [
