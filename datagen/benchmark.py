@@ -23,7 +23,7 @@ from datagen.prompt_templates import read_template
 from datagen.runner import Review
 from datagen.sources import read_sources
 from datagen.translate import TEMPLATE_FILE
-from datagen.translation import LIMIT_TOKENS, MAX_TOKENS, TEMPLATE_NAMES, Translator, check_lengths
+from datagen.translation import LIMIT_TOKENS, MAX_TOKENS, TEMPLATE_NAMES, Translator, check_lengths, load_checks
 from engine.errors import UserError
 from engine.languages import get_language
 from engine.records import read_records
@@ -47,6 +47,8 @@ def run(args: argparse.Namespace) -> None:
     check_targets(targets)
     translator = Translator(language, read_template(args.template, **TEMPLATE_NAMES), LIMIT_TOKENS)
     records = read_items(args.data)
+    if not args.dry_run:
+        load_checks(language)
     print("\n".join(describe(records)), file=sys.stderr)
     # The run's own files: rows of all benchmarks together, one journal and one budget.
     args.output = args.output / f"{language.code}.rows.jsonl"

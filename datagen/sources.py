@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,10 +50,20 @@ def check_characters(fields: Mapping[str, Any], where: str) -> None:
     raise UserError(f"{where}: field {name!r:.60} holds half a surrogate pair: {advice}")
 
 
+def check_place(flag: str, path: Path) -> None:
+    """UserError where no file can be made at a path: found before the run that is to fill it, and without a trace."""
+    if path.is_dir():
+        raise UserError(f"{flag} {path} is a folder: name a file in it")
+    folder = next(folder for folder in path.absolute().parents if folder.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"{flag} {path}: nothing can be written into {folder}: choose another path")
+
+
 def check_outputs(inputs: Sequence[str], outputs: Mapping[str, str]) -> None:
-    """Before any work: UserError if an output (flag -> path) is an input, is named twice, or is not JSON Lines."""
+    """UserError where an output (flag -> path) is an input, is named twice, is not JSON Lines, or cannot be made."""
     taken = {Path(path).resolve(): path for path in inputs}
     for flag, path in outputs.items():
+        check_place(flag, Path(path))
         if not path.endswith((".jsonl", ".jsonl.gz")):
             raise UserError(f"{flag} {path}: the name must end in .jsonl or .jsonl.gz")
         if Path(path).resolve() in taken:

@@ -23,7 +23,7 @@ from datagen.length_ratios import LengthRatios
 from datagen.prompt_templates import TEMPLATES_DIR, read_template
 from datagen.runner import Review
 from datagen.sources import check_outputs, read_sources
-from datagen.translation import LIMIT_TOKENS, MAX_TOKENS, TEMPLATE_NAMES, Translator, check_lengths
+from datagen.translation import LIMIT_TOKENS, MAX_TOKENS, TEMPLATE_NAMES, Translator, check_lengths, load_checks
 from engine.errors import UserError
 from engine.languages import get_language
 from engine.records import write_jsonl
@@ -67,6 +67,8 @@ def run(args: argparse.Namespace) -> None:
     benchmarks = Benchmarks(args.decontaminate)
     records, aside, overlaps = sort_out(read_instructions(args.data), benchmarks, args.language_tasks == "aside")
     work = make_work(translators)
+    if not args.dry_run:
+        load_checks(languages[0])
     jobs = [{**record, "lang": code} for code in translators for record in records]
     review = make_review(LengthRatios(), benchmarks)
     if not args.dry_run:

@@ -15,7 +15,9 @@ from datagen.length_ratios import LengthRatios
 from datagen.pricing import estimate_tokens
 from datagen.refusals import is_refusal
 from datagen.splitting import split_text
+from engine.errors import UserError
 from engine.languages import Language
+from engine.strict_json import reason_of
 
 TEMPLATE_NAMES = {"needed": ("language", "record"), "optional": ("native_name", "note")}
 # Close to the likeliest wording; above 0, so that an answer that is asked for again may be another one.
@@ -69,6 +71,18 @@ class Translator:
             if fault := fault_of_translation(source, answer[name], self.language, keeps_english):
                 raise Rejected(f"{fault} (in {name})", reply)
         return answer
+
+
+def load_checks(language: Language) -> None:
+    """Loads what the checks need, before anything is asked. UserError where it cannot be loaded.
+
+    That is the model that tells languages apart: it is unpacked into the temporary folder the first time it is used.
+    """
+    try:
+        fault_of_translation("", "", language)
+    except OSError as error:
+        advice = "make room in the temporary folder, or name another in TMPDIR"
+        raise UserError(f"the language check cannot unpack its model ({reason_of(error)}): {advice}") from error
 
 
 def parse_texts(reply: Reply, texts: Texts) -> dict[str, str]:

@@ -19,6 +19,7 @@ from datagen.pricing import estimate_tokens, price_of
 from datagen.progress import Progress, clock
 from datagen.session import Session
 from datagen.simulate import Simulator
+from datagen.sources import check_outputs
 from engine.errors import UserError
 from tests.datagen.api_helpers import ask_once, ask_twice, echo, numbers, quick_settings, read_lines, run_in
 
@@ -83,6 +84,23 @@ def test_files(tmp_path):
     (tmp_path / "o.jsonl").write_text("precious\n")
     with pytest.raises(UserError, match="is there, but not the journal"):
         run_files(arguments(tmp_path / "o.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--journal", "file/j"], r"--journal .*file/j: nothing can be written into .*file: choose another path"),
+        (["--quarantine", "file/a/q"], r"--quarantine .*file/a/q: nothing can be written into .*file: choose"),
+        (["--journal", "folder"], r"--journal .*folder is a folder: name a file in it"),
+    ],
+)
+def test_where_nothing_can_be_written_is_told_before_anything_is_asked(tmp_path, flags, message):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match=message):
+        run_files(arguments(tmp_path / "o.jsonl", flags[0], str(tmp_path / flags[1])))
+    with pytest.raises(UserError, match=message.replace(flags[0], "--report")):
+        check_outputs([], {"--report": str(tmp_path / flags[1])})
 
 
 async def served(task, **options):

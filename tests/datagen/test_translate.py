@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 
 import pytest
 
+from datagen import language_faults
 from datagen.__main__ import main
 from datagen.chat import Rejected, Reply
 from datagen.decontaminate import Benchmarks
@@ -16,13 +19,14 @@ from datagen.prompt_templates import read_template
 from datagen.simulate_answers import simulated_answer
 from datagen.simulate_translation import recognise
 from datagen.translate import TEMPLATE_FILE, make_review, make_work, read_instructions
-from datagen.translation import TEMPLATE_NAMES, Translator, check_lengths
+from datagen.translation import TEMPLATE_NAMES, Translator, check_lengths, load_checks
 from engine.errors import UserError
 from engine.languages import LANGUAGES
 from engine.records import read_instructions as read_checked
 from engine.records import write_jsonl
 from tests.datagen.api_helpers import read_lines
 from tests.datagen.serving import serving
+from tests.evaluation import made_up
 
 TEMPLATE = read_template(TEMPLATE_FILE, **TEMPLATE_NAMES)
 RECORD = {
@@ -277,6 +281,34 @@ def test_where_not_one_row_came_out_the_status_says_so(tmp_path, capsys):
     with serving() as simulator:
         write_jsonl(data, records(2))
         assert _translate(simulator.url, data, output, "--retry-quarantined") == 0
+
+
+@pytest.mark.parametrize("verb", ["translate", "benchmark"])
+def test_a_full_temporary_folder_is_told_before_anything_is_asked(tmp_path, monkeypatch, capsys, verb):
+    """The model that tells languages apart is unpacked there."""
+    data = tmp_path / "m_arc" / "en_test.json"
+    data.parent.mkdir()
+    data.write_text(json.dumps(records(2) if verb == "translate" else [made_up.arc(n) for n in range(2)]))
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    language_faults._identifier.cache_clear()
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    with serving() as simulator:
+        argv = [verb, "--lang", "fr", "--data", data, "--output", tmp_path / "out.jsonl", "--base-url", simulator.url]
+        assert main([*map(str, argv)]) == 2
+        assert simulator.counts.requests == 0
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert "cannot unpack its model (No space left on device): make room in the temporary folder" in told
+    assert [path.name for path in tmp_path.iterdir()] == ["m_arc"]
+
+
+def test_what_is_loaded_before_the_first_request_is_all_that_the_checks_load(tmp_path, monkeypatch):
+    language_faults._identifier.cache_clear()
+    load_checks(LANGUAGES["fr"])
+    monkeypatch.setattr("tempfile.TemporaryFile", None)
+    assert asked(RECORD, FRENCH)[0]["output"] == FRENCH["output"]
 
 
 def test_a_dry_run_over_several_languages(tmp_path, capsys):
