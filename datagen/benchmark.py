@@ -23,7 +23,7 @@ from datagen.prompt_templates import read_template
 from datagen.runner import Review
 from datagen.sources import read_sources
 from datagen.translate import TEMPLATE_FILE
-from datagen.translation import LIMIT_TOKENS, MAX_TOKENS, TEMPLATE_NAMES, Translator, check_lengths, load_checks
+from datagen.translation import MAX_TOKENS, TEMPLATE_NAMES, Translator, check_lengths, load_checks
 from engine.errors import UserError
 from engine.languages import get_language
 from engine.records import read_records
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("--lang en: the items are in English already; name another language")
     targets = {path: target_of(path, args.output, language.code) for path in args.data}
     check_targets(targets)
-    translator = Translator(language, read_template(args.template, **TEMPLATE_NAMES), LIMIT_TOKENS)
+    translator = Translator(language, read_template(args.template, **TEMPLATE_NAMES), is_checked=not args.dry_run)
     records = read_items(args.data)
     if not args.dry_run:
         load_checks(language)

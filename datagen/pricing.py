@@ -31,7 +31,9 @@ def estimate_tokens(text: str) -> int:
 
     An order of magnitude for planning (newer vocabularies need fewer for Indic scripts); nothing is limited by it.
     """
-    ascii_characters = sum(1 for character in text if character < "\x80")
+    if text.isascii():
+        return -(-len(text) // 4)
+    ascii_characters = len(text.encode("ascii", "ignore"))
     return -(-ascii_characters // 4) + -(-(len(text.encode("utf-8", "replace")) - ascii_characters) // 3)
 
 

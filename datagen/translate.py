@@ -63,7 +63,8 @@ def run(args: argparse.Namespace) -> None:
     inputs = [*args.data, *args.decontaminate, str(files.journal), str(files.quarantine)]
     check_outputs(inputs, {"--output": str(args.output), "--aside": aside_path})
     template = read_template(args.template, **TEMPLATE_NAMES)
-    translators = {language.code: Translator(language, template, args.split_above) for language in languages}
+    is_checked = not args.dry_run
+    translators = {lang.code: Translator(lang, template, args.split_above, is_checked) for lang in languages}
     benchmarks = Benchmarks(args.decontaminate)
     records, aside, overlaps = sort_out(read_instructions(args.data), benchmarks, args.language_tasks == "aside")
     work = make_work(translators)

@@ -6,8 +6,11 @@ import argparse
 import asyncio
 import io
 import json
+import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from datagen.api_settings import add_api_arguments, api_settings
 from datagen.chat import Rejected
@@ -183,6 +186,13 @@ def test_estimates_of_tokens():
     assert estimate_tokens("four") == 1 and estimate_tokens("five!") == 2
     assert estimate_tokens("नेपाल") == 5
     assert estimate_tokens("\ud800") == 1
+
+
+@given(st.text(st.characters()))
+def test_estimates_of_tokens_count_ascii_by_four_and_other_bytes_by_three(text):
+    ascii_characters = sum(character < "\x80" for character in text)
+    others = len("".join(c for c in text if c >= "\x80").encode("utf-8", "replace"))
+    assert estimate_tokens(text) == math.ceil(ascii_characters / 4) + math.ceil(others / 3)
 
 
 def test_the_progress_line(tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from datagen.length_ratios import LengthRatios
 from datagen.prompt_templates import read_template
 from datagen.simulate_answers import simulated_answer
 from datagen.simulate_translation import recognise
+from datagen.splitting import split_text
 from datagen.translate import TEMPLATE_FILE, make_review, make_work, read_instructions
 from datagen.translation import TEMPLATE_NAMES, Translator, check_lengths, load_checks
 from engine.errors import UserError
@@ -329,6 +330,22 @@ def test_a_dry_run_over_several_languages(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["en.jsonl"]
     assert main(argv) == 2
     assert "--lang names 2 languages" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["translate", "benchmark"])
+def test_a_dry_run_checks_no_answer_of_the_simulator(tmp_path, monkeypatch, capsys, verb):
+    """Checks took nine tenths of its time, and one that failed left out the requests for the record's later parts."""
+    data = tmp_path / "m_arc" / "en_test.json"
+    data.parent.mkdir()
+    long = "\n\n".join(f"The year {n} was warm, and we walked along the river." for n in range(1901, 1951))
+    data.write_text(json.dumps([{"instruction": long}] if verb == "translate" else [made_up.arc(1)]))
+    monkeypatch.setattr("datagen.translation.fault_of_translation", lambda *args: pytest.fail("a check was run"))
+    argv = [verb, "--lang", "fr", "--data", data, "--output", tmp_path / "out.jsonl", "--dry-run"]
+    assert main([*map(str, argv), *(["--split-above", "50"] if verb == "translate" else [])]) == 0
+    row = capsys.readouterr().out.splitlines()[1].split()
+    assert row[:3] == ["fr", "1", "0"] and int(row[3]) == (
+        len(split_text(long, 50).texts) if verb == "translate" else 1
+    )
 
 
 @pytest.mark.parametrize(
