@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
     check_outputs([*args.data, str(files.journal), str(files.quarantine)], outputs)
     rank_template = read_template(args.template, RANK_NAMES)
     translate_template = read_template(args.translate_template, TRANSLATE_NAMES, flag="--translate-template")
-    judge = Judge(language, rank_template, translate_template, args.seed, args.rerank_share)
+    judge = Judge(language, rank_template, translate_template, args.seed, args.rerank_share, not args.dry_run)
     verdicts = Verdicts()
     records = verdicts.sort_out(read_responses(args.data, language))
     summary = None
@@ -101,6 +101,7 @@ class Judge:
 
     rank_template, translate_template   with RANK_NAMES and TRANSLATE_NAMES
     rerank_share                        of the records, drawn by seed and content, are ranked twice
+    is_checked                          False for a dry run, which counts the second turn whatever the simulator said
     """
 
     language: Language
@@ -108,6 +109,7 @@ class Judge:
     translate_template: string.Template
     seed: int = 0
     rerank_share: float = 0.0
+    is_checked: bool = True
 
     async def rank(self, record: Record, ask: Ask) -> list[Record]:
         """The work on a record of `read_responses`: one row (see the head of this file)."""
@@ -133,7 +135,7 @@ class Judge:
             prompt = self.translate_template.substitute(language=self.language.name, record=shown_json)
             dialog.append({"role": "user", "content": prompt})
             reply = await ask([*dialog], temperature=_TEMPERATURE)
-            if fault := _fault_of_translation(parse_object(reply), asked):
+            if self.is_checked and (fault := _fault_of_translation(parse_object(reply), asked)):
                 raise Rejected(f"turn 1: {fault}", reply)
             dialog.append({"role": "assistant", "content": reply.text})
             shown_json = _TRANSLATED_BEFORE

@@ -314,7 +314,8 @@ def test_a_mistake_is_one_line_before_anything_is_asked(tmp_path, monkeypatch, c
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r.jsonl", "t"]
 
 
-def test_the_plan_counts_both_turns(tmp_path, capsys):
+def test_the_plan_counts_both_turns_whatever_the_simulator_says(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("datagen.rank._fault_of_translation", lambda *args: "odd")
     write_jsonl(tmp_path / "r.jsonl", sampled("ne", 5))
     assert (
         _rank("http://127.0.0.1:9/v1", tmp_path / "r.jsonl", tmp_path / "o.jsonl", "--dry-run", "--rerank-share", 0)
