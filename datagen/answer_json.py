@@ -13,11 +13,11 @@ _FENCED = re.compile(r"\s*```(?:json)?[ \t]*\n(.*?)\n?[ \t]*```\s*", re.DOTALL)
 def parse_answer_object(text: str) -> dict[str, Any]:
     """The object, bare or in one code fence. ValueError, in one line, for anything else.
 
-    The fence is taken off because it is unambiguous; text around the object, a key given twice or a cut-off object is
-    never repaired.
+    The fence is taken off because it is unambiguous; text around the object, a key given twice, half a surrogate pair
+    or a cut-off object is never repaired.
     """
     fenced = _FENCED.fullmatch(text)
-    value = parse_whole(fenced.group(1) if fenced else text, any_text=True)
+    value = parse_whole(fenced.group(1) if fenced else text)
     if not isinstance(value, dict):
         raise ValueError(f"a JSON object was asked for, not {type(value).__name__}")
     return value

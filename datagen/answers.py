@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from datagen.api_settings import hide_keys
-from datagen.chat import Reply, Request
+from datagen.api_settings import Endpoint
+from datagen.chat import BROKEN, CUT, WITHHELD, Reply, Request, ending_of
 from datagen.journal import NOTHING, Tokens
 from datagen.pricing import token_bound
 from engine.strict_json import parse_whole
@@ -16,6 +18,14 @@ OVERLOAD_STATUSES = frozenset({408, 429, 500, 502, 503, 504, 529})
 _MAX_MESSAGE = 200
 _QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "account_deactivated"}
 _MODEL_CODES = {"model_not_found", "invalid_model", "deployment_not_found", "deploymentnotfound"}
+_PARAMETER_CODES = {"unsupported_parameter", "unsupported_value"}
+_LIMIT_FIELDS = ("max_tokens", "max_completion_tokens")
+_ADVICE = {
+    "temperature": "give another --temperature, or none to send none",
+    "max_tokens": "add --max-tokens-field max_completion_tokens",
+    "max_completion_tokens": "add --max-tokens-field max_tokens",
+}
+_TYPE_WORDS = {dict: "an object", int: "a number", float: "a number", bool: "a truth value"}
 
 
 @dataclass(frozen=True)
@@ -44,15 +54,22 @@ class Fatal:
 
 
 Outcome = Reply | TryAgain | Refused | Fatal
+_Line = Callable[[str], str]
 
 
 def read_response(
-    status: int, body: bytes, request: Request, key_variable: str, host: str, retry_after_s: float | None
+    status: int, body: bytes, request: Request, endpoint: Endpoint, retry_after_s: float | None
 ) -> Outcome:
-    """What a whole response means."""
+    """What a whole response means. The text of an answer is taken as it is; in all other lines keys are hidden."""
+
+    def line(text: str) -> str:
+        one = " ".join(endpoint.hide_key(text).split())
+        return one if len(one) <= _MAX_MESSAGE else f"{one[:_MAX_MESSAGE]}..."
+
     if status == 200:
-        return _read_answer(body, request)
-    code, message = _read_error(body)
+        return _read_answer(body, request, line)
+    host, key_variable = endpoint.host, endpoint.key_variable
+    code, message, parameter = _read_error(body, line)
     shown = f"{status}{f' {code}' if code else ''}{f': {message}' if message else ''}"
     if code in _QUOTA_CODES:
         return Fatal(f"{host} says {code}: the account of {key_variable} has no credit left: add some and run again")
@@ -68,34 +85,55 @@ def read_response(
         return Fatal(f"{host} redirects to another address ({status}): give that one as --base-url")
     if status in RETRIED_STATUSES:
         return TryAgain(shown, overloaded=status in OVERLOAD_STATUSES, retry_after_s=retry_after_s)
+    if refused := _refused_parameter(code, message, parameter, request):
+        what = f"{host} refuses the parameter {refused!r} for {request.model!r} ({shown})"
+        return Fatal(f"{what}: {_ADVICE.get(refused, 'leave it out or change it')}, and run again")
     return Refused(f"the API refused the request: {shown}")
 
 
-def _read_error(body: bytes) -> tuple[str, str]:
-    """Code (or type) and message of an error's body, in one short line without keys."""
+def _refused_parameter(code: str, message: str, parameter: str, request: Request) -> str | None:
+    """The parameter that no request of the run may have; None where something else is refused.
+
+    Where servers name none, their message does. A limit of tokens may be too large for one request alone, whose prompt
+    is long: only where the server does not know it is it the same for all.
+    """
+    is_unknown = code in _PARAMETER_CODES
+    if parameter in _LIMIT_FIELDS:
+        return parameter if is_unknown else None
+    others = [name for name in request.params if name not in _LIMIT_FIELDS]
+    if parameter:
+        return parameter if parameter in others else None
+    quoted = r"['\"`]{0}['\"`]|\b{0}="
+    for name in others:
+        says_support = re.search(rf"\b{name}\b", message, re.IGNORECASE) and "support" in message
+        if says_support or re.search(quoted.format(re.escape(name)), message):
+            return name
+    return None
+
+
+def _read_error(body: bytes, line: _Line) -> tuple[str, str, str]:
+    """Code (or type), message and parameter of an error's body, each in one short line without keys, "" for none."""
     try:
         value = parse_whole(body.decode("utf-8"), any_text=True)
     except ValueError:
-        return "", _one_line(body.decode("utf-8", "replace"))
+        return "", line(body.decode("utf-8", "replace")), ""
     error = value.get("error", value) if isinstance(value, dict) else value
     if not isinstance(error, dict):
-        return "", _one_line(str(error))
+        return "", line(str(error)), ""
     names = [name for name in (error.get("code"), error.get("type")) if isinstance(name, str) and name]
     known = [name.lower() for name in names if name.lower() in _QUOTA_CODES | _MODEL_CODES]
-    return (known or [_one_line(name) for name in names] or [""])[0], _one_line(str(error.get("message") or ""))
+    message = error.get("message") or error.get("detail") or ""  # FastAPI's errors have a `detail`
+    parameter = error.get("param")
+    code = (known or [line(name) for name in names] or [""])[0]
+    return code, line(str(message)), line(parameter) if isinstance(parameter, str) else ""
 
 
-def _one_line(text: str) -> str:
-    line = " ".join(hide_keys(text).split())
-    return line if len(line) <= _MAX_MESSAGE else f"{line[:_MAX_MESSAGE]}..."
-
-
-def _read_answer(body: bytes, request: Request) -> Outcome:
+def _read_answer(body: bytes, request: Request, line: _Line) -> Outcome:
     try:
         value = parse_whole(body.decode("utf-8"), any_text=True)
     except ValueError as error:
         # A body that was cut short: what it cost is in the part that is missing.
-        return TryAgain(f"malformed answer: {_one_line(str(error))}", tokens=None)
+        return TryAgain(f"malformed answer: {line(str(error))}", tokens=None)
     if not isinstance(value, dict):
         return TryAgain("malformed answer: no JSON object", tokens=None)
     tokens = _usage(value.get("usage"))
@@ -104,23 +142,46 @@ def _read_answer(body: bytes, request: Request) -> Outcome:
     message = choice.get("message") if isinstance(choice, dict) else None
     if not isinstance(message, dict):
         if "error" in value:  # some gateways report errors with status 200
-            return TryAgain(": ".join(filter(None, _read_error(body))), tokens, overloaded=True)
+            return TryAgain(": ".join(filter(None, _read_error(body, line)[:2])), tokens, overloaded=True)
         return TryAgain("malformed answer: no choices", tokens)
     finish_reason = choice.get("finish_reason")
     finish_reason = finish_reason if isinstance(finish_reason, str) else ""
-    text, refusal = message.get("content"), message.get("refusal")
-    if not isinstance(text, str) or not text:
-        paid = tokens or token_bound(request)
+    content, refusal = message.get("content"), message.get("refusal")
+    if isinstance(content, list):
+        refusal = refusal or _joined(content, "refusal", {"refusal"})
+        content = _joined(content, "text", {"text", "output_text", None})
+    fault = _fault_of_text(content, refusal, finish_reason, tokens or token_bound(request), tokens, line)
+    if fault is not None:
+        return fault
+    if tokens is None:
+        tokens = Tokens(token_bound(request).prompt, len(content.encode()))
+    return Reply(content, finish_reason, *tokens)
+
+
+def _joined(parts: list[Any], field: str, types: set[str | None]) -> str:
+    """The texts of the parts of these types; a model's thoughts are parts too."""
+    parts = [part for part in parts if isinstance(part, dict) and part.get("type") in types]
+    return "".join(part[field] for part in parts if isinstance(part.get(field), str))
+
+
+def _fault_of_text(
+    text: Any, refusal: Any, finish_reason: str, paid: Tokens, tokens: Tokens | None, line: _Line
+) -> TryAgain | Refused | None:
+    """What there is instead of a text that can be used. What would come again is not asked for again."""
+    ending = ending_of(finish_reason)
+    if type(text) in _TYPE_WORDS:
+        return Refused(f"the answer's content is no text, but {_TYPE_WORDS[type(text)]}", paid)
+    if not text:
         if isinstance(refusal, str) and refusal:
-            return Refused(f"the model refused: {_one_line(refusal)}", paid)
-        if finish_reason in ("length", "content_filter"):
+            return Refused(f"the model refused: {line(refusal)}", paid)
+        if ending in (CUT, WITHHELD):
             return Refused(f"no text: finish_reason is {finish_reason}", paid)
         return TryAgain("malformed answer: no content", tokens)
+    if ending == BROKEN:
+        return TryAgain(f"the server broke the answer off: finish_reason is {finish_reason}", tokens)
     if any("\ud800" <= character <= "\udfff" for character in text):
         return TryAgain("malformed answer: half a character (a lone surrogate)", tokens)
-    if tokens is None:
-        tokens = Tokens(token_bound(request).prompt, len(text.encode()))
-    return Reply(text, finish_reason, *tokens)
+    return None
 
 
 def _usage(usage: Any) -> Tokens | None:

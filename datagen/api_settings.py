@@ -7,14 +7,19 @@ import os
 import re
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from datagen.chat import Message, Request, make_request
+from datagen.known_models import parameters_of
 from engine.errors import UserError
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 DEFAULT_KEY_VARIABLE = "OPENAI_API_KEY"
+_SECRET_CHARACTERS = 16  # a key of so many is nothing else by chance
+_NOT_SENT = "none"
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -25,7 +30,10 @@ class ApiSettings:
     base_urls          each up to and without /chat/completions
     key_variables      names of environment variables, one for all endpoints or one for each; a variable may hold
                        several keys, separated by commas
+    temperature        in place of the one that a command asks for; None: the command's own
+    sends_temperature  False for a model that refuses any
     max_tokens         of an answer whose request does not say
+    max_tokens_field   what that is called in a request
     concurrency        the most requests on their way at once; fewer while the API is overloaded
     requests_per_min, tokens_per_min   None: learned from the answers' headers. They hold for each key
     max_attempts       of one request, before it is given up
@@ -38,6 +46,8 @@ class ApiSettings:
     model: str = "gpt-4o-mini"
     base_urls: tuple[str, ...] = (DEFAULT_BASE_URL,)
     key_variables: tuple[str, ...] = (DEFAULT_KEY_VARIABLE,)
+    temperature: float | None = None
+    sends_temperature: bool = True
     max_tokens: int = 2048
     max_tokens_field: str = "max_tokens"
     concurrency: int = 100
@@ -54,6 +64,15 @@ class ApiSettings:
     usd_per_m_completion: float | None = None
     retry_quarantined: bool = False
     window_s: float = 60.0
+
+    def request(self, messages: Sequence[Message], nonce: Any = None, **params: Any) -> Request:
+        """The request of one `ask(messages, **params)`."""
+        if not self.sends_temperature:
+            params.pop("temperature", None)
+        elif self.temperature is not None:
+            params["temperature"] = self.temperature
+        request = make_request(self.model, self.max_tokens, messages, nonce, **params)
+        return replace(request, max_tokens_field=self.max_tokens_field)
 
 
 @dataclass(frozen=True)
@@ -80,14 +99,16 @@ class Endpoint:
         """The proxy's URL, which may hold a password."""
         return self._proxy
 
-    def scrub(self, body: bytes) -> bytes:
-        """A response without the key, should a server repeat it."""
-        return body.replace(self._key.encode(), b"[key]") if self._key else body
+    def hide_key(self, text: str) -> str:
+        """A message of the API without the key, should a server repeat it, nor the shortened ones that some repeat.
 
-
-def hide_keys(text: str) -> str:
-    """A message of the API without keys, not even the shortened ones that some repeat."""
-    return re.sub(r"(?i)\b(?:(?:sk|pk|key)-|bearer\s+)\S+", "[key]", text)
+        For messages alone, never for answers. A short key may be an everyday word, since local servers take any: it is
+        replaced only where it is a word of its own.
+        """
+        if self._key:
+            key = re.escape(self._key)
+            text = re.sub(key if len(self._key) >= _SECRET_CHARACTERS else rf"(?<!\w){key}(?!\w)", "[key]", text)
+        return re.sub(r"(?i)\b(?:(?:sk|pk|key)-|bearer\s+)\S+", "[key]", text)
 
 
 def endpoints(settings: ApiSettings, environment: Mapping[str, str] = os.environ) -> list[Endpoint]:
@@ -134,9 +155,10 @@ def add_api_arguments(parser: argparse.ArgumentParser) -> None:
     api.add_argument("--model", default=default.model, help=f"as the API names it ({default.model})")
     api.add_argument("--base-url", action="append", metavar="URL", help=f"may be repeated ({DEFAULT_BASE_URL})")
     api.add_argument("--key-env", action="append", metavar="NAME", help=f"variable with keys ({DEFAULT_KEY_VARIABLE})")
+    api.add_argument("--temperature", metavar="X", help="a number, or none: not sent (the command's; gpt-5's is none)")
     max_tokens = default.max_tokens
     api.add_argument("--max-tokens", type=int, default=max_tokens, metavar="N", help="of an answer (%(default)s)")
-    api.add_argument("--max-tokens-field", default=default.max_tokens_field, metavar="F", help="its name in a request")
+    api.add_argument("--max-tokens-field", metavar="F", help="its name in a request (by the model: max_tokens)")
     api.add_argument("--concurrency", type=int, default=default.concurrency, metavar="N", help="requests at once (100)")
     api.add_argument("--rpm", type=int, metavar="N", help="requests a minute and key (learned)")
     api.add_argument("--tpm", type=int, metavar="N", help="tokens a minute and key (learned)")
@@ -162,12 +184,18 @@ def api_settings(args: argparse.Namespace) -> ApiSettings:
         value = getattr(args, flag)
         if value is not None and not value >= 0:
             raise UserError(f"--{flag.replace('_', '-')} {value} must be 0 or more")
+    known = parameters_of(args.model)
+    temperature, sends_temperature = _temperature(args.temperature), args.temperature != _NOT_SENT
+    if args.temperature is None and known is not None:
+        sends_temperature = known.takes_temperature
     return ApiSettings(
         model=args.model,
+        temperature=temperature,
+        sends_temperature=sends_temperature,
         base_urls=tuple(args.base_url or (os.environ.get("OPENAI_BASE_URL", DEFAULT_BASE_URL),)),
         key_variables=tuple(args.key_env or (DEFAULT_KEY_VARIABLE,)),
         max_tokens=args.max_tokens,
-        max_tokens_field=args.max_tokens_field,
+        max_tokens_field=args.max_tokens_field or (known.max_tokens_field if known else ApiSettings.max_tokens_field),
         concurrency=args.concurrency,
         requests_per_min=args.rpm,
         tokens_per_min=args.tpm,
@@ -179,3 +207,15 @@ def api_settings(args: argparse.Namespace) -> ApiSettings:
         usd_per_m_completion=args.price_out,
         retry_quarantined=args.retry_quarantined,
     )
+
+
+def _temperature(text: str | None) -> float | None:
+    if text is None or text == _NOT_SENT:
+        return None
+    try:
+        temperature = float(text)
+    except ValueError:
+        temperature = -1.0
+    if not 0 <= temperature <= 2:
+        raise UserError(f"--temperature {text}: give a number from 0 to 2, or {_NOT_SENT} to send none")
+    return temperature

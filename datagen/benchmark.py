@@ -17,13 +17,13 @@ from pathlib import Path
 from datagen.api_settings import add_api_arguments
 from datagen.benchmark_schemas import Item, check_item, item_texts, option_faults, with_texts
 from datagen.chat import Ask, Record, Rejected, Work
-from datagen.command import run_command
+from datagen.command import require_rows, run_command
 from datagen.length_ratios import LengthRatios
 from datagen.prompt_templates import read_template
 from datagen.runner import Review
 from datagen.sources import read_sources
 from datagen.translate import TEMPLATE_FILE
-from datagen.translation import LIMIT_TOKENS, MAX_TOKENS, TEMPLATE_NAMES, Translator, check_lengths
+from datagen.translation import MAX_TOKENS, TEMPLATE_NAMES, Translator, check_lengths, load_checks
 from engine.errors import UserError
 from engine.languages import get_language
 from engine.records import read_records
@@ -45,14 +45,17 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("--lang en: the items are in English already; name another language")
     targets = {path: target_of(path, args.output, language.code) for path in args.data}
     check_targets(targets)
-    translator = Translator(language, read_template(args.template, **TEMPLATE_NAMES), LIMIT_TOKENS)
+    translator = Translator(language, read_template(args.template, **TEMPLATE_NAMES), is_checked=not args.dry_run)
     records = read_items(args.data)
+    if not args.dry_run:
+        load_checks(language)
     print("\n".join(describe(records)), file=sys.stderr)
     # The run's own files: rows of all benchmarks together, one journal and one budget.
     args.output = args.output / f"{language.code}.rows.jsonl"
     summary = run_command(records, make_work(translator), args, lambda _: language.code, make_review(LengthRatios()))
     if summary is not None:
         print("\n".join(write_files(args.output, targets, Counter(record["file"] for record in records))))
+    require_rows(summary, args.output)
 
 
 def target_of(path: str, folder: Path, lang: str) -> Path:

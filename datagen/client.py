@@ -80,7 +80,7 @@ class Client:
         would lose what may be paid for.
         Unanswered for a request that gets no answer (the journal keeps the reason), UserError where none will get one.
         """
-        body, bound = request.body(self._settings.max_tokens_field), token_bound(request)
+        body, bound = request.body(), token_bound(request)
         reason = ""
         for attempt in range(self._settings.max_attempts):
             outcome, lane = await self._attempt(request, body, bound, leaving)
@@ -174,10 +174,7 @@ class Client:
             return TryAgain(f"connection lost: {type(error).__name__}", tokens=None), None
         if answer is None:
             return TryAgain(f"malformed answer: above {MAX_BODY_BYTES >> 20} MiB", tokens=None), headers
-        answer = endpoint.scrub(answer)
-        return read_response(
-            status, answer, request, endpoint.key_variable, endpoint.host, headers.retry_after_s
-        ), headers
+        return read_response(status, answer, request, endpoint, headers.retry_after_s), headers
 
     async def _back_off(self, attempt: int, outcome: TryAgain, lane: Lane) -> None:
         """Sleeps: exponentially longer, with jitter; at least as long as the API asks, which holds for the lane."""

@@ -17,6 +17,7 @@ from datagen.dry_run import print_plan
 from datagen.progress import Progress, clock
 from datagen.runner import Review, Summary, run
 from datagen.session import Outcome, Session
+from datagen.sources import check_place
 from engine.errors import UserError
 
 INTERRUPTED = "interrupted"
@@ -35,11 +36,13 @@ class RunFiles:
 def run_files(args: argparse.Namespace) -> RunFiles:
     """The files of a command line with --output and the flags of `add_api_arguments`.
 
-    UserError where two are the same file, or where an output would be replaced that no journal belongs to.
+    UserError where two are the same file, one cannot be made, or an output would be replaced that has no journal.
     """
     output: Path = args.output
     journal = args.journal or output.with_name(f"{output.name}.journal")
     quarantine = args.quarantine or output.with_name(f"{output.name}.quarantine.jsonl")
+    for flag, path in (("--output", output), ("--journal", journal), ("--quarantine", quarantine)):
+        check_place(flag, path)
     if len({path.absolute() for path in (output, journal, quarantine)}) < 3:
         raise UserError(f"--output {output}, the journal and the quarantine must be three files: name them apart")
     if output.exists() and not journal.exists():
@@ -71,6 +74,19 @@ def run_command(
     if summary.stopped:
         raise UserError(summary.stopped)
     return summary
+
+
+def require_rows(summary: Summary | None, output: Path) -> None:
+    """UserError where a whole run wrote not one row: whatever comes next has nothing to work on."""
+    if summary is None or summary.rows:
+        return
+    if summary.rejected:
+        advice = "fix that, then run again with --retry-quarantined"
+        why = f"{summary.rejected:,} of {summary.records:,} records were rejected, the first: {summary.first_rejection}"
+        raise UserError(f"not one row in {output}: {why}: {advice}")
+    if summary.records:
+        raise UserError(f"not one row in {output}: of {summary.records:,} records none was rejected, and none was left")
+    raise UserError(f"not one row in {output}: there was no record to work on")
 
 
 async def _watched_run(

@@ -64,15 +64,15 @@ class Benchmarks:
 
     def overlap(self, record: Mapping[str, Any]) -> Overlap | None:
         """The first 13 words that a text of the record shares with a benchmark, None where it shares none."""
+        if not len(self):
+            return None
         for field, text in _strings(record):
             words = unicode_words(text)
             if len(words) < NGRAM_WORDS:
                 continue
             hashes = self._hashes(words)
             places = np.searchsorted(self._sorted, hashes)
-            found = (
-                np.flatnonzero(self._sorted[np.minimum(places, len(self._sorted) - 1)] == hashes) if len(self) else ()
-            )
+            found = np.flatnonzero(self._sorted[np.minimum(places, len(self._sorted) - 1)] == hashes)
             for at in found:
                 ngram = words[at : at + NGRAM_WORDS]
                 place = int(places[at])

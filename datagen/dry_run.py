@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from datagen.api_settings import ApiSettings
-from datagen.chat import Message, Record, Rejected, Reply, Work, make_request
+from datagen.chat import Message, Record, Rejected, Reply, Work
 from datagen.journal import Journal
-from datagen.pricing import Price, estimate_prompt_tokens, estimate_tokens, price_of, token_bound
+from datagen.known_models import Price
+from datagen.pricing import estimate_prompt_tokens, estimate_tokens, price_of, token_bound
 from datagen.simulate_answers import simulated_answer
 
 _ASSUMED_TOKENS_PER_S = 40.0  # of one answer; large models give 30 to 100
@@ -52,7 +53,7 @@ async def make_plans(
 
     def asker(plan: Plan) -> Callable[..., Any]:
         async def ask(messages: Sequence[Message], nonce: Any = None, **params: Any) -> Reply:
-            request = make_request(settings.model, settings.max_tokens, messages, nonce, **params)
+            request = settings.request(messages, nonce, **params)
             key = request.key
             if known is not None and (reply := known.answer(key)):
                 plan.journaled += 1

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from datagen import prompt_templates
 from datagen.api_settings import add_api_arguments, api_settings
-from datagen.chat import Ask, Record, Rejected, Work
+from datagen.chat import CUT, Ask, Record, Rejected, Work
 from datagen.command import INTERRUPTED, RunFiles, Watch, run_files
 from datagen.decontaminate import Benchmarks, Overlap, report
 from datagen.dry_run import print_plan
@@ -114,9 +114,7 @@ def make_work(template: string.Template, seeds: Sequence[Seed], seed: int) -> Wo
         request = record["request"]
         messages = [{"role": "user", "content": make_prompt(template, seeds, seed, request)}]
         reply = await ask(messages, nonce=f"{seed}/{request}", temperature=1.0)
-        parsed = parse_tasks(
-            reply.text, EXAMPLES_A_REQUEST + 1, TASKS_A_REQUEST, was_cut=reply.finish_reason == "length"
-        )
+        parsed = parse_tasks(reply.text, EXAMPLES_A_REQUEST + 1, TASKS_A_REQUEST, was_cut=reply.ending == CUT)
         if not parsed.tasks:
             raise Rejected(f"no task in the answer ({parsed.dropped[0][0] if parsed.dropped else 'empty'})", reply)
         rows: list[Record] = [{"id": f"{request}-{number}", "task": task} for number, task in parsed.tasks]

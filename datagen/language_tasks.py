@@ -13,42 +13,41 @@ _PART_OF_SPEECH = (
     r"(?:verb|noun|pronoun|adjective|adverb|preposition|conjunction|subject|predicate|direct object|participle|gerund"
     r"|infinitive|modifier|clause)s?"
 )
-# Kind -> what an instruction of it says. The first kind that fits is taken.
+# Kind -> what an instruction of it says, in lower case, from the beginning of a word. The first that fits is taken.
 _PATTERNS = {
     "translation": (
-        r"\btranslat(?:e|es|ed|ing|or|ions?)\b",
-        rf"\b(?:in|into|to|from) (?:the )?(?:{_LANGUAGE_NAMES})(?: language)?\s*"
+        r"translat(?:e|es|ed|ing|or|ions?)\b",
+        rf"(?:in|into|to|from) (?:the )?(?:{_LANGUAGE_NAMES})(?: language)?\s*"
         r"(?:[.,:;?!\"')]|$|\b(?:to|word|phrase)\b)",
-        rf"\b(?:{_LANGUAGE_NAMES}) (?:word|words|phrase|sentence|translation|equivalent)\b",
+        rf"(?:{_LANGUAGE_NAMES}) (?:word|words|phrase|sentence|translation|equivalent)\b",
     ),
     "grammar": (
-        r"\b(?:un)?grammar\b|\b(?:un)?grammatical(?:ly)?\b|\bpunctuat\w+|\bparts? of speech\b|\bsubject-verb\b",
-        r"\b(?:past|present|future|perfect|continuous|verb|correct|same) tenses?\b|\btense (?:of|form)\b",
-        r"\b(?:active|passive) (?:voice|form|sentence|construction)\b|\bconjugat\w+",
-        r"\b(?:plural|singular|possessive) form",
-        r"\b(?:run-on|sentence fragment|comma splice|double negative)|\bcapitali[sz](?:e|ation)\b|\bcontractions?\b",
-        r"\b(?:identify|find|underline|circle|highlight|label|list|name|what is|pick out|select|determine) (?:all )?"
+        r"(?:un)?grammar\b|(?:un)?grammatical(?:ly)?\b|punctuat\w+|parts? of speech\b|subject-verb\b",
+        r"(?:past|present|future|perfect|continuous|verb|correct|same) tenses?\b|tense (?:of|form)\b",
+        r"(?:active|passive) (?:voice|form|sentence|construction)\b|conjugat\w+",
+        r"(?:plural|singular|possessive) form",
+        r"(?:run-on|sentence fragment|comma splice|double negative)|capitali[sz](?:e|ation)\b|contractions?\b",
+        r"(?:identify|find|underline|circle|highlight|label|list|name|what is|pick out|select|determine) (?:all )?"
         rf"(?:the )?{_PART_OF_SPEECH}\b",
-        rf"\b{_PART_OF_SPEECH} (?:in|of|from) (?:the|this|that|each|these) (?:\w+ )?(?:sentence|text|phrase|paragraph)",
-        r"\b(?:correct|fix|edit|proofread|revise|repair) (?:the |this |these |any |all )?"
+        rf"{_PART_OF_SPEECH} (?:in|of|from) (?:the|this|that|each|these) (?:\w+ )?(?:sentence|text|phrase|paragraph)",
+        r"(?:correct|fix|edit|proofread|revise|repair) (?:the |this |these |any |all )?"
         r"(?:\w+ ){0,2}(?:sentence|mistake|error)",
-        r"\b(?:errors?|mistakes?) in (?:the|this) (?:\w+ )?(?:sentence|text|paragraph|phrase)",
-        r"\b(?:missing|correct|right|appropriate) (?:articles?|prepositions?|pronouns?|verb|conjunction)\b",
+        r"(?:errors?|mistakes?) in (?:the|this) (?:\w+ )?(?:sentence|text|paragraph|phrase)",
+        r"(?:missing|correct|right|appropriate) (?:articles?|prepositions?|pronouns?|verb|conjunction)\b",
     ),
     "spelling": (
-        r"\bmiss?-?spel\w+|\bspell(?:ed|ing|ings)\b|\bspell (?:the|this|out|check|it)\b|\btypos?\b",
-        r"\banagrams?\b|\bpalindrom\w+|\brhym(?:e|es|ed|ing)\b|\bsyllab\w+|\bvowels?\b|\bconsonants?\b|\balliterat\w+",
-        r"\bhomophones?\b|\bhomonyms?\b|\bportmanteaus?\b|\bacrostic|\btongue[- ]twister|\bpuns?\b",
-        r"\b(?:letters?|characters?) (?:in|of|from) (?:the|this|each|these) (?:\w+ )?(?:word|string|name|sentence)",
-        r"\bwords? (?:that |which )?(?:start|begin|end|contain)(?:s|ing)? with\b|\b(?:with|without) the letter\b",
-        r"\b(?:prefix|suffix)(?:es)?\b|\balphabeti\w+|\bunscramble\b|\bacronyms?\b|\bupper ?case\b|\blower ?case\b",
+        r"miss?-?spel\w+|spell(?:ed|ing|ings)\b|spell (?:the|this|out|check|it)\b|typos?\b",
+        r"anagrams?\b|palindrom\w+|rhym(?:e|es|ed|ing)\b|syllab\w+|vowels?\b|consonants?\b|alliterat\w+",
+        r"homophones?\b|homonyms?\b|portmanteaus?\b|acrostic|tongue[- ]twister|puns?\b",
+        r"(?:letters?|characters?) (?:in|of|from) (?:the|this|each|these) (?:\w+ )?(?:word|string|name|sentence)",
+        r"words? (?:that |which )?(?:start|begin|end|contain)(?:s|ing)? with\b|(?:with|without) the letter\b",
+        r"(?:prefix|suffix)(?:es)?\b|alphabeti\w+|unscramble\b|acronyms?\b|upper ?case\b|lower ?case\b",
     ),
 }
-_COMPILED = {kind: re.compile("|".join(patterns), re.IGNORECASE) for kind, patterns in _PATTERNS.items()}
+# One border of a word before all of them: each with its own would be tried at every letter.
+_COMPILED = {kind: re.compile(rf"\b(?:{'|'.join(patterns)})") for kind, patterns in _PATTERNS.items()}
 # A program about words is a program.
-_PROGRAM = re.compile(
-    r"\b(?:algorithm|program|function|code|script|regex|regular expression|method|class|query)s?\b", re.I
-)
+_PROGRAM = re.compile(r"\b(?:algorithm|program|function|code|script|regex|regular expression|method|class|query)s?\b")
 LANGUAGE_TASKS = tuple(_PATTERNS)
 
 
@@ -57,6 +56,7 @@ def language_task(instruction: str) -> str | None:
 
     By its words alone. In doubt it says a kind: a task set aside costs less than one that makes no sense.
     """
-    if _PROGRAM.search(instruction):
+    words = instruction.lower()
+    if _PROGRAM.search(words):
         return None
-    return next((kind for kind, pattern in _COMPILED.items() if pattern.search(instruction)), None)
+    return next((kind for kind, pattern in _COMPILED.items() if pattern.search(words)), None)

@@ -7,16 +7,19 @@ each letter is one) and in characters: neither depends on a model's tokenizer, w
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from datagen.language_faults import language_fault
 from datagen.sources import Source
+from datagen.translation import load_checks
 from datagen.words import unicode_words
 from engine.languages import LANGUAGES
 
 UNKNOWN = "?"
 _FOLDERS_LOOKED_AT = 2
+_RECORDS_LOOKED_AT = 20  # of a file, for its language
 
 
 @dataclass
@@ -51,16 +54,38 @@ class Lengths:
         )
 
 
-def language_of(source: Source) -> str:
-    """The record's `lang`, else a language code in its file's name or the two folders above it, else "?"."""
-    if isinstance(source.fields.get("lang"), str):
-        return source.fields["lang"]
-    path = Path(source.path)
-    for name in (path.name, *(folder.name for folder in list(path.parents)[:_FOLDERS_LOOKED_AT])):
-        for part in re.split(r"[^a-z]+", name.lower()):
+def languages_of(records: Sequence[Source]) -> list[str]:
+    """The language of each record: its `lang`, else that of its file, else "?".
+
+    A file is in the language whose code begins or ends its name, or that of one of the two folders above it, unless its
+    texts are plainly in another: "it", "id" and "hr" are words too.
+    """
+    samples: dict[str, list[Source]] = {}
+    for record in records:
+        of_file = samples.setdefault(record.path, [])
+        if len(of_file) < _RECORDS_LOOKED_AT and not isinstance(record.fields.get("lang"), str):
+            of_file.append(record)
+    of_path = {path: _language_of_file(path, of_file) for path, of_file in samples.items()}
+    languages = (record.fields.get("lang") for record in records)
+    return [lang if isinstance(lang, str) else of_path[record.path] for record, lang in zip(records, languages)]
+
+
+def _language_of_file(path: str, records: Sequence[Source]) -> str:
+    code = _code_in_name(Path(path))
+    texts = [record.text(name, default="") for record in records for name in ("instruction", "input", "output")]
+    if code is None or not records:
+        return UNKNOWN
+    load_checks(LANGUAGES[code])
+    return UNKNOWN if language_fault("", "\n".join(filter(None, texts)), LANGUAGES[code]) else code
+
+
+def _code_in_name(path: Path) -> str | None:
+    for name in (path.name.split(".")[0], *(folder.name for folder in list(path.parents)[:_FOLDERS_LOOKED_AT])):
+        parts = re.split(r"[\W_]+", name.lower())
+        for part in (parts[0], parts[-1]):
             if part in LANGUAGES:
                 return part
-    return UNKNOWN
+    return None
 
 
 def source_of(source: Source) -> str:
@@ -69,14 +94,14 @@ def source_of(source: Source) -> str:
     return value if isinstance(value, str) else Path(source.path).name.split(".")[0]
 
 
-def measure(records: Iterable[Source]) -> dict[tuple[str, str], Lengths]:
+def measure(records: Sequence[Source], languages: Sequence[str]) -> dict[tuple[str, str], Lengths]:
     """(language, source) -> lengths, in the order of first appearance. UserError for a field that is no text."""
     groups: dict[tuple[str, str], Lengths] = {}
-    for record in records:
+    for record, language in zip(records, languages, strict=True):
         prompt = record.text("instruction")
         if input := record.text("input", default=""):
             prompt = f"{prompt}\n{input}"
-        group = groups.setdefault((language_of(record), source_of(record)), Lengths())
+        group = groups.setdefault((language, source_of(record)), Lengths())
         group.add(prompt, record.text("output", default=""))
     return groups
 

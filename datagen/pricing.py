@@ -1,52 +1,28 @@
-"""What requests cost: a price table, estimates and bounds of token counts, and the budget that is never passed."""
+"""What requests cost: prices, estimates and bounds of token counts, and the budget that is never passed."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from datagen.api_settings import ApiSettings
 from datagen.chat import Message, Request
 from datagen.journal import Journal, Tokens
+from datagen.known_models import MODELS, Price
 from engine.errors import UserError
 
-
-class Price(NamedTuple):
-    """US dollars for a million tokens."""
-
-    prompt: float
-    completion: float
-
-    def usd(self, tokens: tuple[int, int]) -> float:
-        """The price of so many prompt and completion tokens."""
-        return (self.prompt * tokens[0] + self.completion * tokens[1]) / 1e6
-
-
-# List prices as OpenAI published them, without batch or cache discounts. They change: --price-in and --price-out win.
-PRICES = {
-    "gpt-3.5-turbo": Price(0.50, 1.50),
-    "gpt-4-turbo": Price(10.0, 30.0),
-    "gpt-4o": Price(2.50, 10.0),
-    "gpt-4o-mini": Price(0.15, 0.60),
-    "gpt-4.1": Price(2.0, 8.0),
-    "gpt-4.1-mini": Price(0.40, 1.60),
-    "gpt-4.1-nano": Price(0.10, 0.40),
-    "gpt-5": Price(1.25, 10.0),
-    "gpt-5-mini": Price(0.25, 2.0),
-    "gpt-5-nano": Price(0.05, 0.40),
-}
 _TOKENS_PER_MESSAGE = 8  # role and delimiters; OpenAI's chat format takes 3 or 4
 _TOKENS_PER_REQUEST = 16
 
 
 def price_of(settings: ApiSettings) -> Price | None:
     """The price by the flags, else of the table, else None."""
-    table = PRICES.get(settings.model)
-    prompt = settings.usd_per_m_prompt if settings.usd_per_m_prompt is not None else table and table.prompt
-    completion = settings.usd_per_m_completion
+    known = MODELS.get(settings.model)
+    prompt, completion = settings.usd_per_m_prompt, settings.usd_per_m_completion
+    if prompt is None:
+        prompt = known and known.price.prompt
     if completion is None:
-        completion = table and table.completion
+        completion = known and known.price.completion
     return None if prompt is None or completion is None else Price(prompt, completion)
 
 
@@ -55,7 +31,9 @@ def estimate_tokens(text: str) -> int:
 
     An order of magnitude for planning (newer vocabularies need fewer for Indic scripts); nothing is limited by it.
     """
-    ascii_characters = sum(1 for character in text if character < "\x80")
+    if text.isascii():
+        return -(-len(text) // 4)
+    ascii_characters = len(text.encode("ascii", "ignore"))
     return -(-ascii_characters // 4) + -(-(len(text.encode("utf-8", "replace")) - ascii_characters) // 3)
 
 

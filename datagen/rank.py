@@ -20,7 +20,7 @@ from typing import Any
 
 from datagen.api_settings import add_api_arguments
 from datagen.chat import Ask, Message, Record, Rejected, content_hash
-from datagen.command import run_command, run_files
+from datagen.command import require_rows, run_command, run_files
 from datagen.language_faults import script_fault
 from datagen.prompt_templates import TEMPLATES_DIR, read_template
 from datagen.rank_format import MOST_RESPONSES, labels, parse_ranking, ranks_of_responses, show_order
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
     check_outputs([*args.data, str(files.journal), str(files.quarantine)], outputs)
     rank_template = read_template(args.template, RANK_NAMES)
     translate_template = read_template(args.translate_template, TRANSLATE_NAMES, flag="--translate-template")
-    judge = Judge(language, rank_template, translate_template, args.seed, args.rerank_share)
+    judge = Judge(language, rank_template, translate_template, args.seed, args.rerank_share, not args.dry_run)
     verdicts = Verdicts()
     records = verdicts.sort_out(read_responses(args.data, language))
     summary = None
@@ -76,6 +76,7 @@ def run(args: argparse.Namespace) -> None:
         if summary is not None or verdicts.report.records:
             verdicts.write(unranked_path, report_path)
             print("\n".join(verdicts.lines(unranked_path)), file=sys.stderr)
+    require_rows(summary, args.output)
 
 
 def read_responses(paths: Sequence[str], language: Language) -> list[Record]:
@@ -100,6 +101,7 @@ class Judge:
 
     rank_template, translate_template   with RANK_NAMES and TRANSLATE_NAMES
     rerank_share                        of the records, drawn by seed and content, are ranked twice
+    is_checked                          False for a dry run, which counts the second turn whatever the simulator said
     """
 
     language: Language
@@ -107,6 +109,7 @@ class Judge:
     translate_template: string.Template
     seed: int = 0
     rerank_share: float = 0.0
+    is_checked: bool = True
 
     async def rank(self, record: Record, ask: Ask) -> list[Record]:
         """The work on a record of `read_responses`: one row (see the head of this file)."""
@@ -132,14 +135,14 @@ class Judge:
             prompt = self.translate_template.substitute(language=self.language.name, record=shown_json)
             dialog.append({"role": "user", "content": prompt})
             reply = await ask([*dialog], temperature=_TEMPERATURE)
-            if fault := _fault_of_translation(parse_object(reply), asked):
+            if self.is_checked and (fault := _fault_of_translation(parse_object(reply), asked)):
                 raise Rejected(f"turn 1: {fault}", reply)
             dialog.append({"role": "assistant", "content": reply.text})
             shown_json = _TRANSLATED_BEFORE
         prompt = self.rank_template.substitute(ids=", ".join(names), record=shown_json)
         reply = await ask([*dialog, {"role": "user", "content": prompt}], temperature=_TEMPERATURE)
-        if reply.finish_reason not in ("stop", ""):
-            raise Rejected(f"turn 2: finish_reason: {reply.finish_reason}", reply)
+        if reply.fault:
+            raise Rejected(f"turn 2: {reply.fault}", reply)
         try:
             ranks = parse_ranking(reply.text, len(shown))
         except ValueError as error:
@@ -152,7 +155,7 @@ def _fault_of_translation(answer: dict[str, Any], asked: dict[str, Any]) -> str 
     if not isinstance(answer.get("responses"), dict):
         return "keys: missing 'responses'"
     texts, expected = _flat(answer), _flat(asked)
-    return fault_of_object(texts, expected) or script_fault(" ".join(texts.values()), LANGUAGES["en"])
+    return fault_of_object(texts, expected) or script_fault(" ".join(texts[name] for name in expected), LANGUAGES["en"])
 
 
 def _flat(record: dict[str, Any]) -> dict[str, Any]:

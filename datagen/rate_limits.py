@@ -16,23 +16,29 @@ class Window:
     """At most `limit` requests, or tokens, within any period of window_s, as the server counts them.
 
     What is taken counts from before it is sent until window_s after its answer came: the moment at which the server
-    counted it lies in between. The starts are spread evenly besides, with bursts of a second's worth: servers cut the
-    minute into shorter periods.
+    counted it lies in between. What the server counts besides (headers tell) counts until the reset it names. The
+    starts are spread evenly, with bursts of a second's worth: servers cut the minute into shorter periods.
     """
 
     def __init__(self, limit: int | None, window_s: float = 60.0) -> None:
         self.limit = limit
         self.window_s = window_s
         self._open = 0  # taken, and not answered yet
-        self._closed: deque[tuple[float, int]] = deque()  # (until when it counts, how much)
+        self._closed: deque[tuple[float, int]] = deque()  # (until when it counts, how much), in order of time
         self._closed_sum = 0
+        self._told: list[tuple[float, int]] = []  # (until when, how much), later and less from one to the next
         self._paced_s = -math.inf  # the clock if every start had waited its turn
 
     def used(self, now_s: float) -> int:
         """What counts against the limit."""
+        self._forget(now_s)
+        return self._open + self._closed_sum + (self._told[0][1] if self._told else 0)
+
+    def _forget(self, now_s: float) -> None:
         while self._closed and self._closed[0][0] <= now_s:
             self._closed_sum -= self._closed.popleft()[1]
-        return self._open + self._closed_sum
+        while self._told and self._told[0][0] <= now_s:
+            del self._told[0]
 
     def wait_s(self, amount: int, now_s: float) -> float:
         """How long until so much may be taken: 0 for now, inf while it depends on answers on their way."""
@@ -40,7 +46,8 @@ class Window:
             return 0.0
         used = self.used(now_s)
         if used and used + amount > self.limit:  # one above the limit by itself leaves alone
-            return self._closed[0][0] - now_s if self._closed else math.inf
+            ends_s = [entries[0][0] for entries in (self._closed, self._told) if entries]
+            return min(ends_s, default=math.inf) - now_s
         return max(0.0, self._paced_s - self._burst_s() - now_s)
 
     def _burst_s(self) -> float:
@@ -55,8 +62,9 @@ class Window:
     def give_back(self, taken: int, amount: int, now_s: float) -> None:
         """It was answered: `taken` were set aside, `amount` were used, and count for one period from now on."""
         self._open -= taken
-        self.used(now_s)  # forgets what no longer counts
-        self._count(amount, now_s + self.window_s)
+        if amount > 0:
+            self._closed.append((now_s + self.window_s, amount))
+            self._closed_sum += amount
         if self.limit:
             self._paced_s -= (taken - amount) * self.window_s / self.limit
 
@@ -66,14 +74,12 @@ class Window:
             self.limit = limit
         if self.limit is None or remaining is None or remaining < 0:
             return
-        missing = self.limit - self.used(now_s) - remaining
-        if missing > 0:
-            self._count(missing, now_s + min(self.window_s, reset_s if reset_s is not None else self.window_s))
-
-    def _count(self, amount: int, until_s: float) -> None:
-        if amount > 0:
-            self._closed.append((max(until_s, self._closed[-1][0] if self._closed else until_s), amount))
-            self._closed_sum += amount
+        self._forget(now_s)
+        others = self.limit - self._open - self._closed_sum - remaining
+        until_s = now_s + min(self.window_s, reset_s if reset_s is not None else self.window_s)
+        if others > 0 and not any(end >= until_s and amount >= others for end, amount in self._told):
+            lasting = [(end, amount) for end, amount in self._told if end > until_s or amount > others]
+            self._told = sorted([*lasting, (until_s, others)])
 
 
 class Concurrency:

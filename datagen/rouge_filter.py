@@ -1,12 +1,14 @@
 """`python -m datagen filter`: the candidates that are near duplicates of nothing before them, decided as Alpaca does.
 
 A candidate is kept if its ROUGE-L F with every seed, pool item and earlier keep is <= 0.7; the decisions are those of
-rouge_score's RougeScorer(["rougeL"]) (Taori et al. 2023, after Wang et al. 2023), from an inverted index.
+rouge_score's RougeScorer(["rougeL"]) (Taori et al. 2023, after Wang et al. 2023), from an inverted index. Where the
+candidates are not in English letters, words of any script take the place of its tokens.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -14,6 +16,9 @@ from datagen.near_duplicates import MAX_SCORE, near_duplicates
 from datagen.sources import check_outputs, read_sources
 from datagen.words import TOKENIZERS, Tokenizer, rouge_words
 from engine.records import write_jsonl
+
+_OTHER_LETTER = re.compile(r"[^\W\d_a-zA-Z]")
+_MOST_WITH_OTHER_LETTERS = 0.05
 
 
 class Rejection(NamedTuple):
@@ -57,19 +62,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--field", default="instruction", help="the field that is compared (default: instruction)")
     parser.add_argument(
         "--tokenizer",
-        choices=sorted(TOKENIZERS),
-        default="rouge",
-        help="rouge: rouge_score's, which knows a-z and 0-9 only (default); unicode: words of any script",
+        choices=["auto", *sorted(TOKENIZERS)],
+        default="auto",
+        help="rouge: rouge_score's, which knows a-z and 0-9 only; unicode: words of any script; auto (default): unicode"
+        " where more than one candidate in twenty has another letter than a-z",
     )
+
+
+def choose_tokenizer(texts: Sequence[str]) -> str:
+    """The name of the tokenizer that does not drop most of what texts in a language consist of.
+
+    Not one English text in a thousand has a letter beyond a-z. Where many have, what is left to rouge_score's tokenizer
+    are stray Latin words, and texts with nothing else in common are near duplicates by them.
+    """
+    return "unicode" if _with_other_letters(texts) > _MOST_WITH_OTHER_LETTERS * len(texts) else "rouge"
+
+
+def _with_other_letters(texts: Sequence[str]) -> int:
+    return sum(_OTHER_LETTER.search(text) is not None for text in texts)
 
 
 def run(args: argparse.Namespace) -> None:
     check_outputs([*args.pool, args.candidates], {"--output": args.output, "--rejected": args.rejected})
-    tokenizer = TOKENIZERS[args.tokenizer]
     pool, candidates = read_sources(args.pool), read_sources([args.candidates])
     pool_texts = [source.text(args.field) for source in pool]
     candidate_texts = [source.text(args.field) for source in candidates]
 
+    name = choose_tokenizer(candidate_texts) if args.tokenizer == "auto" else args.tokenizer
+    tokenizer = TOKENIZERS[name]
     rejections = {r.index: r for r in find_rejections(pool_texts, candidate_texts, tokenizer)}
     everything = [*pool, *candidates]
     texts = pool_texts + candidate_texts
@@ -83,7 +103,9 @@ def run(args: argparse.Namespace) -> None:
         ),
     )
     print(f"{len(candidates) - len(rejections):8,}  kept      {args.output}")
-    print(f"{len(rejections):8,}  rejected  {args.rejected} (ROUGE-L above {MAX_SCORE})")
+    print(f"{len(rejections):8,}  rejected  {args.rejected} (ROUGE-L above {MAX_SCORE}, {name} words)")
     if wordless := sum(not tokenizer(text) for text in candidate_texts):
-        hint = ": --tokenizer unicode reads other scripts" if args.tokenizer == "rouge" else ""
-        print(f"{wordless:8,}  of the kept have no word that the tokenizer knows, so were compared with nothing{hint}")
+        print(f"{wordless:8,}  of the kept have no word that the tokenizer knows, so were compared with nothing")
+    if name == "rouge" and choose_tokenizer(candidate_texts) != name:
+        count = f"{_with_other_letters(candidate_texts):,} of {len(candidates):,} candidates"
+        print(f"{count} have letters that are none to this tokenizer: --tokenizer unicode reads them")

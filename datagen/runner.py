@@ -33,6 +33,7 @@ from datagen.chat import Ask, Record, Rejected, Reply, Work
 from datagen.journal import Tokens
 from datagen.session import Outcome, Session
 from engine.errors import UserError
+from engine.strict_json import is_utf8
 
 __all__ = [
     "ApiSettings",
@@ -63,6 +64,7 @@ class Summary:
     tokens      paid in this run; usd is what they cost, usd_of_all_runs what all runs on the journal have cost
     maybe_usd   at most so much more, for attempts whose end is unknown
     stopped     why the run ended early, None if it is complete
+    first_rejection   why the first rejected record was rejected
     """
 
     records: int
@@ -77,6 +79,7 @@ class Summary:
     maybe_usd: float
     seconds: float
     stopped: str | None
+    first_rejection: str | None
 
 
 async def run(
@@ -103,17 +106,21 @@ async def run(
     """
     start_s = time.monotonic()
     counts = [0, 0, 0]
+    first_rejection = None
     async with Session(settings, journal, tell) as session:
         on_start(session)
         with _Replacement(output) as rows_file, _Replacement(quarantine) as rejected_file:
             async for outcome in session.outcomes(records, work):
                 if review is not None and outcome.reason is None:
                     outcome = await _reviewed(session, outcome, work, review)
+                if not is_utf8(outcome.rows):
+                    outcome = replace(outcome, rows=[], reason="half a surrogate pair in a row")
                 counts[0] += 1
                 if outcome.reason is None:
                     counts[2] += rows_file.write(outcome.rows)
                 else:
                     counts[1] += 1
+                    first_rejection = first_rejection or outcome.reason
                     rejected_file.write([{"index": outcome.index, "reason": outcome.reason, "record": outcome.record}])
                 on_outcome(outcome)
             rows_file.finish()
@@ -130,6 +137,7 @@ async def run(
             maybe_usd=ledger.maybe_spent_usd,
             seconds=time.monotonic() - start_s,
             stopped=session.stopped,
+            first_rejection=first_rejection,
         )
 
 
@@ -201,6 +209,6 @@ class _Replacement:
 def _line(row: Record) -> bytes:
     try:
         text = json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
-    except UnicodeEncodeError:  # half a character, from a record of the user's: JSON can hold it as an escape
+    except UnicodeEncodeError:  # half a character in a record that is quarantined: JSON has an escape for it
         text = json.dumps(row, allow_nan=False).encode()
     return text + b"\n"

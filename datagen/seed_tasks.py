@@ -7,6 +7,7 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
+from datagen.sources import check_characters
 from datagen.task_format import Task
 from engine.errors import UserError
 from engine.records import read_records
@@ -30,6 +31,7 @@ def read_seeds(path: str | Path) -> list[Seed]:
     seeds = []
     for line, fields in read_records(path):
         where = f"{path}:{line}"
+        check_characters(fields, where)
         instances = fields.get("instances", [fields])
         if not isinstance(instances, list) or not instances or not isinstance(instances[0], dict):
             raise UserError(f"{where}: field 'instances' is {instances!r:.60}: it must be a list of {{input, output}}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from datagen.api_settings import ApiSettings, endpoints
-from datagen.chat import Message, Record, Rejected, Reply, Request, Unanswered, Work, make_request
+from datagen.chat import Message, Record, Rejected, Reply, Request, Unanswered, Work
 from datagen.client import Client, Counts
 from datagen.journal import Journal
 from engine.errors import UserError
@@ -214,7 +214,7 @@ class _Asker:
     async def ask(self, messages: Iterable[Message], nonce: Any = None, **params: Any) -> Reply:
         """See datagen.runner."""
         session = self._session
-        request = make_request(session.settings.model, session.settings.max_tokens, tuple(messages), nonce, **params)
+        request = session.settings.request(tuple(messages), nonce, **params)
         key = request.key
         is_new = key in session._asked_now
         reply = None

@@ -28,6 +28,7 @@ from engine.languages import LANGUAGES
 
 TEMPLATES_DIR = Path(__file__).parent / "templates"
 _NAMES = {LANGUAGES[code].name: code for code in kit_codes()}
+_DECODER = json.JSONDecoder()
 _INTO = re.compile(rf"\b(?:into|to)\s+(?:\w+\s+)?({'|'.join(_NAMES)})\b")
 _FROM = re.compile(rf"\bfrom\s+(?:\w+\s+)?({'|'.join(_NAMES)})\b")
 
@@ -67,10 +68,10 @@ def _kit(pattern: re.Pattern[str], text: str) -> Kit:
 
 def _objects(text: str) -> list[dict[str, Any]]:
     """The JSON objects in a text, outermost ones only."""
-    decoder, objects, at = json.JSONDecoder(), [], text.find("{")
+    objects, at = [], text.find("{")
     while at >= 0:
         try:
-            value, end = decoder.raw_decode(text, at)
+            value, end = _DECODER.raw_decode(text, at)
         except ValueError:
             end = at + 1
         else:

@@ -75,6 +75,12 @@ def _retry_after_date(good: Response) -> Response:
     return error_response(429, "rate_limit_exceeded", "simulated 429", retry_after=date, date=email.utils.formatdate())
 
 
+def _refused_temperature(good: Response) -> Response:
+    message = "Unsupported value: 'temperature' does not support it with this model. Only the default is supported."
+    error = {"message": message, "type": "invalid_request_error", "param": "temperature", "code": "unsupported_value"}
+    return Response(400, json.dumps({"error": error}).encode())
+
+
 def _body(change: Callable[[dict[str, Any]], Any]) -> Callable[[Response], Response]:
     return lambda good: dataclasses.replace(good, body=json.dumps(change(json.loads(good.body))).encode())
 
@@ -130,6 +136,7 @@ FAULTS: dict[str, Callable[[Response], Response]] = {
     "limits_zero": _with_headers(**dict.fromkeys(_RATELIMIT.values(), "0")),
     "limits_absent": _without_limits,
     "400": _status(400, "invalid_request_error"),
+    "400_temperature": _refused_temperature,
     "401": _status(401, "invalid_api_key"),
     "403": _status(403, "permission_denied"),
     "404": _status(404, "model_not_found"),

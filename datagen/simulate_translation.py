@@ -190,19 +190,21 @@ def _echo_line(line: str, kit: Kit) -> str:
 def _echo_sentence(sentence: str, kit: Kit) -> str:
     words = sentence.split()
     if len(words) >= 4 and not re.search(r"\d", sentence):
-        said = [_pick(kit.texts, sentence)]
-        while len(" ".join(said)) < 0.7 * len(sentence):
-            said.append(_pick(kit.texts, said[-1] + sentence))
-        return " ".join(said)
-    return " ".join(_echo_word(word, kit) for word in words)
+        last = said = _pick(kit.texts, sentence)
+        while len(said) < 0.7 * len(sentence):
+            last = _pick(kit.texts, last + sentence)
+            said += f" {last}"
+        return said
+    return " ".join([_echo_word(word, kit.code) for word in words])
 
 
-def _echo_word(word: str, kit: Kit) -> str:
+@functools.lru_cache(maxsize=65536)
+def _echo_word(word: str, code: str) -> str:
     """Another word between the same punctuation; a word with a digit stays."""
     letters = [i for i, character in enumerate(word) if unicodedata.category(character)[0] in "LM"]
     if not letters or any(character.isdigit() for character in word):
         return word
-    return word[: letters[0]] + _pick(kit.words, word.casefold()) + word[letters[-1] + 1 :]
+    return word[: letters[0]] + _pick(load_kit(code).words, word.casefold()) + word[letters[-1] + 1 :]
 
 
 def _pick(choices: Any, text: str) -> Any:

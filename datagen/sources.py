@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine.errors import UserError
 from engine.records import read_records
+from engine.strict_json import is_utf8
 
 
 class Source(NamedTuple):
@@ -32,14 +34,36 @@ class Source(NamedTuple):
 
 
 def read_sources(paths: Sequence[str]) -> list[Source]:
-    """The records of the files, in order."""
-    return [Source(path, line, fields) for path in paths for line, fields in read_records(path)]
+    """The records of the files, in order. UserError, with file, line and field, for half a surrogate pair in one."""
+    sources = [Source(path, line, fields) for path in paths for line, fields in read_records(path)]
+    for source in sources:
+        check_characters(source.fields, source.where)
+    return sources
+
+
+def check_characters(fields: Mapping[str, Any], where: str) -> None:
+    """UserError where a field holds half a surrogate pair: JSON has an escape for it, but no UTF-8 file can hold it."""
+    if is_utf8(fields):
+        return
+    name = next(name for name, value in fields.items() if not is_utf8([name, value]))
+    advice = "the text was cut inside a character; fix it or drop the record"
+    raise UserError(f"{where}: field {name!r:.60} holds half a surrogate pair: {advice}")
+
+
+def check_place(flag: str, path: Path) -> None:
+    """UserError where no file can be made at a path: found before the run that is to fill it, and without a trace."""
+    if path.is_dir():
+        raise UserError(f"{flag} {path} is a folder: name a file in it")
+    folder = next(folder for folder in path.absolute().parents if folder.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"{flag} {path}: nothing can be written into {folder}: choose another path")
 
 
 def check_outputs(inputs: Sequence[str], outputs: Mapping[str, str]) -> None:
-    """Before any work: UserError if an output (flag -> path) is an input, is named twice, or is not JSON Lines."""
+    """UserError where an output (flag -> path) is an input, is named twice, is not JSON Lines, or cannot be made."""
     taken = {Path(path).resolve(): path for path in inputs}
     for flag, path in outputs.items():
+        check_place(flag, Path(path))
         if not path.endswith((".jsonl", ".jsonl.gz")):
             raise UserError(f"{flag} {path}: the name must end in .jsonl or .jsonl.gz")
         if Path(path).resolve() in taken:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from datagen.lengths import UNKNOWN, language_of, length_lines, measure
+from datagen.lengths import UNKNOWN, languages_of, length_lines, measure
 from datagen.root_verbs import Root, by_rules, by_spacy
 from datagen.sources import read_sources
 from datagen.sunburst import Verb, write_figure
@@ -37,9 +37,10 @@ def run(args: argparse.Namespace) -> None:
         if path.suffix not in _FIGURE_SUFFIXES:
             raise UserError(f"--figure {path}: the name must end in .svg or .png")
     records = read_sources(args.files)
-    print("\n".join(length_lines(measure(records))), end="\n\n")
+    languages = languages_of(records)
+    print("\n".join(length_lines(measure(records, languages))), end="\n\n")
 
-    readable = records if args.spacy else [record for record in records if language_of(record) in ("en", UNKNOWN)]
+    readable = [r for r, language in zip(records, languages) if args.spacy or language in ("en", UNKNOWN)]
     if not readable:
         if args.figure:
             raise UserError(

@@ -13,6 +13,8 @@ import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from engine.strict_json import is_utf8
+
 
 class Task(NamedTuple):
     """An instruction, its input ("" where it needs none) and its output."""
@@ -79,13 +81,15 @@ def _fault(fields: dict[str, Any], previous: int, last: int) -> str | None:
     """Why an object is no task of this answer, None if it is one."""
     if missing := [name for name in FIELDS if name not in fields]:
         return f"without {' and '.join(missing)}"
-    if unknown := [name for name in fields if name not in FIELDS]:
+    if unknown := [name for name in fields if name not in FIELDS and fields[name] not in ("", None)]:
         return f"unknown field {unknown[0]!r:.40}"
     number = fields["number"]
     if type(number) is not int:
         return "number is no whole number"
     if not all(isinstance(fields[name], str) for name in Task._fields):
         return "a field is no string"
+    if not is_utf8(fields):
+        return "half a surrogate pair"
     if number > last:
         return "more than were asked for"
     if number <= previous:

@@ -16,14 +16,14 @@ from typing import Any
 
 from datagen.api_settings import add_api_arguments
 from datagen.chat import Ask, Record, Rejected, Work
-from datagen.command import run_command, run_files
+from datagen.command import require_rows, run_command, run_files
 from datagen.decontaminate import Benchmarks, Overlap, report
 from datagen.language_tasks import LANGUAGE_TASKS, language_task
 from datagen.length_ratios import LengthRatios
 from datagen.prompt_templates import TEMPLATES_DIR, read_template
 from datagen.runner import Review
 from datagen.sources import check_outputs, read_sources
-from datagen.translation import LIMIT_TOKENS, MAX_TOKENS, TEMPLATE_NAMES, Translator, check_lengths
+from datagen.translation import LIMIT_TOKENS, MAX_TOKENS, TEMPLATE_NAMES, Translator, check_lengths, load_checks
 from engine.errors import UserError
 from engine.languages import get_language
 from engine.records import write_jsonl
@@ -63,10 +63,13 @@ def run(args: argparse.Namespace) -> None:
     inputs = [*args.data, *args.decontaminate, str(files.journal), str(files.quarantine)]
     check_outputs(inputs, {"--output": str(args.output), "--aside": aside_path})
     template = read_template(args.template, **TEMPLATE_NAMES)
-    translators = {language.code: Translator(language, template, args.split_above) for language in languages}
+    is_checked = not args.dry_run
+    translators = {lang.code: Translator(lang, template, args.split_above, is_checked) for lang in languages}
     benchmarks = Benchmarks(args.decontaminate)
     records, aside, overlaps = sort_out(read_instructions(args.data), benchmarks, args.language_tasks == "aside")
     work = make_work(translators)
+    if not args.dry_run:
+        load_checks(languages[0])
     jobs = [{**record, "lang": code} for code in translators for record in records]
     review = make_review(LengthRatios(), benchmarks)
     if not args.dry_run:
@@ -75,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
             write_jsonl(aside_path, aside)
     lines = describe(len(records), aside, aside_path) + (report(overlaps, benchmarks) if args.decontaminate else [])
     print("\n".join(lines), file=sys.stderr)
-    run_command(jobs, work, args, lambda record: record["lang"], review)
+    require_rows(run_command(jobs, work, args, lambda record: record["lang"], review), args.output)
 
 
 def read_instructions(paths: Sequence[str]) -> list[Record]:

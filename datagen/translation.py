@@ -15,7 +15,9 @@ from datagen.length_ratios import LengthRatios
 from datagen.pricing import estimate_tokens
 from datagen.refusals import is_refusal
 from datagen.splitting import split_text
+from engine.errors import UserError
 from engine.languages import Language
+from engine.strict_json import reason_of
 
 TEMPLATE_NAMES = {"needed": ("language", "record"), "optional": ("native_name", "note")}
 # Close to the likeliest wording; above 0, so that an answer that is asked for again may be another one.
@@ -33,11 +35,14 @@ class Translator:
 
     template      with the names of TEMPLATE_NAMES
     limit_tokens  of the texts of one request; longer records are split (see `splitting`)
+    is_checked    False for a dry run: what the simulator answers says nothing about a model, and an answer that it
+                  fails would end the record before all its requests are counted
     """
 
     language: Language
     template: string.Template
     limit_tokens: int = LIMIT_TOKENS
+    is_checked: bool = True
 
     async def translate(self, texts: Texts, ask: Ask, note: str = "", keeps_english: bool = False) -> dict[str, str]:
         """The same keys with translated values. Empty texts are not sent, so that nothing can be made up for them.
@@ -65,10 +70,22 @@ class Translator:
         )
         reply = await ask([{"role": "user", "content": prompt}], temperature=TEMPERATURE)
         answer = parse_texts(reply, texts)
-        for name, source in texts.items():
+        for name, source in texts.items() if self.is_checked else ():
             if fault := fault_of_translation(source, answer[name], self.language, keeps_english):
                 raise Rejected(f"{fault} (in {name})", reply)
         return answer
+
+
+def load_checks(language: Language) -> None:
+    """Loads what the checks need, before anything is asked. UserError where it cannot be loaded.
+
+    That is the model that tells languages apart: it is unpacked into the temporary folder the first time it is used.
+    """
+    try:
+        fault_of_translation("", "", language)
+    except OSError as error:
+        advice = "make room in the temporary folder, or name another in TMPDIR"
+        raise UserError(f"the language check cannot unpack its model ({reason_of(error)}): {advice}") from error
 
 
 def parse_texts(reply: Reply, texts: Texts) -> dict[str, str]:
@@ -84,9 +101,8 @@ def parse_texts(reply: Reply, texts: Texts) -> dict[str, str]:
 
 def parse_object(reply: Reply) -> dict[str, object]:
     """The one JSON object of a complete answer; otherwise Rejected."""
-    if reply.finish_reason not in ("stop", ""):
-        advice = "; raise --max-tokens" if reply.finish_reason == "length" else ""
-        raise Rejected(f"finish_reason: {reply.finish_reason}{advice}", reply)
+    if reply.fault:
+        raise Rejected(reply.fault, reply)
     if is_refusal(reply.text):
         raise Rejected(f"refusal: {reply.text.strip()!r:.80}", reply)
     try:
@@ -96,8 +112,12 @@ def parse_object(reply: Reply) -> dict[str, object]:
 
 
 def fault_of_object(answer: Mapping[str, object], texts: Texts) -> str | None:
-    """Whether an answer has other keys than the texts, values that are no texts, or others that are empty."""
-    for what, names in (("missing", texts.keys() - answer.keys()), ("added", answer.keys() - texts.keys())):
+    """Whether an answer has other keys than the texts, values that are no texts, or others that are empty.
+
+    An added key that holds nothing is no fault: many models give the `input` back that was not sent for being empty.
+    """
+    added = {name for name in answer.keys() - texts.keys() if not _holds_nothing(answer[name])}
+    for what, names in (("missing", texts.keys() - answer.keys()), ("added", added)):
         if names:
             return f"keys: {what} {sorted(names)[0]!r:.40}"
     for name, source in texts.items():
@@ -107,6 +127,10 @@ def fault_of_object(answer: Mapping[str, object], texts: Texts) -> str | None:
         if bool(text.strip()) != bool(source.strip()):
             return f"empty: {name!r} is {'filled' if text.strip() else 'empty'} in the answer, not in the record"
     return None
+
+
+def _holds_nothing(value: object) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def _batches(parts: Iterable[tuple[str, str]], limit_tokens: int) -> Iterator[dict[str, str]]:

@@ -45,12 +45,18 @@ def parse_whole(text: str, any_text: bool = False) -> Any:
     value, end = parse(text, len(text) - len(text.lstrip(_BLANKS)))
     if rest := text[end:].lstrip(_BLANKS):
         raise JSONDecodeError("more text after the value", text, len(text) - len(rest))
-    if not any_text and "\\u" in text:
-        try:
-            json.dumps(value, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise ValueError("a text holds half a surrogate pair") from None
+    if not any_text and "\\u" in text and not is_utf8(value):
+        raise ValueError("a text holds half a surrogate pair")
     return value
+
+
+def is_utf8(value: Any) -> bool:
+    """Whether a JSON value can be written as UTF-8: none of its texts holds half a surrogate pair."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_object(

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from datagen.answer_json import parse_answer_object
 from datagen.answers import Fatal, Refused, TryAgain, read_response
-from datagen.api_settings import ApiSettings, endpoints
-from datagen.chat import Reply, make_request
+from datagen.api_settings import ApiSettings, Endpoint, endpoints
+from datagen.chat import COMPLETE, CUT, UNKNOWN, WITHHELD, Reply, make_request
 from engine.errors import UserError
 
-REQUEST = make_request("gpt-4o-mini", 50, [{"role": "user", "content": "नमस्ते"}])
+REQUEST = make_request("gpt-4o-mini", 50, [{"role": "user", "content": "नमस्ते"}], temperature=0.3)
 BOUND = (16 + 8 + 18, 50)
 
 
-def read(status, body, retry_after_s=None):
+def endpoint(key="sk-secret-0123456789"):
+    return Endpoint("https://api.example/v1/chat/completions", "api.example", "MY_KEY", key, None)
+
+
+def read(status, body, retry_after_s=None, key="sk-secret-0123456789"):
     if not isinstance(body, bytes):
         body = json.dumps(body).encode()
-    return read_response(status, body, REQUEST, "MY_KEY", "api.example", retry_after_s)
+    return read_response(status, body, REQUEST, endpoint(key), retry_after_s)
 
 
 def answer(text="hello", finish_reason="stop", usage=(5, 7), **message):
@@ -37,6 +42,58 @@ def error(code, message="because", kind=None):
 def test_an_answer():
     assert read(200, answer("नेपाल")) == Reply("नेपाल", "stop", 5, 7)
     assert read(200, answer(finish_reason=None)) == Reply("hello", "", 5, 7)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [{"type": "text", "text": "नेपाल"}],
+        [{"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]}, {"type": "text", "text": "नेपाल"}],
+        [{"type": "output_text", "text": "नेपा", "annotations": []}, {"text": "ल"}],
+    ],
+)
+def test_a_content_in_parts_is_the_text_of_its_parts(parts):
+    assert read(200, answer(parts)) == Reply("नेपाल", "stop", 5, 7)
+
+
+@pytest.mark.parametrize(
+    ("ending", "spellings"),
+    [
+        (COMPLETE, ["stop", "", "eos", "eos_token", "end_turn", "stop_sequence", "STOP", "COMPLETE"]),
+        (CUT, ["length", "max_tokens", "MAX_TOKENS", "model_length"]),
+        (WITHHELD, ["content_filter", "SAFETY", "refusal"]),
+        (UNKNOWN, ["full moon", "tool_calls"]),
+    ],
+)
+def test_the_spellings_of_finish_reason(ending, spellings):
+    for spelling in spellings:
+        reply = read(200, answer(finish_reason=spelling))
+        assert (reply.ending, reply.finish_reason) == (ending, spelling)
+        assert (reply.fault is None) == (ending in (COMPLETE, UNKNOWN))
+
+
+@pytest.mark.parametrize("key", ["test", "null", "e", "5", "content", "sk-secret-0123456789"])
+def test_no_key_is_cut_out_of_an_answer(key):
+    text = "getestet: the test was null, 5 e's, content sk-secret-0123456789"
+    assert read(200, answer(text), key=key) == Reply(text, "stop", 5, 7)
+    assert read(200, answer(text, None), key=key) == Reply(text, "", 5, 7)
+
+
+@pytest.mark.parametrize(
+    ("key", "message", "shown"),
+    [
+        ("sk-secret-0123456789", "bad key sk-secret-0123456789", "bad key [key]"),
+        ("abcdef0123456789", "bad key nabcdef0123456789x", "bad key n[key]x"),
+        ("test", "the latest test: my_test, test.", "the latest [key]: my_test, [key]."),
+        ("e", "here is e", "here is [key]"),
+        ("rate_limit_exceeded", "slow down", "slow down"),
+    ],
+)
+def test_no_message_of_ours_shows_the_key(key, message, shown):
+    """A key that is an everyday word, as local servers take them, is replaced where it is a word of its own."""
+    outcome = read(500, error("rate_limit_exceeded", message), key=key)
+    code = "[key]" if key == "rate_limit_exceeded" else "rate_limit_exceeded"
+    assert outcome.reason == f"500 {code}: {shown}"
 
 
 @pytest.mark.parametrize("usage", [None, (-1, 7), ("5", 7), (True, 7), (None, None), (2**50, 1)])
@@ -61,7 +118,8 @@ def test_without_a_usage_that_makes_sense_the_bound_is_charged(usage):
         ({**answer(), "choices": []}, "malformed answer: no choices", (5, 7)),
         (answer(None), "malformed answer: no content", (5, 7)),
         (answer(""), "malformed answer: no content", (5, 7)),
-        (answer(["parts"]), "malformed answer: no content", (5, 7)),
+        (answer([{"type": "thinking", "thinking": "Hm."}]), "malformed answer: no content", (5, 7)),
+        (answer("half of i", "abort"), "the server broke the answer off: finish_reason is abort", (5, 7)),
         (answer("a\ud800b"), "malformed answer: half a character", (5, 7)),
         (error("overloaded", "try later"), "overloaded: try later", None),
     ],
@@ -79,6 +137,11 @@ def test_malformed_answers_are_tried_again(body, reason, tokens):
         (answer(None, refusal="I cannot help"), "the model refused: I cannot help", (5, 7)),
         (answer(None, "content_filter"), "no text: finish_reason is content_filter", (5, 7)),
         (answer("", "length", usage=None), "no text: finish_reason is length", BOUND),
+        (answer(None, "MAX_TOKENS"), "no text: finish_reason is MAX_TOKENS", (5, 7)),
+        (answer(None, "SAFETY"), "no text: finish_reason is SAFETY", (5, 7)),
+        (answer([{"type": "refusal", "refusal": "No."}]), "the model refused: No.", (5, 7)),
+        (answer({"text": "hello"}), "the answer's content is no text, but an object", (5, 7)),
+        (answer(7), "the answer's content is no text, but a number", (5, 7)),
     ],
 )
 def test_answers_that_would_come_again_are_refused(body, reason, tokens):
@@ -122,6 +185,51 @@ def test_what_ends_the_run(status, body, says):
     assert isinstance(outcome, Fatal)
     assert says in outcome.reason
     assert outcome.reason.startswith("api.example ") and "\n" not in outcome.reason
+
+
+def parameter_error(param, message, code=None, status=400):
+    return read(status, {"error": {"message": message, "type": "invalid_request_error", "param": param, "code": code}})
+
+
+@pytest.mark.parametrize(
+    ("outcome", "advice"),
+    [
+        (
+            parameter_error("temperature", "'temperature' does not support 0.3", "unsupported_value"),
+            "--temperature",
+        ),
+        (parameter_error(None, "litellm.UnsupportedParamsError: it doesn't take temperature=0.3"), "--temperature"),
+        (parameter_error(None, "`temperature` may only be 1 when thinking is on"), "--temperature"),
+        (parameter_error(None, "Temperature is not supported by this model"), "--temperature"),
+        (read(422, {"detail": [{"loc": ["body", "temperature"], "msg": "extra"}]}), "--temperature"),
+        (
+            parameter_error("max_tokens", "Use 'max_completion_tokens' instead.", "unsupported_parameter"),
+            "--max-tokens-field max_completion_tokens",
+        ),
+        (
+            parameter_error("max_completion_tokens", "Unsupported parameter", "unsupported_parameter"),
+            "--max-tokens-field max_tokens",
+        ),
+    ],
+)  # fmt: skip
+def test_a_parameter_that_the_model_refuses_ends_the_run(outcome, advice):
+    assert isinstance(outcome, Fatal)
+    assert outcome.reason.startswith("api.example refuses ") and "'gpt-4o-mini'" in outcome.reason
+    assert advice in outcome.reason and "\n" not in outcome.reason
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        parameter_error("messages", "maximum context length is 8192 tokens", "context_length_exceeded"),
+        parameter_error("max_tokens", "'max_tokens' is too large: the context is 8192, the input 8000"),
+        parameter_error(None, "'max_tokens' or 'max_completion_tokens' is too large: 4096"),
+        parameter_error(None, "The prompt was filtered"),
+        parameter_error("top_p", "'top_p' was not sent"),
+    ],
+)
+def test_what_is_wrong_with_one_request_ends_no_run(outcome):
+    assert isinstance(outcome, Refused)
 
 
 @pytest.mark.parametrize("body", [b"<html>\n<b>no</b>", b'"plain"', b"{", b"null", b'{"error": "why"}', b"x" * 9999])
@@ -196,6 +304,7 @@ def test_an_object_bare_or_fenced(text):
 @pytest.mark.parametrize(
     "text",
     ['{"a": 1, "a": 2}', 'Here: {"a": 1}', '{"a": 1} done', '{"a": 1', "[1]", "", '```json\n{"a": 1}', '{"a": NaN}']
+    + ['{"a": "cut \\ud83d"}', '{"a": ["\\ude00"]}', '{"\\ud83d": 1}']
     + ['```json\n{"a": 1}\n```\n```json\n{"a": 2}\n```', "```python\nx\n```", "[" * 100_000],
 )
 def test_anything_else_is_refused(text):
@@ -215,7 +324,7 @@ def test_equal_requests_have_equal_keys_whatever_the_order():
 
 def test_a_nonce_is_not_sent():
     request = make_request("m", 50, [{"role": "user", "content": "x"}], nonce=7, temperature=0)
-    sent = json.loads(request.body("max_completion_tokens"))
+    sent = json.loads(replace(request, max_tokens_field="max_completion_tokens").body())
     assert sent == {
         "model": "m",
         "messages": [{"role": "user", "content": "x"}],

@@ -153,6 +153,15 @@ def test_a_mistake_is_one_line_before_anything_is_asked(tmp_path, monkeypatch, c
     assert not (tmp_path / "out").exists()
 
 
+def test_where_not_one_item_came_out_the_status_says_so(tmp_path, capsys):
+    items = make_benchmarks(load_kit("en"), 0)["m_arc/en_test.json"][:3]
+    file = _write(tmp_path / "m_arc/en_test.json", items)
+    with serving(answer=lambda messages, seed: "no JSON") as simulator:
+        assert _benchmark(simulator.url, [file], tmp_path / "out") == 2
+    told = capsys.readouterr()
+    assert "0 of 3" in told.out and "3 of 3 records were rejected, the first: JSON: " in told.err.splitlines()[-1]
+
+
 def test_files_that_would_meet(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     files = [_write(tmp_path / folder / "m_arc" / "en_test.json", [ARC]) for folder in "ab"]

@@ -5,18 +5,24 @@ from __future__ import annotations
 import argparse
 import asyncio
 import io
+import json
+import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from datagen.api_settings import add_api_arguments, api_settings
 from datagen.chat import Rejected
 from datagen.client import _allow_connections
 from datagen.command import run_command, run_files
 from datagen.dry_run import make_plans
-from datagen.pricing import PRICES, Price, estimate_tokens, price_of
+from datagen.known_models import MODELS, Price
+from datagen.pricing import estimate_tokens, price_of
 from datagen.progress import Progress, clock
 from datagen.session import Session
 from datagen.simulate import Simulator
+from datagen.sources import check_outputs
 from engine.errors import UserError
 from tests.datagen.api_helpers import ask_once, ask_twice, echo, numbers, quick_settings, read_lines, run_in
 
@@ -44,6 +50,29 @@ def test_flags_become_settings(tmp_path):
     assert settings.retry_quarantined and settings.tokens_per_min is None
 
 
+def sent_by(tmp_path, *flags):
+    """The parameters of a request beside its messages, for a command that asks for a temperature of 0.3."""
+    settings = api_settings(arguments(tmp_path / "o", *flags))
+    body = json.loads(settings.request([{"role": "user", "content": "x"}], temperature=0.3).body())
+    return {name: value for name, value in body.items() if name not in ("model", "messages")}
+
+
+def test_a_temperature_is_sent_where_the_model_takes_one(tmp_path):
+    assert sent_by(tmp_path, "--max-tokens", "9") == {"temperature": 0.3, "max_tokens": 9}
+    assert sent_by(tmp_path, "--temperature", "1", "--max-tokens", "9") == {"temperature": 1.0, "max_tokens": 9}
+    assert sent_by(tmp_path, "--temperature", "none", "--max-tokens", "9") == {"max_tokens": 9}
+    for model in ("gpt-5-mini", "gpt-5-mini-2025-08-07"):
+        assert sent_by(tmp_path, "--model", model, "--max-tokens", "9") == {"max_completion_tokens": 9}
+    flags = ("--model", "gpt-5", "--temperature", "1", "--max-tokens-field", "max_tokens", "--max-tokens", "9")
+    assert sent_by(tmp_path, *flags) == {"temperature": 1.0, "max_tokens": 9}
+
+
+@pytest.mark.parametrize("text", ["-1", "2.5", "nan", "warm", ""])
+def test_a_temperature_that_makes_no_sense(tmp_path, text):
+    with pytest.raises(UserError, match="--temperature .*: give a number from 0 to 2, or none"):
+        api_settings(arguments(tmp_path / "o", f"--temperature={text}"))
+
+
 @pytest.mark.parametrize("flag", ["--rpm", "--tpm", "--concurrency", "--budget", "--max-tokens", "--timeout"])
 def test_numbers_that_make_no_sense(tmp_path, flag):
     with pytest.raises(UserError, match=f"{flag} 0.* must be above 0"):
@@ -58,6 +87,23 @@ def test_files(tmp_path):
     (tmp_path / "o.jsonl").write_text("precious\n")
     with pytest.raises(UserError, match="is there, but not the journal"):
         run_files(arguments(tmp_path / "o.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--journal", "file/j"], r"--journal .*file/j: nothing can be written into .*file: choose another path"),
+        (["--quarantine", "file/a/q"], r"--quarantine .*file/a/q: nothing can be written into .*file: choose"),
+        (["--journal", "folder"], r"--journal .*folder is a folder: name a file in it"),
+    ],
+)
+def test_where_nothing_can_be_written_is_told_before_anything_is_asked(tmp_path, flags, message):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match=message):
+        run_files(arguments(tmp_path / "o.jsonl", flags[0], str(tmp_path / flags[1])))
+    with pytest.raises(UserError, match=message.replace(flags[0], "--report")):
+        check_outputs([], {"--report": str(tmp_path / flags[1])})
 
 
 async def served(task, **options):
@@ -128,7 +174,7 @@ def test_a_dry_run_leaves_out_what_is_in_the_journal(tmp_path, monkeypatch):
 
 
 def test_prices():
-    assert price_of(quick_settings(model="gpt-4o")) == PRICES["gpt-4o"] == Price(2.5, 10.0)
+    assert price_of(quick_settings(model="gpt-4o")) == MODELS["gpt-4o"].price == Price(2.5, 10.0)
     assert price_of(quick_settings(model="own")) is None
     own = quick_settings(model="own", usd_per_m_prompt=0.0, usd_per_m_completion=4.0)
     assert price_of(own).usd((10**6, 500_000)) == 2.0
@@ -140,6 +186,13 @@ def test_estimates_of_tokens():
     assert estimate_tokens("four") == 1 and estimate_tokens("five!") == 2
     assert estimate_tokens("नेपाल") == 5
     assert estimate_tokens("\ud800") == 1
+
+
+@given(st.text(st.characters()))
+def test_estimates_of_tokens_count_ascii_by_four_and_other_bytes_by_three(text):
+    ascii_characters = sum(character < "\x80" for character in text)
+    others = len("".join(c for c in text if c >= "\x80").encode("utf-8", "replace"))
+    assert estimate_tokens(text) == math.ceil(ascii_characters / 4) + math.ceil(others / 3)
 
 
 def test_the_progress_line(tmp_path, monkeypatch):

@@ -8,12 +8,14 @@ import json
 import pytest
 
 from datagen.answers import RETRIED_STATUSES
+from datagen.pricing import estimate_prompt_tokens, estimate_tokens
 from datagen.simulate import Simulator
 from datagen.simulate_faults import FAULTS
 from tests.datagen.api_helpers import ask_once, ask_twice, echo, numbers, quick_settings, read_lines, run_in
 
 KEY = "sk-test-0123456789-do-not-show"
 FATAL = {"401": "refuses the key", "403": "forbids", "404": "has no model", "insufficient_quota": "no credit left"}
+FATAL["400_temperature"] = "refuses the parameter 'temperature'"
 # What reaches the work function as an answer, and what it must see in it.
 ANSWERED = {"cut_off", "chatty", "truncated_content", "duplicate_keys", "wrong_counts", "fenced", "no_usage"}
 REFUSED = {"400", "content_filter"}
@@ -141,7 +143,7 @@ def test_an_answer_that_is_no_good_is_quarantined_then_taken_up(tmp_path, fault,
 def test_what_no_retry_mends_ends_the_run_at_once(tmp_path, fault, says):
     summary, counts = asyncio.run(run_faulty(tmp_path, {fault: 1.0}, count=50))
     assert says in summary.stopped and "\n" not in summary.stopped
-    assert "TEST_API_KEY" in summary.stopped
+    assert "TEST_API_KEY" in summary.stopped or fault == "400_temperature"
     assert counts.requests <= 8
     assert (summary.records, summary.asked) == (0, 0)
     nothing_shows_the_key(tmp_path, summary)
@@ -191,7 +193,7 @@ def test_nobody_listens(tmp_path):
 
 
 def test_a_server_that_shows_the_key_in_every_part_of_its_answer(tmp_path):
-    """In the content, in an error's message, in a header and in a body that is no JSON."""
+    """In an error's message, a header and a body that is no JSON; an answer that holds it is kept as it came."""
 
     async def serve(reader, writer):
         shown = 0
@@ -225,8 +227,24 @@ def test_a_server_that_shows_the_key_in_every_part_of_its_answer(tmp_path):
         return summary
 
     summary = asyncio.run(go())
-    assert summary.rejected == 2 and "[key]" in read_lines(tmp_path / "out.jsonl")[0]["text"]
+    assert summary.rejected == 2 and read_lines(tmp_path / "out.jsonl")[0]["text"] == f"your key is {KEY}"
+    for path in (tmp_path / "out.jsonl", tmp_path / "journal"):
+        path.write_bytes(path.read_bytes().replace(f"your key is {KEY}".encode(), b"").replace(KEY.encode(), b"", 1))
     nothing_shows_the_key(tmp_path, summary, *told)
+
+
+@pytest.mark.parametrize("key", ["test", "null", "e", "5"])
+def test_a_short_key_spoils_no_answer(tmp_path, monkeypatch, key):
+    """Local servers take any key: it stands in texts, in the JSON's own words and in the counts of tokens."""
+    monkeypatch.setenv("TEST_API_KEY", key)
+
+    async def go():
+        async with Simulator(answer=lambda messages, seed: "getestet: null, 5") as server:
+            return await run_in(tmp_path, numbers(1), ask_once, quick_settings(server.url, max_attempts=2))
+
+    summary = asyncio.run(go())
+    assert read_lines(tmp_path / "out.jsonl") == [{"n": 0, "text": "getestet: null, 5"}]
+    assert sum(summary.tokens) == estimate_prompt_tokens([{"content": "say 0"}]) + estimate_tokens("getestet: null, 5")
 
 
 def test_a_body_without_end_is_cut(tmp_path, monkeypatch):

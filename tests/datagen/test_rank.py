@@ -131,6 +131,12 @@ def test_two_turns_in_one_conversation_and_identical_responses_tie():
     assert '"bad"' in first and '"bad"' not in second
 
 
+def test_an_empty_input_that_turn_1_adds_is_no_fault():
+    record = {**RECORD, "input": ""}
+    row, asked = ranked(record, turn1=lambda shown: {**shown, "input": "", "note": None})
+    assert "input" not in asked[0][0]["content"].rsplit("\n{\n", 1)[1] and row["ranks"] == [3, 1, 3, 2]
+
+
 def test_english_needs_one_turn():
     row, asked = ranked({**RECORD, "lang": "en"}, "en")
     assert row["ranks"] == [3, 1, 3, 2]
@@ -258,18 +264,20 @@ def test_all_that_tie_are_kept_apart_and_counted(tmp_path, capsys):
     data, output = tmp_path / "responses.jsonl", tmp_path / "ranking.jsonl"
     write_jsonl(data, sampled("en", 6))
     with serving(answer=lambda messages, seed: "A = B = C = D") as simulator:
-        assert _rank(simulator.url, data, output, lang="en") == 0
+        assert _rank(simulator.url, data, output, lang="en") == 2
     assert output.read_bytes() == b""
     unranked = read_lines(tmp_path / "ranking.jsonl.unranked.jsonl")
     assert {row["reason"] for row in unranked} == {"all responses tie"} and len(unranked) == 6
-    assert "100.0% of them ties" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "100.0% of them ties" in told
+    assert told.splitlines()[-1] == f"error: not one row in {output}: of 6 records none was rejected, and none was left"
 
 
 def test_nothing_is_asked_where_all_responses_are_the_same(tmp_path):
     data, output = tmp_path / "responses.jsonl", tmp_path / "ranking.jsonl"
     write_jsonl(data, [{"instruction": "a", "responses": ["x", "x"]}])
     with serving() as simulator:
-        assert _rank(simulator.url, data, output) == 0
+        assert _rank(simulator.url, data, output) == 2
         assert simulator.counts.requests == 0
     assert output.read_bytes() == b""
     assert len(read_lines(tmp_path / "ranking.jsonl.unranked.jsonl")) == 1
@@ -279,7 +287,7 @@ def test_a_line_that_cannot_be_read_is_quarantined(tmp_path):
     data, output = tmp_path / "responses.jsonl", tmp_path / "ranking.jsonl"
     write_jsonl(data, sampled("en", 3))
     with serving(answer=lambda messages, seed: "A > B > C") as simulator:
-        assert _rank(simulator.url, data, output, lang="en") == 0
+        assert _rank(simulator.url, data, output, lang="en") == 2
     reasons = {row["reason"] for row in read_lines(tmp_path / "ranking.jsonl.quarantine.jsonl")}
     assert reasons == {"turn 2: ranking: D is missing"} and output.read_bytes() == b""
 
@@ -306,7 +314,8 @@ def test_a_mistake_is_one_line_before_anything_is_asked(tmp_path, monkeypatch, c
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r.jsonl", "t"]
 
 
-def test_the_plan_counts_both_turns(tmp_path, capsys):
+def test_the_plan_counts_both_turns_whatever_the_simulator_says(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("datagen.rank._fault_of_translation", lambda *args: "odd")
     write_jsonl(tmp_path / "r.jsonl", sampled("ne", 5))
     assert (
         _rank("http://127.0.0.1:9/v1", tmp_path / "r.jsonl", tmp_path / "o.jsonl", "--dry-run", "--rerank-share", 0)

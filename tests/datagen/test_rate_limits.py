@@ -147,8 +147,74 @@ def test_what_others_took_with_the_same_key_is_believed():
     window.learn(100, 30, 20.0, now_s=0.0)
     assert window.used(0.0) == 70
     window.learn(100, 30, 20.0, now_s=1.0)  # the same again: nothing is counted twice
-    assert window.used(1.0) == 70
-    assert window.used(20.5) == 0
+    assert window.used(20.5) == 70
+    assert window.used(21.0) == 0
+
+
+def test_what_others_took_counts_until_the_told_reset_and_ours_for_a_whole_period():
+    """The server says that its second is used up; our own answer, which counts for a minute, must not prolong that."""
+    window = Window(240)
+    window.take(1, 0.0)
+    window.give_back(1, 1, 0.0)
+    window.learn(240, 0, 1.0, now_s=0.0)
+    assert window.wait_s(1, 0.5) == 0.5
+    assert window.wait_s(1, 1.5) == 0
+    assert window.used(1.5) == 1
+    assert window.used(60.5) == 0
+
+
+def test_a_later_reset_is_believed_too():
+    window = Window(240)
+    window.learn(240, 0, 1.0, now_s=0.0)
+    window.learn(240, 0, 5.0, now_s=0.5)
+    assert window.wait_s(1, 2.0) == 3.5
+    assert window.used(5.5) == 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 60), st.integers(0, 60)), max_size=12))
+def test_of_all_that_headers_told_the_strictest_that_still_holds_counts(told):
+    window, now_s, statements = Window(60), 0, []
+    for after_s, remaining, reset_s in told:
+        now_s += after_s
+        window.learn(60, remaining, reset_s, now_s)
+        statements.append((now_s + reset_s, 60 - remaining))
+        for later_s in range(now_s, now_s + 61, 7):
+            expected = max((amount for until_s, amount in statements if until_s > later_s), default=0)
+            assert max((amount for until_s, amount in window._told if until_s > later_s), default=0) == expected
+        assert window.used(now_s) == max((amount for until_s, amount in statements if until_s > now_s), default=0)
+
+
+def test_headers_of_a_server_that_allows_four_a_second_do_not_stop_the_run():
+    """Limit 240 a minute, enforced and told in periods of a second: in 300 s 1,200 may pass, nine in ten do."""
+    second = {"number": -1, "taken": 0}
+
+    async def one(lanes, passed):
+        loop = asyncio.get_running_loop()
+        index = await lanes.take(1)
+        await asyncio.sleep(0.02)
+        if int(loop.time()) != second["number"]:
+            second.update(number=int(loop.time()), taken=0)
+        second["taken"] += 1
+        passed.append((loop.time(), second["taken"]))
+        told = {"limit": "240", "remaining": str(4 - second["taken"]), "reset": f"{1 - loop.time() % 1:.3f}s"}
+        await asyncio.sleep(0.02)
+        lane = lanes.lanes[index]
+        lane.learn(read_headers({f"x-ratelimit-{name}-requests": text for name, text in told.items()}), loop.time())
+        lane.concurrency.succeeded()
+        lane.give_back(1, 1, loop.time())
+        lanes.wake()
+
+    async def go():
+        lanes, passed = Lanes([Lane(50, None, None, 60.0)]), []
+        tasks = [asyncio.create_task(one(lanes, passed)) for _ in range(1300)]
+        await asyncio.sleep(300)
+        for task in tasks:
+            task.cancel()
+        return passed
+
+    passed = run_virtually(go())
+    assert len(passed) > 0.9 * 1200
 
 
 def test_more_remaining_than_known_changes_nothing():

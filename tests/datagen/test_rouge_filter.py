@@ -12,7 +12,8 @@ from rouge_score.tokenize import tokenize
 
 from datagen import near_duplicates as module
 from datagen.__main__ import main
-from datagen.rouge_filter import Rejection, find_rejections
+from datagen.kits import kit_codes, load_kit
+from datagen.rouge_filter import Rejection, choose_tokenizer, find_rejections
 from datagen.words import rouge_words, unicode_words
 from engine.records import read_instructions, read_records, write_jsonl
 
@@ -197,7 +198,7 @@ def test_the_command_names_the_nearest_and_its_score(tmp_path, monkeypatch, caps
     argv = _files(
         tmp_path, ["List five red fruits now"], ["Count to ten", "List five red fruits", "count to ten!", "हो"]
     )
-    assert main(argv) == 0
+    assert main([*argv, "--tokenizer", "rouge"]) == 0
     assert [fields["id"] for _, fields in read_records("kept.jsonl")] == [0, 3]
     rejected = [fields for _, fields in read_records("rejected.jsonl")]
     assert [(r["id"], r["nearest"], r["nearest_at"]) for r in rejected] == [
@@ -209,6 +210,32 @@ def test_the_command_names_the_nearest_and_its_score(tmp_path, monkeypatch, caps
     assert "2  kept" in out
     assert "2  rejected" in out
     assert "1  of the kept have no word" in out
+    assert "1 of 4 candidates have letters that are none to this tokenizer: --tokenizer unicode reads them" in out
+
+
+def test_the_tokenizer_is_chosen_by_the_letters_of_the_candidates(tmp_path, monkeypatch, capsys):
+    """Of "GPT 怎么用？" and "GPT 是什么？" rouge_score's tokens are one word, the same."""
+    monkeypatch.chdir(tmp_path)
+    candidates = ["GPT 怎么用？", "GPT 是什么？", "水果是甜的", "List fruits", "List some fruits"]
+    assert main(_files(tmp_path, ["x"], candidates)) == 0
+    assert [fields["id"] for _, fields in read_records("kept.jsonl")] == [0, 1, 2, 3]
+    assert "rejected.jsonl (ROUGE-L above 0.7, unicode words)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("lang", kit_codes())
+def test_the_tokenizer_of_every_language(lang):
+    texts = load_kit(lang).texts
+    assert choose_tokenizer(texts) == ("rouge" if lang in ("en", "id", "nl") else "unicode")
+    assert choose_tokenizer([]) == "rouge"
+
+
+def test_english_with_a_foreign_name_now_and_then_is_decided_as_by_rouge_score(real_data):
+    texts = [record.instruction for record in read_instructions(real_data / "alpaca_en.jsonl.gz", require_output=False)]
+    assert choose_tokenizer(texts) == "rouge"
+    chinese = [fields["instruction"] for _, fields in read_records(real_data / "alpaca_zh.jsonl.gz")]
+    assert choose_tokenizer(chinese) == "unicode"
+    rejections = list(find_rejections([], chinese, unicode_words))
+    assert len(rejections) < 1200
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,7 @@ def test_draws_depend_on_seed_and_request_alone():
         ('{"instruction": 3, "input": "", "output": "b"}', "field 'instruction' is 3"),
         ('{"instruction": " ", "input": "", "output": "b"}', "field 'instruction' is ' '"),
         ('{"instruction": "a", "input": [], "output": "b"}', "field 'input' is []"),
+        ('{"instruction": "a \\ud83d", "input": "", "output": "b"}', "field 'instruction' holds half a surrogate pair"),
     ],
 )
 def test_a_bad_seed_names_file_line_and_field(tmp_path, line, message):

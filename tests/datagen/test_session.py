@@ -191,9 +191,13 @@ def test_the_quarantine_of_an_earlier_run_goes_when_nothing_is_left_in_it(tmp_pa
     assert read_lines(tmp_path / "out.jsonl") == []
 
 
-def test_half_a_character_in_a_record_is_written_as_an_escape(tmp_path):
+def test_a_row_with_half_a_character_is_rejected_for_no_trainer_would_read_it(tmp_path):
     async def passed_on(record, ask):
         return [record]
 
-    asyncio.run(run_in(tmp_path, [{"x": "a\ud83d"}], passed_on, quick_settings("http://127.0.0.1:9/v1")))
-    assert read_lines(tmp_path / "out.jsonl") == [{"x": "a\ud83d"}]
+    records = [{"x": "a\ud83d"}, {"x": "a\U0001f600"}]
+    summary = asyncio.run(run_in(tmp_path, records, passed_on, quick_settings("http://127.0.0.1:9/v1")))
+    assert (summary.rows, summary.rejected) == (1, 1)
+    assert read_lines(tmp_path / "out.jsonl") == records[1:]
+    (rejected,) = read_lines(tmp_path / "quarantine.jsonl")
+    assert rejected == {"index": 0, "reason": "half a surrogate pair in a row", "record": records[0]}

@@ -8,7 +8,8 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from datagen.__main__ import main
-from datagen.lengths import Lengths, language_of, length_lines, measure
+from datagen.kits import load_kit
+from datagen.lengths import Lengths, languages_of, length_lines, measure
 from datagen.root_verbs import Root
 from datagen.sources import Source
 from datagen.stats import top_verbs
@@ -26,7 +27,7 @@ def test_lengths_by_hand():
         _record(instruction="Say hello", output=""),
         _record(path="zh.jsonl", instruction="你好吗", output="我很好。"),
     ]
-    groups = measure(records)
+    groups = measure(records, languages_of(records))
     english = groups["en", "en"]
     assert english == Lengths(2, 3 + 3 + 2, len("Add these two.\n3 and 4") + len("Say hello"), 1, 1, 1)
     assert english.averages() == (4.0, 15.5, 1.0, 1.0)
@@ -46,16 +47,42 @@ def test_nothing_divides_by_zero():
         ("alpaca.jsonl", {}, "?"),
         ("alpaca_en.jsonl", {"lang": "hr"}, "hr"),
         ("alpaca_en.jsonl", {"lang": 3}, "en"),
+        ("m_arc/ne_test.json", {}, "ne"),
+        ("new-zh.jsonl", {}, "zh"),
+        ("run_id_7.jsonl", {}, "?"),
+        ("do_it_now.jsonl", {}, "?"),
+        ("run_id_7_en.jsonl", {}, "en"),
+        ("a_hr_b/alpaca.jsonl", {}, "?"),
+        ("day7/ru2/alpaca.jsonl", {}, "?"),
     ],
 )
 def test_language_of_a_record(path, fields, language):
-    assert language_of(_record(path, **fields)) == language
+    """A code counts where it begins or ends a name; this record is too short to contradict it."""
+    assert languages_of([_record(path, instruction="3 + 4", output="7", **fields)]) == [language]
+
+
+@pytest.mark.parametrize(
+    ("path", "lang", "language"),
+    [
+        ("run_id.jsonl", "en", "?"),
+        ("hr_interviews.jsonl", "en", "?"),
+        ("it/works.jsonl", "en", "?"),
+        ("answers_ca.jsonl", "hi", "?"),
+        ("run_id.jsonl", "id", "id"),
+        ("hr_alpaca.jsonl", "hr", "hr"),
+        ("alpaca_en.jsonl", "en", "en"),
+        ("okapi_zh/sft.jsonl", "zh", "zh"),
+    ],
+)
+def test_a_code_in_a_name_is_believed_where_the_texts_do_not_contradict_it(path, lang, language):
+    texts = load_kit(lang).texts
+    records = [_record(path, instruction=texts[n], output=texts[n + 10]) for n in range(10)]
+    assert languages_of([*records, _record(path, lang="sr")]) == [language] * 10 + ["sr"]
 
 
 def test_sources_are_told_apart():
-    groups = measure(
-        [_record("en.jsonl", source="alpaca"), _record("en.jsonl", source="generated"), _record("en.jsonl")]
-    )
+    records = [_record("en.jsonl", source="alpaca"), _record("en.jsonl", source="generated"), _record("en.jsonl")]
+    groups = measure(records, languages_of(records))
     assert list(groups) == [("en", "alpaca"), ("en", "generated"), ("en", "en")]
     lines = length_lines(groups)
     assert len(lines) == 4

@@ -74,6 +74,7 @@ def test_any_answer_is_read_and_nothing_is_lost(text):
         ('{"number": 2, "instruction": ["a"], "input": "", "output": "b"}', "a field is no string"),
         ('{"number": 2, "instruction": "a", "input": null, "output": "b"}', "a field is no string"),
         ('{"number": 2, "instruction": "a", "input": "", "output": "b", "why": "c"}', "unknown field 'why'"),
+        ('{"number": 2, "instruction": "a", "input": "", "output": "b \\ud83d"}', "half a surrogate pair"),
         ('{"number": 2, "number": 2, "instruction": "a", "input": "", "output": "b"}', "not JSON"),
         ('{"number": 2, "instruction": "a "b"", "input": "", "output": "c"}', "not JSON"),
         ('{"number": 2, "instruction": "a', "not JSON"),
@@ -92,6 +93,11 @@ def test_what_is_no_task_is_dropped_with_its_reason(line, reason):
 
 def test_an_input_that_says_there_is_none():
     line = '{"number": 1, "instruction": "a", "input": " <NoInput> ", "output": "b"}'
+    assert parse_tasks(line, 1, 1).tasks == [(1, Task("a", "", "b"))]
+
+
+def test_a_field_that_holds_nothing_and_was_not_asked_for_is_no_fault():
+    line = '{"number": 1, "instruction": "a", "input": "", "output": "b", "note": "", "lang": null}'
     assert parse_tasks(line, 1, 1).tasks == [(1, Task("a", "", "b"))]
 
 

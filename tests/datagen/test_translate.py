@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 
 import pytest
 
+from datagen import language_faults
 from datagen.__main__ import main
 from datagen.chat import Rejected, Reply
 from datagen.decontaminate import Benchmarks
@@ -15,14 +18,16 @@ from datagen.length_ratios import LengthRatios
 from datagen.prompt_templates import read_template
 from datagen.simulate_answers import simulated_answer
 from datagen.simulate_translation import recognise
+from datagen.splitting import split_text
 from datagen.translate import TEMPLATE_FILE, make_review, make_work, read_instructions
-from datagen.translation import TEMPLATE_NAMES, Translator, check_lengths
+from datagen.translation import TEMPLATE_NAMES, Translator, check_lengths, load_checks
 from engine.errors import UserError
 from engine.languages import LANGUAGES
 from engine.records import read_instructions as read_checked
 from engine.records import write_jsonl
 from tests.datagen.api_helpers import read_lines
 from tests.datagen.serving import serving
+from tests.evaluation import made_up
 
 TEMPLATE = read_template(TEMPLATE_FILE, **TEMPLATE_NAMES)
 RECORD = {
@@ -80,9 +85,13 @@ def test_a_code_fence_around_the_object_is_taken_off(fenced):
         ("Voici: " + json.dumps(FRENCH), "JSON: "),
         (json.dumps(FRENCH)[:-9], "JSON: "),
         ("[]", "JSON: a JSON object was asked for, not list"),
+        (json.dumps({**FRENCH, "output": FRENCH["output"] + " \ud83d"}), "JSON: a text holds half a surrogate pair"),
         ('{"instruction": "a", "instruction": "b"}', "JSON: field 'instruction' is given twice"),
         ({"instruction": FRENCH["instruction"]}, "keys: missing 'output'"),
-        ({**FRENCH, "input": ""}, "keys: added 'input'"),
+        (Reply(json.dumps(FRENCH), "MAX_TOKENS", 1, 1), "finish_reason: MAX_TOKENS; raise --max-tokens"),
+        (Reply(json.dumps(FRENCH), "SAFETY", 1, 1), "finish_reason: SAFETY"),
+        ({**FRENCH, "input": "x"}, "keys: added 'input'"),
+        ({**FRENCH, "note": 3}, "keys: added 'note'"),
         ({**FRENCH, "output": 24}, "keys: 'output' is no text"),
         ({**FRENCH, "output": " "}, "empty: 'output' is empty in the answer"),
         ({**FRENCH, "output": FRENCH["output"].replace("24", "25")}, "numbers: lost 24 (in output)"),
@@ -101,6 +110,17 @@ def test_each_check_gives_its_reason(answer, reason):
         asked(RECORD, answer)
     assert rejected.value.reason.startswith(reason)
     assert rejected.value.reply is not None
+
+
+@pytest.mark.parametrize("finish_reason", ["eos_token", "eos", "end_turn", "STOP", "full moon"])
+def test_any_spelling_of_a_whole_answer_is_taken(finish_reason):
+    assert asked(RECORD, Reply(json.dumps(FRENCH), finish_reason, 1, 1))[0]["output"] == FRENCH["output"]
+
+
+@pytest.mark.parametrize("nothing", ["", " \n", None])
+def test_a_key_that_holds_nothing_and_was_not_asked_for_is_no_fault(nothing):
+    texts = {name: text for name, text in RECORD.items() if text}
+    assert asked(texts, {**FRENCH, "input": nothing})[0] == asked(texts, FRENCH)[0]
 
 
 def test_code_without_a_fence_may_change_in_comments_only():
@@ -243,6 +263,55 @@ def test_a_wrong_length_is_quarantined_and_asked_again_on_request(tmp_path, caps
     assert [row["id"] for row in read_lines(output)] == [row["id"] for row in rows]
 
 
+def test_where_not_one_row_came_out_the_status_says_so(tmp_path, capsys):
+    """Nobody listens; every answer is rejected; every record is set aside."""
+    data, output = tmp_path / "en.jsonl", tmp_path / "ne.jsonl"
+    write_jsonl(data, records(2))
+    with serving() as simulator:
+        gone = simulator.url
+    assert _translate(gone, data, output, "--max-attempts", "1") == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"error: not one row in {output}: 2 of 2 records were rejected, the first: gave up after 1")
+    assert last.endswith("run again with --retry-quarantined")
+    with serving(answer=lambda messages, seed: "no JSON") as simulator:
+        assert _translate(simulator.url, data, output, "--retry-quarantined") == 2
+    assert "2 of 2 records were rejected, the first: JSON: " in capsys.readouterr().err.splitlines()[-1]
+    write_jsonl(data, [{"instruction": "Correct the grammar of this sentence.", "output": "x"}])
+    assert _translate(gone, data, output) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: not one row in {output}: there was no record to work on"
+    with serving() as simulator:
+        write_jsonl(data, records(2))
+        assert _translate(simulator.url, data, output, "--retry-quarantined") == 0
+
+
+@pytest.mark.parametrize("verb", ["translate", "benchmark"])
+def test_a_full_temporary_folder_is_told_before_anything_is_asked(tmp_path, monkeypatch, capsys, verb):
+    """The model that tells languages apart is unpacked there."""
+    data = tmp_path / "m_arc" / "en_test.json"
+    data.parent.mkdir()
+    data.write_text(json.dumps(records(2) if verb == "translate" else [made_up.arc(n) for n in range(2)]))
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    language_faults._identifier.cache_clear()
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    with serving() as simulator:
+        argv = [verb, "--lang", "fr", "--data", data, "--output", tmp_path / "out.jsonl", "--base-url", simulator.url]
+        assert main([*map(str, argv)]) == 2
+        assert simulator.counts.requests == 0
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert "cannot unpack its model (No space left on device): make room in the temporary folder" in told
+    assert [path.name for path in tmp_path.iterdir()] == ["m_arc"]
+
+
+def test_what_is_loaded_before_the_first_request_is_all_that_the_checks_load(tmp_path, monkeypatch):
+    language_faults._identifier.cache_clear()
+    load_checks(LANGUAGES["fr"])
+    monkeypatch.setattr("tempfile.TemporaryFile", None)
+    assert asked(RECORD, FRENCH)[0]["output"] == FRENCH["output"]
+
+
 def test_a_dry_run_over_several_languages(tmp_path, capsys):
     write_jsonl(tmp_path / "en.jsonl", records(10))
     argv = [
@@ -263,6 +332,22 @@ def test_a_dry_run_over_several_languages(tmp_path, capsys):
     assert "--lang names 2 languages" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("verb", ["translate", "benchmark"])
+def test_a_dry_run_checks_no_answer_of_the_simulator(tmp_path, monkeypatch, capsys, verb):
+    """Checks took nine tenths of its time, and one that failed left out the requests for the record's later parts."""
+    data = tmp_path / "m_arc" / "en_test.json"
+    data.parent.mkdir()
+    long = "\n\n".join(f"The year {n} was warm, and we walked along the river." for n in range(1901, 1951))
+    data.write_text(json.dumps([{"instruction": long}] if verb == "translate" else [made_up.arc(1)]))
+    monkeypatch.setattr("datagen.translation.fault_of_translation", lambda *args: pytest.fail("a check was run"))
+    argv = [verb, "--lang", "fr", "--data", data, "--output", tmp_path / "out.jsonl", "--dry-run"]
+    assert main([*map(str, argv), *(["--split-above", "50"] if verb == "translate" else [])]) == 0
+    row = capsys.readouterr().out.splitlines()[1].split()
+    assert row[:3] == ["fr", "1", "0"] and int(row[3]) == (
+        len(split_text(long, 50).texts) if verb == "translate" else 1
+    )
+
+
 @pytest.mark.parametrize(
     ("rows", "flags", "message"),
     [
@@ -270,6 +355,7 @@ def test_a_dry_run_over_several_languages(tmp_path, capsys):
         ([{"instruction": "a"}, {"instruction": " "}], [], "en.jsonl:2: field 'instruction' is empty"),
         ([{"instruction": "a", "output": 3}], [], "en.jsonl:1: field 'output' is 3"),
         ([{"instruction": "a", "id": [1]}], [], "en.jsonl:1: field 'id' is [1]"),
+        ([{"instruction": "a"}, {"instruction": "b", "tags": ["\ud83d"]}], [], "en.jsonl:2: field 'tags' holds half a"),
         ([{"instruction": "a", "id": 2}, {"instruction": "b"}], [], "en.jsonl:2: field 'id' is '2', as in en.jsonl:1"),
         ([{"instruction": "a"}], ["--lang", "en"], "--lang en: the records are in English already"),
         ([{"instruction": "a"}], ["--lang", "nep"], "did you mean 'ne'"),
@@ -281,7 +367,7 @@ def test_a_dry_run_over_several_languages(tmp_path, capsys):
 )  # fmt: skip
 def test_a_mistake_is_one_line_before_anything_is_asked(tmp_path, monkeypatch, capsys, rows, flags, message):
     monkeypatch.chdir(tmp_path)
-    write_jsonl("en.jsonl", rows)
+    (tmp_path / "en.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     (tmp_path / "t.txt").write_text("$record")
     assert main(["translate", "--lang", "ne", "--data", "en.jsonl", "--output", "o.jsonl", *flags]) == 2
     err = capsys.readouterr().err

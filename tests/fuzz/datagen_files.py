@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from datagen.answers import Fatal, Refused, TryAgain, read_response
+from datagen.api_settings import Endpoint
 from datagen.benchmark import read_items
 from datagen.benchmark_schemas import item_texts, option_faults
 from datagen.chat import Rejected, Reply, make_request
@@ -28,6 +29,7 @@ from tests.fuzz.spoil import any_bytes, frames_file, json_file, lines_file
 from tests.launch.small import INSTRUCTIONS
 
 REQUEST = make_request("gpt-4o-mini", 50, [{"role": "user", "content": "नमस्ते"}])
+ENDPOINT = Endpoint("https://api.example/v1/chat/completions", "api.example", "MY_KEY", "sk-secret", None)
 REPLY = {
     "choices": [{"message": {"content": "hello", "refusal": None}, "finish_reason": "stop"}],
     "usage": {"prompt_tokens": 5, "completion_tokens": 7},
@@ -50,7 +52,7 @@ def reply(status: int):
     """What a response means is one of four things, whatever its body."""
 
     def read(path: Path) -> None:
-        outcome = read_response(status, path.read_bytes(), REQUEST, "MY_KEY", "api.example", None)
+        outcome = read_response(status, path.read_bytes(), REQUEST, ENDPOINT, None)
         assert isinstance(outcome, Reply | TryAgain | Refused | Fatal)
         if isinstance(outcome, Reply):
             outcome.text.encode()

@@ -93,7 +93,7 @@ def test_what_a_model_without_sense_answers_is_quarantined_and_the_run_ends_clea
         for verb, data in (("rank", "responses"), ("translate", "en")):
             output = tmp_path / f"{verb}.jsonl"
             argv = [verb, "--lang", "ne", "--data", str(tmp_path / f"{data}.jsonl"), *flags(url, output, 24)]
-            assert main(argv) == 0
+            assert main(argv) == 2
             assert read_lines(output) == []
             reasons = [row["reason"] for row in read_lines(tmp_path / f"{verb}.jsonl.quarantine.jsonl")]
             assert len(reasons) == 3

@@ -1,0 +1,49 @@
+"""What is known of models by their names: prices, and which parameters of a request they take."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+
+class Price(NamedTuple):
+    """US dollars for a million tokens."""
+
+    prompt: float
+    completion: float
+
+    def usd(self, tokens: tuple[int, int]) -> float:
+        """The price of so many prompt and completion tokens."""
+        return (self.prompt * tokens[0] + self.completion * tokens[1]) / 1e6
+
+
+class KnownModel(NamedTuple):
+    """Its list price as OpenAI published it, without batch or cache discounts, and how it is asked.
+
+    takes_temperature   False: a request with a temperature is refused
+    max_tokens_field    the name of the limit of an answer
+    """
+
+    price: Price
+    takes_temperature: bool = True
+    max_tokens_field: str = "max_tokens"
+
+
+# Prices change: --price-in and --price-out win.
+MODELS = {
+    "gpt-3.5-turbo": KnownModel(Price(0.50, 1.50)),
+    "gpt-4-turbo": KnownModel(Price(10.0, 30.0)),
+    "gpt-4o": KnownModel(Price(2.50, 10.0)),
+    "gpt-4o-mini": KnownModel(Price(0.15, 0.60)),
+    "gpt-4.1": KnownModel(Price(2.0, 8.0)),
+    "gpt-4.1-mini": KnownModel(Price(0.40, 1.60)),
+    "gpt-4.1-nano": KnownModel(Price(0.10, 0.40)),
+    "gpt-5": KnownModel(Price(1.25, 10.0), takes_temperature=False, max_tokens_field="max_completion_tokens"),
+    "gpt-5-mini": KnownModel(Price(0.25, 2.0), takes_temperature=False, max_tokens_field="max_completion_tokens"),
+    "gpt-5-nano": KnownModel(Price(0.05, 0.40), takes_temperature=False, max_tokens_field="max_completion_tokens"),
+}
+
+
+def parameters_of(name: str) -> KnownModel | None:
+    """How a model is asked: as the one of its name, without the date of a snapshot, whose price may be another."""
+    return MODELS.get(re.sub(r"-\d{4}-\d\d-\d\d$", "", name))
