@@ -21,8 +21,8 @@ class Language:
 
     code                 the value of --lang: lower case, ISO 639 where there is one ("ne")
     name, native_name    in English, and as its speakers write it
-    scripts              ISO 15924, those its texts are written in, one a text: ("Cyrl", "Latn") for Serbian; the first is
-                         that of the native name, and of the language's kit
+    scripts              ISO 15924, those its texts are written in, one a text: ("Cyrl", "Latn") for Serbian; the first
+                         is that of the native name, and of the language's kit
     group                "high", "medium" or "low" in the paper's table, "none" outside it
     commoncrawl_percent  share of CommonCrawl's pages in per cent; None where the paper gives no number
     llama                LLaMA's pre-training covers it

@@ -25,8 +25,9 @@ def check_script(language: Language, name: str, texts: Iterable[str]) -> str:
         return language.scripts[0]
     script, share = found
     if share < _LEAST_SHARE:
+        scripts = " or ".join(language.scripts)
         raise UserError(
-            f"{name}: {share:.0%} of its letters are in the script of {language.name} ({' or '.join(language.scripts)}): "
+            f"{name}: {share:.0%} of its letters are in the script of {language.name} ({scripts}): "
             f"is it a file of another language? give the {language.code} file, or the right --lang"
         )
     return script

@@ -51,9 +51,7 @@ def test_another_script(wanted, got):
         assert language_fault(SOURCE, text * 2, LANGUAGES[wanted]).startswith("script: 0% of the letters are ")
 
 
-SERBIAN = str.maketrans(
-    dict(zip("абвгдђежзијклмнопрстћуфхцчш", "abvgdđežzijklmnoprstćufhcčš"), љ="lj", њ="nj", џ="dž")
-)
+SERBIAN = str.maketrans(dict(zip("абвгдђежзијклмнопрстћуфхцчш", "abvgdđežzijklmnoprstćufhcčš"), љ="lj", њ="nj", џ="dž"))
 
 
 def test_serbian_in_either_script_but_not_in_both():
@@ -102,7 +100,8 @@ def test_english_that_is_not_the_sources_is_english_too():
 
 
 def test_a_script_that_is_not_in_the_table_is_not_checked():
-    assert script_fault("whatever it may be written in", Language("xx", "X", "X", ("Zzzz",), "none", None, False)) is None
+    unknown = Language("xx", "X", "X", ("Zzzz",), "none", None, False)
+    assert script_fault("whatever it may be written in", unknown) is None
 
 
 def test_hindi_in_okapis_nepali_is_found(real_data):

@@ -1,4 +1,4 @@
-"""Which script a text is in: the one of the given scripts with most letters, its share, and where nothing can be said."""
+"""Which script a text is in: the given one with most letters, its share, and where nothing can be said."""
 
 from __future__ import annotations
 
