@@ -1,0 +1,198 @@
+"""Whether a translation keeps the numbers of its English text, in whatever way its language writes them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from fractions import Fraction
+
+from datagen.kits import kit_codes, load_kit
+from datagen.number_words import lexicon, plain_words
+from datagen.numbers import Digits, Reading, read_numbers
+
+# Numbers that other languages write in so many ways that one which is not found may be there all the same: ordinals,
+# hours of the twelve-hour clock, 2 million.
+_REWRITTEN = re.compile(
+    r"\d+(?:st|nd|rd|th)\b|\d[\d:.]*\s*(?:[ap]\.?\s?m\b\.?|o clock)"
+    r"|\d[\d.,]*[\s-]*(?:hundreds?|thousands?|[mbtr]+illions?|[kmb]\b)"
+)
+# Words that may become digits; "may" and "march" are months as well.
+_NUMBER_WORD = re.compile(
+    r"\b(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+teen(?:th)?|\w+ty|\w+tieth|hundreds?|thousands?|[mbtr]+illions?"
+    r"|first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|once|twice|thrice|double|twofold|triple|half|quarter"
+    r"|both|dozens?|pair|couple|single|decades?|century|centuries|\w+ties|noon|midnight|[ap]\.?m|o clock"
+    r"|january|february|march|april|may|june|july|august|september|october|november|december"
+    r"|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec|[ivx]+)\b",
+    re.IGNORECASE,
+)
+_MONTHS = ("january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november",
+           "december")  # fmt: skip
+_ONE = re.compile(r"\b(?:an?|each|per|every|another|single|whole)\b")
+_HALF, _QUARTER = Fraction(1, 2), Fraction(1, 4)
+_TIME = re.compile(r"(?<![\d:])(\d{1,2}):(\d\d)(?![\d:])(?:\s*([ap])\.?\s?m\b)?|(?<![\d:.])(\d{1,2})\s*([ap])\.?\s?m\b")
+_DATE = re.compile(r"\b(\d{4})-(\d\d)-(\d\d)\b|\b(\d{1,2})/(\d{1,2})/(\d{2,4})\b")
+_FRACTION = re.compile(r"(?<![\d/])(?:(\d+)[ -])?(\d{1,2})/(\d{1,2})(?![\d/])")
+_DECADE = re.compile(r"(?<!\d)(\d{0,2}\d0) ?s\b")
+_CENTURY = re.compile(r"(\d{1,2})(?:st|nd|rd|th)?[ -](?:and \d+\w\w )?centur")
+_ALWAYS = re.compile(r"\b24/7\b")
+_PERCENT = re.compile(r"(\d+)\s?%")
+# Arabic says "two" with the noun's own ending.
+_ARABIC_DUAL = re.compile(r"\w(?:ان|ين)(?:\b|ي\b|هما\b)")
+# Where number words are not known, a number up to here may have become one.
+_MOST_AS_WORD = 20
+
+
+def difference_of_numbers(source: str, target: str, lang: str) -> str | None:
+    """A number of the source that the translation has not, or one that it has and the source has not; None if neither.
+
+    Separators may differ, digits may be of any script, and numbers may become words and words numbers. Where the
+    language has many ways to write what the source has (see _REWRITTEN), it is only a fault if another number stands
+    in its place.
+    """
+    return _Comparison(source, target, lang).fault()
+
+
+class _Comparison:
+    """The numbers of both texts; each one that is found in the other text is taken out of `lost` and `added`."""
+
+    def __init__(self, source: str, target: str, lang: str) -> None:
+        self.lang = lang
+        self.before, self.after = read_numbers(source, "en"), read_numbers(target, lang)
+        self.text = self.before.text
+        self.lost, self.added = list(self.before.digits), list(self.after.digits)
+        self.words = self.after.words.copy()  # those that stand for no number of the source yet
+        self.is_known = lang == "zh" or bool(lexicon(lang))
+
+    def fault(self) -> str | None:
+        for found in _TIME.finditer(self.text):
+            self._take_time(found)
+        for found in _DATE.finditer(self.text):
+            self._take_date(found)
+        for found in _FRACTION.finditer(self.text):
+            self._take_fraction(found)
+        if _ALWAYS.search(self.text):
+            self._drop(*_ALWAYS.search(self.text).span())
+            self.added = [number for number in self.added if number.written not in ("24", "7")]
+        self._take_equal_ones()
+        self.lost = [number for number in self.lost if not self._is_said(number)]
+        if self.lost and self.added and not _groups(self.lost) - _groups(self.added):
+            self.lost = []
+        rewritten = [found.span() for found in _REWRITTEN.finditer(self.text)]
+        hard = [number for number in self.lost if not self._may_be_hidden(number, rewritten)]
+        if hard:
+            return f"lost {hard[0].written}"
+        if not self.added or not _groups(self.added) - _groups(self.before.digits):
+            return None
+        added = [number for number in self.added if not number.values & self._explained()]
+        if added and self.lost:
+            return f"lost {self.lost[0].written}, added {added[0].written}"
+        if added and not rewritten and not _NUMBER_WORD.search(self.text):
+            return f"added {added[0].written}"
+        return None
+
+    def _take_equal_ones(self) -> None:
+        for number in [*self.lost]:
+            same = [other for other in self.added if other.values & number.values or other.written == number.written]
+            if same:
+                self.lost.remove(number)
+                self.added.remove(min(same, key=lambda other: other.written != number.written))
+
+    def _has(self, *values: int | Fraction) -> bool:
+        """Whether one of the values is in the translation: in digits, which are taken then, or in words."""
+        wanted = frozenset(map(Fraction, values))
+        for number in self.added:
+            if number.values & wanted:
+                self.added.remove(number)
+                return True
+        for value in wanted:
+            if self.words[value]:
+                self.words[value] -= 1
+                return True
+        return any(self.after.says(value) for value in wanted if value not in self.words)
+
+    def _drop(self, start: int, end: int) -> None:
+        self.lost = [number for number in self.lost if not (start <= number.start < end)]
+
+    def _take_time(self, found: re.Match[str]) -> None:
+        hour, minute = int(found[1] or found[4]), int(found[2] or 0)
+        hours = [hour, hour + 12] if hour < 12 else [hour, hour - 12]
+        parts = {30: _HALF, 15: _QUARTER, 45: _QUARTER}
+        if minute in parts and self.after.parts & {parts[minute], _HALF, _QUARTER}:
+            hours, minute = [*hours, hour % 12 + 1], 0
+        together = [hour + Fraction(minute, 100) for hour in hours]  # 9.30
+        if (minute and self._has(*together)) or (self._has(*hours) and (minute == 0 or self._has(minute))):
+            self._drop(*found.span())
+            if not minute:
+                self.added = [number for number in self.added if number.written != "00"]
+
+    def _take_date(self, found: re.Match[str]) -> None:
+        numbers = [int(number) for number in found.groups() if number]
+        named = [number for number in numbers if 1 <= number <= 12 and self._names_month(number)]
+        if all(number in named or self._has(number, number % 100) for number in numbers):
+            self._drop(*found.span())
+            self.added = [number for number in self.added if not number.values & frozenset(map(Fraction, numbers))]
+
+    def _names_month(self, number: int) -> bool:
+        if self.lang not in kit_codes():
+            return True
+        name = plain_words(load_kit(self.lang).months[number - 1], self.lang)
+        return name[: max(3, len(name) - 2)] in self.after.text
+
+    def _take_fraction(self, found: re.Match[str]) -> None:
+        whole, above, below = int(found[1] or 0), int(found[2]), int(found[3])
+        if not below:
+            return
+        value = Fraction(above, below)
+        is_said = self._has(value) or ((above == 1 or self._has(above)) and self._has(below))
+        if self._has(whole + value) or (is_said and (not whole or self._has(whole))):
+            self._drop(*found.span())
+            if is_said:
+                self.added = [number for number in self.added if number.values - {Fraction(above), Fraction(below)}]
+
+    def _is_said(self, number: Digits) -> bool:
+        """Whether a number that is not there in digits is there in another way."""
+        values = list(number.values)
+        for found in _DECADE.finditer(self.text, max(0, number.start - 1), number.end + 2):
+            values += [int(found[1]), int(found[1]) % 100, *(century + int(found[1]) % 100 for century in (1900, 2000))]
+        if found := _CENTURY.match(self.text, number.start):
+            century = int(found[1])
+            values += [(century - 1) * 100, (century - 1) * 100 % 1000]
+        if found := _PERCENT.match(self.text, number.start):
+            percent = Fraction(found[1])
+            values += [value for value in (_HALF, _QUARTER, 1 - _QUARTER) if 100 * value == percent]
+            if self.lang == "zh" and "折" in self.after.text:
+                values += [(100 - percent) / 10, 100 - percent]
+        if self.lang == "ar" and 2 in values and _ARABIC_DUAL.search(self.after.text):
+            return True
+        return self._has(*values)
+
+    def _may_be_hidden(self, number: Digits, rewritten: list[tuple[int, int]]) -> bool:
+        """Whether the number may be there in a word or form that is not known."""
+        is_small = min(number.values, default=99) <= _MOST_AS_WORD
+        is_rewritten = any(start <= number.start < end for start, end in rewritten)
+        return not self.is_known and (is_small or is_rewritten)
+
+    def _explained(self) -> frozenset[Fraction]:
+        """Values that may be in the translation's digits though the source has them not, or not in digits."""
+        text, before = self.text, self.before
+        values = set(before.words) | before.parts | {number for digits in before.digits for number in digits.values}
+        values |= {value + part for value in before.words for part in before.parts}
+        values |= {100 * part for part in before.parts}
+        if _ONE.search(text):
+            values.add(Fraction(1))
+        values |= {Fraction(place) for place, name in enumerate(_MONTHS, 1) if re.search(rf"\b{name[:3]}", text)}
+        for found in _DECADE.finditer(text):
+            values |= {Fraction(int(found[1]) // 100 + 1), Fraction(int(found[1]) % 100), Fraction(20), Fraction(21)}
+        for value in set(before.words) & {Fraction(tens) for tens in range(20, 100, 10)}:
+            values |= {value + 1900, Fraction(20)}
+        for found in _CENTURY.finditer(text):
+            values.add(Fraction((int(found[1]) - 1) * 100))
+        for found in _TIME.finditer(text):
+            hour = int(found[1] or found[4])
+            values |= {Fraction(hour + 12), Fraction(hour % 12 + 1), Fraction(0)}
+        return frozenset(values)
+
+
+def _groups(numbers: list[Digits]) -> Counter[str]:
+    """The digits of the numbers, between separators, without leading zeros: equal for 03/04 and 3.4."""
+    return Counter(group.lstrip("0") or "0" for number in numbers for group in re.findall(r"\d+", number.written))
