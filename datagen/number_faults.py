@@ -6,8 +6,7 @@ import re
 from collections import Counter
 from fractions import Fraction
 
-from datagen.kits import kit_codes, load_kit
-from datagen.number_words import lexicon, plain_words
+from datagen.number_words import lexicon
 from datagen.numbers import Digits, Reading, read_numbers
 
 # Numbers that other languages write in so many ways that one which is not found may be there all the same: ordinals,
@@ -38,6 +37,10 @@ _ALWAYS = re.compile(r"\b24/7\b")
 _PERCENT = re.compile(r"(\d+)\s?%")
 # Arabic says "two" with the noun's own ending.
 _ARABIC_DUAL = re.compile(r"\w(?:ان|ين)(?:\b|ي\b|هما\b)")
+_ITALIAN_CENTURIES = {
+    place: f"{digit}cento"
+    for place, digit in enumerate(("due", "tre", "quattro", "cinque", "sei", "sette", "otto", "nove"), 13)
+}
 # Where number words are not known, a number up to here may have become one.
 _MOST_AS_WORD = 20
 
@@ -60,6 +63,8 @@ class _Comparison:
         self.before, self.after = read_numbers(source, "en"), read_numbers(target, lang)
         self.text = self.before.text
         self.lost, self.added = list(self.before.digits), list(self.after.digits)
+        if lang == "ar":
+            self.after.words[Fraction(2)] += len(_ARABIC_DUAL.findall(self.after.text))
         self.words = self.after.words.copy()  # those that stand for no number of the source yet
         self.is_known = lang == "zh" or bool(lexicon(lang))
 
@@ -126,17 +131,14 @@ class _Comparison:
                 self.added = [number for number in self.added if number.written != "00"]
 
     def _take_date(self, found: re.Match[str]) -> None:
+        """The year and the day must be there; the month may be a name, of which languages have too many forms."""
         numbers = [int(number) for number in found.groups() if number]
-        named = [number for number in numbers if 1 <= number <= 12 and self._names_month(number)]
-        if all(number in named or self._has(number, number % 100) for number in numbers):
+        year = numbers.pop(0 if found[1] else 2)
+        before = [*self.added]
+        if self._has(year, year % 100) and sum(self._has(number) for number in numbers) >= 1:
             self._drop(*found.span())
-            self.added = [number for number in self.added if not number.values & frozenset(map(Fraction, numbers))]
-
-    def _names_month(self, number: int) -> bool:
-        if self.lang not in kit_codes():
-            return True
-        name = plain_words(load_kit(self.lang).months[number - 1], self.lang)
-        return name[: max(3, len(name) - 2)] in self.after.text
+        else:
+            self.added = before
 
     def _take_fraction(self, found: re.Match[str]) -> None:
         whole, above, below = int(found[1] or 0), int(found[2]), int(found[3])
@@ -156,14 +158,14 @@ class _Comparison:
             values += [int(found[1]), int(found[1]) % 100, *(century + int(found[1]) % 100 for century in (1900, 2000))]
         if found := _CENTURY.match(self.text, number.start):
             century = int(found[1])
-            values += [(century - 1) * 100, (century - 1) * 100 % 1000]
+            values.append((century - 1) * 100)
+            if self.lang == "it" and _ITALIAN_CENTURIES.get(century, "-") in self.after.text:
+                return True
         if found := _PERCENT.match(self.text, number.start):
             percent = Fraction(found[1])
             values += [value for value in (_HALF, _QUARTER, 1 - _QUARTER) if 100 * value == percent]
             if self.lang == "zh" and "折" in self.after.text:
                 values += [(100 - percent) / 10, 100 - percent]
-        if self.lang == "ar" and 2 in values and _ARABIC_DUAL.search(self.after.text):
-            return True
         return self._has(*values)
 
     def _may_be_hidden(self, number: Digits, rewritten: list[tuple[int, int]]) -> bool:

@@ -82,8 +82,11 @@ def plain_digits(text: str) -> str:
     return re.sub(r"[^\D0-9]", lambda digit: str(unicodedata.decimal(digit[0])), text)
 
 
-def values_of(written: str) -> frozenset[Fraction]:
-    """What a number in digits may mean: 1.234 is a decimal or a thousand; nothing for 1.2.3, which is no number."""
+def values_of(written: str, lang: str) -> frozenset[Fraction]:
+    """What a number in digits may mean: 1.234 is a decimal or a thousand; nothing for 1.2.3, which is no number.
+
+    In English a comma stands between thousands, and a full stop before decimals.
+    """
     *whole, last = re.split(r"\D", written)
     separators = re.findall(r"\D", written)
     if not separators:
@@ -94,6 +97,8 @@ def values_of(written: str) -> frozenset[Fraction]:
         values.add(Fraction("".join([*whole, last])))
     if separators[-1] not in " \u00a0\u202f\u2009" and (len(separators) == 1 or (grouped and separators[-1] not in separators[:-1])):
         values.add(Fraction(f"{''.join(whole) or 0}.{last}"))
+    if lang == "en" and len(values) == 2:
+        return frozenset({min(values) if separators[-1] == "." else max(values)})
     return frozenset(values)
 
 
@@ -102,7 +107,7 @@ def read_numbers(text: str, lang: str) -> Reading:
     reading = Reading(plain_words(plain_digits(text), lang), words=_roman_values(text))
     reading.parts |= {Fraction(found[0]) for found in _FRACTION.finditer(reading.text)}
     reading.parts |= {part for words, part in _CHINESE_PARTS.items() if words in reading.text}
-    found = [Digits(m[0], m.start(), m.end(), values_of(m[0])) for m in NUMBER.finditer(reading.text)]
+    found = [Digits(m[0], m.start(), m.end(), values_of(m[0], lang)) for m in NUMBER.finditer(reading.text)]
     found = _with_letters(reading.text, _with_chinese(found, reading))
     scaled: dict[int, set[Fraction]] = {}
     absorbed: set[int] = set()
@@ -182,7 +187,9 @@ def _runs(numbers: list[Digits], lang: str, reading: Reading) -> Iterator[list[_
     run: list[_Piece] = []
     end, linked = 0, False
     for start, stop, token in _tokens(reading.text, words):
-        if run and not _GAP.fullmatch(reading.text, end, start):
+        # An Arabic preposition is written together with its word, and begins another number.
+        is_apart = lang == "ar" and isinstance(token, str) and token[0] in "بلك" and not words.whole.get(token)
+        if run and (is_apart or not _GAP.fullmatch(reading.text, end, start)):
             yield run
             run, linked = [], False
         if run and token in words.links:
