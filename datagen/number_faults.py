@@ -26,6 +26,7 @@ _NUMBER_WORD = re.compile(
 )
 _MONTHS = ("january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november",
            "december")  # fmt: skip
+_WEEKDAY = re.compile(r"\b(?:mon|tues|wednes|thurs|fri|satur)days?\b")
 _ONE = re.compile(r"\b(?:an?|each|per|every|another|single|whole)\b")
 _HALF, _QUARTER = Fraction(1, 2), Fraction(1, 4)
 _TIME = re.compile(r"(?<![\d:])(\d{1,2}):(\d\d)(?![\d:])(?:\s*([ap])\.?\s?m\b)?|(?<![\d:.])(\d{1,2})\s*([ap])\.?\s?m\b")
@@ -34,6 +35,9 @@ _FRACTION = re.compile(r"(?<![\d/])(?:(\d+)[ -])?(\d{1,2})/(\d{1,2})(?![\d/])")
 _DECADE = re.compile(r"(?<!\d)(\d{0,2}\d0) ?s\b")
 _CENTURY = re.compile(r"(\d{1,2})(?:st|nd|rd|th)?[ -](?:and \d+\w\w )?centur")
 _ALWAYS = re.compile(r"\b24/7\b")
+# Half an hour.
+_SPAN = re.compile(r"(\d+)[ -](minute|month)")
+_SPAN_PARTS = {(30, "minute"): _HALF, (15, "minute"): _QUARTER, (45, "minute"): 3 * _QUARTER, (6, "month"): _HALF}
 _PERCENT = re.compile(r"(\d+)\s?%")
 # Arabic says "two" with the noun's own ending.
 _ARABIC_DUAL = re.compile(r"\w(?:ان|ين)(?:\b|ي\b|هما\b)")
@@ -43,6 +47,8 @@ _ITALIAN_CENTURIES = {
 }
 # Where number words are not known, a number up to here may have become one.
 _MOST_AS_WORD = 20
+# Every number below a hundred has a word of its own there, and we know those to 30 and the tens.
+_HUNDRED_WORDS = ("bn", "hi", "kn", "ml", "mr", "ne", "ta", "te")
 
 
 def difference_of_numbers(source: str, target: str, lang: str) -> str | None:
@@ -102,6 +108,12 @@ class _Comparison:
                 self.lost.remove(number)
                 self.added.remove(min(same, key=lambda other: other.written != number.written))
 
+    def _state(self) -> tuple[list[Digits], Counter[Fraction], Counter[Fraction]]:
+        return [*self.added], self.words.copy(), self.after.parts.copy()
+
+    def _restore(self, state: tuple[list[Digits], Counter[Fraction], Counter[Fraction]]) -> None:
+        self.added, self.words, self.after.parts = state
+
     def _has(self, *values: int | Fraction) -> bool:
         """Whether one of the values is in the translation: in digits, which are taken then, or in words."""
         wanted = frozenset(map(Fraction, values))
@@ -115,51 +127,76 @@ class _Comparison:
                 return True
         return any(self.after.says(value) for value in wanted if value not in self.words)
 
+    def _has_part(self, *parts: Fraction) -> bool:
+        """Whether a half or quarter is named once more than numbers of the source were found in it."""
+        for part in parts:
+            if self.after.parts[part]:
+                self.after.parts[part] -= 1
+                return True
+        return False
+
     def _drop(self, start: int, end: int) -> None:
         self.lost = [number for number in self.lost if not (start <= number.start < end)]
 
     def _take_time(self, found: re.Match[str]) -> None:
         hour, minute = int(found[1] or found[4]), int(found[2] or 0)
         hours = [hour, hour + 12] if hour < 12 else [hour, hour - 12]
-        parts = {30: _HALF, 15: _QUARTER, 45: _QUARTER}
-        if minute in parts and self.after.parts & {parts[minute], _HALF, _QUARTER}:
-            hours, minute = [*hours, hour % 12 + 1], 0
         together = [hour + Fraction(minute, 100) for hour in hours]  # 9.30
-        if (minute and self._has(*together)) or (self._has(*hours) and (minute == 0 or self._has(minute))):
+        before = self._state()
+        is_said = (minute and self._has(*together)) or (self._has(*hours) and (minute == 0 or self._has(minute)))
+        if not is_said and minute in (15, 30, 45):
+            self._restore(before)
+            is_said = self._has(*hours, hour % 12 + 1) and self._has_part(
+                *((_HALF,) if minute == 30 else (_QUARTER, 3 * _QUARTER))
+            )
+        if is_said:
             self._drop(*found.span())
             if not minute:
                 self.added = [number for number in self.added if number.written != "00"]
+        else:
+            self._restore(before)
 
     def _take_date(self, found: re.Match[str]) -> None:
         """The year and the day must be there; the month may be a name, of which languages have too many forms."""
         numbers = [int(number) for number in found.groups() if number]
         year = numbers.pop(0 if found[1] else 2)
-        before = [*self.added]
+        before = self._state()
         if self._has(year, year % 100) and sum(self._has(number) for number in numbers) >= 1:
             self._drop(*found.span())
         else:
-            self.added = before
+            self._restore(before)
 
     def _take_fraction(self, found: re.Match[str]) -> None:
+        """3/4, or 2 3/4: as one value, or as numbers above and below."""
         whole, above, below = int(found[1] or 0), int(found[2]), int(found[3])
         if not below:
             return
-        value = Fraction(above, below)
-        is_said = self._has(value) or ((above == 1 or self._has(above)) and self._has(below))
-        if self._has(whole + value) or (is_said and (not whole or self._has(whole))):
+        value, before = Fraction(above, below), self._state()
+        if self._has(whole + value):
             self._drop(*found.span())
-            if is_said:
-                self.added = [number for number in self.added if number.values - {Fraction(above), Fraction(below)}]
+            return
+        is_said = self._has(value) or ((above == 1 or self._has(above)) and self._has(below))
+        if is_said and (not whole or self._has(whole)):
+            self._drop(*found.span())
+        else:
+            self._restore(before)
 
     def _is_said(self, number: Digits) -> bool:
         """Whether a number that is not there in digits is there in another way."""
         values = list(number.values)
         for found in _DECADE.finditer(self.text, max(0, number.start - 1), number.end + 2):
-            values += [int(found[1]), int(found[1]) % 100, *(century + int(found[1]) % 100 for century in (1900, 2000))]
+            decade = int(found[1])
+            values += [decade, decade % 100] if decade >= 100 else [decade, 1900 + decade, 2000 + decade]
+            if decade >= 100 and decade % 100 == 0:
+                values.append(decade // 100 + 1)  # the first decade of a century
         if found := _CENTURY.match(self.text, number.start):
             century = int(found[1])
             values.append((century - 1) * 100)
             if self.lang == "it" and _ITALIAN_CENTURIES.get(century, "-") in self.after.text:
+                return True
+        if found := _SPAN.match(self.text, number.start):
+            part = _SPAN_PARTS.get((int(found[1]), found[2]))
+            if part and self._has_part(part):
                 return True
         if found := _PERCENT.match(self.text, number.start):
             percent = Fraction(found[1])
@@ -172,16 +209,22 @@ class _Comparison:
         """Whether the number may be there in a word or form that is not known."""
         is_small = min(number.values, default=99) <= _MOST_AS_WORD
         is_rewritten = any(start <= number.start < end for start, end in rewritten)
+        if self.lang in _HUNDRED_WORDS:
+            numbers = {value / scale for value in number.values for scale in (1, 1000, 10**5, 10**7)}
+            if any(30 < value < 100 and value % 10 for value in numbers):
+                return True
         return not self.is_known and (is_small or is_rewritten)
 
     def _explained(self) -> frozenset[Fraction]:
         """Values that may be in the translation's digits though the source has them not, or not in digits."""
         text, before = self.text, self.before
-        values = set(before.words) | before.parts | {number for digits in before.digits for number in digits.values}
+        values = set(before.words) | set(before.parts) | {number for digits in before.digits for number in digits.values}
         values |= {value + part for value in before.words for part in before.parts}
         values |= {100 * part for part in before.parts}
         if _ONE.search(text):
             values.add(Fraction(1))
+        if self.lang == "vi" and _WEEKDAY.search(text):  # Monday is the second day
+            values |= set(map(Fraction, range(2, 8)))
         values |= {Fraction(place) for place, name in enumerate(_MONTHS, 1) if re.search(rf"\b{name[:3]}", text)}
         for found in _DECADE.finditer(text):
             values |= {Fraction(int(found[1]) // 100 + 1), Fraction(int(found[1]) % 100), Fraction(20), Fraction(21)}

@@ -14,7 +14,7 @@ from datagen.kits import kit_codes, load_kit
 
 FILE = Path(__file__).with_name("number_words.json")
 # What multiplies the number before it: ten in Vietnamese and Indonesian only, where two ten is twenty.
-TIMES, PLUS = "x", "+"
+TIMES, PLUS, ENDING = "x", "+", "~"
 
 _ARABIC = str.maketrans(
     dict.fromkeys("\u0640\u064b\u064c\u064d\u064e\u064f\u0650\u0651\u0652")
@@ -48,15 +48,17 @@ class Lexicon:
 
     whole, stems   word, or its beginning -> atom; None where the word is no number for all its beginning
     phrases        several words, whether the last one is a beginning, and their atom, by the first word
-    inside         what marks a half anywhere in a word ("న్నర")
+    inside         what marks a half or a quarter anywhere in a word ("న్నర"), with its atom
     links          what may stand between two numbers of one ("and")
+    endings        what may follow a whole word
     """
 
     whole: dict[str, Atom | None] = field(default_factory=dict)
     stems: dict[str, Atom | None] = field(default_factory=dict)
     phrases: dict[str, list[tuple[tuple[str, ...], bool, Atom]]] = field(default_factory=dict)
-    inside: tuple[str, ...] = ()
+    inside: dict[str, Atom] = field(default_factory=dict)
     links: frozenset[str] = frozenset()
+    endings: frozenset[str] = frozenset()
 
     def __bool__(self) -> bool:
         return bool(self.whole or self.stems)
@@ -65,6 +67,8 @@ class Lexicon:
 def plain_words(text: str, lang: str) -> str:
     """The text as the lexicon of the language is: lower case, one form of each letter, no marks that come and go."""
     text = unicodedata.normalize("NFC", text.casefold()).translate(_UNSEEN).replace("\u2019", "'").replace("\u02bc", "'")
+    if lang == "ru":
+        return text.replace("ё", "е").replace("'", " ")
     if lang == "ar":
         return text.translate(_ARABIC)
     if lang == "sr":
@@ -75,15 +79,18 @@ def plain_words(text: str, lang: str) -> str:
 @functools.lru_cache(maxsize=64)
 def lexicon(lang: str) -> Lexicon:
     """The words of number_words.json, and those that the language's kit has for 0 to 30; empty where there are none."""
-    words = Lexicon(links=frozenset(_entries(lang).get("+", "").split()), inside=_inside(lang))
+    links, endings = (frozenset(plain_words(_entries(lang).get(key, ""), lang).split()) for key in (PLUS, ENDING))
+    words = Lexicon(links=links, endings=endings)
     if lang in kit_codes():
         for value, number in enumerate(load_kit(lang).numbers):
             _enter(words, plain_words(number, lang).replace("-", " ").split(), False, Atom(Fraction(value)))
     for key, forms in _entries(lang).items():
-        if key == PLUS:
+        if key in (PLUS, ENDING):
             continue
         for form in forms.split():
-            if not form.startswith("*"):
+            if form.startswith("*"):
+                words.inside[plain_words(form.strip("*"), lang)] = _atom(key)
+            else:
                 texts = plain_words(form.rstrip("*"), lang).split("_")
                 _enter(words, texts, form.endswith("*"), _atom(key))
     return words
@@ -96,10 +103,6 @@ def _all_entries() -> dict[str, dict[str, str]]:
 
 def _entries(lang: str) -> dict[str, str]:
     return _all_entries().get(lang, {})
-
-
-def _inside(lang: str) -> tuple[str, ...]:
-    return tuple(plain_words(form.strip("*"), lang) for form in _entries(lang).get("1/2", "").split() if form[0] == "*")
 
 
 def _atom(key: str) -> Atom | None:
@@ -129,33 +132,27 @@ def atoms_of(word: str, lang: str) -> list[Atom]:
     found = _atoms(word, lang)
     if not found and lang == "ar" and (rest := _ARABIC_PREFIX.sub("", word)) != word:
         found = _atoms(rest, lang)
-    if any(mark in word for mark in lexicon(lang).inside) and found:
-        return [*found, Atom(None, part=Fraction(1, 2))]
-    if not found and any(mark in word for mark in lexicon(lang).inside):
-        return [Atom(None, part=Fraction(1, 2))]
-    return list(found)
+    marks = {atom for mark, atom in lexicon(lang).inside.items() if mark in word}
+    return [*found, *(marks - set(found))]
 
 
 @functools.lru_cache(maxsize=65536)
 def _atoms(word: str, lang: str) -> tuple[Atom, ...]:
-    """The longest beginning that is a number, and what follows it if that is one to its end."""
+    """The longest beginning that is a number, and what follows it if that is one too."""
     words = lexicon(lang)
+    if word in words.whole:
+        return (words.whole[word],) if words.whole[word] else ()
     for end in range(len(word), 0, -1):
         start, rest = word[:end], word[end:]
-        is_whole, is_stem = start in words.whole, start in words.stems
-        if not (is_whole or is_stem):
-            continue
-        atom = words.stems[start] if is_stem else words.whole[start]
-        if not rest:
-            atom = words.whole[start] if is_whole else atom
+        is_stem = start in words.stems
+        atom = words.stems[start] if is_stem else words.whole.get(start)
+        if is_stem and (atom is None or not rest):
             return (atom,) if atom else ()
         if atom is None:
-            if is_stem:
-                return ()
             continue
         for link in ("", *words.links):
             if rest.startswith(link) and (more := _atoms(rest[len(link) :], lang)):
                 return (atom, *more)
-        if is_stem:
+        if is_stem or rest in words.endings:
             return (atom,)
     return ()

@@ -34,6 +34,9 @@ _LETTER_SCALE = re.compile(r"(?:(k)|(mn|m)|(bn|b))(?![^\W\d_])")
 _SCALES = tuple(Fraction(scale) for scale in (1, 100, 1000, 10**5, 10**6, 10**7, 10**9, 10**12))
 # Five and twenty, where the units come first.
 _UNITS_FIRST = ("ar", "da", "de", "nl")
+# Where a number and the next word are easily one: three hundred (and) five, or years.
+_LOOSE = ("it", "vi")
+_HALF, _THIRD, _QUARTER, _FIFTH = (Fraction(1, below) for below in (2, 3, 4, 5))
 _DRAWN = {"½": " 1/2", "¼": " 1/4", "¾": " 3/4", "⅓": " 1/3", "⅔": " 2/3"}
 _SMALL = re.compile("[⁰¹²³⁴-⁹₀-₉]+")
 
@@ -61,14 +64,14 @@ class Reading:
     text: str
     digits: list[Digits] = field(default_factory=list)
     words: Counter[Fraction] = field(default_factory=Counter)
-    parts: set[Fraction] = field(default_factory=set)
+    parts: Counter[Fraction] = field(default_factory=Counter)
 
     def says(self, value: Fraction) -> bool:
         """Whether words say this value, also with a half or quarter: two and a half, 1.5 million, half a million."""
-        if value in self.words or value in self.parts:
+        if self.words[value] or self.parts[value]:
             return True
         known = {Fraction(1), *self.words}.union(*(number.values for number in self.digits))
-        rests = ((value - part * scale, scale) for part in self.parts for scale in _SCALES)
+        rests = ((value - part * scale, scale) for part in +self.parts for scale in _SCALES)
         return any(
             (rest == 0 and scale in self.words) or (rest > 0 and rest % scale == 0 and rest in known)
             for rest, scale in rests
@@ -105,8 +108,8 @@ def values_of(written: str, lang: str) -> frozenset[Fraction]:
 def read_numbers(text: str, lang: str) -> Reading:
     """Every number of a text; words are read in this language, digits and numerals in any."""
     reading = Reading(plain_words(plain_digits(text), lang), words=_roman_values(text))
-    reading.parts |= {Fraction(found[0]) for found in _FRACTION.finditer(reading.text)}
-    reading.parts |= {part for words, part in _CHINESE_PARTS.items() if words in reading.text}
+    reading.parts.update(Fraction(found[0]) for found in _FRACTION.finditer(reading.text))
+    reading.parts += Counter({part: reading.text.count(words) for words, part in _CHINESE_PARTS.items()})
     found = [Digits(m[0], m.start(), m.end(), values_of(m[0], lang)) for m in NUMBER.finditer(reading.text)]
     found = _with_letters(reading.text, _with_chinese(found, reading))
     scaled: dict[int, set[Fraction]] = {}
@@ -199,9 +202,9 @@ def _runs(numbers: list[Digits], lang: str, reading: Reading) -> Iterator[list[_
             pieces: list[_Piece] = [(Atom(Fraction(0)), places[start])]
         else:
             atoms = [token] if isinstance(token, Atom) else atoms_of(token, lang)
-            reading.parts |= {atom.part for atom in atoms if atom.part}
-            pieces = [(atom, None) for atom in atoms if atom.value is not None]
-        if not pieces or (linked and pieces[0][0].sign == TIMES):
+            reading.parts.update(atom.part for atom in atoms if atom.part)
+            pieces = [(atom, None) for atom in atoms if atom.value is not None or run]
+        if not pieces:
             yield run
             run = []
         run = [*run, *pieces]
@@ -240,7 +243,17 @@ def _sums(run: list[_Piece], numbers: list[Digits], largest: bool, lang: str) ->
             values = numbers[place].values
             value = (max if largest else min)(values) if values else None
         was, joined = (total, group), False
-        if atom is None or value is None:
+        if atom and atom.part:
+            if group is None or (atom.part in (_QUARTER, _THIRD, _FIFTH) and group > 4):
+                continue
+            yield (total or 0) + group, places, count
+            joined_value = group + atom.part if atom.part == _HALF else group * atom.part
+            if is_digits:
+                yield (total or 0) + joined_value, [], 1
+            else:
+                group = joined_value
+            continue
+        if value is None:
             pass
         elif place is not None:
             total, group, joined = (total, value, True) if group is None else (total, group, False)
@@ -254,6 +267,9 @@ def _sums(run: list[_Piece], numbers: list[Digits], largest: bool, lang: str) ->
         elif atom.sign == TIMES:
             group, joined = (group * value, True) if group < value or value == 10 and group < 10 else (group, False)
         elif not is_digits and _adds(group, value, atom.sign, lang):
+            if lang in _LOOSE:
+                yield (total or 0) + group, places, count
+                yield value, [], 1
             group, joined = group + value, True
         if joined:
             count += 1
