@@ -111,7 +111,7 @@ def _atom(key: str) -> Atom | None:
     if key[0] in (TIMES, PLUS):
         return Atom(Fraction(key[1:]), key[0])
     value = Fraction(key)
-    if value < 1:
+    if 0 < value < 1:
         return Atom(None, part=value)
     return Atom(value, TIMES if value in (100, 1000) or value > 1000 and value % 10_000 == 0 else "")
 

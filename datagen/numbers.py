@@ -237,7 +237,8 @@ def _sums(run: list[_Piece], numbers: list[Digits], largest: bool, lang: str) ->
     total = group = None  # group: what is below the next scale
     places: list[int] = []
     count, is_digits = 0, False
-    for atom, place in [*run, (None, None)]:
+    following = [*(atom.sign == TIMES for atom, _ in run[1:]), False, False]
+    for (atom, place), is_scaled in zip([*run, (None, None)], following):
         value = atom.value if atom else None
         if place is not None:
             values = numbers[place].values
@@ -256,7 +257,9 @@ def _sums(run: list[_Piece], numbers: list[Digits], largest: bool, lang: str) ->
         if value is None:
             pass
         elif place is not None:
-            total, group, joined = (total, value, True) if group is None else (total, group, False)
+            # One billion 20 million; but 3 million, 1950.
+            if group is None and (total is None or is_scaled):
+                group, joined = value, True
         elif atom.sign == TIMES and value >= 1000:
             if total is None or total < value:
                 total, group, joined = ((total or 0) + (group or 0) or 1) * value, None, True

@@ -18,7 +18,7 @@ _REFUSES = re.compile(
     r"\b(?:sorry|apolog\w+|pardon|excuse me|forgive me|regret\w*|unfortunately|regrettably|sadly|afraid)\b"
     r"|\b(?:i|we) (?:\w+ )?(?:cannot|can t|can not|could not|couldn t|won t|unable|not able|do not|don t)\b|\bi m not\b"
 )
-_CANNOT = re.compile(r"\b(?:cannot|can t|can not|could not|couldn t|unable|not able|impossible|not possible|won t|no way)\b")
+_CANNOT = re.compile(r"\b(?:cannot|can t|can not|could not|couldn t|unable|not able|impossible|not possible|won t|no way|insufficient|not enough)\b")
 # A source with feelings of the kind that other languages put as an apology.
 _REGRETS = re.compile(
     r"\b(?:condolen\w*|sympath\w*|mourn\w*|grie[fv]\w*|passing|passed away|loss|lost|death|died|funeral|sad\w*|heart\w*|pity"
@@ -48,8 +48,8 @@ def _kind_of(text: str, lang: str) -> str | None:
     """How a text refuses; None if it does not.
 
     "model"   as a language model ...
-    "task"    an apology, and a word on the task or on help
-    "other"   an apology, and "but" or "I cannot"; an apology alone is none, for condolences begin so
+    "task"    an apology, "I cannot", and a word on the task or on help
+    "other"   an apology, and one of these, or "but" at once; an apology alone is none, for condolences begin so
     "bare"    I cannot, and a word on the task or on help
     """
     if lang not in _patterns():
@@ -62,7 +62,7 @@ def _kind_of(text: str, lang: str) -> str | None:
     rest = head[apology.end() :] if apology else head
     cannot, task, helps = (patterns[name].search(rest) for name in ("cannot", "task", "help"))
     if apology and (cannot or task or patterns["but"].match(rest)):
-        return "task" if task or (cannot and helps) else "other"
+        return "task" if cannot and (task or helps) else "other"
     return "bare" if not apology and cannot and cannot.start() < _OPENING and (task or helps) else None
 
 
