@@ -1,4 +1,4 @@
-"""The parts of a text that a translation must keep: code, URLs, placeholders, blanks; the rest is prose, with numbers."""
+"""The parts of a text that a translation must keep: code, URLs, placeholders, blanks, and the numbers in its prose."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from collections import Counter
 from fractions import Fraction
 
 from datagen.number_words import lexicon
-from datagen.numbers import Digits, Reading, read_numbers
+from datagen.numbers import Digits, read_numbers
 
 # Numbers that other languages write in so many ways that one which is not found may be there all the same: ordinals,
 # hours of the twelve-hour clock, 2 million.
@@ -15,19 +15,10 @@ _REWRITTEN = re.compile(
     r"\d+(?:st|nd|rd|th)\b|\d[\d:.]*\s*(?:[ap]\.?\s?m\b\.?|o clock)"
     r"|\d[\d.,]*[\s-]*(?:hundreds?|thousands?|[mbtr]+illions?|[kmb]\b)"
 )
-# Words that may become digits; "may" and "march" are months as well.
-_NUMBER_WORD = re.compile(
-    r"\b(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+teen(?:th)?|\w+ty|\w+tieth|hundreds?|thousands?|[mbtr]+illions?"
-    r"|first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|once|twice|thrice|double|twofold|triple|half|quarter"
-    r"|both|dozens?|pair|couple|single|decades?|century|centuries|\w+ties|noon|midnight|[ap]\.?m|o clock"
-    r"|january|february|march|april|may|june|july|august|september|october|november|december"
-    r"|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec|[ivx]+)\b",
-    re.IGNORECASE,
-)
 _MONTHS = ("january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november",
            "december")  # fmt: skip
 _WEEKDAY = re.compile(r"\b(?:mon|tues|wednes|thurs|fri|satur)days?\b")
-_ONE = re.compile(r"\b(?:an?|each|per|every|another|single|whole)\b")
+_ONE = re.compile(r"\b(?:an?|each|per|every|another|single|whole|\w*(?:dai|hour|week|month|year)ly|annual\w*)\b")
 _HALF, _QUARTER = Fraction(1, 2), Fraction(1, 4)
 _TIME = re.compile(r"(?<![\d:])(\d{1,2}):(\d\d)(?![\d:])(?:\s*([ap])\.?\s?m\b)?|(?<![\d:.])(\d{1,2})\s*([ap])\.?\s?m\b")
 _DATE = re.compile(r"\b(\d{4})-(\d\d)-(\d\d)\b|\b(\d{1,2})/(\d{1,2})/(\d{2,4})\b")
@@ -97,7 +88,7 @@ class _Comparison:
         added = [number for number in self.added if not number.values & self._explained()]
         if added and self.lost:
             return f"lost {self.lost[0].written}, added {added[0].written}"
-        if added and not rewritten and not _NUMBER_WORD.search(self.text):
+        if added:
             return f"added {added[0].written}"
         return None
 
@@ -218,11 +209,15 @@ class _Comparison:
     def _explained(self) -> frozenset[Fraction]:
         """Values that may be in the translation's digits though the source has them not, or not in digits."""
         text, before = self.text, self.before
-        values = set(before.words) | set(before.parts) | {number for digits in before.digits for number in digits.values}
+        values = {*before.words, *before.parts}.union(*(number.values for number in before.digits))
         values |= {value + part for value in before.words for part in before.parts}
         values |= {100 * part for part in before.parts}
         if _ONE.search(text):
             values.add(Fraction(1))
+        if "midnight" in text:
+            values |= {Fraction(0), Fraction(24)}
+        if "centur" in text:
+            values.add(Fraction(100))
         if self.lang == "vi" and _WEEKDAY.search(text):  # Monday is the second day
             values |= set(map(Fraction, range(2, 8)))
         values |= {Fraction(place) for place, name in enumerate(_MONTHS, 1) if re.search(rf"\b{name[:3]}", text)}

@@ -66,7 +66,9 @@ class Lexicon:
 
 def plain_words(text: str, lang: str) -> str:
     """The text as the lexicon of the language is: lower case, one form of each letter, no marks that come and go."""
-    text = unicodedata.normalize("NFC", text.casefold()).translate(_UNSEEN).replace("\u2019", "'").replace("\u02bc", "'")
+    text = (
+        unicodedata.normalize("NFC", text.casefold()).translate(_UNSEEN).replace("\u2019", "'").replace("\u02bc", "'")
+    )
     if lang == "ru":
         return text.replace("ё", "е").replace("'", " ")
     if lang == "ar":

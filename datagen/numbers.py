@@ -5,19 +5,19 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
-from datagen.number_words import PLUS, TIMES, Atom, Lexicon, atoms_of, lexicon, plain_words
+from datagen.number_sums import Piece, sums
+from datagen.number_words import Atom, Lexicon, atoms_of, lexicon, plain_words
 
 _BETWEEN_DIGITS = ".,'\u2019\u066b\u066c\u00a0\u202f\u2009"
 # 12,345.6 or, with spaces in it, 12 345,6; .5 too.
-NUMBER = re.compile(
-    rf"(?:(?<![\w.])\.)?\d+(?:(?:[{_BETWEEN_DIGITS}]|(?<!\d\d\d\d) (?=\d\d\d(?!\d)))\d+)*", re.ASCII
-)
+NUMBER = re.compile(rf"(?:(?<![\w.])\.)?\d+(?:(?:[{_BETWEEN_DIGITS}]|(?<!\d\d\d\d) (?=\d\d\d(?!\d)))\d+)*", re.ASCII)
 # Vowel signs are no letters to Python: the Indian blocks, but for their full stops, are taken whole.
-_TOKEN = re.compile(rf"{NUMBER.pattern}|(?:[^\W\d_]|[\u0300-\u036f\u0900-\u0963\u0970-\u0d7f]|(?<=[^\W\d])'(?=[^\W\d]))+")
+_LETTER = r"[^\W\d_]|[\u0300-\u036f\u0900-\u0963\u0970-\u0d7f]|(?<=[^\W\d])'(?=[^\W\d])"
+_TOKEN = re.compile(rf"{NUMBER.pattern}|(?:{_LETTER})+")
 _GAP = re.compile(r"[\s\u2010-\u2015-]*")
 _FRACTION = re.compile(r"(?<![\d/])([1-5])/([2-9])(?![\d/])")
 _ROMAN = re.compile(
@@ -32,11 +32,6 @@ _CHINESE_UNITS = {"十": 10, "百": 100, "千": 1000, "万": 10**4, "萬": 10**4
 _CHINESE_PARTS = {"半": Fraction(1, 2), "四分之一": Fraction(1, 4), "一刻": Fraction(1, 4), "四分之三": Fraction(3, 4)}
 _LETTER_SCALE = re.compile(r"(?:(k)|(mn|m)|(bn|b))(?![^\W\d_])")
 _SCALES = tuple(Fraction(scale) for scale in (1, 100, 1000, 10**5, 10**6, 10**7, 10**9, 10**12))
-# Five and twenty, where the units come first.
-_UNITS_FIRST = ("ar", "da", "de", "nl")
-# Where a number and the next word are easily one: three hundred (and) five, or years.
-_LOOSE = ("it", "vi")
-_HALF, _THIRD, _QUARTER, _FIFTH = (Fraction(1, below) for below in (2, 3, 4, 5))
 _DRAWN = {"½": " 1/2", "¼": " 1/4", "¾": " 3/4", "⅓": " 1/3", "⅔": " 2/3"}
 _SMALL = re.compile("[⁰¹²³⁴-⁹₀-₉]+")
 
@@ -98,7 +93,8 @@ def values_of(written: str, lang: str) -> frozenset[Fraction]:
     grouped = len(whole[0]) <= 3 and all(len(group) in (2, 3) for group in whole[1:])
     if grouped and len(last) == 3 and whole[0] and len(set(separators)) == 1:
         values.add(Fraction("".join([*whole, last])))
-    if separators[-1] not in " \u00a0\u202f\u2009" and (len(separators) == 1 or (grouped and separators[-1] not in separators[:-1])):
+    is_last_of_its_kind = len(separators) == 1 or (grouped and separators[-1] not in separators[:-1])
+    if is_last_of_its_kind and not separators[-1].isspace():
         values.add(Fraction(f"{''.join(whole) or 0}.{last}"))
     if lang == "en" and len(values) == 2:
         return frozenset({min(values) if separators[-1] == "." else max(values)})
@@ -115,13 +111,13 @@ def read_numbers(text: str, lang: str) -> Reading:
     scaled: dict[int, set[Fraction]] = {}
     absorbed: set[int] = set()
     for run in _runs(found, lang, reading):
-        for largest in (True, False):
-            for value, places, count in _sums(run, found, largest, lang):
-                if not places:
-                    reading.words[value] += largest
-                elif count > 1:
-                    scaled.setdefault(places[0], set()).add(value)
-                    absorbed |= set(places[1:])
+        for meant in (max, min):
+            for said in sums([_as_meant(piece, found, meant) for piece in run], lang):
+                if said.places and said.count > 1:
+                    scaled.setdefault(said.places[0], set()).add(said.value)
+                    absorbed |= set(said.places[1:])
+                elif not said.places:
+                    reading.words[said.value] += meant is max
     reading.digits = [
         replace(number, values=frozenset(scaled.get(place, number.values)))
         for place, number in enumerate(found)
@@ -176,39 +172,47 @@ def _with_letters(text: str, numbers: list[Digits]) -> list[Digits]:
     result = []
     for number in numbers:
         letter = _LETTER_SCALE.match(text, number.end)
-        scale = 1000 ** letter.lastindex if letter else 1
+        scale = 1000**letter.lastindex if letter else 1
         result.append(replace(number, values=number.values | {value * scale for value in number.values}))
     return result
 
 
-_Piece = tuple[Atom, int | None]  # of a run: what a word says, or the place of a number in digits
+def _as_meant(piece: Piece, numbers: list[Digits], meant: Callable[[frozenset[Fraction]], Fraction]) -> Piece:
+    """The piece with a value, where it is a number in digits: the larger or the smaller one that it may have."""
+    if piece.place is None or not numbers[piece.place].values:
+        return piece
+    return piece._replace(value=meant(numbers[piece.place].values))
 
 
-def _runs(numbers: list[Digits], lang: str, reading: Reading) -> Iterator[list[_Piece]]:
+def _runs(numbers: list[Digits], lang: str, reading: Reading) -> Iterator[list[Piece]]:
     """Numbers that stand together, with nothing but spaces, hyphens and "and" between; parts go to the reading."""
     words, places = lexicon(lang), {number.start: place for place, number in enumerate(numbers)}
-    run: list[_Piece] = []
-    end, linked = 0, False
+    run: list[Piece] = []
+    end = 0
     for start, stop, token in _tokens(reading.text, words):
         # An Arabic preposition is written together with its word, and begins another number.
         is_apart = lang == "ar" and isinstance(token, str) and token[0] in "بلك" and not words.whole.get(token)
         if run and (is_apart or not _GAP.fullmatch(reading.text, end, start)):
             yield run
-            run, linked = [], False
+            run = []
         if run and token in words.links:
-            end, linked = stop, True
+            end = stop
             continue
         if start in places:
-            pieces: list[_Piece] = [(Atom(Fraction(0)), places[start])]
+            pieces = [Piece(Fraction(0), place=places[start])]
         else:
             atoms = [token] if isinstance(token, Atom) else atoms_of(token, lang)
             reading.parts.update(atom.part for atom in atoms if atom.part)
-            pieces = [(atom, None) for atom in atoms if atom.value is not None or run]
+            # A part alone is read; after a number it belongs to it.
+            known = [atom for atom in atoms if atom.value is not None or run]
+            pieces = [
+                Piece(atom.part, is_part=True) if atom.value is None else Piece(atom.value, atom.sign) for atom in known
+            ]
         if not pieces:
             yield run
             run = []
         run = [*run, *pieces]
-        end, linked = stop, False
+        end = stop
     yield run
 
 
@@ -227,75 +231,3 @@ def _tokens(text: str, words: Lexicon) -> Iterator[tuple[int, int, str | Atom]]:
                 said, length = atom, len(phrase)
         yield tokens[place].start(), tokens[place + length - 1].end(), said
         place += length
-
-
-def _sums(run: list[_Piece], numbers: list[Digits], largest: bool, lang: str) -> Iterator[tuple[Fraction, list[int], int]]:
-    """What a run says: one number after another, each with the places of its digits and the number of its pieces.
-
-    largest: a number in digits that may mean two things means the larger one.
-    """
-    total = group = None  # group: what is below the next scale
-    places: list[int] = []
-    count, is_digits = 0, False
-    following = [*(atom.sign == TIMES for atom, _ in run[1:]), False, False]
-    for (atom, place), is_scaled in zip([*run, (None, None)], following):
-        value = atom.value if atom else None
-        if place is not None:
-            values = numbers[place].values
-            value = (max if largest else min)(values) if values else None
-        was, joined = (total, group), False
-        if atom and atom.part:
-            if group is None or (atom.part in (_QUARTER, _THIRD, _FIFTH) and group > 4):
-                continue
-            yield (total or 0) + group, places, count
-            joined_value = group + atom.part if atom.part == _HALF else group * atom.part
-            if is_digits:
-                yield (total or 0) + joined_value, [], 1
-            else:
-                group = joined_value
-            continue
-        if value is None:
-            pass
-        elif place is not None:
-            # One billion 20 million; but 3 million, 1950.
-            if group is None and (total is None or is_scaled):
-                group, joined = value, True
-        elif atom.sign == TIMES and value >= 1000:
-            if total is None or total < value:
-                total, group, joined = ((total or 0) + (group or 0) or 1) * value, None, True
-            elif group is not None:
-                total, group, joined = total + group * value, None, True
-        elif group is None:
-            group, joined = value, True
-        elif atom.sign == TIMES:
-            group, joined = (group * value, True) if group < value or value == 10 and group < 10 else (group, False)
-        elif not is_digits and _adds(group, value, atom.sign, lang):
-            if lang in _LOOSE:
-                yield (total or 0) + group, places, count
-                yield value, [], 1
-            group, joined = group + value, True
-        if joined:
-            count += 1
-            places += [] if place is None else [place]
-            is_digits = place is not None
-            continue
-        if was != (None, None):
-            yield (was[0] or 0) + (was[1] or 0), places, count
-        total, group, places, count, is_digits = None, None, [], 0, False
-        if value is not None:
-            group, places, count, is_digits = value, [] if place is None else [place], 1, place is not None
-            if atom.sign == TIMES and value >= 1000:
-                total, group = value, None
-
-
-def _adds(group: Fraction, value: Fraction, sign: str, lang: str) -> bool:
-    """Whether a number goes on: twenty five, five and twenty, soixante dix, three ten (thirteen in Arabic)."""
-    if value.denominator > 1 or value <= 0:
-        return False
-    if sign == PLUS:
-        return group < 10
-    if lang == "fr" and group in (60, 80) and 10 <= value < 20:
-        return True
-    if lang in _UNITS_FIRST and group < 10 and value < 100 and value % 10 == 0:
-        return True
-    return value < group and group % 10 ** len(str(value)) == 0

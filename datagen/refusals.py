@@ -18,11 +18,15 @@ _REFUSES = re.compile(
     r"\b(?:sorry|apolog\w+|pardon|excuse me|forgive me|regret\w*|unfortunately|regrettably|sadly|afraid)\b"
     r"|\b(?:i|we) (?:\w+ )?(?:cannot|can t|can not|could not|couldn t|won t|unable|not able|do not|don t)\b|\bi m not\b"
 )
-_CANNOT = re.compile(r"\b(?:cannot|can t|can not|could not|couldn t|unable|not able|impossible|not possible|won t|no way|insufficient|not enough)\b")
+_CANNOT = re.compile(
+    r"\b(?:cannot|can t|can not|could not|couldn t|unable|not able|impossible|not possible|won t|no way|insufficient"
+    r"|not enough)\b"
+)
 # A source with feelings of the kind that other languages put as an apology.
 _REGRETS = re.compile(
-    r"\b(?:condolen\w*|sympath\w*|mourn\w*|grie[fv]\w*|passing|passed away|loss|lost|death|died|funeral|sad\w*|heart\w*|pity"
-    r"|shame|too bad|awful|terrible|horrible|unable|cannot|can t|forg[ie]v\w*|excus\w*|alas|oops|oh no|miss(?:ed)? you)\b"
+    r"\b(?:condolen\w*|sympath\w*|mourn\w*|grie[fv]\w*|passing|passed away|loss|lost|death|died|funeral|sad\w*|heart\w*"
+    r"|pity|shame|too bad|awful|terrible|horrible|unable|cannot|can t|forg[ie]v\w*|excus\w*|alas|oops|oh no"
+    r"|miss(?:ed)? you)\b"
 )
 _MODEL = re.compile(r"\b(?:ai|artificial intelligence|language model|chatbot|assistant)\b")
 _NO_LETTER = r"(?![^\W\d_]|[\u0900-\u0963\u0970-\u0d7f])"

@@ -34,7 +34,7 @@ PYTHON = "```python\n# add two\ndef add(a, b):\n    return a + b  # the sum\n```
         ("It costs 1,234.50", "Cela coûte 1.234,50", "Cela coûte 1.234", "numbers: lost 1,234.50"),
         ("It has 12,000 seats", "Il a 12 000 places", "Il a 1 200 places", "numbers: lost 12,000"),
         ("Cats sleep", "Les chats dorment", "Les 9 chats dorment", "numbers: added 9"),
-        ("1 and 1", "1 et 1", "1 et un autre", "numbers: lost 1"),
+        ("31 and 31", "31 et 31", "31 et un autre", "numbers: lost 31"),
     ],
 )  # fmt: skip
 def test_what_is_kept_and_what_is_lost(source, kept, lost, says):
