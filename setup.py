@@ -15,7 +15,7 @@ setup(
     packages=find_packages(include=[pattern for room in ROOMS for pattern in (room, f"{room}.*")]),
     package_data={
         "kernels": ["*.h", "*/*.h", "*/*.cpp"],
-        "datagen": ["kits/*.json", "seeds/*.jsonl", "templates/*.txt"],
+        "datagen": ["*.json", "kits/*.json", "seeds/*.jsonl", "templates/*.txt"],
     },
     install_requires=[
         "torch>=2.11",

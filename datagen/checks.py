@@ -21,7 +21,7 @@ def fault_of_translation(source: str, target: str, language: Language, keeps_eng
     if is_code(source):
         same = code_without_comments(source) == code_without_comments(target)
         return None if same else "code: changed beyond its comments"
-    if fault := lost_part(source, target):
+    if fault := lost_part(source, target, language.code):
         return fault
     if refused_part(source, target, language.code):
         return f"refusal: {target.strip()!r:.80}"

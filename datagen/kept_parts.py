@@ -1,11 +1,12 @@
-"""The parts of a text that a translation must keep: code, URLs, placeholders, blanks and numbers; the rest is prose."""
+"""The parts of a text that a translation must keep: code, URLs, placeholders, blanks, and the numbers in its prose."""
 
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import Counter
 from typing import NamedTuple
+
+from datagen.number_faults import difference_of_numbers
 
 # An unclosed fence holds all that follows.
 FENCED = re.compile(r"^[ \t]*(```+|~~~+)[^\n]*(?:\n.*?(?:^[ \t]*\1[ \t]*$|\Z)|\Z)", re.DOTALL | re.MULTILINE)
@@ -19,25 +20,6 @@ _PLACEHOLDER = re.compile(
     re.ASCII,
 )
 _BLANK = re.compile(r"_{2,}")
-_NUMBER_IN_WORD = r"(?<![A-Za-z])\d+(?:st|nd|rd|th)\b"
-_BETWEEN_DIGITS = ".,'\u2019\u066b\u066c\u00a0\u202f\u2009"
-# 12,345.6 or, with spaces in it, 12 345,6.
-_NUMBER = re.compile(rf"\d+(?:(?:[{_BETWEEN_DIGITS}]|(?<!\d\d\d\d) (?=\d\d\d(?!\d)))\d+)*")
-# Numbers that other languages write in other ways: ordinals, hours of the twelve-hour clock, 2 million.
-_REWRITTEN = re.compile(
-    rf"{_NUMBER_IN_WORD}|\d[\d:.]*\s*(?:[ap]\.?m\b\.?|o'clock)"
-    r"|\d[\d.,]*[\s-]*(?:hundreds?|thousands?|[mbtr]+illions?|[kmb]\b)",
-    re.IGNORECASE,
-)
-# Words that may become digits; "may" and "march" are months as well.
-_NUMBER_WORD = re.compile(
-    r"\b(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+teen(?:th)?|\w+ty|\w+tieth|hundreds?|thousands?|[mbtr]+illions?"
-    r"|first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|once|twice|thrice|double|twofold|triple|half|quarter"
-    r"|both|dozens?|pair|couple|single|decades?|century|centuries|\w+ties|noon|midnight|[ap]\.?m|o'clock"
-    r"|january|february|march|april|may|june|july|august|september|october|november|december"
-    r"|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec|[ivx]+)\b",
-    re.IGNORECASE,
-)
 # A string that stands alone on its line is a comment too; those in the code are kept.
 _COMMENT = re.compile(
     r"""^[ \t]*(?:\"\"\".*?\"\"\"|\'\'\'.*?\'\'\')[ \t]*$|(?P<kept>"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')"""
@@ -47,11 +29,10 @@ _COMMENT = re.compile(
 
 
 class Parts(NamedTuple):
-    """What must be kept, in the order in which it stands in the text, and the rest.
+    """What must be kept as it is, in the order in which it stands in the text, and the rest.
 
     code     fenced blocks without their comments, one string each, the line of the fence first
     inline   `code` between backticks
-    numbers  as written, in ASCII digits
     """
 
     code: tuple[str, ...]
@@ -59,7 +40,6 @@ class Parts(NamedTuple):
     urls: tuple[str, ...]
     placeholders: tuple[str, ...]
     blanks: tuple[str, ...]
-    numbers: tuple[str, ...]
     prose: str
 
 
@@ -70,14 +50,12 @@ def split_parts(text: str) -> Parts:
     urls, text = _take(_URL, text)
     placeholders, text = _take(_PLACEHOLDER, text)
     blanks, text = _take(_BLANK, text)
-    digits = ascii_digits(text)
     return Parts(
         tuple(code_without_comments(block) for block in code),
         inline,
         tuple(url.rstrip(_URL_END) for url in urls),
         placeholders,
         ("__",) * len(blanks),
-        tuple(_NUMBER.findall(digits)),
         text,
     )
 
@@ -86,8 +64,8 @@ def _take(pattern: re.Pattern[str], text: str) -> tuple[tuple[str, ...], str]:
     return tuple(match[0] for match in pattern.finditer(text)), pattern.sub(" ", text)
 
 
-def lost_part(source: str, target: str) -> str | None:
-    """What a translation lost, changed or added, in a few words; None if all is kept."""
+def lost_part(source: str, target: str, lang: str = "") -> str | None:
+    """What a translation into this language lost, changed or added, in a few words; None if all is kept."""
     before, after = split_parts(source), split_parts(target)
     for name, what in (
         ("code", "code in fences"),
@@ -98,7 +76,7 @@ def lost_part(source: str, target: str) -> str | None:
     ):
         if difference := _difference(Counter(getattr(before, name)), Counter(getattr(after, name))):
             return f"{what}: {difference}"
-    if difference := _difference_of_numbers(before, after):
+    if difference := difference_of_numbers(before.prose, after.prose, lang):
         return f"numbers: {difference}"
     return None
 
@@ -108,46 +86,6 @@ def _difference(before: Counter[str], after: Counter[str]) -> str | None:
         if rest:
             return f"{what} {next(iter(rest))!r:.60}"
     return None
-
-
-def _difference_of_numbers(before: Parts, after: Parts) -> str | None:
-    """Numbers of the source that are not in the translation; or new ones where no word of the source is a number.
-
-    Separators may differ (1,000.5 and 1.000,5), digits may be of any script, and letters may be numbers (三); what is
-    habitually written in another way (2 million, 3 pm, 4th) may go missing.
-    """
-    rewritten = _REWRITTEN.findall(ascii_digits(before.prose))
-    rewritable = Counter(_plain(number) for text in rewritten for number in _NUMBER.findall(text))
-    plain = Counter(map(_plain, before.numbers)), Counter(map(_plain, after.numbers))
-    groups = Counter(_groups(before.numbers)), Counter(_groups(after.numbers))
-    missing = plain[0] - plain[1] - rewritable - Counter(_letter_numbers(after.prose))
-    if missing and groups[0] - groups[1]:
-        return f"lost {next(n for n in before.numbers if _plain(n) in missing)}"
-    added = plain[1] - plain[0]
-    if added and groups[1] - groups[0] and not rewritten and not _NUMBER_WORD.search(before.prose):
-        return f"added {next(n for n in after.numbers if _plain(n) in added)}"
-    return None
-
-
-def _plain(number: str) -> str:
-    """Significant digits: no separators, no leading zeros, and none of three or more at the end (50,000 is 5万)."""
-    digits = re.sub(r"\D", "", number).lstrip("0") or "0"
-    return re.sub(r"0{3,}$", "", digits) or "0"
-
-
-def _groups(numbers: tuple[str, ...]) -> list[str]:
-    return [group for number in numbers for group in re.findall(r"\d+", number)]
-
-
-def _letter_numbers(text: str) -> list[str]:
-    """The numbers that single letters stand for: Chinese ones, and Roman ones of one character."""
-    values = (unicodedata.numeric(letter, 0.5) for letter in text if not letter.isdecimal())
-    return [_plain(str(int(value))) for value in values if value == int(value)]
-
-
-def ascii_digits(text: str) -> str:
-    """The text with the decimal digits of every script as 0 to 9."""
-    return re.sub(r"[^\D0-9]", lambda digit: str(unicodedata.decimal(digit[0])), text)
 
 
 def code_without_comments(code: str) -> str:

@@ -2,58 +2,82 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import re
+from pathlib import Path
 
-_ENGLISH = re.compile(
-    r"\s*[\"'{]*\s*(?:i(?:['’]m| am) (?:very |really |so )?(?:sorry|afraid)|sorry,? (?:but )?i\b|my apologies"
-    r"|i apologi[sz]e|i (?:can(?:no|['’])t|am (?:not able|unable)|won['’]t)\b|i['’]m (?:not able|unable)\b"
-    r"|unfortunately,? i\b|as an? (?:ai|artificial|(?:large )?language model))",
-    re.IGNORECASE,
+from datagen.number_words import plain_words
+
+FILE = Path(__file__).with_name("refusals.json")
+_HEAD = 200  # characters: a refusal says so at once
+_OPENING = 40
+_QUOTES = " \t\r\n\"'“”„«»‘’{[(¡¿*_#>"
+# A source that apologises, or says of itself that it cannot: its translation does so too.
+_REFUSES = re.compile(
+    r"\b(?:sorry|apolog\w+|pardon|excuse me|forgive me|regret\w*|unfortunately|regrettably|sadly|afraid)\b"
+    r"|\b(?:i|we) (?:\w+ )?(?:cannot|can t|can not|could not|couldn t|won t|unable|not able|do not|don t)\b|\bi m not\b"
 )
-# A text of a task may say so itself: then its translation may, too.
-_SAID = re.compile(
-    r"\b(?:sorry|apolog\w+|regret\w*|pardon|forgiv\w+|excuse|afraid|unfortunately|unable|cannot|can['’]?t|won['’]t"
-    r"|as an? (?:ai|artificial|(?:large )?language model))\b",
-    re.IGNORECASE,
+_CANNOT = re.compile(
+    r"\b(?:cannot|can t|can not|could not|couldn t|unable|not able|impossible|not possible|won t|no way|insufficient"
+    r"|not enough)\b"
 )
-# Language -> how an apology or a statement about oneself as a model begins.
-_OPENINGS = {
-    "ar": ("عذرا", "عذراً", "عذرًا", "آسف", "أعتذر", "كنموذج لغ", "بصفتي نموذج"),
-    "bn": ("দুঃখিত", "আমি দুঃখিত", "ক্ষমা কর"),
-    "ca": ("Ho sento", "Em sap greu", "Com a model de llengua"),
-    "da": ("Beklager", "Jeg beklager", "Undskyld", "Som en AI", "Som sprogmodel"),
-    "de": ("Es tut mir leid", "Tut mir leid", "Entschuldigung", "Als KI", "Als Sprachmodell"),
-    "es": ("Lo siento", "Lo lamento", "Como modelo de lenguaje"),
-    "fr": ("Je suis désolé", "Désolé", "Je m'excuse", "En tant que modèle de langage", "En tant qu'IA"),
-    "hi": ("मुझे खेद है", "मुझे माफ़ कर", "मुझे माफ कर", "क्षमा कर", "माफ़ कर", "माफ कर"),
-    "hr": ("Žao mi je", "Oprostite", "Ispričavam se", "Kao jezični model"),
-    "hu": ("Sajnálom", "Elnézést", "Nyelvi modellként"),
-    "id": ("Maaf", "Mohon maaf", "Sebagai model bahasa"),
-    "it": ("Mi dispiace", "Mi spiace", "Come modello linguistico"),
-    "kn": ("ಕ್ಷಮಿಸಿ",),
-    "ml": ("ക്ഷമിക്കണം", "ക്ഷമിക്കുക"),
-    "mr": ("माफ करा", "मला माफ करा", "क्षमस्व", "क्षमा करा"),
-    "ne": ("माफ गर्नुहोस्", "माफ गर्नुहोला", "क्षमा गर्नुहोस्", "मलाई माफ"),
-    "nl": ("Het spijt me", "Sorry", "Mijn excuses", "Als taalmodel"),
-    "ro": ("Îmi pare rău", "Ne pare rău", "Îmi cer scuze", "Ca model de limb"),
-    "ru": ("Извините", "Простите", "К сожалению, я", "Мне жаль", "Как языковая модель"),
-    "sk": ("Prepáčte", "Je mi ľúto", "Ľutujem", "Ospravedlňujem sa", "Ako jazykový model"),
-    "sr": ("Жао ми је", "Извините", "Опростите", "Извињавам се", "Као језички модел"),
-    "ta": ("மன்னிக்கவும்", "மன்னிக்க வேண்டும்"),
-    "te": ("క్షమించండి", "క్షమించాలి"),
-    "uk": ("Вибачте", "Перепрошую", "На жаль, я", "Мені шкода", "Як мовна модель"),
-    "vi": ("Xin lỗi", "Tôi xin lỗi", "Rất tiếc", "Tôi rất tiếc", "Là một mô hình ngôn ngữ"),
-    "zh": ("抱歉", "很抱歉", "对不起", "非常抱歉", "作为一个语言模型", "作为一个AI", "作为AI"),
-}
+# A source with feelings of the kind that other languages put as an apology.
+_REGRETS = re.compile(
+    r"\b(?:condolen\w*|sympath\w*|mourn\w*|grie[fv]\w*|passing|passed away|loss|lost|death|died|funeral|sad\w*|heart\w*"
+    r"|pity|shame|too bad|awful|terrible|horrible|unable|cannot|can t|forg[ie]v\w*|excus\w*|alas|oops|oh no"
+    r"|miss(?:ed)? you)\b"
+)
+_MODEL = re.compile(r"\b(?:ai|artificial intelligence|language model|chatbot|assistant)\b")
+_NO_LETTER = r"(?![^\W\d_]|[\u0900-\u0963\u0970-\u0d7f])"
 
 
 def is_refusal(text: str) -> bool:
-    """A whole answer, in English or in any of our languages."""
-    return bool(_ENGLISH.match(text)) or any(text.lstrip().startswith(openings) for openings in _OPENINGS.values())
+    """A whole answer, in English or in any of our languages, that refuses a task."""
+    return any(_kind_of(text, lang) in ("model", "task", "bare") for lang in _patterns())
 
 
 def refused_part(source: str, target: str, lang: str) -> bool:
-    """A translation that begins with a refusal which its source says nothing of."""
-    if _SAID.search(source):
-        return False
-    return bool(_ENGLISH.match(target)) or target.lstrip().startswith(_OPENINGS.get(lang, ()) or ("\0",))
+    """A translation that begins as a refusal, in its language or in English, where its English text does not."""
+    kinds = {_kind_of(target, code) for code in (lang, "en")} - {None}
+    text = plain_words(source, "en")
+    return any(
+        not pattern.search(text)
+        for kind, pattern in (("model", _MODEL), ("task", _REFUSES), ("bare", _CANNOT))
+        if kind in kinds
+    ) or ("other" in kinds and not (_REFUSES.search(text) or _REGRETS.search(text)))
+
+
+def _kind_of(text: str, lang: str) -> str | None:
+    """How a text refuses; None if it does not.
+
+    "model"   as a language model ...
+    "task"    an apology, "I cannot", and a word on the task or on help
+    "other"   an apology, and one of these, or "but" at once; an apology alone is none, for condolences begin so
+    "bare"    I cannot, and a word on the task or on help
+    """
+    if lang not in _patterns():
+        return None
+    patterns = _patterns()[lang]
+    head = " ".join(plain_words(text[: 2 * _HEAD], lang).split()).lstrip(_QUOTES)[:_HEAD]
+    if patterns["model"].match(head):
+        return "model"
+    apology = patterns["apology"].match(head)
+    rest = head[apology.end() :] if apology else head
+    cannot, task, helps = (patterns[name].search(rest) for name in ("cannot", "task", "help"))
+    if apology and (cannot or task or patterns["but"].match(rest)):
+        return "task" if cannot and (task or helps) else "other"
+    return "bare" if not apology and cannot and cannot.start() < _OPENING and (task or helps) else None
+
+
+@functools.cache
+def _patterns() -> dict[str, dict[str, re.Pattern[str]]]:
+    """Language -> the patterns of refusals.json; those that stand at a beginning end with a word, but in Chinese."""
+    compiled = {}
+    for lang, patterns in json.loads(FILE.read_text(encoding="utf-8")).items():
+        end = "" if lang == "zh" else _NO_LETTER
+        plain = {name: plain_words(pattern, lang) for name, pattern in patterns.items()}
+        plain["apology"] = f"(?:{plain['apology']}){end}"
+        plain["but"] = f"[\\s,.;:!…،。，！]*(?:{plain['but']}){end}"
+        compiled[lang] = {name: re.compile(pattern) for name, pattern in plain.items()}
+    return compiled

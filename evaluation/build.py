@@ -11,7 +11,7 @@ from engine.errors import UserError
 from engine.languages import get_language
 from evaluation.data import Data, Source
 from evaluation.items import Item, Unlabelled
-from evaluation.prompt_words import ENGLISH, words_of
+from evaluation.prompt_words import ENGLISH, PromptWords, words_of
 from evaluation.protocols import Protocol
 from evaluation.protocols.draws import Plan, Pool
 from evaluation.protocols.encodings import Encode, Encoded
@@ -71,7 +71,9 @@ def build(
         seed=protocol.seed if seed is None else seed,
         shared=shared_shots,
     )
-    writer = _Writer(task, lang, form, protocol, protocol.encode(tokenizer), max_length, num_shots, counts)
+    script = check_script(get_language(lang), sources[0].name, (item.question for item in items))
+    words = words_of(lang, script) if protocol.own_words else ENGLISH
+    writer = _Writer(task, lang, form, protocol, words, protocol.encode(tokenizer), max_length, num_shots, counts)
     documents = []
     for item, drawn in protocol.draw(plan):
         try:
@@ -135,14 +137,14 @@ class _Writer:
         lang: str,
         form: Form,
         protocol: Protocol,
+        words: PromptWords,
         encode: Encode,
         max_length: int,
         num_shots: int,
         counts: Counter[str],
     ) -> None:
-        self.task, self.lang, self.form, self.protocol = task, lang, form, protocol
+        self.task, self.lang, self.form, self.protocol, self.words = task, lang, form, protocol, words
         self.encode, self.max_length, self.num_shots, self.counts = encode, max_length, num_shots, counts
-        self.words = words_of(lang) if protocol.own_words else ENGLISH
         # One object for each id, however often it occurs: a large id costs 28 bytes more for each copy.
         self.interned: dict[int, int] = {}
 

@@ -16,11 +16,12 @@ class PromptWords:
     gap: str = " "
 
 
+# Language, or language and script where it has several -> its words.
 _WORDS = {
     "en": PromptWords("Question:", "Answer:"),
     "ru": PromptWords("Вопрос:", "Ответ:"),
     "de": PromptWords("Frage:", "Antwort:"),
-    "zh": PromptWords("问题：", "答案：", gap=""),
+    "zh": PromptWords("问题：", "答案：", gap=""),  # traditional files get them too: the scripts are one to us
     "fr": PromptWords("Question :", "Réponse :"),
     "es": PromptWords("Pregunta:", "Respuesta:"),
     "it": PromptWords("Domanda:", "Risposta:"),
@@ -35,6 +36,7 @@ _WORDS = {
     "uk": PromptWords("Питання:", "Відповідь:"),
     "ca": PromptWords("Pregunta:", "Resposta:"),
     "sr": PromptWords("Питање:", "Одговор:"),
+    "sr-Latn": PromptWords("Pitanje:", "Odgovor:"),
     "hr": PromptWords("Pitanje:", "Odgovor:"),
     "hi": PromptWords("प्रश्न:", "उत्तर:"),
     "bn": PromptWords("প্রশ্ন:", "উত্তর:"),
@@ -48,8 +50,10 @@ _WORDS = {
 ENGLISH = _WORDS["en"]
 
 
-def words_of(lang: str) -> PromptWords:
-    """The words of this language. UserError where nobody has given them."""
+def words_of(lang: str, script: str | None = None) -> PromptWords:
+    """The words of this language, in this script where it has several. UserError where no one has given them."""
+    if words := _WORDS.get(f"{lang}-{script}"):
+        return words
     if lang not in _WORDS:
         raise UserError(
             f"the strict protocol has no prompt words for {lang!r}: give them with "

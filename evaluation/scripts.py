@@ -1,48 +1,33 @@
-"""Scripts: whether a benchmark file is written in the script of the language it is given for."""
+"""Scripts: whether a benchmark file is written in a script of the language it is given for, and in which one."""
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable
 from itertools import islice
 
 from engine.errors import UserError
 from engine.languages import Language
+from engine.scripts import main_script
 
-# How the Unicode names of a script's letters begin. Latin is in every text (formulas, names), so that a file in it is
-# told by the share of the others.
-_NAMES = {
-    "Latn": ("LATIN",),
-    "Cyrl": ("CYRILLIC",),
-    "Arab": ("ARABIC",),
-    "Deva": ("DEVANAGARI",),
-    "Beng": ("BENGALI",),
-    "Taml": ("TAMIL",),
-    "Mlym": ("MALAYALAM",),
-    "Telu": ("TELUGU",),
-    "Knda": ("KANNADA",),
-    "Hans": ("CJK",),
-    "Hant": ("CJK",),
-}
 _SAMPLE = 200
+# Latin is in every text (formulas, names), so a file in another script is told by that script's share.
 _LEAST_SHARE = 0.2
 
 
-def share_of_script(language: Language, texts: Iterable[str]) -> float | None:
-    """Share of the letters that are in the language's script; None for a script not in the table, or no letters."""
-    if language.script not in _NAMES:
-        return None
-    letters = [char for text in texts for char in text if char.isalpha()]
-    if not letters:
-        return None
-    return sum(unicodedata.name(char, "").startswith(_NAMES[language.script]) for char in letters) / len(letters)
+def check_script(language: Language, name: str, texts: Iterable[str]) -> str:
+    """The script of the first 200 texts; the language's first one where nothing can be said.
 
-
-def check_script(language: Language, name: str, texts: Iterable[str]) -> None:
-    """UserError if the first 200 texts are hardly in the language's script: a file of another language."""
-    share = share_of_script(language, islice(texts, _SAMPLE))
-    if share is not None and share < _LEAST_SHARE:
+    UserError if hardly a letter is in a script of the language: a file of another language. A file of another language
+    in the same script is not found.
+    """
+    found = main_script(language.scripts, "".join(islice(texts, _SAMPLE)))
+    if found is None:
+        return language.scripts[0]
+    script, share = found
+    if share < _LEAST_SHARE:
+        scripts = " or ".join(language.scripts)
         raise UserError(
-            f"{name}: {share:.0%} of its letters are in the script of {language.name} ({language.script}): "
+            f"{name}: {share:.0%} of its letters are in the script of {language.name} ({scripts}): "
             f"is it a file of another language? give the {language.code} file, or the right --lang"
         )
+    return script

@@ -23,7 +23,9 @@ MAY_IMPORT = {
     "launch": set(ROOMS),
     "datagen": {"datagen"},
 }
-DATAGEN_MAY_ALSO_IMPORT = {"engine.errors", "engine.frames", "engine.languages", "engine.records", "engine.strict_json"}
+DATAGEN_MAY_ALSO_IMPORT = {
+    *("engine.errors", "engine.frames", "engine.languages", "engine.records", "engine.scripts", "engine.strict_json")
+}
 # The files that may know that there are several ranks: the door to DeepSpeed, the trainers, and what a run keeps.
 KNOW_RANKS = {
     *("engine/distributed.py", "engine/zero.py", "engine/checkpoint.py", "engine/cli.py"),

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 
 import pytest
 
 from datagen.kit_rules import PLACEHOLDERS, read_kit
 from datagen.kits import KITS_DIR, kit_codes, load_kit, main
 from engine.errors import UserError
+from engine.languages import LANGUAGES
+from engine.scripts import main_script
 
 CODES = kit_codes()
 
@@ -178,3 +181,14 @@ def test_the_command_prints_every_violation(capsys):
 def test_every_kind_has_one_or_two_placeholders():
     assert len(PLACEHOLDERS) == 24
     assert {len(names) for names in PLACEHOLDERS.values()} == {1, 2}
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_a_kit_is_written_in_the_first_script_of_its_language(code):
+    """Letter by letter: one Latin "a" among Cyrillic letters cannot be seen, and makes another word."""
+    kit = load_kit(code)
+    texts = [*kit.numbers, *kit.days, *kit.months, kit.even, kit.odd, *kit.opposite_of, *kit.categories, *kit.words]
+    phrasings = [re.sub(r"\{\w+\}", "", part) for kind in kit.templates.values() for form in kind for part in form]
+    script = LANGUAGES[code].scripts[:1]
+    for text in filter(lambda text: any(map(str.isalpha, text)), [*texts, *kit.texts, *phrasings]):
+        assert main_script(script, text) == (*script, 1.0), text

@@ -9,19 +9,9 @@ import pytest
 
 from engine.errors import UserError
 from engine.languages import LANGUAGES, Language, get_language, register_language
+from engine.scripts import main_script
 
-SCRIPT_WORDS = {
-    "Latn": "LATIN",
-    "Cyrl": "CYRILLIC",
-    "Hans": "CJK",
-    "Arab": "ARABIC",
-    "Deva": "DEVANAGARI",
-    "Beng": "BENGALI",
-    "Taml": "TAMIL",
-    "Mlym": "MALAYALAM",
-    "Telu": "TELUGU",
-    "Knda": "KANNADA",
-}
+SEVERAL_SCRIPTS = {"sr": ("Cyrl", "Latn"), "zh": ("Hans", "Hant")}
 
 
 @pytest.fixture
@@ -51,11 +41,15 @@ def test_groups_follow_the_papers_thresholds():
         assert language.group == ("high" if percent > 1 else "medium" if percent > 0.1 else "low"), language
 
 
-def test_native_names_are_written_in_the_script_named():
+def test_native_names_are_written_in_the_first_script():
     for language in LANGUAGES.values():
-        letters = [c for c in language.native_name if unicodedata.category(c).startswith("L")]
-        assert all(SCRIPT_WORDS[language.script] in unicodedata.name(c) for c in letters), language
+        assert main_script(language.scripts[:1], language.native_name) == (language.scripts[0], 1.0), language
         assert unicodedata.normalize("NFC", language.native_name) == language.native_name
+
+
+def test_only_serbian_and_chinese_have_several_scripts():
+    several = {code: language.scripts for code, language in LANGUAGES.items() if len(language.scripts) > 1}
+    assert several == SEVERAL_SCRIPTS
 
 
 @pytest.mark.parametrize(
@@ -85,7 +79,7 @@ def test_unknown_code_far_from_everything_has_no_guess():
 
 
 def test_a_registered_language_is_found(registry):
-    swahili = Language("sw", "Swahili", "Kiswahili", "Latn", "none", None, False)
+    swahili = Language("sw", "Swahili", "Kiswahili", ("Latn",), "none", None, False)
     register_language(swahili)
     register_language(swahili)
     assert get_language("sw") is swahili
@@ -98,13 +92,16 @@ def test_a_registered_language_is_found(registry):
     [
         {"code": "Swahili language"},
         {"code": ""},
-        {"script": "latin"},
+        {"scripts": "Latn"},
+        {"scripts": ()},
+        {"scripts": ("Latn", "cyrillic")},
+        {"scripts": (3,)},
         {"group": "tiny"},
         {"commoncrawl_percent": 101.0},
     ],
 )
 def test_malformed_languages_are_refused(registry, change):
-    good = Language("sw", "Swahili", "Kiswahili", "Latn", "none", None, False)
+    good = Language("sw", "Swahili", "Kiswahili", ("Latn",), "none", None, False)
     before = dict(registry)
     with pytest.raises(UserError):
         register_language(dataclasses.replace(good, **change))

@@ -12,10 +12,11 @@ import pytest
 
 from engine.errors import UserError
 from engine.languages import LANGUAGES, get_language
+from engine.scripts import main_script
 from evaluation.build import build
 from evaluation.data import HubData, LocalData, open_data
 from evaluation.protocols import PROTOCOLS
-from evaluation.scripts import check_script, share_of_script
+from evaluation.scripts import check_script
 from evaluation.tasks import get_tasks
 from tests.evaluation.made_up import arc, byte_tokenizer, everything, mmlu, write
 from tests.greetings import GREETINGS
@@ -69,7 +70,7 @@ def test_shots_may_come_from_the_part_that_is_evaluated(tmp_path):
     assert len(built.sources) == 1
 
 
-@pytest.mark.parametrize("code", [code for code in LANGUAGES if LANGUAGES[code].script != "Latn"])
+@pytest.mark.parametrize("code", [code for code in LANGUAGES if "Latn" not in LANGUAGES[code].scripts])
 def test_a_file_of_another_script_is_refused(code, tmp_path):
     everything(tmp_path, code)
     with pytest.raises(UserError, match=rf"m_arc/{code}_test.json: 0% of its letters.*is it a file of another"):
@@ -85,15 +86,35 @@ def test_a_latin_language_refuses_another_script(tmp_path):
 
 @pytest.mark.parametrize("code", LANGUAGES)
 def test_every_language_is_in_its_own_script(code):
-    assert share_of_script(get_language(code), [GREETINGS[code]]) > 0.9
-    check_script(get_language(code), "file", [GREETINGS[code]])
+    assert check_script(get_language(code), "file", [GREETINGS[code]]) == get_language(code).scripts[0]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize(
+    ("question", "words"),
+    [("Šta je vulkan i zašto nastaje?", "Pitanje:"), ("Шта је вулкан и зашто настаје?", "Питање:")],
+)
+def test_serbian_is_read_in_both_scripts(protocol, question, words, tmp_path):
+    """The releases' Serbian files are in Latin letters. Prompt words follow the file, whatever part of it is asked."""
+    for part, first in (("test", 0), ("train", 100)):
+        rows = [{**arc(n, part=part), "instruction": f"{question} {n}"} for n in range(first, first + 30)]
+        write(tmp_path, f"m_arc/sr_{part}", rows)
+    task = get_tasks(["arc"])[0]
+    built = build(task, "sr", LocalData(tmp_path), byte_tokenizer(), PROTOCOLS[protocol], 9_999, shots=1, limit=2)
+    assert question in built.documents[0].prompt
+    assert built.documents[0].prompt.startswith(words) is (protocol == "strict")
+
+
+def test_serbian_in_greek_letters_is_refused():
+    with pytest.raises(UserError, match=r"0% of its letters are in the script of Serbian \(Cyrl or Latn\)"):
+        check_script(get_language("sr"), "file", ["Τι είναι το ηφαίστειο;"])
 
 
 def test_real_files_are_in_their_scripts(real_data):
     data = LocalData(real_data)
     for lang in ("ne", "vi", "fr", "te", "zh"):
         questions = [record["question"] for _, record in data.read("m_truthfulqa", lang, "validation").rows]
-        assert share_of_script(get_language(lang), questions) > 0.5
+        assert main_script(get_language(lang).scripts, "".join(questions))[1] > 0.5
 
 
 def hub_with(monkeypatch, splits: dict[str, list[dict]], error: Exception | None = None) -> None:
