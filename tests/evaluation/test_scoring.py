@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from unittest.mock import patch
 
@@ -60,6 +61,18 @@ def plain(model, document):
 def test_scores_are_those_of_a_plain_float64_forward(model, expected):
     for place in range(6):
         assert expected[place] == pytest.approx(plain(model, DOCUMENTS[place]), abs=2e-4)
+
+
+def test_a_log_likelihood_of_thousands_of_nats_loses_nothing_in_its_sum(model):
+    """A sum in float32 would: see tests/evaluation/test_parity_lm_eval.py."""
+    draw = random.Random(1)
+    ids = tuple(draw.randrange(97) for _ in range(1002))
+    whole = choice_of(ids[:2], ids[2:])
+    tokens = [choice_of(ids[:n], ids[n : n + 1]) for n in range(2, len(ids))]
+    found, *of_tokens = scores(model, [document_of(0, [whole, *tokens])])[0][0]
+    assert found < -4000
+    assert found == pytest.approx(math.fsum(of_tokens), rel=1e-12)
+    assert found == pytest.approx(plain(model, document_of(0, [whole]))[0], rel=1e-7)
 
 
 @given(
