@@ -34,10 +34,11 @@ def decode_tokens(backend: Tokenizer, ids: Sequence[int]) -> str:
     byte_of, special = _known[backend]
     if not byte_of:
         return backend.decode(ids, skip_special_tokens=True)
-    parts = []
+    text = ""
     for are_bytes, run in groupby((i for i in ids if i not in special), byte_of.__contains__):
-        parts.append(bytes(byte_of[i] for i in run).decode("utf-8", "replace") if are_bytes else backend.decode([*run]))
-    return "".join(parts)
+        some = list(run)
+        text += bytes(byte_of[i] for i in some).decode("utf-8", "replace") if are_bytes else backend.decode(some)
+    return text
 
 
 def _find(backend: Tokenizer) -> _Ids:

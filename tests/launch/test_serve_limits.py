@@ -108,6 +108,21 @@ async def test_what_cannot_be_served_is_said_in_the_apis_form(client, server):
     assert server.worker.counts.steps == 0, "none of these reached the model"
 
 
+def test_a_chat_template_that_fails_or_renders_nothing_is_the_requests_mistake(folder, tmp_path):
+    failing = load(
+        ModelSettings(str(small.with_failing_chat_template(folder, tmp_path / "m")), max_length=128, slots=2)
+    )
+
+    async def test(client, server):
+        for words in ("divide", "call", "lines", "nothing"):
+            status, answer = await post(client, "chat/completions", {"messages": [{"role": "user", "content": words}]})
+            assert (status, answer["error"]["param"]) == (400, "messages"), words
+            assert "\n" not in answer["error"]["message"]
+        assert (await post(client, "chat/completions", CHAT))[0] == 200
+
+    with_client(failing, test)
+
+
 @served
 async def test_what_asks_for_nothing_special_is_served(client, server):
     neutral = {"presence_penalty": 0, "logit_bias": {}, "tools": None, "user": "u", "response_format": {"type": "text"}}
