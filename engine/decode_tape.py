@@ -13,7 +13,7 @@ from torch import Tensor
 from engine.decode_inputs import DecodeInputs
 from engine.kv_cache import KVCache
 from kernels import tape
-from kernels.skinny_linear import MAX_ROWS
+from kernels.skinny_linear import max_rows
 
 
 class DecodeTape:
@@ -31,7 +31,7 @@ class DecodeTape:
         """None where it cannot be had: on a GPU, without a compiler, or for a model whose rows need torch."""
         if model.head_weight.device.type == "cpu" and tape.can_record():
             with suppress(tape.NotRecordable):
-                return cls(DecodeInputs(model, cache, min(num_slots, MAX_ROWS), pages_a_row), split)
+                return cls(DecodeInputs(model, cache, int(min(num_slots, max_rows())), pages_a_row), split)
         return None
 
     def run(self, rows: int) -> tuple[Tensor, Tensor]:

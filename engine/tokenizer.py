@@ -23,6 +23,7 @@ import sentencepiece
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
+from engine.byte_fallback import decode_tokens
 from engine.errors import UserError
 from engine.tokenizer_files import read_tokenizer_files, refusing
 
@@ -85,7 +86,7 @@ def decode(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
     ids = list(ids)
     if tokenizer.eos_token_id in ids:
         ids = ids[: ids.index(tokenizer.eos_token_id)]
-    return _codec(tokenizer).backend.decode(ids, skip_special_tokens=True)
+    return decode_tokens(_codec(tokenizer).backend, ids)
 
 
 def check_vocab(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> None:

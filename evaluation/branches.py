@@ -4,10 +4,11 @@ Shapes: T rows of one forward, D model, H heads, G key/value heads, K head size,
 
 The log-probabilities of a token must not depend on what shares its forward, on where its node happens to begin, or on
 how a long node is cut. On one CPU thread that takes three rules, found by measurement (MKL in torch 2.13, AVX-512):
- - a row of a float32 matrix product has the same bits in every product of 16 rows or more, wherever it stands, and
-   others below; and with 96 rows or fewer the models may take kernels of their own: so a forward has a multiple of
-   32 rows, and at least 128. Several threads inside a product break this (a product that sums over 2,048 is then cut
-   along the sum): threads run whole forwards side by side instead.
+ - products: with AMX they are kernels.skinny_linear's, whose rows do not depend on each other. Without it they are
+   PyTorch's: a row of a float32 product has the same bits in every product of 16 rows or more (measured up to 16,384),
+   wherever it stands, and others below; and with 96 rows or fewer the models may take skinny_linear. So a forward has
+   a multiple of 32 rows, and at least 128. Several threads inside a product break this (a product that sums over
+   2,048 is then cut along the sum): threads run whole forwards side by side instead.
  - element-wise kernels treat the end of an array apart: a multiple of 32 rows has no such end.
  - attention: kernels.attention's rows depend on nothing but their own query and the keys before it. Without a compiler
    PyTorch's is cut: queries where tiles of 256 positions, counted from the root, begin; the queries of a tile always

@@ -14,6 +14,7 @@ import torch
 
 from evaluation.records import ids_sha256, prompts_sha256
 from evaluation.requests import TaskDocuments
+from kernels.skinny_linear import cpu as skinny_linear
 
 FORMAT = 1
 VERSIONS = ("torch", "transformers", "tokenizers", "numpy")
@@ -97,7 +98,9 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any], ignore: tuple[str, .
 
 
 def _device_name(device: torch.device) -> str:
-    """A CPU by its instruction set, which decides the order of sums; a GPU by its name."""
+    """A CPU by what decides the rounding of sums: instruction set, matrix unit, C++ kernels; a GPU by its name."""
     if device.type == "cuda":
         return f"cuda {torch.cuda.get_device_name(device)}"
-    return f"cpu {torch.backends.cpu.get_cpu_capability()}"
+    kernels = "without a compiler" if skinny_linear.library() is None else ""
+    unit = "with AMX" if skinny_linear.has_matrix_unit() else ""
+    return " ".join(filter(None, ("cpu", torch.backends.cpu.get_cpu_capability(), unit, kernels)))

@@ -1,15 +1,21 @@
 // The tile registers of Intel AMX: asking the system for them, and holding them for as long as a thread multiplies.
 #pragma once
 #include <cstdint>
+#include <cstdlib>
 
 #ifdef __AMX_BF16__
 #include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-// Asks the kernel once for the use of the tile registers; false where it refuses.
+// Asks the kernel once for the use of the tile registers; false where it refuses, and where OKAPI_AMX=0 in the
+// environment says so.
 static inline bool has_amx() {
-    static const bool granted = syscall(SYS_arch_prctl, 0x1023, 18) == 0;  // ARCH_REQ_XCOMP_PERM, XTILEDATA
+    static const bool granted = [] {
+        const char* wanted = std::getenv("OKAPI_AMX");
+        const bool refused = wanted && wanted[0] == '0' && !wanted[1];
+        return !refused && syscall(SYS_arch_prctl, 0x1023, 18) == 0;  // ARCH_REQ_XCOMP_PERM, XTILEDATA
+    }();
     return granted;
 }
 

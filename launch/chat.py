@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 if __name__ == "__main__":  # started as a file, whose folder is on the path: the packages are beside it
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -51,6 +51,7 @@ class ChatSettings:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise UserError(f"--max-new-tokens is {self.max_new_tokens}: give 1 or more")
+        check_text(self.system, "--system")
         self.sampling  # noqa: B018  raises for a bad one
 
     @property
@@ -73,6 +74,7 @@ class Chat:
 
     def hear(self, line: str) -> None:
         """A line of the user's: a command, or something to answer. UserError for what cannot be done."""
+        check_text(line, "the line")
         line = line.strip()
         if line.startswith("/"):
             self._command(line)
@@ -150,13 +152,13 @@ def noted(number: int) -> Iterator[list[int]]:
 
 def read_value(settings: ChatSettings, name: str, text: str) -> Any:
     """A setting's new value from what was typed. UserError unless it is of its kind."""
-    kind = {f.name: f.type for f in fields(settings)}[name]
-    if kind == "str":
+    kind = get_type_hints(type(settings))[name]  # a field's own type is a text here, and a class once flags were parsed
+    if kind is str:
         return text
-    if kind == "int | None" and text in ("", "none"):
+    if text in ("", "none") and type(None) in get_args(kind):
         return None
     try:
-        return float(text) if kind == "float" else int(text)
+        return float(text) if kind is float else int(text)
     except ValueError as error:
         raise UserError(f"/{name.replace('_', '-')} needs a number, not {text!r}") from error
 
@@ -166,6 +168,12 @@ def help_text() -> str:
     lines = [("/reset", "forget the dialog"), ("/settings", "show all settings"), ("/quit", "end, as Ctrl-D does")]
     lines += [(f"/{f.name.replace('_', '-')} X", f.metadata["help"]) for f in fields(ChatSettings)]
     return "\n".join(f"  {command:<22}{what}" for command, what in lines) + "\n  Ctrl-C stops an answer"
+
+
+def check_text(text: str, what: str) -> None:
+    """UserError for bytes that were not UTF-8, which Python reads as lone surrogates: no tokenizer takes them."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise UserError(f"{what} holds bytes that are not UTF-8: set the terminal, or convert the file, to UTF-8")
 
 
 def talk(chat: Chat, read_line: Callable[[], str]) -> None:
@@ -181,7 +189,7 @@ def talk(chat: Chat, read_line: Callable[[], str]) -> None:
         try:
             chat.hear(line)
         except UserError as error:
-            chat.say(f"({error})")
+            chat.say(f"({' '.join(str(error).split())})")
 
 
 def job(argv: Sequence[str]) -> None:
@@ -195,6 +203,8 @@ def job(argv: Sequence[str]) -> None:
         "room": f"{loaded.engine.max_length} tokens, answers of up to {settings.max_new_tokens}",
         "commands": "/help lists them, Ctrl-C stops an answer, Ctrl-D ends",
     })  # fmt: skip
+    sys.stdin.reconfigure(errors="surrogateescape")  # `hear` says what is no UTF-8
+    sys.stdout.reconfigure(errors="replace")  # a terminal may know fewer characters than the model
     if sys.stdin.isatty():
         import readline  # noqa: F401  gives `input` its arrow keys and its history
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -9,6 +10,7 @@ from functools import partial
 from tqdm import tqdm
 
 from engine.console import Console
+from engine.errors import UserError
 from engine.generation import Request, Response, stream
 from engine.interrupt import Interrupt
 from engine.packing import dealt
@@ -41,7 +43,10 @@ def sample(
     progress: Progress,
     interrupt: Interrupt,
 ) -> Iterator[SavedResponse]:
-    """The responses, each as soon as it is finished. SystemExit after a step in which a signal has come."""
+    """The responses, each as soon as it is finished. SystemExit after a step in which a signal has come.
+
+    UserError for one whose log-probabilities are no numbers.
+    """
 
     def after_step(finished: int, new_tokens: int) -> None:
         progress.show(finished, new_tokens)
@@ -53,6 +58,11 @@ def sample(
         on_progress=after_step, cache_tokens=settings.cache_tokens,
         new_matcher=partial(StopMatcher, tokenizer, how.stop) if how.stop else None,
     ):  # fmt: skip
+        if not all(map(math.isfinite, response.logprobs)):
+            raise UserError(
+                f"the probabilities of {settings.model} are no numbers: its weights are damaged, "
+                "or too large for --dtype"
+            )
         yield finish(requests[i], response, tokenizer)
 
 

@@ -17,6 +17,7 @@ from torch.nn.functional import gelu, silu
 from engine.models.attend import Attend
 from engine.models.rotary import rotate
 from kernels import passes
+from kernels.linear_logprob import linear_logits
 from kernels.rotary import rotate_in_place
 from kernels.skinny_linear import Norm, fits, skinny_linear
 
@@ -125,11 +126,11 @@ def block_ops(h_TD: Tensor, attend: Attend | None, weight_ND: Tensor) -> BlockOp
 
 
 def logits(model, h_SD: Tensor) -> Tensor:
-    """[S, V] of rows that decode, h_SD what the last layer gave."""
+    """float32 [S, V] of rows that decode, h_SD what the last layer gave."""
     head_VD = model.head_weight
     if fits(h_SD, head_VD):
         return skinny_linear(h_SD, [head_VD], [None], _parameters(model.final_norm))
-    return model.norm(h_SD) @ head_VD.T
+    return linear_logits(model.norm(h_SD), head_VD)
 
 
 def _normed(norm: nn.Module, h_TD: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ class AskReader:
         prompt = self._dialog(fields.take("messages"))
         wants = fields.flag("logprobs")
         num_top = fields.integer("top_logprobs", None, 0, MAX_TOP)
-        if num_top is not None and not wants:
+        if num_top and not wants:
             raise bad_request("top_logprobs needs logprobs: true", "top_logprobs")
         wanted = fields.integer("max_completion_tokens", None, 1)
         wanted = fields.integer("max_tokens", None, 1) if wanted is None else wanted
@@ -97,6 +97,7 @@ class AskReader:
         fields = self._fields(body)
         prompts, texts = zip(*self._prompts(fields.take("prompt")))
         echo = fields.flag("echo")
+        fields.drop_if("logprobs", False)
         num_top = fields.integer("logprobs", None, 0, MAX_TOP)
         max_tokens = fields.integer("max_tokens", 16, 0 if echo else 1)
         return self._ask(fields, False, prompts, texts, max_tokens, num_top, echo)
@@ -134,7 +135,7 @@ class AskReader:
         sampling = Sampling(
             fields.number("temperature", 1.0, 0.0, 2.0),
             fields.integer("top_k", 0, 0, 1 << 31),
-            fields.number("top_p", 1.0, math.ulp(0.0), 1.0),
+            fields.number("top_p", 1.0, 0.0, 1.0) or math.ulp(0.0),  # 0: the likeliest token alone
             fields.number("min_p", 0.0, 0.0, 1.0),
             fields.number("repetition_penalty", 1.0, 0.01, 100.0),
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import jinja2
 from transformers import PreTrainedTokenizerFast
 
 from engine.chats import encode_chat
@@ -30,13 +29,17 @@ class DialogEncoder:
         if not turns or turns[-1]["role"] != "user":
             raise UserError("the last message must be the user's: the model answers that")
         if self._template is not None:
-            return tuple(encode_chat(self._tokenizer, self._template, turns))
-        return self._by_chat_template(turns)
+            ids = tuple(encode_chat(self._tokenizer, self._template, turns))
+        else:
+            ids = self._by_chat_template(turns)
+        if not ids:
+            raise UserError("these messages make a prompt without a token: give some text, or another --template")
+        return ids
 
     def _by_chat_template(self, turns: Sequence[Turn]) -> tuple[int, ...]:
         try:
             rendered = self._tokenizer.apply_chat_template([*turns], add_generation_prompt=True, return_dict=True)
-        except jinja2.TemplateError as error:
+        except Exception as error:  # a template is a program, and may fail in any way
             raise UserError(f"the model's chat template refuses these messages: {error}") from error
         return tuple(rendered["input_ids"])
 

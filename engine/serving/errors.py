@@ -16,6 +16,7 @@ class ApiError(Exception):
         code: str | None = None,
         retry_after_s: int | None = None,
     ):
+        message = " ".join(message.split())  # one line, whatever a chat template or a library says in it
         super().__init__(message)
         self.status, self.message, self.param, self.code = status, message, param, code
         self.retry_after_s = retry_after_s

@@ -13,7 +13,7 @@ class Fields:
     """A JSON object that is emptied field by field. null counts as absent."""
 
     def __init__(self, values: dict[str, Any]):
-        self._left = dict(values)
+        self._left = {name: value for name, value in values.items() if value is not None}
 
     def take(self, name: str) -> Any:
         """Any value, None where there is none."""
@@ -22,6 +22,11 @@ class Fields:
     def drop(self, *names: str) -> None:
         for name in names:
             self._left.pop(name, None)
+
+    def drop_if(self, name: str, nothing: Any) -> None:
+        """Drop a field with this very value, by which clients say that they ask for nothing."""
+        if self._left.get(name) is nothing:
+            del self._left[name]
 
     def flag(self, name: str) -> bool:
         """true or false, false where there is none."""

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import codecs
-import re
+from bisect import bisect_right
 from collections.abc import Iterable
 from functools import cached_property
 
 from transformers import PreTrainedTokenizerFast
 
+from engine.byte_fallback import BYTE_TOKEN
 from engine.stop_strings import UNFINISHED
 from engine.tokenizer import decode
-
-_BYTE_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -47,11 +45,13 @@ class TokenNames:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
     def offsets(self, tokens: Iterable[int], start: int = 0) -> list[int]:
-        """Where each token's first new character stands in the text of them all, which begins at `start`."""
-        reader, offsets = codecs.getincrementaldecoder("utf-8")("replace"), []
-        for token in tokens:
-            offsets.append(start)
-            start += len(reader.decode(self.bytes_of(token)))
+        """Where the character of each token's first byte stands in the text of them all, which begins at `start`."""
+        pieces = [self.bytes_of(token) for token in tokens]
+        raw = b"".join(pieces)
+        begins, offsets, at = character_starts(raw), [], 0
+        for piece in pieces:
+            offsets.append(start + (bisect_right(begins, at) - 1 if at < len(raw) else len(begins)))
+            at += len(piece)
         return offsets
 
     def text(self, tokens: Iterable[int]) -> str:
@@ -69,8 +69,22 @@ class TokenNames:
         if UNFINISHED not in text:
             return text.encode()
         piece = self._tokenizer.convert_ids_to_tokens(token)
-        if found := _BYTE_FALLBACK.fullmatch(piece):
+        if found := BYTE_TOKEN.fullmatch(piece):
             return bytes([int(found[1], 16)])
         if all(character in self._alphabet for character in piece):
             return bytes(self._alphabet[character] for character in piece)
         return text.encode()
+
+
+def character_starts(raw: bytes) -> list[int]:
+    """At which byte each character of raw.decode("utf-8", "replace") begins."""
+    starts, at = [], 0
+    while at < len(raw):
+        starts.append(at)
+        longest = raw[at : at + 4]  # a character has no more bytes
+        try:
+            at += len(longest.decode()[0].encode())
+        except UnicodeDecodeError as error:
+            whole = longest[: error.start].decode()
+            at += len(whole[0].encode()) if whole else error.end
+    return starts

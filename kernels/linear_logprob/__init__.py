@@ -12,12 +12,22 @@ of `eager` in PyTorch: any device, and where there is no compiler, which is said
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from kernels.linear_logprob import bfloat16
 from kernels.linear_logprob.autograd import LinearLogprob
 from kernels.linear_logprob.reference import linear_logprob_pair_reference, linear_logprob_reference
 
-__all__ = ["linear_logprob", "linear_logprob_pair", "linear_logprob_pair_reference", "linear_logprob_reference"]
+__all__ = [
+    "linear_logits",
+    "linear_logprob",
+    "linear_logprob_pair",
+    "linear_logprob_pair_reference",
+    "linear_logprob_reference",
+]
+
+WIDENED_AT_ONCE = 1 << 22  # numbers of W whose float32 copies are held at a time, where no kernel was built
 
 
 def linear_logprob(
@@ -52,6 +62,21 @@ def linear_logprob_pair(
     _check(h_TD, W_VD, target_T, temperature)
     assert ref_TD.shape == h_TD.shape and ref_TD.dtype == h_TD.dtype, (ref_TD.shape, ref_TD.dtype)
     return LinearLogprob.apply(h_TD, W_VD, target_T, temperature, bias_V, ref_TD.detach())
+
+
+def linear_logits(h_TD: Tensor, W_VD: Tensor) -> Tensor:
+    """h W^T [T, V] in float32 whatever the dtype of both, for a few rows that are sampled from. No gradient.
+
+    A bfloat16 product rounds each logit to 8 bits, which loses more than all layers before it.
+    """
+    if h_TD.dtype == torch.float32:
+        return h_TD @ W_VD.T
+    if h_TD.device.type == "cuda":
+        return torch.mm(h_TD, W_VD.T, out_dtype=torch.float32)
+    if bfloat16.available(h_TD):
+        return bfloat16.logits(h_TD, W_VD)
+    blocks = W_VD.split(max(WIDENED_AT_ONCE // W_VD.shape[1], 1))
+    return torch.cat([h_TD.float() @ W_BD.float().T for W_BD in blocks], 1)
 
 
 def _check(h_TD: Tensor, W_VD: Tensor, target_T: Tensor, temperature: float) -> None:

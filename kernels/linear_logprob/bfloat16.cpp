@@ -157,6 +157,27 @@ void logprob_bf16_gradient(const vec::bf16* W, int64_t W_row, int64_t rows, int6
     }
 }
 
+// The logits themselves, of the first `count` tokens: out [count, rows], out_row elements apart. No reference, no bias.
+void logprob_bf16_logits(const vec::bf16* W, int64_t W_row, int64_t rows, int64_t padded_rows, int64_t inner,
+                         const uint32_t* h, const uint32_t* ref, int64_t tokens, const float* bias, double scale,
+                         float* store, int amx, int threads, int64_t count, float* out, int64_t out_row) {
+    const Block of{W, W_row, rows, padded_rows, inner, h, ref, tokens, bias, scale, store, amx != 0, threads};
+    constexpr int64_t kLanes = vec::kLanes;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int t = 0; t < threads; ++t)
+        for_strips(of, t, [&](const Tile& tile, int64_t first, int64_t, int64_t token) {
+            for (int64_t j = 0; j < tile.tokens && token + j < count; j += kLanes)
+                for (int64_t i = 0; i < tile.rows; i += kLanes) {
+                    vec::words block[kLanes];
+                    for (int k = 0; k < kLanes; ++k) block[k] = (vec::words)vec::load(tile.z + tile.at(i + k, j));
+                    bf16::transpose(block);
+                    const int64_t there = tile.rows - i < kLanes ? tile.rows - i : kLanes;
+                    for (int k = 0; k < kLanes && token + j + k < count; ++k)
+                        vec::store(out + (token + j + k) * out_row + first + i, (vec::floats)block[k], there);
+                }
+        });
+}
+
 // from [columns / 16, padded_rows, 16] float32 to the bfloat16 rows of out [rows, columns], out_row elements apart.
 void logprob_bf16_unpack(const float* from, int64_t padded_rows, int64_t rows, int64_t columns, vec::bf16* out,
                          int64_t out_row, int threads) {

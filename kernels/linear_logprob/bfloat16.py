@@ -115,6 +115,15 @@ def totals(
     return torch.cat(kept, 1), torch.cat(found, 1)
 
 
+def logits(h_TD: Tensor, W_VD: Tensor) -> Tensor:
+    """float32 [T, V]: h W^T with the sums that the other walks see."""
+    chunk, out_TV = _Chunk(h_TD, None), torch.empty(len(h_TD), len(W_VD))
+    for first, count, W_BK, _ in _blocks(W_VD, None, _block_rows(W_VD, chunk.tokens)):
+        where = (len(h_TD), out_TV.data_ptr() + first * out_TV.itemsize, len(W_VD))
+        cpu.library().logprob_bf16_logits(*chunk.arguments(count, W_BK, None, 1.0), *where)
+    return out_TV
+
+
 def sweep(
     h_TD: Tensor,
     ref_TD: Tensor | None,

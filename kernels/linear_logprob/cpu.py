@@ -26,6 +26,7 @@ ARGUMENTS = {
     "logprob_exp": (ADDRESS, ADDRESS, SIZE),
     "logprob_bf16_statistics": (*BLOCK, ADDRESS, ADDRESS, SIZE, ADDRESS),
     "logprob_bf16_gradient": (*BLOCK, ADDRESS, ADDRESS, SIZE, *[ADDRESS] * 7, NUMBER),
+    "logprob_bf16_logits": (*BLOCK, SIZE, ADDRESS, SIZE),
     "logprob_bf16_unpack": (ADDRESS, SIZE, SIZE, SIZE, ADDRESS, SIZE, NUMBER),
 }
 

@@ -33,7 +33,8 @@ def sample_rows(
     share of what is kept passes uniform; at temperature 0 the first of the largest score.
 
     logprob and logsumexp are of the tempered logits, before penalty, bar and truncation; at temperature 0, of the
-    logits. A row depends on nothing but itself. A row with a NaN gives a NaN log-probability.
+    logits. A row depends on nothing but itself. One with a NaN or an infinity, or where no token has a share, gives
+    token 0 and a NaN log-probability.
     """
     how = (temperature, top_k, top_p, min_p, repetition_penalty, history_SN, barred_S, eos_ids_E)
     if logits_SV.device.type == "cpu" and logits_SV.dtype in DTYPES and library() is not None:

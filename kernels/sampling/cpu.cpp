@@ -243,7 +243,7 @@ void sample_row(const Call& c, int64_t s, Row& row) {
     }
     token = std::min(token, c.vocabulary - 1);
     c.token[s] = token;
-    c.logprob[s] = original(token) - logsumexp;
+    c.logprob[s] = row.whole > 0 ? original(token) - logsumexp : NAN;
     c.logsumexp[s] = logsumexp;
 }
 

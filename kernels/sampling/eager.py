@@ -41,8 +41,11 @@ def sample_eager(
         token_S = _sample_truncated(score_SV, uniform_S, top_k, top_p, min_p)
     else:
         token_S = _invert((score_SV - score_SV.amax(-1, keepdim=True)).exp(), uniform_S)
+    # A NaN, an infinity or nothing to choose from: the log-probability says so.
+    possible_S = score_SV.amax(-1).isfinite()
+    token_S = torch.where(possible_S, token_S, 0)
     logprob_S = tempered_SV.gather(1, token_S[:, None])[:, 0] - logsumexp_S
-    return token_S, logprob_S, logsumexp_S
+    return token_S, logprob_S.masked_fill(~possible_S, torch.nan), logsumexp_S
 
 
 def _penalised(score_SV: Tensor, history_SN: Tensor, penalty: float) -> Tensor:
@@ -69,17 +72,18 @@ def _invert(weights_SC: Tensor, uniform_S: Tensor) -> Tensor:
 
     In two steps, the block and then the place in it, since the cumulative sum of a large vocabulary is slow. A float64
     below 1 times a total stays below the total after rounding, so there always is one; within the block rounding may
-    differ, and the last one of positive weight is taken.
+    differ, and the last one of positive weight is taken. NaN weights give any candidate.
     """
     count = weights_SC.shape[1]
     weights_SBC = pad(weights_SC, (0, -count % BLOCK)).unflatten(1, (-1, BLOCK))
     cumulative_SB = weights_SBC.sum(-1, dtype=torch.float64).cumsum(-1)
     wanted_S1 = uniform_S[:, None] * cumulative_SB[:, -1:]
-    block_S1 = torch.searchsorted(cumulative_SB, wanted_S1, right=True)
+    # A search for NaN ends past the end, and an index out of range would end a GPU's whole process.
+    block_S1 = torch.searchsorted(cumulative_SB, wanted_S1, right=True).clamp(max=cumulative_SB.shape[1] - 1)
     before_S1 = pad(cumulative_SB, (1, 0)).gather(1, block_S1)
     inside_SC = weights_SBC.gather(1, block_S1[..., None].expand(-1, -1, BLOCK))[:, 0].double().cumsum(-1)
     wanted_S1 = torch.minimum(wanted_S1 - before_S1, inside_SC[:, -1:] * (1 - 2.0**-52))
-    return (block_S1 * BLOCK + torch.searchsorted(inside_SC, wanted_S1, right=True))[:, 0]
+    return (block_S1 * BLOCK + torch.searchsorted(inside_SC, wanted_S1, right=True))[:, 0].clamp(max=count - 1)
 
 
 def _sample_truncated(score_SV: Tensor, uniform_S: Tensor, top_k: int, top_p: float, min_p: float) -> Tensor:

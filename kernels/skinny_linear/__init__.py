@@ -1,19 +1,20 @@
-"""Linear layers on a few rows, with the norm before them and the activation and residual behind, in one pass."""
+"""Linear layers on a few rows, or on any number with AMX: norm before, activation and residual after, in one pass."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from kernels.skinny_linear.cpu import has_matrix_unit, library, skinny_linear_cpu
+from kernels.skinny_linear import cpu
 from kernels.skinny_linear.reference import skinny_linear_reference
 
-__all__ = ["MAX_ROWS", "Norm", "fits", "skinny_linear", "skinny_linear_reference"]
+__all__ = ["Norm", "fits", "max_rows", "skinny_linear", "skinny_linear_reference"]
 
-MAX_ROWS = 1024 if has_matrix_unit() else 96  # up to here it is faster than a general matrix product
+MAX_ROWS_ON_VECTORS = 96
 
 
 class Norm(NamedTuple):
@@ -24,15 +25,24 @@ class Norm(NamedTuple):
     eps: float
 
 
+def max_rows() -> float:
+    """Up to how many rows it is faster than a general matrix product: any number on a matrix unit (Intel AMX).
+
+    No smaller limit there: the two products round differently, so a row that changes from one to the other because of
+    the rows beside it changes its bits.
+    """
+    return math.inf if cpu.has_matrix_unit() else MAX_ROWS_ON_VECTORS
+
+
 def fits(x_TD: Tensor, weight_ND: Tensor) -> bool:
-    """Whether `skinny_linear` is the fast way: at most MAX_ROWS float32 rows on a CPU, whole weights, no gradient."""
+    """Whether `skinny_linear` is the fast way: at most `max_rows` float32 rows on a CPU, whole weights, no gradient."""
     return (
-        x_TD.shape[0] <= MAX_ROWS
+        x_TD.shape[0] <= max_rows()
         and x_TD.dtype == weight_ND.dtype == torch.float32
         and x_TD.device.type == "cpu"
         and weight_ND.ndim == 2  # ZeRO-3 leaves flat stumps of weights that are elsewhere
         and not torch.is_grad_enabled()
-        and library() is not None
+        and cpu.library() is not None
     )
 
 
@@ -51,4 +61,4 @@ def skinny_linear(
     has the shape of the result. The weights are read where they are, once, and not copied. A row's result does not
     depend on the other rows, to the bit. No gradients; ask `fits` first.
     """
-    return skinny_linear_cpu(x_TD, weights, biases, norm, activation, residual_TN)
+    return cpu.skinny_linear_cpu(x_TD, weights, biases, norm, activation, residual_TN)

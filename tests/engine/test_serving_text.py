@@ -53,8 +53,7 @@ def test_whole_characters_go_out_at_once_and_halves_never(tokenizer, text):
 def test_of_bytes_that_make_no_characters_only_the_last_few_are_held_back(tokenizer, tokens):
     tokens = [token for token in tokens if token not in tokenizer.all_special_ids]
     parts, _ = streamed(tokenizer, tokens)
-    if tokenizer is BYTE_BPE:  # SentencePiece would take back a character when the byte behind it turns out to be none
-        assert "".join(parts) == decode(tokenizer, tokens)
+    assert "".join(parts) == decode(tokenizer, tokens)
     for n in range(len(tokens) + 1):
         sent = "".join(parts[:n])
         assert len(decode(tokenizer, tokens[: max(n - 4, 0)]).rstrip("\ufffd")) <= len(sent)
@@ -86,14 +85,39 @@ def test_what_a_stop_string_may_still_take_is_held_back_and_no_more():
 def test_bytes_of_tokens_together_are_the_text(tokenizer, tokens):
     names = TokenNames(tokenizer)
     plain = [token for token in tokens if token not in tokenizer.all_special_ids]
-    raw = b"".join(map(names.bytes_of, plain))
-    try:
-        assert raw.decode() == decode(tokenizer, plain) == names.text(tokens)
-    except UnicodeDecodeError:
-        assert "\ufffd" in decode(tokenizer, plain)
+    raw = [names.bytes_of(token) for token in plain]
+    assert b"".join(raw).decode("utf-8", "replace") == decode(tokenizer, plain) == names.text(tokens)
     offsets = names.offsets(tokens, 5)
     assert offsets == sorted(offsets)
     assert all(5 <= offset <= 5 + len(names.text(tokens)) for offset in offsets)
+    characters = b"".join(raw).decode("utf-8", "replace") + " "
+    for n, (piece, offset) in enumerate(zip(raw, names.offsets(plain))):
+        before = b"".join(raw[:n])
+        if (before + b" ").decode("utf-8", "replace") == characters[:offset] + " ":  # no character is cut here
+            assert (piece + b"".join(raw[n + 1 :]) + b" ").decode("utf-8", "replace") == characters[offset:]
+
+
+@each_tokenizer
+def test_offset_after_bytes_that_make_no_character(tokenizer):
+    names = TokenNames(tokenizer)
+    orphan = next(t for t in range(640) if names.bytes_of(t) == b"\xe0")
+    tokens = [*encode_response(tokenizer, "a")[:-1], orphan, *encode_response(tokenizer, "b")]
+    assert decode(tokenizer, tokens) == "a\ufffdb"
+    assert names.offsets(tokens) == [0, 1, 2, 3]
+
+
+def test_a_wrong_byte_takes_no_whole_character_with_it():
+    """In SentencePiece's byte fallback: the tokenizers library would write U+FFFD for every byte beside it."""
+    whole = encode_response(SPM, "龍😀")[:-1]
+    assert len(whole) == 7, "the test needs characters without a piece of their own"
+    for tokens, text in (
+        (whole, "龍😀"),
+        (whole[:-1], "龍\ufffd"),
+        (whole[:3] + whole[:1] + whole[3:], "龍\ufffd😀"),
+        (whole[1:], "\ufffd\ufffd😀"),
+    ):
+        assert decode(SPM, tokens) == text
+        assert "".join(streamed(SPM, tokens)[0]) == text
 
 
 @each_tokenizer

@@ -48,3 +48,14 @@ def documents_of(count: int, seed: int = 0) -> list[Document]:
         moved = choice_of(context[:-1] or context, (context[-1], *choices[0].continuation_ids))
         documents.append(document_of(index, [*choices, moved, choices[0]]))
     return documents
+
+
+def long_documents(seed: int = 0) -> list[Document]:
+    """Three documents of some 3,000 tokens that share nothing: together they fill a forward of 8,192."""
+    draw = random.Random(seed)
+
+    def ids(n: int) -> tuple[int, ...]:
+        return tuple(draw.randrange(VOCABULARY) for _ in range(n))
+
+    contexts = [ids(n) for n in (2900, 3001, 2816)]
+    return [document_of(i, [choice_of(c, ids(40)), choice_of(c, ids(30))]) for i, c in enumerate(contexts)]

@@ -9,7 +9,9 @@ from engine.errors import UserError
 from evaluation import manifest
 from evaluation.manifest import differences, weights_sha256
 from evaluation.output import Output
+from tests.evaluation.made_up import byte_tokenizer
 from tests.evaluation.scorable import model_of
+from tests.kernels.units import each_way, run_on
 
 ABOUT = {"task": "arc", "lang": "ne", "shots": 25, "prompts_sha256": "p", "protocol": "strict", "data": []}
 MANIFEST = {"weights_sha256": "w", "dtype": "float32", "versions": {"torch": "2.13"}}
@@ -37,6 +39,15 @@ def test_the_code_of_the_sums_is_part_of_it(tmp_path, monkeypatch):
     assert manifest.code_sha256() == first
     (tmp_path / "kernels" / "attention" / "cpu.py").write_text("x = 2\n")
     assert manifest.code_sha256() != first
+
+
+@each_way
+def test_the_matrix_unit_is_part_of_the_device(unit):
+    """Its sums round differently: records of a run with it and of one without do not belong into one file."""
+    with run_on(unit):
+        device = manifest.run_manifest(model_of("bloom"), byte_tokenizer(), "0")["device"]
+    assert device.endswith(" with AMX") == unit
+    assert device.startswith("cpu ")
 
 
 def test_differences_name_nested_and_missing_entries():

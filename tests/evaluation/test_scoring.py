@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from unittest.mock import patch
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.functional import linear
 
 from engine.batch import PackedBatch
 from engine.errors import UserError
@@ -16,7 +18,8 @@ from evaluation import branches
 from evaluation.branches import tiles
 from evaluation.scoring import Scorer
 from kernels.attention.reference import attention_reference
-from tests.evaluation.scorable import choice_of, document_of, documents_of, model_of
+from tests.evaluation.scorable import choice_of, document_of, documents_of, long_documents, model_of
+from tests.kernels.units import each_way, run_on
 
 DOCUMENTS = documents_of(14)
 MODELS = {family: model_of(family) for family in ("bloom", "llama")}
@@ -60,6 +63,18 @@ def test_scores_are_those_of_a_plain_float64_forward(model, expected):
         assert expected[place] == pytest.approx(plain(model, DOCUMENTS[place]), abs=2e-4)
 
 
+def test_a_log_likelihood_of_thousands_of_nats_loses_nothing_in_its_sum(model):
+    """A sum in float32 would: see tests/evaluation/test_parity_lm_eval.py."""
+    draw = random.Random(1)
+    ids = tuple(draw.randrange(97) for _ in range(1002))
+    whole = choice_of(ids[:2], ids[2:])
+    tokens = [choice_of(ids[:n], ids[n : n + 1]) for n in range(2, len(ids))]
+    found, *of_tokens = scores(model, [document_of(0, [whole, *tokens])])[0][0]
+    assert found < -4000
+    assert found == pytest.approx(math.fsum(of_tokens), rel=1e-12)
+    assert found == pytest.approx(plain(model, document_of(0, [whole]))[0], rel=1e-7)
+
+
 @given(
     batch_tokens=st.sampled_from([7, 100, 512, 8192]),
     num_threads=st.integers(1, 3),
@@ -81,6 +96,43 @@ def test_the_same_bits_for_any_budget_order_limit_and_number_of_threads(
     )
     assert {chosen[place]: lls for place, lls in found.items()} == {i: expected[i] for i in chosen}
     assert work.positions_computed == work.tree_tokens
+
+
+@each_way
+@pytest.mark.parametrize("family", MODELS)
+def test_the_same_bits_however_large_a_forward_is(family, unit, monkeypatch):
+    sizes, documents, make_batch = [], long_documents(), branches.Branches._batch
+
+    def note_size(self, pieces):
+        batch = make_batch(self, pieces)
+        sizes.append(len(batch.tokens_T))
+        return batch
+
+    monkeypatch.setattr(branches.Branches, "_batch", note_size)
+    with run_on(unit):
+        expected = scores(MODELS[family], documents, batch_tokens=512)[0]
+        for batch_tokens, largest in ((1024, 1024), (1025, 1056), (8192, 8192), (20_000, 8736)):
+            sizes.clear()
+            assert scores(MODELS[family], documents, batch_tokens=batch_tokens)[0] == expected
+            assert max(sizes) == largest
+        for limit in (1, 2):
+            found = scores(MODELS[family], documents[:limit], batch_tokens=8192)[0]
+            assert found == {i: expected[i] for i in range(limit)}
+
+
+@pytest.mark.parametrize(("inner", "columns"), [(64, 96), (2560, 48), (96, 300)])
+def test_a_row_of_pytorchs_product_has_the_same_bits_in_128_rows_and_in_8224(inner, columns):
+    """What scores rest on where there is no matrix unit, see evaluation/branches.py."""
+    generator = torch.Generator().manual_seed(0)
+    x_TD, W_ND = torch.randn(8224, inner, generator=generator), torch.randn(columns, inner, generator=generator)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        together = linear(x_TD, W_ND)
+        for rows in (128, 1056, 4096, 8192):
+            assert torch.equal(linear(x_TD[-rows:], W_ND), together[-rows:])
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("family", MODELS)

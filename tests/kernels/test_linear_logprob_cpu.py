@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from kernels.linear_logprob import bfloat16, cpu, eager, linear_logprob_pair
+from kernels.linear_logprob import bfloat16, cpu, eager, linear_logits, linear_logprob_pair
 from tests.kernels.logprob_problems import errors, outputs_and_gradients, problem, shrink_blocks, truth_of
 
 pytestmark = pytest.mark.skipif(cpu.library() is None, reason="no C++ compiler")
@@ -21,6 +22,31 @@ def test_products_without_amx_are_the_same_to_rounding(monkeypatch):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
     found = errors(linear_logprob_pair, truth_of(*arguments), *arguments)
     assert max(found[:5]) < 1e-5 and max(found[5:]) < 2**-8
+
+
+@pytest.mark.parametrize("backend", ["tiles", "vectors", "plain PyTorch"])
+@pytest.mark.parametrize(("tokens", "vocabulary", "width"), [(1, 1, 1), (3, 333, 40), (33, 1000, 64), (600, 49, 32)])
+def test_logits_of_bfloat16_keep_the_float32_sums(backend, tokens, vocabulary, width, monkeypatch):
+    if backend == "vectors":
+        monkeypatch.setattr(bfloat16, "has_amx", lambda: 0)
+    if backend == "plain PyTorch":
+        monkeypatch.setattr(bfloat16, "available", lambda _: False)
+    shrink_blocks(monkeypatch)
+    g = torch.Generator().manual_seed(0)
+    h, W = (torch.randn(n, width, generator=g).bfloat16() for n in (tokens, vocabulary))
+    found = linear_logits(h, W)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, (h.double() @ W.double().T).float(), atol=1e-5, rtol=1e-5)
+    alone = linear_logits(h[-1:], W)
+    assert torch.equal(alone[0], found[-1]) or backend == "plain PyTorch"
+
+
+def test_logits_on_a_gpu_are_float32_too():
+    """By shapes and dtypes alone: there need be no GPU."""
+    with FakeTensorMode():
+        h, W = (torch.empty(n, 8, dtype=torch.bfloat16, device="cuda") for n in (3, 7))
+        found = linear_logits(h, W)
+    assert (found.dtype, found.device.type, found.shape) == (torch.float32, "cuda", (3, 7))
 
 
 def test_exponential_within_two_units_in_the_last_place():

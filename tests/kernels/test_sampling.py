@@ -152,7 +152,7 @@ def test_greedy_takes_the_first_of_the_largest_after_penalty_and_bar(sample):
 
 
 @each_backend
-def test_what_is_impossible_is_never_chosen_and_nan_is_told(sample):
+def test_what_is_impossible_is_never_chosen(sample):
     logits_SV = logits_of(6, 40, 1.0, 0, 0)
     logits_SV[:, ::2] = -torch.inf
     logits_SV[:, 39] = -torch.inf
@@ -161,12 +161,38 @@ def test_what_is_impossible_is_never_chosen_and_nan_is_told(sample):
         token_S, logprob_S, _ = sample(logits_SV, uniform_S, *how)
         assert logits_SV.gather(1, token_S[:, None]).isfinite().all()
         assert logprob_S.isfinite().all()
-    if sample is sample_rows:
-        logits_SV[2, 7] = torch.nan
-        logits_SV[3] = torch.nan
-        token_S, logprob_S, _ = sample(logits_SV, uniform_S, 1.0, 5, 0.9)
-        assert logprob_S.isnan().tolist() == [False, False, True, True, False, False]
-        assert ((token_S >= 0) & (token_S < 40)).all()
+
+
+@each_backend
+@pytest.mark.parametrize("how", [(0.0,), (1.0,), *HOWS, (1.0, 5, 0.9), (1.0, 0, 1.0, 0.0, 1.2)], ids=str)
+@pytest.mark.parametrize("vocabulary", [40, 1024, 3000])
+def test_a_row_without_a_distribution_gives_nan_and_token_0_and_leaves_the_others_alone(sample, how, vocabulary):
+    logits_SV = logits_of(7, vocabulary, 1.0, 0, 0)
+    uniform_S = torch.tensor([0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 1 - 2**-53], dtype=torch.float64)
+    history_SN = torch.arange(14).view(7, 2)
+    arguments = (*how, *(0, 1.0, 0.0, 1.0)[len(how) - 1 :], history_SN)
+    before = sample(logits_SV, uniform_S, *arguments)
+    logits_SV[1, 7] = torch.nan
+    logits_SV[2] = torch.nan
+    logits_SV[3, -1] = torch.inf
+    logits_SV[4] = -torch.inf
+    broken_S = torch.tensor([False, True, True, True, True, False, False])
+    token_S, logprob_S, logsumexp_S = sample(logits_SV, uniform_S, *arguments)
+    assert logprob_S.isnan().tolist() == broken_S.tolist()
+    assert token_S[broken_S].tolist() == [0, 0, 0, 0]
+    for now, was in zip((token_S, logprob_S, logsumexp_S), before):
+        assert torch.equal(now[~broken_S], was[~broken_S])
+
+
+@each_backend
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_whose_only_token_is_barred_gives_nan(sample, temperature):
+    logits_SV = torch.tensor([[1.0, -torch.inf], [1.0, 0.0]])
+    barred_S, eos = torch.tensor([True, True]), torch.tensor([0])
+    arguments = (torch.zeros(2, dtype=torch.float64), temperature, 0, 1.0, 0.0, 1.0, None, barred_S, eos)
+    token_S, logprob_S, _ = sample(logits_SV, *arguments)
+    assert token_S.tolist() == [0, 1]
+    assert logprob_S.isnan().tolist() == [True, False]
 
 
 @needs_compiler

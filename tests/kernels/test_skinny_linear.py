@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import kernels.skinny_linear.cpu as cpu
+from kernels.linear_logprob import cpu as linear_logprob
+from kernels.linear_logprob.bfloat16 import has_amx
 from kernels.rotary import rotate_in_place, rotate_reference
-from kernels.skinny_linear import MAX_ROWS, Norm, fits, skinny_linear, skinny_linear_reference
+from kernels.skinny_linear import MAX_ROWS_ON_VECTORS, Norm, fits, skinny_linear, skinny_linear_reference
 from kernels.skinny_linear.cpu import has_matrix_unit, library
+from tests.kernels.units import each_way, no_unit, run_on
 
 needs_compiler = pytest.mark.skipif(library() is None, reason="no C++ compiler here")
-no_unit = pytest.mark.skipif(not has_matrix_unit(), reason="no matrix unit here")
-each_way = pytest.mark.parametrize("unit", [False, pytest.param(True, marks=no_unit)], ids=["vectors", "matrix unit"])
-
-
-@contextmanager
-def run_on(unit: bool):
-    """On the matrix unit, or on vectors whether or not there is one."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpu, "has_matrix_unit", lambda: unit)
-        yield
 
 
 def arguments(rows, width, sizes, norm, biased, activation, with_residual, seed, scale=1.0):
@@ -127,6 +121,17 @@ def test_the_matrix_unit_keeps_every_bit_of_a_number():
 
 
 @needs_compiler
+def test_the_environment_can_turn_the_matrix_unit_off():
+    """For the same bits as on a processor without one."""
+    ask = "import ctypes, sys; print(*(getattr(ctypes.CDLL(sys.argv[i]), sys.argv[i + 1])() for i in (1, 3)))"
+    functions = (library()._name, "has_matrix_unit", linear_logprob.library()._name, "logprob_has_amx")
+    for value, expected in (("0", "0 0"), ("1", f"{has_matrix_unit():d} {has_amx()}")):
+        environment = {**os.environ, "OKAPI_AMX": value}
+        command = [sys.executable, "-c", ask, *functions]
+        assert subprocess.check_output(command, env=environment, text=True).strip() == expected
+
+
+@needs_compiler
 def test_gates_far_out_neither_overflow_nor_vanish():
     x = torch.tensor([[-200.0], [-30.0], [0.0], [30.0], [200.0]])
     one = torch.ones(1, 1)
@@ -140,7 +145,8 @@ def test_where_it_is_not_the_fast_way_it_says_so():
     assert not fits(x, w), "a gradient may be wanted"
     with torch.no_grad():
         assert fits(x, w) == (library() is not None)
-        assert not fits(torch.zeros(MAX_ROWS + 1, 4), w)
+        with run_on(unit=False):
+            assert not fits(torch.zeros(MAX_ROWS_ON_VECTORS + 1, 4), w)
         assert not fits(x.bfloat16(), w.bfloat16())
         assert not fits(x.double(), w.double())
         assert not fits(x, torch.zeros(0)), "ZeRO-3's stump of a weight"

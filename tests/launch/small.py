@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,6 +63,20 @@ def make_ending_model(folder: Path) -> Path:
     save_model(model, folder / "m", tokenizer)
     write_rows(folder / "prompts.jsonl", INSTRUCTIONS)
     return folder
+
+
+# Some words in the last message make the template fail, each in another way.
+FAILS = "{% set said = messages[-1]['content'] %}{% if 'divide' in said %}{{ 1 // 0 }}{% endif %}"
+FAILS += "{% if 'call' in said %}{{ said() }}{% endif %}"
+FAILS += "{% if 'lines' in said %}{{ raise_exception('two\\nlines') }}{% endif %}"
+FAILS += "{% if 'nothing' not in said %}{{ said }}{% endif %}"
+
+
+def with_failing_chat_template(model: Path, copy: Path) -> Path:
+    """A copy of the model whose tokenizer has such a chat template."""
+    shutil.copytree(model, copy)
+    (copy / "chat_template.jinja").write_text(FAILS)
+    return copy
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:

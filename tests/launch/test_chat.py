@@ -179,6 +179,48 @@ def test_talking_goes_on_after_mistakes_and_ends_with_the_input(chat):
     talk(chat, ended)
 
 
+def test_lines_from_a_pipe_and_one_that_is_not_utf8_is_said_and_the_dialog_goes_on(folder):
+    lines = b"Good \xff\xfe morning\n/system \xff\n/system Be brief.\n/temperature 0.5\n/seed none\nGood morning\n"
+    flags = ["--template", "plain", "--max-new-tokens", "4", "--max-length", str(ROOM)]
+    run = subprocess.run(
+        [sys.executable, "launch/chat.py", "--model", str(folder), *flags],
+        input=lines, capture_output=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    said = run.stdout.decode("utf-8")
+    assert (run.returncode, run.stderr) == (0, b"")
+    assert said.count("(the line holds bytes that are not UTF-8: set the terminal, or convert the file, to UTF-8)") == 2
+    answered = said.index("(cut at max-new-tokens)")
+    for line in ("(system is 'Be brief.')", "(temperature is 0.5)", "(seed is None)"):
+        assert said.index(line) < answered
+
+
+def test_a_system_text_that_is_not_utf8_is_refused():
+    with pytest.raises(UserError, match="--system holds bytes that are not UTF-8"):
+        ChatSettings(system="a\udcffb")
+
+
+@pytest.fixture(scope="module")
+def failing(folder, tmp_path_factory):
+    """A model whose chat template fails in several ways."""
+    failing = small.with_failing_chat_template(folder, tmp_path_factory.mktemp("failing") / "m")
+    return load(ModelSettings(str(failing), max_length=ROOM, slots=1))
+
+
+def test_a_chat_template_that_fails_or_renders_nothing_is_one_line_and_the_dialog_goes_on(failing):
+    said: list[str] = []
+    settings = ChatSettings(max_new_tokens=4, seed=1)
+    chat = Chat(failing.engine, failing.tokenizer, failing.dialogs, settings, said.append, lambda _: None)
+    typed = iter(["divide", "call", "lines", "nothing", "Good morning", "/quit"])
+    talk(chat, lambda: next(typed))
+    *refused, answered = said
+    assert len(refused) == 4
+    assert all("\n" not in line and line.startswith("(") for line in refused)
+    assert "division" in refused[0]
+    assert "two lines" in refused[2]
+    assert answered == " (cut at max-new-tokens)"
+    assert chat.turns[0]["content"] == "Good morning"
+
+
 class Terminal:
     """A program in a pseudo-terminal of its own, which is what its Ctrl-C comes from."""
 

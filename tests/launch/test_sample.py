@@ -6,12 +6,14 @@ import shutil
 from collections import Counter
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.encoding import encode_prompts
+from engine.errors import UserError
 from engine.generation import Request, generate
-from engine.models import load_model
+from engine.models import load_model, save_model
 from engine.prompts import load_template
 from engine.records import read_instructions
 from engine.response_file import Shards
@@ -205,6 +207,16 @@ def test_every_eos_of_the_generation_config_ends_a_response(files, tmp_path, mon
         config.write_text(json.dumps({"eos_token_id": wrong}))
         with pytest.raises(ValueError, match="generation_config.json names the eos_token_id"):
             sample.eos_ids_of(str(tmp_path / "m"), tokenizer, 320)
+
+
+def test_probabilities_that_are_no_numbers_are_an_error_and_no_text(files, tmp_path):
+    model, tokenizer = load_model(files / "m"), load_tokenizer(files / "m")
+    with torch.no_grad():
+        model.final_norm.weight[3] = float("nan")
+    save_model(model, tmp_path / "m", tokenizer)
+    with pytest.raises(UserError, match="m are no numbers: its weights are damaged, or too large for --dtype"):
+        rows_of(files, tmp_path / "o.jsonl", "--model", str(tmp_path / "m"))
+    assert not (tmp_path / "o.jsonl").exists()
 
 
 def test_a_shortest_length_a_penalty_and_a_small_cache(files, tmp_path):

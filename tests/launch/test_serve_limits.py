@@ -51,7 +51,7 @@ WRONG = [
     ("chat/completions", {**CHAT, "max_completion_tokens": 200}, 400, "messages", "context_length_exceeded"),
     ("chat/completions", {**CHAT, "temperature": 2.1}, 400, "temperature", None),
     ("chat/completions", {**CHAT, "temperature": "1"}, 400, "temperature", None),
-    ("chat/completions", {**CHAT, "top_p": 0}, 400, "top_p", None),
+    ("chat/completions", {**CHAT, "top_p": -0.1}, 400, "top_p", None),
     ("chat/completions", {**CHAT, "n": 0}, 400, "n", None),
     ("chat/completions", {**CHAT, "n": MAX_OPEN + 1}, 400, "n", None),
     ("chat/completions", {**CHAT, "n": True}, 400, "n", None),
@@ -108,11 +108,44 @@ async def test_what_cannot_be_served_is_said_in_the_apis_form(client, server):
     assert server.worker.counts.steps == 0, "none of these reached the model"
 
 
+def test_a_chat_template_that_fails_or_renders_nothing_is_the_requests_mistake(folder, tmp_path):
+    failing = load(
+        ModelSettings(str(small.with_failing_chat_template(folder, tmp_path / "m")), max_length=128, slots=2)
+    )
+
+    async def test(client, server):
+        for words in ("divide", "call", "lines", "nothing"):
+            status, answer = await post(client, "chat/completions", {"messages": [{"role": "user", "content": words}]})
+            assert (status, answer["error"]["param"]) == (400, "messages"), words
+            assert "\n" not in answer["error"]["message"]
+        assert (await post(client, "chat/completions", CHAT))[0] == 200
+
+    with_client(failing, test)
+
+
 @served
 async def test_what_asks_for_nothing_special_is_served(client, server):
     neutral = {"presence_penalty": 0, "logit_bias": {}, "tools": None, "user": "u", "response_format": {"type": "text"}}
     status, _ = await post(client, "chat/completions", {**CHAT, **neutral, "model": NAME, "max_tokens": None, "n": 1.0})
     assert status == 200
+
+
+@served
+async def test_what_openais_api_takes_for_nothing_is_nothing(client, server):
+    for body in ({"top_logprobs": 0}, {"top_logprobs": 0, "logprobs": False}, {"logprobs": False, "audio": None}):
+        status, answer = await post(client, "chat/completions", {**CHAT, **body})
+        assert (status, answer["choices"][0]["logprobs"]) == (200, None), body
+    for body in ({"logprobs": False}, {"logprobs": None, "suffix": None}):
+        status, answer = await post(client, "completions", {**TEXT, **body})
+        assert (status, answer["choices"][0]["logprobs"]) == (200, None), body
+
+
+@served
+async def test_top_p_0_takes_the_likeliest_token(client, server):
+    bodies = ({"temperature": 0}, {"top_p": 0, "seed": 3}, {"top_p": 0, "seed": 4, "temperature": 2})
+    texts = [(await post(client, "completions", {**TEXT, **body}))[1]["choices"][0]["text"] for body in bodies]
+    assert texts[0]
+    assert len(set(texts)) == 1
 
 
 def test_a_key_opens_everything_but_health(loaded):

@@ -8,10 +8,11 @@ import torch
 from engine.batch import PackedBatch
 from engine.models import build_model
 from engine.models.attend import causal_attend
-from engine.models.fused import ByModule, FewRows, ManyRows, block_ops
-from kernels.skinny_linear import MAX_ROWS
+from engine.models.fused import ByModule, FewRows, ManyRows, block_ops, logits
+from kernels.skinny_linear import MAX_ROWS_ON_VECTORS
 from kernels.skinny_linear.cpu import library
-from tests.engine.models.tiny import CONFIGS, SEQUENCES, assert_close, logits_of, randomise
+from tests.engine.models.tiny import CONFIGS, ONE_OF_EACH, SEQUENCES, assert_close, logits_of, randomise
+from tests.kernels.units import no_unit, run_on
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no C++ compiler here")
 
@@ -36,11 +37,11 @@ def test_few_passes_give_what_the_modules_give(name):
 def test_many_rows_give_what_the_modules_give(name):
     model = build_model(CONFIGS[name](), seed=0)
     randomise(model)
-    batch = PackedBatch.from_sequences([*SEQUENCES, *SEQUENCES * (MAX_ROWS // sum(map(len, SEQUENCES)))])
+    batch = PackedBatch.from_sequences([*SEQUENCES, *SEQUENCES * (MAX_ROWS_ON_VECTORS // sum(map(len, SEQUENCES)))])
     attend, h_TD = causal_attend(batch), model.embed(batch)
     first = model.layers[0]
     weight = first.qkv.weight if hasattr(first, "qkv") else first.q.weight
-    with torch.no_grad():
+    with torch.no_grad(), run_on(unit=False):
         assert isinstance(block_ops(h_TD, attend, weight), ManyRows)
         assert isinstance(block_ops(h_TD.bfloat16(), attend, weight.bfloat16()), ByModule)
         before = h_TD.clone()
@@ -48,3 +49,24 @@ def test_many_rows_give_what_the_modules_give(name):
         model.run(h_TD, batch, 0, model.num_layers, attend)
         assert torch.equal(h_TD, before), "the input belongs to the caller"
     assert isinstance(block_ops(h_TD, attend, weight), ByModule), "with gradients"
+
+
+@no_unit
+def test_on_the_matrix_unit_no_number_of_rows_changes_the_way():
+    """The bits of a row would change with it."""
+    h_TD, weight = torch.zeros(9000, 4), torch.zeros(3, 4)
+    with torch.no_grad(), run_on(unit=True):
+        assert isinstance(block_ops(h_TD, lambda *_: None, weight), FewRows)
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_logits_of_a_bfloat16_model_are_not_rounded_again(name):
+    """What sampling sees: bfloat16 would keep 8 bits of them, less than the layers before them kept."""
+    model = build_model(ONE_OF_EACH[name](), seed=0)
+    randomise(model)
+    model.bfloat16()
+    h_SD = torch.randn(9, model.hidden_size, generator=torch.Generator().manual_seed(0)).bfloat16()
+    with torch.no_grad():
+        found = logits(model, h_SD)
+        assert found.dtype == torch.float32
+        assert_close(found, (model.norm(h_SD).double() @ model.head_weight.double().T).float(), 1e-5)
