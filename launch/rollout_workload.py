@@ -11,9 +11,9 @@ from pathlib import Path
 from engine.encoding import encode_prompts
 from engine.errors import UserError
 from engine.generation import Request
-from engine.prompts import load_template
 from engine.records import read_instructions
 from engine.strict_json import parse_whole
+from engine.template_choice import choose_template
 from engine.tokenizer import load_tokenizer
 
 LENGTHS = ("fixed", "uniform", "lognormal")
@@ -65,7 +65,8 @@ def make_workload(
         records = list(read_instructions(data, require_output=False))
         if len(records) < num_prompts:
             raise UserError(f"--data {data} holds {len(records)} prompts, --num-prompts is {num_prompts}: lower it")
-        tokenizer, template = load_tokenizer(model_dir), load_template("alpaca")
+        tokenizer = load_tokenizer(model_dir)
+        template = choose_template(None, model_dir, tokenizer).template
         encoded = encode_prompts(rng.sample(records, num_prompts), tokenizer, template, prompt_tokens, "left")
         prompts = [prompt.tokens for prompt in encoded]
     count = num_prompts * responses
