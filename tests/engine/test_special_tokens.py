@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from engine.chat_template import ChatTemplate
 from engine.chats import encode_chat, encode_instruction, with_chat_template
@@ -100,6 +102,16 @@ def test_special_text_is_kept_as_text(kind):
 def decode_all(tokenizer, ids):
     """The text of what is between special tokens."""
     return decode(tokenizer, [i for i in ids if i != tokenizer.eos_token_id])
+
+
+def test_no_merge_makes_a_special_token():
+    """Pieces of "</s>" that are in the vocabulary, as a conversion from SentencePiece lists their merges."""
+    pieces = ["<unk>", "</s>", "<", "/", "s", ">", "</", "s>"]
+    merges = [("<", "/"), ("s", ">"), ("</", "s>")]
+    backend = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, merges, unk_token="<unk>"))
+    assert backend.encode("</s>").ids == [1]
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
+    assert encode_response(tokenizer, "</s>?") == [6, 7, 0, 1]
 
 
 FORMS = {
