@@ -184,7 +184,7 @@ def make_whole(folder: Path, make: Callable[[Path], Any]) -> None:
     os.rename(part, folder)
 
 
-def stage_model(settings: RunSettings, template: str | None, stage: str, run_stage: Any, job: Job) -> Path:
+def stage_model(settings: RunSettings, stage: str, run_stage: Any, job: Job, template: str | None) -> Path:
     """The model of an earlier stage: used if it is there, otherwise that stage is run first."""
     path = Path(settings.runs, settings.lang, stage)
     if (path / "result.json").is_file():

@@ -72,8 +72,8 @@ def train(
     if run_settings.model is None:
         check_files(read_prompts, run_settings.data)
         check_files(read_checks, run_settings.eval_data)
-    model_dir = run_settings.model or stage_model(run_settings, batch.template, "sft", sft.job, job)
-    reward_name = ppo.reward or str(stage_model(run_settings, batch.template, "reward", reward.job, job))
+    model_dir = run_settings.model or stage_model(run_settings, "sft", sft.job, job, batch.template)
+    reward_name = ppo.reward or str(stage_model(run_settings, "reward", reward.job, job, batch.template))
     data, checks_file = run_settings.data, run_settings.eval_data
     if data is None:
         embedded = embedded_data(run_settings, job)

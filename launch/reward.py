@@ -62,7 +62,7 @@ def train(
     read = checked_reader(job, batch, read_rankings)
     if run_settings.model is None:
         check_files(read, data, heldout_file)
-    model_dir = run_settings.model or stage_model(run_settings, batch.template, "sft", sft.job, job)
+    model_dir = run_settings.model or stage_model(run_settings, "sft", sft.job, job, batch.template)
     if data is None:
         embedded = embedded_data(run_settings, job)
         data, heldout_file = embedded / "ranking.jsonl", heldout_file or embedded / "ranking_heldout.jsonl"
