@@ -2,8 +2,9 @@
 
 A chat is its turns laid end to end, each as it stood in training: a user's words as an instruction in the prompt
 template, begun as every prompt is (with a dummy prefix where the tokenizer has one), and behind it the answer, closed
-by EOS. BOS, where the tokenizer has one, stands before the first alone. System turns are laid before the next user's
-words. Nothing was trained on earlier turns.
+by EOS. BOS, where the tokenizer has one, stands before the first alone, unless the template writes it. System turns are
+laid before the next user's words. Nothing was trained on earlier turns. With the model's own chat template the whole
+chat is as that renders it.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from engine.chat_template import ChatTemplate
 from engine.errors import UserError
-from engine.prompts import Template
-from engine.tokenizer import encode_prompt, encode_response
+from engine.prompts import RECORD, Piece, Template
+from engine.tokenizer import encode_prompt, encode_rendered, encode_response
 
 _BEFORE_PROMPTS = ("", " ")  # the dummy prefix written out, where it is lost
 ROLES = ("system", "user", "assistant")
@@ -24,39 +26,50 @@ ROLES = ("system", "user", "assistant")
 _ANSWERS = ("x", "The", "1", "(", "да", "न", "ا", "中")
 
 
-def encode_chat(tokenizer: Any, template: Template, messages: Sequence[Mapping[str, str]]) -> list[int]:
+def encode_instruction(
+    tokenizer: Any, template: Template | ChatTemplate, instruction: str, input: str = ""
+) -> list[int]:
+    """Token ids of the prompt that a record's fields make."""
+    pieces = template.pieces(instruction, input)
+    return (encode_rendered if isinstance(template, ChatTemplate) else encode_prompt)(tokenizer, pieces)
+
+
+def encode_chat(tokenizer: Any, template: Template | ChatTemplate, messages: Sequence[Mapping[str, str]]) -> list[int]:
     """Token ids of a chat: each message has a role (system, user, assistant) and its content.
 
     What comes back ends where the next answer begins when the last turn is the user's. UserError for another role.
     """
-    bos = encode_prompt(tokenizer, "")
-    ids, system = [*bos], ""
+    if isinstance(template, ChatTemplate):
+        return encode_rendered(tokenizer, template.turns(messages))
+    bos, ids, system = encode_prompt(tokenizer, ""), [], ""
     for message in messages:
         role, content = message["role"], message["content"]
         if role == "system":
             system += content + "\n"
         elif role == "user":
-            ids += encode_prompt(tokenizer, template.format(system + content))[len(bos) :]
+            ids += encode_prompt(tokenizer, template.pieces(system + content), first=False)
             system = ""
         elif role == "assistant":
             ids += encode_response(tokenizer, content)
         else:
             raise UserError(f"a message has the role {role!r}: give one of {', '.join(ROLES)}")
-    return ids
+    return ids if ids[: len(bos)] == bos else [*bos, *ids]
 
 
-def chat_template(template: Template, starts_with_bos: bool, first: str, later: str | None) -> str:
+def chat_template(template: Template, bos: str, first: str, later: str | None) -> str:
     """encode_chat as text, in Jinja: `first` and `later` stand before the first prompt and before the others.
 
-    With `later` None a chat with an answer in it is refused.
+    `bos` is what the tokenizer puts before every text. With `later` None a chat with an answer in it is refused.
     """
-    before, after, first, later_text = (
-        json.dumps(text, ensure_ascii=False) for text in (*template.format("\0").split("\0"), first, later or "")
-    )
+    pieces = template.pieces("x")
+    at = pieces.index(Piece("x", is_own=False))
+    around = ("".join(piece.text for piece in part) for part in (pieces[:at], pieces[at + 1 :]))
+    before, after, first, later_text = (json.dumps(text, ensure_ascii=False) for text in (*around, first, later or ""))
+    writes_bos = bos == "" or json.loads(before).startswith(bos)
     refusal = "this model\\'s prompt template ends in a character that merges with an answer: give one user turn"
     answer = f"{{{{- raise_exception('{refusal}') -}}}}" if later is None else "{{- message['content'] + eos_token -}}"
     return (
-        ("{{- bos_token -}}" if starts_with_bos else "")
+        ("" if writes_bos else "{{- bos_token -}}")
         + f"{{%- set ns = namespace(system='', begin={first}) -%}}{{%- for message in messages -%}}"
         "{%- if message['role'] == 'system' -%}{%- set ns.system = ns.system + message['content'] + '\\n' -%}"
         "{%- elif message['role'] == 'user' -%}"
@@ -68,15 +81,20 @@ def chat_template(template: Template, starts_with_bos: bool, first: str, later: 
     )
 
 
-def with_chat_template(tokenizer: Any, template: Template) -> Any:
+def with_chat_template(tokenizer: Any, template: Template | ChatTemplate) -> Any:
     """A copy of the tokenizer that renders chats to the ids of encode_chat; what trains and encodes is not touched.
 
-    SentencePiece's dummy prefix is lost behind a special token that is written out, unless it is written out too. Where
-    neither spelling gives the ids of training the copy has no chat template. Two limits of rendering by text: an answer
-    that begins with white space may merge with its prompt, and "</s>" in a message is read as the EOS token.
+    What is saved of the copy records the template (engine/template_choice.py). The model's own chat template stays.
+    Otherwise one is written: SentencePiece's dummy prefix is lost behind a special token that is written out, unless it
+    is written out too. Where neither spelling gives the ids of training the copy has no chat template. Two limits of
+    rendering by text: an answer that begins with white space may merge with its prompt, and "</s>" in a message is read
+    as the EOS token.
     """
     tokenizer = copy.deepcopy(tokenizer)
-    starts_with_bos = bool(encode_prompt(tokenizer, ""))
+    tokenizer.init_kwargs[RECORD] = template.record()
+    if isinstance(template, ChatTemplate):
+        return tokenizer
+    bos = tokenizer.bos_token if encode_prompt(tokenizer, "") else ""
     question = {"role": "user", "content": "x"}
     chats = [[question, {"role": "assistant", "content": answer}, question] for answer in _ANSWERS]
 
@@ -87,7 +105,7 @@ def with_chat_template(tokenizer: Any, template: Template) -> Any:
 
     for first in _BEFORE_PROMPTS:
         for later in (*_BEFORE_PROMPTS, None):
-            tokenizer.chat_template = chat_template(template, starts_with_bos, first, later)
+            tokenizer.chat_template = chat_template(template, bos, first, later)
             if exact([question]) and (later is None or exact(*chats)):
                 return tokenizer
     tokenizer.chat_template = None

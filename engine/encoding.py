@@ -1,14 +1,24 @@
-"""Records to tokens: prompts and responses encoded, their lengths checked or cut by rule before any work is done."""
+"""Records to tokens: prompts and responses encoded, their lengths checked or cut by rule before any work is done.
+
+What is cut is a record's own text, never the template's, nor BOS. `left` cuts the start and `right` the end of the
+input, until nothing of it is left, then of the instruction, which keeps a character at least. Beside a response (SFT,
+reward) `left` cuts the prompt so and `right` the response's end, with its EOS. What is still too long is a mistake.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
+from engine.chat_template import ChatTemplate
+from engine.chats import encode_instruction
 from engine.errors import UserError
 from engine.prompts import Template
 from engine.records import InstructionRecord, RankingRecord
-from engine.tokenizer import encode_prompt, encode_response
+from engine.tokenizer import encode_response
+
+AnyTemplate: TypeAlias = Template | ChatTemplate
 
 
 @dataclass(frozen=True)
@@ -44,42 +54,42 @@ class Prompt:
 
 
 def encode_instructions(
-    records: Iterable[InstructionRecord], tokenizer, template: Template, max_length: int, truncate: str
+    records: Iterable[InstructionRecord], tokenizer, template: AnyTemplate, max_length: int, truncate: str
 ) -> list[Example]:
     """SFT examples of at most max_length tokens."""
     examples = []
     for record in records:
-        prompt = encode_prompt(tokenizer, template.format(record.instruction, record.input))
         response = encode_response(tokenizer, record.output)
-        example = _fit(record.id, prompt, response, max_length, truncate)
-        if example is not None:
-            examples.append(example)
+        prompt = _prompt_beside(record, len(response), tokenizer, template, max_length, truncate)
+        if prompt is not None:
+            examples.append(_example(record.id, prompt, response, max_length))
     return _not_empty(examples, max_length)
 
 
 def encode_rankings(
-    records: Iterable[RankingRecord], tokenizer, template: Template, max_length: int, truncate: str
+    records: Iterable[RankingRecord], tokenizer, template: AnyTemplate, max_length: int, truncate: str
 ) -> list[RankedExamples]:
-    """Rankings whose sequences have at most max_length tokens each; a ranking is dropped whole or not at all."""
+    """Rankings whose sequences have at most max_length tokens each; a ranking is dropped whole or not at all.
+
+    All responses of a ranking follow the same prompt, cut for the longest of them.
+    """
     rankings = []
     for record in records:
-        prompt = encode_prompt(tokenizer, template.format(record.instruction, record.input))
-        fitted = [
-            _fit(record.id, prompt, encode_response(tokenizer, text), max_length, truncate) for text in record.responses
-        ]
-        if None not in fitted:
-            rankings.append(RankedExamples(record.id, tuple(fitted), record.ranks))
+        responses = [encode_response(tokenizer, text) for text in record.responses]
+        prompt = _prompt_beside(record, max(map(len, responses)), tokenizer, template, max_length, truncate)
+        if prompt is not None:
+            examples = tuple(_example(record.id, prompt, response, max_length) for response in responses)
+            rankings.append(RankedExamples(record.id, examples, record.ranks))
     return _not_empty(rankings, max_length)
 
 
 def encode_prompts(
-    records: Iterable[InstructionRecord], tokenizer, template: Template, max_prompt_length: int, truncate: str
+    records: Iterable[InstructionRecord], tokenizer, template: AnyTemplate, max_prompt_length: int, truncate: str
 ) -> list[Prompt]:
     """Prompts of at most max_prompt_length tokens, to generate from."""
     prompts = []
     for record in records:
-        text = template.format(record.instruction, record.input)
-        tokens = encode_prompt(tokenizer, text)
+        instruction, input, tokens = record.instruction, record.input, _prompt(record, tokenizer, template)
         if len(tokens) > max_prompt_length:
             if truncate == "drop":
                 continue
@@ -88,37 +98,94 @@ def encode_prompts(
                     f"prompt {record.id} has {len(tokens)} tokens, the limit is {max_prompt_length} (max length less "
                     "new tokens): raise --max-length or pass --truncate left, right or drop"
                 )
-            tokens = tokens[-max_prompt_length:] if truncate == "left" else tokens[:max_prompt_length]
-        prompts.append(Prompt(record.id, tuple(tokens), text, record.output))
+            cut = _cut(record, tokenizer, template, max_prompt_length, truncate)
+            if cut is None:
+                raise UserError(
+                    f"the template of prompt {record.id} leaves no room in {max_prompt_length} tokens (max length less "
+                    "new tokens): raise --max-length or pass --truncate drop"
+                )
+            instruction, input, tokens = cut
+        prompts.append(Prompt(record.id, tuple(tokens), template.format(instruction, input), record.output))
     return _not_empty(prompts, max_prompt_length)
 
 
-def _fit(id: str, prompt: Sequence[int], response: Sequence[int], max_length: int, truncate: str) -> Example | None:
-    """The two end to end, cut to max_length: "left" cuts the prompt's start, "right" the response's end."""
-    excess = len(prompt) + len(response) - max_length
-    if excess > 0:
-        if truncate == "drop":
-            return None
-        if truncate == "error":
+def _prompt(record: InstructionRecord | RankingRecord, tokenizer, template: AnyTemplate) -> list[int]:
+    return encode_instruction(tokenizer, template, record.instruction, record.input)
+
+
+def _prompt_beside(
+    record: InstructionRecord | RankingRecord,
+    response_len: int,
+    tokenizer,
+    template: AnyTemplate,
+    max_length: int,
+    truncate: str,
+) -> list[int] | None:
+    """The prompt of a sequence whose response has response_len tokens; None for a record that is left out.
+
+    With "right" it is the response that is too long for max_length.
+    """
+    prompt = _prompt(record, tokenizer, template)
+    if len(prompt) + response_len <= max_length:
+        return prompt
+    if truncate == "drop":
+        return None
+    if truncate == "error":
+        raise UserError(
+            f"sequence {record.id} has {len(prompt) + response_len} tokens, --max-length is {max_length}: "
+            "raise it or pass --truncate left, right or drop"
+        )
+    if truncate == "left":
+        cut = _cut(record, tokenizer, template, max_length - response_len, truncate)
+        if cut is None:
             raise UserError(
-                f"sequence {id} has {len(prompt) + len(response)} tokens, --max-length is {max_length}: "
-                "raise it or pass --truncate left, right or drop"
+                f"the response of sequence {record.id} alone has {response_len} tokens, with the template that is too "
+                f"many for --max-length {max_length}: raise it or pass --truncate right or drop"
             )
-        if truncate == "left":
-            if excess >= len(prompt):
-                raise UserError(
-                    f"the response of sequence {id} alone has {len(response)} tokens, --max-length is {max_length}: "
-                    "raise it or pass --truncate right or drop"
-                )
-            prompt = prompt[excess:]
+        return cut[2]
+    if len(prompt) >= max_length:
+        raise UserError(
+            f"the prompt of sequence {record.id} alone has {len(prompt)} tokens, --max-length is {max_length}: "
+            "raise it or pass --truncate left or drop"
+        )
+    return prompt
+
+
+def _cut(
+    record: InstructionRecord | RankingRecord, tokenizer, template: AnyTemplate, room: int, side: str
+) -> tuple[str, str, list[int]] | None:
+    """(instruction, input, prompt) with as much of the record's text as `room` tokens hold; None if none fits."""
+
+    def without(count: int) -> tuple[str, str, list[int]]:
+        """What is left when `count` characters are cut, the input's first."""
+        of_input = min(count, len(record.input))
+        instruction, input = (
+            _shorter(record.instruction, count - of_input, side),
+            _shorter(record.input, of_input, side),
+        )
+        return instruction, input, encode_instruction(tokenizer, template, instruction, input)
+
+    too_few, enough = 0, max(len(record.input) + len(record.instruction) - 1, 0)
+    best = without(enough)
+    if len(best[2]) > room:
+        return None
+    while enough - too_few > 1:
+        count = (too_few + enough) // 2
+        tried = without(count)
+        if len(tried[2]) > room:
+            too_few = count
         else:
-            if excess >= len(response):
-                raise UserError(
-                    f"the prompt of sequence {id} alone has {len(prompt)} tokens, --max-length is {max_length}: "
-                    "raise it or pass --truncate left or drop"
-                )
-            response = response[: len(response) - excess]
-    return Example(id, (*prompt, *response), len(prompt))
+            enough, best = count, tried
+    return best
+
+
+def _shorter(text: str, count: int, side: str) -> str:
+    """The text without `count` characters of its start (left) or its end (right)."""
+    return text[count:] if side == "left" else text[: len(text) - count]
+
+
+def _example(id: str, prompt: Sequence[int], response: Sequence[int], max_length: int) -> Example:
+    return Example(id, (*prompt, *response[: max_length - len(prompt)]), len(prompt))
 
 
 def _not_empty(items: list, limit: int) -> list:

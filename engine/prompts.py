@@ -11,15 +11,30 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from engine.errors import UserError
 from engine.strict_json import reason_of
 
 TEMPLATE_CHARACTERS = 100_000
+CHAT = "chat"  # the name of a model's own chat template, see engine/chat_template.py
+RECORD = "prompt_template"  # the key of tokenizer_config.json under which an exported model keeps its template
+TEMPLATE_HELP = (
+    "prompt template: alpaca, plain, chat (the model's chat template), or a file; where none is given, the one that "
+    "the model was trained with, else its chat template, else alpaca"
+)
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _SEPARATOR = re.compile(r"^---[ \t]*(?:\r?\n|$)", re.MULTILINE)
+
+
+class Piece(NamedTuple):
+    """Part of a prompt: a template's own text, where special tokens are tokens, or a record's, which is only text."""
+
+    text: str
+    is_own: bool
 
 
 @dataclass(frozen=True)
@@ -28,13 +43,30 @@ class Template:
 
     with_input: str
     without_input: str
+    name: str = field(default="", compare=False)
 
-    def format(self, instruction: str, input: str = "") -> str:
+    def pieces(self, instruction: str, input: str = "") -> list[Piece]:
         """The prompt, ending where the response begins. A blank input takes the form without one."""
         form = self.with_input if input.strip() else self.without_input
-        values = {"instruction": instruction, "input": input}
-        # One pass over the form: braces inside the record's own text are text.
-        return _PLACEHOLDER.sub(lambda match: values[match[1]], form)
+        return list(_filled(form, {"instruction": instruction, "input": input}))
+
+    def format(self, instruction: str, input: str = "") -> str:
+        """The prompt as text."""
+        return "".join(piece.text for piece in self.pieces(instruction, input))
+
+    def record(self) -> dict[str, str]:
+        """What an exported model keeps of it."""
+        return {"name": self.name, "with_input": self.with_input, "without_input": self.without_input}
+
+
+def _filled(form: str, values: dict[str, str]) -> Iterator[Piece]:
+    """The form's pieces, in one pass over the form: braces inside the record's own text are text."""
+    end = 0
+    for match in _PLACEHOLDER.finditer(form):
+        yield Piece(form[end : match.start()], is_own=True)
+        yield Piece(values[match[1]], is_own=False)
+        end = match.end()
+    yield Piece(form[end:], is_own=True)
 
 
 TEMPLATES = {
@@ -45,9 +77,10 @@ TEMPLATES = {
         "Below is an instruction that describes a task. "
         "Write a response that appropriately completes the request.\n\n"
         "### Instruction:\n{instruction}\n\n### Response:\n",
+        "alpaca",
     ),
     # For small models: no tokens spent on a preamble that they must first learn to ignore.
-    "plain": Template("{instruction}\n{input}\n=> ", "{instruction}\n=> "),
+    "plain": Template("{instruction}\n{input}\n=> ", "{instruction}\n=> ", "plain"),
 }
 
 
@@ -57,6 +90,7 @@ def load_template(name: str | os.PathLike[str]) -> Template:
     The file holds {instruction} and {input}, each once. A line `---` may divide it into two forms: above it the form
     with an input, below it the form without; a file with one form uses it for both. The line break before `---` and
     the one at the end of the file belong to neither form: leave an empty line to end a prompt with a line break.
+    Special tokens are written by their names: <|im_start|>.
     UserError where neither a name nor a file fits, or a placeholder is missing, repeated or unknown.
     """
     if name in TEMPLATES:
@@ -68,11 +102,11 @@ def load_template(name: str | os.PathLike[str]) -> Template:
     except UnicodeDecodeError as error:
         raise UserError(f"template {path} is not UTF-8 (byte {error.start}): save the file as UTF-8") from None
     except (OSError, ValueError) as error:
-        near = difflib.get_close_matches(str(name), TEMPLATES, n=1)
+        near = difflib.get_close_matches(str(name), [*TEMPLATES, CHAT], n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise UserError(
             f"template {str(name)!r} is no template and no readable file ({reason_of(error)}): {hint}"
-            f"use {', '.join(TEMPLATES)} or the path of a text file"
+            f"use {', '.join(TEMPLATES)}, {CHAT} or the path of a text file"
         ) from None
     if len(text) > TEMPLATE_CHARACTERS:
         raise UserError(f"template {path} has more than {TEMPLATE_CHARACTERS:,} characters: name the right file")
@@ -82,7 +116,18 @@ def load_template(name: str | os.PathLike[str]) -> Template:
     _check_form(path, forms[0], ("instruction", "input"))
     if len(forms) == 2:
         _check_form(path, forms[1], ("instruction",))
-    return Template(forms[0], forms[-1])
+    return Template(forms[0], forms[-1], path.name)
+
+
+def recorded_template(record: Mapping[str, Any], file: Path) -> Template:
+    """A template from what Template.record gave, read from a file. UserError for anything else."""
+    name, *forms = (record.get(key) for key in ("name", "with_input", "without_input"))
+    if not (isinstance(name, str) and all(isinstance(form, str) for form in forms)):
+        raise UserError(f"{file}: {RECORD!r} is no template with a name and two forms: take it out, or fetch it again")
+    _check_form(file, forms[0], ("instruction", "input"))
+    if forms[1] != forms[0]:
+        _check_form(file, forms[1], ("instruction",))
+    return Template(*forms, name)
 
 
 def _check_form(path: Path, form: str, wanted: tuple[str, ...]) -> None:

@@ -38,6 +38,7 @@ class Run:
         """`monitors` is what take_monitors gives: where numbers go besides metrics.jsonl and TensorBoard."""
         self.path, self.stage, self.world = path, stage, world
         self.settings = {k: v for s in settings for k, v in dataclasses.asdict(s).items()}
+        self.template: dict[str, str] | None = None  # the prompt template, as engine/template_choice.py records it
         self._writer = None
         self._monitor_config, self._monitors = monitors, None
         self._started = time.monotonic()
@@ -121,9 +122,8 @@ class Run:
                 shutil.rmtree(self.path)
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
-                _write_json(
-                    self.path / "config.json", {"stage": self.stage, "settings": self.settings, **self.provenance}
-                )
+                config = {"stage": self.stage, "settings": self.settings, "template": self.template}
+                _write_json(self.path / "config.json", {**config, **self.provenance})
             except OSError as error:
                 raise UserError(
                     f"--output {self.path} cannot be written ({error.strerror}): choose a folder you may write to"
@@ -221,10 +221,11 @@ def read_result(path: Path) -> dict[str, Any] | None:
     return read_object(file, "delete it to run the stage again") if file.is_file() else None
 
 
-def template_of(model_dir: str | os.PathLike[str]) -> str | None:
-    """The prompt template that a model was trained with, as its run's config.json beside it says; None without one."""
-    template = (_settings_in(_real(model_dir).parent) or {}).get("template")
-    return template if isinstance(template, str) else None
+def template_in_run(model_dir: str | os.PathLike[str]) -> tuple[Path, Any]:
+    """(file, template) that the run beside a model's directory has recorded: None without one, older runs a name."""
+    folder = _real(model_dir).parent
+    config = _config_in(folder) or {"settings": {}}
+    return folder / "config.json", config.get("template") or config["settings"].get("template")
 
 
 def check_writable(path: Path) -> None:
@@ -244,12 +245,17 @@ def _real(path: str | os.PathLike[str]) -> Path:
 
 
 def _settings_in(path: Path) -> dict[str, Any] | None:
-    """The settings in a run's config.json; None where there is no run. (A model has a config.json too.)"""
+    """The settings in a run's config.json; None where there is no run."""
+    return (_config_in(path) or {}).get("settings")
+
+
+def _config_in(path: Path) -> dict[str, Any] | None:
+    """A run's config.json; None where there is no run. (A model has a config.json too.)"""
     try:
-        settings = read_object(path / "config.json").get("settings")
+        config = read_object(path / "config.json")
     except UserError:
         return None
-    return settings if isinstance(settings, dict) else None
+    return config if isinstance(config.get("settings"), dict) else None
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -7,6 +7,7 @@ from dataclasses import MISSING, dataclass, field
 from typing import Any
 
 from engine.errors import UserError
+from engine.prompts import TEMPLATE_HELP
 from engine.sampling import Sampling
 
 
@@ -159,9 +160,11 @@ class BatchSettings:
     )
     epochs: int = flag("passes over the data")
     max_length: int = flag("longest sequence in tokens, prompt and response together")
-    template: str = flag("prompt template: alpaca, plain, or a file", "alpaca")
+    template: str | None = flag(TEMPLATE_HELP, None)
     truncate: str = flag(
-        "a sequence that is too long: stop, cut its start or end, or leave it out",
+        "a sequence that is too long: stop, cut the record's text (never the template or BOS), or leave it out; "
+        "left: the start of the input, then of the instruction; right: the end of the response, for PPO of the input, "
+        "then of the instruction",
         "error",
         choices=["error", "left", "right", "drop"],
     )
@@ -290,9 +293,10 @@ class SampleSettings:
     data: str = flag("prompts: instruction records in .jsonl, .jsonl.gz or .json")
     output: str = flag("file to write, .jsonl: one line a prompt, in the order of the prompts")
     overwrite: bool = flag("start anew: replace the output file, and drop what an interrupted run has left", False)
-    template: str | None = flag("alpaca, plain, or a file (default: what the model's run used, or alpaca)", None)
+    template: str | None = flag(TEMPLATE_HELP, None)
     truncate: str = flag(
-        "a prompt that is too long: stop, cut its start or end, or leave it out",
+        "a prompt that is too long: stop, cut the start (left) or end (right) of its input, then of its instruction, "
+        "never the template or BOS, or leave it out",
         "error",
         choices=["error", "left", "right", "drop"],
     )

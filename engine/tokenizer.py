@@ -4,27 +4,27 @@ A prompt and its response are tokenised apart and their ids laid end to end, in 
 spans the border, so a response's ids do not depend on its prompt. A response continues a text, so it carries no dummy
 prefix (the blank that SentencePiece puts before a text) and none is taken from it when it is decoded.
 
-Text is text: "</s>" written in a record is encoded by its characters, never as the end-of-sequence token.
+A record's text is text: "</s>" written in it is encoded by its characters, never as the end-of-sequence token. Special
+tokens that a template writes are tokens.
 """
 
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import sentencepiece
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
 from engine.byte_fallback import decode_tokens
+from engine.codec import codec_of
 from engine.errors import UserError
+from engine.prompts import Piece
 from engine.tokenizer_files import read_tokenizer_files, refusing
 
 UNK, BOS, EOS, PAD = "<unk>", "<s>", "</s>", "<pad>"
@@ -49,7 +49,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
         else:
             tokenizer = _load_sentencepiece(folder, settings)
         if tokenizer.is_fast:
-            _codec(tokenizer)  # made now, so that what no text can be encoded with is refused here
+            codec_of(tokenizer)  # made now, so that what no text can be encoded with is refused here
     if not tokenizer.is_fast:
         raise UserError(f"the tokenizer in {folder} has no tokenizer.json form: convert it with transformers first")
     if not tokenizer.eos_token or tokenizer.eos_token_id is None:
@@ -66,15 +66,26 @@ def _load_sentencepiece(folder: Path, settings: dict[str, Any]) -> PreTrainedTok
     return family.from_pretrained(str(folder), add_bos_token=settings.get("add_bos_token", True))
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    """Token ids of a prompt: BOS first if the tokenizer's own convention says so (LLaMA's does, BLOOM's does not)."""
-    codec = _codec(tokenizer)
-    return [*codec.bos, *codec.backend.encode(codec.dummy_prefix + text).ids] if text else [*codec.bos]
+def encode_prompt(tokenizer: PreTrainedTokenizerFast, prompt: str | Sequence[Piece], first: bool = True) -> list[int]:
+    """Token ids of a prompt: a text, which is a record's throughout, or a template's pieces.
+
+    BOS stands first if the tokenizer's own convention says so (LLaMA's does, BLOOM's does not), and once where the
+    template writes it too; without `first` only where the template writes it.
+    """
+    codec = codec_of(tokenizer)
+    ids = codec.encode_prompt([Piece(prompt, is_own=False)] if isinstance(prompt, str) else prompt)
+    has_bos = ids[: len(codec.bos)] == [*codec.bos]
+    return ids if has_bos or not first else [*codec.bos, *ids]
+
+
+def encode_rendered(tokenizer: PreTrainedTokenizerFast, pieces: Sequence[Piece]) -> list[int]:
+    """Token ids of a chat that a chat template has rendered, as transformers encodes it: it writes its own BOS."""
+    return codec_of(tokenizer).encode_start(pieces)
 
 
 def encode_response(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     """Token ids of a response, to be laid behind a prompt's: no BOS, no dummy prefix, EOS last."""
-    return [*_codec(tokenizer).backend.encode(text).ids, tokenizer.eos_token_id]
+    return [*codec_of(tokenizer).middle.encode(text).ids, tokenizer.eos_token_id]
 
 
 def decode(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
@@ -86,7 +97,7 @@ def decode(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
     ids = list(ids)
     if tokenizer.eos_token_id in ids:
         ids = ids[: ids.index(tokenizer.eos_token_id)]
-    return decode_tokens(_codec(tokenizer).backend, ids)
+    return decode_tokens(codec_of(tokenizer).middle, ids)
 
 
 def check_vocab(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> None:
@@ -206,52 +217,3 @@ def _merges(vocab: dict[str, int]) -> list[tuple[str, str]]:
         for cut in range(1, len(piece))
         if piece[:cut] in vocab and piece[cut:] in vocab
     ]
-
-
-@dataclass(frozen=True)
-class _Codec:
-    """A tokenizer's own rules, as the two halves of a text need them."""
-
-    backend: Tokenizer  # adds nothing and drops nothing: no BOS, no dummy prefix, special tokens read as text
-    dummy_prefix: str
-    bos: tuple[int, ...]
-
-
-_codecs: WeakKeyDictionary[PreTrainedTokenizerFast, _Codec] = WeakKeyDictionary()
-
-
-def _codec(tokenizer: PreTrainedTokenizerFast) -> _Codec:
-    if tokenizer not in _codecs:
-        spec = json.loads(tokenizer.backend_tokenizer.to_str())
-        spec.update(truncation=None, padding=None, post_processor=None)
-        has_prefix = False
-        for part in ("normalizer", "pre_tokenizer", "decoder"):
-            spec[part], changed = _without_prefix(spec[part])
-            has_prefix |= changed and part != "decoder"
-        backend = Tokenizer.from_str(json.dumps(spec))
-        backend.encode_special_tokens = True
-        starts_with_bos = tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
-        bos = (tokenizer.bos_token_id,) if starts_with_bos else ()
-        _codecs[tokenizer] = _Codec(backend, " " if has_prefix else "", bos)
-    return _codecs[tokenizer]
-
-
-def _without_prefix(part: dict[str, Any] | None) -> tuple[dict[str, Any] | None, bool]:
-    """A normalizer, pre-tokenizer or decoder that neither adds a blank before a text nor takes one from it.
-
-    The parts and their spellings are those of the tokenizers library's file format. Returns whether anything changed.
-    """
-    if part is None:
-        return None, False
-    for key in ("normalizers", "pretokenizers", "decoders"):
-        if key in part:
-            results = [_without_prefix(child) for child in part[key]]
-            kept = [child for child, _ in results if child is not None]
-            return {**part, key: kept}, any(changed for _, changed in results)
-    if part["type"] == "Prepend" or (part["type"] == "Strip" and part.get("content") == " " and part["start"] > 0):
-        return None, True
-    if part["type"] == "Metaspace" and part.get("prepend_scheme") != "never":
-        return {**part, "prepend_scheme": "never"}, True
-    if part["type"] == "ByteLevel" and part.get("add_prefix_space"):
-        return {**part, "add_prefix_space": False}, True
-    return part, False

@@ -22,9 +22,10 @@ from engine.languages import Language, get_language
 from engine.models import load_model, load_score_weight
 from engine.models.hf import load_config
 from engine.monitors import take_monitors
-from engine.runs import Run, template_of
+from engine.runs import Run
 from engine.schedule import rate_line, warmup_warning
 from engine.settings import BatchSettings, RunSettings
+from engine.template_choice import Choice, choose_template
 from engine.tokenizer import check_vocab, load_tokenizer
 from engine.zero import read_ds_config
 
@@ -64,11 +65,16 @@ class Job:
         parts = disk_parts(self.run.stage, model, trained, steps, run.save_every, run.keep, **sizes)
         return disk_line(parts, self.run.path)
 
-    def note_template(self, model_dir: str | Path, template: str) -> None:
-        """Say so when a model is about to see another prompt template than the one it was trained with."""
-        trained = template_of(model_dir)
-        if trained not in (None, template):
-            self.console.say(f"note: {model_dir} was trained with --template {trained}, this run uses {template}")
+    def choose_template(self, given: str | None, model_dir: str | Path, tokenizer: Any) -> Choice:
+        """The prompt template of this run, which the run's folder will record."""
+        choice = choose_template(given, model_dir, tokenizer)
+        self.run.template = choice.template.record()
+        return choice
+
+    @property
+    def card_settings(self) -> dict[str, Any]:
+        """The run's settings as its model's card shows them: with the template that was chosen."""
+        return {**self.run.settings, "template": (self.run.template or {}).get("name")}
 
     def load(self, path: str | Path, max_length: int) -> tuple[Any, Any]:
         """(model on this rank's device, tokenizer), checked against each other and for sequences of max_length."""
@@ -136,7 +142,7 @@ def open_job(stage: str, settings: Sequence[Any]) -> Job:
     return Job(world, Run(path, stage, settings, world, monitors), console, language, ds_config, dtype, settings)
 
 
-def upstream_argv(settings: RunSettings) -> list[str]:
+def upstream_argv(settings: RunSettings, template: str | None) -> list[str]:
     """The flags that a job hands to the jobs it depends on."""
     argv = ["--lang", settings.lang, "--runs", settings.runs, "--seed", str(settings.seed), "--dtype", settings.dtype]
     argv += ["--save-every", str(settings.save_every), "--keep", str(settings.keep)]
@@ -146,6 +152,8 @@ def upstream_argv(settings: RunSettings) -> list[str]:
         argv += ["--deepspeed_config", settings.deepspeed_config]
     if settings.resume:
         argv.append("--resume")
+    if template is not None:
+        argv += ["--template", template]
     return argv
 
 
@@ -180,13 +188,13 @@ def make_whole(folder: Path, make: Callable[[Path], Any]) -> None:
     os.rename(part, folder)
 
 
-def stage_model(settings: RunSettings, stage: str, run_stage: Any, job: Job) -> Path:
+def stage_model(settings: RunSettings, stage: str, run_stage: Any, job: Job, template: str | None) -> Path:
     """The model of an earlier stage: used if it is there, otherwise that stage is run first."""
     path = Path(settings.runs, settings.lang, stage)
     if (path / "result.json").is_file():
         job.console.say(f"{stage}: {path / 'model'} is there, used")
     else:
-        run_stage(upstream_argv(settings))
+        run_stage(upstream_argv(settings, template))
     return path / "model"
 
 

@@ -121,6 +121,7 @@ def prepare(settings: EvaluateSettings) -> Evaluation:
     console.header(f"Evaluation in {', '.join(get_language(code).name for code in settings.languages)}", {
         "model": f"{settings.model} ({model.config.model_type}, {model.num_layers} layers of {model.hidden_size})",
         "tasks": f"{', '.join(task.name for task in tasks)}, protocol {protocol.name}",
+        "template": "none: the protocol's own prompts",
         "data": settings.data_dir,
         "ranks": f"{world.size} x {manifest['device']}, {manifest['dtype']}, {scorer.num_threads} thread(s) each",
         "results": output.path,

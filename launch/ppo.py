@@ -20,10 +20,9 @@ from engine.model_card import write_card
 from engine.models import save_model
 from engine.ppo import PPOTrainer
 from engine.presets import presets
-from engine.prompts import load_template
 from engine.records import read_instructions
 from engine.runs import read_result
-from engine.scoring import check_reward, describe, load_scorer, try_scorer
+from engine.scoring import RewardModelScorer, check_reward, describe, load_scorer, try_scorer
 from engine.settings import (
     BatchSettings,
     OptimizerSettings,
@@ -34,6 +33,7 @@ from engine.settings import (
     check_room,
     split_of,
 )
+from engine.template_choice import check_reward_template, check_template
 from launch import reward, sft
 from launch.common import (
     Job,
@@ -77,27 +77,31 @@ def train(
     """Read and check everything, then train, save and measure."""
     check_room(ppo.max_new_tokens, batch.max_length)
     check_iteration(ppo, batch.batch_size)
-    room, template = batch.max_length - ppo.max_new_tokens, load_template(batch.template)
+    check_template(batch.template)
+    room = batch.max_length - ppo.max_new_tokens
     if ppo.reward:
         check_reward(ppo.reward)
     read_prompts = checked_reader(job, batch, partial(read_instructions, require_output=False))
     if run_settings.model is None:
         check_files(read_prompts, run_settings.data)
         check_files(read_prompts, run_settings.eval_data)
-    model_dir = run_settings.model or stage_model(run_settings, "sft", sft.job, job)
-    reward_name = ppo.reward or str(stage_model(run_settings, "reward", reward.job, job))
+    model_dir = run_settings.model or stage_model(run_settings, "sft", sft.job, job, batch.template)
+    reward_name = ppo.reward or str(stage_model(run_settings, "reward", reward.job, job, batch.template))
     data, checks_file = run_settings.data, run_settings.eval_data
     if data is None:
         embedded = embedded_data(run_settings, job)
         data, checks_file = embedded / "rl.jsonl", checks_file or embedded / "heldout.jsonl"
     model, tokenizer = job.load(model_dir, batch.max_length)
-    job.note_template(model_dir, batch.template)
+    choice = job.choose_template(batch.template, model_dir, tokenizer)
     split = split_of(ppo.top_layers, model.num_layers)
-    prompts = encode_prompts(read_prompts(data), tokenizer, template, room, batch.truncate)
+    prompts = encode_prompts(read_prompts(data), tokenizer, choice.template, room, batch.truncate)
     checks = []
     if checks_file:
-        checks = encode_prompts(read_prompts(checks_file), tokenizer, template, room, batch.truncate)
+        checks = encode_prompts(read_prompts(checks_file), tokenizer, choice.template, room, batch.truncate)
     scorer = load_scorer(reward_name, model, split, tokenizer, batch.tokens_per_microbatch, ppo.reward_offload)
+    said = ""
+    if isinstance(scorer, RewardModelScorer):
+        said = f", {check_reward_template(reward_name, choice, tokenizer)}"
     try_scorer(scorer, model, split, prompts[0], tokenizer)
     if scorer.note:
         job.console.say(scorer.note)
@@ -114,8 +118,9 @@ def train(
     )  # fmt: skip
     job.header(f"PPO in {job.language.name}", {
         "policy": f"{model_dir} (top {ppo.top_layers} of {model.num_layers} layers trained)",
-        "reward": f"{reward_name} ({describe(scorer, trainer.score_clip)})",
+        "reward": f"{reward_name} ({describe(scorer, trainer.score_clip)}{said})",
         "data": f"{data} ({len(prompts):,} prompts)",
+        "template": choice.shown,
         "plan": f"{len(trainer.steps)} iterations of {batch.batch_size} rollouts of up to {ppo.max_new_tokens} tokens",
         "update": f"{ppo.ppo_epochs} PPO epochs, {ppo.minibatch_size} rollouts a step",
         "disk": disk,
@@ -131,7 +136,7 @@ def train(
 
     def export() -> None:
         if job.world.is_first:
-            save_model(model, job.run.model_dir, with_chat_template(tokenizer, template))
+            save_model(model, job.run.model_dir, with_chat_template(tokenizer, choice.template))
 
     with trainer.checkpoints.finishing():
         trainer.checkpoints.part(export)
@@ -148,7 +153,7 @@ def train(
             write_card(
                 job.run.model_dir,
                 "ppo",
-                job.run.settings,
+                job.card_settings,
                 {"policy before PPO": model_dir, "reward": reward_name, "prompts": data},
                 result,
                 tokenizer,

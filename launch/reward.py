@@ -18,11 +18,11 @@ from engine.export import save_trained
 from engine.model_card import write_card
 from engine.modules import RewardModule
 from engine.presets import presets
-from engine.prompts import load_template
 from engine.records import read_rankings
 from engine.reward import RewardTrainer
 from engine.seeds import derive_seed, shuffled
 from engine.settings import BatchSettings, OptimizerSettings, RewardSettings, RunSettings
+from engine.template_choice import check_template
 from launch import sft
 from launch.common import (
     Job,
@@ -62,19 +62,20 @@ def train(
     job: Job, run_settings: RunSettings, optimizer: OptimizerSettings, batch: BatchSettings, reward: RewardSettings
 ) -> None:
     """Read and check everything, then train, save and measure."""
+    check_template(batch.template)
     data, heldout_file = run_settings.data, run_settings.eval_data
-    template, read = load_template(batch.template), checked_reader(job, batch, read_rankings)
+    read = checked_reader(job, batch, read_rankings)
     if run_settings.model is None:
         check_files(read, data, heldout_file)
-    model_dir = run_settings.model or stage_model(run_settings, "sft", sft.job, job)
+    model_dir = run_settings.model or stage_model(run_settings, "sft", sft.job, job, batch.template)
     if data is None:
         embedded = embedded_data(run_settings, job)
         data, heldout_file = embedded / "ranking.jsonl", heldout_file or embedded / "ranking_heldout.jsonl"
     model, tokenizer = job.load(model_dir, batch.max_length)
-    job.note_template(model_dir, batch.template)
+    choice = job.choose_template(batch.template, model_dir, tokenizer)
 
     def encoded(path):
-        rankings = encode_rankings(read(path), tokenizer, template, batch.max_length, batch.truncate)
+        rankings = encode_rankings(read(path), tokenizer, choice.template, batch.max_length, batch.truncate)
         for ranking in rankings:  # all K responses share a microbatch
             if ranking.num_tokens > batch.tokens_per_microbatch:
                 raise UserError(
@@ -110,6 +111,7 @@ def train(
     job.header(f"Reward model in {job.language.name}", {
         "model": f"{model_dir} (top {top} of {model.num_layers} layers trained)",
         "data": f"{data} ({len(rankings):,} rankings, {len(lengths):,} responses)",
+        "template": choice.shown,
         "held out": f"{len(heldout):,} rankings",
         "plan": f"{len(trainer.steps)} steps of {batch.batch_size} prompts",
         "disk": disk,
@@ -118,7 +120,7 @@ def train(
 
     def export() -> None:
         moments = result["score_mean"], result["score_std"]
-        tokenizer_out = with_chat_template(tokenizer, template)
+        tokenizer_out = with_chat_template(tokenizer, choice.template)
         save_trained(trainer.zero, model, job.run.model_dir, tokenizer_out, job.world, moments)
 
     with trainer.checkpoints.finishing():
@@ -127,7 +129,7 @@ def train(
             write_card(
                 job.run.model_dir,
                 "reward",
-                job.run.settings,
+                job.card_settings,
                 {"base model": model_dir, "rankings": data},
                 result,
                 tokenizer,

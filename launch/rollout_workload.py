@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.encoding import encode_prompts
+from engine.chats import encode_instruction
 from engine.errors import UserError
 from engine.generation import Request
-from engine.prompts import load_template
 from engine.records import read_instructions
 from engine.strict_json import parse_whole
+from engine.template_choice import choose_template
 from engine.tokenizer import load_tokenizer
 
 LENGTHS = ("fixed", "uniform", "lognormal")
@@ -65,9 +65,13 @@ def make_workload(
         records = list(read_instructions(data, require_output=False))
         if len(records) < num_prompts:
             raise UserError(f"--data {data} holds {len(records)} prompts, --num-prompts is {num_prompts}: lower it")
-        tokenizer, template = load_tokenizer(model_dir), load_template("alpaca")
-        encoded = encode_prompts(rng.sample(records, num_prompts), tokenizer, template, prompt_tokens, "left")
-        prompts = [prompt.tokens for prompt in encoded]
+        tokenizer = load_tokenizer(model_dir)
+        template = choose_template(None, model_dir, tokenizer).template
+        # Cut by the token, template and all: a benchmark wants lengths, and reads no answer.
+        drawn = rng.sample(records, num_prompts)
+        prompts = [
+            tuple(encode_instruction(tokenizer, template, r.instruction, r.input))[-prompt_tokens:] for r in drawn
+        ]
     count = num_prompts * responses
     return Workload(prompts, responses, draw_lengths(lengths, count, max_new_tokens, mean_new_tokens, rng))
 

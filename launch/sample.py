@@ -28,7 +28,6 @@ from engine.generation import Request
 from engine.interrupt import Interrupt
 from engine.kv_cache import PAGE_SIZE
 from engine.languages import get_language
-from engine.prompts import load_template
 from engine.records import InstructionRecord, read_instructions, write_jsonl
 from engine.response_file import (
     EOS,
@@ -40,10 +39,11 @@ from engine.response_file import (
     remove_shards,
     shard_paths,
 )
-from engine.runs import check_writable, differences, template_of
+from engine.runs import check_writable, differences
 from engine.scheduler import Scheduler
 from engine.settings import ResponseSettings, SampleSettings
 from engine.strict_json import read_object
+from engine.template_choice import check_template, choose_template
 from launch.common import choose_dtype, load_checked
 from launch.sample_rank import Progress, sample, share
 
@@ -60,13 +60,15 @@ def job(argv: Sequence[str]) -> None:
     )
     language, output = get_language(settings.lang), Path(settings.output)
     check_output(output, settings)
-    recorded = template_of(settings.model)
-    template = settings.template or recorded or "alpaca"
-    form, records = load_template(template), list(read_instructions(settings.data, require_output=False))
+    check_template(settings.template)
+    records = list(read_instructions(settings.data, require_output=False))
     world = start_world(LONGEST_WAIT_S)
     console, dtype = Console(world.is_first), choose_dtype(settings.dtype, world.device)
     model, tokenizer = load_checked(settings.model, dtype, world.device, how.max_length)
-    prompts = encode_prompts(records, tokenizer, form, how.max_length - how.max_new_tokens, settings.truncate)
+    choice = choose_template(settings.template, settings.model, tokenizer)
+    prompts = encode_prompts(
+        records, tokenizer, choice.template, how.max_length - how.max_new_tokens, settings.truncate
+    )
     eos_ids = eos_ids_of(settings.model, tokenizer, model.vocab_size)
     index_of = {record.id: index for index, record in enumerate(records)}
     requests = [
@@ -88,7 +90,6 @@ def job(argv: Sequence[str]) -> None:
     waiting = [request for request in requests if (request.prompt_id, request.sample_id) not in saved]
     mine = share(waiting, world.size)[world.rank]
 
-    why = "--template" if settings.template else "recorded by the model's run" if recorded else "the default"
     left_out = f", {len(records) - len(prompts):,} too long left out" if len(prompts) < len(records) else ""
     shortest = f", at least {how.min_new_tokens}" if how.min_new_tokens else ""
     penalty = f", repetition penalty {how.repetition_penalty}" if how.repetition_penalty != 1 else ""
@@ -98,7 +99,7 @@ def job(argv: Sequence[str]) -> None:
     console.header(f"Sampling in {language.name}", {
         "model": f"{settings.model} ({model.config.model_type}, {model.num_layers} layers of {model.hidden_size})",
         "data": f"{settings.data} ({len(prompts):,} prompts{left_out})",
-        "template": f"{template} ({why})",
+        "template": choice.shown,
         "plan": f"{how.num_responses} responses a prompt, of up to {how.max_new_tokens} tokens{shortest}",
         "choice": f"temperature {how.temperature}, top-k {how.top_k or 'all'}, top-p {how.top_p}, min-p {how.min_p}"
         f"{penalty}, seed {how.seed}",

@@ -26,20 +26,19 @@ from engine.errors import UserError
 from engine.generation import Request
 from engine.kv_cache import PAGE_SIZE, pages_for
 from engine.models.hf import load_config
-from engine.prompts import load_template
-from engine.runs import template_of
+from engine.prompts import TEMPLATE_HELP
 from engine.serving.app import Server, ServerSettings
 from engine.serving.ask import AskReader, Limits
 from engine.serving.dialog import DialogEncoder
 from engine.serving.live import LiveEngine
 from engine.settings import flag
+from engine.template_choice import check_template, choose_template
 from engine.tokenizer import load_tokenizer
 from evaluation.context_length import context_length
 from launch.common import choose_dtype, load_checked
 from launch.sample import eos_ids_of
 
 KEY_VARIABLE = "SERVE_API_KEY"
-DEFAULT_TEMPLATE = "alpaca"
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -49,9 +48,7 @@ class ModelSettings:
 
     _argument_group_name = "model"
     model: str = flag("the model, a Hugging Face directory")
-    template: str | None = flag(
-        "alpaca, plain, or a file (default: the run's, the model's chat template, or alpaca)", None
-    )
+    template: str | None = flag(TEMPLATE_HELP, None)
     max_length: int | None = flag("prompt and response together, in tokens (default: the model's context)", None)
     slots: int = flag("responses generated at once", 64)
     cache_tokens: int | None = flag("budget of the key/value cache (default: half of the free memory)", None)
@@ -97,15 +94,13 @@ class Loaded:
 
 def load(settings: ModelSettings) -> Loaded:
     """Load and check everything. UserError for what does not fit."""
-    named = settings.template or template_of(settings.model)
-    template = load_template(named) if named else None  # a mistake in it shows before the model is loaded
+    check_template(settings.template)  # a mistake in it shows before the model is loaded
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = choose_dtype(settings.dtype, device)
     length = settings.max_length or context_length(load_config(settings.model), load_tokenizer(settings.model))
     model, tokenizer = load_checked(settings.model, dtype, device, length)
     model.requires_grad_(False)
-    if template is None and not tokenizer.chat_template:
-        named, template = DEFAULT_TEMPLATE, load_template(DEFAULT_TEMPLATE)
+    choice = choose_template(settings.template, settings.model, tokenizer)
     # The worst that can come: every slot with the longest sequence, and the one token that a full prompt may be given.
     worst = [Request((0,), 0, 0, length)] * settings.slots
     pages = num_pages_for(model, worst, settings.slots, settings.cache_tokens, False, model.head_weight)
@@ -117,8 +112,8 @@ def load(settings: ModelSettings) -> Loaded:
     engine = LiveEngine(model, settings.slots, pages, length, eos_ids_of(settings.model, tokenizer, model.vocab_size))
     about = f"{settings.model} ({model.config.model_type}, {model.num_layers} layers of {model.hidden_size})"
     how = f"{str(dtype).removeprefix('torch.')} on {device.type}"
-    dialogs = DialogEncoder(tokenizer, template)
-    return Loaded(engine, tokenizer, dialogs, named or "the model's chat template", f"{about}, {how}")
+    dialogs = DialogEncoder(tokenizer, choice.template)
+    return Loaded(engine, tokenizer, dialogs, choice.shown, f"{about}, {how}")
 
 
 def name_of(model_dir: str) -> str:

@@ -17,10 +17,10 @@ from engine.exact_match import exact_match
 from engine.export import save_trained
 from engine.model_card import write_card
 from engine.presets import presets
-from engine.prompts import load_template
 from engine.records import read_instructions
 from engine.settings import BatchSettings, OptimizerSettings, RunSettings, SFTSettings, split_of
 from engine.sft import SFTTrainer
+from engine.template_choice import check_template
 from launch.common import (
     Job,
     check_files,
@@ -59,8 +59,9 @@ def train(
     job: Job, run_settings: RunSettings, optimizer: OptimizerSettings, batch: BatchSettings, sft: SFTSettings
 ) -> None:
     """Read and check everything, then train, save and measure."""
+    check_template(batch.template)
     data, checks_file = run_settings.data, run_settings.eval_data
-    template, read = load_template(batch.template), checked_reader(job, batch, read_instructions)
+    read = checked_reader(job, batch, read_instructions)
     if run_settings.model is None:
         check_files(read, data, checks_file)
     if data is None:
@@ -68,11 +69,11 @@ def train(
         data, checks_file = embedded / "sft.jsonl", checks_file or embedded / "heldout.jsonl"
     model_dir = run_settings.model or embedded_model(run_settings, job)
     model, tokenizer = job.load(model_dir, batch.max_length)
-    job.note_template(model_dir, batch.template)
-    examples = encode_instructions(read(data), tokenizer, template, batch.max_length, batch.truncate)
+    choice = job.choose_template(batch.template, model_dir, tokenizer)
+    examples = encode_instructions(read(data), tokenizer, choice.template, batch.max_length, batch.truncate)
     checks = []
     if checks_file:
-        checks = encode_prompts(read(checks_file), tokenizer, template, batch.max_length, batch.truncate)
+        checks = encode_prompts(read(checks_file), tokenizer, choice.template, batch.max_length, batch.truncate)
 
     split, lengths = split_of(sft.top_layers, model.num_layers), [len(e.tokens) for e in examples]
     kept = 0 if split is None else kept_tokens(lengths, model, batch.epochs, batch.trunk_cache)
@@ -84,13 +85,14 @@ def train(
     job.header(f"Supervised fine-tuning in {job.language.name}", {
         "model": f"{model_dir} ({model.config.model_type}, {model.num_layers} layers of {model.hidden_size})",
         "data": f"{data} ({len(examples):,} sequences, {sum(lengths):,} tokens)",
+        "template": choice.shown,
         "plan": f"{len(trainer.steps)} steps of {batch.batch_size} sequences, loss on {sft.loss_on}",
         "disk": disk,
     }, len(trainer.steps))  # fmt: skip
     result = trainer.train()
 
     def export() -> None:
-        save_trained(trainer.zero, model, job.run.model_dir, with_chat_template(tokenizer, template), job.world)
+        save_trained(trainer.zero, model, job.run.model_dir, with_chat_template(tokenizer, choice.template), job.world)
 
     with trainer.checkpoints.finishing():
         trainer.checkpoints.part(export)
@@ -105,7 +107,7 @@ def train(
             ])  # fmt: skip
         if job.world.is_first:
             write_card(
-                job.run.model_dir, "sft", job.run.settings, {"base model": model_dir, "data": data}, result, tokenizer
+                job.run.model_dir, "sft", job.card_settings, {"base model": model_dir, "data": data}, result, tokenizer
             )
         job.run.finish(result)
 

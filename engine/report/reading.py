@@ -46,6 +46,12 @@ class Stage:
     def settings(self) -> Mapping[str, Any]:
         return self.config["settings"]
 
+    @property
+    def template(self) -> str:
+        """The name of its prompt template; older runs have it among the settings."""
+        recorded = self.config.get("template")
+        return recorded["name"] if recorded else self.settings.get("template") or ""
+
     def column(self, name: str) -> list[tuple[int, float]]:
         """(step, value) of a metric, where it was logged."""
         return [(row["step"], row[name]) for row in self.metrics if name in row]
@@ -98,6 +104,9 @@ def _config(folder: Path) -> dict[str, Any] | None:
         return None
     kinds = {"lang": str, "template": str | None}
     _check(file, all(isinstance(settings.get(n), kind) for n, kind in kinds.items()), "settings without a language")
+    template = config.get("template")
+    has_name = isinstance(template, dict) and isinstance(template.get("name"), str)
+    _check(file, template is None or has_name, "a template without a name")
     parts = [config.get(name, {}) for name in ("hardware", "versions")]
     _check(file, all(isinstance(part, dict) for part in parts), "hardware or versions that are no object")
     return config

@@ -102,7 +102,7 @@ def _answer_table(
 
     body = []
     for row in rows:
-        cells = [cell("prompt", asked(row["prompt"], stage.settings.get("template", "")))]
+        cells = [cell("prompt", asked(row["prompt"], stage.template))]
         for label, field in columns:
             given = row.get(field, "")
             right = field in ("response", "before_ppo") and row.get("expected") and _same(given, row["expected"])

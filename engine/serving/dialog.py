@@ -1,4 +1,4 @@
-"""A dialog's turns to the tokens of a prompt: in the template of training, or the tokenizer's own chat template."""
+"""A dialog's turns to the tokens of a prompt, and a dialog that is too long cut to fit."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from transformers import PreTrainedTokenizerFast
 
+from engine.chat_template import ChatTemplate
 from engine.chats import encode_chat
 from engine.errors import UserError
 from engine.prompts import Template
@@ -14,34 +15,19 @@ Turn = Mapping[str, str]  # {"role": one of engine.chats.ROLES, "content": text}
 
 
 class DialogEncoder:
-    """Turns dialogs into prompts.
+    """Turns dialogs into prompts, in which every turn has the ids that it had in training (engine/chats.py)."""
 
-    With a template every turn has the ids that it had in training (engine/chats.py). Without one the tokenizer's chat
-    template renders the dialog.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, template: Template | None):
-        assert template is not None or tokenizer.chat_template
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, template: Template | ChatTemplate):
         self._tokenizer, self._template = tokenizer, template
 
     def encode(self, turns: Sequence[Turn]) -> tuple[int, ...]:
         """Token ids that end where the next answer begins. UserError for turns that cannot be rendered."""
         if not turns or turns[-1]["role"] != "user":
             raise UserError("the last message must be the user's: the model answers that")
-        if self._template is not None:
-            ids = tuple(encode_chat(self._tokenizer, self._template, turns))
-        else:
-            ids = self._by_chat_template(turns)
+        ids = tuple(encode_chat(self._tokenizer, self._template, turns))
         if not ids:
             raise UserError("these messages make a prompt without a token: give some text, or another --template")
         return ids
-
-    def _by_chat_template(self, turns: Sequence[Turn]) -> tuple[int, ...]:
-        try:
-            rendered = self._tokenizer.apply_chat_template([*turns], add_generation_prompt=True, return_dict=True)
-        except Exception as error:  # a template is a program, and may fail in any way
-            raise UserError(f"the model's chat template refuses these messages: {error}") from error
-        return tuple(rendered["input_ids"])
 
 
 def cut_to_fit(encoder: DialogEncoder, turns: Sequence[Turn], max_tokens: int) -> tuple[tuple[int, ...], list[Turn]]:

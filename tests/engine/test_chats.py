@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from jinja2.exceptions import TemplateError
+from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
 from engine.chats import encode_chat, with_chat_template
@@ -11,7 +12,7 @@ from engine.encoding import encode_instructions
 from engine.errors import UserError
 from engine.prompts import TEMPLATES, Template
 from engine.records import InstructionRecord
-from engine.tokenizer import decode, load_tokenizer, train_byte_bpe, train_sentencepiece
+from engine.tokenizer import decode, encode_prompt, load_tokenizer, train_byte_bpe, train_sentencepiece
 from tests.greetings import GREETINGS
 
 TEXTS = [*GREETINGS.values(), TEMPLATES["alpaca"].format("Say =>  x", "y")] * 3
@@ -90,7 +91,11 @@ def test_an_unknown_role_is_named(tokenizer, tmp_path):
         exported(tokenizer, TEMPLATES["plain"], tmp_path).apply_chat_template(chat)
 
 
-def test_no_chat_template_where_none_gives_the_ids_of_training(tokenizer):
-    """The name of the EOS token in a template is text to us, and the token itself in a rendered chat."""
-    stubborn = with_chat_template(tokenizer, Template("{instruction}{input}</s>", "{instruction}</s>"))
-    assert stubborn.chat_template is None
+def test_no_chat_template_where_none_gives_the_ids_of_training():
+    """A BOS that takes the blanks after it away, once it is written out before a template that begins with one."""
+    tokenizer = train_sentencepiece(TEXTS, 640)
+    tokenizer.add_special_tokens({"bos_token": AddedToken("<s>", rstrip=True, normalized=False)})
+    template = Template("\n{instruction}{input}\n", "\n{instruction}\n")
+    line_break = encode_prompt(tokenizer, "\n")
+    assert encode_chat(tokenizer, template, turns("One?"))[: len(line_break)] == line_break
+    assert with_chat_template(tokenizer, template).chat_template is None

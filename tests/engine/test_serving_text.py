@@ -6,6 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from engine.chat_template import ChatTemplate
 from engine.chats import encode_chat, with_chat_template
 from engine.errors import UserError
 from engine.prompts import TEMPLATES
@@ -145,7 +146,8 @@ def test_a_dialog_has_the_ids_of_training_which_the_exported_chat_template_gives
     template = TEMPLATES["alpaca"]
     exported = with_chat_template(BYTE_BPE, template)
     ids = DialogEncoder(BYTE_BPE, template).encode(DIALOG)
-    assert ids == DialogEncoder(exported, None).encode(DIALOG) == tuple(encode_chat(BYTE_BPE, template, DIALOG))
+    assert ids == tuple(encode_chat(BYTE_BPE, template, DIALOG))
+    assert ids == DialogEncoder(exported, ChatTemplate(exported)).encode(DIALOG)
 
 
 def test_what_is_no_dialog_is_refused():
@@ -154,9 +156,10 @@ def test_what_is_no_dialog_is_refused():
         with pytest.raises(UserError, match="the last message must be the user's"):
             encoder.encode(turns)
     strict = with_chat_template(BYTE_BPE, TEMPLATES["plain"])
-    strict.chat_template = "{{ raise_exception('not ' + messages[0]['role']) }}"
-    with pytest.raises(UserError, match="chat template refuses these messages: not system"):
-        DialogEncoder(strict, None).encode(DIALOG)
+    words = "{{ messages[0]['content'] }}{% if messages|length > 1 %}{{ raise_exception('not several') }}{% endif %}"
+    strict.chat_template = words
+    with pytest.raises(UserError, match="chat template refuses these messages: not several"):
+        DialogEncoder(strict, ChatTemplate(strict)).encode(DIALOG)
 
 
 def test_the_oldest_questions_go_first_and_the_system_stays():
@@ -174,5 +177,5 @@ def test_the_chat_template_of_a_tokenizer_may_open_the_answer():
     tokenizer = with_chat_template(BYTE_BPE, TEMPLATES["plain"])
     opened = "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}{{ ':' }}{% endif %}"
     tokenizer.chat_template = opened
-    tokens = DialogEncoder(tokenizer, None).encode([{"role": "user", "content": "ab"}])
+    tokens = DialogEncoder(tokenizer, ChatTemplate(tokenizer)).encode([{"role": "user", "content": "ab"}])
     assert tokenizer.decode(tokens) == "ab:"

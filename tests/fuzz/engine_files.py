@@ -21,7 +21,8 @@ from engine.records import read_instructions, read_rankings, read_records
 from engine.report.page import page
 from engine.report.reading import read_run
 from engine.response_file import Shards
-from engine.runs import read_result, template_of
+from engine.runs import read_result
+from engine.template_choice import choose_template
 from engine.zero import read_ds_config
 from launch.rollout_workload import read_lengths
 from launch.sft import SETTINGS
@@ -46,6 +47,7 @@ FRAMES = [
 CONFIG = {
     "stage": "ppo",
     "settings": {"lang": "ar", "seed": 0, "template": "plain"},
+    "template": {"name": "mine", "with_input": "{instruction} {input}", "without_input": "{instruction}"},
     "versions": {"torch": "2"},
     "hardware": {"cpu": "one"},
 }
@@ -133,7 +135,13 @@ def run_folder(path: Path) -> None:
     if path.name == "result.json":
         read_result(path.parent)
     else:
-        assert isinstance(template_of(path.parent / "model"), str | None)
+        assert choose_template(None, path.parent / "model", _NoChat()).template.format("x")
+
+
+class _NoChat:
+    """Stands for a tokenizer without a chat template."""
+
+    chat_template, name_or_path = None, ""
 
 
 def template(path: Path) -> None:

@@ -7,13 +7,16 @@ import io
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 
+from engine.chats import encode_instruction
 from engine.models.hf import empty_model, load_config, load_model
 from engine.models.weight_files import SINGLE, read_weights, write_weights
+from engine.prompts import CHAT, RECORD
+from engine.template_choice import choose_template
 from engine.tokenizer import check_vocab, decode, encode_prompt, encode_response, load_tokenizer
 from engine.tokenizer import train_sentencepiece_model as train
 from launch.sample import eos_ids_of
@@ -24,6 +27,8 @@ from tests.launch import small
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}
+FORMS = {"name": "mine", "with_input": "{instruction} {input}", "without_input": "{instruction}"}
+JINJA = "{% for m in messages %}{{ m['role'] + m['content'] + eos_token }}{% endfor %}"
 GENERATION = {"eos_token_id": [2, 3], "temperature": 1.0}
 # What of a loaded config is built: a size that is within reason may still be a minute's work for a fuzzer.
 MOST_WEIGHTS, MOST_LAYERS = 10**9, 16
@@ -89,9 +94,10 @@ def whole_model(path: Path) -> None:
 
 
 def tokenizer(path: Path) -> None:
-    """A tokenizer that is taken encodes and decodes."""
+    """A tokenizer that is taken encodes and decodes, and its template makes a prompt."""
     found = load_tokenizer(path.parent)
     check_vocab(found, 1 << 40)
+    assert encode_instruction(found, choose_template(None, path.parent, found).template, "Good")
     ids = [*encode_prompt(found, "शुभ a 12"), *encode_response(found, "Good</s> morning\n")]
     assert isinstance(decode(found, ids), str)
 
@@ -102,9 +108,11 @@ class _Sixteen:
     eos_token_id = 16
 
 
-def in_model(family: str, name: str, read: Callable[[Path], object]) -> Reader:
+def in_model(
+    family: str, name: str, read: Callable[[Path], object], more: Mapping[str, object] | None = None
+) -> Reader:
     return Reader(
-        lambda: json_file(json.loads((model(family) / name).read_text(encoding="utf-8"))),
+        lambda: json_file({**json.loads((model(family) / name).read_text(encoding="utf-8")), **(more or {})}),
         read,
         name,
         copied(family),
@@ -116,7 +124,10 @@ READERS = {
     "llama config.json": in_model("llama", "config.json", config),
     "bloom tokenizer.json": in_model("bloom", "tokenizer.json", tokenizer),
     "llama tokenizer.json": in_model("llama", "tokenizer.json", tokenizer),
-    "tokenizer_config.json": in_model("llama", "tokenizer_config.json", tokenizer),
+    "tokenizer_config.json": in_model("llama", "tokenizer_config.json", tokenizer, {RECORD: FORMS}),
+    "tokenizer_config.json of a chat": in_model(
+        "bloom", "tokenizer_config.json", tokenizer, {RECORD: {"name": CHAT}, "chat_template": JINJA}
+    ),
     "tokenizer.model": Reader(
         lambda: any_bytes(sentencepiece_file()), tokenizer, "tokenizer.model", with_sentencepiece
     ),

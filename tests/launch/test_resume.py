@@ -111,10 +111,10 @@ def test_an_earlier_stage_that_was_stopped_is_continued(tmp_path):
     """The flags of the last stage's command reach the stages it depends on."""
     settings = RunSettings(lang="ne", runs=str(tmp_path), resume=True, save_every=7, keep=3)
     asked = []
-    assert stage_model(settings, "sft", asked.append, None) == tmp_path / "ne" / "sft" / "model"
+    assert stage_model(settings, "sft", asked.append, None, None) == tmp_path / "ne" / "sft" / "model"
     assert asked[0][-1] == "--resume"
     assert [asked[0][asked[0].index(name) + 1] for name in ("--save-every", "--keep")] == ["7", "3"]
-    assert "--resume" not in upstream_argv(RunSettings(lang="ne"))
+    assert "--resume" not in upstream_argv(RunSettings(lang="ne"), None)
 
 
 def test_what_is_made_first_is_whole_or_not_there(tmp_path):

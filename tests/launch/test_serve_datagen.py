@@ -11,6 +11,7 @@ import torch
 
 from datagen.__main__ import main
 from datagen.simulate_answers import simulated_answer
+from engine.chat_template import ChatTemplate
 from engine.records import read_rankings, write_jsonl
 from engine.sampling import Sampled
 from engine.serving.dialog import DialogEncoder
@@ -57,7 +58,7 @@ def knowing(folder):
     tokenizer.chat_template = "{{ messages | tojson }}"
     loaded.engine.__class__ = Knowing
     loaded.engine.tokenizer, loaded.engine.answers = tokenizer, {}
-    return replace(loaded, tokenizer=tokenizer, dialogs=DialogEncoder(tokenizer, None))
+    return replace(loaded, tokenizer=tokenizer, dialogs=DialogEncoder(tokenizer, ChatTemplate(tokenizer)))
 
 
 def flags(url, output, max_tokens):
