@@ -87,12 +87,11 @@ def parse_object(reply: Reply) -> dict[str, object]:
     if reply.finish_reason not in ("stop", ""):
         advice = "; raise --max-tokens" if reply.finish_reason == "length" else ""
         raise Rejected(f"finish_reason: {reply.finish_reason}{advice}", reply)
-    if is_refusal(reply.text):
-        raise Rejected(f"refusal: {reply.text.strip()!r:.80}", reply)
     try:
         return parse_answer_object(reply.text)
     except ValueError as error:
-        raise Rejected(f"JSON: {error}", reply) from None
+        refused = is_refusal(reply.text)
+        raise Rejected(f"refusal: {reply.text.strip()!r:.80}" if refused else f"JSON: {error}", reply) from None
 
 
 def fault_of_object(answer: Mapping[str, object], texts: Texts) -> str | None:
