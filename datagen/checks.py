@@ -12,11 +12,12 @@ def fault_of_translation(source: str, target: str, language: Language, keeps_eng
     """Why a translation of an English text cannot be used, as "check: what was found"; None if nothing is wrong.
 
     In this order:
-      code, inline code, URLs, placeholders, blanks, numbers   kept, comments in code apart (see `kept_parts`)
+      code, inline code, URLs, placeholders, blanks, numbers   kept, comments in code apart (see `kept_parts`,
+                                                               `number_faults`)
       refusal                                                  instead of a translation
       left in English, script, language                        (see `language_faults`)
     A text that is code without a fence is compared as a whole. keeps_english: parts of the text are to stay English, so
-    the last three are left out.
+    the last three are left out. `python -m tests.datagen.checks_sample` measures how often they are wrong, both ways.
     """
     if is_code(source):
         same = code_without_comments(source) == code_without_comments(target)

@@ -103,12 +103,11 @@ def parse_object(reply: Reply) -> dict[str, object]:
     """The one JSON object of a complete answer; otherwise Rejected."""
     if reply.fault:
         raise Rejected(reply.fault, reply)
-    if is_refusal(reply.text):
-        raise Rejected(f"refusal: {reply.text.strip()!r:.80}", reply)
     try:
         return parse_answer_object(reply.text)
     except ValueError as error:
-        raise Rejected(f"JSON: {error}", reply) from None
+        refused = is_refusal(reply.text)
+        raise Rejected(f"refusal: {reply.text.strip()!r:.80}" if refused else f"JSON: {error}", reply) from None
 
 
 def fault_of_object(answer: Mapping[str, object], texts: Texts) -> str | None:

@@ -67,3 +67,36 @@ def test_a_translation_may_refuse_only_what_its_source_refuses():
     assert not refused_part("I am sorry, there is no poem.", "عذراً، لا توجد قصيدة.", "ar")
     assert not refused_part("Write a poem.", "اكتب قصيدة.", "ar")
     assert not refused_part("Write a poem.", "Skribu poemon.", "eo")
+
+
+@pytest.mark.parametrize(
+    ("lang", "source", "target"),
+    [
+        ("es", "My deepest sympathies on your loss.", "Lo siento mucho por la pérdida."),
+        ("de", "My condolences, may he rest in peace.", "Es tut mir leid, möge er in Frieden ruhen."),
+        ("hu", "What a blow for the family!", "Sajnálom, micsoda csapás a családnak!"),
+        ("it", "Poor you, such a long flight!", "Mi dispiace, un volo così lungo!"),
+        ("vi", "Our thoughts are with you.", "Tôi rất tiếc, chúng tôi luôn nghĩ đến bạn."),
+        ("ar", "Safi is a city in Morocco.", "آسفي مدينة في المغرب."),
+        ("id", "Be kind to your brother.", "Maafkanlah saudaramu."),
+        ("de", "Excuses are of no use.", "Entschuldigungen nützen nichts."),
+        ("zh", "There is insufficient information to answer this question.", "无法回答此问题。"),
+        ("es", "I can't translate this text.", "No puedo traducir este texto."),
+        ("fr", "As an AI language model, I have no body.", "En tant que modèle de langage, je n'ai pas de corps."),
+    ],
+)
+def test_what_only_begins_like_a_refusal(lang, source, target):
+    assert not refused_part(source, target, lang)
+
+
+def test_a_refusal_is_found_though_its_source_says_cannot():
+    source = "Why can't we see the stars during the day?"
+    assert refused_part(source, "Lo siento, pero no puedo ayudarte con esa solicitud.", "es")
+    assert refused_part(source, "Žao mi je, ali ne mogu da prevedem ovaj tekst.", "sr")
+    assert refused_part("Name a fruit.", "Nem tudom teljesíteni ezt a kérést.", "hu")
+
+
+def test_outputs_of_alpaca_that_are_taken_for_refusals_are_few(real_data):
+    """Of all 52,002 they are 39, 22 of which are refusals indeed."""
+    outputs = [row["output"] for _, row in read_records(real_data / "alpaca_en.jsonl.gz")]
+    assert sum(map(is_refusal, outputs[::26])) <= 5

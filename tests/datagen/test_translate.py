@@ -123,6 +123,12 @@ def test_a_key_that_holds_nothing_and_was_not_asked_for_is_no_fault(nothing):
     assert asked(texts, {**FRENCH, "input": nothing})[0] == asked(texts, FRENCH)[0]
 
 
+def test_a_translation_that_says_what_its_source_says_is_no_refusal():
+    texts = {"output": "I cannot translate this text, said the monk, and went to bed."}
+    answer = {"output": "No puedo traducir este texto, dijo el monje, y se fue a la cama."}
+    assert asked(texts, answer, lang="es")[0] == answer
+
+
 def test_code_without_a_fence_may_change_in_comments_only():
     code = {"output": "def add(a, b):\n    # add both\n    return a + b"}
     assert asked(code, {"output": code["output"].replace("add both", "ajoute")})[0]["output"].endswith("return a + b")
