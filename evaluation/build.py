@@ -58,7 +58,7 @@ def build(
     items = read_items(task, lang, data, split or task.part, skip_bad, counts, sources)
     pool = Pool("", ())
     if num_shots:
-        part = next((part for part in form.pools if data.has(task.folder, lang, part)), form.pools[0])
+        part = _shots_part(task, lang, data, form)
         same = part == (split or task.part)
         pool = Pool(part, items if same else read_items(task, lang, data, part, skip_bad, counts, sources))
     plan = Plan(
@@ -85,6 +85,25 @@ def build(
     if not documents:
         raise UserError(f"{sources[0].name}: no document can be asked within {max_length} tokens: raise --max-length")
     return TaskDocuments(task, lang, protocol.name, num_shots, documents, dict(+counts), tuple(sources))
+
+
+def check_files(
+    task: Task, lang: str, data: Data, protocol: Protocol, shots: int | None = None, split: str | None = None
+) -> None:
+    """UserError for a file that `build` would miss, before a model is loaded for it. Arguments as there."""
+    form = task.form(protocol.name, lang)
+    if not data.has(task.folder, lang, split or task.part):
+        data.read(task.folder, lang, split or task.part)  # says which file is missing
+    if form.pools and (form.shots if shots is None else shots):
+        _shots_part(task, lang, data, form)
+
+
+def _shots_part(task: Task, lang: str, data: Data, form: Form) -> str:
+    """The first part with solved questions that there is."""
+    for part in form.pools:
+        if data.has(task.folder, lang, part):
+            return part
+    raise UserError(data.missing(task.folder, lang, form.pools[0], "give --shots 0: its records are the shots"))
 
 
 def read_items(

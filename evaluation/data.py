@@ -48,6 +48,8 @@ class Data(Protocol):
 
     def read(self, folder: str, lang: str, part: str) -> Records: ...
 
+    def missing(self, folder: str, lang: str, part: str, instead: str) -> str: ...
+
 
 def open_data(where: str | Path) -> Data:
     """ "hub", or a folder that holds m_arc/ne_test.json and its like. UserError where it is neither."""
@@ -72,7 +74,7 @@ class LocalData:
         """UserError, naming the files there are, where this one is missing."""
         path = self._find(folder, lang, part)
         if path is None:
-            raise UserError(self._missing(folder, lang, part))
+            raise UserError(self.missing(folder, lang, part))
         rows = [(f"{path}:{line}", _without_nulls(record)) for line, record in iterate_objects(path)]
         name = path.relative_to(self.folder).as_posix()
         return Records(Source(name, hashlib.sha256(path.read_bytes()).hexdigest(), len(rows)), rows)
@@ -83,15 +85,18 @@ class LocalData:
         )
         return next((path for path in paths if path.is_file()), None)
 
-    def _missing(self, folder: str, lang: str, part: str) -> str:
+    def missing(self, folder: str, lang: str, part: str, instead: str = "") -> str:
+        """What to say where this file is missing: which there are, and what to do instead of fetching it."""
         wanted = self.folder / folder / f"{lang}_{part}.json"
         there = sorted(path.name for path in (self.folder / folder).glob(f"{lang}_*"))
-        if there:
-            return f"{wanted} is not there: there is {', '.join(there)}; fetch it, or name another with --split"
         known = sorted({path.name.split("_")[0] for path in (self.folder / folder).glob("*_*.json*")})
-        if known:
-            return f"{wanted} is not there: {folder} has {', '.join(known)}; fetch it, or choose another --lang"
-        return f"{wanted} is not there: fetch it, or give --data-dir the folder that holds {folder}"
+        about, default = "", f"give --data-dir the folder that holds {folder}"
+        if there:
+            about, default = f": there is {', '.join(there)}", "name another with --split"
+        elif known:
+            about, default = f": {folder} has {', '.join(known)}", "choose another --lang"
+        fetch = "; fetch it" if about else ": fetch it"
+        return f"{wanted} is not there{about}{fetch}, or {instead or default}"
 
 
 @dataclass(frozen=True)
@@ -99,24 +104,29 @@ class HubData:
     """The same records from the Hugging Face hub (alexandrainst/m_arc and its siblings), by the datasets library."""
 
     def has(self, folder: str, lang: str, part: str) -> bool:
-        with _one_line(folder, lang):
-            names = _library().get_dataset_split_names(f"{_HUB_OWNER}/{folder}", lang)
-        return any(name in names for name in PARTS.get(part, (part,)))
+        return any(name in self._splits(folder, lang) for name in PARTS.get(part, (part,)))
 
     def read(self, folder: str, lang: str, part: str) -> Records:
         """UserError where the library is not installed, or the hub does not answer."""
-        name = f"{_HUB_OWNER}/{folder}"
-        with _one_line(folder, lang):
-            splits = _library().get_dataset_split_names(name, lang)
+        name, splits = f"{_HUB_OWNER}/{folder}", self._splits(folder, lang)
         split = next((known for known in PARTS.get(part, (part,)) if known in splits), None)
         if split is None:
-            there = ", ".join(splits)
-            raise UserError(f"{name} has no part {part!r} in {lang}: it has {there}; name one with --split")
+            raise UserError(self.missing(folder, lang, part))
         with _one_line(folder, lang):
             rows = [_without_nulls(row) for row in _library().load_dataset(name, lang, split=split)]
         digest = hashlib.sha256(json.dumps(rows, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
         place = f"{name}/{lang}/{split}"
         return Records(Source(place, digest, len(rows)), [(f"{place}:{n}", row) for n, row in enumerate(rows, start=1)])
+
+    def missing(self, folder: str, lang: str, part: str, instead: str = "") -> str:
+        """As of LocalData."""
+        there = ", ".join(self._splits(folder, lang))
+        name = f"{_HUB_OWNER}/{folder}"
+        return f"{name} has no part {part!r} in {lang}: it has {there}; {instead or 'name one with --split'}"
+
+    def _splits(self, folder: str, lang: str) -> list[str]:
+        with _one_line(folder, lang):
+            return _library().get_dataset_split_names(f"{_HUB_OWNER}/{folder}", lang)
 
 
 @contextmanager

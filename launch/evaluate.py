@@ -26,7 +26,7 @@ from engine.errors import UserError
 from engine.languages import get_language
 from engine.models import load_config
 from engine.tokenizer import load_tokenizer
-from evaluation.build import build
+from evaluation.build import build, check_files
 from evaluation.context_length import context_length
 from evaluation.data import Data, open_data
 from evaluation.manifest import run_manifest, task_manifest
@@ -106,9 +106,7 @@ def prepare(settings: EvaluateSettings) -> Evaluation:
     tasks, protocol = get_tasks(settings.task_names), get_protocol(settings.protocol)
     data = open_data(settings.data_dir)
     for task, code in ((task, code) for task in tasks for code in settings.languages):
-        task.form(protocol.name, code)
-        if not data.has(task.folder, code, settings.split or task.part):
-            data.read(task.folder, code, settings.split or task.part)  # says which file is missing
+        check_files(task, code, data, protocol, settings.shots, settings.split)
     output = Output(Path(settings.output or Path(settings.runs, settings.lang, "evaluate")))
     world = start_world()
     console, dtype = Console(world.is_first), choose_dtype(settings.dtype, world.device)

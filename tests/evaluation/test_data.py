@@ -13,7 +13,7 @@ import pytest
 from engine.errors import UserError
 from engine.languages import LANGUAGES, get_language
 from engine.scripts import main_script
-from evaluation.build import build
+from evaluation.build import build, check_files
 from evaluation.data import HubData, LocalData, open_data
 from evaluation.protocols import PROTOCOLS
 from evaluation.scripts import check_script
@@ -117,6 +117,24 @@ def test_real_files_are_in_their_scripts(real_data):
         assert main_script(get_language(lang).scripts, "".join(questions))[1] > 0.5
 
 
+def test_missing_shots_can_be_done_without(tmp_path):
+    """--split names the part that is evaluated: it would not help."""
+    everything(tmp_path)
+    (tmp_path / "m_mmlu/en_dev.json").unlink()
+    task, data, protocol = get_tasks(["mmlu"])[0], LocalData(tmp_path), PROTOCOLS["strict"]
+    message = "en_dev.json is not there: there is .*; fetch it, or give --shots 0: its records are the shots"
+    for refuse in (lambda: check_files(task, "en", data, protocol), lambda: build_mmlu(task, data, protocol)):
+        with pytest.raises(UserError, match=message) as error:
+            refuse()
+        assert "--split" not in str(error.value)
+    check_files(task, "en", data, protocol, shots=0)
+    assert build_mmlu(task, data, protocol, shots=0).documents
+
+
+def build_mmlu(task, data, protocol, **how):
+    return build(task, "en", data, byte_tokenizer(), protocol, 9_999, **how)
+
+
 def hub_with(monkeypatch, splits: dict[str, list[dict]], error: Exception | None = None) -> None:
     """A stand-in for the datasets library, which answers for one data set."""
     library = types.ModuleType("datasets")
@@ -145,6 +163,9 @@ def test_the_hub_gives_the_same_records(monkeypatch, tmp_path):
     assert hub.has("m_mmlu", "ne", "dev") and not hub.has("m_mmlu", "ne", "other")
     with pytest.raises(UserError, match="has no part .other. in ne: it has train, val, test; name one with --split"):
         hub.read("m_mmlu", "ne", "other")
+    with pytest.raises(UserError, match="in ne: it has test; give --shots 0: its records are the shots"):
+        hub_with(monkeypatch, {"test": rows})
+        check_files(get_tasks(["mmlu"])[0], "ne", hub, PROTOCOLS["strict"])
 
 
 def test_the_hub_without_library_or_network_is_one_line(monkeypatch):
