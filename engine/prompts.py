@@ -23,8 +23,8 @@ TEMPLATE_CHARACTERS = 100_000
 CHAT = "chat"  # the name of a model's own chat template, see engine/chat_template.py
 RECORD = "prompt_template"  # the key of tokenizer_config.json under which an exported model keeps its template
 TEMPLATE_HELP = (
-    "prompt template: alpaca, plain, chat (the model's chat template), or a file; where none is given, the one that the "
-    "model was trained with, else its chat template, else alpaca"
+    "prompt template: alpaca, plain, chat (the model's chat template), or a file; where none is given, the one that "
+    "the model was trained with, else its chat template, else alpaca"
 )
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _SEPARATOR = re.compile(r"^---[ \t]*(?:\r?\n|$)", re.MULTILINE)
