@@ -65,7 +65,13 @@ def test_a_run_writes_records_results_and_a_manifest(files, reference, capsys):
     assert results["manifest"]["tasks"]["arc.en"]["shots"] == 2
     evaluate.job(argv(files, output))  # everything is there: nothing is scored again
     said = capsys.readouterr().out
-    assert_says(said, "5 documents are there, 0 are left", "mmlu_en_stem", "results.json")
+    assert_says(
+        said,
+        "template  none: the protocol's own prompts",
+        "5 documents are there, 0 are left",
+        "mmlu_en_stem",
+        "results.json",
+    )
     assert json.loads((output / "results.json").read_text())["work"]["forwards"] == 0
     assert records(output) == reference
 
