@@ -83,7 +83,7 @@ def load_model(
     if SCORE in stored and LM_HEAD not in stored:
         model.head = None  # a reward model's directory carries no language head
     names = match(str(path), model, {name: tensor.shape for name, tensor in stored.items()})
-    if model.config.tie_word_embeddings and LM_HEAD in stored:
+    if model.config.tie_word_embeddings and LM_HEAD in stored and names["embedding.weight"] != LM_HEAD:
         _check_tied(path, stored[LM_HEAD], stored[names["embedding.weight"]])
     state = {ours: stored[name].read().to(device, dtype, copy=True) for ours, name in names.items()}
     model.load_state_dict(state, assign=True)
