@@ -1,4 +1,4 @@
-"""What a model's config.json must say before anything is built by it, and which of its fields decide what is computed."""
+"""What a model's config.json must say before a model is built, and which of its fields decide what is computed."""
 
 from __future__ import annotations
 
