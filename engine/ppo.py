@@ -55,6 +55,7 @@ class PPOTrainer:
         self,
         model: torch.nn.Module,
         tokenizer,
+        eos_ids: Sequence[int],
         prompts: Sequence[Prompt],
         scorer: Scorer,
         run_settings: RunSettings,
@@ -66,7 +67,8 @@ class PPOTrainer:
         console: Console,
         ds_config: dict,
     ):
-        self.model, self.tokenizer, self.prompts, self.scorer = model, tokenizer, prompts, scorer
+        self.model, self.tokenizer, self.eos_ids = model, tokenizer, eos_ids
+        self.prompts, self.scorer = prompts, scorer
         self.seed, self.optimizer, self.batch, self.ppo = run_settings.seed, optimizer, batch, ppo
         self.world, self.run, self.console = world, run, console
         if min(len(prompts), batch.batch_size) < world.size:
@@ -168,7 +170,7 @@ class PPOTrainer:
             self.zero, self.reference, batch, trunk_TD, action_T, self._plan(batch, range(batch.num_sequences)),
             self.ppo.temperature,
         )  # fmt: skip
-        texts = [decode(self.tokenizer, r.tokens) for r in responses]
+        texts = [decode(self.tokenizer, r.text_tokens) for r in responses]
         score_S = self.scorer(batch, trunk_TD, [p.text for p in prompts], texts)
         metrics.add("time/scoring_s", time.monotonic() - generated)
         self.world.at(f"iteration {iteration + 1}, advantages")
@@ -287,7 +289,7 @@ class PPOTrainer:
                 bar.update(finished - bar.n)
 
             return generate(
-                self.model, requests, self.ppo.sampling, derive_seed(self.seed, "rollout"), self.tokenizer.eos_token_id,
+                self.model, requests, self.ppo.sampling, derive_seed(self.seed, "rollout"), self.eos_ids,
                 self.ppo.slots, self.split, progress,
             )  # fmt: skip
 

@@ -38,6 +38,7 @@ class Run:
         """`monitors` is what take_monitors gives: where numbers go besides metrics.jsonl and TensorBoard."""
         self.path, self.stage, self.world = path, stage, world
         self.settings = {k: v for s in settings for k, v in dataclasses.asdict(s).items()}
+        self.lowered: dict[str, Any] = {}  # settings by their defaults that the model does not allow, and what they are
         self._writer = None
         self._monitor_config, self._monitors = monitors, None
         self._started = time.monotonic()
@@ -121,9 +122,9 @@ class Run:
                 shutil.rmtree(self.path)
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
-                _write_json(
-                    self.path / "config.json", {"stage": self.stage, "settings": self.settings, **self.provenance}
-                )
+                lowered = {"lowered": self.lowered} if self.lowered else {}
+                about = {"stage": self.stage, "settings": self.settings, **lowered, **self.provenance}
+                _write_json(self.path / "config.json", about)
             except OSError as error:
                 raise UserError(
                     f"--output {self.path} cannot be written ({error.strerror}): choose a folder you may write to"

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from datagen.embedded import make_embedded, write_embedded
+from engine.cli import Parsed
 from engine.console import Console
 from engine.disk import disk_line, disk_parts
 from engine.distributed import World, start_world
@@ -41,7 +42,7 @@ class Job:
     language: Language
     ds_config: dict[str, Any]
     dtype: torch.dtype
-    settings: Sequence[Any]
+    settings: Parsed
 
     def header(self, title: str, rows: dict[str, object]) -> None:
         """What will run, and where its results go."""
@@ -66,9 +67,9 @@ class Job:
         if trained not in (None, template):
             self.console.say(f"note: {model_dir} was trained with --template {trained}, this run uses {template}")
 
-    def load(self, path: str | Path, max_length: int) -> tuple[Any, Any]:
-        """(model on this rank's device, tokenizer), checked against each other and for sequences of max_length."""
-        return load_checked(path, self.dtype, self.world.device, max_length)
+    def load(self, path: str | Path) -> tuple[Any, Any]:
+        """(model on this rank's device, tokenizer), checked against each other."""
+        return load_checked(path, self.dtype, self.world.device)
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -78,20 +79,22 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return getattr(torch, name)
 
 
-def load_checked(path: str | Path, dtype: torch.dtype, device: torch.device, max_length: int) -> tuple[Any, Any]:
-    """(language model, tokenizer) of a directory; UserError unless they fit each other and sequences of max_length."""
+def base_config(path: str | Path) -> Any:
+    """The config of --model. UserError for a run's folder, whose model lies in it."""
+    if Path(path, "model", "config.json").is_file():
+        raise UserError(f"--model {path} is a run's folder: give the model in it, {Path(path, 'model')}")
+    return load_config(path)
+
+
+def load_checked(path: str | Path, dtype: torch.dtype, device: torch.device) -> tuple[Any, Any]:
+    """(language model, tokenizer) of a directory; UserError unless they fit each other."""
     path = Path(path)
-    if (path / "model" / "config.json").is_file():
-        raise UserError(f"--model {path} is a run's folder: give the model in it, {path / 'model'}")
-    config = load_config(path)
+    config = base_config(path)
     tokenizer = load_tokenizer(path)
     check_vocab(tokenizer, config.vocab_size)
     if load_score_weight(path) is not None:
         raise UserError(f"--model {path} is a reward model (it has a score head): give a language model")
-    model = load_model(path, dtype, device)
-    if model.max_length is not None and max_length > model.max_length:
-        raise UserError(f"--max-length is {max_length}, {path} serves {model.max_length} tokens: lower it")
-    return model, tokenizer
+    return load_model(path, dtype, device), tokenizer
 
 
 def checked_reader(job: Job, batch: BatchSettings, read: Callable[..., Iterable[Any]]) -> Callable[[str], list[Any]]:
@@ -119,7 +122,7 @@ def demo_unless_model(flags: Sequence[str]) -> str:
     return "default" if any(f.split("=")[0] == "--model" for f in flags) else "demo"
 
 
-def open_job(stage: str, settings: Sequence[Any]) -> Job:
+def open_job(stage: str, settings: Parsed) -> Job:
     """Check what can be checked before any work, join the other ranks, and say where results go."""
     run_settings: RunSettings = settings[0]
     language = get_language(run_settings.lang)

@@ -10,6 +10,7 @@ from engine.chats import with_chat_template
 from engine.cli import main, parse_settings
 from engine.disk import num_trained
 from engine.encoding import encode_prompts
+from engine.eos import eos_ids_of
 from engine.errors import UserError
 from engine.exact_match import exact_match
 from engine.model_card import write_card
@@ -32,6 +33,7 @@ from launch.common import (
     open_job,
     stage_model,
 )
+from launch.lengths import fit_job
 from launch.replay import replay_asked
 
 SETTINGS = (RunSettings, OptimizerSettings, BatchSettings, PPOSettings)
@@ -63,7 +65,7 @@ def train(
 ) -> None:
     """Read and check everything, then train, save and measure."""
     check_room(ppo.max_new_tokens, batch.max_length)
-    room, template = batch.max_length - ppo.max_new_tokens, load_template(batch.template)
+    template = load_template(batch.template)
     if ppo.reward:
         check_reward(ppo.reward)
     read_prompts = checked_reader(job, batch, partial(read_instructions, require_output=False))
@@ -77,7 +79,10 @@ def train(
     if data is None:
         embedded = embedded_data(run_settings, job)
         data, checks_file = embedded / "rl.jsonl", checks_file or embedded / "heldout.jsonl"
-    model, tokenizer = job.load(model_dir, batch.max_length)
+    batch, ppo = fit_job(job, model_dir, batch, ppo)
+    room = batch.max_length - ppo.max_new_tokens
+    model, tokenizer = job.load(model_dir)
+    eos_ids = eos_ids_of(model_dir, tokenizer, model.vocab_size)
     job.note_template(model_dir, batch.template)
     split = split_of(ppo.top_layers, model.num_layers)
     prompts = encode_prompts(read_prompts(data), tokenizer, template, room, batch.truncate)
@@ -95,7 +100,7 @@ def train(
     )
     job.run.start()
     trainer = PPOTrainer(
-        model, tokenizer, prompts, scorer, run_settings, optimizer, batch, ppo,
+        model, tokenizer, eos_ids, prompts, scorer, run_settings, optimizer, batch, ppo,
         job.world, job.run, job.console, job.ds_config,
     )  # fmt: skip
     job.header(f"PPO in {job.language.name}", {
@@ -108,7 +113,9 @@ def train(
     })  # fmt: skip
     before, result = None, {}
     if checks:
-        before, answers_before = exact_match(model, tokenizer, checks, ppo.max_new_tokens, job.world, job.console)
+        before, answers_before = exact_match(
+            model, tokenizer, eos_ids, checks, ppo.max_new_tokens, job.world, job.console
+        )
         job.console.say(f"  exact match on {len(checks)} held-out tasks before PPO: {before:.1%}\n")
     result |= trainer.train()
 
@@ -119,10 +126,11 @@ def train(
     with trainer.checkpoints.finishing():
         trainer.checkpoints.part(export)
         if checks:
-            trained, _ = job.load(job.run.model_dir, batch.max_length)
+            trained, _ = job.load(job.run.model_dir)
             after, answers = exact_match(
-                trained, tokenizer, checks, ppo.max_new_tokens, job.world, job.console, checkpoints=trainer.checkpoints
-            )
+                trained, tokenizer, eos_ids, checks, ppo.max_new_tokens, job.world, job.console,
+                checkpoints=trainer.checkpoints,
+            )  # fmt: skip
             result |= {"exact_match_before": before, "exact_match": after}
             job.run.sample(len(trainer.steps), [
                 {"prompt": p.text, "response": a, "before_ppo": b, "expected": p.output}
@@ -132,10 +140,11 @@ def train(
             write_card(
                 job.run.model_dir,
                 "ppo",
-                job.run.settings,
+                job.run.settings | job.run.lowered,
                 {"policy before PPO": model_dir, "reward": reward_name, "prompts": data},
                 result,
                 tokenizer,
+                eos_ids,
             )
         job.run.finish(result)
 

@@ -8,6 +8,7 @@ from engine.chats import with_chat_template
 from engine.cli import main, parse_settings
 from engine.disk import kept_tokens, num_trained
 from engine.encoding import encode_rankings
+from engine.eos import eos_ids_of
 from engine.errors import UserError
 from engine.export import save_trained
 from engine.model_card import write_card
@@ -29,6 +30,7 @@ from launch.common import (
     open_job,
     stage_model,
 )
+from launch.lengths import fit_job
 from launch.replay import replay_asked
 
 SETTINGS = (RunSettings, OptimizerSettings, BatchSettings, RewardSettings)
@@ -65,7 +67,9 @@ def train(
     if data is None:
         embedded = embedded_data(run_settings, job)
         data, heldout_file = embedded / "ranking.jsonl", heldout_file or embedded / "ranking_heldout.jsonl"
-    model, tokenizer = job.load(model_dir, batch.max_length)
+    (batch,) = fit_job(job, model_dir, batch)
+    model, tokenizer = job.load(model_dir)
+    eos_ids = eos_ids_of(model_dir, tokenizer, model.vocab_size)
     job.note_template(model_dir, batch.template)
 
     def encoded(path):
@@ -120,10 +124,11 @@ def train(
             write_card(
                 job.run.model_dir,
                 "reward",
-                job.run.settings,
+                job.run.settings | job.run.lowered,
                 {"base model": model_dir, "rankings": data},
                 result,
                 tokenizer,
+                eos_ids,
             )
         job.run.finish(result)
 

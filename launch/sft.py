@@ -8,6 +8,7 @@ from engine.chats import with_chat_template
 from engine.cli import main, parse_settings
 from engine.disk import kept_tokens, num_trained
 from engine.encoding import encode_instructions, encode_prompts
+from engine.eos import eos_ids_of
 from engine.exact_match import exact_match
 from engine.export import save_trained
 from engine.model_card import write_card
@@ -26,6 +27,7 @@ from launch.common import (
     finished_before,
     open_job,
 )
+from launch.lengths import fit_job
 from launch.replay import replay_asked
 
 SETTINGS = (RunSettings, OptimizerSettings, BatchSettings, SFTSettings)
@@ -62,12 +64,15 @@ def train(
         embedded = embedded_data(run_settings, job)
         data, checks_file = embedded / "sft.jsonl", checks_file or embedded / "heldout.jsonl"
     model_dir = run_settings.model or embedded_model(run_settings, job)
-    model, tokenizer = job.load(model_dir, batch.max_length)
+    (batch,) = fit_job(job, model_dir, batch)
+    model, tokenizer = job.load(model_dir)
+    eos_ids = eos_ids_of(model_dir, tokenizer, model.vocab_size)
     job.note_template(model_dir, batch.template)
     examples = encode_instructions(read(data), tokenizer, template, batch.max_length, batch.truncate)
     checks = []
     if checks_file:
-        checks = encode_prompts(read(checks_file), tokenizer, template, batch.max_length, batch.truncate)
+        room = batch.max_length - 1  # for one token of an answer
+        checks = encode_prompts(read(checks_file), tokenizer, template, room, batch.truncate)
 
     split, lengths = split_of(sft.top_layers, model.num_layers), [len(e.tokens) for e in examples]
     kept = 0 if split is None else kept_tokens(lengths, model, batch.epochs, batch.trunk_cache)
@@ -90,17 +95,23 @@ def train(
     with trainer.checkpoints.finishing():
         trainer.checkpoints.part(export)
         if checks:
-            trained, _ = job.load(job.run.model_dir, batch.max_length)
+            trained, _ = job.load(job.run.model_dir)
             longest = max(len(e.tokens) - e.prompt_len for e in examples)
             result["exact_match"], answers = exact_match(
-                trained, tokenizer, checks, longest, job.world, job.console, checkpoints=trainer.checkpoints
+                trained, tokenizer, eos_ids, checks, longest, job.world, job.console, checkpoints=trainer.checkpoints
             )
             job.run.sample(len(trainer.steps), [
                 {"prompt": p.text, "response": a, "expected": p.output} for p, a in zip(checks[:20], answers)
             ])  # fmt: skip
         if job.world.is_first:
             write_card(
-                job.run.model_dir, "sft", job.run.settings, {"base model": model_dir, "data": data}, result, tokenizer
+                job.run.model_dir,
+                "sft",
+                job.run.settings | job.run.lowered,
+                {"base model": model_dir, "data": data},
+                result,
+                tokenizer,
+                eos_ids,
             )
         job.run.finish(result)
 
