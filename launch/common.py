@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,19 @@ from typing import Any
 import torch
 
 from datagen.embedded import make_embedded, write_embedded
+from engine.chats import with_chat_template
 from engine.cli import Parsed
 from engine.console import Console
 from engine.disk import disk_line, disk_parts
 from engine.distributed import World, start_world
 from engine.errors import UserError
+from engine.export import try_export
 from engine.init_model import init_model
 from engine.languages import Language, get_language
 from engine.models import load_model, load_score_weight
-from engine.models.hf import load_config
+from engine.models.hf import check_replaceable, load_config
 from engine.monitors import take_monitors
+from engine.prompts import Template
 from engine.runs import Run, template_of
 from engine.settings import BatchSettings, RunSettings
 from engine.tokenizer import check_vocab, load_tokenizer
@@ -66,6 +69,21 @@ class Job:
         trained = template_of(model_dir)
         if trained not in (None, template):
             self.console.say(f"note: {model_dir} was trained with --template {trained}, this run uses {template}")
+
+    def try_export(
+        self, model: Any, inputs: Mapping[str, Any], tokenizer: Any, template: Template, eos_ids: Sequence[int]
+    ) -> Any:
+        """The tokenizer to export. UserError where the model could not be exported at the end: see engine/export.py."""
+        exported = with_chat_template(tokenizer, template)
+        if not self.run.settings["overwrite"]:  # which removes what is there
+            check_replaceable(self.run.model_dir)
+        try_export(model, self.run.stage, self.card_settings, inputs, exported, eos_ids)
+        return exported
+
+    @property
+    def card_settings(self) -> dict[str, Any]:
+        """The run's settings as its model's card shows them."""
+        return self.run.settings | self.run.lowered
 
     def load(self, path: str | Path) -> tuple[Any, Any]:
         """(model on this rank's device, tokenizer), checked against each other."""

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from engine.chats import with_chat_template
 from engine.cli import main, parse_settings
 from engine.disk import num_trained
 from engine.encoding import encode_prompts
@@ -98,6 +97,8 @@ def train(
     disk = job.disk(
         len(prompts), batch, model, trained, rollouts=min(batch.batch_size, len(prompts)), tokens=batch.max_length
     )
+    inputs = {"policy before PPO": model_dir, "reward": reward_name, "prompts": data}
+    exported = job.try_export(model, inputs, tokenizer, template, eos_ids)
     job.run.start()
     trainer = PPOTrainer(
         model, tokenizer, eos_ids, prompts, scorer, run_settings, optimizer, batch, ppo,
@@ -112,40 +113,28 @@ def train(
         "disk": disk,
     })  # fmt: skip
     before, result = None, {}
+    asked = (tokenizer, eos_ids, checks, ppo.max_new_tokens, job.world, job.console)
     if checks:
-        before, answers_before = exact_match(
-            model, tokenizer, eos_ids, checks, ppo.max_new_tokens, job.world, job.console
-        )
+        before, answers_before = exact_match(model, *asked)
         job.console.say(f"  exact match on {len(checks)} held-out tasks before PPO: {before:.1%}\n")
     result |= trainer.train()
 
     def export() -> None:
         if job.world.is_first:
-            save_model(model, job.run.model_dir, with_chat_template(tokenizer, template))
+            save_model(model, job.run.model_dir, exported)
 
     with trainer.checkpoints.finishing():
         trainer.checkpoints.part(export)
         if checks:
             trained, _ = job.load(job.run.model_dir)
-            after, answers = exact_match(
-                trained, tokenizer, eos_ids, checks, ppo.max_new_tokens, job.world, job.console,
-                checkpoints=trainer.checkpoints,
-            )  # fmt: skip
+            after, answers = exact_match(trained, *asked, checkpoints=trainer.checkpoints)
             result |= {"exact_match_before": before, "exact_match": after}
             job.run.sample(len(trainer.steps), [
                 {"prompt": p.text, "response": a, "before_ppo": b, "expected": p.output}
                 for p, a, b in zip(checks[:20], answers, answers_before)
             ])  # fmt: skip
         if job.world.is_first:
-            write_card(
-                job.run.model_dir,
-                "ppo",
-                job.run.settings | job.run.lowered,
-                {"policy before PPO": model_dir, "reward": reward_name, "prompts": data},
-                result,
-                tokenizer,
-                eos_ids,
-            )
+            write_card(job.run.model_dir, "ppo", job.card_settings, inputs, result, tokenizer, eos_ids)
         job.run.finish(result)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine.chats import with_chat_template
 from engine.cli import main, parse_settings
 from engine.disk import kept_tokens, num_trained
 from engine.encoding import encode_rankings
@@ -99,6 +98,8 @@ def train(
     lengths = [len(e.tokens) for r in rankings for e in r.examples]
     kept = kept_tokens(lengths, model, batch.epochs, batch.trunk_cache) if split else 0
     disk = job.disk(len(rankings), batch, model, num_trained(model, split), kept_tokens=kept)
+    inputs = {"base model": model_dir, "rankings": data}
+    exported = job.try_export(model, inputs, tokenizer, template, eos_ids)
     job.run.start()
     head_seed = derive_seed(run_settings.seed, "score head")
     score_weight_D = RewardModule.new_score_weight(model, head_seed)
@@ -116,20 +117,12 @@ def train(
     result = trainer.train()
 
     def export() -> None:
-        save_trained(trainer.zero, model, job.run.model_dir, with_chat_template(tokenizer, template), job.world)
+        save_trained(trainer.zero, model, job.run.model_dir, exported, job.world, eos_ids)
 
     with trainer.checkpoints.finishing():
         trainer.checkpoints.part(export)
         if job.world.is_first:
-            write_card(
-                job.run.model_dir,
-                "reward",
-                job.run.settings | job.run.lowered,
-                {"base model": model_dir, "rankings": data},
-                result,
-                tokenizer,
-                eos_ids,
-            )
+            write_card(job.run.model_dir, "reward", job.card_settings, inputs, result, tokenizer, eos_ids)
         job.run.finish(result)
 
 

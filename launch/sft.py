@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine.chats import with_chat_template
 from engine.cli import main, parse_settings
 from engine.disk import kept_tokens, num_trained
 from engine.encoding import encode_instructions, encode_prompts
@@ -77,6 +76,8 @@ def train(
     split, lengths = split_of(sft.top_layers, model.num_layers), [len(e.tokens) for e in examples]
     kept = 0 if split is None else kept_tokens(lengths, model, batch.epochs, batch.trunk_cache)
     disk = job.disk(len(examples), batch, model, num_trained(model, split), kept_tokens=kept)
+    inputs = {"base model": model_dir, "data": data}
+    exported = job.try_export(model, inputs, tokenizer, template, eos_ids)
     job.run.start()
     trainer = SFTTrainer(
         model, examples, run_settings, optimizer, batch, sft, job.world, job.run, job.console, job.ds_config
@@ -90,7 +91,7 @@ def train(
     result = trainer.train()
 
     def export() -> None:
-        save_trained(trainer.zero, model, job.run.model_dir, with_chat_template(tokenizer, template), job.world)
+        save_trained(trainer.zero, model, job.run.model_dir, exported, job.world, eos_ids)
 
     with trainer.checkpoints.finishing():
         trainer.checkpoints.part(export)
@@ -104,15 +105,7 @@ def train(
                 {"prompt": p.text, "response": a, "expected": p.output} for p, a in zip(checks[:20], answers)
             ])  # fmt: skip
         if job.world.is_first:
-            write_card(
-                job.run.model_dir,
-                "sft",
-                job.run.settings | job.run.lowered,
-                {"base model": model_dir, "data": data},
-                result,
-                tokenizer,
-                eos_ids,
-            )
+            write_card(job.run.model_dir, "sft", job.card_settings, inputs, result, tokenizer, eos_ids)
         job.run.finish(result)
 
 
