@@ -21,6 +21,7 @@ from engine.distributed import World
 from engine.errors import UserError
 from engine.experience import Experience
 from engine.interrupt import Interrupt
+from engine.models.config_rules import computed_from
 from engine.runs import Run, differences
 from engine.settings import RunSettings
 from engine.zero import ZeroStep
@@ -282,8 +283,11 @@ class Checkpoints:
 
 
 def fingerprint(model: nn.Module, *sequences: Iterable[Sequence[int]]) -> dict[str, str]:
-    """What tells another model or other data under the same path: digests of some of each weight and of all tokens."""
-    weights, data = hashlib.sha256(), hashlib.sha256()
+    """What tells another model or other data under the same path: digests of some of each weight and of all tokens.
+
+    The weights' digest takes in what else decides what the model computes.
+    """
+    weights, data = hashlib.sha256(repr(computed_from(model.config)).encode()), hashlib.sha256()
     for name, weight in model.named_parameters():
         some = weight.detach().flatten()[:: max(1, weight.numel() // 64)]
         weights.update(f"{name} {tuple(weight.shape)}".encode() + some.float().cpu().numpy().tobytes())

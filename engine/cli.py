@@ -22,6 +22,12 @@ from engine.errors import UserError
 Presets = Mapping[str, Mapping[str, Any]]
 
 
+class Parsed(tuple):
+    """One instance of each dataclass. `given` names the fields that a flag or the --config file has set."""
+
+    given: frozenset[str] = frozenset()
+
+
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
     """One spelling a flag (dashes), so that --help stays short."""
 
@@ -101,8 +107,8 @@ def parse_settings(
     description: str,
     presets: Presets | None = None,
     default_preset: Callable[[Sequence[str]], str | None] | None = None,
-) -> tuple[Any, ...]:
-    """Turn a command line into one instance of each dataclass.
+) -> Parsed:
+    """Turn a command line into one instance of each dataclass, and note which fields were set.
 
     Later sources win: the dataclasses' defaults, the preset, `--config FILE`, the flags. `presets` maps a name to
     settings; `default_preset` picks one from the flags (the file's too) when `--preset` is not given. A mistake is a
@@ -146,7 +152,10 @@ def parse_settings(
     settings = [s for s in settings if dataclasses.is_dataclass(s)]  # --config and --preset come back apart
     if rest:
         raise UserError(f"unexpected argument {rest[0]}{nearest(rest[0], known)}: --help lists all flags")
-    return tuple(settings)
+    parsed = Parsed(settings)
+    words = (word for word in [*sources, *flags] if word.startswith("--"))
+    parsed.given = frozenset(word.removeprefix("--").split("=")[0].replace("-", "_") for word in words)
+    return parsed
 
 
 def main(job: Callable[[Sequence[str]], None]) -> None:

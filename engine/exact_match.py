@@ -19,6 +19,7 @@ from engine.tokenizer import decode
 def exact_match(
     model,
     tokenizer,
+    eos_ids: Sequence[int],
     prompts: Sequence[Prompt],
     max_new_tokens: int,
     world: World,
@@ -28,11 +29,18 @@ def exact_match(
 ) -> tuple[float, list[str]]:
     """Share of the prompts whose greedy answer is the record's, blanks at the ends and Unicode form aside; the answers.
 
-    The prompts are dealt out to the ranks by length; every rank gets the same result. With the `checkpoints` of a
+    An answer ends with one of eos_ids, after max_new_tokens, or where the model's longest sequence does. The prompts
+    are dealt out to the ranks by length; every rank gets the same result. With the `checkpoints` of a
     trainer that is finishing, a signal ends it early.
     """
     mine = dealt([len(prompt.tokens) for prompt in prompts], world.rank, world.size)
-    requests = [Request(prompts[i].tokens, i, 0, max_new_tokens) for i in mine]
+
+    def request(i: int) -> Request:
+        prompt = prompts[i].tokens
+        room = max_new_tokens if model.max_length is None else model.max_length - len(prompt)
+        return Request(prompt, i, 0, min(max_new_tokens, room))
+
+    requests = [request(i) for i in mine]
 
     def answer() -> list[Response]:
         with console.bar(len(requests), "exact match", "answer") as bar:
@@ -42,13 +50,11 @@ def exact_match(
                     checkpoints.raise_if_told()
                 bar.update(finished - bar.n)
 
-            return generate(
-                model, requests, Sampling(temperature=0.0), 0, tokenizer.eos_token_id, slots, on_progress=progress
-            )
+            return generate(model, requests, Sampling(temperature=0.0), 0, eos_ids, slots, on_progress=progress)
 
     responses = checkpoints.part(answer) if checkpoints else answer()
     texts = [""] * len(prompts)
-    for part in world.gather({i: decode(tokenizer, r.tokens) for i, r in zip(mine, responses)}):
+    for part in world.gather({i: decode(tokenizer, r.text_tokens) for i, r in zip(mine, responses)}):
         for i, text in part.items():
             texts[i] = text
     right = sum(_canonical(text) == _canonical(prompt.output) for text, prompt in zip(texts, prompts))

@@ -46,6 +46,11 @@ class Response:
     trunk_ND: Tensor | None
     stop: Stop | None = None
 
+    @property
+    def text_tokens(self) -> tuple[int, ...]:
+        """The tokens before the EOS, whichever it is: those of the response's text."""
+        return self.tokens[:-1] if self.ended and self.stop is None else self.tokens
+
 
 class StepEngine:
     """One step at a time: pieces of prompts and the rows that decode, in one forward."""

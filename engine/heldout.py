@@ -106,6 +106,7 @@ def compared(before: Answers, after: Answers) -> dict[str, dict[str, list[float]
 def sample_answers(
     model: torch.nn.Module,
     tokenizer,
+    eos_ids: Sequence[int],
     prompts: Sequence[Prompt],
     scorer: Scorer,
     ppo: PPOSettings,
@@ -131,11 +132,11 @@ def sample_answers(
             ids = [i for i in mine for _ in range(samples)]
             requests = [Request(prompts[i].tokens, i, n % samples, ppo.max_new_tokens) for n, i in enumerate(ids)]
             answer = partial(
-                generate, model, requests, ppo.sampling, derive_seed(seed, "heldout"), tokenizer.eos_token_id,
+                generate, model, requests, ppo.sampling, derive_seed(seed, "heldout"), eos_ids,
                 ppo.slots, split, None if checkpoints is None else lambda *_: checkpoints.raise_if_told(),
             )  # fmt: skip
             responses = checkpoints.part(answer) if checkpoints else answer()
-            texts = [decode(tokenizer, r.tokens) for r in responses]
+            texts = [decode(tokenizer, r.text_tokens) for r in responses]
             scores = _scores([prompts[i] for i in ids], responses, texts, scorer, world)
             for i, response, text, score in zip(ids, responses, texts, scores):
                 numbers = {"score": score, "ended": float(response.ended), "length": float(len(response.tokens))}

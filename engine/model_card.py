@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ def write_card(
     inputs: Mapping[str, Any],
     result: Mapping[str, Any],
     tokenizer: Any,
+    eos_ids: Sequence[int],
 ) -> None:
     """Write README.md, and generation_config.json unless it is a reward model's folder.
 
@@ -33,17 +34,20 @@ def write_card(
     try:
         (model_dir / "README.md").write_text(card(stage, settings, inputs, result), encoding="utf-8")
         if stage != "reward":
-            text = json.dumps(generation_config(settings, tokenizer), indent=2) + "\n"
+            text = json.dumps(generation_config(settings, tokenizer, eos_ids), indent=2) + "\n"
             (model_dir / "generation_config.json").write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{model_dir} cannot be written ({error.strerror}): see to its permissions") from error
 
 
-def generation_config(settings: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
-    """transformers' generation_config.json: sampling as the run sampled, responses as long as it allowed."""
+def generation_config(settings: Mapping[str, Any], tokenizer: Any, eos_ids: Sequence[int]) -> dict[str, Any]:
+    """transformers' generation_config.json: sampling as the run sampled, responses as long as it allowed.
+
+    Every token that ended a response in the run does so again.
+    """
     config = {
         "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
+        "eos_token_id": eos_ids[0] if len(eos_ids) == 1 else list(eos_ids),
         "pad_token_id": tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         "max_new_tokens": settings.get("max_new_tokens", 256),
     }

@@ -54,6 +54,7 @@ class PPOTrainer:
         self,
         model: torch.nn.Module,
         tokenizer,
+        eos_ids: Sequence[int],
         prompts: Sequence[Prompt],
         scorer: Scorer,
         run_settings: RunSettings,
@@ -65,7 +66,8 @@ class PPOTrainer:
         console: Console,
         ds_config: dict,
     ):
-        self.model, self.tokenizer, self.prompts, self.scorer = model, tokenizer, prompts, scorer
+        self.model, self.tokenizer, self.eos_ids = model, tokenizer, eos_ids
+        self.prompts, self.scorer = prompts, scorer
         self.seed, self.optimizer, self.batch, self.ppo = run_settings.seed, optimizer, batch, ppo
         self.world, self.run, self.console = world, run, console
         self.score_clip = scorer.clip(ppo.score_clip)
@@ -160,7 +162,7 @@ class PPOTrainer:
         action_T = action_mask(batch, [len(p.tokens) for p in prompts])
         trunk_TD = self._keep([r.trunk_ND for r in responses])
         critic_trunk_TD = self._keep([self.critic_trunk and self.critic_trunk(batch)])
-        texts = [decode(self.tokenizer, r.tokens) for r in responses]
+        texts = [decode(self.tokenizer, r.text_tokens) for r in responses]
         read_TD = trunk_TD if self.scorer.trunk is None else critic_trunk_TD
         raw_S = self.scorer(batch, read_TD, [p.text for p in prompts], texts)
         score_S, clipped = use_scores(raw_S, self.score_clip)
@@ -303,7 +305,7 @@ class PPOTrainer:
                 bar.update(finished - bar.n)
 
             return generate(
-                self.model, requests, self.ppo.sampling, derive_seed(self.seed, "rollout"), self.tokenizer.eos_token_id,
+                self.model, requests, self.ppo.sampling, derive_seed(self.seed, "rollout"), self.eos_ids,
                 self.ppo.slots, self.split, progress,
             )  # fmt: skip
 

@@ -39,6 +39,7 @@ class Run:
         self.path, self.stage, self.world = path, stage, world
         self.settings = {k: v for s in settings for k, v in dataclasses.asdict(s).items()}
         self.template: dict[str, str] | None = None  # the prompt template, as engine/template_choice.py records it
+        self.lowered: dict[str, Any] = {}  # settings by their defaults that the model does not allow, and what they are
         self._writer = None
         self._monitor_config, self._monitors = monitors, None
         self._started = time.monotonic()
@@ -123,7 +124,8 @@ class Run:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
                 config = {"stage": self.stage, "settings": self.settings, "template": self.template}
-                _write_json(self.path / "config.json", {**config, **self.provenance})
+                lowered = {"lowered": self.lowered} if self.lowered else {}
+                _write_json(self.path / "config.json", {**config, **lowered, **self.provenance})
             except OSError as error:
                 raise UserError(
                     f"--output {self.path} cannot be written ({error.strerror}): choose a folder you may write to"

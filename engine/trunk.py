@@ -16,14 +16,17 @@ from engine.batch import PackedBatch
 from engine.console import Console
 from engine.distributed import World
 from engine.errors import UserError
+from engine.models.config_rules import computed_from
 from engine.packing import plan_microbatches
 from engine.settings import BatchSettings
 
 
 def same_trunk(a: nn.Module, b: nn.Module, split: int) -> bool:
-    """Whether two models have the same embeddings and the same layers below `split`, to the last bit."""
-    shape = ("model_type", "num_attention_heads", "num_key_value_heads", "rope_parameters", "layer_norm_epsilon")
-    if any(getattr(a.config, name, None) != getattr(b.config, name, None) for name in shape):
+    """Whether two models have the same embeddings and the same layers below `split`, to the last bit.
+
+    Any field of their configs that may decide what is computed must be the same too.
+    """
+    if computed_from(a.config) != computed_from(b.config):
         return False
     theirs = dict(b.named_parameters())
     for name, weight in trunk_parameters(a, split):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 
+from engine.models.config_rules import computed_from
 from evaluation.records import ids_sha256, prompts_sha256
 from evaluation.requests import TaskDocuments
 from kernels.skinny_linear import cpu as skinny_linear
@@ -30,6 +32,7 @@ def run_manifest(model: Any, tokenizer: Any, package_version: str) -> dict[str, 
     return {
         "format": FORMAT,
         "weights_sha256": weights_sha256(model),
+        "config_sha256": config_sha256(model.config),
         "tokenizer_sha256": tokenizer_sha256(tokenizer),
         "dtype": str(weight.dtype).removeprefix("torch."),
         "device": _device_name(weight.device),
@@ -74,6 +77,12 @@ def weights_sha256(model: torch.nn.Module) -> str:
         for block in data.split(1 << 26):
             digest.update(block.numpy())
     return digest.hexdigest()
+
+
+def config_sha256(config: Any) -> str:
+    """SHA-256 of the config's fields that decide, with the weights, what the model computes."""
+    text = json.dumps(computed_from(config), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def tokenizer_sha256(tokenizer: Any) -> str:

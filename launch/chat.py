@@ -194,13 +194,15 @@ def talk(chat: Chat, read_line: Callable[[], str]) -> None:
 
 def job(argv: Sequence[str]) -> None:
     """Load the model and talk."""
-    model, settings = parse_settings((OneSlot, ChatSettings), argv, "launch/chat.py", "Talk to a model.")
+    model, settings = parsed = parse_settings((OneSlot, ChatSettings), argv, "launch/chat.py", "Talk to a model.")
     loaded: Loaded = load(model)
+    if (most := loaded.engine.max_length // 2) < settings.max_new_tokens and "max_new_tokens" not in parsed.given:
+        settings = replace(settings, max_new_tokens=max(1, most))  # or no question would fit
     console = Console()
     console.header("Chat", {
         "model": loaded.about,
         "template": loaded.template,
-        "room": f"{loaded.engine.max_length} tokens, answers of up to {settings.max_new_tokens}",
+        "room": f"{loaded.room}, answers of up to {settings.max_new_tokens}",
         "commands": "/help lists them, Ctrl-C stops an answer, Ctrl-D ends",
     })  # fmt: skip
     sys.stdin.reconfigure(errors="surrogateescape")  # `hear` says what is no UTF-8

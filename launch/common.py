@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,19 @@ from typing import Any
 import torch
 
 from datagen.embedded import make_embedded, write_embedded
+from engine.chats import with_chat_template
+from engine.cli import Parsed
 from engine.console import Console
 from engine.disk import disk_line, disk_parts
 from engine.distributed import World, start_world
 from engine.errors import UserError
+from engine.export import try_export
 from engine.init_model import init_model
 from engine.languages import Language, get_language
 from engine.models import load_model, load_score_weight
-from engine.models.hf import load_config
+from engine.models.hf import check_replaceable, load_config
 from engine.monitors import take_monitors
+from engine.prompts import Template
 from engine.runs import Run
 from engine.schedule import rate_line, warmup_warning
 from engine.settings import BatchSettings, RunSettings
@@ -43,7 +47,7 @@ class Job:
     language: Language
     ds_config: dict[str, Any]
     dtype: torch.dtype
-    settings: Sequence[Any]
+    settings: Parsed
 
     def header(self, title: str, rows: dict[str, object], steps: int) -> None:
         """What will run in so many steps, at which learning rate, and where its results go."""
@@ -74,11 +78,21 @@ class Job:
     @property
     def card_settings(self) -> dict[str, Any]:
         """The run's settings as its model's card shows them: with the template that was chosen."""
-        return {**self.run.settings, "template": (self.run.template or {}).get("name")}
+        return {**self.run.settings, **self.run.lowered, "template": (self.run.template or {}).get("name")}
 
-    def load(self, path: str | Path, max_length: int) -> tuple[Any, Any]:
-        """(model on this rank's device, tokenizer), checked against each other and for sequences of max_length."""
-        return load_checked(path, self.dtype, self.world.device, max_length)
+    def try_export(
+        self, model: Any, inputs: Mapping[str, Any], tokenizer: Any, template: Template, eos_ids: Sequence[int]
+    ) -> Any:
+        """The tokenizer to export. UserError where the model could not be exported at the end: see engine/export.py."""
+        exported = with_chat_template(tokenizer, template)
+        if not self.run.settings["overwrite"]:  # which removes what is there
+            check_replaceable(self.run.model_dir)
+        try_export(model, self.run.stage, self.card_settings, inputs, exported, eos_ids)
+        return exported
+
+    def load(self, path: str | Path) -> tuple[Any, Any]:
+        """(model on this rank's device, tokenizer), checked against each other."""
+        return load_checked(path, self.dtype, self.world.device)
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -88,20 +102,22 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return getattr(torch, name)
 
 
-def load_checked(path: str | Path, dtype: torch.dtype, device: torch.device, max_length: int) -> tuple[Any, Any]:
-    """(language model, tokenizer) of a directory; UserError unless they fit each other and sequences of max_length."""
+def base_config(path: str | Path) -> Any:
+    """The config of --model. UserError for a run's folder, whose model lies in it."""
+    if Path(path, "model", "config.json").is_file():
+        raise UserError(f"--model {path} is a run's folder: give the model in it, {Path(path, 'model')}")
+    return load_config(path)
+
+
+def load_checked(path: str | Path, dtype: torch.dtype, device: torch.device) -> tuple[Any, Any]:
+    """(language model, tokenizer) of a directory; UserError unless they fit each other."""
     path = Path(path)
-    if (path / "model" / "config.json").is_file():
-        raise UserError(f"--model {path} is a run's folder: give the model in it, {path / 'model'}")
-    config = load_config(path)
+    config = base_config(path)
     tokenizer = load_tokenizer(path)
     check_vocab(tokenizer, config.vocab_size)
     if load_score_weight(path) is not None:
         raise UserError(f"--model {path} is a reward model (it has a score head): give a language model")
-    model = load_model(path, dtype, device)
-    if model.max_length is not None and max_length > model.max_length:
-        raise UserError(f"--max-length is {max_length}, {path} serves {model.max_length} tokens: lower it")
-    return model, tokenizer
+    return load_model(path, dtype, device), tokenizer
 
 
 def checked_reader(job: Job, batch: BatchSettings, read: Callable[..., Iterable[Any]]) -> Callable[[str], list[Any]]:
@@ -129,7 +145,7 @@ def demo_unless_model(flags: Sequence[str]) -> str:
     return "default" if any(f.split("=")[0] == "--model" for f in flags) else "demo"
 
 
-def open_job(stage: str, settings: Sequence[Any]) -> Job:
+def open_job(stage: str, settings: Parsed) -> Job:
     """Check what can be checked before any work, join the other ranks, and say where results go."""
     run_settings: RunSettings = settings[0]
     language = get_language(run_settings.lang)

@@ -108,7 +108,7 @@ class Ours:
         scorer = load_scorer(str(folder / "reward"), model, split, tokenizer, groups[2].tokens_per_microbatch)
         prompts = [Prompt(str(i), tuple(tokens), "", "") for i, tokens in enumerate(prompts_of(s))]
         self.trainer = PPOTrainer(
-            model, tokenizer, prompts, scorer, *groups, world, run, Console(enabled=False), {}
+            model, tokenizer, [tokenizer.eos_token_id], prompts, scorer, *groups, world, run, Console(False), {}
         )  # fmt: skip
         self.iteration = 0
 

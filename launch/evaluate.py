@@ -24,10 +24,7 @@ from engine.console import Console
 from engine.distributed import World, start_world
 from engine.errors import UserError
 from engine.languages import get_language
-from engine.models import load_config
-from engine.tokenizer import load_tokenizer
 from evaluation.build import build, check_files
-from evaluation.context_length import context_length
 from evaluation.data import Data, open_data
 from evaluation.manifest import run_manifest, task_manifest
 from evaluation.output import Output
@@ -40,6 +37,7 @@ from evaluation.settings import EvaluateSettings
 from evaluation.shares import shares
 from evaluation.tasks import Task, get_tasks
 from launch.common import choose_dtype, load_checked
+from launch.lengths import served_length
 
 Key = tuple[str, str]  # task, language
 
@@ -110,14 +108,15 @@ def prepare(settings: EvaluateSettings) -> Evaluation:
     output = Output(Path(settings.output or Path(settings.runs, settings.lang, "evaluate")))
     world = start_world()
     console, dtype = Console(world.is_first), choose_dtype(settings.dtype, world.device)
-    length = settings.max_length or context_length(load_config(settings.model), load_tokenizer(settings.model))
-    model, tokenizer = load_checked(settings.model, dtype, world.device, length)
+    length, room = served_length(settings.model, settings.max_length)
+    model, tokenizer = load_checked(settings.model, dtype, world.device)
     model.requires_grad_(False)
     manifest = run_manifest(model, tokenizer, kernels.__version__)
     output.check(manifest, settings.overwrite)
     scorer = Scorer(model, settings.batch_tokens, settings.cache_tokens, torch.get_num_threads())
     console.header(f"Evaluation in {', '.join(get_language(code).name for code in settings.languages)}", {
         "model": f"{settings.model} ({model.config.model_type}, {model.num_layers} layers of {model.hidden_size})",
+        "room": room,
         "tasks": f"{', '.join(task.name for task in tasks)}, protocol {protocol.name}",
         "template": "none: the protocol's own prompts",
         "data": settings.data_dir,

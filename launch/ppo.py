@@ -10,10 +10,10 @@ from pathlib import Path
 if __name__ == "__main__":  # started as a file, whose folder is on the path: the packages are beside it
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.chats import with_chat_template
 from engine.cli import main, parse_settings
 from engine.disk import num_trained
 from engine.encoding import encode_prompts
+from engine.eos import eos_ids_of
 from engine.errors import UserError
 from engine.heldout import SHOWN, Estimate, compared, in_words, sample_answers, shown
 from engine.model_card import write_card
@@ -45,6 +45,7 @@ from launch.common import (
     open_job,
     stage_model,
 )
+from launch.lengths import fit_job
 from launch.replay import replay_asked
 
 SETTINGS = (RunSettings, OptimizerSettings, BatchSettings, PPOSettings)
@@ -78,7 +79,6 @@ def train(
     check_room(ppo.max_new_tokens, batch.max_length)
     check_iteration(ppo, batch.batch_size)
     check_template(batch.template)
-    room = batch.max_length - ppo.max_new_tokens
     if ppo.reward:
         check_reward(ppo.reward)
     read_prompts = checked_reader(job, batch, partial(read_instructions, require_output=False))
@@ -91,7 +91,10 @@ def train(
     if data is None:
         embedded = embedded_data(run_settings, job)
         data, checks_file = embedded / "rl.jsonl", checks_file or embedded / "heldout.jsonl"
-    model, tokenizer = job.load(model_dir, batch.max_length)
+    batch, ppo = fit_job(job, model_dir, batch, ppo)
+    room = batch.max_length - ppo.max_new_tokens
+    model, tokenizer = job.load(model_dir)
+    eos_ids = eos_ids_of(model_dir, tokenizer, model.vocab_size)
     choice = job.choose_template(batch.template, model_dir, tokenizer)
     split = split_of(ppo.top_layers, model.num_layers)
     prompts = encode_prompts(read_prompts(data), tokenizer, choice.template, room, batch.truncate)
@@ -111,9 +114,11 @@ def train(
     disk = job.disk(
         len(prompts), batch, model, trained, rollouts=min(batch.batch_size, len(prompts)), tokens=batch.max_length
     )
+    inputs = {"policy before PPO": model_dir, "reward": reward_name, "prompts": data}
+    exported = job.try_export(model, inputs, tokenizer, choice.template, eos_ids)
     job.run.start()
     trainer = PPOTrainer(
-        model, tokenizer, prompts, scorer, run_settings, optimizer, batch, ppo,
+        model, tokenizer, eos_ids, prompts, scorer, run_settings, optimizer, batch, ppo,
         job.world, job.run, job.console, job.ds_config,
     )  # fmt: skip
     job.header(f"PPO in {job.language.name}", {
@@ -126,8 +131,8 @@ def train(
         "disk": disk,
     }, len(trainer.steps))  # fmt: skip
     answers = partial(
-        sample_answers, model, tokenizer, checks, scorer, ppo, split, run_settings.seed, batch.batch_size, job.world,
-        job.console,
+        sample_answers, model, tokenizer, eos_ids, checks, scorer, ppo, split, run_settings.seed, batch.batch_size,
+        job.world, job.console,
     )  # fmt: skip
     if checks:
         before = answers()
@@ -136,7 +141,7 @@ def train(
 
     def export() -> None:
         if job.world.is_first:
-            save_model(model, job.run.model_dir, with_chat_template(tokenizer, choice.template))
+            save_model(model, job.run.model_dir, exported, eos_ids=eos_ids)
 
     with trainer.checkpoints.finishing():
         trainer.checkpoints.part(export)
@@ -150,14 +155,7 @@ def train(
                 for p, a, b in zip(checks[:20], after.texts, before.texts)
             ])  # fmt: skip
         if job.world.is_first:
-            write_card(
-                job.run.model_dir,
-                "ppo",
-                job.card_settings,
-                {"policy before PPO": model_dir, "reward": reward_name, "prompts": data},
-                result,
-                tokenizer,
-            )
+            write_card(job.run.model_dir, "ppo", job.card_settings, inputs, result, tokenizer, eos_ids)
         job.run.finish(result)
 
 

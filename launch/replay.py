@@ -57,7 +57,7 @@ def show(stage: str, file: Path) -> None:
         return
     groups = groups_of(stage, note["ids"], tensors, own if stage == "ppo" else None)
     model_dir = run.model or Path(run.runs, run.lang, EMBEDDED[stage])
-    model, tokenizer = load_checked(model_dir, choose_dtype(run.dtype, world.device), world.device, batch.max_length)
+    model, tokenizer = load_checked(model_dir, choose_dtype(run.dtype, world.device), world.device)
     checkpoint = _checkpoint_of(note, file)
     module, split = _module(stage, model, tokenizer, run, batch, own)
     module.to(world.device)

@@ -9,10 +9,10 @@ from pathlib import Path
 if __name__ == "__main__":  # started as a file, whose folder is on the path: the packages are beside it
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.chats import with_chat_template
 from engine.cli import main, parse_settings
 from engine.disk import kept_tokens, num_trained
 from engine.encoding import encode_rankings
+from engine.eos import eos_ids_of
 from engine.errors import UserError
 from engine.export import save_trained
 from engine.model_card import write_card
@@ -34,6 +34,7 @@ from launch.common import (
     open_job,
     stage_model,
 )
+from launch.lengths import fit_job
 from launch.replay import replay_asked
 
 SETTINGS = (RunSettings, OptimizerSettings, BatchSettings, RewardSettings)
@@ -71,7 +72,9 @@ def train(
     if data is None:
         embedded = embedded_data(run_settings, job)
         data, heldout_file = embedded / "ranking.jsonl", heldout_file or embedded / "ranking_heldout.jsonl"
-    model, tokenizer = job.load(model_dir, batch.max_length)
+    (batch,) = fit_job(job, model_dir, batch)
+    model, tokenizer = job.load(model_dir)
+    eos_ids = eos_ids_of(model_dir, tokenizer, model.vocab_size)
     choice = job.choose_template(batch.template, model_dir, tokenizer)
 
     def encoded(path):
@@ -101,6 +104,8 @@ def train(
     lengths = [len(e.tokens) for r in rankings for e in r.examples]
     kept = kept_tokens(lengths, model, batch.epochs, batch.trunk_cache) if split else 0
     disk = job.disk(len(rankings), batch, model, num_trained(model, split), kept_tokens=kept)
+    inputs = {"base model": model_dir, "rankings": data}
+    exported = job.try_export(model, inputs, tokenizer, choice.template, eos_ids)
     job.run.start()
     head_seed = derive_seed(run_settings.seed, "score head")
     score_weight_D = RewardModule.new_score_weight(model, head_seed)
@@ -120,20 +125,12 @@ def train(
 
     def export() -> None:
         moments = result["score_mean"], result["score_std"]
-        tokenizer_out = with_chat_template(tokenizer, choice.template)
-        save_trained(trainer.zero, model, job.run.model_dir, tokenizer_out, job.world, moments)
+        save_trained(trainer.zero, model, job.run.model_dir, exported, job.world, eos_ids, moments)
 
     with trainer.checkpoints.finishing():
         trainer.checkpoints.part(export)
         if job.world.is_first:
-            write_card(
-                job.run.model_dir,
-                "reward",
-                job.card_settings,
-                {"base model": model_dir, "rankings": data},
-                result,
-                tokenizer,
-            )
+            write_card(job.run.model_dir, "reward", job.card_settings, inputs, result, tokenizer, eos_ids)
         job.run.finish(result)
 
 

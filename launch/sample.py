@@ -23,6 +23,7 @@ from engine.cli import main, parse_settings
 from engine.console import Console
 from engine.distributed import World, start_world
 from engine.encoding import encode_prompts
+from engine.eos import eos_ids_of
 from engine.errors import UserError
 from engine.generation import Request
 from engine.interrupt import Interrupt
@@ -42,9 +43,9 @@ from engine.response_file import (
 from engine.runs import check_writable, differences
 from engine.scheduler import Scheduler
 from engine.settings import ResponseSettings, SampleSettings
-from engine.strict_json import read_object
 from engine.template_choice import check_template, choose_template
 from launch.common import choose_dtype, load_checked
+from launch.lengths import fit_lengths
 from launch.sample_rank import Progress, sample, share
 
 LONGEST_WAIT_S = 7 * 24 * 3600  # ranks meet only at the end, and one may be done long before another
@@ -52,7 +53,7 @@ LONGEST_WAIT_S = 7 * 24 * 3600  # ranks meet only at the end, and one may be don
 
 def job(argv: Sequence[str]) -> None:
     """Read and check everything, then sample and write `{id, instruction, input, responses, finished}` lines."""
-    settings, how = parse_settings(
+    settings, how = parsed = parse_settings(
         (SampleSettings, ResponseSettings),
         argv,
         "deepspeed launch/sample.py",
@@ -64,7 +65,8 @@ def job(argv: Sequence[str]) -> None:
     records = list(read_instructions(settings.data, require_output=False))
     world = start_world(LONGEST_WAIT_S)
     console, dtype = Console(world.is_first), choose_dtype(settings.dtype, world.device)
-    model, tokenizer = load_checked(settings.model, dtype, world.device, how.max_length)
+    (how,) = fit_lengths([how], settings.model, parsed.given, console.say)
+    model, tokenizer = load_checked(settings.model, dtype, world.device)
     choice = choose_template(settings.template, settings.model, tokenizer)
     prompts = encode_prompts(
         records, tokenizer, choice.template, how.max_length - how.max_new_tokens, settings.truncate
@@ -124,17 +126,6 @@ def job(argv: Sequence[str]) -> None:
                 console.say(how_to_go_on(output, len(requests), settings.overwrite))
             raise
     console.say(summary(output, len(requests), len(prompts), counts, tokens, time.monotonic() - began))
-
-
-def eos_ids_of(model_dir: str, tokenizer, vocab_size: int) -> tuple[int, ...]:
-    """The tokenizer's EOS, and after it those that the model's generation_config.json names besides."""
-    file = Path(model_dir, "generation_config.json")
-    named = read_object(file).get("eos_token_id") if file.is_file() else None
-    ids = named if isinstance(named, list) else [] if named is None else [named]
-    for i in ids:
-        if not isinstance(i, int) or isinstance(i, bool) or not 0 <= i < vocab_size:
-            raise UserError(f"{file} names the eos_token_id {i!r}, the model has ids 0 to {vocab_size - 1}: mend it")
-    return tuple(dict.fromkeys([tokenizer.eos_token_id, *ids]))
 
 
 def check_output(output: Path, settings: SampleSettings) -> None:

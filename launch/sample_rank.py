@@ -71,7 +71,7 @@ def finish(request: Request, response: Response, tokenizer) -> SavedResponse:
     address = (request.prompt_id, request.sample_id)
     if response.stop is not None:
         return SavedResponse(*address, response.stop.text, response.stop.num_tokens, STOP)
-    text = decode(tokenizer, response.tokens[:-1] if response.ended else response.tokens)
+    text = decode(tokenizer, response.text_tokens)
     return SavedResponse(*address, text, len(response.tokens), EOS if response.ended else LENGTH)
 
 

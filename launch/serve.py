@@ -22,10 +22,10 @@ from transformers import PreTrainedTokenizerFast
 from engine.cache_budget import num_pages_for
 from engine.cli import main, parse_settings
 from engine.console import Console
+from engine.eos import eos_ids_of
 from engine.errors import UserError
 from engine.generation import Request
 from engine.kv_cache import PAGE_SIZE, pages_for
-from engine.models.hf import load_config
 from engine.prompts import TEMPLATE_HELP
 from engine.serving.app import Server, ServerSettings
 from engine.serving.ask import AskReader, Limits
@@ -33,10 +33,8 @@ from engine.serving.dialog import DialogEncoder
 from engine.serving.live import LiveEngine
 from engine.settings import flag
 from engine.template_choice import check_template, choose_template
-from engine.tokenizer import load_tokenizer
-from evaluation.context_length import context_length
 from launch.common import choose_dtype, load_checked
-from launch.sample import eos_ids_of
+from launch.lengths import served_length
 
 KEY_VARIABLE = "SERVE_API_KEY"
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -90,6 +88,7 @@ class Loaded:
     dialogs: DialogEncoder
     template: str
     about: str
+    room: str
 
 
 def load(settings: ModelSettings) -> Loaded:
@@ -97,8 +96,8 @@ def load(settings: ModelSettings) -> Loaded:
     check_template(settings.template)  # a mistake in it shows before the model is loaded
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = choose_dtype(settings.dtype, device)
-    length = settings.max_length or context_length(load_config(settings.model), load_tokenizer(settings.model))
-    model, tokenizer = load_checked(settings.model, dtype, device, length)
+    length, room = served_length(settings.model, settings.max_length)
+    model, tokenizer = load_checked(settings.model, dtype, device)
     model.requires_grad_(False)
     choice = choose_template(settings.template, settings.model, tokenizer)
     # The worst that can come: every slot with the longest sequence, and the one token that a full prompt may be given.
@@ -113,7 +112,7 @@ def load(settings: ModelSettings) -> Loaded:
     about = f"{settings.model} ({model.config.model_type}, {model.num_layers} layers of {model.hidden_size})"
     how = f"{str(dtype).removeprefix('torch.')} on {device.type}"
     dialogs = DialogEncoder(tokenizer, choice.template)
-    return Loaded(engine, tokenizer, dialogs, choice.shown, f"{about}, {how}")
+    return Loaded(engine, tokenizer, dialogs, choice.shown, f"{about}, {how}", room)
 
 
 def name_of(model_dir: str) -> str:
@@ -155,7 +154,7 @@ async def serve(settings: ModelSettings, http: HttpSettings, key: str | None) ->
         "model": loaded.about,
         "name": name,
         "template": loaded.template,
-        "room": f"{engine.max_length} tokens a sequence, {settings.slots} at once, "
+        "room": f"{loaded.room}, {settings.slots} at once, "
         f"{engine.scheduler.pool.num_pages * PAGE_SIZE:,} positions in the cache, {http.max_waiting} may wait",
         "key": f"wanted, from {KEY_VARIABLE}" if key else "none",
         "address": url,

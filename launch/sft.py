@@ -9,10 +9,10 @@ from pathlib import Path
 if __name__ == "__main__":  # started as a file, whose folder is on the path: the packages are beside it
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.chats import with_chat_template
 from engine.cli import main, parse_settings
 from engine.disk import kept_tokens, num_trained
 from engine.encoding import encode_instructions, encode_prompts
+from engine.eos import eos_ids_of
 from engine.exact_match import exact_match
 from engine.export import save_trained
 from engine.model_card import write_card
@@ -31,6 +31,7 @@ from launch.common import (
     finished_before,
     open_job,
 )
+from launch.lengths import fit_job
 from launch.replay import replay_asked
 
 SETTINGS = (RunSettings, OptimizerSettings, BatchSettings, SFTSettings)
@@ -68,16 +69,21 @@ def train(
         embedded = embedded_data(run_settings, job)
         data, checks_file = embedded / "sft.jsonl", checks_file or embedded / "heldout.jsonl"
     model_dir = run_settings.model or embedded_model(run_settings, job)
-    model, tokenizer = job.load(model_dir, batch.max_length)
+    (batch,) = fit_job(job, model_dir, batch)
+    model, tokenizer = job.load(model_dir)
+    eos_ids = eos_ids_of(model_dir, tokenizer, model.vocab_size)
     choice = job.choose_template(batch.template, model_dir, tokenizer)
     examples = encode_instructions(read(data), tokenizer, choice.template, batch.max_length, batch.truncate)
     checks = []
     if checks_file:
-        checks = encode_prompts(read(checks_file), tokenizer, choice.template, batch.max_length, batch.truncate)
+        room = batch.max_length - 1  # for one token of an answer
+        checks = encode_prompts(read(checks_file), tokenizer, choice.template, room, batch.truncate)
 
     split, lengths = split_of(sft.top_layers, model.num_layers), [len(e.tokens) for e in examples]
     kept = 0 if split is None else kept_tokens(lengths, model, batch.epochs, batch.trunk_cache)
     disk = job.disk(len(examples), batch, model, num_trained(model, split), kept_tokens=kept)
+    inputs = {"base model": model_dir, "data": data}
+    exported = job.try_export(model, inputs, tokenizer, choice.template, eos_ids)
     job.run.start()
     trainer = SFTTrainer(
         model, examples, run_settings, optimizer, batch, sft, job.world, job.run, job.console, job.ds_config
@@ -92,23 +98,21 @@ def train(
     result = trainer.train()
 
     def export() -> None:
-        save_trained(trainer.zero, model, job.run.model_dir, with_chat_template(tokenizer, choice.template), job.world)
+        save_trained(trainer.zero, model, job.run.model_dir, exported, job.world, eos_ids)
 
     with trainer.checkpoints.finishing():
         trainer.checkpoints.part(export)
         if checks:
-            trained, _ = job.load(job.run.model_dir, batch.max_length)
+            trained, _ = job.load(job.run.model_dir)
             longest = max(len(e.tokens) - e.prompt_len for e in examples)
             result["exact_match"], answers = exact_match(
-                trained, tokenizer, checks, longest, job.world, job.console, checkpoints=trainer.checkpoints
+                trained, tokenizer, eos_ids, checks, longest, job.world, job.console, checkpoints=trainer.checkpoints
             )
             job.run.sample(len(trainer.steps), [
                 {"prompt": p.text, "response": a, "expected": p.output} for p, a in zip(checks[:20], answers)
             ])  # fmt: skip
         if job.world.is_first:
-            write_card(
-                job.run.model_dir, "sft", job.card_settings, {"base model": model_dir, "data": data}, result, tokenizer
-            )
+            write_card(job.run.model_dir, "sft", job.card_settings, inputs, result, tokenizer, eos_ids)
         job.run.finish(result)
 
 

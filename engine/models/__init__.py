@@ -1,7 +1,7 @@
 """BLOOM and the LLaMA family behind one interface, read from and written to the Hugging Face layout.
 
 A model has `config, num_layers, hidden_size, num_heads, num_kv_heads, head_size, vocab_size`, `max_length` (the longest
-sequence its attention serves, None without a limit), `layers`, `final_norm`, and
+sequence it serves, None without a limit), `layers`, `final_norm`, and
     embed(batch) -> h_TD        run(h_TD, batch, start, stop, attend=None) -> h_TD        norm(h_TD) -> h_TD
     head_weight -> W_VD         run_layers(layers, h_TD, batch, attend=None) -> h_TD, for blocks held elsewhere
 """
@@ -9,13 +9,16 @@ sequence its attention serves, None without a limit), `layers`, `final_norm`, an
 from engine.models.attend import Attend
 from engine.models.bloom import Bloom
 from engine.models.hf import build_model, load_config, load_model, load_score_weight, save_model
+from engine.models.length_limit import LengthLimit, length_limit
 from engine.models.llama import Llama
 
 __all__ = [
     "Attend",
     "Bloom",
+    "LengthLimit",
     "Llama",
     "build_model",
+    "length_limit",
     "load_config",
     "load_model",
     "load_score_weight",

@@ -1,4 +1,4 @@
-"""What a model's config.json must say before anything is built by it: sizes within reason, no code of its own."""
+"""What a model's config.json must say before a model is built, and which of its fields decide what is computed."""
 
 from __future__ import annotations
 
@@ -31,6 +31,22 @@ _ROPE_NUMBERS = (
     "original_max_position_embeddings",
 )
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+# Fields that change nothing a model computes here: names of classes and of labels, how weights are stored and started,
+# which tokens begin, end and pad, what transformers returns, and dropout, which is never applied. A tied head is told
+# from an untied one by the weights.
+_HARMLESS = {
+    *("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "name_or_path"),
+    *("id2label", "label2id", "num_labels", "problem_type", "initializer_range", "tie_word_embeddings"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "attention_dropout", "hidden_dropout"),
+    *("return_dict", "output_attentions", "output_hidden_states", "use_cache", "is_encoder_decoder"),
+    *("chunk_size_feed_forward", "pretraining_tp", "slow_but_exact"),
+}
+
+
+def computed_from(config: PretrainedConfig) -> dict[str, Any]:
+    """The fields of a config that may decide what its model computes: all but those that are known not to."""
+    return {name: value for name, value in config.to_dict().items() if name not in _HARMLESS}
 
 
 def check_config(config: PretrainedConfig, file: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,7 +84,7 @@ def load_model(
     if SCORE in stored and LM_HEAD not in stored:
         model.head = None  # a reward model's directory carries no language head
     names = match(str(path), model, {name: tensor.shape for name, tensor in stored.items()})
-    if model.config.tie_word_embeddings and LM_HEAD in stored:
+    if model.config.tie_word_embeddings and LM_HEAD in stored and names["embedding.weight"] != LM_HEAD:
         _check_tied(path, stored[LM_HEAD], stored[names["embedding.weight"]])
     state = {ours: stored[name].read().to(device, dtype, copy=True) for ours, name in names.items()}
     model.load_state_dict(state, assign=True)
@@ -114,32 +115,22 @@ def save_model(
     score_weight_D: Tensor | None = None,
     score_moments: tuple[float, float] | None = None,
     max_shard_bytes: int = SHARD_BYTES,
+    eos_ids: Collection[int] = (),
 ) -> None:
     """Write a directory that transformers loads with equal logits, or, with a score head [D], with equal scores.
 
     The directory appears whole or not at all: it is written under another name beside the target, synced, then renamed.
     A model that is already there is replaced; UserError for a target that holds anything else. `score_moments` are the
-    mean and deviation of a reward model's scores; without, it keeps those of the model's config.
+    mean and deviation of a reward model's scores; without, it keeps those of the model's config. eos_ids are the tokens
+    that may end a response: none of them pads for a reward model.
     """
     path = Path(path).resolve()
-    _check_replaceable(path)
-    config = _config_to_save(model, tokenizer, score_weight_D is not None, score_moments)
-    table = TABLES[config.model_type]
-    tensors = {written_name(table, ours): parameter for ours, parameter in model.named_parameters()}
-    if score_weight_D is not None:
-        assert score_weight_D.shape == (model.hidden_size,), score_weight_D.shape
-        tensors.pop(LM_HEAD, None)
-        tensors[SCORE] = score_weight_D[None]
-    else:
-        assert model.config.tie_word_embeddings or model.head is not None, "a language model needs its head"
-
+    check_replaceable(path)
     partial, replaced = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.replaced")
     shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
     partial.mkdir(parents=True)
     try:
-        config.to_json_file(partial / "config.json")
-        if tokenizer is not None:
-            _matching_tokenizer(tokenizer, config, reward=score_weight_D is not None).save_pretrained(partial)
+        tensors = write_all_but_weights(model, partial, tokenizer, score_weight_D, score_moments, eos_ids)
         write_weights(partial, tensors, max_shard_bytes)
         for written in (*partial.rglob("*"), partial):
             sync(written)
@@ -151,6 +142,30 @@ def save_model(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def write_all_but_weights(
+    model: Bloom | Llama,
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase | None,
+    score_weight_D: Tensor | None,
+    score_moments: tuple[float, float] | None,
+    eos_ids: Collection[int],
+) -> dict[str, Tensor]:
+    """What `save_model` writes into its directory before the weights. Returns the weights by the names they take."""
+    config = _config_to_save(model, tokenizer, score_weight_D is not None, score_moments, eos_ids)
+    table = TABLES[config.model_type]
+    tensors: dict[str, Tensor] = {written_name(table, ours): weight for ours, weight in model.named_parameters()}
+    if score_weight_D is not None:
+        assert score_weight_D.shape == (model.hidden_size,), score_weight_D.shape
+        tensors.pop(LM_HEAD, None)
+        tensors[SCORE] = score_weight_D[None]
+    else:
+        assert model.config.tie_word_embeddings or model.head is not None, "a language model needs its head"
+    config.to_json_file(folder / "config.json")
+    if tokenizer is not None:
+        _matching_tokenizer(tokenizer, config, reward=score_weight_D is not None).save_pretrained(folder)
+    return tensors
 
 
 def empty_model(config: PretrainedConfig, where: str) -> Bloom | Llama:
@@ -171,7 +186,7 @@ def _check_tied(path: Path, head: StoredTensor, embedding: StoredTensor) -> None
         )
 
 
-def _check_replaceable(path: Path) -> None:
+def check_replaceable(path: Path) -> None:
     """Nothing but an empty directory or a model is ever replaced: a mistyped path must not cost somebody's files."""
     if not path.exists():
         return
@@ -182,7 +197,11 @@ def _check_replaceable(path: Path) -> None:
 
 
 def _config_to_save(
-    model: Bloom | Llama, tokenizer: PreTrainedTokenizerBase | None, reward: bool, moments: tuple[float, float] | None
+    model: Bloom | Llama,
+    tokenizer: PreTrainedTokenizerBase | None,
+    reward: bool,
+    moments: tuple[float, float] | None,
+    eos_ids: Collection[int],
 ) -> PretrainedConfig:
     config = copy.deepcopy(model.config)
     config.dtype = model.embedding.weight.dtype
@@ -190,7 +209,9 @@ def _config_to_save(
     config.architectures = [CLASS_PREFIX[config.model_type] + task]
     if reward:
         config.num_labels = 1
-        config.pad_token_id = _score_pad_id(config, tokenizer)
+        config.pad_token_id = _score_pad_id(config, tokenizer, eos_ids)
+    elif not _can_pad(config.pad_token_id, config, tokenizer):
+        config.pad_token_id = None
     # transformers keeps fields it does not know: whoever copies or saves a reward model again keeps these.
     if moments is not None:
         config.score_mean, config.score_std = moments
@@ -200,19 +221,32 @@ def _config_to_save(
     return config
 
 
-def _score_pad_id(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase | None) -> int | None:
+def _can_pad(token: int | None, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase | None) -> bool:
+    """Whether a padding id has a row of the embedding and a token. Many a config.json names another, such as -1.
+
+    The engine never pads. transformers refuses to build an embedding whose padding row it lacks, and cannot pad with
+    an id for which the tokenizer has no token: what is exported then names none.
+    """
+    if token is None or not 0 <= token < config.vocab_size:
+        return False
+    return tokenizer is None or tokenizer.convert_ids_to_tokens(token) is not None
+
+
+def _score_pad_id(
+    config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase | None, eos_ids: Collection[int]
+) -> int | None:
     """The padding id under which transformers scores the token we score.
 
     Its classifier reads the last token that is not padding. With padding = EOS, a common makeshift, that is the token
-    before the EOS: so EOS is passed over, and BOS, which ends no sequence, stands in. Without any, None: one
+    before the EOS: so every EOS is passed over, and BOS, which ends no sequence, stands in. Without any, None: one
     sequence at a time is then scored right, and more are refused.
     """
-    eos = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    eos = {*eos_ids, *(config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id])}
     choices = [config.pad_token_id, config.bos_token_id]
     if tokenizer is not None:
         choices = [tokenizer.pad_token_id, config.pad_token_id, config.bos_token_id, tokenizer.bos_token_id]
-        eos = [*eos, tokenizer.eos_token_id]
-    return next((token for token in choices if token is not None and token not in eos), None)
+        eos.add(tokenizer.eos_token_id)
+    return next((token for token in choices if token not in eos and _can_pad(token, config, tokenizer)), None)
 
 
 def _matching_tokenizer(

@@ -16,6 +16,7 @@ from engine.batch import PackedBatch
 from engine.errors import UserError
 from engine.models.attend import Attend, causal_attend
 from engine.models.fused import BlockOps, block_ops
+from engine.models.length_limit import check_length, length_limit
 from engine.models.rotary import Rotary, Rotation, cos_sin
 
 if TYPE_CHECKING:
@@ -43,13 +44,6 @@ class Traits(NamedTuple):
 
 def head_size_of(config: PretrainedConfig) -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-
-
-def max_length_of(config: PretrainedConfig) -> int | None:
-    """The longest sequence for which a sliding window, if the config uses one, is still full causal attention."""
-    kinds = getattr(config, "layer_types", None)  # Qwen names each layer's attention, Mistral has one kind
-    slides = kinds is None or "sliding_attention" in kinds
-    return getattr(config, "sliding_window", None) if slides else None
 
 
 class RMSNorm(nn.Module):
@@ -117,7 +111,7 @@ class Llama(nn.Module):
         self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_size = head_size_of(config)
         self.vocab_size = config.vocab_size
-        self.max_length = max_length_of(config)
+        self.max_length = length_limit(config).tokens
         self.embedding = nn.Embedding(self.vocab_size, self.hidden_size)
         self.layers = nn.ModuleList(LlamaBlock(config, i) for i in range(self.num_layers))
         self.final_norm = RMSNorm(self.hidden_size, config.rms_norm_eps)
@@ -138,7 +132,7 @@ class Llama(nn.Module):
         """Layers start to stop-1. attend defaults to causal attention within each sequence of the batch, rotation to
         that of the batch's positions.
 
-        Raises UserError for a sequence longer than the sliding window.
+        Raises UserError for a sequence longer than the model serves.
         """
         assert 0 <= start <= stop <= self.num_layers, (start, stop, self.num_layers)
         return self.run_layers([self.layers[i] for i in range(start, stop)], h_TD, batch, attend, rotation)
@@ -170,13 +164,3 @@ class Llama(nn.Module):
         if self.head is None:
             raise UserError("a reward model was saved without a language head: pass the directory of a language model")
         return self.head.weight
-
-
-def check_length(config: PretrainedConfig, length: int) -> None:
-    """Raise UserError when a sequence of this many tokens would outgrow the config's sliding window."""
-    limit = max_length_of(config)
-    if limit is not None and length > limit:
-        raise UserError(
-            f"a sequence has {length} tokens, sliding_window is {limit} and windowed attention is not supported: "
-            "lower the maximum length"
-        )

@@ -90,12 +90,14 @@ def match(where: str, model: nn.Module, shapes: Mapping[str, Sequence[int]]) -> 
     """Pair each parameter of the model with a stored name: {ours: stored}.
 
     shapes gives every stored name its shape. Raises one UserError, which begins with `where` and lists what is missing,
-    what is unused and what has another shape.
+    what is unused and what has another shape. A tied model may be stored as its head alone: that is the embedding then.
     """
     table = TABLES[model.config.model_type]
     stored: dict[str, str] = {}
     for name in shapes:
         stored.setdefault(name.removeprefix(table.prefix), name)
+    if model.config.tie_word_embeddings and LM_HEAD in stored:
+        stored.setdefault(hugging_face_name(table, "embedding.weight"), stored[LM_HEAD])
     wanted = {ours: hugging_face_name(table, ours) for ours, _ in model.named_parameters()}
     pairs = {ours: stored[name] for ours, name in wanted.items() if name in stored}
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
+
 from engine.console import Console
 from engine.distributed import start_world
 from engine.encoding import Prompt
 from engine.exact_match import exact_match
-from engine.models import load_model
+from engine.models import build_model, load_model
 from engine.tokenizer import load_tokenizer
+from tests.engine.models.tiny import llama
+from tests.engine.trainers import EOS, VOCABULARY, one_rank, tiny_tokenizer
 from tests.launch.small import make_model
 from tests.ranks import run_ranks
 
@@ -15,7 +19,34 @@ from tests.ranks import run_ranks
 def answers(path, outputs):
     model, tokenizer = load_model(path), load_tokenizer(path)
     prompts = [Prompt(str(i), tuple(range(5, 6 + 3 * i % 7)), "", output) for i, output in enumerate(outputs)]
-    return exact_match(model, tokenizer, prompts, 6, start_world(), Console(False), 2)
+    return exact_match(model, tokenizer, (tokenizer.eos_token_id,), prompts, 6, start_world(), Console(False), 2)
+
+
+@pytest.fixture
+def world():
+    with one_rank() as world:
+        yield world
+
+
+def test_an_answer_ends_where_the_model_s_positions_do(world):
+    """A prompt that fills all but two positions is answered with two tokens, not refused after the training."""
+    model = build_model(llama(num_hidden_layers=1, vocab_size=VOCABULARY), seed=0)
+    prompts = [Prompt("long", (5,) * 126, "", ""), Prompt("short", (5,) * 9, "", "")]
+    _, texts = exact_match(model, tiny_tokenizer(), (EOS,), prompts, 6, world, Console(False))
+    assert [len(text.split()) for text in texts] == [2, 6]
+
+
+def test_every_eos_ends_an_answer_and_is_no_part_of_it(world):
+    model = build_model(llama(num_hidden_layers=1, vocab_size=VOCABULARY, initializer_range=0.3), seed=1)
+    prompts = [Prompt("a", (5, 6), "", "")]
+    _, (text,) = exact_match(model, tiny_tokenizer(), (EOS,), prompts, 6, world, Console(False))
+    words = text.split()
+    second = int(words[2][1:])
+    before = " ".join(words[: words.index(words[2])])
+    right, texts = exact_match(
+        model, tiny_tokenizer(), (EOS, second), [Prompt("a", (5, 6), "", before)], 6, world, Console(False)
+    )
+    assert (right, texts) == (1.0, [before])
 
 
 def test_two_ranks_answer_as_one(tmp_path):

@@ -41,7 +41,10 @@ def answers(path, outputs, samples=3, rollouts=6):
     prompts = [Prompt(str(i), tuple(range(5, 6 + 3 * i % 7)), f"p{i}", output) for i, output in enumerate(outputs)]
     ppo = settings("ppo", eval_samples=samples, max_new_tokens=6)[-1]
     scorer = load_scorer("tests.engine.test_heldout:length_of", model, None, tokenizer, 64)
-    return sample_answers(model, tokenizer, prompts, scorer, ppo, None, 0, rollouts, start_world(), Console(False))
+    eos_ids = (tokenizer.eos_token_id,)
+    return sample_answers(
+        model, tokenizer, eos_ids, prompts, scorer, ppo, None, 0, rollouts, start_world(), Console(False)
+    )
 
 
 def length_of(prompt: str, response: str) -> float:

@@ -8,7 +8,8 @@ import pytest
 from transformers import AutoTokenizer, pipeline
 
 from engine.chats import with_chat_template
-from engine.model_card import card, write_card
+from engine.eos import eos_ids_of
+from engine.model_card import card, generation_config, write_card
 from engine.models import load_model, save_model
 from engine.prompts import TEMPLATES
 from engine.tokenizer import load_tokenizer
@@ -23,7 +24,7 @@ def exported(tmp_path_factory):
     base = small.make_model(tmp_path_factory.mktemp("base") / "m")
     tokenizer, folder = load_tokenizer(base), base.with_name("model")
     save_model(load_model(base), folder, with_chat_template(tokenizer, TEMPLATES["plain"]))
-    write_card(folder, "ppo", SETTINGS, {"prompts": "a|b.jsonl"}, {"score_last": 0.25}, tokenizer)
+    write_card(folder, "ppo", SETTINGS, {"prompts": "a|b.jsonl"}, {"score_last": 0.25}, tokenizer, (2, 9))
     assert tokenizer.chat_template is None
     return folder, tokenizer
 
@@ -36,7 +37,10 @@ def test_the_pipeline_of_transformers_answers_a_chat(exported):
     again = AutoTokenizer.from_pretrained(folder)
     assert len(again(turns[1]["content"])["input_ids"]) <= 3 * SETTINGS["max_new_tokens"]
     load_model(folder)  # what was added does not keep the engine from reading it
-    assert json.loads((folder / "generation_config.json").read_text())["temperature"] == 0.7
+    config = json.loads((folder / "generation_config.json").read_text())
+    assert (config["temperature"], config["eos_token_id"]) == (0.7, [2, 9])
+    assert eos_ids_of(folder, exported[1], small.VOCABULARY) == (2, 9)
+    assert generation_config(SETTINGS, exported[1], (2,))["eos_token_id"] == 2
 
 
 def test_the_card_says_language_data_settings_scores_use_and_limits(exported):

@@ -9,16 +9,18 @@ import pytest
 import torch
 
 from engine.batch import PackedBatch
+from engine.checkpoint import fingerprint
 from engine.console import Console
 from engine.decode_tape import DecodeTape
 from engine.distributed import start_world
 from engine.metrics import Metrics
-from engine.models import load_model, load_score_weight
+from engine.models import build_model, load_model, load_score_weight
 from engine.modules import RewardModule
 from engine.settings import BatchSettings
 from engine.sharded import ShardedWeights
 from engine.trunk import FrozenWeights, Trunk, checksums, same_trunk, trunk_parameters
 from tests.engine.trainers import (
+    CONFIGS,
     EVERY_STAGE,
     FAMILIES,
     assert_same_rows,
@@ -31,6 +33,8 @@ from tests.engine.trainers import (
     train,
 )
 from tests.ranks import run_ranks
+
+LAYERS = {"bloom": "n_layer", "llama": "num_hidden_layers"}
 
 
 @pytest.fixture
@@ -138,6 +142,24 @@ def check_critic_starts_as_the_score(trainer, folder):
     torch.testing.assert_close(x.score_S, expected_S, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(value_S - trainer.policy.value_offset, expected_S, atol=1e-4, rtol=1e-4)
     assert x.value_T[x.action_T].mean().item() == pytest.approx(expected_S.mean().item(), abs=1e-4)
+
+
+@pytest.mark.parametrize(("family", "change", "is_same"), [
+    ("llama", {"rms_norm_eps": 1e-5}, False),
+    ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}, False),
+    ("bloom", {"apply_residual_connection_post_layernorm": True}, False),
+    ("bloom", {"layer_norm_epsilon": 1e-6}, False),
+    ("bloom", {"n_head": 8}, False),
+    ("llama", {"pad_token_id": 3, "eos_token_id": [2, 5], "num_labels": 1, "use_cache": False}, True),
+    ("bloom", {"architectures": ["BloomForSequenceClassification"], "hidden_dropout": 0.1}, True),
+])  # fmt: skip
+def test_equal_weights_are_one_trunk_only_where_the_configs_compute_the_same(family, change, is_same):
+    model = tiny_model(family)
+    other = build_model(CONFIGS[family](**{LAYERS[family]: 3}, **change), seed=0)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    assert same_trunk(model, other, 2) == is_same
+    prints = [fingerprint(m, [(1, 2)]) for m in (model, other)]
+    assert (prints[0] == prints[1]) == is_same
 
 
 @pytest.mark.parametrize("critic", ["shared", "separate"])

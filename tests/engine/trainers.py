@@ -176,7 +176,7 @@ def without_clock(metrics: Mapping[str, float]) -> dict[str, float]:
 def make_trainer(
     stage: str, world: World, folder: Path, family: str = "bloom", zero: str = "zero0", layers: int = 3,
     model: torch.nn.Module | None = None, data: Sequence[Any] | None = None, heldout: Sequence[Any] | None = None,
-    score_weight_D: Tensor | None = None, **changes: Any,
+    score_weight_D: Tensor | None = None, eos_ids: Sequence[int] = (EOS,), **changes: Any,
 ) -> SFTTrainer | RewardTrainer | PPOTrainer:  # fmt: skip
     """A trainer ready to train; `changes` are settings."""
     groups = settings(stage, **changes)
@@ -193,7 +193,7 @@ def make_trainer(
     tokenizer, ppo = tiny_tokenizer(), groups[-1]
     split = split_of(ppo.top_layers, model.num_layers)
     scorer = load_scorer(ppo.reward, model, split, tokenizer, groups[2].tokens_per_microbatch, ppo.reward_offload)
-    return PPOTrainer(model, tokenizer, data or prompts(), scorer, *rest)
+    return PPOTrainer(model, tokenizer, eos_ids, data or prompts(), scorer, *rest)
 
 
 def train(trainer: SFTTrainer | RewardTrainer | PPOTrainer) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 from engine.errors import UserError
 from evaluation import manifest
-from evaluation.manifest import differences, weights_sha256
+from evaluation.manifest import differences, run_manifest, weights_sha256
 from evaluation.output import Output
 from tests.evaluation.made_up import byte_tokenizer
 from tests.evaluation.scorable import model_of
@@ -25,6 +27,17 @@ def test_one_bit_of_one_weight_is_another_model():
         model.final_norm.bias[3] = torch.nextafter(model.final_norm.bias[3], torch.tensor(1.0))
     assert weights_sha256(model) != before
     assert weights_sha256(model_of("bloom").bfloat16()) != before
+
+
+def test_the_same_weights_under_another_config_are_another_model():
+    """With another epsilon the same weights score otherwise; another padding token changes no score."""
+    model = model_of("llama")
+    before = run_manifest(model, byte_tokenizer(), "0.1.0")
+    model.config = copy.deepcopy(model.config)
+    model.config.pad_token_id = 7
+    assert differences(before, run_manifest(model, byte_tokenizer(), "0.1.0")) == []
+    model.config.rms_norm_eps *= 2
+    assert differences(before, run_manifest(model, byte_tokenizer(), "0.1.0")) == ["config_sha256"]
 
 
 def test_the_code_of_the_sums_is_part_of_it(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from engine.batch import PackedBatch
 from engine.errors import UserError
@@ -107,6 +108,30 @@ def test_a_tied_head_may_be_stored_twice_but_not_differ(family, directory, saved
     rewrite(directory, tensors | {"lm_head.weight": head})
     with pytest.raises(UserError, match="lm_head.weight that differs from the embedding"):
         load_model(directory)
+
+
+@pytest.mark.parametrize("name", ["bloom, 8 heads", "llama, tied"])
+@torch.no_grad()
+def test_a_tied_model_may_be_stored_as_its_head_alone(name, tmp_path):
+    """As transformers loads it: the head's weight is the embedding's."""
+    model = peer(CONFIGS[name]())
+    expected = peer_logits(model, SEQUENCES)
+    model.save_pretrained(tmp_path)
+    tensors = weights_of(tmp_path)
+    (embedding,) = (key for key in tensors if key.endswith(("word_embeddings.weight", "embed_tokens.weight")))
+    tensors["lm_head.weight"] = tensors.pop(embedding)
+    rewrite(tmp_path, tensors)
+    assert_close(peer_logits(AutoModelForCausalLM.from_pretrained(tmp_path), SEQUENCES), expected, 1e-5)
+    assert_close(logits_of(load_model(tmp_path), BATCH), expected, 1e-5)
+
+
+def test_an_untied_model_without_its_embedding_is_refused(tmp_path):
+    peer(ONE_OF_EACH["llama"]()).save_pretrained(tmp_path)
+    tensors = weights_of(tmp_path)
+    del tensors["model.embed_tokens.weight"]
+    rewrite(tmp_path, tensors)
+    with pytest.raises(UserError, match=r"missing 1 \(model.embed_tokens.weight\)"):
+        load_model(tmp_path)
 
 
 @both_families

@@ -13,16 +13,19 @@ from torch import nn
 
 from engine.batch import PackedBatch
 from engine.errors import UserError
-from engine.models import build_model
+from engine.models import build_model, length_limit
 from engine.models.bloom import alibi_slopes
 from engine.models.rotary import inverse_frequencies
 from kernels.attention import attention
 from tests.engine.models.tiny import (
     CONFIGS,
+    LLAMA3,
     ONE_OF_EACH,
     SEQUENCES,
     VOCABULARY,
     assert_close,
+    bloom,
+    llama,
     logits_of,
     mistral,
     qwen2,
@@ -145,19 +148,33 @@ def test_a_first_call_from_generation_does_not_spoil_training(model):
     assert not inverse_frequencies(MODELS["llama"].layers[0].rotary, batch.tokens_T.device).is_inference()
 
 
-def test_a_sequence_longer_than_the_sliding_window_is_refused():
-    fits, too_long = PackedBatch.from_sequences([[1] * 8, [2]]), PackedBatch.from_sequences([[2], [1] * 9])
-    slide = {"use_sliding_window": True, "sliding_window": 8}
-    for config in (mistral(sliding_window=8), qwen2(**slide, max_window_layers=3)):
-        model = build_model(config, seed=0)
-        assert model.max_length == 8
-        logits_of(model, fits)
-        with pytest.raises(UserError, match="9 tokens, sliding_window is 8"):
-            logits_of(model, too_long)
-    for config in (mistral(sliding_window=None), qwen2(sliding_window=8), qwen2(**slide, max_window_layers=5)):
-        model = build_model(config, seed=0)
-        assert model.max_length is None
-        logits_of(model, too_long)
+SLIDE = {"use_sliding_window": True, "sliding_window": 8}
+LINEAR = {"rope_type": "linear", "rope_theta": 700.0, "factor": 3.0}
+
+
+@pytest.mark.parametrize(("config", "limit"), [
+    (mistral(sliding_window=8), (8, "sliding_window")),
+    (qwen2(**SLIDE, max_window_layers=3), (8, "sliding_window")),
+    (mistral(sliding_window=None), (128, "max_position_embeddings")),
+    (qwen2(sliding_window=8), (128, "max_position_embeddings")),
+    (qwen2(**SLIDE, max_window_layers=5), (128, "max_position_embeddings")),
+    (mistral(sliding_window=256), (128, "max_position_embeddings")),
+    # Scaled positions: 128 is the length before the scaling, unless the scaling names another one below it.
+    (llama(rope_parameters=LINEAR), (384, "max_position_embeddings")),
+    (llama(rope_parameters={**LINEAR, "original_max_position_embeddings": 64}), (128, "max_position_embeddings")),
+    (llama(rope_parameters=LLAMA3), (128, "max_position_embeddings")),
+    (llama(rope_parameters={k: LLAMA3[k] for k in list(LLAMA3)[:-1]}), (1024, "max_position_embeddings")),
+    (bloom(n_head=8, seq_length=128), None),
+])  # fmt: skip
+def test_a_sequence_longer_than_the_model_serves_is_refused(config, limit):
+    model = build_model(config, seed=0)
+    assert length_limit(config) == limit
+    assert model.max_length == (limit and limit[0])
+    longest = limit[0] if limit else 1500
+    logits_of(model, PackedBatch.from_sequences([[1] * longest, [2]]))
+    if limit:
+        with pytest.raises(UserError, match=rf"{longest + 1} tokens, the model serves {longest} \({limit[1]} in its"):
+            logits_of(model, PackedBatch.from_sequences([[2], [1] * (longest + 1)]))
 
 
 def test_a_new_model_is_the_same_for_the_same_seed():

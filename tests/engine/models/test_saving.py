@@ -54,6 +54,15 @@ def tokenizer_with(**special):
     return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="</s>", **special)
 
 
+def tokenizer_without(tokenizer, highest):
+    """The same without its word of the highest id."""
+    spec = json.loads(tokenizer.backend_tokenizer.to_str())
+    del spec["model"]["vocab"][f"w{highest}"]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(spec)), unk_token="<unk>", eos_token="</s>"
+    )
+
+
 @torch.no_grad()
 def scores_of(model, score_weight_D, batch):
     h_TD = model.norm(model.run(model.embed(batch), batch, 0, model.num_layers))
@@ -163,6 +172,24 @@ def test_a_response_is_scored_at_its_eos_whatever_pads(config_ids, tokenizer_tok
             assert padded.input_ids.tolist() == [[1, 30, 31, 2], [1, 40, 2, expected]]
             together = loaded(padded.input_ids, attention_mask=padded.attention_mask).logits[:, 0]
             assert_close(together, wanted, 1e-5)
+
+
+NO_PADS = [-1, VOCABULARY, 60, 5]  # below, beyond, a row that no token has, and one that may end a response
+
+
+@pytest.mark.parametrize("pad", NO_PADS)
+@pytest.mark.parametrize("family", ONE_OF_EACH)
+def test_a_padding_id_that_cannot_pad_is_not_exported(family, pad, tmp_path):
+    """transformers loads what is written, with a padding id that its embedding and its tokenizer have, or with none."""
+    model, tokenizer = random_model(ONE_OF_EACH[family](pad_token_id=pad)), tokenizer_with()
+    tokenizer = tokenizer_without(tokenizer, 60)
+    save_model(model, tmp_path / "model", tokenizer)
+    save_model(model, tmp_path / "reward", tokenizer, random_score_weight(), eos_ids=(2, 5))
+    assert model.config.pad_token_id == pad
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert loaded.config.pad_token_id == (5 if pad == 5 else None)
+    scorer = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward")
+    assert scorer.config.pad_token_id == AutoTokenizer.from_pretrained(tmp_path / "reward").pad_token_id == 1
 
 
 @pytest.mark.parametrize("family", ONE_OF_EACH)

@@ -1,0 +1,53 @@
+"""The longest sequence that a model serves, and the field of its config.json that says so."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from engine.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+class LengthLimit(NamedTuple):
+    """A number of tokens, and the config's field it comes from."""
+
+    tokens: int
+    field: str
+
+
+def length_limit(config: PretrainedConfig) -> LengthLimit | None:
+    """The first limit that a sequence reaches; None without one, as for BLOOM, whose ALiBi goes on for ever.
+
+    A sliding window is a limit because attention here is full: up to its length the two are the same.
+    """
+    if config.model_type == "bloom":
+        return None
+    limits = [LengthLimit(_trained_positions(config), "max_position_embeddings")]
+    kinds = getattr(config, "layer_types", None)  # Qwen names each layer's attention, Mistral has one kind
+    window = getattr(config, "sliding_window", None)
+    if window is not None and (kinds is None or "sliding_attention" in kinds):
+        limits.append(LengthLimit(window, "sliding_window"))
+    return min(limits)
+
+
+def check_length(config: PretrainedConfig, length: int) -> None:
+    """UserError for a sequence of more tokens than the model serves."""
+    limit = length_limit(config)
+    if limit is not None and length > limit.tokens:
+        raise UserError(
+            f"a sequence has {length} tokens, the model serves {limit.tokens} ({limit.field} in its config.json): "
+            "lower the maximum length"
+        )
+
+
+def _trained_positions(config: PretrainedConfig) -> int:
+    """max_position_embeddings, multiplied by the factor of a rotary scaling where it is the length before scaling.
+
+    It is the length after scaling where the scaling names an original length below it, as LLaMA 3.1 does.
+    """
+    positions = config.max_position_embeddings
+    fields = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    original = fields.get("original_max_position_embeddings") or positions
+    return positions if original < positions else int(positions * (fields.get("factor") or 1.0))

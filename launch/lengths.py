@@ -1,0 +1,76 @@
+"""How long a sequence may be: what was asked for, against what the model serves."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.errors import UserError
+from engine.models import LengthLimit, length_limit
+from engine.settings import check_room
+from engine.tokenizer import load_tokenizer
+from evaluation.context_length import context_length
+from launch.common import Job, base_config
+
+
+def fit_lengths(
+    settings: Sequence[Any], model_dir: str | Path, given: Collection[str], say: Callable[[str], None]
+) -> list[Any]:
+    """The settings with a default --max-length lowered to what the model serves, and that said.
+
+    A default --max-new-tokens is then lowered to half of it, where it is more. `given` names what the user has set:
+    UserError for a --max-length of those beyond the limit, and for a --max-new-tokens that leaves no room.
+    """
+    limit, asked = length_limit(base_config(model_dir)), _values(settings)
+    if limit is None or asked.get("max_length", 0) <= limit.tokens:
+        return list(settings)
+    if "max_length" in given:
+        raise _too_long(asked["max_length"], model_dir, limit)
+    lowered = {"max_length": limit.tokens}
+    if (new := asked.get("max_new_tokens", 0)) > limit.tokens // 2 and "max_new_tokens" not in given:
+        lowered["max_new_tokens"] = max(1, limit.tokens // 2)
+    check_room(lowered.get("max_new_tokens", new), limit.tokens)
+    changes = ", ".join(f"--{k.replace('_', '-')} is {v}, not {asked[k]}" for k, v in lowered.items())
+    say(f"note: {model_dir} serves {limit.tokens} tokens ({limit.field} in its config.json): {changes}")
+    return [dataclasses.replace(s, **{k: v for k, v in lowered.items() if hasattr(s, k)}) for s in settings]
+
+
+def fit_job(job: Job, model_dir: str | Path, *settings: Any) -> list[Any]:
+    """fit_lengths of a trainer's settings; what was lowered is kept in the run's config.json."""
+    fitted = fit_lengths(settings, model_dir, job.settings.given, job.console.say)
+    before = _values(settings)
+    job.run.lowered = {name: value for name, value in _values(fitted).items() if value != before[name]}
+    return fitted
+
+
+def served_length(model_dir: str | Path, asked: int | None) -> tuple[int, str]:
+    """The tokens of the longest sequence, and the same in words: as asked for, else the model's context.
+
+    UserError for a length asked for that is beyond what the model serves.
+    """
+    config = base_config(model_dir)
+    limit = length_limit(config)
+    if limit is None or (asked is not None and asked <= limit.tokens):
+        length = asked or context_length(config, load_tokenizer(model_dir))
+    elif asked is not None:
+        raise _too_long(asked, model_dir, limit)
+    else:
+        context = context_length(config, load_tokenizer(model_dir))
+        length = min(context, limit.tokens)
+        if length < context:
+            words = f"{length:,} tokens a sequence ({limit.field} in its config.json; without it {context:,})"
+            return length, words
+    return length, f"{length:,} tokens a sequence"
+
+
+def _values(settings: Sequence[Any]) -> dict[str, Any]:
+    return {name: value for s in settings for name, value in dataclasses.asdict(s).items()}
+
+
+def _too_long(asked: int, model_dir: str | Path, limit: LengthLimit) -> UserError:
+    return UserError(
+        f"--max-length is {asked}, {model_dir} serves {limit.tokens} tokens ({limit.field} in its config.json): "
+        "lower it"
+    )

@@ -1,0 +1,73 @@
+"""What is exported loads in transformers, and what could not be is found before the first step and leaves nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from engine.export import try_export
+from engine.models import load_model
+from engine.tokenizer import load_tokenizer
+from tests.launch import small
+from tests.launch.conftest import edit_json
+from tests.launch.jobs import TRAINERS, assert_says, run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def alone():
+    with small.alone():
+        yield
+
+
+@pytest.mark.parametrize("pad", [-1, 320])
+@pytest.mark.parametrize("job", TRAINERS)
+def test_a_model_whose_padding_id_is_none_is_trained_and_exported(here, monkeypatch, job, pad):
+    shutil.copytree(here / "m", here / "padded", symlinks=False)
+    edit_json(here / "padded" / "config.json", pad_token_id=pad)
+    run(monkeypatch, job, {"model": "padded"})
+    kind = AutoModelForSequenceClassification if job == "reward" else AutoModelForCausalLM
+    loaded = kind.from_pretrained(here / "out" / "model")
+    assert loaded.config.pad_token_id == (3 if job == "reward" else None)
+    assert AutoTokenizer.from_pretrained(here / "out" / "model").pad_token_id == 3
+
+
+@pytest.mark.parametrize("job", TRAINERS)
+def test_what_cannot_be_exported_is_found_before_the_first_step(refused, monkeypatch, job):
+    def overflows(*_, **__):
+        raise OverflowError("can't convert negative int to unsigned")
+
+    monkeypatch.setattr("engine.models.hf._matching_tokenizer", overflows)
+    line = refused(job, {})
+    assert_says(line, "what is trained could not be exported (can't convert negative int to unsigned)", "of --model")
+
+
+@pytest.mark.parametrize("job", TRAINERS)
+def test_a_card_that_cannot_be_written_is_found_before_the_first_step(refused, monkeypatch, job):
+    monkeypatch.setattr("engine.model_card._SHOWN", (["no name"],))
+    assert_says(refused(job, {}), "what is trained could not be exported (")
+
+
+def test_a_trial_reads_back_what_it_wrote_and_names_no_temporary_folder(good_and_bad, monkeypatch):
+    model, tokenizer = load_model(good_and_bad / "m"), load_tokenizer(good_and_bad / "m")
+    settings = {"lang": "ne"}
+    assert try_export(model, "sft", settings, {}, tokenizer, (2,)) is None
+    with pytest.raises(ValueError, match=r"exported \(config.json has hidden_size 0: give a whole number") as caught:
+        model.config.hidden_size = 0
+        try_export(model, "sft", settings, {}, tokenizer, (2,))
+    assert "tmp" not in str(caught.value)
+    model.config.hidden_size = 16
+    with pytest.raises(ValueError, match=r"exported \(generation_config.json names the eos_token_id 320"):
+        try_export(model, "ppo", settings, {}, tokenizer, (2, 320))
+
+
+def test_a_folder_in_the_place_of_the_model_is_found_before_the_first_step(here, refused, monkeypatch):
+    """As in a run that is taken up again, where somebody has put something else meanwhile."""
+    (here / "out" / "model").mkdir(parents=True)
+    (here / "out" / "model" / "thesis").write_text("years of work")
+    run_config = {"settings": {}}
+    (here / "out" / "config.json").write_text(json.dumps(run_config))
+    line = refused("sft", {}, "--resume", "--override")
+    assert_says(line, "out/model exists and is not a model directory: choose another path or move it away")
