@@ -98,6 +98,12 @@ def _attend(_: int, q: Tensor, k: Tensor, v: Tensor, slopes_H: Tensor | None) ->
     return _Attention.apply(q, k, v)
 
 
+def _pack(tokens: int) -> PackedBatch:
+    """Tokens without values. _attend knows no bounds of sequences, and none is longer than a model serves."""
+    columns = (torch.empty(tokens, dtype=torch.int64, device="meta") for _ in range(2))
+    return PackedBatch(*columns, None, (1,) * tokens)
+
+
 @lru_cache(maxsize=64)  # the planner asks again and again for one microbatch beside other numbers of rollouts
 def activation_bytes(model: nn.Module, start: int, tokens: int, actions: int) -> int:
     """The most that forward and backward of layers from `start` on hold for a microbatch, gradients of weights aside.
@@ -107,7 +113,7 @@ def activation_bytes(model: nn.Module, start: int, tokens: int, actions: int) ->
     device = torch.device("meta")
     dtype = next(model.parameters()).dtype
     top = Top(model, start)
-    batch = PackedBatch(*(torch.empty(tokens, dtype=torch.int64, device=device) for _ in range(2)), None, (tokens,))
+    batch = _pack(tokens)
     for weight in top.parameters():
         weight.requires_grad_(True)
         weight.grad = torch.empty_like(weight)  # there already: what the backward adds is temporary
@@ -127,8 +133,7 @@ def activation_bytes(model: nn.Module, start: int, tokens: int, actions: int) ->
 @torch.no_grad()
 def forward_bytes(model: nn.Module, tokens: int) -> int:
     """The most that one layer's forward holds in generation, where nothing is kept for a backward."""
-    device = torch.device("meta")
-    batch = PackedBatch(*(torch.empty(tokens, dtype=torch.int64, device=device) for _ in range(2)), None, (tokens,))
+    device, batch = torch.device("meta"), _pack(tokens)
     with MemoryTracker() as tracker:
         h_TD = torch.empty(tokens, model.hidden_size, dtype=next(model.parameters()).dtype, device=device)
         model.run_layers(model.layers[:1], h_TD, batch, _attend)

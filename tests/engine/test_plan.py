@@ -13,7 +13,7 @@ from engine.metrics import Metrics
 from engine.models import Bloom, Llama, build_model
 from engine.models.fused import ByModule
 from engine.modules import Policy
-from engine.plan import Workload, activation_bytes, memory, peaks, phases
+from engine.plan import Workload, activation_bytes, forward_bytes, memory, peaks, phases
 from tests.engine.trainers import CONFIGS, FAMILIES, VOCABULARY, make_trainer, one_rank
 
 
@@ -21,6 +21,14 @@ from tests.engine.trainers import CONFIGS, FAMILIES, VOCABULARY, make_trainer, o
 def world():
     with one_rank() as world:
         yield world
+
+
+def test_a_microbatch_may_hold_more_tokens_than_a_sequence():
+    """A microbatch is many sequences, none of them longer than the model's positions allow."""
+    with torch.device("meta"):
+        short, long = (Llama(CONFIGS["llama"](max_position_embeddings=n, num_hidden_layers=2)) for n in (64, 2048))
+    assert activation_bytes(short, 0, 500, 500) == pytest.approx(activation_bytes(long, 0, 500, 500), rel=1e-4)
+    assert forward_bytes(short, 500) == pytest.approx(forward_bytes(long, 500), rel=1e-4)
 
 
 def test_the_tracker_counts_storages_once_until_they_are_freed():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -25,13 +24,16 @@ def alone():
 @pytest.mark.parametrize("pad", [-1, 320])
 @pytest.mark.parametrize("job", TRAINERS)
 def test_a_model_whose_padding_id_is_none_is_trained_and_exported(here, monkeypatch, job, pad):
-    shutil.copytree(here / "m", here / "padded", symlinks=False)
-    edit_json(here / "padded" / "config.json", pad_token_id=pad)
-    run(monkeypatch, job, {"model": "padded"})
+    """With a tokenizer that has no padding token, as LLaMA's: transformers pads for a reward model with BOS then."""
+    base = small.make_model(here / "padded", "llama")
+    edit_json(base / "config.json", pad_token_id=pad)
+    own = {"ppo": {"reward": "rewards_here:length"}}.get(job, {})
+    (here / "rewards_here.py").write_text("def length(prompt, response): return float(len(response))\n")
+    run(monkeypatch, job, {"model": "padded", "max-length": "128", **own})
     kind = AutoModelForSequenceClassification if job == "reward" else AutoModelForCausalLM
-    loaded = kind.from_pretrained(here / "out" / "model")
-    assert loaded.config.pad_token_id == (3 if job == "reward" else None)
-    assert AutoTokenizer.from_pretrained(here / "out" / "model").pad_token_id == 3
+    pad = 1 if job == "reward" else None
+    assert kind.from_pretrained(here / "out" / "model").config.pad_token_id == pad
+    assert AutoTokenizer.from_pretrained(here / "out" / "model").pad_token_id == pad
 
 
 @pytest.mark.parametrize("job", TRAINERS)
