@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
+
+if __name__ == "__main__":  # started as a file, whose folder is on the path: the packages are beside it
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 

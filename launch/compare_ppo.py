@@ -1,6 +1,6 @@
 """PPO here against TRL's PPOTrainer, alternating in one process: the same model, reward, prompts, batch and epochs.
 
-TRL dropped PPO after 1.12: `pip install trl==1.12.0` beside this project in a virtual environment of its own.
+TRL dropped PPO after 1.12: `pip install trl==1.12.0` after requirements.txt, in a virtual environment of its own.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+if __name__ == "__main__":  # started as a file, whose folder is on the path: the packages are beside it
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,6 +11,9 @@ from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":  # started as a file, whose folder is on the path: the packages are beside it
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch.distributed as dist
 
