@@ -1,6 +1,6 @@
 """PPO here against TRL's PPOTrainer, alternating in one process: the same model, reward, prompts, batch and epochs.
 
-TRL dropped PPO after 1.12: `pip install trl==1.12.0` beside this project in a virtual environment of its own.
+TRL dropped PPO after 1.12: `pip install trl==1.12.0` after requirements.txt, in a virtual environment of its own.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from engine.tokenizer import encode_response
 from launch.serve import ModelSettings, load
 from tests.datagen.api_helpers import read_lines
 from tests.datagen.test_rank import sampled
-from tests.datagen.test_translate import records
+from tests.datagen.test_translate_runs import records
 from tests.launch import small
 from tests.launch.serving import NAME, in_a_thread
 

@@ -1,0 +1,50 @@
+"""A fresh clone works where the package is not installed, and its programs import from it, not from another one."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ROOMS = {"kernels", "engine", "datagen", "evaluation", "launch"}
+PROGRAMS = sorted(path.name for path in (ROOT / "launch").glob("*.py") if "\n    main(" in path.read_text("utf-8"))
+# What `python FILE` does, in an interpreter that has forgotten where the package is installed.
+START = """
+import runpy, sys
+from pathlib import Path
+file, *argv = sys.argv[1:]
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
+sys.path = [str(Path(file).parent), *(p for p in sys.path if not Path(p, "engine").is_dir())]
+sys.argv = [file, *argv]
+try:
+    runpy.run_path(file, run_name="__main__")
+except SystemExit as stopped:
+    print(stopped.code or 0, sys.modules["engine"].__file__)
+"""
+
+
+def test_the_programs_are_found():
+    assert {"sft.py", "ppo.py", "evaluate.py", "serve.py", "compare_ppo.py", "init.py", "plan.py"} <= set(PROGRAMS)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_program_puts_its_clone_on_the_path_before_it_imports_from_it(program):
+    for node in ast.parse((ROOT / "launch" / program).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.If) and "__main__" in ast.unparse(node.test):
+            assert ast.unparse(node.body[0]) == "sys.path.insert(0, str(Path(__file__).resolve().parents[1]))"
+            return
+        names = [node.module] if isinstance(node, ast.ImportFrom) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        assert not ROOMS & {name.split(".")[0] for name in names if name}, f"line {node.lineno}"
+
+
+def test_a_program_starts_from_any_folder_without_the_package(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-c", START, str(ROOT / "launch" / "init.py"), "--help"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == f"0 {ROOT / 'engine' / '__init__.py'}"
