@@ -159,7 +159,7 @@ def show(job: Job, run_settings: RunSettings) -> None:
         sft_result, reward_result = read_result(stages / "sft") or {}, read_result(stages / "reward") or {}
         if sft_result:
             rows.append(["SFT loss", f"{sft_result['loss_first']:.3f}", f"{sft_result['loss_last']:.3f}"])
-        if reward_result:
+        if "accuracy" in reward_result:
             before = f"{reward_result['accuracy_before']:.1%}"
             rows.append(["reward model, held-out pairs right", before, f"{reward_result['accuracy']:.1%}"])
     rows += [

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from engine.chats import with_chat_template
 from engine.cli import main, parse_settings
 from engine.disk import kept_tokens, num_trained
-from engine.encoding import encode_rankings
+from engine.encoding import RankedExamples, encode_rankings
 from engine.errors import UserError
 from engine.export import save_trained
 from engine.model_card import write_card
 from engine.modules import RewardModule
 from engine.presets import presets
 from engine.prompts import load_template
-from engine.records import read_rankings
+from engine.rankings import by_prompt
+from engine.rankings import split as split_prompts
+from engine.records import RankingRecord, read_rankings
 from engine.reward import RewardTrainer
-from engine.seeds import derive_seed, shuffled
+from engine.seeds import derive_seed
 from engine.settings import BatchSettings, OptimizerSettings, RewardSettings, RunSettings
 from launch import sft
 from launch.common import (
@@ -27,6 +29,7 @@ from launch.common import (
     embedded_data,
     finished_before,
     open_job,
+    say_overlap,
     stage_model,
 )
 from launch.replay import replay_asked
@@ -68,28 +71,20 @@ def train(
     model, tokenizer = job.load(model_dir, batch.max_length)
     job.note_template(model_dir, batch.template)
 
-    def encoded(path):
-        rankings = encode_rankings(read(path), tokenizer, template, batch.max_length, batch.truncate)
-        for ranking in rankings:  # all K responses share a microbatch
-            if ranking.num_tokens > batch.tokens_per_microbatch:
-                raise UserError(
-                    f"{path}: the {len(ranking.examples)} responses of ranking {ranking.id} have {ranking.num_tokens} "
-                    f"tokens together, --tokens-per-microbatch is {batch.tokens_per_microbatch}: raise it"
-                )
-        return rankings
+    def grouped(path, records):
+        encoded = encode_rankings(records, tokenizer, template, batch.max_length, batch.truncate)
+        return grouped_by_prompt(job, path, records, encoded, batch.tokens_per_microbatch)
 
-    rankings = encoded(data)
+    records = read(data)
     if heldout_file:
-        heldout = encoded(heldout_file)
+        heldout_records = read(heldout_file)
+        say_overlap(job.console, records, heldout_records)
+        rankings, heldout = (
+            [ranking for members in grouped(path, part).values() for ranking in members]
+            for path, part in ((data, records), (heldout_file, heldout_records))
+        )
     else:
-        order = shuffled(len(rankings), run_settings.seed, "heldout")
-        count = round(len(rankings) * reward.heldout)
-        heldout, rankings = [rankings[i] for i in order[:count]], [rankings[i] for i in order[count:]]
-        if not heldout or not rankings:
-            raise UserError(
-                f"{data} has {len(order)} rankings, too few to hold out {reward.heldout:.0%}: "
-                "give --eval-data FILE, or raise --heldout"
-            )
+        rankings, heldout = split_prompts(grouped(data, records), reward.heldout, run_settings.seed, data)
     top = min(reward.num_top_layers, model.num_layers)
     split = model.num_layers - top
     lengths = [len(e.tokens) for r in rankings for e in r.examples]
@@ -105,7 +100,7 @@ def train(
     job.header(f"Reward model in {job.language.name}", {
         "model": f"{model_dir} (top {top} of {model.num_layers} layers trained)",
         "data": f"{data} ({len(rankings):,} rankings, {len(lengths):,} responses)",
-        "held out": f"{len(heldout):,} rankings",
+        "held out": f"{len(heldout):,} rankings" if heldout else "nothing",
         "plan": f"{len(trainer.steps)} steps of {batch.batch_size} prompts",
         "disk": disk,
     }, len(trainer.steps))  # fmt: skip
@@ -130,14 +125,34 @@ def train(
         job.run.finish(result)
 
 
+def grouped_by_prompt(
+    job: Job, path: str, records: Sequence[RankingRecord], encoded: Sequence[RankedExamples], most_tokens: int
+) -> dict[Hashable, list[RankedExamples]]:
+    """{prompt: its rankings}; says what was merged and left out. All responses of a ranking share a microbatch."""
+    for ranking in encoded:
+        if ranking.num_tokens > most_tokens:
+            raise UserError(
+                f"{path}: the {len(ranking.examples)} responses of ranking {ranking.id} have {ranking.num_tokens} "
+                f"tokens together, --tokens-per-microbatch is {most_tokens}: raise it"
+            )
+    prompt_of = {record.id: (record.instruction, record.input) for record in records}
+    groups, lines = by_prompt(encoded, prompt_of, most_tokens)
+    for line in lines:
+        job.console.say(f"{path}: {line}")
+    if not groups:
+        raise UserError(f"{path} has no ranking left: give answers that differ, or raise --max-length")
+    return groups
+
+
 def show(job: Job) -> None:
     """The run's result as a short table."""
-    result = job.run.result
+    result, rows = job.run.result, []
+    if "accuracy" in result:
+        before, after = result["accuracy_before"], result["accuracy"]
+        rows.append(["pairs ordered rightly, held out, before -> after", f"{before:.1%} -> {after:.1%}"])
+    rows.append(["loss, last step", f"{result['loss_last']:.3f}"])
     job.console.say()
-    job.console.table(["reward model", f"{result['seconds']:.0f} s"], [
-        ["pairs ordered rightly, held out", f"{result['accuracy']:.1%}"],
-        ["loss, last step", f"{result['loss_last']:.3f}"],
-    ])  # fmt: skip
+    job.console.table(["reward model", f"{result['seconds']:.0f} s"], rows)
     job.console.say(f"  model: {job.run.model_dir}   curves: tensorboard --logdir {job.run.path / 'tb'}")
 
 

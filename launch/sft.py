@@ -25,6 +25,7 @@ from launch.common import (
     embedded_model,
     finished_before,
     open_job,
+    say_overlap,
 )
 from launch.replay import replay_asked
 
@@ -64,22 +65,28 @@ def train(
     model_dir = run_settings.model or embedded_model(run_settings, job)
     model, tokenizer = job.load(model_dir, batch.max_length)
     job.note_template(model_dir, batch.template)
-    examples = encode_instructions(read(data), tokenizer, template, batch.max_length, batch.truncate)
-    checks = []
-    if checks_file:
-        checks = encode_prompts(read(checks_file), tokenizer, template, batch.max_length, batch.truncate)
+    records, heldout_records = read(data), read(checks_file) if checks_file else []
+    say_overlap(job.console, records, heldout_records)
+    encode = {"tokenizer": tokenizer, "template": template, "truncate": batch.truncate}
+    examples = encode_instructions(records, max_length=batch.max_length, **encode)
+    heldout, checks = [], []
+    if heldout_records:
+        heldout = encode_instructions(heldout_records, max_length=batch.max_length, **encode)
+    if heldout_records and sft.exact_match:
+        checks = encode_prompts(heldout_records, max_prompt_length=batch.max_length, **encode)
 
     split, lengths = split_of(sft.top_layers, model.num_layers), [len(e.tokens) for e in examples]
     kept = 0 if split is None else kept_tokens(lengths, model, batch.epochs, batch.trunk_cache)
     disk = job.disk(len(examples), batch, model, num_trained(model, split), kept_tokens=kept)
     job.run.start()
     trainer = SFTTrainer(
-        model, examples, run_settings, optimizer, batch, sft, job.world, job.run, job.console, job.ds_config
+        model, examples, heldout, run_settings, optimizer, batch, sft, job.world, job.run, job.console, job.ds_config
     )
     job.header(f"Supervised fine-tuning in {job.language.name}", {
         "model": f"{model_dir} ({model.config.model_type}, {model.num_layers} layers of {model.hidden_size})",
         "data": f"{data} ({len(examples):,} sequences, {sum(lengths):,} tokens)",
         "plan": f"{len(trainer.steps)} steps of {batch.batch_size} sequences, loss on {sft.loss_on}",
+        "held out": f"{checks_file} ({len(heldout):,} sequences)" if heldout else "nothing, --eval-data names a file",
         "disk": disk,
     }, len(trainer.steps))  # fmt: skip
     result = trainer.train()
@@ -109,6 +116,9 @@ def show(job: Job) -> None:
     """The run's result as a short table."""
     result = job.run.result
     rows = [["SFT loss, first -> last step", f"{result['loss_first']:.3f} -> {result['loss_last']:.3f}"]]
+    if "heldout_loss" in result:
+        before, after = result["heldout_loss_before"], result["heldout_loss"]
+        rows.append(["loss on held-out data, before -> after", f"{before:.3f} -> {after:.3f}"])
     if "exact_match" in result:
         rows.append(["exact match on held-out tasks", f"{result['exact_match']:.1%}"])
     job.console.say()

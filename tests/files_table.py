@@ -9,8 +9,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "files.md"
 # The order data flows in; what is not named here follows by name.
 READING_ORDER = {
-    "engine": """languages errors jsonl records prompts tokenizer encoding batch packing models/attend models/bloom
-        models/llama models/rotary models/fused models/names models/weight_files models/hf init_model modules trunk
+    "engine": """languages errors jsonl records prompts tokenizer encoding rankings batch packing models/attend
+        models/bloom models/llama models/rotary models/fused models/names models/weight_files models/hf init_model modules trunk
         sampling random_address kv_cache cache_budget scheduler decode_rows generation exact_match experience scoring
         advantages kl_controller losses sft reward ppo zero sharded checkpoint checkpoint_files distributed metrics
         seeds schedule export runs console settings presets cli plan memory_tracker""",
