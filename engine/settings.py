@@ -34,31 +34,6 @@ def check_room(max_new_tokens: int, max_length: int) -> None:
         )
 
 
-def check_iteration(ppo: PPOSettings, batch_size: int) -> None:
-    """UserError for an iteration of a single rollout, and for one that could make the KL's adaptive weight negative."""
-    if batch_size < 2:
-        raise UserError(
-            f"--batch-size is {batch_size}: PPO compares the rollouts of an iteration, one alone teaches nothing: "
-            "give 2 or more"
-        )
-    if ppo.kl_controller == "adaptive" and not ppo.kl_horizon >= batch_size:
-        raise UserError(
-            f"--kl-horizon is {ppo.kl_horizon}, --batch-size is {batch_size}: an iteration could turn the KL's weight "
-            "negative, raise the first"
-        )
-
-
-def check_rollouts(prompts: int, batch_size: int, ranks: int) -> None:
-    """UserError unless an iteration of PPO has a rollout for every rank, and more than one in all."""
-    if min(prompts, batch_size) < ranks:
-        raise UserError(
-            f"{prompts} prompts in iterations of {batch_size} leave one of {ranks} ranks without any: give more "
-            "prompts, a larger --batch-size, or fewer ranks"
-        )
-    if prompts < 2:
-        raise UserError("there is one prompt: PPO compares the rollouts of an iteration, give 2 prompts or more")
-
-
 def check_top_layers(top_layers: str) -> None:
     """UserError unless it is a number of layers or all."""
     if top_layers != "all" and not (top_layers.isdecimal() and int(top_layers) > 0):

@@ -15,21 +15,13 @@ from engine.exact_match import exact_match
 from engine.model_card import write_card
 from engine.models import save_model
 from engine.ppo import PPOTrainer
+from engine.ppo_checks import check_iteration, check_rollouts
 from engine.presets import presets
 from engine.prompts import load_template
 from engine.records import read_instructions
 from engine.runs import read_result
 from engine.scoring import check_reward, describe, load_scorer, try_scorer
-from engine.settings import (
-    BatchSettings,
-    OptimizerSettings,
-    PPOSettings,
-    RunSettings,
-    check_iteration,
-    check_rollouts,
-    check_room,
-    split_of,
-)
+from engine.settings import BatchSettings, OptimizerSettings, PPOSettings, RunSettings, check_room, split_of
 from launch import reward, sft
 from launch.common import (
     Job,
@@ -109,14 +101,15 @@ def train(
         model, tokenizer, prompts, scorer, run_settings, optimizer, batch, ppo,
         job.world, job.run, job.console, job.ds_config,
     )  # fmt: skip
+    steps = trainer.steps
     job.header(f"PPO in {job.language.name}", {
         "policy": f"{model_dir} (top {ppo.top_layers} of {model.num_layers} layers trained)",
         "reward": f"{reward_name} ({describe(scorer, trainer.score_clip)})",
         "data": f"{data} ({len(prompts):,} prompts)",
-        "plan": f"{len(trainer.steps)} iterations of {batch.batch_size} rollouts of up to {ppo.max_new_tokens} tokens",
+        "plan": f"{len(steps)} iterations of {len(steps[0])} rollouts of up to {ppo.max_new_tokens} tokens",
         "update": f"{ppo.ppo_epochs} PPO epochs, {ppo.minibatch_size} rollouts a step",
         "disk": disk,
-    }, len(trainer.steps))  # fmt: skip
+    }, len(steps))  # fmt: skip
     before, result = None, {}
     if checks:
         before, answers_before = exact_match(model, tokenizer, checks, ppo.max_new_tokens, job.world, job.console)
@@ -140,14 +133,8 @@ def train(
                 for p, a, b in zip(checks[:20], answers, answers_before)
             ])  # fmt: skip
         if job.world.is_first:
-            write_card(
-                job.run.model_dir,
-                "ppo",
-                job.run.settings,
-                {"policy before PPO": model_dir, "reward": reward_name, "prompts": data},
-                result,
-                tokenizer,
-            )
+            inputs = {"policy before PPO": model_dir, "reward": reward_name, "prompts": data}
+            write_card(job.run.model_dir, "ppo", job.run.settings, inputs, result, tokenizer)
         job.run.finish(result)
 
 
@@ -159,7 +146,7 @@ def show(job: Job, run_settings: RunSettings) -> None:
         sft_result, reward_result = read_result(stages / "sft") or {}, read_result(stages / "reward") or {}
         if sft_result:
             rows.append(["SFT loss", f"{sft_result['loss_first']:.3f}", f"{sft_result['loss_last']:.3f}"])
-        if "accuracy" in reward_result:
+        if {"accuracy_before", "accuracy"} <= reward_result.keys():
             before = f"{reward_result['accuracy_before']:.1%}"
             rows.append(["reward model, held-out pairs right", before, f"{reward_result['accuracy']:.1%}"])
     rows += [

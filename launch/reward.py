@@ -101,7 +101,7 @@ def train(
         "model": f"{model_dir} (top {top} of {model.num_layers} layers trained)",
         "data": f"{data} ({len(rankings):,} rankings, {len(lengths):,} responses)",
         "held out": f"{len(heldout):,} rankings" if heldout else "nothing",
-        "plan": f"{len(trainer.steps)} steps of {batch.batch_size} prompts",
+        "plan": f"{len(trainer.steps)} steps of {len(trainer.steps[0])} rankings",
         "disk": disk,
     }, len(trainer.steps))  # fmt: skip
     result = trainer.train()
@@ -147,7 +147,7 @@ def grouped_by_prompt(
 def show(job: Job) -> None:
     """The run's result as a short table."""
     result, rows = job.run.result, []
-    if "accuracy" in result:
+    if {"accuracy_before", "accuracy"} <= result.keys():
         before, after = result["accuracy_before"], result["accuracy"]
         rows.append(["pairs ordered rightly, held out, before -> after", f"{before:.1%} -> {after:.1%}"])
     rows.append(["loss, last step", f"{result['loss_last']:.3f}"])

@@ -85,7 +85,7 @@ def train(
     job.header(f"Supervised fine-tuning in {job.language.name}", {
         "model": f"{model_dir} ({model.config.model_type}, {model.num_layers} layers of {model.hidden_size})",
         "data": f"{data} ({len(examples):,} sequences, {sum(lengths):,} tokens)",
-        "plan": f"{len(trainer.steps)} steps of {batch.batch_size} sequences, loss on {sft.loss_on}",
+        "plan": f"{len(trainer.steps)} steps of {len(trainer.steps[0])} sequences, loss on {sft.loss_on}",
         "held out": f"{checks_file} ({len(heldout):,} sequences)" if heldout else "nothing, --eval-data names a file",
         "disk": disk,
     }, len(trainer.steps))  # fmt: skip
@@ -116,7 +116,7 @@ def show(job: Job) -> None:
     """The run's result as a short table."""
     result = job.run.result
     rows = [["SFT loss, first -> last step", f"{result['loss_first']:.3f} -> {result['loss_last']:.3f}"]]
-    if "heldout_loss" in result:
+    if {"heldout_loss_before", "heldout_loss"} <= result.keys():
         before, after = result["heldout_loss_before"], result["heldout_loss"]
         rows.append(["loss on held-out data, before -> after", f"{before:.3f} -> {after:.3f}"])
     if "exact_match" in result:
