@@ -13,7 +13,8 @@ READING_ORDER = {
         models/bloom models/llama models/rotary models/fused models/names models/weight_files models/hf init_model
         modules trunk sampling random_address kv_cache cache_budget scheduler decode_rows generation exact_match
         experience scoring advantages kl_controller losses sft reward ppo_checks ppo zero sharded checkpoint
-        checkpoint_files distributed metrics seeds schedule export runs console settings presets cli plan memory_tracker""",
+        checkpoint_files distributed metrics seeds schedule export runs console settings presets cli plan
+        memory_tracker""",
     "kernels": """linear_logprob/__init__ linear_logprob/reference attention/__init__ attention/reference
         attention_decode/__init__ attention_decode/reference segment_scan/__init__ segment_scan/reference""",
     "datagen": """kit_rules kits tasks wrong_answers splits embedded embedded_benchmarks chat client answers rate_limits
