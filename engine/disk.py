@@ -13,7 +13,7 @@ from engine.trunk import trunk_parameters
 
 STATE_BYTES = 12  # of a trained weight in a checkpoint: float32 master and AdamW's two moments
 NUMBER_BYTES = 45 + 75  # of a logged number: in metrics.jsonl, and as an event of TensorBoard
-NUMBERS = {"sft": 5, "reward": 6, "ppo": 40}  # logged in a step (PPO: an iteration), a few to spare
+NUMBERS = {"sft": 6, "reward": 7, "ppo": 40}  # logged in a step (PPO: an iteration), a few to spare
 TEXT_BYTES = 6  # of a token in samples.jsonl, roughly; scripts of three bytes a letter included
 SAMPLES = 4  # written of an iteration
 SCORE_BYTES = 12

@@ -39,7 +39,7 @@ def demo(stage: str) -> Preset:
     changes: dict[str, Preset] = {
         "sft": {
             "lr": 3e-3, "max_warmup_steps": 20, "batch_size": 64, "epochs": 1, "max_steps": 500, "max_length": 192,
-            "loss_on": "response", "template": "plain",
+            "loss_on": "response", "template": "plain", "exact_match": True,
         },
         "reward": {
             "lr": 5e-4, "max_warmup_steps": 20, "batch_size": 32, "epochs": 1, "max_steps": 300, "max_length": 192,

@@ -46,6 +46,7 @@ class RewardTrainer:
         ds_config: dict,
     ):
         self.rankings, self.heldout, self.optimizer, self.batch = rankings, heldout, optimizer, batch
+        self.reward = reward
         self.model, self.world, self.run, self.console = model, world, run, console
         identity = fingerprint(model, [e.tokens for r in rankings for e in r.examples], [r.ranks for r in rankings])
         split = max(0, model.num_layers - reward.num_top_layers)
@@ -61,26 +62,28 @@ class RewardTrainer:
         self.checkpoints = Checkpoints(self.zero, run, run_settings, world, console, identity)
 
     def train(self) -> dict[str, float]:
-        """Run every step that is left.
-
-        Then measure held-out accuracy and the scores' mean and deviation on the training prompts.
-        """
+        """Run every step that is left; then measure the scores' mean and deviation on the training prompts."""
         saved = self.checkpoints.restore()
         if self.trunk.split and self.batch.epochs > 1:
             responses = [e.tokens for r in self.rankings for e in r.examples]
             self.trunk.keep(responses, self.run.trunk_file, self.batch, self.world, self.console)
-        self.results = saved.trainer if saved else {"accuracy_before": self.accuracy()}
-        bar = self.console.bar(len(self.steps), "reward", "step")
+        self.results = dict(saved.trainer) if saved else {}
+        if not saved:
+            self.measure(0, "accuracy_before")
+        bar, total = self.console.bar(len(self.steps), "reward", "step"), len(self.steps)
         with self.checkpoints:
-            for step in range(saved.step if saved else 0, len(self.steps)):
+            for step in range(saved.step if saved else 0, total):
                 self.results["loss_last"] = self.step(step)
                 bar.update(step + 1 - bar.n)
-                self.checkpoints.after_step(step + 1, self.results, last=step + 1 == len(self.steps))
+                if self.reward.measures(step + 1, total):
+                    self.measure(step + 1, "accuracy")
+                self.checkpoints.after_step(step + 1, self.results, last=step + 1 == total)
+            self.world.at("the scores' mean and deviation")
+            mean, std = self.score_moments()
             self.world.at(None)
             self.frozen.check()
         bar.close()
-        mean, std = self.score_moments()
-        return {**self.results, "accuracy": self.accuracy(), "score_mean": mean, "score_std": std}
+        return {**self.results, "score_mean": mean, "score_std": std}
 
     def step(self, step: int) -> float:
         """One optimizer step. Returns its loss."""
@@ -130,6 +133,15 @@ class RewardTrainer:
         trouble = in_losses(losses, [[r.id for r in chosen] for chosen in plan])
         stop(self.run, self.checkpoints, step, trouble, [e.id for e in examples], tensors, self.results)
 
+    def measure(self, step: int, name: str) -> None:
+        """The accuracy on the held-out rankings, if there are any: logged, said, and kept as `name`."""
+        if not self.heldout:
+            return
+        self.world.at(f"held-out data after step {step}")
+        self.results[name] = accuracy = self.accuracy()
+        self.run.log(step, {"eval/accuracy": accuracy})
+        self.console.say(f"held out, after step {step}: {accuracy:.1%} of the pairs ordered rightly")
+
     def accuracy(self) -> float:
         """Share of the held-out pairs that the scores order rightly; equal scores count as wrong."""
         metrics = Metrics()
@@ -156,6 +168,7 @@ class RewardTrainer:
             chosen = [rankings[i] for i in microbatch.ids]
             score_S = self._scores(chosen, first and [first[i] for i in microbatch.ids])
             yield chosen, score_S.cpu(), microbatch.weight
+            self.world.tick()
 
     def _scores(self, rankings: Sequence[RankedExamples], first: Sequence[int] | None) -> torch.Tensor:
         """float32 [S]: the score of every response, in the order of the rankings.

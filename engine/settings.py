@@ -35,31 +35,6 @@ def check_room(max_new_tokens: int, max_length: int) -> None:
         )
 
 
-def check_iteration(ppo: PPOSettings, batch_size: int) -> None:
-    """UserError for an iteration of a single rollout, and for one that could make the KL's adaptive weight negative."""
-    if batch_size < 2:
-        raise UserError(
-            f"--batch-size is {batch_size}: PPO compares the rollouts of an iteration, one alone teaches nothing: "
-            "give 2 or more"
-        )
-    if ppo.kl_controller == "adaptive" and not ppo.kl_horizon >= batch_size:
-        raise UserError(
-            f"--kl-horizon is {ppo.kl_horizon}, --batch-size is {batch_size}: an iteration could turn the KL's weight "
-            "negative, raise the first"
-        )
-
-
-def check_rollouts(prompts: int, batch_size: int, ranks: int) -> None:
-    """UserError unless an iteration of PPO has a rollout for every rank, and more than one in all."""
-    if min(prompts, batch_size) < ranks:
-        raise UserError(
-            f"{prompts} prompts in iterations of {batch_size} leave one of {ranks} ranks without any: give more "
-            "prompts, a larger --batch-size, or fewer ranks"
-        )
-    if prompts < 2:
-        raise UserError("there is one prompt: PPO compares the rollouts of an iteration, give 2 prompts or more")
-
-
 def check_top_layers(top_layers: str) -> None:
     """UserError unless it is a number of layers or all."""
     if top_layers != "all" and not (top_layers.isdecimal() and int(top_layers) > 0):
@@ -83,7 +58,9 @@ class RunSettings:
     lang: str = flag("language code: ru, zh, ne, ... (26 languages and en)")
     model: str | None = flag("base model, a Hugging Face directory (default: made from nothing)", None)
     data: str | None = flag("training file, .jsonl, .jsonl.gz or .json (default: embedded)", None)
-    eval_data: str | None = flag("held-out file of the same kind, measured before and after", None)
+    eval_data: str | None = flag(
+        "held-out file, measured before and after: SFT its loss, reward its pairs, PPO its exact matches", None
+    )
     output: str | None = flag("folder of this run (default: RUNS/LANG/STAGE)", None)
     runs: str = flag("folder of all runs", "runs")
     overwrite: bool = flag("replace the run that the output folder holds", False)
@@ -188,19 +165,37 @@ class BatchSettings:
 
 
 @dataclass(frozen=True)
-class SFTSettings:
+class HeldOutSettings:
+    """How often SFT and reward training measure what is held out."""
+
+    eval_every: int = flag(
+        "steps between measurements of the held-out data; 0: only before the first and at the end", 0
+    )
+
+    def __post_init__(self) -> None:
+        _at_least("eval_every", self.eval_every, 0)
+
+    def measures(self, step: int, last: int) -> bool:
+        """Whether the held-out data is measured after so many steps."""
+        return step == last or (self.eval_every > 0 and step % self.eval_every == 0)
+
+
+@dataclass(frozen=True)
+class SFTSettings(HeldOutSettings):
     """What only supervised fine-tuning has."""
 
     _argument_group_name = "sft"
     loss_on: str = flag("which tokens are learned", "response", choices=["response", "all"])
     top_layers: str = flag("how many top layers are trained, or all", "all")
+    exact_match: bool = flag("also answer the held-out data greedily at the end, and count the exact answers", False)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_top_layers(self.top_layers)
 
 
 @dataclass(frozen=True)
-class RewardSettings:
+class RewardSettings(HeldOutSettings):
     """What only reward training has."""
 
     _argument_group_name = "reward"
@@ -210,9 +205,12 @@ class RewardSettings:
         choices=["own", "shared"],
     )
     top_layers: int | None = flag("how many top layers are trained (default: 12, with a shared trunk 4)", None)
-    heldout: float = flag("share of the rankings held out when no --eval-data is given", 0.05)
+    heldout: float = flag(
+        "share of the prompts held out when no --eval-data is given; 0: none, nothing is measured", 0.05
+    )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _at_least("top_layers", self.num_top_layers, 0)
         if not 0 <= self.heldout < 1:
             raise UserError(f"--heldout is {self.heldout}: give a share of 0 or more, below 1")

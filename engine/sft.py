@@ -32,6 +32,7 @@ class SFTTrainer:
         self,
         model: torch.nn.Module,
         examples: Sequence[Example],
+        heldout: Sequence[Example],
         run_settings: RunSettings,
         optimizer: OptimizerSettings,
         batch: BatchSettings,
@@ -41,7 +42,7 @@ class SFTTrainer:
         console: Console,
         ds_config: dict,
     ):
-        self.examples, self.optimizer, self.batch = examples, optimizer, batch
+        self.examples, self.heldout, self.optimizer, self.batch, self.sft = examples, heldout, optimizer, batch, sft
         self.model, self.world, self.run, self.console = model, world, run, console
         self.on_all = sft.loss_on == "all"
         identity = fingerprint(model, [e.tokens for e in examples])
@@ -58,42 +59,42 @@ class SFTTrainer:
         self.checkpoints = Checkpoints(self.zero, run, run_settings, world, console, identity)
 
     def train(self) -> dict[str, float]:
-        """Run every step that is left. Returns the first and the last step's loss."""
+        """Run every step that is left. Returns the first and the last step's loss, and of the held-out data if any."""
         saved = self.checkpoints.restore()
         if self.trunk and self.batch.epochs > 1:
             sequences = [e.tokens for e in self.examples]
             self.trunk.keep(sequences, self.run.trunk_file, self.batch, self.world, self.console)
-        self.losses = saved.trainer["losses"] if saved else []
-        bar = self.console.bar(len(self.steps), "sft", "step")
+        self.results = dict(saved.trainer) if saved else {}
+        if not saved:
+            self.measure(0, "heldout_loss_before")
+        bar, total = self.console.bar(len(self.steps), "sft", "step"), len(self.steps)
         with self.checkpoints:
-            for step in range(saved.step if saved else 0, len(self.steps)):
-                self.losses = [*self.losses[:1], self.step(step)]
+            for step in range(saved.step if saved else 0, total):
+                loss = self.step(step)
+                self.results = {"loss_first": loss, **self.results, "loss_last": loss}
                 bar.update(step + 1 - bar.n)
-                self.checkpoints.after_step(step + 1, {"losses": self.losses}, last=step + 1 == len(self.steps))
+                if self.sft.measures(step + 1, total):
+                    self.measure(step + 1, "heldout_loss")
+                self.checkpoints.after_step(step + 1, self.results, last=step + 1 == total)
             self.world.at(None)
             self.frozen.check()
         bar.close()
-        return {"loss_first": self.losses[0], "loss_last": self.losses[-1]}
+        return self.results
 
     def step(self, step: int) -> float:
         """One optimizer step. Returns its loss."""
         self.world.at(f"step {step + 1}")
         metrics, began, ids = Metrics(), time.monotonic(), self.steps[step]
         examples = [self.examples[i] for i in ids]
-        actions = sum(len(e.tokens) - self._prompt_len(e) for e in examples)
+        actions = self._actions(examples)
         tokens = [len(e.tokens) for e in examples]
         plan = plan_microbatches(tokens, self.batch.tokens_per_microbatch, self.world.size)[self.world.rank]
         losses = []
         for k, microbatch in enumerate(plan):
             chosen = [examples[i] for i in microbatch.ids]
-            packed = PackedBatch.from_sequences([e.tokens for e in chosen])
-            columns_A = action_mask(packed, [self._prompt_len(e) for e in chosen]).nonzero()[:, 0]
-            packed, columns_A = packed.to(self.world.device), columns_A.to(self.world.device)
-            trunk_TD = self.trunk and self.trunk(packed, [ids[i] for i in microbatch.ids])
-            logprob_A = self.zero(packed, trunk_TD, columns_A)
-            loss = -logprob_A.sum() * microbatch.weight
+            loss = self._loss(chosen, [ids[i] for i in microbatch.ids]) * microbatch.weight
             self.zero.backward(loss / actions, last=k == len(plan) - 1)
-            metrics.add("loss/sft", loss, len(columns_A) * microbatch.weight)
+            metrics.add("loss/sft", loss, self._actions(chosen) * microbatch.weight)
             losses.append(loss.detach())
             self.world.tick()
         total = len(self.steps)
@@ -111,6 +112,34 @@ class SFTTrainer:
             })  # fmt: skip
         return means["loss/sft"]
 
+    @torch.no_grad()
+    def measure(self, step: int, name: str) -> None:
+        """The mean loss a token of the held-out examples, if there are any: logged, said, and kept as `name`."""
+        if not self.heldout:
+            return
+        self.world.at(f"held-out data after step {step}")
+        metrics, tokens = Metrics(), [len(e.tokens) for e in self.heldout]
+        for microbatch in plan_microbatches(tokens, self.batch.tokens_per_microbatch, self.world.size)[self.world.rank]:
+            chosen = [self.heldout[i] for i in microbatch.ids]
+            loss = self._loss(chosen, None) * microbatch.weight
+            metrics.add("eval/loss", loss, self._actions(chosen) * microbatch.weight)
+            self.world.tick()
+        means = metrics.read(self.world)
+        self.results[name] = means["eval/loss"]
+        self.run.log(step, means)
+        self.console.say(f"held out, after step {step}: loss {short(means['eval/loss'])}")
+
+    def _loss(self, examples: Sequence[Example], ids: Sequence[int] | None) -> torch.Tensor:
+        """Sum of -log p over the chosen tokens of a pack; `ids` are its places among the training examples."""
+        packed = PackedBatch.from_sequences([e.tokens for e in examples])
+        columns_A = action_mask(packed, [self._prompt_len(e) for e in examples]).nonzero()[:, 0]
+        packed, columns_A = packed.to(self.world.device), columns_A.to(self.world.device)
+        trunk_TD = self.trunk and self.trunk(packed, ids)
+        return -self.zero(packed, trunk_TD, columns_A).sum()
+
+    def _actions(self, examples: Sequence[Example]) -> int:
+        return sum(len(e.tokens) - self._prompt_len(e) for e in examples)
+
     def _stop(self, step: int, losses: Sequence[torch.Tensor], plan: Sequence[Sequence[Example]]) -> None:
         """End the run at a step that was not taken: see engine/guards.py."""
         mine = list({id(e): e for chosen in plan for e in chosen}.values())  # a stand-in may be there twice
@@ -120,9 +149,7 @@ class SFTTrainer:
             "prompt_len_S": torch.tensor([self._prompt_len(e) for e in mine]),
         }
         trouble = in_losses(losses, [[e.id for e in chosen] for chosen in plan])
-        stop(
-            self.run, self.checkpoints, step, trouble, [e.id for e in mine], tensors, {"losses": self.losses}
-        )  # fmt: skip
+        stop(self.run, self.checkpoints, step, trouble, [e.id for e in mine], tensors, self.results)
 
     def _prompt_len(self, example: Example) -> int:
         # The first token of a sequence follows nothing, so it is never learned.

@@ -133,6 +133,13 @@ def checked_reader(job: Job, batch: BatchSettings, read: Callable[..., Iterable[
     return records
 
 
+def say_overlap(console: Console, trained: Sequence[Any], heldout: Sequence[Any]) -> None:
+    """Say so where records that are held out have a prompt that is trained on."""
+    prompts = {(record.instruction, record.input) for record in trained}
+    if count := sum((record.instruction, record.input) in prompts for record in heldout):
+        console.say(f"warning: {count} of {len(heldout)} held-out records have a prompt that is trained on, too")
+
+
 def check_files(read: Callable[[str], Iterable[Any]], *paths: str | None) -> None:
     """Read what the user named to its end before an earlier stage is run: a mistake must not show after that."""
     for path in paths:

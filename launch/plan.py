@@ -63,9 +63,12 @@ class PlanSettings:
     def __post_init__(self) -> None:
         if self.top_layers is not None:
             check_top_layers(self.top_layers)
-        for name in ("gpu_memory", "ranks", "rollouts", "slots", "prompt_tokens", "new_tokens", "tflops", "bandwidth"):
+        sizes = ("gpu_memory", "ranks", "rollouts", "slots", "prompt_tokens", "new_tokens", "ppo_epochs", "tflops")
+        for name in (*sizes, "bandwidth"):
             if not getattr(self, name) > 0:
                 raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}: give more than 0")
+        if not self.trunk_cache >= 0:
+            raise UserError(f"--trunk-cache is {self.trunk_cache}: give 0 or more")
         if self.tokens_per_microbatch < self.prompt_tokens + self.new_tokens:
             raise UserError(
                 f"--tokens-per-microbatch is {self.tokens_per_microbatch}, a sequence has "

@@ -19,20 +19,12 @@ from engine.heldout import SHOWN, Estimate, compared, in_words, sample_answers, 
 from engine.model_card import write_card
 from engine.models import save_model
 from engine.ppo import PPOTrainer
+from engine.ppo_checks import check_iteration, check_rollouts
 from engine.presets import presets
 from engine.records import read_instructions
 from engine.runs import read_result
 from engine.scoring import RewardModelScorer, check_reward, describe, load_scorer, try_scorer
-from engine.settings import (
-    BatchSettings,
-    OptimizerSettings,
-    PPOSettings,
-    RunSettings,
-    check_iteration,
-    check_rollouts,
-    check_room,
-    split_of,
-)
+from engine.settings import BatchSettings, OptimizerSettings, PPOSettings, RunSettings, check_room, split_of
 from engine.template_choice import check_reward_template, check_template
 from launch import reward, sft
 from launch.common import (
@@ -121,15 +113,16 @@ def train(
         model, tokenizer, eos_ids, prompts, scorer, run_settings, optimizer, batch, ppo,
         job.world, job.run, job.console, job.ds_config,
     )  # fmt: skip
+    steps = trainer.steps
     job.header(f"PPO in {job.language.name}", {
         "policy": f"{model_dir} (top {ppo.top_layers} of {model.num_layers} layers trained)",
         "reward": f"{reward_name} ({describe(scorer, trainer.score_clip)}{said})",
         "data": f"{data} ({len(prompts):,} prompts)",
         "template": choice.shown,
-        "plan": f"{len(trainer.steps)} iterations of {batch.batch_size} rollouts of up to {ppo.max_new_tokens} tokens",
+        "plan": f"{len(steps)} iterations of {len(steps[0])} rollouts of up to {ppo.max_new_tokens} tokens",
         "update": f"{ppo.ppo_epochs} PPO epochs, {ppo.minibatch_size} rollouts a step",
         "disk": disk,
-    }, len(trainer.steps))  # fmt: skip
+    }, len(steps))  # fmt: skip
     answers = partial(
         sample_answers, model, tokenizer, eos_ids, checks, scorer, ppo, split, run_settings.seed, batch.batch_size,
         job.world, job.console,
@@ -167,7 +160,7 @@ def show(job: Job, run_settings: RunSettings) -> None:
         sft_result, reward_result = read_result(stages / "sft") or {}, read_result(stages / "reward") or {}
         if sft_result:
             rows.append(["SFT loss", f"{sft_result['loss_first']:.3f}", f"{sft_result['loss_last']:.3f}"])
-        if reward_result:
+        if {"accuracy_before", "accuracy"} <= reward_result.keys():
             before = f"{reward_result['accuracy_before']:.1%}"
             rows.append(["reward model, held-out pairs right", before, f"{reward_result['accuracy']:.1%}"])
     rows += [

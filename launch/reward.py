@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 if __name__ == "__main__":  # started as a file, whose folder is on the path: the packages are beside it
@@ -11,16 +11,18 @@ if __name__ == "__main__":  # started as a file, whose folder is on the path: th
 
 from engine.cli import main, parse_settings
 from engine.disk import kept_tokens, num_trained
-from engine.encoding import encode_rankings
+from engine.encoding import RankedExamples, encode_rankings
 from engine.eos import eos_ids_of
 from engine.errors import UserError
 from engine.export import save_trained
 from engine.model_card import write_card
 from engine.modules import RewardModule
 from engine.presets import presets
-from engine.records import read_rankings
+from engine.rankings import by_prompt
+from engine.rankings import split as split_prompts
+from engine.records import RankingRecord, read_rankings
 from engine.reward import RewardTrainer
-from engine.seeds import derive_seed, shuffled
+from engine.seeds import derive_seed
 from engine.settings import BatchSettings, OptimizerSettings, RewardSettings, RunSettings
 from engine.template_choice import check_template
 from launch import sft
@@ -32,6 +34,7 @@ from launch.common import (
     embedded_data,
     finished_before,
     open_job,
+    say_overlap,
     stage_model,
 )
 from launch.lengths import fit_job
@@ -77,28 +80,20 @@ def train(
     eos_ids = eos_ids_of(model_dir, tokenizer, model.vocab_size)
     choice = job.choose_template(batch.template, model_dir, tokenizer)
 
-    def encoded(path):
-        rankings = encode_rankings(read(path), tokenizer, choice.template, batch.max_length, batch.truncate)
-        for ranking in rankings:  # all K responses share a microbatch
-            if ranking.num_tokens > batch.tokens_per_microbatch:
-                raise UserError(
-                    f"{path}: the {len(ranking.examples)} responses of ranking {ranking.id} have {ranking.num_tokens} "
-                    f"tokens together, --tokens-per-microbatch is {batch.tokens_per_microbatch}: raise it"
-                )
-        return rankings
+    def grouped(path, records):
+        encoded = encode_rankings(records, tokenizer, choice.template, batch.max_length, batch.truncate)
+        return grouped_by_prompt(job, path, records, encoded, batch.tokens_per_microbatch)
 
-    rankings = encoded(data)
+    records = read(data)
     if heldout_file:
-        heldout = encoded(heldout_file)
+        heldout_records = read(heldout_file)
+        say_overlap(job.console, records, heldout_records)
+        rankings, heldout = (
+            [ranking for members in grouped(path, part).values() for ranking in members]
+            for path, part in ((data, records), (heldout_file, heldout_records))
+        )
     else:
-        order = shuffled(len(rankings), run_settings.seed, "heldout")
-        count = round(len(rankings) * reward.heldout)
-        heldout, rankings = [rankings[i] for i in order[:count]], [rankings[i] for i in order[count:]]
-        if not heldout or not rankings:
-            raise UserError(
-                f"{data} has {len(order)} rankings, too few to hold out {reward.heldout:.0%}: "
-                "give --eval-data FILE, or raise --heldout"
-            )
+        rankings, heldout = split_prompts(grouped(data, records), reward.heldout, run_settings.seed, data)
     top = min(reward.num_top_layers, model.num_layers)
     split = model.num_layers - top
     lengths = [len(e.tokens) for r in rankings for e in r.examples]
@@ -117,8 +112,8 @@ def train(
         "model": f"{model_dir} (top {top} of {model.num_layers} layers trained)",
         "data": f"{data} ({len(rankings):,} rankings, {len(lengths):,} responses)",
         "template": choice.shown,
-        "held out": f"{len(heldout):,} rankings",
-        "plan": f"{len(trainer.steps)} steps of {batch.batch_size} prompts",
+        "held out": f"{len(heldout):,} rankings" if heldout else "nothing",
+        "plan": f"{len(trainer.steps)} steps of {len(trainer.steps[0])} rankings",
         "disk": disk,
     }, len(trainer.steps))  # fmt: skip
     result = trainer.train()
@@ -134,14 +129,34 @@ def train(
         job.run.finish(result)
 
 
+def grouped_by_prompt(
+    job: Job, path: str, records: Sequence[RankingRecord], encoded: Sequence[RankedExamples], most_tokens: int
+) -> dict[Hashable, list[RankedExamples]]:
+    """{prompt: its rankings}; says what was merged and left out. All responses of a ranking share a microbatch."""
+    for ranking in encoded:
+        if ranking.num_tokens > most_tokens:
+            raise UserError(
+                f"{path}: the {len(ranking.examples)} responses of ranking {ranking.id} have {ranking.num_tokens} "
+                f"tokens together, --tokens-per-microbatch is {most_tokens}: raise it"
+            )
+    prompt_of = {record.id: (record.instruction, record.input) for record in records}
+    groups, lines = by_prompt(encoded, prompt_of, most_tokens)
+    for line in lines:
+        job.console.say(f"{path}: {line}")
+    if not groups:
+        raise UserError(f"{path} has no ranking left: give answers that differ, or raise --max-length")
+    return groups
+
+
 def show(job: Job) -> None:
     """The run's result as a short table."""
-    result = job.run.result
+    result, rows = job.run.result, []
+    if {"accuracy_before", "accuracy"} <= result.keys():
+        before, after = result["accuracy_before"], result["accuracy"]
+        rows.append(["pairs ordered rightly, held out, before -> after", f"{before:.1%} -> {after:.1%}"])
+    rows.append(["loss, last step", f"{result['loss_last']:.3f}"])
     job.console.say()
-    job.console.table(["reward model", f"{result['seconds']:.0f} s"], [
-        ["pairs ordered rightly, held out", f"{result['accuracy']:.1%}"],
-        ["loss, last step", f"{result['loss_last']:.3f}"],
-    ])  # fmt: skip
+    job.console.table(["reward model", f"{result['seconds']:.0f} s"], rows)
     job.console.say(f"  model: {job.run.model_dir}   curves: tensorboard --logdir {job.run.path / 'tb'}")
 
 

@@ -30,6 +30,7 @@ from launch.common import (
     embedded_model,
     finished_before,
     open_job,
+    say_overlap,
 )
 from launch.lengths import fit_job
 from launch.replay import replay_asked
@@ -73,11 +74,16 @@ def train(
     model, tokenizer = job.load(model_dir)
     eos_ids = eos_ids_of(model_dir, tokenizer, model.vocab_size)
     choice = job.choose_template(batch.template, model_dir, tokenizer)
-    examples = encode_instructions(read(data), tokenizer, choice.template, batch.max_length, batch.truncate)
-    checks = []
-    if checks_file:
+    records, heldout_records = read(data), read(checks_file) if checks_file else []
+    say_overlap(job.console, records, heldout_records)
+    encode = {"tokenizer": tokenizer, "template": choice.template, "truncate": batch.truncate}
+    examples = encode_instructions(records, max_length=batch.max_length, **encode)
+    heldout, checks = [], []
+    if heldout_records:
+        heldout = encode_instructions(heldout_records, max_length=batch.max_length, **encode)
+    if heldout_records and sft.exact_match:
         room = batch.max_length - 1  # for one token of an answer
-        checks = encode_prompts(read(checks_file), tokenizer, choice.template, room, batch.truncate)
+        checks = encode_prompts(heldout_records, max_prompt_length=room, **encode)
 
     split, lengths = split_of(sft.top_layers, model.num_layers), [len(e.tokens) for e in examples]
     kept = 0 if split is None else kept_tokens(lengths, model, batch.epochs, batch.trunk_cache)
@@ -86,13 +92,14 @@ def train(
     exported = job.try_export(model, inputs, tokenizer, choice.template, eos_ids)
     job.run.start()
     trainer = SFTTrainer(
-        model, examples, run_settings, optimizer, batch, sft, job.world, job.run, job.console, job.ds_config
+        model, examples, heldout, run_settings, optimizer, batch, sft, job.world, job.run, job.console, job.ds_config
     )
     job.header(f"Supervised fine-tuning in {job.language.name}", {
         "model": f"{model_dir} ({model.config.model_type}, {model.num_layers} layers of {model.hidden_size})",
         "data": f"{data} ({len(examples):,} sequences, {sum(lengths):,} tokens)",
         "template": choice.shown,
-        "plan": f"{len(trainer.steps)} steps of {batch.batch_size} sequences, loss on {sft.loss_on}",
+        "plan": f"{len(trainer.steps)} steps of {len(trainer.steps[0])} sequences, loss on {sft.loss_on}",
+        "held out": f"{checks_file} ({len(heldout):,} sequences)" if heldout else "nothing, --eval-data names a file",
         "disk": disk,
     }, len(trainer.steps))  # fmt: skip
     result = trainer.train()
@@ -120,6 +127,9 @@ def show(job: Job) -> None:
     """The run's result as a short table."""
     result = job.run.result
     rows = [["SFT loss, first -> last step", f"{result['loss_first']:.3f} -> {result['loss_last']:.3f}"]]
+    if {"heldout_loss_before", "heldout_loss"} <= result.keys():
+        before, after = result["heldout_loss_before"], result["heldout_loss"]
+        rows.append(["loss on held-out data, before -> after", f"{before:.3f} -> {after:.3f}"])
     if "exact_match" in result:
         rows.append(["exact match on held-out tasks", f"{result['exact_match']:.1%}"])
     job.console.say()

@@ -9,11 +9,12 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "files.md"
 # The order data flows in; what is not named here follows by name.
 READING_ORDER = {
-    "engine": """languages errors jsonl records prompts tokenizer eos encoding batch packing models/attend models/bloom
-        models/llama models/rotary models/length_limit models/fused models/names models/weight_files models/hf
-        init_model modules trunk sampling random_address kv_cache cache_budget scheduler decode_rows
-        generation exact_match experience scoring heldout advantages kl_controller losses sft reward ppo zero sharded
-        checkpoint checkpoint_files distributed metrics seeds schedule export runs console settings presets cli plan
+    "engine": """languages errors jsonl records prompts tokenizer eos encoding rankings batch packing models/attend
+        models/bloom models/llama models/rotary models/length_limit models/fused models/names models/weight_files
+        models/hf init_model modules trunk sampling random_address kv_cache cache_budget scheduler decode_rows
+        generation exact_match experience scoring heldout advantages kl_controller losses sft reward ppo_checks ppo
+        zero sharded checkpoint checkpoint_files distributed metrics seeds schedule export runs console settings
+        presets cli plan
         memory_tracker""",
     "kernels": """linear_logprob/__init__ linear_logprob/reference attention/__init__ attention/reference
         attention_decode/__init__ attention_decode/reference segment_scan/__init__ segment_scan/reference""",

@@ -28,7 +28,9 @@ class Curve:
 
 CURVES = (
     Curve("sft_loss", "SFT: loss", "sft", "loss/sft", "nats a token"),
+    Curve("sft_heldout", "SFT: loss on held-out data", "sft", "eval/loss", "nats a token"),
     Curve("reward_accuracy", "Reward model: pairs ordered rightly", "reward", "reward/accuracy", "%", is_share=True),
+    Curve("reward_heldout", "Reward model: held-out pairs right", "reward", "eval/accuracy", "%", is_share=True),
     Curve("ppo_score", "PPO: score", "ppo", "objective/scores", "score"),
     Curve("ppo_kl", "PPO: KL to the reference", "ppo", "objective/kl", "nats a response"),
     Curve(

@@ -16,7 +16,7 @@ _RESTORE = "restore the file"
 # What the report shows of a result, of any stage.
 _RESULTS = (
     *("seconds", "loss_first", "loss_last", "accuracy_before", "accuracy", "score_first", "score_last"),
-    *("kl_first", "kl_last", "exact_match_before", "exact_match"),
+    *("kl_first", "kl_last", "exact_match_before", "exact_match", "heldout_loss_before", "heldout_loss"),
 )
 ROWS_BYTES = 2**30  # of a file of rows that is read at all
 # Settings that say where a run lies or how it was started, not what it computes: runs equal but for these are seeds of

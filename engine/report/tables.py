@@ -17,6 +17,7 @@ MOST_ANSWERS = 20
 # (title, stage, result's field of the start, of the end, whether it is a share)
 _REACHED = (
     ("SFT loss, nats a token", "sft", "loss_first", "loss_last", False),
+    ("SFT loss on held-out data", "sft", "heldout_loss_before", "heldout_loss", False),
     ("reward model, pairs ordered rightly", "reward", "accuracy_before", "accuracy", True),
     ("PPO score", "ppo", "score_first", "score_last", False),
     ("PPO KL to the reference, nats a response", "ppo", "kl_first", "kl_last", False),

@@ -90,7 +90,7 @@ def test_other_ranks_and_stages_go_on(world, tmp_path):
         rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         for row in rows:
             row.pop("step")
-        kept = [{key: row[key] for key in whole["rows"][0]} for row in rows]
+        kept = [{key: row[key] for key in whole["rows"][0]} for row in rows if "eval/accuracy" not in row]
         assert_same_rows(kept, whole["rows"], name)
         assert_same_weights(rest["weights"], whole["weights"], 1e-6)
         assert any("2 ranks of ZeRO" in line and "1 of ZeRO-0" in line for line in said.lines), said.lines

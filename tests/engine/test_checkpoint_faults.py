@@ -100,7 +100,7 @@ def test_what_is_trained_and_what_is_in_use_must_fit(world, tmp_path):
     stopped("ppo", world, tmp_path, 2)
     with pytest.raises(UserError, match=r"does not fit what is trained here, first weight:body.layers.0"):
         make("ppo", world, tmp_path, resume=True, override=True, top_layers="3").train()
-    with pytest.raises(UserError, match=r"holds 5 rollouts that are in use, the iteration now has 4"):
+    with pytest.raises(UserError, match=r"holds 5 rollouts that are in use, the iteration now has 3"):
         make("ppo", world, tmp_path, resume=True, override=True, batch_size=4, data=prompts(9)).train()
 
 

@@ -13,8 +13,8 @@ from engine.batch import PackedBatch
 from engine.errors import UserError
 from engine.metrics import Metrics
 from engine.modules import Policy
+from engine.ppo_checks import check_rollouts
 from engine.scoring import use_scores
-from engine.settings import check_rollouts
 from tests.engine.trainers import (
     EVERY_STAGE,
     FAMILIES,

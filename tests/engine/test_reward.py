@@ -144,6 +144,16 @@ def test_from_a_head_of_zeros_all_score_alike(world, tmp_path):
     assert outcome["result"]["accuracy_before"] == 0
 
 
+def test_the_held_out_accuracy_is_measured_before_on_the_way_and_after(world, tmp_path):
+    outcome = train(make_trainer("reward", world, tmp_path / "run", eval_every=2, max_steps=5))
+    measured, result = outcome["measured"], outcome["result"]
+    assert [step for step, _ in measured] == [0, 2, 4, 5]
+    assert [measured[i][1]["eval/accuracy"] for i in (0, -1)] == [result["accuracy_before"], result["accuracy"]]
+    nothing = train(make_trainer("reward", world, tmp_path / "nothing", heldout=[], max_steps=5))
+    assert nothing["rows"] == outcome["rows"] and nothing["measured"] == []
+    assert not {"accuracy", "accuracy_before"} & nothing["result"].keys() and nothing["result"]["score_std"] > 0
+
+
 def test_accuracy_leaves_ties_out_and_counts_equal_scores_as_wrong(world, tmp_path):
     """Six pairs less one tie: three right, one in the wrong order, one with equal scores."""
     examples = tuple(Example("r", (word, EOS), 1) for word in (4, 5, 6, 7))

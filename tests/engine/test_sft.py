@@ -23,7 +23,9 @@ from tests.engine.trainers import (
     words,
 )
 
-SINGLE = {"data": sft_examples(5), "batch_size": 2}  # steps of 2, 2 and 1
+SINGLE = {  # steps of 2, 2 and 1
+    "data": sft_examples(5), "batch_size": 2, "heldout": sft_examples(4, 9), "eval_every": 2,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -98,6 +100,38 @@ def test_every_sequence_is_used_once_an_epoch(world, tmp_path, epochs):
     assert used.pop("targets") == epochs * sum(len(e.tokens) - e.prompt_len for e in examples)
     expected = Counter(e.tokens for e in examples)
     assert used == Counter({tokens: epochs * times for tokens, times in expected.items()})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("changes", [{"loss_on": "all"}, {"top_layers": "1", "epochs": 3}])
+def test_the_held_out_loss_is_measured_before_on_the_way_and_after(world, tmp_path, family, changes):
+    """The mean over the held-out tokens under the weights of that step; what is held out is not trained on."""
+    heldout, model = sft_examples(6, 9), tiny_model(family)
+
+    def by_hand(model):
+        terms = []
+        for example in heldout:
+            logprob_TV = logits_of(model, example.tokens).double().log_softmax(-1)
+            first = 1 if changes.get("loss_on") == "all" else example.prompt_len
+            terms += [-float(logprob_TV[i - 1, example.tokens[i]]) for i in range(first, len(example.tokens))]
+        return sum(terms) / len(terms)
+
+    with torch.no_grad():
+        before = by_hand(model)
+        trainer = make_trainer(
+            "sft", world, tmp_path / "run", model=model, heldout=heldout, eval_every=2, max_steps=5, **changes
+        )
+        with torch.enable_grad():
+            outcome = train(trainer)
+        after = by_hand(trainer.model)
+    assert [step for step, _ in outcome["measured"]] == [0, 2, 4, 5]
+    losses = [row["eval/loss"] for _, row in outcome["measured"]]
+    assert (losses[0], losses[-1]) == pytest.approx((before, after), rel=1e-5)
+    assert abs(before - after) > 1e-3 and len(set(losses)) == 4
+    assert (outcome["result"]["heldout_loss_before"], outcome["result"]["heldout_loss"]) == (losses[0], losses[-1])
+    without = train(make_trainer("sft", world, tmp_path / "without", family=family, max_steps=5, **changes))
+    assert without["rows"] == outcome["rows"] and without["measured"] == []
+    assert "heldout_loss" not in without["result"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

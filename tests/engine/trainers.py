@@ -157,14 +157,18 @@ def ds_config(name: str) -> dict[str, Any]:
 
 
 class RecordedRun(Run):
-    """A run that also keeps what it logs, on every rank."""
+    """A run that also keeps what it logs, on every rank: steps apart from measurements of held-out data."""
 
     def __init__(self, *args: Any):
         super().__init__(*args)
         self.rows: list[dict[str, float]] = []
+        self.measured: list[tuple[int, dict[str, float]]] = []
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.rows.append(without_clock(metrics))
+        if any(name.startswith("eval/") for name in metrics):
+            self.measured.append((step, dict(metrics)))
+        else:
+            self.rows.append(without_clock(metrics))
         super().log(step, metrics)
 
 
@@ -185,11 +189,12 @@ def make_trainer(
     model = model or tiny_model(family, layers)
     rest = (*groups, world, run, Console(enabled=False), ds_config(zero))
     if stage == "sft":
-        return SFTTrainer(model, data or sft_examples(), *rest)
+        return SFTTrainer(model, data or sft_examples(), heldout or [], *rest)
     if stage == "reward":
         if score_weight_D is None:
             score_weight_D = 0.3 * torch.randn(model.hidden_size, generator=torch.Generator().manual_seed(4))
-        return RewardTrainer(model, score_weight_D, data or rankings(), heldout or rankings(4, 5), *rest)
+        heldout = rankings(4, 5) if heldout is None else heldout
+        return RewardTrainer(model, score_weight_D, data or rankings(), heldout, *rest)
     tokenizer, ppo = tiny_tokenizer(), groups[-1]
     split = split_of(ppo.top_layers, model.num_layers)
     scorer = load_scorer(ppo.reward, model, split, tokenizer, groups[2].tokens_per_microbatch, ppo.reward_offload)
@@ -200,6 +205,7 @@ def train(trainer: SFTTrainer | RewardTrainer | PPOTrainer) -> dict[str, Any]:
     """Train and save as the launchers do. Returns what came of it on this rank:
 
     rows     what was logged in each step, without the clock
+    measured (steps taken, what was measured of held-out data then)
     result   what train() returned
     weights  those of the trained model, with the score or value head
     held     the share of the wrapped module's weights that this rank holds between steps: 1, or about none in ZeRO-3
@@ -219,7 +225,8 @@ def train(trainer: SFTTrainer | RewardTrainer | PPOTrainer) -> dict[str, Any]:
         moments = (result["score_mean"], result["score_std"]) if "score_mean" in result else None
         save_trained(trainer.zero, trainer.model, trainer.run.model_dir, tiny_tokenizer(), trainer.world, moments)
     held = sum(p.numel() for p in trainer.zero.module.parameters()) / sum(v.numel() for v in state.values())
-    return {"rows": trainer.run.rows, "result": result, "weights": weights, "held": held}
+    run = trainer.run
+    return {"rows": run.rows, "measured": run.measured, "result": result, "weights": weights, "held": held}
 
 
 Cases = Mapping[str, Mapping[str, Any]]
@@ -239,6 +246,8 @@ def check_two_ranks(stage: str, folder: Path, cases: Cases) -> None:
             one = train(make_trainer(stage, world, folder / "one" / name, **{**case, "zero": "zero0"}))
             for two in (rank[name] for rank in two_ranks):
                 assert_same_rows(two["rows"], one["rows"], name)
+                measured = [[{**row, "step": step} for step, row in side["measured"]] for side in (two, one)]
+                assert_same_rows(*measured, name)
                 assert_same_weights(two["weights"], one["weights"], 1e-6)
                 assert two["held"] <= 0.01 if case["zero"].startswith("zero3") else two["held"] == 1
             saved = load_model(folder / "two" / name / "model").state_dict()

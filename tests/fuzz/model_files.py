@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import io
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,6 +19,7 @@ from engine.eos import eos_ids_of
 from engine.models.hf import empty_model, load_config, load_model
 from engine.models.weight_files import SINGLE, read_weights, write_weights
 from engine.prompts import CHAT, RECORD
+from engine.scoring import score_moments
 from engine.template_choice import choose_template
 from engine.tokenizer import check_vocab, decode, encode_prompt, encode_response, load_tokenizer
 from engine.tokenizer import train_sentencepiece_model as train
@@ -84,6 +87,17 @@ def config(path: Path) -> None:
         assert weights > 0
 
 
+def moments(path: Path) -> None:
+    """A reward model's mean and deviation are none, or numbers that a score can be normalised with."""
+    if (found := score_moments(path.parent)) is not None:
+        assert all(map(math.isfinite, found)) and found[1] > 0
+
+
+def reward_config() -> dict[str, Any]:
+    config = json.loads((model("bloom") / "config.json").read_text(encoding="utf-8"))
+    return {**config, "score_mean": -0.25, "score_std": 2.5}
+
+
 def weights(path: Path) -> None:
     for stored in read_weights(path.parent).values():
         assert tuple(stored.read().shape) == stored.shape
@@ -122,6 +136,7 @@ def in_model(
 READERS = {
     "bloom config.json": in_model("bloom", "config.json", config),
     "llama config.json": in_model("llama", "config.json", config),
+    "config.json of a reward model": Reader(lambda: json_file(reward_config()), moments, "config.json"),
     "bloom tokenizer.json": in_model("bloom", "tokenizer.json", tokenizer),
     "llama tokenizer.json": in_model("llama", "tokenizer.json", tokenizer),
     "tokenizer_config.json": in_model("llama", "tokenizer_config.json", tokenizer, {RECORD: FORMS}),

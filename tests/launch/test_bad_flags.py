@@ -83,7 +83,8 @@ def test_the_good_flags_run(here, monkeypatch, job):
     (("sample",), {"cache-tokens": "63"}, "--cache-tokens is 63: give 64, one page, or more"),
     (("sample",), {"cache-tokens": "64"}, "needs 2 pages of 64 tokens", "raise --cache-tokens to 128"),
     (("reward",), {"heldout": "1"}, "--heldout is 1.0", "below 1"),
-    (("reward",), {"heldout": "0.01"}, "5 rankings, too few to hold out 1%", "--eval-data"),
+    (("reward",), {"heldout": "0.01"}, "5 prompts, too few to hold out 1%", "--eval-data", "--heldout 0"),
+    (("sft", "reward"), {"eval-every": "-1"}, "--eval-every is -1: give 0 or more"),
 ))  # fmt: skip
 def test_flags(refused, job, changes, words):
     assert_says(refused(job, changes), *words)

@@ -46,6 +46,8 @@ def test_more_memory_holds_more_rollouts_and_offload_helps(capsys):
         (["--top-layers", "99"], "--top-layers is 99, the model has 30 layers"),
         (["--top-layers", "x"], "--top-layers is 'x'"),
         (["--gpu-memory", "0"], "--gpu-memory is 0.0: give more than 0"),
+        (["--ppo-epochs", "0"], "--ppo-epochs is 0: give more than 0"),
+        (["--trunk-cache", "-1"], "--trunk-cache is -1.0: give 0 or more"),
         (["--tokens-per-microbatch", "100"], "a sequence has 512 tokens: raise the first"),
     ],
 )

@@ -67,6 +67,8 @@ def test_a_job_stopped_after_its_last_step_goes_on_there(here, monkeypatch, capf
         changes |= {"minibatch-size": "1"}
     if job != "reward":
         changes |= {"eval-data": "prompts.jsonl"}
+    if job == "sft":
+        changes |= {"exact-match": "true"}
     run(monkeypatch, job, {**changes, "output": "whole"})
     where, name = {
         ("export", "ppo"): (ppo, "save_model"), ("export", "sft"): (sft, "save_trained"),
