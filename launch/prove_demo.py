@@ -14,6 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":  # started as a file, whose folder is on the path: the packages are beside it
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from engine.cli import main
 from engine.console import Console
 from engine.errors import UserError
