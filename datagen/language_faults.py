@@ -33,7 +33,7 @@ _NEIGHBOURS = tuple(unicode_words("be bg mk cs sl pl pt gl no nn sv af fa ur as 
 _RELATIVES = {"hr": {"sr"}, "sr": {"hr", "mk"}}
 _MIN_LETTERS = {"zh": 15}
 _MIN_LETTERS_OTHERWISE = 30
-# Against the likeliest language: of 3,800 kit sentences of 20 letters and more one has less in its own.
+# Against the likeliest language: none of the 1,847 kit sentences of 30 letters and more has less than 0.3 in its own.
 _LEAST_ODDS, _LEAST_ODDS_IN_SHORT_TEXTS, _SHORT = 0.3, 0.1, 50
 
 

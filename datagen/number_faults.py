@@ -12,8 +12,8 @@ from datagen.numbers import Digits, read_numbers
 # Numbers that other languages write in so many ways that one which is not found may be there all the same: ordinals,
 # hours of the twelve-hour clock, 2 million.
 _REWRITTEN = re.compile(
-    r"\d+(?:st|nd|rd|th)\b|\d[\d:.]*\s*(?:[ap]\.?\s?m\b\.?|o clock)"
-    r"|\d[\d.,]*[\s-]*(?:hundreds?|thousands?|[mbtr]+illions?|[kmb]\b)"
+    r"(?<![\d.,:])\d[\d.,:]{0,20}(?:(?:st|nd|rd|th)\b|\s?(?:[ap]\.?\s?m\b\.?|o clock)"
+    r"|[\s-]{0,2}(?:hundreds?|thousands?|[mbtr]+illions?|[kmb]\b))"
 )
 _MONTHS = ("january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november",
            "december")  # fmt: skip
@@ -22,14 +22,14 @@ _ONE = re.compile(r"\b(?:an?|each|per|every|another|single|whole|\w*(?:dai|hour|
 _HALF, _QUARTER = Fraction(1, 2), Fraction(1, 4)
 _TIME = re.compile(r"(?<![\d:])(\d{1,2}):(\d\d)(?![\d:])(?:\s*([ap])\.?\s?m\b)?|(?<![\d:.])(\d{1,2})\s*([ap])\.?\s?m\b")
 _DATE = re.compile(r"\b(\d{4})-(\d\d)-(\d\d)\b|\b(\d{1,2})/(\d{1,2})/(\d{2,4})\b")
-_FRACTION = re.compile(r"(?<![\d/])(?:(\d+)[ -])?(\d{1,2})/(\d{1,2})(?![\d/])")
+_FRACTION = re.compile(r"(?<![\d/])(?:(\d{1,9})[ -])?(\d{1,2})/(\d{1,2})(?![\d/])")
 _DECADE = re.compile(r"(?<!\d)(\d{0,2}\d0) ?s\b")
 _CENTURY = re.compile(r"(\d{1,2})(?:st|nd|rd|th)?[ -](?:and \d+\w\w )?centur")
 _ALWAYS = re.compile(r"\b24/7\b")
 # Half an hour.
-_SPAN = re.compile(r"(\d+)[ -](minute|month)")
+_SPAN = re.compile(r"(\d{1,9})[ -](minute|month)")
 _SPAN_PARTS = {(30, "minute"): _HALF, (15, "minute"): _QUARTER, (45, "minute"): 3 * _QUARTER, (6, "month"): _HALF}
-_PERCENT = re.compile(r"(\d+)\s?%")
+_PERCENT = re.compile(r"(\d{1,9})\s?%")
 # Arabic says "two" with the noun's own ending.
 _ARABIC_DUAL = re.compile(r"\w(?:ان|ين)(?:\b|ي\b|هما\b)")
 _ITALIAN_CENTURIES = {

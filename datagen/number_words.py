@@ -16,6 +16,7 @@ FILE = Path(__file__).with_name("number_words.json")
 # What multiplies the number before it: ten in Vietnamese and Indonesian only, where two ten is twenty.
 TIMES, PLUS, ENDING = "x", "+", "~"
 
+_MOST_LETTERS = 60  # of a word that may be a number
 _ARABIC = str.maketrans(
     dict.fromkeys("\u0640\u064b\u064c\u064d\u064e\u064f\u0650\u0651\u0652")
     | {"أ": "ا", "إ": "ا", "آ": "ا", "ى": "ي", "ة": "ه"}
@@ -142,6 +143,8 @@ def atoms_of(word: str, lang: str) -> list[Atom]:
 def _atoms(word: str, lang: str) -> tuple[Atom, ...]:
     """The longest beginning that is a number, and what follows it if that is one too."""
     words = lexicon(lang)
+    if len(word) > _MOST_LETTERS:
+        return ()
     if word in words.whole:
         return (words.whole[word],) if words.whole[word] else ()
     for end in range(len(word), 0, -1):

@@ -26,13 +26,16 @@ _ROMAN = re.compile(
 )
 _ROMAN_DIGITS = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100, "D": 500, "M": 1000}
 _CYRILLIC_ROMAN = str.maketrans("ХІМС", "XIMC")
-_CHINESE_RUN = re.compile(r"(?P<digits>\d[\d.,]*\s?)?(?P<letters>[零〇一二两兩三四五六七八九十百千万萬亿億]+)")
+_CHINESE_RUN = re.compile(
+    r"(?P<digits>(?<![\d.,])\d[\d.,]{0,20}\s?)?(?P<letters>[零〇一二两兩三四五六七八九十百千万萬亿億]{1,40})"
+)
 _CHINESE_DIGITS = {letter: value for value, letter in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2, "兩": 2}
 _CHINESE_UNITS = {"十": 10, "百": 100, "千": 1000, "万": 10**4, "萬": 10**4, "亿": 10**8, "億": 10**8}
 _CHINESE_PARTS = {"半": Fraction(1, 2), "四分之一": Fraction(1, 4), "一刻": Fraction(1, 4), "四分之三": Fraction(3, 4)}
 _LETTER_SCALE = re.compile(r"(?:(k)|(mn|m)|(bn|b))(?![^\W\d_])")
 _SCALES = tuple(Fraction(scale) for scale in (1, 100, 1000, 10**5, 10**6, 10**7, 10**9, 10**12))
 _DRAWN = {"½": " 1/2", "¼": " 1/4", "¾": " 3/4", "⅓": " 1/3", "⅔": " 2/3"}
+_MOST_CHARACTERS = 40  # of what is taken for a number, not for a picture
 _SMALL = re.compile("[⁰¹²³⁴-⁹₀-₉]+")
 
 
@@ -85,6 +88,8 @@ def values_of(written: str, lang: str) -> frozenset[Fraction]:
 
     In English a comma stands between thousands, and a full stop before decimals.
     """
+    if len(written) > _MOST_CHARACTERS:
+        return frozenset()
     *whole, last = re.split(r"\D", written)
     separators = re.findall(r"\D", written)
     if not separators:
@@ -211,7 +216,7 @@ def _runs(numbers: list[Digits], lang: str, reading: Reading) -> Iterator[list[P
         if not pieces:
             yield run
             run = []
-        run = [*run, *pieces]
+        run += pieces
         end = stop
     yield run
 

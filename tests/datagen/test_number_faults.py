@@ -55,6 +55,13 @@ def test_another_number(lang, source, target, says):
     assert difference_of_numbers(source, target, lang) == says
 
 
+@pytest.mark.parametrize(
+    "text", ["7" * 5000, "一" * 5000, "亿" * 5000, "zwei" * 2000, "X" * 5000, "1 " * 300, "9" * 5000 + "%"]
+)
+def test_what_no_one_writes_is_read_all_the_same(text):
+    assert difference_of_numbers(f"It is {text}.", f"Es ist {text}.", "de") is None
+
+
 def test_a_language_whose_words_are_not_known():
     """Small numbers and those that are often rewritten may be there; not if another number stands in their place."""
     assert difference_of_numbers("It has 5 rooms.", "Kina vyumba vitano.", "sw") is None
