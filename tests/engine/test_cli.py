@@ -95,6 +95,12 @@ def test_later_sources_win_default_preset_file_flag(config):
     assert parse("--config", path, "--overwrite", "no")[0].overwrite is False
 
 
+def test_what_a_flag_or_the_file_has_set_is_noted_and_a_preset_is_not(config):
+    parsed = parse("--lang", "ne", "--preset", "paper", "--warmup-steps=9", "--config", config("lr: 0.7"))
+    assert parsed.given == {"lang", "warmup_steps", "lr"}
+    assert parse("--lang=ne", "--warmup_steps", "9").given == {"lang", "warmup_steps"}
+
+
 @pytest.mark.parametrize(
     ("text", "name"),
     [
