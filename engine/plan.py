@@ -190,7 +190,8 @@ def memory(model: nn.Module, w: Workload) -> list[Part]:
     zero = max(w.zero, 0 if w.dtype == torch.float32 else 1)
     state_here = 0 if w.offload else state / (w.ranks if zero >= 1 else 1)
     parts.append(Part("optimizer", state_here if w.stage == "ppo" else 0, state_here))
-    gradients = 4 * trained if w.dtype == torch.float32 else (4 + b) * trained
+    summed_as_they_come = w.dtype == torch.float32 or w.zero == 0 and w.ranks == 1  # see engine/master_weights.py
+    gradients = 4 * trained if summed_as_they_come else (4 + b) * trained
     parts.append(Part("gradients", 0, gradients / (w.ranks if zero >= 2 else 1)))
     first = 0 if whole else L - top
     T = w.tokens_per_microbatch

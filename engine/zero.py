@@ -87,9 +87,10 @@ def read_ds_config(path: str | None) -> dict[str, Any]:
 class ZeroStep:
     """A module, its AdamW state and DeepSpeed around them.
 
-    Of bfloat16 weights float32 masters are kept: in stage 0 on one rank our own (DeepSpeed copies all gradients several
-    times a step), else DeepSpeed's, shared out over the ranks. The trainer hands over losses that are sums already divided by the global count. DeepSpeed averages gradients over
-    ranks and over accumulated microbatches; both are undone here, so that the gradient is that of the plain sum.
+    Of bfloat16 weights float32 masters are kept: in stage 0 on one rank our own (DeepSpeed would copy all gradients
+    several times a step), else DeepSpeed's, shared out over the ranks. The trainer hands over losses that are sums
+    already divided by the global count. DeepSpeed averages gradients over ranks and over accumulated microbatches; both
+    are undone here, so that the gradient is that of the plain sum.
     """
 
     def __init__(
@@ -246,14 +247,10 @@ class ZeroStep:
             return list(self.optimizer.fp32_partitioned_groups_flat)
         return [p for group in self._adamw.param_groups for p in group["params"]] if self.stage else []
 
-    def _stepped(self, parameter: nn.Parameter) -> nn.Parameter:
-        """What AdamW moves in stage 0: the parameter or its float32 master."""
-        return self.masters.of(parameter) if self.masters else parameter
-
     def _whole(self, parameter: nn.Parameter, key: str) -> Tensor | None:
         """float32, of the parameter's shape: the master or a moment."""
         if self.stage == 0:
-            stepped = self._stepped(parameter)
+            stepped = self.masters.of(parameter) if self.masters else parameter
             return stepped if key == WEIGHT else self._adamw.state.get(stepped, {}).get(key)
         if self.stage == 3:
             if key == WEIGHT:
@@ -279,7 +276,7 @@ class ZeroStep:
 
     def _set(self, parameter: nn.Parameter, key: str, value: Tensor, step: Tensor) -> None:
         if self.stage == 0:
-            stepped = self._stepped(parameter)
+            stepped = self.masters.of(parameter) if self.masters else parameter
             if key == WEIGHT:
                 stepped.data.copy_(value)
             else:
