@@ -195,7 +195,8 @@ def memory(model: nn.Module, w: Workload) -> list[Part]:
     zero = max(w.zero, 0 if w.dtype == torch.float32 else 1)
     state_here = 0 if w.offload else state / (w.ranks if zero >= 1 else 1)
     parts.append(Part("optimizer", state_here if w.stage == "ppo" else 0, state_here))
-    gradients = 4 * trained if w.dtype == torch.float32 else (4 + b) * trained
+    summed_as_they_come = w.dtype == torch.float32 or w.zero == 0 and w.ranks == 1  # see engine/master_weights.py
+    gradients = 4 * trained if summed_as_they_come else (4 + b) * trained
     parts.append(Part("gradients", 0, gradients / (w.ranks if zero >= 2 else 1)))
     first = 0 if whole else L - top
     T = w.tokens_per_microbatch
@@ -216,7 +217,8 @@ def memory(model: nn.Module, w: Workload) -> list[Part]:
             on_device = kept if kept <= w.trunk_cache_gb * 1e9 else 0
             parts.append(Part("trunk outputs", pages * PAGE_SIZE * D * b + on_device, on_device))
         rows = min(PREFILL_TOKENS, here * w.prompt_tokens)
-        step = max(forward_bytes(model, rows), flying * model.vocab_size * (b + 4))
+        row = 8 * model.vocab_size  # float32 logits, and what sampling makes of them
+        step = max(forward_bytes(model, rows), flying * row)
         parts.append(Part("a step's activations or logits", step, 0))
     return parts
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from engine.distributed import World
 from engine.errors import UserError
+from engine.master_weights import MasterWeights
 from engine.settings import OptimizerSettings
 from engine.strict_json import read_object
 
@@ -86,8 +87,10 @@ def read_ds_config(path: str | None) -> dict[str, Any]:
 class ZeroStep:
     """A module, its AdamW state and DeepSpeed around them.
 
-    The trainer hands over losses that are sums already divided by the global count. DeepSpeed averages gradients over
-    ranks and over accumulated microbatches; both are undone here, so that the gradient is that of the plain sum.
+    Of bfloat16 weights float32 masters are kept: in stage 0 on one rank our own (DeepSpeed would copy all gradients
+    several times a step), else DeepSpeed's, shared out over the ranks. The trainer hands over losses that are sums
+    already divided by the global count. DeepSpeed averages gradients over ranks and over accumulated microbatches; both
+    are undone here, so that the gradient is that of the plain sum.
     """
 
     def __init__(
@@ -99,9 +102,13 @@ class ZeroStep:
         self.world = world
         zero = dict(ds_config.get("zero_optimization", {}))
         self.stage = int(zero.get("stage", 0))
-        if dtype == torch.bfloat16 and self.stage == 0:
-            self.stage = zero["stage"] = 1  # DeepSpeed keeps float32 masters of bf16 weights from stage 1 on
-        trained = [p for p in module.parameters() if p.requires_grad]
+        self.module, self.masters, half = module, None, dtype == torch.bfloat16
+        if half and self.stage == 0 and world.size == 1 and "data_types" not in ds_config:
+            self.masters = MasterWeights(module)
+        elif half and self.stage == 0:
+            self.stage = zero["stage"] = 1  # DeepSpeed shares float32 masters of bf16 weights out from stage 1 on
+        stepped = self.masters or module
+        trained = [p for p in stepped.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in trained if p.ndim > 1], "weight_decay": optimizer.weight_decay},
             {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
@@ -116,23 +123,23 @@ class ZeroStep:
             # Any number above one: step() says where the accumulation ends, and losses are not scaled by it.
             "gradient_accumulation_steps": 2,
             "gradient_clipping": optimizer.max_grad_norm,
-            "bf16": {"enabled": dtype == torch.bfloat16},
+            "bf16": {"enabled": half and not self.masters},
             "zero_force_ds_cpu_optimizer": False,  # torch's AdamW needs no compiler on the user's machine
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 1 << 60,
         }
-        if dtype == torch.bfloat16:
+        if config["bf16"]["enabled"]:
             config["data_types"] = {"grad_accum_dtype": "fp32", **ds_config.get("data_types", {})}
+            # DeepSpeed's default rounds what was summed in float32 to bfloat16 before the sum over ranks.
+            config.setdefault("communication_data_type", "fp32")
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
-            model=module, optimizer=torch_adamw, config=config, dist_init_required=False
+            model=stepped, optimizer=torch_adamw, config=config, dist_init_required=False
         )
-
-    @property
-    def module(self) -> nn.Module:
-        return self.engine.module
+        if world.size == 1 and self.stage == 0:
+            self.engine.enable_backward_allreduce = False  # the sum over one rank: a copy of all gradients and back
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.engine(*args, **kwargs)
+        return self.module(*args, **kwargs) if self.masters else self.engine(*args, **kwargs)
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """Accumulate the gradient of one microbatch's share of the loss; the step's `last` one reduces it."""
@@ -154,9 +161,11 @@ class ZeroStep:
             return float(self.engine.get_global_grad_norm())
         # Here DeepSpeed clips the parameters' own gradients, keeps no norm and looks at nothing. AdamW's fused kernel
         # updates nothing where found_inf is 1, on the device: the host does not wait for it.
-        norm = torch.stack([p.grad.norm() for p in self.module.parameters() if p.grad is not None]).norm()
+        norm = torch.stack([p.grad.norm() for p in self.engine.module.parameters() if p.grad is not None]).norm()
         self.optimizer.found_inf = norm.isfinite().logical_not().float()
         self.engine.step()
+        if self.masters:
+            self.masters.write()
         return float(norm)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -222,6 +231,8 @@ class ZeroStep:
             for key in (WEIGHT, *MOMENTS):
                 if f"{key}:{name}" in shapes:
                     self._set(parameter, key, whole(f"{key}:{name}", tuple(_shape(parameter))), step)
+        if self.masters:
+            self.masters.write()
         if self.stage in (1, 2):
             self.optimizer.update_lp_params()
 
@@ -239,7 +250,8 @@ class ZeroStep:
     def _whole(self, parameter: nn.Parameter, key: str) -> Tensor | None:
         """float32, of the parameter's shape: the master or a moment."""
         if self.stage == 0:
-            return parameter if key == WEIGHT else self._adamw.state.get(parameter, {}).get(key)
+            stepped = self.masters.of(parameter) if self.masters else parameter
+            return stepped if key == WEIGHT else self._adamw.state.get(stepped, {}).get(key)
         if self.stage == 3:
             if key == WEIGHT:
                 return safe_get_full_fp32_param(parameter)
@@ -264,11 +276,12 @@ class ZeroStep:
 
     def _set(self, parameter: nn.Parameter, key: str, value: Tensor, step: Tensor) -> None:
         if self.stage == 0:
+            stepped = self.masters.of(parameter) if self.masters else parameter
             if key == WEIGHT:
-                parameter.data.copy_(value)
+                stepped.data.copy_(value)
             else:
-                self._adamw.state[parameter].setdefault("step", step.clone())
-                self._adamw.state[parameter][key] = value
+                self._adamw.state[stepped].setdefault("step", step.clone())
+                self._adamw.state[stepped][key] = value
         elif self.stage == 3:
             size = parameter.ds_tensor.numel()
             padded = nn.functional.pad(value.flatten(), (0, size * self.world.size - value.numel()))

@@ -16,7 +16,7 @@ from torch.nn.functional import gelu, silu
 
 from engine.models.attend import Attend
 from engine.models.rotary import rotate
-from kernels import passes
+from kernels import bf16_passes, passes
 from kernels.linear_logprob import linear_logits
 from kernels.rotary import rotate_in_place
 from kernels.skinny_linear import Norm, fits, skinny_linear
@@ -45,7 +45,7 @@ class BlockOps(Protocol):
 
 
 class ByModule:
-    """Each module called, as ever."""
+    """Each module called, with gradients."""
 
     def norm_linear(self, norm, linear, h_TD):
         return linear(norm(h_TD))
@@ -60,7 +60,8 @@ class ByModule:
 
     def norm_swiglu(self, norm, gate, up, h_TD):
         x_TD = norm(h_TD)
-        return silu(gate(x_TD)) * up(x_TD)
+        gate_TN, up_TN = gate(x_TD), up(x_TD)
+        return bf16_passes.swiglu(gate_TN, up_TN) if bf16_passes.fits(gate_TN) else silu(gate_TN) * up_TN
 
     def add_linear(self, residual_TD, linear, x_TN):
         return residual_TD + linear(x_TN)

@@ -18,6 +18,7 @@ from engine.models.attend import Attend, causal_attend
 from engine.models.fused import BlockOps, block_ops
 from engine.models.length_limit import check_length, length_limit
 from engine.models.rotary import Rotary, Rotation, cos_sin
+from kernels import bf16_passes
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -55,6 +56,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        if bf16_passes.fits(x):
+            return bf16_passes.rms_norm(x, self.weight, self.eps)
         return rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import UserError
+from kernels import bf16_passes
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -97,5 +98,7 @@ def cos_sin(rotary: Rotary, positions_T: Tensor) -> Rotation:
 
 def rotate(x_THK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn each pair by its position's angle, in float32 when x is bf16; [T, H, K] in the dtype of x."""
+    if bf16_passes.fits(x_THK):
+        return bf16_passes.rotate(x_THK, cos, sin)
     a, b = x_THK.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x_THK.dtype)

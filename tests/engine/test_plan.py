@@ -168,8 +168,8 @@ def test_what_zero_divides():
     """Optimizer state by ranks from stage 1, gradients from 2, weights from 3; offload takes the state away."""
     model = on_meta(model_of("bloom", 64, 6))
 
-    def part(name, **changes):
-        return {p.name: p.update for p in memory(model, workload("sft", top_layers=None, ranks=4, **changes))}[name]
+    def part(name, ranks=4, **changes):
+        return {p.name: p.update for p in memory(model, workload("sft", top_layers=None, ranks=ranks, **changes))}[name]
 
     state, gradients, weights = (part(n, zero=0) for n in ("optimizer", "gradients", "trained weights"))
     assert part("optimizer", zero=1) == state / 4 and part("gradients", zero=1) == gradients
@@ -178,3 +178,6 @@ def test_what_zero_divides():
     assert part("optimizer", zero=2, offload=True) == 0
     total = sum(p.numel() for p in model.parameters())
     assert weights == 4 * total and gradients == 4 * total and state == 8 * total
+    half = {"dtype": torch.bfloat16}
+    assert part("gradients", 1, **half) == 4 * total, "a bfloat16 one goes as soon as its master has it"
+    assert part("gradients", zero=1, **half) == 6 * total
