@@ -211,8 +211,8 @@ def memory(model: nn.Module, w: Workload) -> list[Part]:
             on_device = kept if kept <= w.trunk_cache_gb * 1e9 else 0
             parts.append(Part("trunk outputs", pages * PAGE_SIZE * D * b + on_device, on_device))
         rows = min(PREFILL_TOKENS, here * w.prompt_tokens)
-        step = max(forward_bytes(model, rows), flying * model.vocab_size * (b + 4))
-        parts.append(Part("a step's activations or logits", step, 0))
+        logits = flying * model.vocab_size * 4 * 2  # in float32, and what sampling makes of them
+        parts.append(Part("a step's activations or logits", max(forward_bytes(model, rows), logits), 0))
     return parts
 
 
