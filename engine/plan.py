@@ -217,14 +217,8 @@ def memory(model: nn.Module, w: Workload) -> list[Part]:
             on_device = kept if kept <= w.trunk_cache_gb * 1e9 else 0
             parts.append(Part("trunk outputs", pages * PAGE_SIZE * D * b + on_device, on_device))
         rows = min(PREFILL_TOKENS, here * w.prompt_tokens)
-<<<<<<< HEAD
-        row = 8 * model.vocab_size  # float32 logits, and what sampling makes of them
-        step = max(forward_bytes(model, rows), flying * row)
-        parts.append(Part("a step's activations or logits", step, 0))
-=======
         logits = flying * model.vocab_size * 4 * 2  # in float32, and what sampling makes of them
         parts.append(Part("a step's activations or logits", max(forward_bytes(model, rows), logits), 0))
->>>>>>> h-d
     return parts
 
 
