@@ -98,8 +98,6 @@ def train(
     if isinstance(scorer, RewardModelScorer):
         said = f", {check_reward_template(reward_name, choice, tokenizer)}"
     try_scorer(scorer, model, split, prompts[0], tokenizer)
-    if scorer.note:
-        job.console.say(scorer.note)
     check_rollouts(len(prompts), batch.batch_size, job.world.size)
 
     trained = num_trained(model, split) * (2 if ppo.critic == "separate" else 1)
@@ -108,6 +106,8 @@ def train(
     )
     inputs = {"policy before PPO": model_dir, "reward": reward_name, "prompts": data}
     exported = job.try_export(model, inputs, tokenizer, choice.template, eos_ids)
+    if scorer.note:
+        job.console.say(scorer.note)
     job.run.start()
     trainer = PPOTrainer(
         model, tokenizer, eos_ids, prompts, scorer, run_settings, optimizer, batch, ppo,

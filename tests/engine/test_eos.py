@@ -77,7 +77,13 @@ def test_ppo_ends_at_every_eos_which_is_the_last_action_and_no_part_of_the_text(
         monkeypatch.setattr(trainer, "_generate", lambda *_: responses)
         seen = []
         scorer = trainer.scorer
-        trainer.scorer = lambda b, h, prompts, texts: seen.extend(texts) or scorer(b, h, prompts, texts)
+
+        def listening(batch, trunk_TD, prompts, texts):
+            seen.extend(texts)
+            return scorer(batch, trunk_TD, prompts, texts)
+
+        listening.trunk = None
+        trainer.scorer = listening
         metrics = Metrics()
         x = trainer.collect(0, metrics)
     cut = [(long, short) for long, short in zip(plain, responses) if second in long.tokens]
@@ -101,7 +107,7 @@ def test_a_run_reads_the_list_keeps_it_and_what_it_exports_ends_alike(model, fil
     monkeypatch.syspath_prepend(tmp_path)
     asked = []
     monkeypatch.setattr("engine.ppo.generate", lambda *a, **k: asked.append(a[4]) or generate(*a, **k))
-    monkeypatch.setattr("engine.exact_match.generate", lambda *a, **k: asked.append(a[4]) or generate(*a, **k))
+    monkeypatch.setattr("engine.heldout.generate", lambda *a, **k: asked.append(a[4]) or generate(*a, **k))
     with small.alone():
         ppo.job([
             "--lang", "ne", "--model", str(model), "--data", str(tmp_path / "prompts.jsonl"), "--eval-data",
@@ -109,7 +115,7 @@ def test_a_run_reads_the_list_keeps_it_and_what_it_exports_ends_alike(model, fil
             "rewards_of_eos:length", "--top-layers", "1", "--max-new-tokens", "4", "--max-length", "64", "--template",
             "plain",
         ])  # fmt: skip
-    assert asked == [(2, 9)] * 3  # exact match before, rollouts, exact match after
+    assert asked == [(2, 9)] * 3  # held-out prompts before, rollouts, held-out prompts after
     exported = tmp_path / "out" / "model"
     assert json.loads((exported / "generation_config.json").read_text())["eos_token_id"] == [2, 9]
     assert tuple(serve.load(serve.ModelSettings(str(exported), slots=1, max_length=64)).engine.eos_ids) == (2, 9)

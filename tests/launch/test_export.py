@@ -27,8 +27,8 @@ def test_a_model_whose_padding_id_is_none_is_trained_and_exported(here, monkeypa
     """With a tokenizer that has no padding token, as LLaMA's: transformers pads for a reward model with BOS then."""
     base = small.make_model(here / "padded", "llama")
     edit_json(base / "config.json", pad_token_id=pad)
-    own = {"ppo": {"reward": "rewards_here:length"}}.get(job, {})
-    (here / "rewards_here.py").write_text("def length(prompt, response): return float(len(response))\n")
+    own = {"ppo": {"reward": "rewards_of_exports:length"}}.get(job, {})
+    (here / "rewards_of_exports.py").write_text("def length(prompt, response): return float(len(response))\n")
     run(monkeypatch, job, {"model": "padded", "max-length": "128", **own})
     kind = AutoModelForSequenceClassification if job == "reward" else AutoModelForCausalLM
     pad = 1 if job == "reward" else None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import builtins
+import io
 import json
+import sys
 
 import pytest
 
@@ -42,8 +44,10 @@ def short(tmp_path_factory):
 
 @pytest.mark.parametrize("job", ALL)
 def test_default_lengths_are_lowered_to_what_the_model_serves(here, windowed, monkeypatch, capfd, job):
-    own = {"ppo": {"reward": "rewards_here:length"}, "sample": {"num-responses": "1", "temperature": "0"}}.get(job, {})
-    (here / "rewards_here.py").write_text("def length(prompt, response): return float(len(response))\n")
+    own = {"ppo": {"reward": "rewards_of_lengths:length"}, "sample": {"num-responses": "1", "temperature": "0"}}.get(
+        job, {}
+    )
+    (here / "rewards_of_lengths.py").write_text("def length(prompt, response): return float(len(response))\n")
     own |= {name: None for name in NONE_GIVEN if job in ("ppo", "sample") or name == "max-length"}
     run(monkeypatch, job, {"model": str(windowed), **own})
     length = 768 if job == "reward" else 512
@@ -90,6 +94,7 @@ def test_a_chat_takes_the_limit_and_leaves_room_for_a_question(windowed, monkeyp
         raise EOFError
 
     monkeypatch.setattr(builtins, "input", no_input)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
     chat.job(["--model", str(windowed)])
     assert "256 tokens a sequence (sliding_window in its config.json; without it 2,048), answers of up to 128" in (
         capsys.readouterr().out

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import exact_match
+from engine import exact_match, heldout
 from engine.settings import RunSettings
 from engine.zero import ZeroStep
 from launch import common, ppo, reward, sft
@@ -73,12 +73,14 @@ def test_a_job_stopped_after_its_last_step_goes_on_there(here, monkeypatch, capf
     where, name = {
         ("export", "ppo"): (ppo, "save_model"), ("export", "sft"): (sft, "save_trained"),
         ("export", "reward"): (reward, "save_trained"), ("answers", "reward"): (reward, "write_card"),
+        ("answers", "ppo"): (heldout, "generate"),
     }.get((after, job), (exact_match, "generate"))  # fmt: skip
     own, times = getattr(where, name), []
+    rounds = -(-len(small.INSTRUCTIONS) // 2)  # of held-out prompts, a batch at once
 
     def told(*args, **options):
         times.append(name)
-        if len(times) == (2 if (job, after) == ("ppo", "answers") else 1):  # the first answers are those before PPO
+        if len(times) == (1 + rounds if (job, after) == ("ppo", "answers") else 1):  # the first are those before PPO
             signal.raise_signal(signal.SIGTERM)
         return own(*args, **options)
 
