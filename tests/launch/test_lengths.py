@@ -44,10 +44,10 @@ def short(tmp_path_factory):
 
 @pytest.mark.parametrize("job", ALL)
 def test_default_lengths_are_lowered_to_what_the_model_serves(here, windowed, monkeypatch, capfd, job):
-    own = {"ppo": {"reward": "rewards_of_lengths:length"}, "sample": {"num-responses": "1", "temperature": "0"}}.get(
+    own = {"ppo": {"reward": "lengths_reward:length"}, "sample": {"num-responses": "1", "temperature": "0"}}.get(
         job, {}
     )
-    (here / "rewards_of_lengths.py").write_text("def length(prompt, response): return float(len(response))\n")
+    (here / "lengths_reward.py").write_text("def length(prompt, response): return float(len(response))\n")
     own |= {name: None for name in NONE_GIVEN if job in ("ppo", "sample") or name == "max-length"}
     run(monkeypatch, job, {"model": str(windowed), **own})
     length = 768 if job == "reward" else 512
