@@ -14,7 +14,7 @@ CONFIGS = {
     "bloom": BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.3),
     "llama": LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, tie_word_embeddings=False, initializer_range=0.3,
+        num_key_value_heads=2, tie_word_embeddings=False, initializer_range=0.3, max_position_embeddings=4096,
     ),
 }  # fmt: skip
 
