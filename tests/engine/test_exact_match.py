@@ -31,7 +31,7 @@ def world():
 def test_an_answer_ends_where_the_model_s_positions_do(world):
     """A prompt that fills all but two positions is answered with two tokens, not refused after the training."""
     model = build_model(llama(num_hidden_layers=1, vocab_size=VOCABULARY), seed=0)
-    prompts = [Prompt("long", (5,) * 126, "", ""), Prompt("short", (5,) * 9, "", "")]
+    prompts = [Prompt("long", (5,) * 254, "", ""), Prompt("short", (5,) * 9, "", "")]
     _, texts = exact_match(model, tiny_tokenizer(), (EOS,), prompts, 6, world, Console(False))
     assert [len(text.split()) for text in texts] == [2, 6]
 

@@ -66,7 +66,7 @@ def test_a_trial_reads_back_what_it_wrote_and_names_no_temporary_folder(good_and
 
 
 def test_a_folder_in_the_place_of_the_model_is_found_before_the_first_step(here, refused, monkeypatch):
-    """As in a run that is taken up again, where somebody has put something else meanwhile."""
+    """As in a run that is taken up again, with another folder in the place of its model."""
     (here / "out" / "model").mkdir(parents=True)
     (here / "out" / "model" / "thesis").write_text("years of work")
     run_config = {"settings": {}}

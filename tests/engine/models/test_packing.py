@@ -155,22 +155,22 @@ LINEAR = {"rope_type": "linear", "rope_theta": 700.0, "factor": 3.0}
 @pytest.mark.parametrize(("config", "limit"), [
     (mistral(sliding_window=8), (8, "sliding_window")),
     (qwen2(**SLIDE, max_window_layers=3), (8, "sliding_window")),
-    (mistral(sliding_window=None), (128, "max_position_embeddings")),
-    (qwen2(sliding_window=8), (128, "max_position_embeddings")),
-    (qwen2(**SLIDE, max_window_layers=5), (128, "max_position_embeddings")),
-    (mistral(sliding_window=256), (128, "max_position_embeddings")),
-    # Scaled positions: 128 is the length before the scaling, unless the scaling names another one below it.
-    (llama(rope_parameters=LINEAR), (384, "max_position_embeddings")),
-    (llama(rope_parameters={**LINEAR, "original_max_position_embeddings": 64}), (128, "max_position_embeddings")),
-    (llama(rope_parameters=LLAMA3), (128, "max_position_embeddings")),
-    (llama(rope_parameters={k: LLAMA3[k] for k in list(LLAMA3)[:-1]}), (1024, "max_position_embeddings")),
-    (bloom(n_head=8, seq_length=128), None),
+    (mistral(sliding_window=None), (256, "max_position_embeddings")),
+    (qwen2(sliding_window=8), (256, "max_position_embeddings")),
+    (qwen2(**SLIDE, max_window_layers=5), (256, "max_position_embeddings")),
+    (mistral(sliding_window=300), (256, "max_position_embeddings")),
+    # Scaled positions: 256 is the length before the scaling, unless the scaling names another one below it.
+    (llama(rope_parameters=LINEAR), (768, "max_position_embeddings")),
+    (llama(rope_parameters={**LINEAR, "original_max_position_embeddings": 64}), (256, "max_position_embeddings")),
+    (llama(rope_parameters=LLAMA3), (256, "max_position_embeddings")),
+    (llama(rope_parameters={k: LLAMA3[k] for k in list(LLAMA3)[:-1]}), (2048, "max_position_embeddings")),
+    (bloom(n_head=8, seq_length=256), None),
 ])  # fmt: skip
 def test_a_sequence_longer_than_the_model_serves_is_refused(config, limit):
     model = build_model(config, seed=0)
     assert length_limit(config) == limit
     assert model.max_length == (limit and limit[0])
-    longest = limit[0] if limit else 1500
+    longest = limit[0] if limit else 2100
     logits_of(model, PackedBatch.from_sequences([[1] * longest, [2]]))
     if limit:
         with pytest.raises(UserError, match=rf"{longest + 1} tokens, the model serves {longest} \({limit[1]} in its"):

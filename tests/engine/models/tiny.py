@@ -26,7 +26,7 @@ _sizes = {
     "num_hidden_layers": 5,
     "num_attention_heads": 6,
     "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
+    "max_position_embeddings": 256,
 }
 llama = partial(transformers.LlamaConfig, **_sizes)
 mistral = partial(transformers.MistralConfig, **_sizes)
