@@ -9,6 +9,7 @@ from engine.batch import PackedBatch
 from engine.models import build_model
 from engine.models.attend import causal_attend
 from engine.models.fused import ByModule, FewRows, ManyRows, block_ops, logits
+from kernels import bf16_passes
 from kernels.skinny_linear import MAX_ROWS_ON_VECTORS
 from kernels.skinny_linear.cpu import library
 from tests.engine.models.tiny import CONFIGS, ONE_OF_EACH, SEQUENCES, assert_close, logits_of, randomise
@@ -70,3 +71,24 @@ def test_logits_of_a_bfloat16_model_are_not_rounded_again(name):
         found = logits(model, h_SD)
         assert found.dtype == torch.float32
         assert_close(found, (model.norm(h_SD).double() @ model.head_weight.double().T).float(), 1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama, tied", "llama, head size of its own", "qwen3"])
+def test_passes_in_bfloat16_are_no_less_exact_than_the_modules(name, monkeypatch):
+    """Gradients of all weights, against float64, of a pack in training; and the passes are those that run there."""
+    model = build_model(CONFIGS[name](), seed=0)
+    randomise(model)
+    model = model.bfloat16()
+    batch = PackedBatch.from_sequences(SEQUENCES)
+
+    def gradients(dtype):
+        copied = build_model(CONFIGS[name](), seed=0).to(dtype)
+        copied.load_state_dict(model.state_dict())
+        logits_of(copied, batch).double().logsumexp(-1).sum().backward()
+        return torch.cat([p.grad.double().flatten() for p in copied.parameters()])
+
+    truth, ours = gradients(torch.float64), gradients(torch.bfloat16)
+    monkeypatch.setattr(bf16_passes, "fits", lambda x: False)
+    plain = gradients(torch.bfloat16)
+    assert not torch.equal(ours, plain)
+    assert (ours - truth).norm() <= 1.05 * (plain - truth).norm()
