@@ -85,7 +85,7 @@ def with_chat_template(tokenizer: Any, template: Template | ChatTemplate) -> Any
     """A copy of the tokenizer that renders chats to the ids of encode_chat; what trains and encodes is not touched.
 
     What is saved of the copy records the template (engine/template_choice.py). The model's own chat template stays.
-    Otherwise one is written: SentencePiece's dummy prefix is lost behind a special token that is written out, unless it
+    Otherwise one is written: SentencePiece's dummy prefix is lost after a special token that is written out, unless it
     is written out too. Where neither spelling gives the ids of training the copy has no chat template. Two limits of
     rendering by text: an answer that begins with white space may merge with its prompt, and "</s>" in a message is read
     as the EOS token.

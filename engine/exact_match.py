@@ -57,9 +57,10 @@ def exact_match(
     for part in world.gather({i: decode(tokenizer, r.text_tokens) for i, r in zip(mine, responses)}):
         for i, text in part.items():
             texts[i] = text
-    right = sum(_canonical(text) == _canonical(prompt.output) for text, prompt in zip(texts, prompts))
+    right = sum(canonical(text) == canonical(prompt.output) for text, prompt in zip(texts, prompts))
     return right / len(prompts), texts
 
 
-def _canonical(text: str) -> str:
+def canonical(text: str) -> str:
+    """What is compared of an answer: its Unicode form NFC, without blanks at the ends."""
     return unicodedata.normalize("NFC", text).strip()

@@ -7,7 +7,6 @@ it. Samples measure the distribution that PPO trains.
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +18,7 @@ from engine.checkpoint import Checkpoints
 from engine.console import Console
 from engine.distributed import World
 from engine.encoding import Prompt
+from engine.exact_match import canonical
 from engine.generation import Request, Response, generate
 from engine.packing import dealt
 from engine.scoring import Scorer
@@ -162,13 +162,9 @@ def _scores(
 
 
 def checked(text: str, output: str) -> dict[str, float]:
-    text, output = _canonical(text), _canonical(output)
+    text, output = canonical(text), canonical(output)
     first, more = (*text.split("\n", 1), "")[:2]
     return {
         "exact_match": float(text == output),
         "right_then_more": float(bool(more) and first.strip() == output),
     }
-
-
-def _canonical(text: str) -> str:
-    return unicodedata.normalize("NFC", text).strip()

@@ -7,38 +7,48 @@ the control must not. What is finished is used again, so an interrupted command 
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":  # started as a file, whose folder is on the path: the packages are beside it
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.cli import main
+from engine.cli import main, parse_settings
 from engine.console import Console
 from engine.errors import UserError
 from engine.heldout import SHOWN, Estimate, shown
+from engine.languages import get_language
 from engine.runs import read_result
+from engine.settings import flag
 
 CONTROL = "engine.reward_functions:noise"
 
 
+@dataclass(frozen=True)
+class ProofSettings:
+    """What is proved, and where the runs go."""
+
+    _argument_group_name = "proof"
+    lang: str = flag("language code: ru, zh, ne, ... (26 languages and en)", "ne")
+    seeds: str = flag("seeds of the demo, with commas between them", "0,1,2")
+    runs: str = flag("folder of the runs", "runs/proof")
+
+    def __post_init__(self) -> None:
+        if not all(seed.isdecimal() for seed in self.seeds.split(",")):
+            raise UserError(f"--seeds is {self.seeds!r}: give numbers with commas between them, such as 0,1,2")
+
+
 def job(argv: Sequence[str]) -> None:
     """Run what is missing, then print the table and the verdict. UserError where the claim does not hold."""
-    parser = argparse.ArgumentParser("python launch/prove_demo.py", description=__doc__.split("\n")[0])
-    parser.add_argument("--lang", default="ne", help="language code (ne)")
-    parser.add_argument("--seeds", default="0,1,2", help="seeds of the demo (0,1,2)")
-    parser.add_argument("--runs", type=Path, default=Path("runs/proof"), help="folder of the runs (runs/proof)")
-    parser.add_argument("--ppo", nargs=argparse.REMAINDER, default=[], help="more flags for both PPO runs, last")
-    args = parser.parse_args(list(argv))
-    if not all(seed.isdecimal() for seed in args.seeds.split(",")):
-        raise UserError(f"--seeds is {args.seeds!r}: give numbers with commas between them, such as 0,1,2")
+    (settings,) = parse_settings((ProofSettings,), argv, "python launch/prove_demo.py", __doc__.split("\n")[0])
+    get_language(settings.lang)
     rows, failed = [], []
-    for seed in map(int, args.seeds.split(",")):
-        for name, result in both(args.lang, seed, args.runs / f"seed{seed}", args.ppo).items():
+    for seed in map(int, settings.seeds.split(",")):
+        for name, result in both(settings.lang, seed, Path(settings.runs, f"seed{seed}")).items():
             rows.append([f"{seed}, {name}", *cells(result)])
             if learned(result) != (name == "reward model"):
                 failed.append(f"seed {seed}, {name}")
@@ -51,9 +61,9 @@ def job(argv: Sequence[str]) -> None:
     console.say("\n  every reward model wins by more than both intervals, no control does")
 
 
-def both(lang: str, seed: int, runs: Path, more: Sequence[str]) -> dict[str, dict[str, Any]]:
+def both(lang: str, seed: int, runs: Path) -> dict[str, dict[str, Any]]:
     """The results of the demo's PPO and of its control."""
-    common = ["--lang", lang, "--seed", str(seed), "--runs", str(runs), *more]
+    common = ["--lang", lang, "--seed", str(seed), "--runs", str(runs)]
     stages = runs / lang
     run(common, stages / "ppo")
     data = ["--data", str(stages / "data" / "rl.jsonl"), "--eval-data", str(stages / "data" / "heldout.jsonl")]

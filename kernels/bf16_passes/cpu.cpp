@@ -1,43 +1,23 @@
 // RMSNorm, rotation and gated activation of bfloat16 rows and their gradients, float32 inside; rounded once, when
 // stored. No result depends on the number of threads.
-#include <algorithm>
 #include <cmath>
 
 #include "../activations.h"
+#include "../parts.h"
 
 namespace {
 
 using vec::bf16;
 using vec::floats;
+using vec::in_blocks;
 using vec::kLanes;
-
-// The first `count` of sixteen numbers, zeros for the rest.
-template <class T>
-inline floats load_part(const T* at, int64_t count) {
-    if (count >= kLanes) return vec::load(at);
-    T part[kLanes] = {};
-    memcpy(part, at, sizeof(T) * count);
-    return vec::load(part);
-}
-
-template <class T>
-inline void store_part(T* at, floats x, int64_t count) {
-    vec::store(at, x, (int)std::min<int64_t>(count, kLanes));
-}
+using vec::load_part;
+using vec::store_part;
 
 inline float sum(floats x) {
     float total = 0.0f;
     for (int i = 0; i < kLanes; i++) total += x[i];
     return total;
-}
-
-constexpr int64_t kBlock = 1 << 14;  // numbers that a thread takes at once
-
-template <class F>
-void in_blocks(int64_t count, int threads, F of) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t block = 0; block < count; block += kBlock)
-        for (int64_t i = block, stop = std::min(count, block + kBlock); i < stop; i += kLanes) of(i, stop - i);
 }
 
 }  // namespace

@@ -1,33 +1,14 @@
 // Norm and activations in one pass over memory each, in float32. A number's result does not depend on where it stands.
 #include <cmath>
-#include <algorithm>
 
 #include "../activations.h"
-
-namespace {
+#include "../parts.h"
 
 using vec::floats;
+using vec::in_blocks;
 using vec::kLanes;
-
-inline floats load_part(const float* at, int64_t count) {
-    if (count >= kLanes) return vec::load(at);
-    floats x = {};
-    memcpy(&x, at, 4 * count);
-    return x;
-}
-
-inline void store_part(float* at, floats x, int64_t count) { vec::store(at, x, std::min<int64_t>(count, kLanes)); }
-
-constexpr int64_t kBlock = 1 << 14;  // numbers that a thread takes at once
-
-template <class F>
-void in_blocks(int64_t count, int threads, F of) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t block = 0; block < count; block += kBlock)
-        for (int64_t i = block, stop = std::min(count, block + kBlock); i < stop; i += kLanes) of(i, stop - i);
-}
-
-}  // namespace
+using vec::load_part;
+using vec::store_part;
 
 extern "C" {
 

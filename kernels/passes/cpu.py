@@ -12,7 +12,7 @@ from torch import Tensor
 from kernels import native
 
 FOLDER = Path(__file__).parent
-SOURCES = (FOLDER / "cpu.cpp", FOLDER.parent / "activations.h", FOLDER.parent / "vector.h")
+SOURCES = (FOLDER / "cpu.cpp", *(FOLDER.parent / name for name in ("activations.h", "parts.h", "vector.h")))
 POINTER, LONG, INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 
 

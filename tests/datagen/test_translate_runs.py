@@ -96,7 +96,7 @@ def test_a_wrong_length_is_quarantined_and_asked_again_on_request(tmp_path, caps
 
 
 def test_where_not_one_row_came_out_the_status_says_so(tmp_path, capsys):
-    """Nobody listens; every answer is rejected; every record is set aside."""
+    """No server listens; every answer is rejected; every record is set aside."""
     data, output = tmp_path / "en.jsonl", tmp_path / "ne.jsonl"
     write_jsonl(data, records(2))
     with serving() as simulator:

@@ -46,7 +46,7 @@ def order(*rankings):
     (["a>b", "b>a"], None),  # a contradiction
     (["a>b", "b>c", "c>a"], None),
     (["a=b>c", "a>b"], None),
-    (["a>b", "c>d"], None),  # a and d, c and b: nobody compared them
+    (["a>b", "c>d"], None),  # a and d, c and b: they were never compared
     (["a>b", "b>c", "a>d"], None),  # is d before b or after c?
     (["a>x>y", "x>b>y"], {"a": 1, "x": 2, "b": 3, "y": 4}),
 ])  # fmt: skip

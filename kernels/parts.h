@@ -1,0 +1,36 @@
+// Rows whose length is no multiple of sixteen, and long ones cut into blocks for threads: for any type that vec loads.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "vector.h"
+
+namespace vec {
+
+// The first `count` of sixteen numbers, zeros for the rest.
+template <class T>
+inline floats load_part(const T* at, int64_t count) {
+    if (count >= kLanes) return load(at);
+    T part[kLanes] = {};
+    memcpy(part, at, sizeof(T) * count);
+    return load(part);
+}
+
+template <class T>
+inline void store_part(T* at, floats x, int64_t count) {
+    store(at, x, (int)std::min<int64_t>(count, kLanes));
+}
+
+constexpr int64_t kBlock = 1 << 14;  // numbers that a thread takes at once
+
+// of(i, count) for every sixteenth i below `total`, where `count` numbers are left of its block. Blocks do not depend on
+// the number of threads.
+template <class F>
+void in_blocks(int64_t total, int threads, F of) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t block = 0; block < total; block += kBlock)
+        for (int64_t i = block, stop = std::min(total, block + kBlock); i < stop; i += kLanes) of(i, stop - i);
+}
+
+}  // namespace vec
