@@ -63,6 +63,7 @@ def save_trained(
     tokenizer,
     world: World,
     eos_ids: Sequence[int] = (),
+    *,
     score_moments: tuple[float, float] | None = None,
 ) -> None:
     """Write `model`, whose body or top was trained inside `zero`, to `path`: a reward model when there is a score head.

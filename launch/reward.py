@@ -120,7 +120,7 @@ def train(
 
     def export() -> None:
         moments = result["score_mean"], result["score_std"]
-        save_trained(trainer.zero, model, job.run.model_dir, exported, job.world, eos_ids, moments)
+        save_trained(trainer.zero, model, job.run.model_dir, exported, job.world, eos_ids, score_moments=moments)
 
     with trainer.checkpoints.finishing():
         trainer.checkpoints.part(export)

@@ -177,7 +177,7 @@ def test_a_policy_is_its_model_at_its_temperature(family):
         logprob_A, entropy_A, value_A = policy(BATCH, trunk_of(model, top_layers), columns_A, TEMPERATURE)
         assert_same(logprob_A, expected_A)
         assert_same(entropy_A, -(log_p_AV.exp() * log_p_AV).sum(-1))
-        assert_same(value_A, policy.value(model.norm(h_TD[columns_A]))[:, 0])
+        assert_same(value_A, policy.value(model.norm(h_TD[columns_A])))
 
 
 @each_family

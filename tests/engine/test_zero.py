@@ -88,7 +88,19 @@ def test_equals_plain_pytorch(name, ranks):
 
 
 def master_steps():
-    """The specification in bfloat16: gradients summed, clipped and applied in float32, weights rounded after a step."""
+    """The specification in bfloat16: gradients summed, clipped and applied in float32, weights rounded after a step.
+
+    On one thread, as in `run_ranks`: how a bfloat16 product is rounded depends on the number of threads.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _master_steps()
+    finally:
+        torch.set_num_threads(before)
+
+
+def _master_steps():
     half = make_module().bfloat16()
     masters = [p.detach().float().requires_grad_() for p in half.parameters()]
     adamw = torch.optim.AdamW(

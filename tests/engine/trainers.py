@@ -223,7 +223,9 @@ def train(trainer: SFTTrainer | RewardTrainer | PPOTrainer) -> dict[str, Any]:
             save_model(trainer.model, trainer.run.model_dir, trainer.tokenizer)
     else:
         moments = (result["score_mean"], result["score_std"]) if "score_mean" in result else None
-        save_trained(trainer.zero, trainer.model, trainer.run.model_dir, tiny_tokenizer(), trainer.world, moments)
+        save_trained(
+            trainer.zero, trainer.model, trainer.run.model_dir, tiny_tokenizer(), trainer.world, score_moments=moments
+        )
     held = sum(p.numel() for p in trainer.zero.module.parameters()) / sum(v.numel() for v in state.values())
     run = trainer.run
     return {"rows": run.rows, "measured": run.measured, "result": result, "weights": weights, "held": held}
