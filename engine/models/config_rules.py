@@ -33,14 +33,14 @@ _ROPE_NUMBERS = (
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 # Fields that change nothing a model computes here: names of classes and of labels, how weights are stored and started,
-# which tokens begin, end and pad, what transformers returns, and dropout, which is never applied. A tied head is told
-# from an untied one by the weights.
+# which tokens begin, end and pad, what transformers returns, dropout, which is never applied, and the moments of a reward
+# model's scores, which its scorer reads. A tied head is told from an untied one by the weights.
 _HARMLESS = {
     *("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "name_or_path"),
     *("id2label", "label2id", "num_labels", "problem_type", "initializer_range", "tie_word_embeddings"),
     *("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "attention_dropout", "hidden_dropout"),
     *("return_dict", "output_attentions", "output_hidden_states", "use_cache", "is_encoder_decoder"),
-    *("chunk_size_feed_forward", "pretraining_tp", "slow_but_exact"),
+    *("chunk_size_feed_forward", "pretraining_tp", "slow_but_exact", "score_mean", "score_std"),
 }
 
 
