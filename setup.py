@@ -14,8 +14,8 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=[pattern for room in ROOMS for pattern in (room, f"{room}.*")]),
     package_data={
-        "kernels": ["*.h", "*/*.h", "*/*.cpp"],
-        "datagen": ["*.json", "kits/*.json", "seeds/*.jsonl", "templates/*.txt"],
+        "kernels": ["*/*.h", "*/*.cpp"],
+        "datagen": ["text/*.json", "kits/*.json", "seeds/*.jsonl", "templates/*.txt"],
     },
     install_requires=[
         "torch>=2.11",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, NoReturn
 
 from datagen import benchmark, embedded, instruct, rank, rouge_filter, simulate, stats, translate
-from engine.errors import UserError
+from engine.base.errors import UserError
 
 
 class Command(NamedTuple):

@@ -14,19 +14,19 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from datagen.api_settings import add_api_arguments
-from datagen.benchmark_schemas import Item, check_item, item_texts, option_faults, with_texts
-from datagen.chat import Ask, Record, Rejected, Work
-from datagen.command import require_rows, run_command
-from datagen.length_ratios import LengthRatios
-from datagen.prompt_templates import read_template
-from datagen.runner import Review
+from datagen.api.chat import Ask, Record, Rejected, Work
+from datagen.api.settings import add_api_arguments
+from datagen.run.command import require_rows, run_command
+from datagen.run.prompt_templates import read_template
+from datagen.run.runner import Review
 from datagen.sources import read_sources
+from datagen.text.length_ratios import LengthRatios
 from datagen.translate import TEMPLATE_FILE
-from datagen.translation import MAX_TOKENS, TEMPLATE_NAMES, Translator, check_lengths, load_checks
-from engine.errors import UserError
-from engine.languages import get_language
-from engine.records import read_records
+from datagen.translation.benchmark_schemas import Item, check_item, item_texts, option_faults, with_texts
+from datagen.translation.texts import MAX_TOKENS, TEMPLATE_NAMES, Translator, check_lengths, load_checks
+from engine.base.errors import UserError
+from engine.base.languages import get_language
+from engine.base.records import read_records
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

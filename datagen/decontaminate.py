@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from datagen.words import unicode_words
-from engine.records import read_records
+from datagen.text.words import unicode_words
+from engine.base.records import read_records
 
 NGRAM_WORDS = 13
 # A polynomial in 64-bit hashes of the words; equal hashes are compared word by word.

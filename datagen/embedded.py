@@ -11,13 +11,13 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from datagen.embedded_benchmarks import make_benchmarks
 from datagen.kits import Kit, load_kit
-from datagen.splits import TRAINING_SPLITS, draw_split
-from datagen.tasks import KINDS, Task
-from datagen.wrong_answers import wrong_answers
-from engine.errors import UserError
-from engine.records import write_jsonl
+from datagen.tasks.benchmarks import make_benchmarks
+from datagen.tasks.kinds import KINDS, Task
+from datagen.tasks.splits import TRAINING_SPLITS, draw_split
+from datagen.tasks.wrong_answers import wrong_answers
+from engine.base.errors import UserError
+from engine.base.records import write_jsonl
 
 DEFAULT_SIZE = 6_000
 HELDOUT_SIZE = 600

@@ -19,20 +19,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datagen import prompt_templates
-from datagen.api_settings import add_api_arguments, api_settings
-from datagen.chat import CUT, Ask, Record, Rejected, Work
-from datagen.command import INTERRUPTED, RunFiles, Watch, run_files
+from datagen.api.chat import CUT, Ask, Record, Rejected, Work
+from datagen.api.settings import add_api_arguments, api_settings
 from datagen.decontaminate import Benchmarks, Overlap, report
-from datagen.dry_run import print_plan
 from datagen.rouge_filter import find_rejections
-from datagen.runner import ApiSettings, Session
-from datagen.seed_tasks import SEEDS_FILE, Seed, draw_seeds, read_seeds
+from datagen.run import prompt_templates
+from datagen.run.command import INTERRUPTED, RunFiles, Watch, run_files
+from datagen.run.dry_run import print_plan
+from datagen.run.runner import ApiSettings, Session
+from datagen.self_instruct.seed_tasks import SEEDS_FILE, Seed, draw_seeds, read_seeds
+from datagen.self_instruct.task_filters import fault_of
+from datagen.self_instruct.task_format import Task, format_tasks, parse_tasks
 from datagen.sources import check_outputs, read_sources
-from datagen.task_filters import fault_of
-from datagen.task_format import Task, format_tasks, parse_tasks
-from engine.errors import UserError
-from engine.records import write_jsonl
+from engine.base.errors import UserError
+from engine.base.records import write_jsonl
 
 EXAMPLES_A_REQUEST = 3
 TASKS_A_REQUEST = 20

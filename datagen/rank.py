@@ -18,18 +18,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datagen.api_settings import add_api_arguments
-from datagen.chat import Ask, Message, Record, Rejected, content_hash
-from datagen.command import require_rows, run_command, run_files
-from datagen.language_faults import script_fault
-from datagen.prompt_templates import TEMPLATES_DIR, read_template
-from datagen.rank_format import MOST_RESPONSES, labels, parse_ranking, ranks_of_responses, show_order
-from datagen.rank_report import RankReport
+from datagen.api.chat import Ask, Message, Record, Rejected, content_hash
+from datagen.api.settings import add_api_arguments
+from datagen.ranking.format import MOST_RESPONSES, labels, parse_ranking, ranks_of_responses, show_order
+from datagen.ranking.report import RankReport
+from datagen.run.command import require_rows, run_command, run_files
+from datagen.run.prompt_templates import TEMPLATES_DIR, read_template
 from datagen.sources import Source, check_outputs, read_sources
-from datagen.translation import MAX_TOKENS, fault_of_object, parse_object
-from engine.errors import UserError
-from engine.languages import LANGUAGES, Language, get_language
-from engine.records import write_jsonl
+from datagen.text.language_faults import script_fault
+from datagen.translation.texts import MAX_TOKENS, fault_of_object, parse_object
+from engine.base.errors import UserError
+from engine.base.languages import LANGUAGES, Language, get_language
+from engine.base.records import write_jsonl
 
 RANK_TEMPLATE_FILE = TEMPLATES_DIR / "rank.txt"
 TRANSLATE_TEMPLATE_FILE = TEMPLATES_DIR / "rank_translate.txt"

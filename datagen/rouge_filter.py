@@ -12,10 +12,10 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from datagen.near_duplicates import MAX_SCORE, near_duplicates
 from datagen.sources import check_outputs, read_sources
-from datagen.words import TOKENIZERS, Tokenizer, rouge_words
-from engine.records import write_jsonl
+from datagen.text.near_duplicates import MAX_SCORE, near_duplicates
+from datagen.text.words import TOKENIZERS, Tokenizer, rouge_words
+from engine.base.records import write_jsonl
 
 _OTHER_LETTER = re.compile(r"[^\W\d_a-zA-Z]")
 _MOST_WITH_OTHER_LETTERS = 0.05

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engine.errors import UserError
-from engine.records import read_records
-from engine.strict_json import is_utf8
+from engine.base.errors import UserError
+from engine.base.records import read_records
+from engine.base.strict_json import is_utf8
 
 
 class Source(NamedTuple):

@@ -11,11 +11,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from datagen.lengths import UNKNOWN, languages_of, length_lines, measure
-from datagen.root_verbs import Root, by_rules, by_spacy
 from datagen.sources import read_sources
-from datagen.sunburst import Verb, write_figure
-from engine.errors import UserError
+from datagen.statistics.lengths import UNKNOWN, languages_of, length_lines, measure
+from datagen.statistics.root_verbs import Root, by_rules, by_spacy
+from datagen.statistics.sunburst import Verb, write_figure
+from engine.base.errors import UserError
 
 OBJECTS_A_VERB = 4
 _FIGURE_SUFFIXES = (".svg", ".png")

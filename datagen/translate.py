@@ -14,19 +14,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datagen.api_settings import add_api_arguments
-from datagen.chat import Ask, Record, Rejected, Work
-from datagen.command import require_rows, run_command, run_files
+from datagen.api.chat import Ask, Record, Rejected, Work
+from datagen.api.settings import add_api_arguments
 from datagen.decontaminate import Benchmarks, Overlap, report
-from datagen.language_tasks import LANGUAGE_TASKS, language_task
-from datagen.length_ratios import LengthRatios
-from datagen.prompt_templates import TEMPLATES_DIR, read_template
-from datagen.runner import Review
+from datagen.run.command import require_rows, run_command, run_files
+from datagen.run.prompt_templates import TEMPLATES_DIR, read_template
+from datagen.run.runner import Review
 from datagen.sources import check_outputs, read_sources
-from datagen.translation import LIMIT_TOKENS, MAX_TOKENS, TEMPLATE_NAMES, Translator, check_lengths, load_checks
-from engine.errors import UserError
-from engine.languages import get_language
-from engine.records import write_jsonl
+from datagen.text.language_tasks import LANGUAGE_TASKS, language_task
+from datagen.text.length_ratios import LengthRatios
+from datagen.translation.texts import LIMIT_TOKENS, MAX_TOKENS, TEMPLATE_NAMES, Translator, check_lengths, load_checks
+from engine.base.errors import UserError
+from engine.base.languages import get_language
+from engine.base.records import write_jsonl
 
 TEMPLATE_FILE = TEMPLATES_DIR / "translate.txt"
 FIELDS = ("instruction", "input", "output")

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.errors import UserError
+from engine.base.errors import UserError
+from engine.base.records import read_records
 from engine.models import build_model, save_model
-from engine.records import read_records
 from engine.settings import flag
-from engine.tokenizer import train_byte_bpe, train_sentencepiece
+from engine.text.tokenizer import train_byte_bpe, train_sentencepiece
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerFast

@@ -6,9 +6,9 @@ import math
 from dataclasses import MISSING, dataclass, field
 from typing import Any
 
-from engine.errors import UserError
-from engine.prompts import TEMPLATE_HELP
-from engine.sampling import Sampling
+from engine.base.errors import UserError
+from engine.generation.sampling import Sampling
+from engine.text.templates import TEMPLATE_HELP
 
 
 def flag(help: str, default: Any = MISSING, **metadata: Any) -> Any:

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from engine.cli import main, nearest
-from engine.errors import UserError
+from engine.base.errors import UserError
+from engine.cli.parse import main, nearest
 from evaluation import lint, report
 
 

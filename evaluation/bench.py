@@ -22,17 +22,17 @@ from typing import Any
 
 import torch
 
-from engine.cli import main
-from engine.errors import UserError
+from engine.base.errors import UserError
+from engine.base.jsonl import iterate_objects
+from engine.cli.parse import main
 from engine.init_model import init_model
-from engine.jsonl import iterate_objects
 from engine.models import load_model
-from engine.tokenizer import load_tokenizer
-from evaluation.build import build
-from evaluation.data import Data, open_data
+from engine.text.tokenizer import load_tokenizer
+from evaluation.data.files import Data, open_data
 from evaluation.protocols import get_protocol
-from evaluation.requests import Document
-from evaluation.scoring import Scorer
+from evaluation.scoring.build import build
+from evaluation.scoring.documents import Document
+from evaluation.scoring.score import Scorer
 from evaluation.tasks import get_tasks
 
 Ask = Callable[[list[Any]], dict[str, Any]]

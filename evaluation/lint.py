@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engine.errors import UserError
-from engine.languages import LANGUAGES
-from evaluation.data import PARTS, LocalData, Records, open_data
-from evaluation.items import Item, Unlabelled
-from evaluation.scripts import check_script
+from engine.base.errors import UserError
+from engine.base.languages import LANGUAGES
+from evaluation.data.files import PARTS, LocalData, Records, open_data
+from evaluation.data.items import Item, Unlabelled
+from evaluation.data.scripts import check_script
 from evaluation.tasks import Task, all_tasks
 
 SHOTS_A_SUBJECT = 5

@@ -8,9 +8,9 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.runs import check_writable
-from evaluation.runs import Runs, read_runs
-from evaluation.tables import (
+from engine.run.folder import check_writable
+from evaluation.results.runs import Runs, read_runs
+from evaluation.results.tables import (
     Comparison,
     Table,
     Value,
@@ -148,7 +148,7 @@ def _write_differences(path: Path, comparisons: Sequence[Comparison]) -> None:
 def _draw(path: Path, tables: Sequence[Table]) -> str:
     """What to say of the picture: matplotlib comes with the extra [report]."""
     try:
-        from evaluation.picture import draw
+        from evaluation.results.picture import draw
     except ImportError:
         return "; no picture, which needs matplotlib: pip install .[report]"
     draw(path, tables)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.errors import UserError
+from engine.base.errors import UserError
 from engine.settings import flag
 from evaluation.protocols import DEFAULT_PROTOCOL
 

@@ -14,10 +14,10 @@ from typing import Any, get_args, get_type_hints
 if __name__ == "__main__":  # started as a file, whose folder is on the path: the packages are beside it
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.cli import main, nearest, parse_settings
-from engine.console import Console
-from engine.errors import UserError
-from engine.sampling import Sampling
+from engine.base.errors import UserError
+from engine.cli.console import Console
+from engine.cli.parse import main, nearest, parse_settings
+from engine.generation.sampling import Sampling
 from engine.serving.dialog import DialogEncoder, Turn, cut_to_fit
 from engine.serving.live import BROKEN, LENGTH, STOP, LiveEngine, LiveRequest
 from engine.serving.text_stream import TextStream

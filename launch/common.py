@@ -13,25 +13,25 @@ from typing import Any
 import torch
 
 from datagen.embedded import make_embedded, write_embedded
-from engine.chats import with_chat_template
-from engine.cli import Parsed
-from engine.console import Console
-from engine.disk import disk_line, disk_parts
-from engine.distributed import World, start_world
-from engine.errors import UserError
-from engine.export import try_export
+from engine.base.errors import UserError
+from engine.base.languages import Language, get_language
+from engine.cli.console import Console
+from engine.cli.parse import Parsed
+from engine.distributed.world import World, start_world
 from engine.init_model import init_model
-from engine.languages import Language, get_language
 from engine.models import load_model, load_score_weight
 from engine.models.hf import check_replaceable, load_config
-from engine.monitors import take_monitors
-from engine.prompts import Template
-from engine.runs import Run
-from engine.schedule import rate_line, warmup_warning
+from engine.objectives.schedule import rate_line, warmup_warning
+from engine.planning.disk import disk_line, disk_parts
+from engine.run.folder import Run
+from engine.run.monitors import take_monitors
+from engine.run.template_choice import Choice, choose_template
 from engine.settings import BatchSettings, RunSettings
-from engine.template_choice import Choice, choose_template
-from engine.tokenizer import check_vocab, load_tokenizer
-from engine.zero import read_ds_config
+from engine.text.chats import with_chat_template
+from engine.text.templates import Template
+from engine.text.tokenizer import check_vocab, load_tokenizer
+from engine.training.export import try_export
+from engine.training.zero import read_ds_config
 
 DEMO_RECORDS = 48_000  # instructions; rankings and PPO prompts are two thirds as many each
 DEMO_MODEL = {"family": "bloom", "layers": 6, "hidden": 192, "heads": 6, "vocab_size": 1024, "max_positions": 512}
@@ -61,7 +61,7 @@ class Job:
     def disk(self, count: int, batch: BatchSettings, model: Any, trained: int, **sizes: int) -> str:
         """What the run may take of the disk, for the header; UserError where that is not free.
 
-        `count` records are trained on, `trained` weights of the model are; `sizes` as in engine/disk.py.
+        `count` records are trained on, `trained` weights of the model are; `sizes` as in engine/planning/disk.py.
         """
         run: RunSettings = self.settings[0]
         steps = -(-count // batch.batch_size) * batch.epochs
@@ -83,7 +83,7 @@ class Job:
     def try_export(
         self, model: Any, inputs: Mapping[str, Any], tokenizer: Any, template: Template, eos_ids: Sequence[int]
     ) -> Any:
-        """The tokenizer to export. UserError where the model could not be exported at the end: see engine/export.py."""
+        """The tokenizer to export. UserError where the model could not be exported at the end: see export.py."""
         exported = with_chat_template(tokenizer, template)
         if not self.run.settings["overwrite"]:  # which removes what is there
             check_replaceable(self.run.model_dir)

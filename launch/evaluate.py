@@ -19,22 +19,22 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 import kernels
-from engine.cli import main, parse_settings
-from engine.console import Console
-from engine.distributed import World, start_world
-from engine.errors import UserError
-from engine.languages import get_language
-from evaluation.build import build, check_files
-from evaluation.data import Data, open_data
-from evaluation.manifest import run_manifest, task_manifest
-from evaluation.output import Output
+from engine.base.errors import UserError
+from engine.base.languages import get_language
+from engine.cli.console import Console
+from engine.cli.parse import main, parse_settings
+from engine.distributed.world import World, start_world
+from evaluation.data.files import Data, open_data
 from evaluation.protocols import Protocol, get_protocol
-from evaluation.records import record_of
-from evaluation.requests import Document, TaskDocuments
-from evaluation.results import Summary, results_json, summarise
-from evaluation.scoring import Scorer
+from evaluation.results.manifest import run_manifest, task_manifest
+from evaluation.results.output import Output
+from evaluation.results.records import record_of
+from evaluation.results.summary import Summary, results_json, summarise
+from evaluation.scoring.build import build, check_files
+from evaluation.scoring.documents import Document, TaskDocuments
+from evaluation.scoring.score import Scorer
+from evaluation.scoring.shares import shares
 from evaluation.settings import EvaluateSettings
-from evaluation.shares import shares
 from evaluation.tasks import Task, get_tasks
 from launch.common import choose_dtype, load_checked
 from launch.lengths import served_length

@@ -11,7 +11,7 @@ from pathlib import Path
 if __name__ == "__main__":  # started as a file, whose folder is on the path: the packages are beside it
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.cli import main, parse_settings
+from engine.cli.parse import main, parse_settings
 from engine.init_model import ModelShape, init_model, read_texts
 from engine.settings import flag
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.errors import UserError
+from engine.base.errors import UserError
 from engine.models import LengthLimit, length_limit
 from engine.settings import check_room
-from engine.tokenizer import load_tokenizer
-from evaluation.context_length import context_length
+from engine.text.tokenizer import load_tokenizer
+from evaluation.scoring.context_length import context_length
 from launch.common import Job, base_config
 
 

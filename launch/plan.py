@@ -15,11 +15,11 @@ if __name__ == "__main__":  # started as a file, whose folder is on the path: th
 import torch
 from transformers import BloomConfig, LlamaConfig, PretrainedConfig
 
-from engine.cli import main, parse_settings
-from engine.console import Console
-from engine.errors import UserError
+from engine.base.errors import UserError
+from engine.cli.console import Console
+from engine.cli.parse import main, parse_settings
 from engine.models.hf import empty_model, load_config
-from engine.plan import Part, Workload, memory, peaks, phases
+from engine.planning.memory import Part, Workload, memory, peaks, phases
 from engine.settings import check_top_layers, flag, split_of
 
 # layers, width, heads; the widths inside LLaMA's MLP. From the published configs.

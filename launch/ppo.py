@@ -10,22 +10,22 @@ from pathlib import Path
 if __name__ == "__main__":  # started as a file, whose folder is on the path: the packages are beside it
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.cli import main, parse_settings
-from engine.disk import num_trained
-from engine.encoding import encode_prompts
-from engine.eos import eos_ids_of
-from engine.errors import UserError
-from engine.heldout import SHOWN, Estimate, compared, in_words, sample_answers, shown
-from engine.model_card import write_card
+from engine.base.errors import UserError
+from engine.base.records import read_instructions
+from engine.cli.parse import main, parse_settings
 from engine.models import save_model
-from engine.ppo import PPOTrainer
-from engine.ppo_checks import check_iteration, check_rollouts
+from engine.planning.disk import num_trained
 from engine.presets import presets
-from engine.records import read_instructions
-from engine.runs import read_result
-from engine.scoring import RewardModelScorer, check_reward, describe, load_scorer, try_scorer
+from engine.run.folder import read_result
+from engine.run.model_card import write_card
+from engine.run.template_choice import check_reward_template, check_template
 from engine.settings import BatchSettings, OptimizerSettings, PPOSettings, RunSettings, check_room, split_of
-from engine.template_choice import check_reward_template, check_template
+from engine.text.encoding import encode_prompts
+from engine.text.eos import eos_ids_of
+from engine.training.heldout import SHOWN, Estimate, compared, in_words, sample_answers, shown
+from engine.training.ppo import PPOTrainer
+from engine.training.ppo_checks import check_iteration, check_rollouts
+from engine.training.scorers import RewardModelScorer, check_reward, describe, load_scorer, try_scorer
 from launch import reward, sft
 from launch.common import (
     Job,

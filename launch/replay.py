@@ -12,16 +12,16 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from engine.checkpoint_files import TRAINED, Checkpoint
-from engine.console import Console
-from engine.distributed import start_world
-from engine.errors import UserError
-from engine.guards import read_kept
-from engine.modules import LanguageModule, Policy, RewardModule
-from engine.replay import Replayed, bad_weights, groups_of, replay
-from engine.scoring import load_scorer, start_critic
-from engine.seeds import derive_seed
+from engine.base.errors import UserError
+from engine.base.seeds import derive_seed
+from engine.cli.console import Console
+from engine.distributed.world import start_world
+from engine.run.checkpoint_files import TRAINED, Checkpoint
 from engine.settings import BatchSettings, PPOSettings, RewardSettings, RunSettings, SFTSettings, split_of
+from engine.training.guards import read_kept
+from engine.training.modules import LanguageModule, Policy, RewardModule
+from engine.training.replay import Replayed, bad_weights, groups_of, replay
+from engine.training.scorers import load_scorer, start_critic
 from launch.common import choose_dtype, load_checked
 
 OWN = {"sft": SFTSettings, "reward": RewardSettings, "ppo": PPOSettings}

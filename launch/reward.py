@@ -9,22 +9,22 @@ from pathlib import Path
 if __name__ == "__main__":  # started as a file, whose folder is on the path: the packages are beside it
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.cli import main, parse_settings
-from engine.disk import kept_tokens, num_trained
-from engine.encoding import RankedExamples, encode_rankings
-from engine.eos import eos_ids_of
-from engine.errors import UserError
-from engine.export import save_trained
-from engine.model_card import write_card
-from engine.modules import RewardModule
+from engine.base.errors import UserError
+from engine.base.records import RankingRecord, read_rankings
+from engine.base.seeds import derive_seed
+from engine.cli.parse import main, parse_settings
+from engine.planning.disk import kept_tokens, num_trained
 from engine.presets import presets
-from engine.rankings import by_prompt
-from engine.rankings import split as split_prompts
-from engine.records import RankingRecord, read_rankings
-from engine.reward import RewardTrainer
-from engine.seeds import derive_seed
+from engine.run.model_card import write_card
+from engine.run.template_choice import check_template
 from engine.settings import BatchSettings, OptimizerSettings, RewardSettings, RunSettings
-from engine.template_choice import check_template
+from engine.text.encoding import RankedExamples, encode_rankings
+from engine.text.eos import eos_ids_of
+from engine.training.export import save_trained
+from engine.training.modules import RewardModule
+from engine.training.rankings import by_prompt
+from engine.training.rankings import split as split_prompts
+from engine.training.reward import RewardTrainer
 from launch import sft
 from launch.common import (
     Job,

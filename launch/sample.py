@@ -17,33 +17,24 @@ if __name__ == "__main__":  # started as a file, whose folder is on the path: th
 
 import torch.distributed as dist
 
-from engine.cache_budget import num_pages_for
-from engine.checkpoint import fingerprint
-from engine.cli import main, parse_settings
-from engine.console import Console
-from engine.distributed import World, start_world
-from engine.encoding import encode_prompts
-from engine.eos import eos_ids_of
-from engine.errors import UserError
-from engine.generation import Request
-from engine.interrupt import Interrupt
-from engine.kv_cache import PAGE_SIZE
-from engine.languages import get_language
-from engine.records import InstructionRecord, read_instructions, write_jsonl
-from engine.response_file import (
-    EOS,
-    LENGTH,
-    STOP,
-    SavedResponse,
-    Shard,
-    Shards,
-    remove_shards,
-    shard_paths,
-)
-from engine.runs import check_writable, differences
-from engine.scheduler import Scheduler
+from engine.base.errors import UserError
+from engine.base.languages import get_language
+from engine.base.records import InstructionRecord, read_instructions, write_jsonl
+from engine.cli.console import Console
+from engine.cli.interrupt import Interrupt
+from engine.cli.parse import main, parse_settings
+from engine.distributed.world import World, start_world
+from engine.generation.cache_budget import num_pages_for
+from engine.generation.generate import Request
+from engine.generation.kv_cache import PAGE_SIZE
+from engine.generation.scheduler import Scheduler
+from engine.generation.shards import EOS, LENGTH, STOP, SavedResponse, Shard, Shards, remove_shards, shard_paths
+from engine.run.folder import check_writable, differences
+from engine.run.template_choice import check_template, choose_template
 from engine.settings import ResponseSettings, SampleSettings
-from engine.template_choice import check_template, choose_template
+from engine.text.encoding import encode_prompts
+from engine.text.eos import eos_ids_of
+from engine.training.checkpoint import fingerprint
 from launch.common import choose_dtype, load_checked
 from launch.lengths import fit_lengths
 from launch.sample_rank import Progress, sample, share

@@ -9,16 +9,16 @@ from functools import partial
 
 from tqdm import tqdm
 
-from engine.console import Console
-from engine.errors import UserError
-from engine.generation import Request, Response, stream
-from engine.interrupt import Interrupt
+from engine.base.errors import UserError
+from engine.base.seeds import derive_seed
+from engine.cli.console import Console
+from engine.cli.interrupt import Interrupt
+from engine.generation.generate import Request, Response, stream
+from engine.generation.shards import EOS, LENGTH, STOP, SavedResponse
+from engine.generation.stop_strings import StopMatcher
 from engine.packing import dealt
-from engine.response_file import EOS, LENGTH, STOP, SavedResponse
-from engine.seeds import derive_seed
 from engine.settings import ResponseSettings, SampleSettings
-from engine.stop_strings import StopMatcher
-from engine.tokenizer import decode
+from engine.text.tokenizer import decode
 
 LINE_EVERY_S = 60.0  # of progress, where there is no terminal for a bar
 

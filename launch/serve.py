@@ -19,20 +19,20 @@ import torch
 from aiohttp import web
 from transformers import PreTrainedTokenizerFast
 
-from engine.cache_budget import num_pages_for
-from engine.cli import main, parse_settings
-from engine.console import Console
-from engine.eos import eos_ids_of
-from engine.errors import UserError
-from engine.generation import Request
-from engine.kv_cache import PAGE_SIZE, pages_for
-from engine.prompts import TEMPLATE_HELP
+from engine.base.errors import UserError
+from engine.cli.console import Console
+from engine.cli.parse import main, parse_settings
+from engine.generation.cache_budget import num_pages_for
+from engine.generation.generate import Request
+from engine.generation.kv_cache import PAGE_SIZE, pages_for
+from engine.run.template_choice import check_template, choose_template
 from engine.serving.app import Server, ServerSettings
 from engine.serving.ask import AskReader, Limits
 from engine.serving.dialog import DialogEncoder
 from engine.serving.live import LiveEngine
 from engine.settings import flag
-from engine.template_choice import check_template, choose_template
+from engine.text.eos import eos_ids_of
+from engine.text.templates import TEMPLATE_HELP
 from launch.common import choose_dtype, load_checked
 from launch.lengths import served_length
 

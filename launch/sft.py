@@ -9,18 +9,18 @@ from pathlib import Path
 if __name__ == "__main__":  # started as a file, whose folder is on the path: the packages are beside it
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.cli import main, parse_settings
-from engine.disk import kept_tokens, num_trained
-from engine.encoding import encode_instructions, encode_prompts
-from engine.eos import eos_ids_of
-from engine.exact_match import exact_match
-from engine.export import save_trained
-from engine.model_card import write_card
+from engine.base.records import read_instructions
+from engine.cli.parse import main, parse_settings
+from engine.planning.disk import kept_tokens, num_trained
 from engine.presets import presets
-from engine.records import read_instructions
+from engine.run.model_card import write_card
+from engine.run.template_choice import check_template
 from engine.settings import BatchSettings, OptimizerSettings, RunSettings, SFTSettings, split_of
-from engine.sft import SFTTrainer
-from engine.template_choice import check_template
+from engine.text.encoding import encode_instructions, encode_prompts
+from engine.text.eos import eos_ids_of
+from engine.training.exact_match import exact_match
+from engine.training.export import save_trained
+from engine.training.sft import SFTTrainer
 from launch.common import (
     Job,
     check_files,

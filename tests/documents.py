@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import engine.cli
+import engine.cli.parse
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -138,8 +138,8 @@ def _read_flags(name: str, arguments: list[str]) -> None:
 
     if not name.startswith("-m "):  # what it imports must not keep the function that stops
         importlib.import_module(name.removesuffix(".py").replace("/", "."))
-    before = engine.cli.parse_settings, argparse.ArgumentParser.parse_args
-    engine.cli.parse_settings, argparse.ArgumentParser.parse_args = map(then_stop, before)
+    before = engine.cli.parse.parse_settings, argparse.ArgumentParser.parse_args
+    engine.cli.parse.parse_settings, argparse.ArgumentParser.parse_args = map(then_stop, before)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
@@ -149,7 +149,7 @@ def _read_flags(name: str, arguments: list[str]) -> None:
     except SystemExit as stopped:
         assert stopped.code == 0 and "--help" in arguments, f"{name} refuses {arguments}: {said.getvalue().strip()}"
     finally:
-        engine.cli.parse_settings, argparse.ArgumentParser.parse_args = before
+        engine.cli.parse.parse_settings, argparse.ArgumentParser.parse_args = before
 
 
 def start(name: str, arguments: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""docs/files.md: every file and its one sentence, in reading order; `python -m tests.files_table` writes it anew."""
+"""docs/files.md: every file and its one sentence, room by room; `python -m tests.files_table` writes the page."""
 
 from __future__ import annotations
 
@@ -7,23 +7,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "files.md"
-# The order data flows in; what is not named here follows by name.
-READING_ORDER = {
-    "engine": """languages errors jsonl records prompts tokenizer eos encoding rankings batch packing models/attend
-        models/bloom models/llama models/rotary models/length_limit models/fused models/names models/weight_files
-        models/hf init_model modules trunk sampling random_address kv_cache cache_budget scheduler decode_rows
-        generation exact_match experience scoring heldout advantages kl_controller losses sft reward ppo_checks ppo
-        zero sharded checkpoint checkpoint_files distributed metrics seeds schedule export runs console settings
-        presets cli plan
-        memory_tracker""",
-    "kernels": """linear_logprob/__init__ linear_logprob/reference attention/__init__ attention/reference
-        attention_decode/__init__ attention_decode/reference segment_scan/__init__ segment_scan/reference""",
-    "datagen": """kit_rules kits tasks wrong_answers splits embedded embedded_benchmarks chat client answers rate_limits
-        pricing frames journal session runner command""",
-    "evaluation": """items data tasks/__init__ protocols/__init__ protocols/draws protocols/encodings build requests
-        prefix_tree scoring metrics manifest records results report""",
-    "launch": "common lengths init sft reward ppo sample evaluate plan bench_rollout compare_ppo",
-}  # fmt: skip
+# The boxes of each room, folders and files at its root: each imports only from those before it (test_house.py).
+ORDER = {
+    "kernels": "common rotary passes bf16_passes skinny_linear attention attention_decode sampling segment_scan "
+    "linear_logprob",
+    "engine": "base distributed cli batch packing models text generation settings presets init_model objectives run "
+    "training reward_functions planning report serving",
+    "datagen": "sources kits text tasks api self_instruct simulate run translation ranking statistics rouge_filter "
+    "decontaminate embedded instruct translate benchmark rank stats bench __main__",
+    "evaluation": "data tasks protocols settings scoring results lint report bench_peer bench __main__",
+    "launch": "common lengths replay sample_rank init sft reward ppo sample evaluate plan serve chat bench",
+}
 
 
 def sentence(path: Path) -> str:
@@ -40,24 +34,31 @@ def sentence(path: Path) -> str:
     return " ".join(comment)
 
 
+def row(name: str, path: Path) -> str:
+    """One line of a table."""
+    return f"| `{name}` | {sentence(path).replace('|', chr(92) + '|')} |"
+
+
 def page() -> str:
     """The whole document."""
     lines = [
-        "# Every file, in reading order",
+        "# Every file, room by room",
         "",
         "The first sentence of each; `python -m tests.files_table` writes this page from the files themselves.",
+        "A box imports only from the boxes before it.",
     ]
-    for room, order in READING_ORDER.items():
-        files = [*(ROOT / room).rglob("*.py"), *(ROOT / room).rglob("*.cpp"), *(ROOT / room).rglob("*.h")]
-        names = {
-            p.relative_to(ROOT / room).as_posix(): p
-            for p in files
-            if p.name != "__init__.py" or p.parent != ROOT / room
-        }
-        place = {name: i for i, name in enumerate(order.split())}
-        ranked = sorted(names, key=lambda n: (place.get(n.removesuffix(".py"), len(place)), n))
-        lines += ["", f"## {room}", "", sentence(ROOT / room / "__init__.py"), "", "| file | what it is |", "|---|---|"]
-        lines += [f"| `{name}` | {sentence(names[name]).replace('|', chr(92) + '|')} |" for name in ranked]
+    head = ["", "| file | what it is |", "|---|---|"]
+    for room, order in ORDER.items():
+        folder = ROOT / room
+        lines += ["", f"## {room}", "", sentence(folder / "__init__.py"), *head]
+        for box in order.split():
+            if (folder / f"{box}.py").is_file():
+                lines.append(row(f"{box}.py", folder / f"{box}.py"))
+                continue
+            files = [*(folder / box).rglob("*.py"), *(folder / box).rglob("*.cpp"), *(folder / box).rglob("*.h")]
+            names = {p.relative_to(folder).as_posix(): p for p in files}
+            lines += [row(f"{box}/", names.pop(f"{box}/__init__.py"))]
+            lines += [row(name, names[name]) for name in sorted(names)]
     return "\n".join(lines) + "\n"
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from engine.base.errors import UserError
 from engine.batch import PackedBatch
-from engine.errors import UserError
 from engine.models.attend import Attend, causal_attend
 from engine.models.fused import BlockOps, block_ops
 

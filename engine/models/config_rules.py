@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.errors import UserError
+from engine.base.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -33,8 +33,8 @@ _ROPE_NUMBERS = (
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 # Fields that change nothing a model computes here: names of classes and of labels, how weights are stored and started,
-# which tokens begin, end and pad, what transformers returns, dropout, which is never applied, and the moments of a reward
-# model's scores, which its scorer reads. A tied head is told from an untied one by the weights.
+# which tokens begin, end and pad, what transformers returns, dropout, which is never applied, and the moments of a
+# reward model's scores, which its scorer reads. A tied head is told from an untied one by the weights.
 _HARMLESS = {
     *("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "name_or_path"),
     *("id2label", "label2id", "num_labels", "problem_type", "initializer_range", "tie_word_embeddings"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from engine.errors import UserError
+from engine.base.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
+from engine.base.errors import UserError
 from engine.batch import PackedBatch
-from engine.errors import UserError
 from engine.models.attend import Attend, causal_attend
 from engine.models.fused import BlockOps, block_ops
 from engine.models.length_limit import check_length, length_limit

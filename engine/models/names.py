@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from engine.errors import UserError
+from engine.base.errors import UserError
 
 LISTED = 8  # names shown of each kind of mismatch
 SCORE = "score.weight"

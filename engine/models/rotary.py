@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from engine.errors import UserError
+from engine.base.errors import UserError
 from kernels import bf16_passes
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.errors import UserError
+from engine.base.errors import UserError
 from engine.report.page import write_report
 from engine.report.reading import read_run
 

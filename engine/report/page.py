@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.errors import UserError
+from engine.base.errors import UserError
 from engine.report import tables
 from engine.report.curves import CURVES, lines_of, score_histograms
 from engine.report.markup import Markup, join, tag

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.errors import UserError
-from engine.strict_json import is_number, parse_whole, read_object, shown_size
+from engine.base.errors import UserError
+from engine.base.strict_json import is_number, parse_whole, read_object, shown_size
 
 STAGES = ("sft", "reward", "ppo")
 _RESTORE = "restore the file"

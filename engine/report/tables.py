@@ -7,11 +7,11 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from engine.languages import LANGUAGES
-from engine.prompts import TEMPLATES
+from engine.base.languages import LANGUAGES
 from engine.report.curves import experiments
 from engine.report.markup import Markup, join, tag
 from engine.report.reading import RunFolder, Stage
+from engine.text.templates import TEMPLATES
 
 MOST_ANSWERS = 20
 # (title, stage, result's field of the start, of the end, whether it is a share)

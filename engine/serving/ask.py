@@ -11,13 +11,13 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from engine.chats import ROLES
-from engine.errors import UserError
-from engine.sampling import Sampling
+from engine.base.errors import UserError
+from engine.generation.sampling import Sampling
 from engine.serving.dialog import DialogEncoder
 from engine.serving.errors import ApiError, bad_request
 from engine.serving.fields import Fields
-from engine.tokenizer import encode_prompt
+from engine.text.chats import ROLES
+from engine.text.tokenizer import encode_prompt
 
 MAX_TOP, MAX_STOPS, MAX_STOP_CHARACTERS = 20, 16, 1000
 # Known and of no effect here, so that a client that sends them is served.

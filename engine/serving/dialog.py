@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 
 from transformers import PreTrainedTokenizerFast
 
-from engine.chat_template import ChatTemplate
-from engine.chats import encode_chat
-from engine.errors import UserError
-from engine.prompts import Template
+from engine.base.errors import UserError
+from engine.text.chat_template import ChatTemplate
+from engine.text.chats import encode_chat
+from engine.text.templates import Template
 
-Turn = Mapping[str, str]  # {"role": one of engine.chats.ROLES, "content": text}
+Turn = Mapping[str, str]  # {"role": one of engine.text.chats.ROLES, "content": text}
 
 
 class DialogEncoder:
-    """Turns dialogs into prompts, in which every turn has the ids that it had in training (engine/chats.py)."""
+    """Turns dialogs into prompts, in which every turn has the ids that it had in training (engine/text/chats.py)."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, template: Template | ChatTemplate):
         self._tokenizer, self._template = tokenizer, template

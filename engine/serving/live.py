@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.generation_step import StepEngine
-from engine.kv_cache import PAGE_SIZE, KVCache
+from engine.generation.kv_cache import PAGE_SIZE, KVCache
+from engine.generation.random_address import uniform
+from engine.generation.sampling import Sampled, Sampling, sample
+from engine.generation.scheduler import Piece, Request, Scheduler
+from engine.generation.step import StepEngine
 from engine.models.fused import logits
-from engine.random_address import uniform
-from engine.sampling import Sampled, Sampling, sample
-from engine.scheduler import Piece, Request, Scheduler
 from engine.serving.token_scores import TokenScore, score_tokens
 
 STOP, LENGTH, BROKEN = "stop", "length", "broken"  # how a response ends; broken: its probabilities are no numbers

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerFast
 
-from engine.stop_strings import Stop, StopMatcher
+from engine.generation.stop_strings import Stop, StopMatcher
 
 
 class TextStream:

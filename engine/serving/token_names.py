@@ -8,9 +8,9 @@ from functools import cached_property
 
 from transformers import PreTrainedTokenizerFast
 
-from engine.byte_fallback import BYTE_TOKEN
-from engine.stop_strings import UNFINISHED
-from engine.tokenizer import decode
+from engine.generation.stop_strings import UNFINISHED
+from engine.text.byte_fallback import BYTE_TOKEN
+from engine.text.tokenizer import decode
 
 
 def _byte_alphabet() -> dict[str, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 
-from engine.errors import UserError
+from engine.base.errors import UserError
 from evaluation.protocols.draws import Draw, after_shuffle, by_document, in_file_order
 from evaluation.protocols.encodings import Encoder, apart, joint_as_tokenizer, joint_without_bos, prefix_checked
 

@@ -9,9 +9,9 @@ from random import Random
 
 import numpy as np
 
-from engine.errors import UserError
-from evaluation.items import Item
-from evaluation.prompt_words import ENGLISH
+from engine.base.errors import UserError
+from evaluation.data.items import Item
+from evaluation.data.prompt_words import ENGLISH
 from evaluation.tasks import Form
 
 

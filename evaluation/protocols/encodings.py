@@ -8,7 +8,7 @@ from itertools import takewhile
 
 from transformers import PreTrainedTokenizerFast
 
-from engine.tokenizer import encode_prompt, encode_response
+from engine.text.tokenizer import encode_prompt, encode_response
 
 
 @dataclass(frozen=True)

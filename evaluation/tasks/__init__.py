@@ -8,16 +8,17 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import pkgutil
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine.errors import UserError
-from evaluation.items import Item
-from evaluation.prompt_words import PromptWords
-from evaluation.stored import TASK_NAME
+from engine.base.errors import UserError
+from evaluation.data.items import Item
+from evaluation.data.prompt_words import PromptWords
 
+TASK_NAME = re.compile(r"\w[\w.-]{0,99}")  # part of the names of files
 METRICS = ("acc", "acc_norm", "acc_bytes", "mc1", "mc2")
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from evaluation.cleaning import clean
-from evaluation.items import Item, lettered_answer, lettered_options, text_of
-from evaluation.prompt_words import PromptWords
+from evaluation.data.cleaning import clean
+from evaluation.data.items import Item, lettered_answer, lettered_options, text_of
+from evaluation.data.prompt_words import PromptWords
 from evaluation.tasks import Form, Task
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from engine.errors import UserError
-from evaluation.cleaning import clean
-from evaluation.items import Item, Unlabelled, text_of, texts_of, whole_characters
-from evaluation.prompt_words import PromptWords
+from engine.base.errors import UserError
+from evaluation.data.cleaning import clean
+from evaluation.data.items import Item, Unlabelled, text_of, texts_of, whole_characters
+from evaluation.data.prompt_words import PromptWords
 from evaluation.tasks import Form, Task
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from evaluation.items import Item, lettered_answer, lettered_options, text_of
-from evaluation.prompt_words import PromptWords
+from evaluation.data.items import Item, lettered_answer, lettered_options, text_of
+from evaluation.data.prompt_words import PromptWords
 from evaluation.tasks import Form, Task
 
 GROUPS = {

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from engine.errors import UserError
-from evaluation.cleaning import clean
-from evaluation.items import Item, text_of, texts_of
-from evaluation.prompt_words import PromptWords
+from engine.base.errors import UserError
+from evaluation.data.cleaning import clean
+from evaluation.data.items import Item, text_of, texts_of
+from evaluation.data.prompt_words import PromptWords
 from evaluation.tasks import Form, Task
 
 # The six solved questions that the paper puts before every question (its figure of the QA prompt), in English whatever

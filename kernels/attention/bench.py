@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from kernels.attention import attention
-from kernels.bench_common import extra_bytes, gemm, json_line, median_s, table
+from kernels.common.bench import extra_bytes, gemm, json_line, median_s, table
 
 LENGTHS = [30, 64, 101, 150, 187, 240, 318, 410]  # 8 sequences, 1,500 tokens
 FLOOR = "one bare product"

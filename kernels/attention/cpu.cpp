@@ -7,7 +7,7 @@
 //
 // Shapes: T tokens, H heads, G key/value heads, K head size; K is padded to KP, a multiple of 16, in scratch.
 
-#include "../vector.h"
+#include "../common/vector.h"
 
 #include <algorithm>
 #include <cmath>

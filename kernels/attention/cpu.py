@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kernels import native
 from kernels.attention.eager import attention_eager
+from kernels.common import native
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -41,7 +41,7 @@ class _Geometry(Structure):
 def library() -> ctypes.CDLL | None:
     """The C++ kernel, built on first use; None where that is not possible."""
     folder = Path(__file__).parent
-    lib = native.load("attention", [folder / "cpu.cpp", folder.parent / "vector.h"])
+    lib = native.load("attention", [folder / "cpu.cpp", folder.parent / "common" / "vector.h"])
     if lib is not None:
         x, packed = c_void_p, POINTER(_Packed)
         lib.attention_forward.argtypes = [POINTER(_Geometry), packed, packed, packed, c_int, x, x]

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.triton_common import dot, tuned
+from kernels.common.triton import dot, tuned
 
 LOG2E = tl.constexpr(1.4426950408889634)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from kernels.attention_decode import attention_decode, empty_pages
-from kernels.bench_common import json_line, median_s, table
+from kernels.common.bench import json_line, median_s, table
 
 PAGE_SIZE = 64
 SAMPLES = 8

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kernels import native, tape
+from kernels.common import native, tape
 
 FOLDER = Path(__file__).parent
-SOURCES = (FOLDER / "cpu.cpp", FOLDER / "products.h", FOLDER.parent / "vector.h")
+SOURCES = (FOLDER / "cpu.cpp", FOLDER / "products.h", FOLDER.parent / "common" / "vector.h")
 DTYPES = (torch.float32, torch.bfloat16)
 
 _POINTERS = ("q", "k", "v", "out", "table", "length", "slopes", "cu_groups", "shared", "partial")

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.triton_common import dot
+from kernels.common.triton import dot
 
 PIECE = 256  # positions a program
 LOG2E = tl.constexpr(1.4426950408889634)

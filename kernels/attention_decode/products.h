@@ -3,7 +3,7 @@
 // Keys and values lie as they are written, [N, K]. A key's products are summed across a register for sixteen keys at once,
 // which takes two shuffles a key: less than writing each new key to 64 places would.
 #pragma once
-#include "../vector.h"
+#include "../common/vector.h"
 
 #include <algorithm>
 

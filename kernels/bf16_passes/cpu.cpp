@@ -2,8 +2,8 @@
 // stored. No result depends on the number of threads.
 #include <cmath>
 
-#include "../activations.h"
-#include "../parts.h"
+#include "../common/activations.h"
+#include "../common/parts.h"
 
 namespace {
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels import native
+from kernels.common import native
 
 FOLDER = Path(__file__).parent
-SOURCES = (FOLDER / "cpu.cpp", *(FOLDER.parent / name for name in ("activations.h", "parts.h", "vector.h")))
+SOURCES = (FOLDER / "cpu.cpp", *(FOLDER.parent / "common" / name for name in ("activations.h", "parts.h", "vector.h")))
 BLOCK_ROWS = 64  # whose share of a norm's weight gradient is summed at a time: it must not depend on the threads
 POINTER, LONG, REAL, INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
 ARGUMENTS = {

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels.bench_common import extra_bytes, gemm, json_line, median_s, table
+from kernels.common.bench import extra_bytes, gemm, json_line, median_s, table
 from kernels.linear_logprob import linear_logprob
 
 MIB = 1 << 20

@@ -4,8 +4,8 @@
 // m * row + k / 32 * step + k % 32. B in panels of 16 columns, [columns / 16][inner / 2][16] words, each word two
 // successive inner elements of its column (the lower half first): what AMX reads, and what vectors split with a shift.
 #pragma once
-#include "../amx.h"
-#include "../vector.h"
+#include "../common/amx.h"
+#include "../common/vector.h"
 
 namespace bf16 {
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from kernels import native
+from kernels.common import native
 from kernels.linear_logprob import cpu, eager
 
 UNIT = 32

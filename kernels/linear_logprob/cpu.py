@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kernels import native
+from kernels.common import native
 
 FOLDER = Path(__file__).parent
 SOURCES = [
-    FOLDER / name for name in ("float32.cpp", "bfloat16.cpp", "passes.h", "bf16_product.h", "../amx.h", "../vector.h")
+    *(FOLDER / name for name in ("float32.cpp", "bfloat16.cpp", "passes.h", "bf16_product.h")),
+    *(FOLDER.parent / "common" / name for name in ("amx.h", "vector.h")),
 ]
 SPARE = 16  # elements past the end of a tile that a pass may read: a vector less one, rounded up
 

@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.common.triton import INTERPRET, dot, tuned
 from kernels.linear_logprob import eager
-from kernels.triton_common import INTERPRET, dot, tuned
 
 FORWARD_TOKENS = 4096  # tokens of one walk over W
 CHUNK_BYTES = 32 << 20  # of dz, held at a time

@@ -5,7 +5,7 @@
 #pragma once
 #include <cmath>
 
-#include "../vector.h"
+#include "../common/vector.h"
 
 namespace passes {
 

@@ -1,8 +1,8 @@
 // Norm and activations in one pass over memory each, in float32. A number's result does not depend on where it stands.
 #include <cmath>
 
-#include "../activations.h"
-#include "../parts.h"
+#include "../common/activations.h"
+#include "../common/parts.h"
 
 using vec::floats;
 using vec::in_blocks;

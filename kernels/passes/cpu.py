@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kernels import native
+from kernels.common import native
 
 FOLDER = Path(__file__).parent
-SOURCES = (FOLDER / "cpu.cpp", *(FOLDER.parent / name for name in ("activations.h", "parts.h", "vector.h")))
+SOURCES = (FOLDER / "cpu.cpp", *(FOLDER.parent / "common" / name for name in ("activations.h", "parts.h", "vector.h")))
 POINTER, LONG, INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kernels import native, tape
+from kernels.common import native, tape
 
 SOURCES = (Path(__file__).parent / "cpu.cpp",)
 

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from kernels.bench_common import json_line, median_s, table
+from kernels.common.bench import json_line, median_s, table
 from kernels.sampling import sample_rows
 
 CASES = [

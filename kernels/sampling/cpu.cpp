@@ -2,7 +2,7 @@
 //
 // A row is copied, tempered, into scratch in blocks of 256; each block's largest score and its sum of exponentials say
 // later which blocks matter, so that top-k and top-p look at few of them and nothing is sorted.
-#include "../vector.h"
+#include "../common/vector.h"
 
 #include <algorithm>
 #include <cmath>

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kernels import native
+from kernels.common import native
 
 FOLDER = Path(__file__).parent
-SOURCES = (FOLDER / "cpu.cpp", FOLDER.parent / "vector.h")
+SOURCES = (FOLDER / "cpu.cpp", FOLDER.parent / "common" / "vector.h")
 DTYPES = (torch.float32, torch.bfloat16)
 
 

@@ -9,7 +9,7 @@ import argparse
 
 import torch
 
-from kernels.bench_common import copy, extra_bytes, json_line, median_s, table
+from kernels.common.bench import copy, extra_bytes, json_line, median_s, table
 from kernels.segment_scan import segment_scan, segment_scan_reference
 
 DECAY = 0.95

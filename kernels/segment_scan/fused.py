@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.triton_common import INTERPRET
+from kernels.common.triton import INTERPRET
 
 BLOCK = 16 if INTERPRET.value else 1024
 

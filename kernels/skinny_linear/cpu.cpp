@@ -1,7 +1,7 @@
 // A linear layer on a few rows, its norm before and its activation and residual behind it, in float32.
 #include <omp.h>
 
-#include "../activations.h"
+#include "../common/activations.h"
 #include "product_amx.h"
 
 namespace {

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from kernels import native, tape
+from kernels.common import native, tape
 
 FOLDER = Path(__file__).parent
 SOURCES = (
     *(FOLDER / name for name in ("cpu.cpp", "product.h", "product_amx.h")),
-    *(FOLDER.parent / name for name in ("activations.h", "amx.h", "vector.h")),
+    *(FOLDER.parent / "common" / name for name in ("activations.h", "amx.h", "vector.h")),
 )
 ACTIVATIONS = {None: 0, "gelu": 1, "swiglu": 2}
 NO_NORM, RMS, LAYER = 0, 1, 2

@@ -12,7 +12,7 @@
 #include <cmath>
 #include <cstdlib>
 
-#include "../vector.h"
+#include "../common/vector.h"
 
 using vec::all;
 using vec::floats;

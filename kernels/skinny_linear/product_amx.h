@@ -6,7 +6,7 @@
 // way to the unit, 16 rows by 32 columns at a time, far apart from each other for the reason given in product.h. An
 // infinity in x or W gives NaN, and numbers below 1e-30 lose bits.
 #pragma once
-#include "../amx.h"
+#include "../common/amx.h"
 #include "product.h"
 
 #ifdef __AMX_BF16__

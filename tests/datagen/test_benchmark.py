@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from datagen.__main__ import main
+from datagen.api.chat import Rejected, Reply
 from datagen.benchmark import make_work
-from datagen.benchmark_schemas import item_texts, option_faults, with_texts
-from datagen.chat import Rejected, Reply
-from datagen.embedded_benchmarks import make_benchmarks
 from datagen.kits import load_kit
-from datagen.prompt_templates import read_template
+from datagen.run.prompt_templates import read_template
+from datagen.tasks.benchmarks import make_benchmarks
 from datagen.translate import TEMPLATE_FILE
-from datagen.translation import TEMPLATE_NAMES, Translator
-from engine.languages import LANGUAGES
+from datagen.translation.benchmark_schemas import item_texts, option_faults, with_texts
+from datagen.translation.texts import TEMPLATE_NAMES, Translator
+from engine.base.languages import LANGUAGES
 from tests.datagen.serving import serving
 
 ARC = {"id": "ARC/1", "answer": "B", "instruction": "What do plants need?", "option_a": "Salt and sand",

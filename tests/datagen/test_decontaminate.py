@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datagen.decontaminate import Benchmarks, report
-from engine.errors import UserError
+from engine.base.errors import UserError
 
 _SENTENCE = "the quick brown fox jumps over the lazy dog while seven cats sleep under the old bridge"
 

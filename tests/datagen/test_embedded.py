@@ -12,9 +12,9 @@ import pytest
 
 from datagen.embedded import CARELESS_SHARE, make_embedded, write_embedded
 from datagen.kits import kit_codes, load_kit
-from datagen.tasks import KINDS, check
-from engine.errors import UserError
-from engine.records import read_instructions, read_rankings
+from datagen.tasks.kinds import KINDS, check
+from engine.base.errors import UserError
+from engine.base.records import read_instructions, read_rankings
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,15 +8,15 @@ import json
 import pytest
 
 from datagen.__main__ import main
-from datagen.chat import Rejected, Reply
+from datagen.api.chat import Rejected, Reply
 from datagen.instruct import TEMPLATE_FILE, make_prompt, make_work, read_template
 from datagen.rouge_filter import find_rejections
-from datagen.seed_tasks import SEEDS_FILE, read_seeds
-from datagen.simulate_answers import simulated_answer
-from datagen.task_filters import fault_of
-from datagen.task_format import Task, format_tasks
-from engine.errors import UserError
-from engine.records import write_jsonl
+from datagen.self_instruct.seed_tasks import SEEDS_FILE, read_seeds
+from datagen.self_instruct.task_filters import fault_of
+from datagen.self_instruct.task_format import Task, format_tasks
+from datagen.simulate.answers import simulated_answer
+from engine.base.errors import UserError
+from engine.base.records import write_jsonl
 from tests.datagen.serving import serving
 
 SEEDS = read_seeds(SEEDS_FILE)

@@ -11,16 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datagen.__main__ import main
-from datagen.chat import Rejected, Reply
+from datagen.api.chat import Rejected, Reply
 from datagen.embedded import make_embedded
-from datagen.prompt_templates import read_template
 from datagen.rank import RANK_NAMES, RANK_TEMPLATE_FILE, TRANSLATE_NAMES, TRANSLATE_TEMPLATE_FILE, Judge
-from datagen.rank_format import labels, parse_ranking, ranks_of_responses, show_order
-from datagen.rank_report import RankReport
-from datagen.simulate_answers import simulated_answer
-from engine.languages import LANGUAGES
-from engine.records import read_rankings, write_jsonl
-from tests.datagen.api_helpers import read_lines
+from datagen.ranking.format import labels, parse_ranking, ranks_of_responses, show_order
+from datagen.ranking.report import RankReport
+from datagen.run.prompt_templates import read_template
+from datagen.simulate.answers import simulated_answer
+from engine.base.languages import LANGUAGES
+from engine.base.records import read_rankings, write_jsonl
+from tests.datagen.api.api_helpers import read_lines
 from tests.datagen.serving import serving
 
 RESPONSES = st.lists(st.text(max_size=3), min_size=2, max_size=8)

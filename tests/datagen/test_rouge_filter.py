@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer, _score_lcs
 from rouge_score.tokenize import tokenize
 
-from datagen import near_duplicates as module
 from datagen.__main__ import main
 from datagen.kits import kit_codes, load_kit
 from datagen.rouge_filter import Rejection, choose_tokenizer, find_rejections
-from datagen.words import rouge_words, unicode_words
-from engine.records import read_instructions, read_records, write_jsonl
+from datagen.text import near_duplicates as module
+from datagen.text.words import rouge_words, unicode_words
+from engine.base.records import read_instructions, read_records, write_jsonl
 
 _SCORER = RougeScorer(["rougeL"], use_stemmer=False)
 

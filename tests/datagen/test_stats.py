@@ -9,12 +9,12 @@ import pytest
 
 from datagen.__main__ import main
 from datagen.kits import load_kit
-from datagen.lengths import Lengths, languages_of, length_lines, measure
-from datagen.root_verbs import Root
 from datagen.sources import Source
+from datagen.statistics.lengths import Lengths, languages_of, length_lines, measure
+from datagen.statistics.root_verbs import Root
+from datagen.statistics.sunburst import Verb, arcs, svg
 from datagen.stats import top_verbs
-from datagen.sunburst import Verb, arcs, svg
-from engine.records import write_jsonl
+from engine.base.records import write_jsonl
 
 
 def _record(path="data/en.jsonl", **fields):

@@ -7,18 +7,18 @@ import json
 
 import pytest
 
-from datagen import language_faults
-from datagen.chat import Rejected, Reply
+from datagen.api.chat import Rejected, Reply
 from datagen.decontaminate import Benchmarks
 from datagen.kits import load_kit
-from datagen.length_ratios import LengthRatios
-from datagen.prompt_templates import read_template
-from datagen.simulate_answers import simulated_answer
-from datagen.simulate_translation import recognise
+from datagen.run.prompt_templates import read_template
+from datagen.simulate.answers import simulated_answer
+from datagen.simulate.translation import recognise
+from datagen.text import language_faults
+from datagen.text.length_ratios import LengthRatios
 from datagen.translate import TEMPLATE_FILE, make_review, make_work
-from datagen.translation import TEMPLATE_NAMES, Translator, check_lengths, load_checks
-from engine.languages import LANGUAGES
-from engine.records import write_jsonl
+from datagen.translation.texts import TEMPLATE_NAMES, Translator, check_lengths, load_checks
+from engine.base.languages import LANGUAGES
+from engine.base.records import write_jsonl
 
 TEMPLATE = read_template(TEMPLATE_FILE, **TEMPLATE_NAMES)
 RECORD = {

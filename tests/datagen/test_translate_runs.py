@@ -8,18 +8,18 @@ import os
 
 import pytest
 
-from datagen import language_faults
 from datagen.__main__ import main
 from datagen.kits import load_kit
-from datagen.prompt_templates import read_template
-from datagen.simulate_answers import simulated_answer
-from datagen.splitting import split_text
+from datagen.run.prompt_templates import read_template
+from datagen.simulate.answers import simulated_answer
+from datagen.text import language_faults
 from datagen.translate import read_instructions
-from datagen.translation import TEMPLATE_NAMES
-from engine.errors import UserError
-from engine.records import read_instructions as read_checked
-from engine.records import write_jsonl
-from tests.datagen.api_helpers import read_lines
+from datagen.translation.splitting import split_text
+from datagen.translation.texts import TEMPLATE_NAMES
+from engine.base.errors import UserError
+from engine.base.records import read_instructions as read_checked
+from engine.base.records import write_jsonl
+from tests.datagen.api.api_helpers import read_lines
 from tests.datagen.serving import serving
 from tests.evaluation import made_up
 
@@ -164,7 +164,7 @@ def test_a_dry_run_checks_no_answer_of_the_simulator(tmp_path, monkeypatch, caps
     data.parent.mkdir()
     long = "\n\n".join(f"The year {n} was warm, and we walked along the river." for n in range(1901, 1951))
     data.write_text(json.dumps([{"instruction": long}] if verb == "translate" else [made_up.arc(1)]))
-    monkeypatch.setattr("datagen.translation.fault_of_translation", lambda *args: pytest.fail("a check was run"))
+    monkeypatch.setattr("datagen.translation.texts.fault_of_translation", lambda *args: pytest.fail("a check was run"))
     argv = [verb, "--lang", "fr", "--data", data, "--output", tmp_path / "out.jsonl", "--dry-run"]
     assert main([*map(str, argv), *(["--split-above", "50"] if verb == "translate" else [])]) == 0
     row = capsys.readouterr().out.splitlines()[1].split()

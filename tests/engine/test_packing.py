@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.base.seeds import batches
 from engine.packing import Microbatch, first_fit_decreasing, plan_microbatches
-from engine.seeds import batches
 
 lengths_lists = st.lists(st.integers(1, 40), min_size=1, max_size=30)
 

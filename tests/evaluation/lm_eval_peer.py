@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from engine.jsonl import iterate_objects
+from engine.base.jsonl import iterate_objects
 
 # The folders of lm-eval's tasks that are indexed: all of them would take half a minute.
 _FOLDERS = ("okapi", "arc", "hellaswag", "mmlu/default", "truthfulqa")

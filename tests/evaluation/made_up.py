@@ -9,7 +9,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from evaluation.data import LocalData
+from evaluation.data.files import LocalData
 
 Row = dict[str, Any]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.errors import UserError
+from engine.base.errors import UserError
 from evaluation import __main__ as commands
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.errors import UserError
-from evaluation.data import LocalData
+from engine.base.errors import UserError
+from evaluation.data.files import LocalData
 from evaluation.lint import lint, main, render
 from evaluation.tasks.mmlu import GROUPS
 from tests.evaluation.made_up import arc, everything, hellaswag, mmlu, truthfulqa, write

@@ -18,13 +18,13 @@ import transformers
 from tokenizers import normalizers, processors
 
 from engine.models import load_model
-from engine.tokenizer import train_byte_bpe, train_sentencepiece
-from evaluation.build import build
-from evaluation.context_length import context_length
-from evaluation.data import LocalData
+from engine.text.tokenizer import train_byte_bpe, train_sentencepiece
+from evaluation.data.files import LocalData
 from evaluation.protocols import PROTOCOLS
-from evaluation.requests import Document
-from evaluation.scoring import Scorer
+from evaluation.scoring.build import build
+from evaluation.scoring.context_length import context_length
+from evaluation.scoring.documents import Document
+from evaluation.scoring.score import Scorer
 from evaluation.tasks import get_tasks
 from tests.engine.models.tiny import randomise
 from tests.evaluation.lm_eval_peer import Peer, read

@@ -8,12 +8,12 @@ import math
 
 import pytest
 
-from engine.errors import UserError
+from engine.base.errors import UserError
 from evaluation import report
-from evaluation.compare import Difference, common_items, over_languages, paired
-from evaluation.output import write_json
-from evaluation.runs import read_runs
-from evaluation.tables import build_common_tables, build_comparisons, build_tables, in_order
+from evaluation.results.compare import Difference, common_items, over_languages, paired
+from evaluation.results.output import write_json
+from evaluation.results.runs import read_runs
+from evaluation.results.tables import build_common_tables, build_comparisons, build_tables, in_order
 from tests.launch.small import write_rows
 
 

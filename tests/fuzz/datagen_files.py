@@ -5,24 +5,24 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from datagen.answers import Fatal, Refused, TryAgain, read_response
-from datagen.api_settings import Endpoint
+from datagen.api.answers import Fatal, Refused, TryAgain, read_response
+from datagen.api.chat import Rejected, Reply, make_request
+from datagen.api.journal import Journal
+from datagen.api.rate_limits import read_headers
+from datagen.api.settings import Endpoint
 from datagen.benchmark import read_items
-from datagen.benchmark_schemas import item_texts, option_faults
-from datagen.chat import Rejected, Reply, make_request
 from datagen.decontaminate import Benchmarks
 from datagen.instruct import read_template
-from datagen.journal import Journal
-from datagen.kit_rules import read_kit
 from datagen.kits import KITS_DIR, load_kit
+from datagen.kits.rules import read_kit
 from datagen.rank import read_responses
-from datagen.rank_format import parse_ranking
-from datagen.rate_limits import read_headers
-from datagen.seed_tasks import read_seeds
-from datagen.task_format import Task, parse_tasks
+from datagen.ranking.format import parse_ranking
+from datagen.self_instruct.seed_tasks import read_seeds
+from datagen.self_instruct.task_format import Task, parse_tasks
 from datagen.translate import read_instructions
-from datagen.translation import parse_texts
-from engine.languages import get_language
+from datagen.translation.benchmark_schemas import item_texts, option_faults
+from datagen.translation.texts import parse_texts
+from engine.base.languages import get_language
 from tests.evaluation import made_up
 from tests.fuzz.reader import Reader
 from tests.fuzz.spoil import any_bytes, frames_file, json_file, lines_file

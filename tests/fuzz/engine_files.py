@@ -9,22 +9,22 @@ from pathlib import Path
 
 import torch
 
-import engine.checkpoint_files as checkpoints
-from engine.config_file import read_config
-from engine.errors import UserError
-from engine.frames import scan_frames
-from engine.guards import file_of, keep, read_kept
+import engine.run.checkpoint_files as checkpoints
+from engine.base.errors import UserError
+from engine.base.frames import scan_frames
+from engine.base.records import read_instructions, read_rankings, read_records
+from engine.cli.config_file import read_config
+from engine.generation.shards import Shards
 from engine.init_model import read_texts
 from engine.presets import presets
-from engine.prompts import load_template
-from engine.records import read_instructions, read_rankings, read_records
 from engine.report.page import page
 from engine.report.reading import read_run
-from engine.response_file import Shards
-from engine.runs import read_result
-from engine.template_choice import choose_template
-from engine.zero import read_ds_config
-from launch.rollout_workload import read_lengths
+from engine.run.folder import read_result
+from engine.run.template_choice import choose_template
+from engine.text.templates import load_template
+from engine.training.guards import file_of, keep, read_kept
+from engine.training.zero import read_ds_config
+from launch.bench.rollout_workload import read_lengths
 from launch.sft import SETTINGS
 from tests.fuzz.reader import Reader
 from tests.fuzz.spoil import Inputs, any_bytes, frames_file, gzip_file, json_file, lines_file
@@ -72,7 +72,7 @@ STATE = {
 
 def settings_of(path: Path) -> None:
     """As a launcher reads them."""
-    from engine.cli import parse_settings
+    from engine.cli.parse import parse_settings
 
     read_config(str(path))
     parse_settings(SETTINGS, ["--config", str(path)], "sft", "x", presets("sft"), lambda flags: "default")

@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from evaluation.build import read_items
-from evaluation.data import LocalData
+from evaluation.data.files import LocalData
 from evaluation.lint import lint, render
-from evaluation.output import MANIFEST, RESULTS, Output
 from evaluation.report import markdown
-from evaluation.runs import read_runs
-from evaluation.tables import build_common_tables, build_comparisons, build_tables
+from evaluation.results.output import MANIFEST, RESULTS, Output
+from evaluation.results.runs import read_runs
+from evaluation.results.tables import build_common_tables, build_comparisons, build_tables
+from evaluation.scoring.build import read_items
 from evaluation.tasks import all_tasks
 from tests.evaluation import made_up
 from tests.fuzz.reader import Reader

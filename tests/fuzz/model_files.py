@@ -14,15 +14,15 @@ from typing import Any
 
 import torch
 
-from engine.chats import encode_instruction
-from engine.eos import eos_ids_of
 from engine.models.hf import empty_model, load_config, load_model
 from engine.models.weight_files import SINGLE, read_weights, write_weights
-from engine.prompts import CHAT, RECORD
-from engine.scoring import score_moments
-from engine.template_choice import choose_template
-from engine.tokenizer import check_vocab, decode, encode_prompt, encode_response, load_tokenizer
-from engine.tokenizer import train_sentencepiece_model as train
+from engine.run.template_choice import choose_template
+from engine.text.chats import encode_instruction
+from engine.text.eos import eos_ids_of
+from engine.text.templates import CHAT, RECORD
+from engine.text.tokenizer import check_vocab, decode, encode_prompt, encode_response, load_tokenizer
+from engine.text.tokenizer import train_sentencepiece_model as train
+from engine.training.scorers import score_moments
 from tests.fuzz.reader import Reader
 from tests.fuzz.spoil import any_bytes, json_file
 from tests.greetings import GREETINGS

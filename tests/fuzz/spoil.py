@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from hypothesis import strategies as st
 
-from engine.frames import pack_frame
+from engine.base.frames import pack_frame
 
 # Stand for what json.dumps cannot write; put in place afterwards.
 DEEP, DEEP_OBJECT, HUGE, ENDLESS, TWICE = "@deep@", "@deep object@", "@huge@", "@endless@", "@twice@"
@@ -167,7 +167,7 @@ def lines_file(good: list[Any]) -> Inputs:
 
 
 def frames_file(good: list[dict[str, Any]]) -> Inputs:
-    """Of a file of frames (engine/frames.py), with right checksums around odd payloads too."""
+    """Of a file of frames (engine/base/frames.py), with right checksums around odd payloads too."""
     data = b"".join(map(_frame, good))
     odd = values(good).map(as_list).map(lambda payloads: b"".join(map(_frame, payloads)))
     return Inputs(data, st.one_of(any_bytes(data).spoilt, odd, odd))

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from engine.errors import UserError
+from engine.base.errors import UserError
 from tests.fuzz import datagen_files, engine_files, evaluation_files, model_files
 from tests.fuzz.reader import Reader
 

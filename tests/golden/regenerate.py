@@ -3,7 +3,7 @@
     python -m tests.golden.regenerate
 
 runs the six traces again, writes them here as STAGE_FAMILY.json, and says for each by how much its numbers moved. Do
-this only when a number was meant to change, and say in the commit why it did: tests/engine/test_golden.py compares.
+this only when a number was meant to change, and say in the commit why it did: test_golden.py compares.
 
 A trace holds what was logged in each of the ten steps (losses, gradient norms and, for PPO, scores, KL, lengths), the
 norm of every parameter's gradient in the first step, and a few logits before and after (scores, for a reward model).
@@ -20,7 +20,16 @@ from typing import Any
 import torch
 
 from engine.batch import PackedBatch
-from tests.engine.trainers import FAMILIES, logits_of, make_trainer, one_rank, prompts, rankings, sft_examples, train
+from tests.engine.training.trainers import (
+    FAMILIES,
+    logits_of,
+    make_trainer,
+    one_rank,
+    prompts,
+    rankings,
+    sft_examples,
+    train,
+)
 
 FOLDER = Path(__file__).parent
 TRACES = [(stage, family) for stage in ("sft", "reward", "ppo") for family in FAMILIES]

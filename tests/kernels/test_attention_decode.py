@@ -9,9 +9,9 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kernels import native
 from kernels.attention_decode import attention_decode, attention_decode_reference, cpu, empty_pages, write_pages
 from kernels.attention_decode.eager import attention_decode_eager
+from kernels.common import native
 
 needs_compiler = pytest.mark.skipif(cpu.library() is None, reason="no C++ compiler here: the eager code runs instead")
 each_backend = pytest.mark.parametrize(

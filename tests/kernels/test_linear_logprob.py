@@ -6,7 +6,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kernels.bench_common import extra_bytes
+from kernels.common.bench import extra_bytes
 from kernels.linear_logprob import cpu, linear_logprob, linear_logprob_pair, linear_logprob_reference
 from tests.kernels.logprob_problems import NAMES, errors, outputs_and_gradients, plain, problem, shrink_blocks, truth_of
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from engine.models import load_model, save_model
-from engine.tokenizer import load_tokenizer
+from engine.text.tokenizer import load_tokenizer
 from tests.launch import small
 from tests.launch.jobs import everything, run
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.cli import main
+from engine.cli.parse import main
 from launch import ppo, reward, sample, sft
 
 JOBS = {"sft": sft.job, "reward": reward.job, "ppo": ppo.job, "sample": sample.job}

@@ -13,10 +13,10 @@ from typing import Any
 import deepspeed
 import torch
 
-from engine.distributed import stop_world
+from engine.distributed.world import stop_world
 from engine.init_model import init_model
 from engine.models import load_model, save_model
-from engine.tokenizer import load_tokenizer
+from engine.text.tokenizer import load_tokenizer
 from tests.greetings import GREETINGS
 
 VOCABULARY = 320

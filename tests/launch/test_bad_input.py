@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.records import read_instructions, read_rankings
+from engine.base.records import read_instructions, read_rankings
 from tests.launch import small
 from tests.launch.jobs import ALL, TRAINERS, assert_says, cases, run
 

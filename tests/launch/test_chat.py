@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.errors import UserError
-from engine.sampling import Sampling
+from engine.base.errors import UserError
+from engine.generation.sampling import Sampling
 from launch.chat import Chat, ChatSettings, noted, talk
 from launch.serve import ModelSettings, load
 from tests.launch import small

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from datagen.__main__ import main
-from engine.records import read_instructions, read_rankings
+from engine.base.records import read_instructions, read_rankings
 from launch import reward, sample
 from tests.datagen.serving import serving
 from tests.launch import small

@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from engine.cli import main
-from engine.errors import UserError
-from evaluation.output import Output
-from evaluation.records import RecordFile
+from engine.base.errors import UserError
+from engine.cli.parse import main
+from evaluation.results.output import Output
+from evaluation.results.records import RecordFile
 from launch import evaluate
 from tests.evaluation import made_up
 from tests.launch import small

@@ -7,9 +7,9 @@ import json
 import pytest
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from engine.export import try_export
 from engine.models import load_model
-from engine.tokenizer import load_tokenizer
+from engine.text.tokenizer import load_tokenizer
+from engine.training.export import try_export
 from tests.launch import small
 from tests.launch.conftest import edit_json
 from tests.launch.jobs import TRAINERS, assert_says, run
@@ -48,7 +48,7 @@ def test_what_cannot_be_exported_is_found_before_the_first_step(refused, monkeyp
 
 @pytest.mark.parametrize("job", TRAINERS)
 def test_a_card_that_cannot_be_written_is_found_before_the_first_step(refused, monkeypatch, job):
-    monkeypatch.setattr("engine.model_card._SHOWN", (["no name"],))
+    monkeypatch.setattr("engine.run.model_card._SHOWN", (["no name"],))
     assert_says(refused(job, {}), "what is trained could not be exported (")
 
 

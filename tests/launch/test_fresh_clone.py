@@ -12,7 +12,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = {"kernels", "engine", "datagen", "evaluation", "launch"}
-PROGRAMS = sorted(path.name for path in (ROOT / "launch").glob("*.py") if "\n    main(" in path.read_text("utf-8"))
+LAUNCH = ROOT / "launch"
+PROGRAMS = sorted(
+    path.relative_to(LAUNCH).as_posix() for path in LAUNCH.rglob("*.py") if "\n    main(" in path.read_text("utf-8")
+)
 # What `python FILE` does, in an interpreter that has forgotten where the package is installed.
 START = """
 import runpy, sys
@@ -29,14 +32,15 @@ except SystemExit as stopped:
 
 
 def test_the_programs_are_found():
-    assert {"sft.py", "ppo.py", "evaluate.py", "serve.py", "compare_ppo.py", "init.py", "plan.py"} <= set(PROGRAMS)
+    assert {"sft.py", "ppo.py", "evaluate.py", "serve.py", "bench/ppo_trl.py", "init.py", "plan.py"} <= set(PROGRAMS)
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_program_puts_its_clone_on_the_path_before_it_imports_from_it(program):
-    for node in ast.parse((ROOT / "launch" / program).read_text(encoding="utf-8")).body:
+    above = len(Path(program).parts)
+    for node in ast.parse((LAUNCH / program).read_text(encoding="utf-8")).body:
         if isinstance(node, ast.If) and "__main__" in ast.unparse(node.test):
-            assert ast.unparse(node.body[0]) == "sys.path.insert(0, str(Path(__file__).resolve().parents[1]))"
+            assert ast.unparse(node.body[0]) == f"sys.path.insert(0, str(Path(__file__).resolve().parents[{above}]))"
             return
         names = [node.module] if isinstance(node, ast.ImportFrom) else []
         names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

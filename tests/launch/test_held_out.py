@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from engine import exact_match
+from engine.training import exact_match
 from launch import reward
 from tests.launch import small
 from tests.launch.jobs import assert_says, run

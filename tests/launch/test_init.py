@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from engine.base.errors import UserError
 from engine.batch import PackedBatch
-from engine.errors import UserError
 from engine.init_model import ModelShape, init_model, read_texts
 from engine.models import load_model
-from engine.tokenizer import check_vocab, encode_prompt, encode_response, load_tokenizer
+from engine.text.tokenizer import check_vocab, encode_prompt, encode_response, load_tokenizer
 from launch.init import run
 from tests.greetings import GREETINGS
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from engine.languages import LANGUAGES
+from engine.base.languages import LANGUAGES
 from launch import common, ppo, reward, sft
 from tests.launch import small
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from engine.errors import UserError
+from engine.base.errors import UserError
 from launch import chat, evaluate, serve
 from launch.lengths import fit_lengths
 from tests.evaluation import made_up

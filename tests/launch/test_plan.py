@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from engine.errors import UserError
+from engine.base.errors import UserError
 from engine.models import save_model
 from launch.plan import job
-from tests.engine.trainers import tiny_model
+from tests.engine.training.trainers import tiny_model
 
 
 def printed(capsys, *argv: str) -> dict:

@@ -10,10 +10,10 @@ import sys
 import pytest
 import torch
 
-from engine.cli import main
-from engine.guards import file_of, keep, read_kept
+from engine.cli.parse import main
 from engine.models import load_model, save_model
-from engine.tokenizer import load_tokenizer
+from engine.text.tokenizer import load_tokenizer
+from engine.training.guards import file_of, keep, read_kept
 from tests.launch import small
 from tests.launch.jobs import JOBS, run
 

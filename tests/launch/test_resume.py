@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from engine import exact_match, heldout
 from engine.settings import RunSettings
-from engine.zero import ZeroStep
+from engine.training import exact_match, heldout
+from engine.training.zero import ZeroStep
 from launch import common, ppo, reward, sft
 from launch.common import make_whole, stage_model, upstream_argv
 from tests.launch import small

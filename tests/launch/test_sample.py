@@ -10,16 +10,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.encoding import encode_prompts
-from engine.errors import UserError
-from engine.generation import Request, generate
+from engine.base.errors import UserError
+from engine.base.records import read_instructions
+from engine.base.seeds import derive_seed
+from engine.generation.generate import Request, generate
+from engine.generation.sampling import Sampling
+from engine.generation.shards import Shards
 from engine.models import load_model, save_model
-from engine.prompts import load_template
-from engine.records import read_instructions
-from engine.response_file import Shards
-from engine.sampling import Sampling
-from engine.seeds import derive_seed
-from engine.tokenizer import decode, load_tokenizer
+from engine.text.encoding import encode_prompts
+from engine.text.templates import load_template
+from engine.text.tokenizer import decode, load_tokenizer
 from launch import sample, sample_rank, sft
 from tests.launch import small
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.response_file import Shards, shard_path, shard_paths
+from engine.generation.shards import Shards, shard_path, shard_paths
 from launch import sample, sample_rank
 from tests.launch import small
 from tests.ranks import run_ranks

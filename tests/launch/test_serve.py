@@ -7,7 +7,7 @@ import asyncio
 import pytest
 import torch
 
-from engine.tokenizer import encode_prompt
+from engine.text.tokenizer import encode_prompt
 from launch.serve import ModelSettings, load
 from tests.launch import small
 from tests.launch.serving import CHAT, NAME, TEXT, events, post, served, with_client

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from datagen.__main__ import main
-from datagen.simulate_answers import simulated_answer
-from engine.chat_template import ChatTemplate
-from engine.records import read_rankings, write_jsonl
-from engine.sampling import Sampled
+from datagen.simulate.answers import simulated_answer
+from engine.base.records import read_rankings, write_jsonl
+from engine.generation.sampling import Sampled
 from engine.serving.dialog import DialogEncoder
 from engine.serving.live import LiveEngine
-from engine.tokenizer import encode_response
+from engine.text.chat_template import ChatTemplate
+from engine.text.tokenizer import encode_response
 from launch.serve import ModelSettings, load
-from tests.datagen.api_helpers import read_lines
+from tests.datagen.api.api_helpers import read_lines
 from tests.datagen.test_rank import sampled
 from tests.datagen.test_translate_runs import records
 from tests.launch import small

@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 import torch
 
-from engine.errors import UserError
+from engine.base.errors import UserError
 from engine.serving.live import LiveEngine
 from launch import serve
 from launch.serve import HttpSettings, ModelSettings, load, name_of

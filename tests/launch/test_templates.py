@@ -7,11 +7,11 @@ import shutil
 
 import pytest
 
-from engine.chats import encode_instruction
-from engine.records import read_instructions
+from engine.base.records import read_instructions
+from engine.run.template_choice import choose_template
 from engine.settings import RunSettings
-from engine.template_choice import choose_template
-from engine.tokenizer import load_tokenizer
+from engine.text.chats import encode_instruction
+from engine.text.tokenizer import load_tokenizer
 from launch import sample
 from launch.common import stage_model
 from launch.serve import ModelSettings, load

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from engine.cli import main
-from engine.frames import scan_frames
-from engine.response_file import shard_paths
+from engine.base.frames import scan_frames
+from engine.cli.parse import main
+from engine.generation.shards import shard_paths
 from launch import sample
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from engine.cli import main
+from engine.cli.parse import main
 from launch import common, ppo
 
 RECORDS = 300

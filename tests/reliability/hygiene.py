@@ -19,8 +19,8 @@ from pathlib import Path
 from statistics import linear_regression, median
 from typing import Any
 
-from engine.console import Console
-from tests.engine.trainers import make_trainer, one_rank, train
+from engine.cli.console import Console
+from tests.engine.training.trainers import make_trainer, one_rank, train
 
 LONG = {
     "sft": {"epochs": 10**4},

@@ -29,14 +29,19 @@ import torch._inductor.compile_fx
 import torch.utils.cpp_extension
 import torch.utils.tensorboard
 
-from engine.distributed import start_world
-from tests.engine.trainers import make_trainer, tiny_model, train
+from engine.distributed.world import start_world
+from tests.engine.training.trainers import make_trainer, tiny_model, train
 
 # A moment is the n-th call, of Python or of C, made from files of these names.
 PLACES = {
-    "write": ("/engine/checkpoint_files.py", "/safetensors/torch.py"),
-    "rollout": ("/engine/generation.py", "/engine/decode_rows.py", "/engine/scheduler.py", "/engine/sampling.py"),
-    "step": ("/torch/optim/", "/deepspeed/runtime/zero/", "/engine/zero.py"),
+    "write": ("/engine/run/checkpoint_files.py", "/safetensors/torch.py"),
+    "rollout": (
+        "/engine/generation/generate.py",
+        "/engine/generation/decode_rows.py",
+        "/engine/generation/scheduler.py",
+        "/engine/generation/sampling.py",
+    ),
+    "step": ("/torch/optim/", "/deepspeed/runtime/zero/", "/engine/training/zero.py"),
     "anywhere": ("/engine/", "/torch/optim/", "/deepspeed/runtime/", "/safetensors/"),
 }
 PATIENCE_S = 120

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.engine.trainers import without_clock
+from tests.engine.training.trainers import without_clock
 
 
 def remains(run: Path) -> dict[str, Any]:

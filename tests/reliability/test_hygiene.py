@@ -2,8 +2,8 @@
 
 import pytest
 
-from engine.disk import disk_parts
-from tests.engine.trainers import tiny_model
+from engine.planning.disk import disk_parts
+from tests.engine.training.trainers import tiny_model
 from tests.reliability.hygiene import measure, summary
 
 

@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 
-from engine.errors import UserError
+from engine.base.errors import UserError
 from engine.models import load_model, load_score_weight
 from tests.engine.models.tiny import ONE_OF_EACH, peer, rewrite_as_bin, rewrite_as_bin_shards
 

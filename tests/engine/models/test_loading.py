@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from engine.base.errors import UserError
 from engine.batch import PackedBatch
-from engine.errors import UserError
 from engine.models import load_model
 from tests.engine.models.tiny import (
     CONFIGS,

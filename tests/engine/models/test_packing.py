@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from engine.base.errors import UserError
 from engine.batch import PackedBatch
-from engine.errors import UserError
 from engine.models import build_model, length_limit
 from engine.models.bloom import alibi_slopes
 from engine.models.rotary import inverse_frequencies

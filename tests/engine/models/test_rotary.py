@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from engine.errors import UserError
+from engine.base.errors import UserError
 from engine.models.bloom import alibi_slopes
 from engine.models.rotary import Rotary, cos_sin, inverse_frequencies, rotate
 from tests.engine.models.tiny import LLAMA3

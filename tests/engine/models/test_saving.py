@@ -17,8 +17,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from engine.base.errors import UserError
 from engine.batch import PackedBatch
-from engine.errors import UserError
 from engine.models import build_model, load_config, load_model, load_score_weight, save_model
 from engine.models.weight_files import write_weights
 from tests.engine.models.tiny import (

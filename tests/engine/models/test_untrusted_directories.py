@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from engine.errors import UserError
+from engine.base.errors import UserError
 from engine.models import load_model
 from engine.models.hf import load_config
 from engine.models.weight_files import read_weights, write_weights

@@ -1,0 +1,1 @@
+"""Benchmarks of datagen: the client, the filter, the root verbs."""

@@ -1,0 +1,101 @@
+"""`python -m datagen.bench.filter`: time and memory of the ROUGE-L filter at full size, beside rouge_score's own speed.
+
+Candidates are the pool's instructions recombined: the head of one joined to the tail of another, half of them after a
+few words were changed. A part of them are near duplicates, as of a language model's answers. rouge_score is timed on
+pairs drawn from the same texts, in the same run, as Alpaca calls it: on words made beforehand, one table a pair.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+import statistics
+import time
+
+from rouge_score.rouge_scorer import _score_lcs
+
+from datagen.rouge_filter import find_rejections
+from datagen.text.words import rouge_words
+from engine.base.records import read_instructions
+
+
+def recombined(texts: list[str], count: int, seed: int) -> list[str]:
+    """Instructions that were in no list, of the words and the lengths of these."""
+    draw = random.Random(seed)
+    words = [word for text in texts[::7] for word in text.split()]
+    made = []
+    while len(made) < count:
+        head, tail = draw.choice(texts).split(), draw.choice(texts).split()
+        text = head[: round(len(head) * draw.uniform(0.3, 0.9))] + tail[round(len(tail) * draw.uniform(0.2, 0.9)) :]
+        if text and draw.random() < 0.5:
+            for _ in range(draw.randint(1, 4)):
+                text[draw.randrange(len(text))] = draw.choice(words)
+        if len(text) > 3:
+            made.append(" ".join(text))
+    return made
+
+
+def seconds_a_pair(texts: list[str], pairs: int, seed: int) -> float:
+    """rouge_score's seconds for one pair of these texts: the median of seven draws of pairs."""
+    draw = random.Random(seed)
+    times = []
+    for _ in range(7):
+        chosen = [(rouge_words(draw.choice(texts)), rouge_words(draw.choice(texts))) for _ in range(pairs // 7)]
+        begin = time.perf_counter()
+        for target, prediction in chosen:
+            _score_lcs(target, prediction)
+        times.append((time.perf_counter() - begin) / len(chosen))
+    return statistics.median(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, metavar="FILE", help="instructions, e.g. Alpaca's 52,002")
+    parser.add_argument("--pool", type=int, default=158_000, help="size of the pool: the file's, then recombined ones")
+    parser.add_argument("--candidates", type=int, default=106_000)
+    parser.add_argument("--pairs", type=int, default=70_000, help="pairs on which rouge_score is timed")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    texts = [record.instruction for record in read_instructions(args.data, require_output=False)]
+    begin = time.perf_counter()
+    replayed = list(find_rejections([], texts))
+    replay_s = time.perf_counter() - begin
+    made = recombined(texts, max(0, args.pool - len(texts)) + args.candidates, args.seed)
+    pool = (texts + made)[: args.pool]
+    candidates = made[len(made) - args.candidates :]
+
+    before_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    begin = time.perf_counter()
+    rejections = list(find_rejections(pool, candidates))
+    filter_s = time.perf_counter() - begin
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    # Alpaca compares a candidate with the pool and every earlier keep.
+    kept = len(candidates) - len(rejections)
+    pairs = len(pool) * len(candidates) + kept * len(candidates) // 2
+    rouge_s = seconds_a_pair(pool[:: len(pool) // 5000 or 1] + candidates[:5000], args.pairs, args.seed) * pairs
+    result = {
+        "replay_texts": len(texts),
+        "replay_rejected": len(replayed),
+        "replay_s": round(replay_s, 2),
+        "pool": len(pool),
+        "candidates": len(candidates),
+        "rejected": len(rejections),
+        "filter_s": round(filter_s, 2),
+        "peak_mib": round(peak_mib),
+        "peak_mib_before": round(before_mib),
+        "pairs": pairs,
+        "rouge_score_hours": round(rouge_s / 3600, 1),
+        "ratio_to_rouge_score": round(rouge_s / filter_s),
+    }
+    width = max(map(len, result))
+    for name, value in result.items():
+        print(f"{name:{width}}  {value:,}")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

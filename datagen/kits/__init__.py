@@ -1,0 +1,110 @@
+"""Language kits: everything language-specific of the embedded data, loaded from `datagen/kits/<code>.json`.
+
+`python -m datagen.kits [CODE ...]` prints every violation in the named kits (default: all); exit status 2 if any.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from datagen.kits.rules import PLACEHOLDERS, read_kit
+from engine.base.errors import UserError
+from engine.base.languages import get_language
+
+KITS_DIR = Path(__file__).parent
+
+
+class Template(NamedTuple):
+    """One phrasing of a task: `{placeholder}`s stand for its arguments in either part; `input` may be empty."""
+
+    instruction: str
+    input: str
+
+
+@dataclass(frozen=True)
+class Kit:
+    """A validated language kit; the fields are those of the file."""
+
+    code: str
+    digits: str
+    separator: str
+    numbers: tuple[str, ...]
+    days: tuple[str, ...]
+    months: tuple[str, ...]
+    even: str
+    odd: str
+    opposites: tuple[tuple[str, str], ...]
+    categories: dict[str, tuple[str, ...]]
+    texts: tuple[str, ...]
+    templates: dict[str, tuple[Template, ...]]
+
+    @functools.cached_property
+    def words(self) -> tuple[str, ...]:
+        """The words of all categories."""
+        return tuple(word for words in self.categories.values() for word in words)
+
+    @functools.cached_property
+    def category_of(self) -> dict[str, str]:
+        """Word -> label of its category."""
+        return {word: label for label, words in self.categories.items() for word in words}
+
+    @functools.cached_property
+    def opposite_of(self) -> dict[str, str]:
+        """Word -> its opposite, both ways."""
+        return {a: b for pair in self.opposites for a, b in (pair, pair[::-1])}
+
+    def show(self, value: int | str | tuple[int | str, ...]) -> str:
+        """A number (>= 0) in the language's own digits, a word as it is, a list with the language's separator."""
+        if isinstance(value, str):
+            return value
+        if isinstance(value, tuple):
+            return self.separator.join(self.show(item) for item in value)
+        assert value >= 0, value
+        return "".join(self.digits[int(digit)] for digit in str(value))
+
+
+def kit_codes(folder: Path = KITS_DIR) -> list[str]:
+    """The language codes that have a kit, sorted."""
+    return sorted(path.stem for path in folder.glob("*.json"))
+
+
+@functools.lru_cache(maxsize=64)
+def load_kit(code: str, folder: Path = KITS_DIR) -> Kit:
+    """Reads, validates and caches the kit of one language.
+
+    UserError if there is no such kit, or naming file and field of the first violation.
+    """
+    path = folder / f"{code}.json"
+    if code not in kit_codes(folder):  # a code that is a path is none
+        get_language(code)  # names the nearest code where this one is unknown
+        raise UserError(f"no language kit for {code!r}: choose one of {', '.join(kit_codes(folder))}, or add {path}")
+    data, problems = read_kit(path)
+    if problems:
+        more = f" (and {len(problems) - 1} more: python -m datagen.kits {code})" if len(problems) > 1 else ""
+        raise UserError(f"{problems[0]}{more}")
+    templates = {kind: tuple(Template(**entry) for entry in data["templates"][kind]) for kind in PLACEHOLDERS}
+    return Kit(
+        **{name: data[name] for name in ("code", "digits", "separator", "even", "odd")},
+        **{name: tuple(data[name]) for name in ("numbers", "days", "months", "texts")},
+        opposites=tuple((first, second) for first, second in data["opposites"]),
+        categories={label: tuple(words) for label, words in data["categories"].items()},
+        templates=templates,
+    )
+
+
+def main(codes: list[str]) -> int:
+    """Prints every violation in the kits of `codes` (all kits if empty); 0 if there are none, 2 otherwise."""
+    failed = False
+    for code in codes or kit_codes():
+        problems = read_kit(KITS_DIR / f"{code}.json")[1]
+        failed |= bool(problems)
+        print("\n".join(problems) if problems else f"{code}.json: ok")
+    return 2 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

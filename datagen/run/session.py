@@ -1,0 +1,238 @@
+"""A session: records worked on at once, answers from the journal or the API, results in the order of the records."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datagen.api.chat import Message, Record, Rejected, Reply, Request, Unanswered, Work
+from datagen.api.client import Client, Counts
+from datagen.api.journal import Journal
+from datagen.api.settings import ApiSettings, endpoints
+from engine.base.errors import UserError
+
+# Results that wait for an earlier record are held in memory: no more than so many.
+LOOKAHEAD = 20_000
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one record: its output rows, or the reason why it was rejected."""
+
+    index: int
+    record: Record
+    rows: list[Record]
+    reason: str | None
+
+
+class _Draining(Exception):
+    """Raised by `ask` once nothing may leave any more: the record is taken up by the next run."""
+
+
+class Session:
+    """An open journal and a client, as an async context manager; `outcomes` may be called again and again.
+
+    counts     what was asked in this session
+    replayed   how many answers came from the journal
+    stopped    the line that says why it ended early, or None
+    """
+
+    def __init__(self, settings: ApiSettings, journal: Path, tell: Callable[[str], None] = lambda _: None) -> None:
+        """Opens the journal. tell: given one line where something is to be known.
+
+        UserError for a missing key, a bad URL, a budget without a price, a journal that another process writes.
+        """
+        reachable = endpoints(settings)
+        self.settings = settings
+        self.journal = Journal(journal, on_full=tell)
+        self.replayed = 0
+        self.stopped: str | None = None
+        self._is_draining = False
+        self._asking: dict[bytes, asyncio.Task[Reply]] = {}
+        self._sent: set[bytes] = set()
+        self._asked_now: set[bytes] = set()
+        try:
+            self.client = Client(settings, reachable, self.journal)
+        except UserError:
+            self.journal.release()
+            raise
+        for offset, length in self.journal.damage:
+            tell(f"{journal}: {length} bytes at {offset} are damaged: what they held is asked again, the rest is used")
+
+    @property
+    def counts(self) -> Counts:
+        """What was asked in this session."""
+        return self.client.counts
+
+    async def __aenter__(self) -> Session:
+        await self.client.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: Any) -> None:
+        self._hold_back()
+        await asyncio.gather(*self._asking.values(), return_exceptions=True)
+        await self.client.__aexit__(*error)
+        await self.journal.close()
+
+    def drain(self, why: str) -> None:
+        """Nothing leaves from now on; what is on its way is waited for, since it may be paid for."""
+        self.stopped = self.stopped or why
+        self._hold_back()
+
+    def abort(self) -> None:
+        """Gives up what is on its way too, after `drain`."""
+        for task in self._asking.values():
+            task.cancel()
+
+    def _hold_back(self) -> None:
+        self._is_draining = True
+        for key, task in self._asking.items():
+            if key not in self._sent:
+                task.cancel()
+
+    async def outcomes(self, records: Iterable[Record], work: Work) -> AsyncIterator[Outcome]:
+        """What becomes of each record, in their order; up to settings.concurrency of them are worked on at once.
+
+        When the session is stopped, what was finished still comes, without the records that were not. Leave the loop
+        to stop early: what is on its way then is waited for at the end of the session, and journaled.
+        """
+        source = enumerate(records)
+        running: dict[asyncio.Task[Outcome | None], int] = {}
+        results: dict[int, Outcome | None] = {}
+        changed = asyncio.Event()
+        bugs: list[BaseException] = []
+
+        def finished(task: asyncio.Task[Outcome | None]) -> None:
+            error = None if task.cancelled() else task.exception()
+            results[running.pop(task)] = None if task.cancelled() or error else task.result()
+            if error is not None:
+                if not isinstance(error, UserError):
+                    bugs.append(error)
+                self.drain(str(error))
+            changed.set()
+
+        try:
+            for next_index in itertools.count():
+                while next_index not in results:
+                    self._start_more(source, work, running, len(results), finished)
+                    if not running:
+                        break
+                    changed.clear()
+                    await changed.wait()
+                if next_index not in results:
+                    break
+                if outcome := results.pop(next_index):
+                    yield outcome
+        finally:
+            for task in running:
+                task.cancel()
+        if bugs:
+            raise bugs[0]
+
+    def _start_more(
+        self,
+        source: Iterable[tuple[int, Record]],
+        work: Work,
+        running: dict[asyncio.Task[Outcome | None], int],
+        held: int,
+        finished: Callable[[asyncio.Task[Outcome | None]], None],
+    ) -> None:
+        while not self._is_draining and len(running) < self.settings.concurrency and held < LOOKAHEAD:
+            try:
+                index, record = next(source)
+            except StopIteration:
+                return
+            except UserError as error:
+                self.drain(str(error))
+                return
+            task = asyncio.create_task(self._work_on(index, record, work))
+            running[task] = index
+            task.add_done_callback(finished)
+
+    async def _work_on(self, index: int, record: Record, work: Work) -> Outcome | None:
+        asker = _Asker(self)
+        try:
+            try:
+                return Outcome(index, record, await work(record, asker.ask), None)
+            except Unanswered:
+                raise
+            except Rejected as rejected:
+                # An answer of an earlier run that was no good: with --retry-quarantined, that one is asked for again.
+                culprit = asker.key_of(rejected.reply)
+                if not self.settings.retry_quarantined or culprit is None or culprit in self._asked_now:
+                    return Outcome(index, record, [], rejected.reason)
+            return Outcome(index, record, await work(record, _Asker(self, culprit).ask), None)
+        except Rejected as rejected:
+            return Outcome(index, record, [], rejected.reason)
+        except _Draining:
+            return None
+
+    async def _reply(self, request: Request, key: bytes) -> Reply:
+        """Asks the API, unless the same is being asked already. Whoever waits may be cancelled; the asking goes on."""
+        if self._is_draining:
+            raise _Draining
+        if key not in self._asking:
+            self._asked_now.add(key)
+            task = asyncio.create_task(self.client.complete(request, lambda leaves: self._leaving(key, leaves)))
+            self._asking[key] = task
+            task.add_done_callback(lambda task: self._answered(key, task))
+        task = self._asking[key]
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise _Draining from None
+            raise
+
+    def _leaving(self, key: bytes, leaves: bool) -> None:
+        if leaves:
+            self._sent.add(key)
+        else:
+            self._sent.discard(key)
+            if self._is_draining:
+                raise _Draining
+
+    def _answered(self, key: bytes, task: asyncio.Task[Reply]) -> None:
+        del self._asking[key]
+        self._sent.discard(key)
+        if not task.cancelled():
+            task.exception()  # the record that waited for it may be gone
+
+
+class _Asker:
+    """What one record asks; `again` is a request whose answer in the journal is not to be used."""
+
+    def __init__(self, session: Session, again: bytes | None = None) -> None:
+        self._session = session
+        self._again = again
+        self._replies: list[tuple[Reply, bytes]] = []
+
+    async def ask(self, messages: Iterable[Message], nonce: Any = None, **params: Any) -> Reply:
+        """See datagen.run.runner."""
+        session = self._session
+        request = session.settings.request(tuple(messages), nonce, **params)
+        key = request.key
+        is_new = key in session._asked_now
+        reply = None
+        if key != self._again or is_new:
+            reply = session.journal.answer(key)
+            refusal = session.journal.refusal(key)
+            if reply is None and refusal is not None and (is_new or not session.settings.retry_quarantined):
+                raise Unanswered(refusal)
+        if reply is None:
+            reply = await session._reply(request, key)
+        elif not is_new:
+            session.replayed += 1
+        self._replies.append((reply, key))
+        return reply
+
+    def key_of(self, reply: Reply | None) -> bytes | None:
+        """The request that a reply answered; without one the last that was answered, None where there is none."""
+        for known, key in reversed(self._replies):
+            if reply is None or known is reply:
+                return key
+        return None

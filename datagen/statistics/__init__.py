@@ -1,0 +1,1 @@
+"""Statistics of instruction data: lengths, verbs and their objects."""

@@ -1,0 +1,1 @@
+"""What is known of a text: its words, numbers, language, and faults."""

@@ -1,0 +1,208 @@
+"""Command lines from frozen dataclasses: flags, presets, --config files, and one clear line for a mistake."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import os
+import re
+import select
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from transformers import HfArgumentParser
+
+from engine.base.errors import UserError
+from engine.cli.config_file import read_config
+from engine.distributed.world import fail_together, leave, why_lost
+
+Presets = Mapping[str, Mapping[str, Any]]
+
+
+class Parsed(tuple):
+    """One instance of each dataclass. `given` names the fields that a flag or the --config file has set."""
+
+    given: frozenset[str] = frozenset()
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """One spelling a flag (dashes), so that --help stays short."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=30, width=110)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        flag = next((o for o in action.option_strings if "_" not in o), action.option_strings[0])
+        if action.nargs == 0:
+            return flag
+        return f"{flag} {self._format_args(action, self._get_default_metavar_for_optional(action))}"
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        if action.choices:
+            return "{" + ",".join(str(c) for c in action.choices) + "}"
+        kind = getattr(action.type, "__name__", "value")
+        return {"int": "N", "float": "X", "str": "TEXT", "string_to_bool": "BOOL"}.get(kind, "VALUE")
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, argparse.SUPPRESS, False) or action.nargs == 0:
+            return action.help
+        return super()._get_help_string(action)
+
+    def _format_usage(self, usage: str | None, actions: Any, groups: Any, prefix: str | None) -> str:
+        return f"usage: {self._prog} [options]\n\n"
+
+
+class _OneLine:
+    """A parser's mistakes as a UserError, instead of a usage text and an exit."""
+
+    def error(self, message: str) -> None:
+        raise UserError(f"{' '.join(message.split())} (see --help)")
+
+
+class _Parser(_OneLine, HfArgumentParser):
+    pass
+
+
+class _EarlyParser(_OneLine, argparse.ArgumentParser):
+    """Takes --config and --preset out of a command line before the settings are parsed."""
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """' (did you mean X?)', or nothing when no known word is close."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _as_argv(values: Mapping[str, Any], fields: Sequence[str], source: str) -> list[str]:
+    argv: list[str] = []
+    given: set[str] = set()
+    for key, value in values.items():
+        name = key.replace("-", "_")
+        if name in given:
+            raise UserError(f"{source}: setting {key!r:.60} is given twice: keep one")
+        given.add(name)
+        if name not in fields:
+            raise UserError(f"{source}: unknown setting {key!r:.60}{nearest(name, fields)}")
+        if value is None:
+            continue
+        if isinstance(value, list):
+            words = [str(item) for item in value]
+            if dashed := next((word for word in words if word.startswith("-")), None):
+                raise UserError(f"{source}: {dashed!r} in the list {key!r} would be read as a flag: leave it out")
+            argv += [f"--{name}", *words]
+        else:
+            argv.append(f"--{name}={value}")  # one word, since a value may start with a dash
+    return argv
+
+
+def parse_settings(
+    settings_classes: Sequence[type],
+    argv: Sequence[str],
+    prog: str,
+    description: str,
+    presets: Presets | None = None,
+    default_preset: Callable[[Sequence[str]], str | None] | None = None,
+) -> Parsed:
+    """Turn a command line into one instance of each dataclass, and note which fields were set.
+
+    Later sources win: the dataclasses' defaults, the preset, `--config FILE`, the flags. `presets` maps a name to
+    settings; `default_preset` picks one from the flags (the file's too) when `--preset` is not given. A mistake is a
+    UserError.
+    """
+    # The DeepSpeed launcher adds --local_rank=N, which the environment says too.
+    argv = [a for a in argv if not re.fullmatch(r"--local[_-]rank=\d+", a)]
+    early = _EarlyParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--config")
+    early.set_defaults(preset=None)
+    if presets:
+        early.add_argument("--preset")
+    chosen, flags = early.parse_known_args(argv)
+
+    parser = _Parser(
+        settings_classes, prog=prog, description=description, formatter_class=_Formatter, allow_abbrev=False
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML or JSON file with any of these settings")
+    if presets:
+        parser.add_argument("--preset", choices=list(presets), help="a named set of settings")
+    fields = [f.name for cls in settings_classes for f in dataclasses.fields(cls)]
+    known = [o for action in parser._actions for o in action.option_strings]
+
+    for word in (flag.split("=")[0] for flag in flags):
+        if word.startswith("--") and word not in known:
+            raise UserError(f"unknown flag {word}{nearest(word, known)}: --help lists all of them")
+    sources = _as_argv(read_config(chosen.config), fields, f"--config {chosen.config}") if chosen.config else []
+
+    preset = chosen.preset or (default_preset([*sources, *flags]) if default_preset else None)
+    if preset is not None:
+        if preset not in presets:
+            options = list(presets)
+            raise UserError(f"--preset {preset} is unknown{nearest(preset, options)}: one of {', '.join(options)}")
+        for action in parser._actions:
+            if action.dest in presets[preset]:
+                action.default, action.required = presets[preset][action.dest], False
+
+    *settings, rest = parser.parse_args_into_dataclasses(
+        [*sources, *flags], return_remaining_strings=True, look_for_args_file=False
+    )
+    settings = [s for s in settings if dataclasses.is_dataclass(s)]  # --config and --preset come back apart
+    if rest:
+        raise UserError(f"unexpected argument {rest[0]}{nearest(rest[0], known)}: --help lists all flags")
+    parsed = Parsed(settings)
+    words = (word for word in [*sources, *flags] if word.startswith("--"))
+    parsed.given = frozenset(word.removeprefix("--").split("=")[0].replace("-", "_") for word in words)
+    return parsed
+
+
+def main(job: Callable[[Sequence[str]], None]) -> None:
+    """Run a launcher: exit 0 on success, 2 with one line on a user's mistake, 1 with a traceback on ours."""
+    try:
+        job(sys.argv[1:])
+        leave()
+    except UserError as error:
+        fail(str(error))
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            fail_together("nobody reads the output any more", lambda: None)
+            sys.exit(128 + signal.SIGPIPE)
+        if error.filename is None and error.errno is None:
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        fail(f"{error.strerror or error}{where} (check the path, its permissions and the free disk space)")
+    except RuntimeError as error:
+        if (line := why_lost(error)) is None:
+            raise
+        print(f"error: {line}", file=sys.stderr, flush=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _nobody_reads() -> bool:
+    """Whether who read our output has gone, as `| head` does. What is still to be printed then goes nowhere."""
+    try:
+        output = sys.stdout.fileno()
+    except OSError:  # not a file
+        return False
+    poll = select.poll()
+    poll.register(output, 0)
+    gone = any(event & select.POLLERR for _, event in poll.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return gone
+
+
+def fail(message: str) -> None:
+    """Print one line and exit with status 2. Of several ranks one speaks; before they have met, one a machine."""
+    line = " ".join(message.split())
+
+    def say() -> None:
+        print(f"error: {line}", file=sys.stderr, flush=True)
+
+    if not fail_together(line, say) and os.environ.get("LOCAL_RANK", "0") == "0":
+        say()
+    sys.exit(2)

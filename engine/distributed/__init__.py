@@ -1,0 +1,1 @@
+"""Ranks: how they meet, reduce, and notice a hang."""

@@ -1,0 +1,67 @@
+"""Where ranks meet: what launchers put into the environment, said also for srun, and the interface between hosts."""
+
+from __future__ import annotations
+
+import fcntl
+import re
+import socket
+import struct
+from collections.abc import Mapping
+
+from engine.base.errors import UserError
+
+SIOCGIFADDR = 0x8915  # Linux: the IPv4 address of an interface
+# A step of a job gets a port of its own below those that systems hand out by themselves (32,768 and above).
+FIRST_PORT, PORTS = 12_000, 20_000
+
+
+def from_slurm(environ: Mapping[str, str]) -> dict[str, str]:
+    """What a launcher would have set, for a task of `srun`; nothing elsewhere, or where a launcher has set RANK.
+
+    SLURM_STEP_NUM_TASKS is set by srun alone: a batch script's own process is one rank, whatever the job has. The first
+    task of a step runs on the first host of its list. MASTER_ADDR and MASTER_PORT are left as they are where given.
+    """
+    if "RANK" in environ or int(environ.get("SLURM_STEP_NUM_TASKS", "1")) == 1:
+        return {}
+    step = int(environ["SLURM_JOB_ID"]) * 31 + int(environ.get("SLURM_STEP_ID", "0"))
+    return {
+        "RANK": environ["SLURM_PROCID"],
+        "WORLD_SIZE": environ["SLURM_STEP_NUM_TASKS"],
+        "LOCAL_RANK": environ["SLURM_LOCALID"],
+        "MASTER_ADDR": environ.get("MASTER_ADDR") or first_host(environ["SLURM_STEP_NODELIST"]),
+        "MASTER_PORT": environ.get("MASTER_PORT") or str(FIRST_PORT + step % PORTS),
+    }
+
+
+def first_host(hosts: str) -> str:
+    """The first name of a host list as Slurm writes it: `gpu[03-05,9],login1` begins with gpu03."""
+    first = re.match(r"(?:\[[^\]]*\]|[^,\[])*", hosts)[0]
+    return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", first)
+
+
+def interface_to(host: str) -> str | None:
+    """The network interface whose IPv4 address packets to `host` leave with; None where that cannot be found out.
+
+    gloo would take the one that this machine's own name resolves to, which is often the loopback one. UserError when
+    `host` is unknown.
+    """
+    try:
+        target = socket.getaddrinfo(host, 9, socket.AF_INET, socket.SOCK_DGRAM)[0][4]
+    except socket.gaierror as error:
+        raise UserError(
+            f"MASTER_ADDR {host} is not known here ({error.strerror}): set it to an address that all hosts reach"
+        ) from error
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(target)  # sends nothing
+        except OSError:
+            return None
+        own = probe.getsockname()[0]
+        for _, name in socket.if_nameindex():
+            try:
+                found = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+            except OSError:  # an interface without an address
+                continue
+            if socket.inet_ntoa(found[20:24]) == own:
+                return name
+    return None

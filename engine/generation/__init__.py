@@ -1,0 +1,1 @@
+"""Prompts in, responses out: batched decoding over a paged key/value cache."""

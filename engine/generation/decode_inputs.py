@@ -1,0 +1,63 @@
+"""What the layers of a decode step read, at a fixed place: so that a step recorded once can be run again on other rows.
+
+Shapes: S rows, D model, B pages a row, R groups of neighbouring rows.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from engine.batch import PackedBatch
+from engine.generation.kv_cache import KVCache, places
+
+
+class DecodeInputs:
+    """Memory for so many rows, and the layers of a model over the first of them.
+
+    With a spare page in the cache a recording may run more rows than a step has: those that nobody filled are blank,
+    each a token at position 0 of that page.
+    """
+
+    def __init__(self, model, cache: KVCache, max_rows: int, pages_a_row: int):
+        self.model, self.cache, self.max_rows = model, cache, max_rows
+        weight, device = model.head_weight, model.head_weight.device
+        self.table_SB = torch.full((max_rows, pages_a_row), cache.spare_page or 0, dtype=torch.int32, device=device)
+        position_S = torch.zeros(max_rows, dtype=torch.int64, device=device)
+        self.places = places(self.table_SB, position_S, cache.page_size)
+        self.cu_groups = torch.full((max_rows + 1,), max_rows, dtype=torch.int32, device=device)
+        self.shared_R = torch.zeros(max_rows, dtype=torch.int32, device=device)
+        self.rotation = model.rotation(position_S)
+        self.h_SD = torch.zeros(max_rows, model.hidden_size, dtype=weight.dtype, device=device)
+        self._singles = PackedBatch.of_singles(position_S, position_S)  # asked for the length of its sequences alone
+        self._filled = 0
+
+    def fill(self, h_SD: Tensor, position_S: Tensor, table_SB: Tensor, cu_groups: Tensor, shared_R: Tensor) -> None:
+        """The rows of a step; arguments as of `KVCache.decode`, h_SD their embeddings."""
+        (rows, width), groups = table_SB.shape, len(shared_R)
+        if self.cache.spare_page is not None and rows < self._filled:  # the pages of those that left are others' now
+            left = slice(rows, self._filled)
+            self.table_SB[left] = self.cache.spare_page
+            for kept, blank in zip(self.places, (self.cache.spare_page, 0, 1)):
+                kept[left] = blank
+        self._filled = rows
+        self.h_SD[:rows] = h_SD
+        self.table_SB[:rows, :width] = table_SB
+        self.cu_groups[: groups + 1] = cu_groups
+        self.cu_groups[groups + 1 :] = self.max_rows  # the rows behind are one group, which shares nothing
+        self.shared_R[:groups] = shared_R
+        self.shared_R[groups:] = 0
+        for kept, new in zip(self.places, places(table_SB, position_S, self.cache.page_size)):
+            kept[:rows] = new
+        if self.rotation is not None:
+            for kept, new in zip(self.rotation, self.model.rotation(position_S)):
+                kept[:rows] = new
+
+    def run(self, rows: int, split: int) -> tuple[Tensor, Tensor]:
+        """The layers over the first `rows` rows: [S, D] behind those below `split`, and behind the last."""
+        attend = self.cache.decode_at(
+            self.table_SB[:rows], *(x[:rows] for x in self.places), self.cu_groups[: rows + 1], self.shared_R[:rows]
+        )
+        rotation = self.rotation and tuple(x[:rows] for x in self.rotation)
+        trunk_SD = self.model.run(self.h_SD[:rows], self._singles, 0, split, attend, rotation)
+        return trunk_SD, self.model.run(trunk_SD, self._singles, split, self.model.num_layers, attend, rotation)

@@ -1,0 +1,131 @@
+"""Batched generation with a paged key/value cache and slots refilled as sequences finish (continuous batching).
+
+`generate` and `stream` are the doors; `scheduler.py` says who runs when, `step.py` runs it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from engine.base.errors import UserError
+from engine.generation.cache_budget import num_pages_for
+from engine.generation.kv_cache import KVCache
+from engine.generation.sampling import Sampling
+from engine.generation.scheduler import Request, Scheduler
+from engine.generation.step import Response, StepEngine
+
+if TYPE_CHECKING:
+    from engine.generation.stop_strings import StopMatcher
+
+__all__ = ["Request", "Response", "Step", "generate", "stream"]
+
+CUDA_STEPS_A_READ = 8  # EOS is looked for this often: reading it makes the host wait for the device
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step, for those who measure. rows are those that decoded; a shared position is read once."""
+
+    seconds: float
+    rows: int
+    prompt_tokens: int
+    positions_read: int
+    new_tokens: int
+    pages: int
+
+
+def generate(
+    model,
+    requests: Sequence[Request],
+    sampling: Sampling,
+    seed: int,
+    eos_id: int | Sequence[int],
+    num_slots: int = 128,
+    capture_layer: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+    **options,
+) -> list[Response]:
+    """A response to every request, in the order of the requests. Arguments and options as in `stream`.
+
+    A response depends on its request, the seed and the weights, not on its company.
+    """
+    responses: list[Response | None] = [None] * len(requests)
+    found = stream(model, requests, sampling, seed, eos_id, num_slots, capture_layer, on_progress, **options)
+    for index, response in found:
+        responses[index] = response
+    return responses  # type: ignore[return-value]
+
+
+@torch.no_grad()
+def stream(
+    model,
+    requests: Sequence[Request],
+    sampling: Sampling,
+    seed: int,
+    eos_id: int | Sequence[int],
+    num_slots: int = 128,
+    capture_layer: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+    *,
+    cache_tokens: int | None = None,
+    cache: KVCache | None = None,
+    order: str = "given",
+    share_prompts: bool = True,
+    steps_a_read: int | None = None,
+    new_matcher: Callable[[], StopMatcher] | None = None,
+    on_step: Callable[[Step], None] | None = None,
+) -> Iterator[tuple[int, Response]]:
+    """(index of the request, response) as soon as each is finished.
+
+    At most num_slots run at once; a slot is refilled the step its sequence is seen to have ended, which is looked for
+    every steps_a_read steps. With capture_layer, the input of that layer (the trunk's output) is kept for every token
+    of prompt and response. on_progress(finished, new_tokens) is called once a step, on_step with what it did.
+
+    cache_tokens is the budget of the key/value cache in positions, taken once and never passed; by default what the
+    requests can need, or half of the free memory if that is less. Who runs many rollouts can take a cache before them
+    (`cache`, of this model) and keep it; it is the budget then. order "longest" begins with the requests expected to
+    be longest, whose tail would otherwise run alone. new_matcher gives each response what watches it for stop strings;
+    that is work on the host for every token. Raises UserError for a request that can never fit.
+    """
+    if not requests:
+        return
+    max_len = max(r.max_length for r in requests)
+    if model.max_length is not None and max_len > model.max_length:
+        worst = max(range(len(requests)), key=lambda i: requests[i].max_length)
+        raise UserError(
+            f"request {worst} needs {max_len} positions, the model has {model.max_length}: "
+            "shorten the prompt or --max-new-tokens"
+        )
+    num_slots = min(num_slots, len(requests))
+    weight = model.head_weight
+    if cache is None:
+        num_pages = num_pages_for(model, requests, num_slots, cache_tokens, capture_layer is not None, weight)
+        cache = KVCache(model, num_pages)
+    scheduler = Scheduler(requests, order, num_slots, cache.num_pages, cache.page_size, share_prompts)
+    eos_ids = (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)
+    eos_ids = tuple(i for i in eos_ids if 0 <= i < model.vocab_size)  # -1 stands for none
+    engine = StepEngine(
+        model, scheduler, cache, num_slots, max_len, capture_layer, sampling, seed, eos_ids, new_matcher
+    )
+    steps_a_read = steps_a_read or (CUDA_STEPS_A_READ if weight.device.type == "cuda" else 1)
+    finished = delivered = steps = 0
+    while finished < len(requests):
+        began, rows, before = time.perf_counter(), len(engine.rows), delivered + engine.rows.num_new_tokens()
+        prompt_tokens, positions_read = engine.step()
+        pages = cache.num_pages - scheduler.pool.num_free
+        steps += 1
+        left = engine.leave(steps % steps_a_read == 0)
+        finished += len(left)
+        delivered += sum(len(response.tokens) for _, response in left)
+        new_tokens = delivered + engine.rows.num_new_tokens()
+        if on_step:
+            on_step(Step(time.perf_counter() - began, rows, prompt_tokens, positions_read, new_tokens - before, pages))
+        for admitted, response in left:
+            yield admitted.index, response
+        if on_progress:
+            on_progress(finished, new_tokens)

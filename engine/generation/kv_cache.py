@@ -1,0 +1,147 @@
+"""The keys and values of sequences in generation: pages taken once, shared by sequences that begin alike.
+
+Shapes: L layers, P pages, G key/value heads, N positions a page, K head size, S sequences (rows), B pages a row,
+R groups of neighbouring rows, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from engine.batch import PackedBatch
+from engine.generation import huge_pages
+from engine.models.attend import Attend
+from kernels.attention import attention
+from kernels.attention_decode import attention_decode, empty_pages, write_pages
+
+PAGE_SIZE = 64
+
+
+class PagePool:
+    """Who owns which page, on the host: a page is taken, gains owners by sharing, and is free when the last lets go."""
+
+    def __init__(self, num_pages: int):
+        self.num_pages = num_pages
+        self._free = list(reversed(range(num_pages)))
+        self._owners = [0] * num_pages
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    def allocate(self, n: int) -> list[int]:
+        """n pages, each with one owner. There must be as many free ones: ask num_free before."""
+        assert 0 <= n <= len(self._free), f"{n} pages wanted, {len(self._free)} of {self.num_pages} are free"
+        pages = [self._free.pop() for _ in range(n)]
+        for page in pages:
+            self._owners[page] = 1
+        return pages
+
+    def share(self, pages: Iterable[int]) -> None:
+        """One more owner for each of these pages, all of them taken."""
+        for page in pages:
+            assert self._owners[page] > 0, f"page {page} is free and cannot be shared"
+            self._owners[page] += 1
+
+    def free(self, pages: Iterable[int]) -> None:
+        """One owner fewer for each of these pages; one without owners can be allocated again."""
+        for page in pages:
+            assert self._owners[page] > 0, f"page {page} is free already"
+            self._owners[page] -= 1
+            if not self._owners[page]:
+                self._free.append(page)
+
+
+def pages_for(num_positions: int, page_size: int = PAGE_SIZE) -> int:
+    """How many pages hold so many positions."""
+    return -(-num_positions // page_size)
+
+
+def page_bytes(model, dtype: torch.dtype, page_size: int = PAGE_SIZE) -> int:
+    """Bytes of one page: keys and values of page_size positions in every layer."""
+    return 2 * model.num_layers * model.num_kv_heads * page_size * model.head_size * dtype.itemsize
+
+
+def spare_pages(device: torch.device) -> int:
+    """How many pages are nobody's: one on a GPU, where the blank rows of a CUDA graph write."""
+    return int(device.type == "cuda")
+
+
+class KVCache:
+    """The pages of every layer, and the spare one, taken once: of the model's dtype, on its device.
+
+    Whose each is, the caller says (PagePool). What stands in a page of nobody is never looked at.
+    """
+
+    def __init__(self, model, num_pages: int, page_size: int = PAGE_SIZE):
+        self.num_pages, self.page_size = num_pages, page_size
+        dtype, device = model.head_weight.dtype, model.head_weight.device
+        spare = spare_pages(device)
+        self.spare_page = num_pages if spare else None
+        self.k_LPGNK, self.v_LPGNK = empty_pages(
+            num_pages + spare, model.num_kv_heads, page_size, model.head_size, dtype, device, (model.num_layers,)
+        )
+        huge_pages.ask(self.k_LPGNK)  # the values lie in the same memory
+
+    def copy_pages(self, source: Sequence[int], target: Sequence[int]) -> None:
+        """Copy pages over others, in every layer: the half-filled last page of a prompt, once for each sample."""
+        for x in (self.k_LPGNK, self.v_LPGNK):
+            for old, new in zip(source, target, strict=True):
+                x[:, new].copy_(x[:, old])
+
+    def prefill(self, batch: PackedBatch, table_SB: Tensor) -> Attend:
+        """Attention for whole sequences: causal within the pack, keeping keys and values in each sequence's pages.
+
+        table_SB int32 [S, B]: position j of sequence s is slot j % N of page table_SB[s, j // N].
+        """
+        page_T = table_SB[batch.sequence_T, batch.positions_T // self.page_size].long()
+        slot_T = batch.positions_T % self.page_size
+
+        def attend(layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, slopes_H: Tensor | None) -> Tensor:
+            write_pages(k_TGK, v_TGK, self.k_LPGNK[layer], self.v_LPGNK[layer], page_T, slot_T)
+            return attention(q_THK, k_TGK, v_TGK, batch.cu_seqlens, batch.lengths, slopes_H)
+
+        return attend
+
+    def decode(
+        self,
+        table_SB: Tensor,
+        position_S: Tensor,
+        cu_groups: Tensor | None = None,
+        shared_R: Tensor | None = None,
+    ) -> Attend:
+        """Attention for one new token a row, at the given positions (integers [S]), over what its pages hold before it.
+
+        A row may be the next token of a sequence, or one of several tokens of a prompt: those have the same pages and
+        consecutive positions, and see each other because all rows are written before any is read. So decoding and
+        pieces of prompts can ride in one step. cu_groups and shared_R as in `attention_decode`: neighbouring rows whose
+        first shared_R positions (whole pages) are the same pages.
+        """
+        return self.decode_at(table_SB, *places(table_SB, position_S, self.page_size), cu_groups, shared_R)
+
+    def decode_at(
+        self,
+        table_SB: Tensor,
+        page_S: Tensor,
+        slot_S: Tensor,
+        length_S: Tensor,
+        cu_groups: Tensor | None,
+        shared_R: Tensor | None,
+    ) -> Attend:
+        """`decode` with the rows' `places` known."""
+
+        def attend(layer: int, q_SHK: Tensor, k_SGK: Tensor, v_SGK: Tensor, slopes_H: Tensor | None) -> Tensor:
+            k_PGNK, v_PGNK = self.k_LPGNK[layer], self.v_LPGNK[layer]
+            write_pages(k_SGK, v_SGK, k_PGNK, v_PGNK, page_S, slot_S)
+            return attention_decode(q_SHK, k_PGNK, v_PGNK, table_SB, length_S, slopes_H, None, cu_groups, shared_R)
+
+        return attend
+
+
+def places(table_SB: Tensor, position_S: Tensor, page_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(page_S int64, slot_S int64, length_S int32): where each row's token goes, and how much the row sees with it."""
+    page_S = table_SB.gather(1, (position_S // page_size).long()[:, None])[:, 0].long()
+    return page_S, position_S.long() % page_size, (position_S + 1).to(torch.int32)

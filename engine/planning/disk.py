@@ -1,0 +1,86 @@
+"""The disk that a run will take, by part, predicted before it starts, and refused where so much is not free."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import nn
+
+from engine.base.errors import UserError
+from engine.training.trunk import trunk_parameters
+
+STATE_BYTES = 12  # of a trained weight in a checkpoint: float32 master and AdamW's two moments
+NUMBER_BYTES = 45 + 75  # of a logged number: in metrics.jsonl, and as an event of TensorBoard
+NUMBERS = {"sft": 6, "reward": 7, "ppo": 40}  # logged in a step (PPO: an iteration), a few to spare
+TEXT_BYTES = 6  # of a token in samples.jsonl, roughly; scripts of three bytes a letter included
+SAMPLES = 4  # written of an iteration
+SCORE_BYTES = 12
+SPARE = 1.05  # file systems take more than is written into them
+
+
+def num_trained(model: nn.Module, split: int | None) -> int:
+    """How many weights are trained: all, or those of the layers from `split` on and the final norm."""
+    everything = sum(p.numel() for p in model.parameters())
+    if split is None:
+        return everything
+    frozen = {id(p): p.numel() for _, p in trunk_parameters(model, split)}
+    frozen[id(model.head_weight)] = model.head_weight.numel()
+    return everything - sum(frozen.values())
+
+
+def kept_tokens(lengths: Sequence[int], model: nn.Module, epochs: int, budget_gb: float) -> int:
+    """Of how many tokens the trunk's outputs are kept in a file: none in one epoch, else what fits the budget."""
+    row_bytes = model.hidden_size * next(model.parameters()).element_size()
+    return min(sum(lengths), int(budget_gb * 1e9 / row_bytes)) if epochs > 1 else 0
+
+
+def disk_parts(
+    stage: str,
+    model: nn.Module,
+    trained: int,
+    steps: int,
+    save_every: int,
+    keep: int,
+    rollouts: int = 0,
+    tokens: int = 0,
+    kept_tokens: int = 0,
+) -> dict[str, float]:
+    """Bytes by part, at most: `rollouts` an iteration of up to `tokens` each, `kept_tokens` of a trunk kept in a file.
+
+    A run without --save-every still writes one checkpoint when it is stopped; while one is written, the one it replaces
+    is there too.
+    """
+    weight_bytes = next(model.parameters()).element_size()
+    checkpoint = trained * STATE_BYTES + rollouts * tokens * (model.hidden_size * weight_bytes + 40)
+    samples = steps * (SAMPLES * tokens * TEXT_BYTES + rollouts * SCORE_BYTES)
+    return {
+        "checkpoints": checkpoint * (keep + 1 if save_every else 1),
+        "model": sum(p.numel() for p in model.parameters()) * weight_bytes,
+        "logs": steps * NUMBERS[stage] * NUMBER_BYTES + samples,
+        "trunk": kept_tokens * model.hidden_size * weight_bytes,
+    }
+
+
+def disk_line(parts: Mapping[str, float], run_path: Path) -> str:
+    """The prediction in words. UserError where less is free, what the run's folder holds already counted as free."""
+    needed = sum(parts.values()) * SPARE
+    place = next(p for p in (run_path.absolute(), *run_path.absolute().parents) if p.exists())
+    held = sum(p.stat().st_size for p in run_path.rglob("*") if p.is_file()) if run_path.is_dir() else 0
+    free = shutil.disk_usage(place).free
+    named = ", ".join(f"{name} {_size(size)}" for name, size in parts.items() if size)
+    if needed > free + held:
+        raise UserError(
+            f"the run may take {_size(needed)} ({named}), {_size(free + held)} are free at {place}: free some, lower "
+            "--keep or --trunk-cache, or choose another --output"
+        )
+    return f"up to {_size(needed)} ({named}); {_size(free)} free"
+
+
+def _size(num_bytes: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 999.5:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.3g} TB"

@@ -1,0 +1,266 @@
+"""What a stage takes before it is started: memory by part, floating-point operations and bytes by phase.
+
+Everything comes from the config: the model is built without memory, and the activations are counted by running the
+trained layers forward and backward on no device at all. Shapes: T tokens, D model, H heads, V vocabulary, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from engine.batch import PackedBatch
+from engine.generation.kv_cache import PAGE_SIZE, page_bytes, pages_for
+from engine.planning.memory_tracker import MemoryTracker
+from engine.training.modules import Top
+
+WORKSPACE = 64 << 20  # linear_logprob's, at most
+PREFILL_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is to be run. Sizes in tokens; a rank's share where there are several."""
+
+    stage: str  # sft, reward or ppo
+    dtype: torch.dtype
+    ranks: int
+    zero: int
+    offload: bool  # the optimizer's state in host memory
+    top_layers: int | None  # None: all
+    rollouts: int  # an iteration, all ranks together
+    slots: int  # of them in generation at once on a rank
+    prompt_tokens: int
+    new_tokens: int
+    tokens_per_microbatch: int
+    shared_trunk: bool  # of the reward model
+    separate_critic: bool
+    reward_offload: bool
+    trunk_cache_gb: float
+    ppo_epochs: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """Bytes on one device of one thing, while generating (or, outside of PPO, never) and while updating."""
+
+    name: str
+    rollout: float
+    update: float
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Operations and bytes of one phase of an iteration on one rank."""
+
+    name: str
+    flops: float
+    bytes: float
+
+    def seconds(self, flops_per_s: float, bytes_per_s: float) -> float:
+        """The longer of arithmetic and memory traffic: what cannot be beaten at the given rates."""
+        return max(self.flops / flops_per_s, self.bytes / bytes_per_s)
+
+
+class _Attention(torch.autograd.Function):
+    """Allocates what packed attention does: the output and, for the backward, q, k, v and the row's logsumexp."""
+
+    @staticmethod
+    def forward(ctx, q, k, v):
+        out, lse = torch.empty(q.shape, dtype=q.dtype, device=q.device), torch.empty(q.shape[:2], device=q.device)
+        ctx.save_for_backward(q, k, v, out, lse)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        q, k, v, _, _ = ctx.saved_tensors
+        return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+
+
+class _Head(torch.autograd.Function):
+    """Allocates what linear_logprob does for its rows, its bounded workspace aside."""
+
+    @staticmethod
+    def forward(ctx, h_AD):
+        ctx.save_for_backward(h_AD)
+        return torch.empty(h_AD.shape[0], device=h_AD.device)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return torch.empty(ctx.saved_tensors[0].shape, dtype=ctx.saved_tensors[0].dtype, device=grad.device)
+
+
+def _attend(_: int, q: Tensor, k: Tensor, v: Tensor, slopes_H: Tensor | None) -> Tensor:
+    return _Attention.apply(q, k, v)
+
+
+def _pack(tokens: int) -> PackedBatch:
+    """Tokens without values. _attend knows no bounds of sequences, and none is longer than a model serves."""
+    columns = (torch.empty(tokens, dtype=torch.int64, device="meta") for _ in range(2))
+    return PackedBatch(*columns, None, (1,) * tokens)
+
+
+@lru_cache(maxsize=64)  # the planner asks again and again for one microbatch beside other numbers of rollouts
+def activation_bytes(model: nn.Module, start: int, tokens: int, actions: int) -> int:
+    """The most that forward and backward of layers from `start` on hold for a microbatch, gradients of weights aside.
+
+    `model` is on the meta device in the dtype of the run.
+    """
+    device = torch.device("meta")
+    dtype = next(model.parameters()).dtype
+    top = Top(model, start)
+    batch = _pack(tokens)
+    for weight in top.parameters():
+        weight.requires_grad_(True)
+        weight.grad = torch.empty_like(weight)  # there already: what the backward adds is temporary
+    with MemoryTracker() as tracker:
+        trunk_TD = torch.empty(tokens, model.hidden_size, dtype=dtype, device=device)
+        h_TD = model.run_layers(list(top.layers.values()), trunk_TD, batch, _attend)
+        h_AD = top.final_norm(h_TD[torch.empty(actions, dtype=torch.int64, device=device)])
+        del h_TD
+        if start == 0:
+            trunk_TD.requires_grad_(True)
+        _Head.apply(h_AD).sum().backward()
+    for weight in top.parameters():
+        weight.grad = None
+    return tracker.peak
+
+
+@torch.no_grad()
+def forward_bytes(model: nn.Module, tokens: int) -> int:
+    """The most that one layer's forward holds in generation, where nothing is kept for a backward."""
+    device, batch = torch.device("meta"), _pack(tokens)
+    with MemoryTracker() as tracker:
+        h_TD = torch.empty(tokens, model.hidden_size, dtype=next(model.parameters()).dtype, device=device)
+        model.run_layers(model.layers[:1], h_TD, batch, _attend)
+    return tracker.peak
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers of weights of a model's parts."""
+
+    layer: int
+    layer_matrices: int
+    embedding: int
+    head: int
+    norm: int
+
+    @staticmethod
+    def of(model: nn.Module) -> Sizes:
+        layer = list(model.layers[0].parameters())
+        embedding = sum(p.numel() for n, p in model.named_parameters() if n.startswith("embedding"))
+        head = 0 if model.head is None else model.head.weight.numel()
+        norm = sum(p.numel() for p in model.final_norm.parameters())
+        matrices = sum(p.numel() for p in layer if p.ndim > 1)
+        return Sizes(sum(p.numel() for p in layer), matrices, embedding, head, norm)
+
+
+def memory(model: nn.Module, w: Workload) -> list[Part]:
+    """Bytes by part on one device."""
+    s, L, D, b = Sizes.of(model), model.num_layers, model.hidden_size, w.dtype.itemsize
+    top = L if w.top_layers is None else min(w.top_layers, L)
+    whole = w.stage == "sft" and w.top_layers is None or w.stage == "ppo" and w.top_layers is None
+    top_weights = top * s.layer + s.norm
+    trunk = 0 if whole else (L - top) * s.layer + s.embedding
+    trained = top_weights + (s.embedding + s.head if whole else 0) + (0 if w.stage == "sft" else D)
+    parts, sharded = [], w.zero == 3 and w.ranks > 1
+    own = 1 / w.ranks if sharded else 1  # share of what ZeRO-3 takes apart
+    if w.stage == "ppo":
+        head_in_trunk = 0 if s.head else s.embedding  # tied: read in every update, so it stays whole
+        parts.append(Part("trunk", trunk * b, (head_in_trunk + (trunk - head_in_trunk) * own) * b if trunk else 0))
+        if s.head and not whole:
+            parts.append(Part("LM head", s.head * b, s.head * b))
+        copy = trained * b if sharded else 0  # the model that generates keeps a top of its own
+        parts.append(Part("policy" if whole else "policy top", trained * b * own + copy, trained * b * own + copy))
+        reference = (trained if whole else top_weights) * b
+        parts.append(Part("reference" if whole else "reference top", reference, reference))
+        if w.shared_trunk and not whole:
+            parts.append(Part("reward top", (top_weights + D) * b, (top_weights + D) * b))
+        else:
+            reward = 0 if w.reward_offload else (L * s.layer + s.norm + s.embedding + D) * b
+            parts.append(Part("reward model", reward, reward))
+        if w.separate_critic:
+            critic = top_weights if not whole else L * s.layer + s.norm + s.embedding
+            trained += critic
+            parts.append(Part("critic", critic * b * own, critic * b * own))
+    else:
+        parts.append(Part("frozen layers", 0, (trunk + (0 if whole else s.head * (w.stage == "sft"))) * b))
+        parts.append(Part("trained weights", 0, trained * b * own))
+    state = (2 if w.dtype == torch.float32 else 3) * 4 * trained  # moments, and masters of bfloat16 weights
+    zero = max(w.zero, 0 if w.dtype == torch.float32 else 1)
+    state_here = 0 if w.offload else state / (w.ranks if zero >= 1 else 1)
+    parts.append(Part("optimizer", state_here if w.stage == "ppo" else 0, state_here))
+    summed_as_they_come = w.dtype == torch.float32 or w.zero == 0 and w.ranks == 1  # see master_weights.py
+    gradients = 4 * trained if summed_as_they_come else (4 + b) * trained
+    parts.append(Part("gradients", 0, gradients / (w.ranks if zero >= 2 else 1)))
+    first = 0 if whole else L - top
+    T = w.tokens_per_microbatch
+    activations = activation_bytes(model, first, T, T // 2 if w.stage == "ppo" else T)
+    if w.separate_critic and w.stage == "ppo":
+        activations *= 2
+    parts.append(Part("activations", 0, activations))
+    logits = T * model.vocab_size * 4
+    parts.append(Part("log-prob workspace", 0, 0 if w.stage == "reward" else min(WORKSPACE, logits)))
+    if w.stage == "ppo":
+        here = -(-w.rollouts // w.ranks)
+        length = w.prompt_tokens + w.new_tokens
+        flying = min(here, w.slots)
+        pages = flying * pages_for(length) + 1
+        parts.append(Part("cache of keys and values", pages * page_bytes(model, w.dtype), 0))
+        if not whole:
+            kept = here * length * D * b
+            on_device = kept if kept <= w.trunk_cache_gb * 1e9 else 0
+            parts.append(Part("trunk outputs", pages * PAGE_SIZE * D * b + on_device, on_device))
+        rows = min(PREFILL_TOKENS, here * w.prompt_tokens)
+        logits = flying * model.vocab_size * 4 * 2  # in float32, and what sampling makes of them
+        parts.append(Part("a step's activations or logits", max(forward_bytes(model, rows), logits), 0))
+    return parts
+
+
+def peaks(parts: Sequence[Part]) -> tuple[float, float]:
+    """Bytes at the rollout's and at the update's peak."""
+    return sum(p.rollout for p in parts), sum(p.update for p in parts)
+
+
+def phases(model: nn.Module, w: Workload) -> list[Phase]:
+    """Operations (2 a multiply-add) and bytes moved in each phase of an iteration or of an optimizer step, one rank."""
+    s, L, D, V, b = Sizes.of(model), model.num_layers, model.hidden_size, model.vocab_size, w.dtype.itemsize
+    top = L if w.top_layers is None else min(w.top_layers, L)
+    here, length = -(-w.rollouts // w.ranks), w.prompt_tokens + w.new_tokens
+    width = model.num_heads * model.head_size
+    tokens, new = here * length, here * w.new_tokens
+
+    def layers(count: int, n_tokens: int, context: float) -> float:
+        """Forward of so many layers: matrices, and scores and sums over `context` earlier positions."""
+        return count * n_tokens * (2 * s.layer_matrices + 4 * width * context)
+
+    head = 2 * V * D
+    if w.stage != "ppo":
+        trained = layers(top, tokens, length / 2)
+        frozen = layers(L - top, tokens, length / 2)
+        heads = head * tokens * (4 if w.top_layers is None else 3) if w.stage == "sft" else 0
+        weights = (L * s.layer + s.embedding) * b
+        return [Phase("forward and backward", frozen + 3 * trained + heads, 3 * weights)]
+    weights = (L * s.layer + V * D) * b
+    cache = page_bytes(model, w.dtype) / PAGE_SIZE
+    rounds = max(1.0, here / w.slots)
+    decode_bytes = w.new_tokens * (rounds * weights + here * (w.prompt_tokens + w.new_tokens / 2) * cache)
+    decode = layers(L, new, w.prompt_tokens + w.new_tokens / 2) + head * new
+    reward = layers(top if w.shared_trunk else L, tokens, length / 2)
+    bodies = 2 + w.separate_critic
+    scoring = bodies * layers(top, tokens, length / 2) + 2 * head * new + reward
+    trained = (1 + w.separate_critic) * layers(top, tokens, length / 2)
+    update = w.ppo_epochs * (3 * trained + 3 * head * new)
+    top_bytes = (top * s.layer + V * D) * b
+    passes = -(-tokens // w.tokens_per_microbatch)
+    return [
+        Phase("prefill", layers(L, here * w.prompt_tokens, w.prompt_tokens / 2), weights),
+        Phase("decode", decode, decode_bytes),
+        Phase("scoring", scoring, passes * (bodies * top_bytes + (top_bytes if w.shared_trunk else weights))),
+        Phase("update", update, w.ppo_epochs * passes * 3 * top_bytes),
+    ]

@@ -1,0 +1,106 @@
+"""What travels with an exported model beside its weights: a card for people, and generation settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.base.errors import UserError
+from engine.base.languages import LANGUAGES
+
+STAGES = {"sft": "supervised fine-tuning", "reward": "a reward model", "ppo": "PPO against a reward model"}
+# Settings that a reader of a card asks for; the run's config.json has them all.
+_SHOWN = (
+    *("preset", "lr", "batch_size", "epochs", "max_steps", "max_length", "template", "loss_on", "top_layers"),
+    *("trained_layers", "kl_coef", "kl_controller", "ppo_epochs", "max_new_tokens", "temperature", "seed", "dtype"),
+)
+
+
+def write_card(
+    model_dir: Path,
+    stage: str,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    result: Mapping[str, Any],
+    tokenizer: Any,
+    eos_ids: Sequence[int],
+) -> None:
+    """Write README.md, and generation_config.json unless it is a reward model's folder.
+
+    `inputs` says what was read (model, data, reward), `result` what the run found.
+    """
+    try:
+        (model_dir / "README.md").write_text(card(stage, settings, inputs, result), encoding="utf-8")
+        if stage != "reward":
+            text = json.dumps(generation_config(settings, tokenizer, eos_ids), indent=2) + "\n"
+            (model_dir / "generation_config.json").write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{model_dir} cannot be written ({error.strerror}): see to its permissions") from error
+
+
+def generation_config(settings: Mapping[str, Any], tokenizer: Any, eos_ids: Sequence[int]) -> dict[str, Any]:
+    """transformers' generation_config.json: sampling as the run sampled, responses as long as it allowed.
+
+    Every token that ended a response in the run does so again.
+    """
+    config = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": eos_ids[0] if len(eos_ids) == 1 else list(eos_ids),
+        "pad_token_id": tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        "max_new_tokens": settings.get("max_new_tokens", 256),
+    }
+    if (temperature := settings.get("temperature", 0)) > 0:
+        config |= {
+            "do_sample": True,
+            "temperature": temperature,
+            "top_p": settings["top_p"],
+            "top_k": settings["top_k"],
+        }
+    return {name: value for name, value in config.items() if value is not None}
+
+
+def card(stage: str, settings: Mapping[str, Any], inputs: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+    """The card in Markdown, with the metadata block that the Hugging Face hub reads."""
+    code = settings["lang"]
+    name = LANGUAGES[code].name if code in LANGUAGES else code
+    tags = ["rlhf", stage]
+    kind = "text-classification" if stage == "reward" else "text-generation"
+    head = ["---", f"language: {json.dumps([code])}", "library_name: transformers", f"pipeline_tag: {kind}"]
+    head += [f"tags: {json.dumps(tags)}", "---", ""]
+    lines = [f"# {name}: {STAGES[stage]}", "", "## How it was made", ""]
+    lines += [f"- {what}: {_code(value)}" for what, value in inputs.items() if value is not None]
+    lines += ["", "| setting | value |", "|---|---|"]
+    lines += [f"| {key} | {_code(settings[key])} |" for key in _SHOWN if settings.get(key) is not None]
+    lines += ["", "## Scores", "", "| measured | value |", "|---|---|"]
+    lines += [f"| {key.replace('_', ' ')} | {value:.4g} |" for key, value in result.items() if _is_number(value)]
+    lines += ["", "These are this run's own measurements on its own data, not a benchmark.", ""]
+    return "\n".join([*head, *lines, *_use(stage, name)])
+
+
+def _use(stage: str, name: str) -> list[str]:
+    if stage == "reward":
+        use = [
+            f"Scoring responses to instructions in {name}: one number for a prompt with its response, higher is",
+            "better, comparable between responses to the same prompt. `AutoModelForSequenceClassification` loads it.",
+        ]
+        limits = ["It prefers what its rankings preferred, their mistakes included, and can be fooled by a policy."]
+    else:
+        use = [
+            f'Following single instructions in {name}, for research. `pipeline("text-generation")` loads it and',
+            "renders chats in the prompt format it was trained with; it was not trained on earlier turns of a chat.",
+        ]
+        limits = ["Answers can be wrong, invented or harmful. Nobody has tested it for safety."]
+    limits += ["Other languages, and prompts longer than `max_length` tokens, are outside what it was trained on."]
+    limits += ["The licences and faults of its base model and of its data carry over to it."]
+    return ["## Intended use", "", *use, "", "## Limits", "", *(f"- {line}" for line in limits), ""]
+
+
+def _code(value: object) -> str:
+    """In backticks, on one line and with no bar that would end a cell."""
+    return f"`{' '.join(str(value).split()).replace('`', chr(39)).replace('|', '/')}`"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

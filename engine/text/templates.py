@@ -1,0 +1,142 @@
+"""Prompt templates: how an instruction and its input become the text that a response follows.
+
+`alpaca` is the format of Stanford Alpaca (Taori et al. 2023, github.com/tatsu-lab/stanford_alpaca). Its preambles and
+headings are kept to the letter, because published models, Okapi's among them, were trained on them. Alpaca's prompt
+stops at "### Response:"; the line break before the response is put at the end of the prompt here, as most of its
+descendants do, so that a response is exactly the text that a user reads.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from engine.base.errors import UserError
+from engine.base.strict_json import reason_of
+
+TEMPLATE_CHARACTERS = 100_000
+CHAT = "chat"  # the name of a model's own chat template, see engine/text/chat_template.py
+RECORD = "prompt_template"  # the key of tokenizer_config.json under which an exported model keeps its template
+TEMPLATE_HELP = (
+    "prompt template: alpaca, plain, chat (the model's chat template), or a file; where none is given, the one that "
+    "the model was trained with, else its chat template, else alpaca"
+)
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+_SEPARATOR = re.compile(r"^---[ \t]*(?:\r?\n|$)", re.MULTILINE)
+
+
+class Piece(NamedTuple):
+    """Part of a prompt: a template's own text, where special tokens are tokens, or a record's, which is only text."""
+
+    text: str
+    is_own: bool
+
+
+@dataclass(frozen=True)
+class Template:
+    """Two forms of a prompt: for an instruction with an input, and for one alone."""
+
+    with_input: str
+    without_input: str
+    name: str = field(default="", compare=False)
+
+    def pieces(self, instruction: str, input: str = "") -> list[Piece]:
+        """The prompt, ending where the response begins. A blank input takes the form without one."""
+        form = self.with_input if input.strip() else self.without_input
+        return list(_filled(form, {"instruction": instruction, "input": input}))
+
+    def format(self, instruction: str, input: str = "") -> str:
+        """The prompt as text."""
+        return "".join(piece.text for piece in self.pieces(instruction, input))
+
+    def record(self) -> dict[str, str]:
+        """What an exported model keeps of it."""
+        return {"name": self.name, "with_input": self.with_input, "without_input": self.without_input}
+
+
+def _filled(form: str, values: dict[str, str]) -> Iterator[Piece]:
+    """The form's pieces, in one pass over the form: braces inside the record's own text are text."""
+    end = 0
+    for match in _PLACEHOLDER.finditer(form):
+        yield Piece(form[end : match.start()], is_own=True)
+        yield Piece(values[match[1]], is_own=False)
+        end = match.end()
+    yield Piece(form[end:], is_own=True)
+
+
+TEMPLATES = {
+    "alpaca": Template(
+        "Below is an instruction that describes a task, paired with an input that provides further context. "
+        "Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n",
+        "Below is an instruction that describes a task. "
+        "Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\n{instruction}\n\n### Response:\n",
+        "alpaca",
+    ),
+    # For small models: no tokens spent on a preamble that they must first learn to ignore.
+    "plain": Template("{instruction}\n{input}\n=> ", "{instruction}\n=> ", "plain"),
+}
+
+
+def load_template(name: str | os.PathLike[str]) -> Template:
+    """A template by name ("alpaca", "plain") or from a UTF-8 text file.
+
+    The file holds {instruction} and {input}, each once. A line `---` may divide it into two forms: above it the form
+    with an input, below it the form without; a file with one form uses it for both. The line break before `---` and
+    the one at the end of the file belong to neither form: leave an empty line to end a prompt with a line break.
+    Special tokens are written by their names: <|im_start|>.
+    UserError where neither a name nor a file fits, or a placeholder is missing, repeated or unknown.
+    """
+    if name in TEMPLATES:
+        return TEMPLATES[name]
+    path = Path(name)
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            text = file.read(TEMPLATE_CHARACTERS + 1)
+    except UnicodeDecodeError as error:
+        raise UserError(f"template {path} is not UTF-8 (byte {error.start}): save the file as UTF-8") from None
+    except (OSError, ValueError) as error:
+        near = difflib.get_close_matches(str(name), [*TEMPLATES, CHAT], n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UserError(
+            f"template {str(name)!r} is no template and no readable file ({reason_of(error)}): {hint}"
+            f"use {', '.join(TEMPLATES)}, {CHAT} or the path of a text file"
+        ) from None
+    if len(text) > TEMPLATE_CHARACTERS:
+        raise UserError(f"template {path} has more than {TEMPLATE_CHARACTERS:,} characters: name the right file")
+    forms = [form.removesuffix("\n") for form in _SEPARATOR.split(text)]
+    if len(forms) > 2:
+        raise UserError(f"template {path} has {len(forms) - 1} lines '---': keep one, between its two forms")
+    _check_form(path, forms[0], ("instruction", "input"))
+    if len(forms) == 2:
+        _check_form(path, forms[1], ("instruction",))
+    return Template(forms[0], forms[-1], path.name)
+
+
+def recorded_template(record: Mapping[str, Any], file: Path) -> Template:
+    """A template from what Template.record gave, read from a file. UserError for anything else."""
+    name, *forms = (record.get(key) for key in ("name", "with_input", "without_input"))
+    if not (isinstance(name, str) and all(isinstance(form, str) for form in forms)):
+        raise UserError(f"{file}: {RECORD!r} is no template with a name and two forms: take it out, or fetch it again")
+    _check_form(file, forms[0], ("instruction", "input"))
+    if forms[1] != forms[0]:
+        _check_form(file, forms[1], ("instruction",))
+    return Template(*forms, name)
+
+
+def _check_form(path: Path, form: str, wanted: tuple[str, ...]) -> None:
+    which = "with an input" if "input" in wanted else "without an input"
+    found = _PLACEHOLDER.findall(form)
+    for name in found:
+        if name not in wanted:
+            allowed = " and ".join(f"{{{n}}}" for n in wanted)
+            raise UserError(f"template {path}: {{{name}}} in the form {which} is not filled: use only {allowed}")
+    for name in wanted:
+        if (count := found.count(name)) != 1:
+            raise UserError(f"template {path}: {{{name}}} stands {count} times in the form {which}: write it once")

@@ -1,0 +1,219 @@
+"""Tokenizers: loading one that a run can rely on, training small ones, and the border between prompt and response.
+
+A prompt and its response are tokenised apart and their ids laid end to end, in training as in generation: no token
+spans the border, so a response's ids do not depend on its prompt. A response continues a text, so it carries no dummy
+prefix (the blank that SentencePiece puts before a text) and none is taken from it when it is decoded.
+
+A record's text is text: "</s>" written in it is encoded by its characters, never as the end-of-sequence token. Special
+tokens that a template writes are tokens.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
+
+from engine.base.errors import UserError
+from engine.text.byte_fallback import decode_tokens
+from engine.text.codec import codec_of
+from engine.text.templates import Piece
+from engine.text.tokenizer_files import read_tokenizer_files, refusing
+
+UNK, BOS, EOS, PAD = "<unk>", "<s>", "</s>", "<pad>"
+# As BLOOM splits a text before merging: a word with the blank before it, cut at white space and at punctuation. The
+# stops of Chinese, Arabic and Devanagari count as punctuation, or whole Hindi sentences would end in a merged danda.
+_WORDS = r" ?[^\s.,!?…。，、।۔،]+"
+_BYTES = 256
+
+
+def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
+    """The tokenizer in a model's directory, from local files alone and running no code that lies there.
+
+    It is backed by the tokenizers library and has an eos id. UserError otherwise.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UserError(f"tokenizer {folder} is not a directory: give the folder that holds tokenizer.json")
+    settings, backend = read_tokenizer_files(folder)
+    with refusing(folder):
+        if backend or not (folder / "tokenizer.model").is_file():
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+        else:
+            tokenizer = _load_sentencepiece(folder, settings)
+        if tokenizer.is_fast:
+            codec_of(tokenizer)  # made now, so that what no text can be encoded with is refused here
+    if not tokenizer.is_fast:
+        raise UserError(f"the tokenizer in {folder} has no tokenizer.json form: convert it with transformers first")
+    if not tokenizer.eos_token or tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer in {folder} has no eos token: set 'eos_token' in its tokenizer_config.json")
+    return tokenizer
+
+
+def _load_sentencepiece(folder: Path, settings: dict[str, Any]) -> PreTrainedTokenizerFast:
+    """A directory with a SentencePiece model alone: LLaMA's conventions hold where tokenizer_config.json says nothing.
+
+    transformers 5.23 would then assume neither BOS nor, without a tokenizer_class, the dummy prefix.
+    """
+    family = AutoTokenizer if "tokenizer_class" in settings else LlamaTokenizer
+    return family.from_pretrained(str(folder), add_bos_token=settings.get("add_bos_token", True))
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerFast, prompt: str | Sequence[Piece], first: bool = True) -> list[int]:
+    """Token ids of a prompt: a text, which is a record's throughout, or a template's pieces.
+
+    BOS stands first if the tokenizer's own convention says so (LLaMA's does, BLOOM's does not), and once where the
+    template writes it too; without `first` only where the template writes it.
+    """
+    codec = codec_of(tokenizer)
+    ids = codec.encode_prompt([Piece(prompt, is_own=False)] if isinstance(prompt, str) else prompt)
+    has_bos = ids[: len(codec.bos)] == [*codec.bos]
+    return ids if has_bos or not first else [*codec.bos, *ids]
+
+
+def encode_rendered(tokenizer: PreTrainedTokenizerFast, pieces: Sequence[Piece]) -> list[int]:
+    """Token ids of a chat that a chat template has rendered, as transformers encodes it: it writes its own BOS."""
+    return codec_of(tokenizer).encode_start(pieces)
+
+
+def encode_response(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    """Token ids of a response, to be laid behind a prompt's: no BOS, no dummy prefix, EOS last."""
+    return [*codec_of(tokenizer).middle.encode(text).ids, tokenizer.eos_token_id]
+
+
+def decode(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
+    """The text of a response: up to the first EOS, without special tokens. Bytes that are no UTF-8 become U+FFFD.
+
+    The inverse of encode_response, with one exception: SentencePiece writes a blank as U+2581, so that character comes
+    back as a blank.
+    """
+    ids = list(ids)
+    if tokenizer.eos_token_id in ids:
+        ids = ids[: ids.index(tokenizer.eos_token_id)]
+    return decode_tokens(codec_of(tokenizer).middle, ids)
+
+
+def check_vocab(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> None:
+    """UserError if the tokenizer can give an id for which a model of this vocabulary has no embedding."""
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= vocab_size:
+        raise UserError(
+            f"the tokenizer {tokenizer.name_or_path!r} gives ids up to {highest}, but the model's embedding has "
+            f"{vocab_size} rows: use the tokenizer that was saved with the model"
+        )
+
+
+def train_byte_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of BLOOM's shape: <unk>, <s>, </s>, <pad> are ids 0 to 3, then 256 bytes, then merges.
+
+    Every text can be encoded; no BOS is added. UserError if the texts do not hold vocab_size different tokens (a merge
+    must be seen twice), naming the largest size they allow. save_pretrained writes it.
+    """
+    specials = [UNK, BOS, EOS, PAD]
+    smallest = len(specials) + _BYTES
+    if vocab_size < smallest:
+        raise UserError(f"--vocab-size {vocab_size} is below {smallest}, the special tokens and the bytes: raise it")
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=specials,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    if (reached := backend.get_vocab_size()) < vocab_size:
+        raise _too_large(vocab_size, reached)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        unk_token=UNK,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> LlamaTokenizer:
+    """A SentencePiece BPE with byte fallback, as LLaMA's: <unk>, <s>, </s> are ids 0 to 2, then 256 bytes, then pieces.
+
+    Every text can be encoded; BOS is added. Equal texts give equal tokenizers. UserError if vocab_size is too small for
+    the characters of the texts or larger than they allow, naming the limit. save_pretrained writes it.
+    """
+    processor = sentencepiece.SentencePieceProcessor(model_proto=train_sentencepiece_model(texts, vocab_size))
+    vocab = {processor.id_to_piece(i): i for i in range(processor.get_piece_size())}
+    return LlamaTokenizer(vocab=vocab, merges=_merges(vocab), add_bos_token=True, add_eos_token=False)
+
+
+def train_sentencepiece_model(texts: Iterable[str], vocab_size: int) -> bytes:
+    """The model that train_sentencepiece converts, as the sentencepiece library's own file."""
+    # SentencePiece trains on lines; a line break itself is encoded by its byte. A list, because an error raised by the
+    # caller's iterator inside sentencepiece would come back as a RuntimeError.
+    lines = [line for text in texts for line in text.split("\n") if line]
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            byte_fallback=True,
+            split_digits=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            character_coverage=0.99995,
+            # Beyond this a line is left out without a word.
+            max_sentence_length=2**30,
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            pad_id=-1,
+            num_threads=1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        if (mistake := _users_mistake(vocab_size, str(error))) is None:
+            raise
+        raise mistake from None
+    return model.getvalue()
+
+
+def _users_mistake(vocab_size: int, reason: str) -> UserError | None:
+    """What sentencepiece says in its source's words, in the user's."""
+    if limit := re.search(r"Vocabulary size too high .* value <= (\d+)", reason):
+        return _too_large(vocab_size, int(limit[1]))
+    if limit := re.search(r"smaller than required_chars\. \d+ vs (\d+)", reason):
+        return UserError(f"--vocab-size {vocab_size} is below {limit[1]}, the text's bytes and characters: raise it")
+    if "!sentences_.empty()" in reason:
+        return UserError("there is no text to train a tokenizer on: give files that hold text")
+    return None
+
+
+def _too_large(wanted: int, largest: int) -> UserError:
+    return UserError(f"--vocab-size {wanted} is more than the text allows: give more text, or at most {largest}")
+
+
+def _merges(vocab: dict[str, int]) -> list[tuple[str, str]]:
+    """Every way to join two pieces into a third, in the order in which SentencePiece prefers the results."""
+    return [
+        (piece[:cut], piece[cut:])
+        for piece in sorted(vocab, key=vocab.__getitem__)
+        for cut in range(1, len(piece))
+        if piece[:cut] in vocab and piece[cut:] in vocab
+    ]

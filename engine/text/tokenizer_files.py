@@ -1,0 +1,113 @@
+"""The files of a tokenizer before a library is given them: what is there, how large it is, and what is refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from engine.base.errors import UserError
+from engine.base.strict_json import read_object, reason_of, shown_size
+from engine.models.config_rules import SIZES, refuse_code
+
+TOKENIZER_BYTES = 256 * 2**20  # the largest published ones have a tenth of it
+MOST_GROWTH = 100
+FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_SUFFIXES = (".json", ".model", ".jinja", ".txt")
+# Settings by which transformers would take a tokenizer from elsewhere than the folder's own files.
+_OTHER_FILES = ("gguf_file", "fast_tokenizer_files", "merges_file", "spm_file")
+_LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError, IndexError, RuntimeError)
+
+
+def read_tokenizer_files(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """tokenizer_config.json and tokenizer.json, each empty where it is not there.
+
+    UserError for a folder without a tokenizer, a file above TOKENIZER_BYTES, bad JSON, and settings that name code or
+    other files.
+    """
+    if not any((folder / name).is_file() for name in FILES):
+        raise UserError(f"{folder} holds no tokenizer ({', '.join(FILES)}): copy the model's own into it")
+    _check_sizes(folder)
+    settings, backend = (_read(folder / name) for name in ("tokenizer_config.json", "tokenizer.json"))
+    _check_settings(settings, folder / "tokenizer_config.json")
+    if (folder / "tokenizer.json").is_file() and not isinstance(backend.get("model"), dict):
+        raise UserError(f"{folder / 'tokenizer.json'} has no field 'model': it is no tokenizer file; fetch it again")
+    _check_ids(backend, folder / "tokenizer.json")
+    for part in ("normalizer", "pre_tokenizer", "decoder"):
+        if _growth(backend.get(part)) > MOST_GROWTH:
+            raise UserError(
+                f"{folder / 'tokenizer.json'}: its {part} could make a text more than {MOST_GROWTH} times longer: "
+                "it is no tokenizer's; fetch it again"
+            )
+    return settings, backend
+
+
+@contextmanager
+def refusing(folder: Path) -> Iterator[None]:
+    """What the libraries raise for files that are no tokenizer, as a UserError.
+
+    The tokenizers library is in Rust: it raises plain Exceptions, and where it gives up on itself a PanicException,
+    which is no Exception at all.
+    """
+    try:
+        yield
+    except BaseException as error:
+        is_rust = type(error) is Exception or type(error).__name__ == "PanicException"
+        if not is_rust and not isinstance(error, _LOAD_ERRORS):
+            raise
+        raise UserError(
+            f"the tokenizer in {folder} cannot be loaded ({reason_of(error)}): fetch its files again"
+        ) from error
+
+
+def _check_sizes(folder: Path) -> None:
+    """UserError for a file of a tokenizer that is larger than any tokenizer needs."""
+    for path in sorted(folder.iterdir()):
+        size_bytes = path.stat().st_size if path.is_file() else 0
+        if path.suffix in _SUFFIXES and size_bytes > TOKENIZER_BYTES:
+            limit = shown_size(TOKENIZER_BYTES)
+            raise UserError(f"{path} has {size_bytes:,} bytes, the limit for a tokenizer is {limit}: fetch it again")
+
+
+def _check_settings(settings: Mapping[str, Any], file: Path) -> None:
+    """UserError for a tokenizer_config.json with code of its own, or that names files to read or write by."""
+    refuse_code(settings, file)
+    for name in _OTHER_FILES:
+        if settings.get(name):
+            raise UserError(f"{file} names other files to load ({name}): take that out")
+    templates = settings.get("chat_template")
+    names = [entry.get("name") for entry in templates if isinstance(entry, dict)] if isinstance(templates, list) else []
+    # Saving the tokenizer makes a file of each name.
+    if odd := [name for name in names if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*", name)]:
+        raise UserError(f"{file} has a chat template called {odd[0]!r:.60}: give it a name of letters and digits")
+
+
+def _check_ids(backend: Mapping[str, Any], file: Path) -> None:
+    """UserError for a token id beyond any vocabulary: the library would make room for all the ids below it."""
+    vocab, added = backend.get("model", {}).get("vocab"), backend.get("added_tokens")
+    ids = list(vocab.values()) if isinstance(vocab, dict) else []
+    ids += [token.get("id") for token in added if isinstance(token, dict)] if isinstance(added, list) else []
+    if odd := [i for i in ids if isinstance(i, int) and i >= SIZES["vocab_size"]]:
+        raise UserError(f"{file} has the token id {odd[0]!r:.60}, the limit is {SIZES['vocab_size']:,}: fetch it again")
+
+
+def _growth(part: Any) -> int:
+    """How many times longer the steps of a part can make a text, one after the other; more than enough is enough.
+
+    ByteLevel writes up to two characters for one, Replace as many as it likes: forty of either fill any memory.
+    """
+    if isinstance(part, dict):
+        content = part.get("content") if part.get("type") == "Replace" else ""
+        factor = 2 if part.get("type") == "ByteLevel" else max(1, len(content)) if isinstance(content, str) else 1
+        children = part.values()
+    else:
+        factor, children = 1, part if isinstance(part, list) else ()
+    for child in children:
+        factor = min(factor * _growth(child), MOST_GROWTH + 1)
+    return factor
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return read_object(path, "fetch it again", TOKENIZER_BYTES) if path.is_file() else {}

@@ -1,0 +1,1 @@
+"""The three trainers, and what they step with."""

@@ -1,0 +1,296 @@
+"""When a run is saved and how it is taken up again: every so many optimizer steps, on SIGTERM and SIGINT, exactly."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from engine.base.errors import UserError
+from engine.cli.console import Console
+from engine.cli.interrupt import Interrupt
+from engine.distributed.world import World
+from engine.models.config_rules import computed_from
+from engine.objectives.experience import Experience
+from engine.run.checkpoint_files import ROLLOUT, TRAINED, Checkpoint, check_room, name_of, newest_whole, write, written
+from engine.run.folder import Run, differences
+from engine.settings import RunSettings
+from engine.training.zero import ZeroStep
+
+T = TypeVar("T")
+FAILED = 1000  # above every signal's number: the last checkpoint could not be written
+
+
+class _Told(BaseException):
+    """A signal has come while something long was done that need not be finished."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Where a run goes on: the optimizer steps done, what the trainer gave beside the weights, this rank's rollouts."""
+
+    step: int
+    trainer: dict[str, Any]
+    experience: Experience | None
+
+
+class Checkpoints:
+    """Saves a trainer's weights and optimizer (through `zero`) and whatever else it names, and puts them back.
+
+    Tensors are copied to the host, then a thread of the first rank writes them while training goes on. There is no
+    state of random generators: every stream is derived from the seed and from where it is used. Use as a context
+    around the training loop: inside, SIGTERM and SIGINT wait for the next step, are saved and end the process with
+    128 + signal (a second SIGINT ends it at once). `finishing` is the context of what follows the loop. All ranks make
+    each call together.
+    """
+
+    def __init__(
+        self,
+        zero: ZeroStep,
+        run: Run,
+        settings: RunSettings,
+        world: World,
+        console: Console,
+        identity: Mapping[str, Any],
+    ):
+        self.zero, self.run, self.settings, self.world, self.console = zero, run, settings, world, console
+        self.identity = {**identity, "dtype": str(next(iter(zero.trained.values())).dtype).removeprefix("torch.")}
+        self.folder = run.path / "checkpoints"
+        self._saved_step: int | None = None
+        self._last: tuple[int, Any] = (0, {})  # the newest step that could be saved, and what the trainer gave
+        self._interrupt = Interrupt("the run is saved at the next step, then it stops" if world.is_first else "")
+        self._pool: ThreadPoolExecutor | None = None
+        self._writing: Future[None] | None = None
+
+    def restore(self, share: Callable[[int, Mapping[str, Any]], Sequence[int]] | None = None) -> Saved | None:
+        """Put the newest whole checkpoint back, if --resume asks for it; None where the run begins.
+
+        Checkpoints that are not whole are named. `share(rank, trainer state)` are the ids of the rollouts in use that a
+        rank takes. UserError where checkpoints exist and none is whole, or of other settings, model or data.
+        """
+        if not self.settings.resume:
+            return None
+        found, rejected, mistake = None, [], None
+        if self.world.is_first:
+            found, rejected = newest_whole(self.folder, self.run.why_cut)
+            mistake = self._why_not(found, rejected)
+        state, mistake = self.world.gather((found and found.state, mistake))[0]
+        if mistake:
+            raise UserError(mistake)
+        for line in rejected:
+            self.console.say(f"rejected {line}")
+        if state is None:
+            self.console.say(f"{self.folder} holds no checkpoint: the run starts from the beginning")
+            self.run.cut_back({}, 0.0)
+            return None
+        self._say_what_differs(state)
+        with found.open(TRAINED) if found else nullcontext() as handle:
+            shapes = {k: tuple(handle.get_slice(k).get_shape()) for k in handle.keys()} if found else None  # noqa: SIM118
+            self.zero.put_back(self.world.gather(shapes)[0], handle.get_tensor if found else lambda name: None)
+        self.run.cut_back(state["files"], state["seconds"])
+        self._saved_step = state["step"]
+        self._last = state["step"], state["trainer"]
+        return Saved(state["step"], state["trainer"], self._dealt(found, state, share))
+
+    def after_step(
+        self,
+        step: int,
+        trainer: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
+        experience: Experience | None = None,
+        last: bool = False,
+    ) -> None:
+        """Save if `step` optimizer steps make it due, it is the `last`, or a signal has come; after a signal, exit.
+
+        `trainer`, or what calling it returns, goes through JSON. `experience` are this rank's rollouts.
+        """
+        every, self._last = self.settings.save_every, (step, trainer)
+        code = self.world.max(FAILED if self._has_failed() else self._interrupt.signal)
+        if code == FAILED:
+            self._wait()
+        if step == 0:
+            if code:
+                self.console.say(f"{signal.Signals(code).name}: no step was taken yet, there is nothing to save")
+                raise SystemExit(128 + code)
+            return
+        if code or (every and (last or step % every == 0)):
+            self._save(step, trainer, experience)
+        if code:
+            self._wait()
+            self.console.say(
+                f"{signal.Signals(code).name}: saved {self.folder / name_of(step)}, --resume continues there"
+            )
+            raise SystemExit(128 + code)
+
+    def save(self, step: int, trainer: Any, experience: Experience | None = None) -> Path | None:
+        """Save now, arguments as in `after_step`, and wait for the disk. Where to; None where no step was taken yet."""
+        if step:
+            self._save(step, trainer, experience)
+            self._wait()
+        return self.folder / name_of(step) if step else None
+
+    def unless_told(self, work: Callable[[], T], step: int, trainer: Callable[[], Mapping[str, Any]]) -> T:
+        """What `work()` returns, or, if a signal came meanwhile on any rank, save what was there before it and exit.
+
+        For what is long and changes nothing that is saved. It ends early where it calls `raise_if_told`.
+        """
+        try:
+            done = work()
+        except _Told:
+            done = None
+        self.after_step(step, trainer)
+        return done
+
+    def raise_if_told(self) -> None:
+        """Leave the `work` of `unless_told` if a signal has come to this rank."""
+        if self._interrupt.signal:
+            raise _Told
+
+    @contextmanager
+    def finishing(self) -> Iterator[None]:
+        """Around all that follows the last step, which --resume does again: signals wait for the end of a `part`."""
+        with self._interrupt:
+            yield
+            self.after_step(*self._last)
+
+    def part(self, work: Callable[[], T]) -> T:
+        """What `work()` returns, a part of `finishing`: as `unless_told`."""
+        return self.unless_told(work, *self._last)
+
+    def __enter__(self) -> Checkpoints:
+        if self.settings.save_every:
+            self._together(self._check_room)
+        self._interrupt.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        try:
+            if kind is None:
+                self.after_step(*self._last)  # a signal may have come since
+                self._wait()
+        finally:
+            if self._pool is not None:
+                self._pool.shutdown()
+                self._pool = None
+            self._interrupt.__exit__(kind, error, at)
+
+    def _save(self, step: int, trainer: Any, experience: Experience | None) -> None:
+        if step == self._saved_step:
+            return
+        self._wait()
+        state = {"trainer": dict(trainer() if callable(trainer) else trainer), "step": step}
+        files = {TRAINED: self.zero.keep()}
+        if self.world.max(experience is not None):
+            parts = self.world.collect(experience.tensors())
+            if self.world.is_first:
+                whole = Experience.concat([Experience.of_tensors(part, "cpu") for part in parts])
+                files[ROLLOUT] = whole.tensors()
+        self._saved_step = step
+        if self.world.is_first:
+            state |= {"ranks": self.world.size, "zero_stage": self.zero.stage, "identity": self.identity}
+            state |= self.run.position()
+            self._pool = self._pool or ThreadPoolExecutor(1, "checkpoint")
+            self._writing = self._pool.submit(
+                write, self.folder, step, state, files, self.settings.keep, self.run.cut_files
+            )
+
+    def _has_failed(self) -> bool:
+        return self._writing is not None and self._writing.done() and self._writing.exception() is not None
+
+    def _wait(self) -> None:
+        """Until the checkpoint under way is on the disk. Raises on every rank what went wrong with it."""
+
+        def finish() -> None:
+            if self._writing is not None:
+                self._writing.result()
+
+        self._together(finish)
+
+    def _together(self, action: Callable[[], None]) -> None:
+        """Do it on the first rank. A UserError is raised on all."""
+        mistake = None
+        if self.world.is_first:
+            try:
+                action()
+            except UserError as error:
+                mistake = str(error)
+        if mistake := self.world.gather(mistake)[0]:
+            raise UserError(mistake)
+
+    def _check_room(self) -> None:
+        # The new one is whole before the oldest goes.
+        missing = max(1, self.settings.keep + 1 - len(written(self.folder)))
+        check_room(self.run.path, missing * self.zero.kept_bytes, f"--save-every with --keep {self.settings.keep}")
+
+    def _why_not(self, found: Checkpoint | None, rejected: Sequence[str]) -> str | None:
+        if found is None:
+            if not rejected:
+                return None
+            return f"no checkpoint in {self.folder} is whole ({'; '.join(rejected)}): --overwrite starts the run anew"
+        before = {**found.state["settings"], **found.state["identity"]}
+        changed = differences(before, {**self.run.settings, **self.identity})
+        if not changed or self.settings.override:
+            return None
+        return (
+            f"{found.path} was made with other settings ({'; '.join(changed)}): give the same, "
+            "or --override to go on with these"
+        )
+
+    def _say_what_differs(self, state: Mapping[str, Any]) -> None:
+        now = {**self.run.settings, **self.identity}
+        changed = differences({**state["settings"], **state["identity"]}, now)
+        changed += differences(state["versions"], self.run.provenance["versions"])
+        if changed:
+            self.console.say(f"continuing with a difference: {'; '.join(changed)}")
+        there, here = (state["ranks"], state["zero_stage"]), (self.world.size, self.zero.stage)
+        if there != here:
+            self.console.say(
+                f"continuing {there[0]} ranks of ZeRO-{there[1]} on {here[0]} of ZeRO-{here[1]}: sums are taken in "
+                "another order from here on, so the numbers may differ in their last digits"
+            )
+        self.console.say(f"continuing after optimizer step {state['step']:,}, from {self.folder}")
+
+    def _dealt(
+        self, found: Checkpoint | None, state: Mapping[str, Any], share: Callable[..., Sequence[int]] | None
+    ) -> Experience | None:
+        """This rank's part of the rollouts in use, on its device."""
+        parts: list[Mapping[str, Tensor] | None] = [None] * self.world.size
+
+        def deal() -> None:
+            if (tensors := found.tensors(ROLLOUT)) is None:
+                return
+            whole = Experience.of_tensors(tensors, "cpu")
+            place = {int(i): s for s, i in enumerate(whole.id_S)}
+            shares = [share(rank, state["trainer"]) for rank in range(self.world.size)]
+            if place.keys() != {i for ids in shares for i in ids}:
+                raise UserError(
+                    f"{found.path} holds {len(place)} rollouts that are in use, the iteration now has "
+                    f"{sum(map(len, shares))}: give the --batch-size and the ranks it was made with"
+                )
+            parts[:] = [whole.select([place[i] for i in ids]).tensors() for ids in shares]
+
+        self._together(deal)
+        mine = self.world.deal(parts)
+        return None if mine is None else Experience.of_tensors(mine, self.world.device)
+
+
+def fingerprint(model: nn.Module, *sequences: Iterable[Sequence[int]]) -> dict[str, str]:
+    """What tells another model or other data under the same path: digests of some of each weight and of all tokens.
+
+    The weights' digest takes in what else decides what the model computes.
+    """
+    weights, data = hashlib.sha256(repr(computed_from(model.config)).encode()), hashlib.sha256()
+    for name, weight in model.named_parameters():
+        some = weight.detach().flatten()[:: max(1, weight.numel() // 64)]
+        weights.update(f"{name} {tuple(weight.shape)}".encode() + some.float().cpu().numpy().tobytes())
+    for sequence in (s for part in sequences for s in part):
+        data.update(array("q", [len(sequence), *sequence]).tobytes())
+    return {"weights": weights.hexdigest()[:16], "tokens": data.hexdigest()[:16]}

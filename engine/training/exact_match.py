@@ -1,0 +1,66 @@
+"""Greedy answers to prompts with a known answer, and the share that match exactly."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+
+from engine.cli.console import Console
+from engine.distributed.world import World
+from engine.generation.generate import Request, generate
+from engine.generation.sampling import Sampling
+from engine.generation.step import Response
+from engine.packing import dealt
+from engine.text.encoding import Prompt
+from engine.text.tokenizer import decode
+from engine.training.checkpoint import Checkpoints
+
+
+def exact_match(
+    model,
+    tokenizer,
+    eos_ids: Sequence[int],
+    prompts: Sequence[Prompt],
+    max_new_tokens: int,
+    world: World,
+    console: Console,
+    slots: int = 128,
+    checkpoints: Checkpoints | None = None,
+) -> tuple[float, list[str]]:
+    """Share of the prompts whose greedy answer is the record's, blanks at the ends and Unicode form aside; the answers.
+
+    An answer ends with one of eos_ids, after max_new_tokens, or where the model's longest sequence does. The prompts
+    are dealt out to the ranks by length; every rank gets the same result. With the `checkpoints` of a
+    trainer that is finishing, a signal ends it early.
+    """
+    mine = dealt([len(prompt.tokens) for prompt in prompts], world.rank, world.size)
+
+    def request(i: int) -> Request:
+        prompt = prompts[i].tokens
+        room = max_new_tokens if model.max_length is None else model.max_length - len(prompt)
+        return Request(prompt, i, 0, min(max_new_tokens, room))
+
+    requests = [request(i) for i in mine]
+
+    def answer() -> list[Response]:
+        with console.bar(len(requests), "exact match", "answer") as bar:
+
+            def progress(finished: int, _: int) -> None:
+                if checkpoints:
+                    checkpoints.raise_if_told()
+                bar.update(finished - bar.n)
+
+            return generate(model, requests, Sampling(temperature=0.0), 0, eos_ids, slots, on_progress=progress)
+
+    responses = checkpoints.part(answer) if checkpoints else answer()
+    texts = [""] * len(prompts)
+    for part in world.gather({i: decode(tokenizer, r.text_tokens) for i, r in zip(mine, responses)}):
+        for i, text in part.items():
+            texts[i] = text
+    right = sum(canonical(text) == canonical(prompt.output) for text, prompt in zip(texts, prompts))
+    return right / len(prompts), texts
+
+
+def canonical(text: str) -> str:
+    """What is compared of an answer: its Unicode form NFC, without blanks at the ends."""
+    return unicodedata.normalize("NFC", text).strip()

@@ -1,0 +1,83 @@
+"""A trained module back into a Hugging Face directory, whatever ZeRO stage held it; and whether that can be done."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.base.errors import UserError
+from engine.base.strict_json import reason_of
+from engine.distributed.world import World
+from engine.models import load_config, save_model
+from engine.models.hf import empty_model, write_all_but_weights
+from engine.run.model_card import write_card
+from engine.text.eos import eos_ids_of
+from engine.text.tokenizer import load_tokenizer
+from engine.training.zero import ZeroStep
+
+
+def body_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of a module's weights those of its body, under the names that the model gives them."""
+    body = {k.removeprefix("body."): v for k, v in state.items() if k.startswith("body.")}
+    return {k.removeprefix("model."): v for k, v in body.items()}
+
+
+def try_export(
+    model: nn.Module,
+    stage: str,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    tokenizer,
+    eos_ids: Sequence[int],
+) -> None:
+    """UserError for what would keep a run from exporting its model, before the run has taken a step.
+
+    All of the export but its weights is written to a temporary folder, and read back as any model is.
+    """
+    score_weight_D = torch.zeros(model.hidden_size) if stage == "reward" else None
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        try:
+            write_all_but_weights(model, folder, tokenizer, score_weight_D, None, eos_ids)
+            write_card(folder, stage, settings, inputs, {}, tokenizer, eos_ids)
+            config, written = load_config(folder), load_tokenizer(folder)
+            empty_model(config, str(folder / "config.json"))
+            eos_ids_of(folder, written, config.vocab_size)
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+            reason = reason_of(error).replace(f"{folder}{os.sep}", "")
+            raise UserError(
+                f"what is trained could not be exported ({reason}): correct the config and tokenizer files of --model"
+            ) from error
+
+
+def save_trained(
+    zero: ZeroStep,
+    model: nn.Module,
+    path: Path,
+    tokenizer,
+    world: World,
+    eos_ids: Sequence[int] = (),
+    *,
+    score_moments: tuple[float, float] | None = None,
+) -> None:
+    """Write `model`, whose body or top was trained inside `zero`, to `path`: a reward model when there is a score head.
+
+    All ranks call it; the first one writes. eos_ids and score_moments as in save_model.
+    """
+    state = zero.state_dict()
+    if world.is_first:
+        with torch.device("meta"):
+            whole = type(model)(model.config)
+        if model.head is None:  # tied, or a reward model loaded without one
+            whole.head = None
+        frozen = {name: weight.detach() for name, weight in model.named_parameters()}
+        whole.load_state_dict(frozen | body_weights(state), assign=True)
+        score = state["score.weight"][0] if "score.weight" in state else None
+        save_model(whole, path, tokenizer, score_weight_D=score, score_moments=score_moments, eos_ids=eos_ids)
+    world.barrier()

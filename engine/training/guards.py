@@ -1,0 +1,140 @@
+"""What stops a run whose numbers are no longer finite: the batch kept in a file, the last good weights, one line.
+
+`ZeroStep.step` takes no step where the gradient is not finite and says so on every rank in the number that is read
+anyway; all that is here happens after that. A kept batch is one safetensors file: the tensors, and a note as JSON in
+its header. Shapes: T tokens, S sequences.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from engine.base.errors import UserError
+from engine.objectives.experience import Experience
+from engine.run.folder import Run
+from engine.training.checkpoint import Checkpoints
+
+FOLDER, NOTE = "not_finite", "note"
+STAGES = ("sft", "reward", "ppo")
+FIELDS = {"stage": str, "step": int, "rank": int, "quantity": str, "settings": dict, "ids": list}
+# What a rollout is made of, causes first: what one of these is not, all that follow are not either.
+COLUMNS = ("score_S", "logprob_T", "ref_logprob_T", "value_T", "reward_T", "return_T", "advantage_T")
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """A quantity of a rank's batch that is not finite, and the records it belongs to. Causes have the lower order."""
+
+    order: int
+    quantity: str
+    ids: tuple[str, ...]
+
+
+def in_losses(losses: Sequence[Tensor], ids: Sequence[Sequence[str]], order: int = 0) -> Trouble | None:
+    """Of the microbatches of a step: their losses, scalars, and their records."""
+    found = [name for loss, names in zip(losses, ids) if not bool(loss.isfinite()) for name in names]
+    return Trouble(order, "the loss", tuple(found)) if found else None
+
+
+def in_rollouts(x: Experience, ids: Sequence[str]) -> Trouble | None:
+    """Of the columns of some rollouts, whose prompts' records have the given ids, one a sequence."""
+    for order, name in enumerate(COLUMNS):
+        column = getattr(x, name)
+        bad = ~column.isfinite()
+        if name.endswith("_T"):
+            acted = (bad & x.action_T).float()
+            bad = torch.zeros(x.batch.num_sequences, device=acted.device).index_add(0, x.batch.sequence_T, acted) > 0
+        if found := bad.nonzero()[:, 0].tolist():
+            return Trouble(order, f"{name.rpartition('_')[0]} of a rollout", tuple(ids[s] for s in found))
+    return None
+
+
+def stop(
+    run: Run,
+    checkpoints: Checkpoints,
+    steps_done: int,
+    trouble: Trouble | None,
+    ids: Sequence[str],
+    tensors: Mapping[str, Tensor],
+    trainer: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
+    experience: Experience | None = None,
+) -> NoReturn:
+    """End the run before a step that would spoil it. All ranks call it.
+
+    `trouble` is what this rank found, None where only the gradient or another rank shows it; `ids` are the records of
+    this rank's batch and `tensors` the batch; `trainer` and `experience` as in `Checkpoints.save`. Raises the same
+    UserError on every rank.
+    """
+    world, step = run.world, steps_done + 1
+    found = [(t.order, rank, t) for rank, t in enumerate(world.gather(trouble)) if t]
+    rank, first = min(found, key=lambda x: x[:2])[1:] if found else (0, Trouble(len(COLUMNS) + 1, "the gradient", ()))
+    try:
+        saved = checkpoints.save(steps_done, trainer, experience)
+        kept = f"the weights of step {steps_done} are saved in {saved}" if saved else "no step was taken yet"
+    except UserError as error:
+        saved, kept = None, f"the weights of step {steps_done} are not saved ({error})"
+    note = {
+        "stage": run.stage, "step": step, "rank": world.rank, "ranks": world.size, "quantity": first.quantity,
+        "settings": run.settings, "versions": run.provenance["versions"], "checkpoint": saved and saved.name,
+        "ids": list(ids),
+    }  # fmt: skip
+    problems = world.gather(keep(file_of(run.path, step, world.rank), note, tensors))
+    file = file_of(run.path, step, rank)
+    if problems[rank]:
+        look = f"its batch could not be kept in {file} ({problems[rank]})"
+    else:
+        look = f"`python launch/{run.stage}.py --replay {file}` shows in its batch where that begins"
+    which = f" (record {', '.join(first.ids[:4])}{', ...' if len(first.ids) > 4 else ''})" if first.ids else ""
+    raise UserError(
+        f"step {step}: {first.quantity} is not finite on rank {rank}{which}; the step was not taken and {kept}; "
+        f"{look}; then mend the data, or lower --lr" + (" and go on with --resume --override" if saved else "")
+    )
+
+
+def file_of(run_path: Path, step: int, rank: int) -> Path:
+    return run_path / FOLDER / f"step-{step:06d}-rank-{rank}.safetensors"
+
+
+def keep(file: Path, note: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str | None:
+    """Write a batch. Returns why that failed, None when it did not."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: x.detach().cpu().contiguous() for name, x in tensors.items()}, file, {NOTE: json.dumps(note)})
+    except (OSError, SafetensorError) as error:
+        return getattr(error, "strerror", None) or " ".join(str(error).split())
+    return None
+
+
+def read_kept(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The note and the tensors of a kept batch. UserError where the file is none."""
+    try:
+        with safe_open(file, framework="pt", device="cpu") as handle:
+            note = json.loads((handle.metadata() or {}).get(NOTE, "null"))
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (a handle is no mapping)
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise UserError(f"--replay {file} cannot be read ({why}): give a file of a run's {FOLDER} folder") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"--replay {file} holds a damaged note: give a file of a run's {FOLDER} folder") from error
+    wrong = not isinstance(note, dict) or any(not isinstance(note.get(name), kind) for name, kind in FIELDS.items())
+    if wrong or note["stage"] not in STAGES or not _fits(tensors):
+        raise UserError(f"--replay {file} is no batch that a run has kept: give a file of a run's {FOLDER} folder")
+    return note, tensors
+
+
+def _fits(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether there are sequences: tokens, and lengths of 1 or more that add up to their number."""
+    tokens_T, lengths_S = tensors.get("tokens_T"), tensors.get("lengths_S")
+    if tokens_T is None or lengths_S is None or {tokens_T.dtype, lengths_S.dtype} != {torch.int64}:
+        return False
+    lengths = lengths_S.flatten().tolist()
+    return bool(lengths) and min(lengths) > 0 and sum(lengths) == tokens_T.numel()

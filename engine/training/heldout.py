@@ -1,0 +1,170 @@
+"""Held-out prompts answered by sampling, as PPO samples: the score and what can be checked, each with an interval.
+
+A greedy answer says little about a policy: where two answers are about as likely, any small change of the weights flips
+it. Samples measure the distribution that PPO trains.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from engine.base.seeds import derive_seed
+from engine.batch import PackedBatch
+from engine.cli.console import Console
+from engine.distributed.world import World
+from engine.generation.generate import Request, Response, generate
+from engine.packing import dealt
+from engine.settings import PPOSettings
+from engine.text.encoding import Prompt
+from engine.text.tokenizer import decode
+from engine.training.checkpoint import Checkpoints
+from engine.training.exact_match import canonical
+from engine.training.scorers import Scorer
+
+# What a person is shown of the measures, and under which name; shares as percentages.
+SHOWN = {
+    "exact_match": "right answers (exact match) on held-out prompts, sampled",
+    "right_then_more": "right, then more text",
+    "score": "score on held-out prompts",
+}
+SHARES = ("exact_match", "right_then_more", "ended")
+NORMAL_95 = 1.96  # standard errors on each side of a mean that hold it in 95 of 100 experiments
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over prompts and half of the width of its 95 % interval."""
+
+    mean: float
+    half: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Estimate:
+        """From one value per prompt, such as the share of its samples that are right.
+
+        By the normal approximation. Prompts are counted, not samples: those of one prompt are not independent.
+        """
+        n = len(values)
+        mean = math.fsum(values) / n
+        if n == 1:
+            return cls(mean, math.inf)
+        variance = math.fsum((x - mean) ** 2 for x in values) / (n - 1)
+        return cls(mean, NORMAL_95 * math.sqrt(variance / n))
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Samples of each prompt, and what was measured: one number per prompt, the mean over its samples.
+
+    score             what the reward says, neither clipped nor with a penalty
+    ended, length     share that end with an EOS; tokens
+    exact_match       share equal to the record's output, blanks at the ends and Unicode form aside
+    right_then_more   share that give the record's output as their first line, then go on
+    """
+
+    texts: list[list[str]]
+    measures: dict[str, list[float]]
+
+    def estimates(self) -> dict[str, Estimate]:
+        return {name: Estimate.of(values) for name, values in self.measures.items()}
+
+    def differences(self, before: Answers) -> dict[str, Estimate]:
+        """Of two policies on the same prompts, paired by prompt: this one's numbers less those of `before`."""
+        return {
+            name: Estimate.of([b - a for a, b in zip(before.measures[name], values)])
+            for name, values in self.measures.items()
+        }
+
+
+def shown(name: str, x: Estimate) -> str:
+    """A measure with its interval: 24.4 ± 2.1 %, or 0.312 ± 0.040."""
+    if name in SHARES:
+        return f"{100 * x.mean:.1f} ± {100 * x.half:.1f} %"
+    return f"{x.mean:.3f} ± {x.half:.3f}"
+
+
+def in_words(estimates: Mapping[str, Estimate]) -> str:
+    """All that is shown of one policy, in a line."""
+    return ", ".join(f"{name.replace('_', ' ')} {shown(name, x)}" for name, x in estimates.items() if name in SHOWN)
+
+
+def compared(before: Answers, after: Answers) -> dict[str, dict[str, list[float]]]:
+    """For a run's result: of each measure [mean, half of the interval] before, after, and of the paired difference."""
+    sides = {"before": before.estimates(), "after": after.estimates(), "difference": after.differences(before)}
+    return {
+        name: {side: [estimates[name].mean, estimates[name].half] for side, estimates in sides.items()}
+        for name in before.measures
+    }
+
+
+@torch.no_grad()
+def sample_answers(
+    model: torch.nn.Module,
+    tokenizer,
+    eos_ids: Sequence[int],
+    prompts: Sequence[Prompt],
+    scorer: Scorer,
+    ppo: PPOSettings,
+    split: int | None,
+    seed: int,
+    rollouts: int,
+    world: World,
+    console: Console,
+    checkpoints: Checkpoints | None = None,
+) -> Answers:
+    """`ppo.eval_samples` sampled answers to each prompt, scored; every rank gets the same result.
+
+    About `rollouts` answers are held at once, as in training. The same seed gives two policies the same random numbers.
+    With the `checkpoints` of a trainer that is finishing, a signal ends it early.
+    """
+    samples, per_round = ppo.eval_samples, max(world.size, rollouts // ppo.eval_samples)
+    checkable = all(prompt.output for prompt in prompts)
+    found: dict[int, list[tuple[str, dict[str, float]]]] = {}
+    with console.bar(len(prompts), "held-out prompts", "prompt") as bar:
+        for start in range(0, len(prompts), per_round):
+            chosen = range(start, min(start + per_round, len(prompts)))
+            mine = [chosen[i] for i in dealt([len(prompts[i].tokens) for i in chosen], world.rank, world.size)]
+            ids = [i for i in mine for _ in range(samples)]
+            requests = [Request(prompts[i].tokens, i, n % samples, ppo.max_new_tokens) for n, i in enumerate(ids)]
+            answer = partial(
+                generate, model, requests, ppo.sampling, derive_seed(seed, "heldout"), eos_ids,
+                ppo.slots, split, None if checkpoints is None else lambda *_: checkpoints.raise_if_told(),
+            )  # fmt: skip
+            responses = checkpoints.part(answer) if checkpoints else answer()
+            texts = [decode(tokenizer, r.text_tokens) for r in responses]
+            scores = _scores([prompts[i] for i in ids], responses, texts, scorer, world)
+            for i, response, text, score in zip(ids, responses, texts, scores):
+                numbers = {"score": score, "ended": float(response.ended), "length": float(len(response.tokens))}
+                if checkable:
+                    numbers |= checked(text, prompts[i].output)
+                found.setdefault(i, []).append((text, numbers))
+            bar.update(len(chosen))
+    whole = {i: answers for part in world.gather(found) for i, answers in part.items()}
+    rows = [whole[i] for i in range(len(prompts))]
+    names = list(rows[0][0][1])
+    measures = {name: [math.fsum(m[name] for _, m in row) / samples for row in rows] for name in names}
+    return Answers([[text for text, _ in row] for row in rows], measures)
+
+
+def _scores(
+    prompts: Sequence[Prompt], responses: Sequence[Response], texts: Sequence[str], scorer: Scorer, world: World
+) -> list[float]:
+    if not prompts:
+        return []
+    batch = PackedBatch.from_sequences([(*p.tokens, *r.tokens) for p, r in zip(prompts, responses)], world.device)
+    trunk_TD = torch.cat([r.trunk_ND for r in responses]) if scorer.shares_trunk else None
+    return scorer(batch, trunk_TD, [p.text for p in prompts], texts).tolist()
+
+
+def checked(text: str, output: str) -> dict[str, float]:
+    text, output = canonical(text), canonical(output)
+    first, more = (*text.split("\n", 1), "")[:2]
+    return {
+        "exact_match": float(text == output),
+        "right_then_more": float(bool(more) and first.strip() == output),
+    }

@@ -1,0 +1,81 @@
+"""Statistics as sums and counts, and maxima: taken on the device, over ranks at the one read a step, divided once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from engine.distributed.world import World
+
+
+class Metrics:
+    """Running sums under the names users know. Nothing waits for the device until `read`."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor | float] = {}
+        self._counts: dict[str, Tensor | float] = {}
+        self._maxima: dict[str, Tensor] = {}
+
+    def add(self, name: str, total: Tensor | float, count: Tensor | float = 1) -> None:
+        """Add a sum over `count` things. Every rank adds the same names in the same order."""
+        total = total.detach().double() if isinstance(total, Tensor) else total
+        self._sums[name] = self._sums.get(name, 0.0) + total
+        self._counts[name] = self._counts.get(name, 0) + count
+
+    def first(self, name: str, total: Tensor | float, count: Tensor | float = 1) -> None:
+        """As `add`, for the first call since the last `read` only."""
+        if name not in self._sums:
+            self.add(name, total, count)
+
+    def copy(self) -> Metrics:
+        """These sums as they are now; what is added to one is not in the other."""
+        other = Metrics()
+        other._sums, other._counts, other._maxima = dict(self._sums), dict(self._counts), dict(self._maxima)
+        return other
+
+    def maximum(self, name: str, value: Tensor) -> None:
+        """Take a value, a scalar, into a maximum. Every rank gives the same names in the same order."""
+        value = value.detach().double()
+        self._maxima[name] = torch.maximum(self._maxima[name], value) if name in self._maxima else value
+
+    def read(self, world: World) -> dict[str, float]:
+        """The means and maxima over all ranks; empties them. A name that counted nothing is left out."""
+        names = list(self._sums)
+        both = [[torch.as_tensor(x[n], dtype=torch.float64, device=world.device) for n in names]
+                for x in (self._sums, self._counts)]  # fmt: skip
+        maxima, self._sums, self._counts, self._maxima = self._maxima, {}, {}, {}
+        if not names:
+            return {}
+        sums, counts = world.sum(torch.stack([torch.stack(x) for x in both])).tolist()
+        means = {name: s / c for name, s, c in zip(names, sums, counts) if c}
+        return means | (dict(zip(maxima, world.largest(torch.stack([*maxima.values()])).tolist())) if maxima else {})
+
+    def state(self) -> dict[str, list[float]]:
+        """[sum, count] of each name on this rank so far, as float64 holds them; [maximum] where it is one."""
+        sums = {name: [float(self._sums[name]), float(self._counts[name])] for name in self._sums}
+        return sums | {name: [float(value)] for name, value in self._maxima.items()}
+
+    @classmethod
+    def of_states(cls, states: Sequence[Mapping[str, Sequence[float]]], world: World) -> Metrics:
+        """What `state` returned on each rank, taken up again; all by the first rank if their number has changed."""
+        if len(states) == world.size:
+            mine = states[world.rank]
+        else:
+            here = float(world.is_first)
+            mine = {
+                name: [max(s[name][0] for s in states)]
+                if len(kept) == 1
+                else [here * sum(s[name][i] for s in states) for i in (0, 1)]
+                for name, kept in states[0].items()
+            }
+        metrics = cls()
+        for name, kept in mine.items():
+            # As tensors: a Python float added to a tensor of integers would make it float32.
+            kept = [torch.tensor(x, dtype=torch.float64, device=world.device) for x in kept]
+            if len(kept) == 1:
+                metrics._maxima[name] = kept[0]
+            else:
+                metrics._sums[name], metrics._counts[name] = kept
+        return metrics

@@ -1,0 +1,106 @@
+"""What PPO tells of an iteration: the numbers of its rollouts, and its line on the console."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import correlation, pstdev
+
+import torch
+from torch import Tensor
+
+from engine.cli.console import short
+from engine.objectives.experience import Experience
+from engine.training.metrics import Metrics
+
+_RETURN, _ERROR = "return", "return - value"  # moments that `derive` takes out again
+
+
+def measure_rollouts(
+    metrics: Metrics,
+    x: Experience,
+    kl_T: Tensor,
+    kl_coef: float,
+    ended_S: Tensor,
+    rollout_logprob_A: Tensor,
+    ranks: int,
+) -> None:
+    """Add what a rank's rollouts say: sums over responses, under the names users know.
+
+    `kl_T` is the estimate that was charged, `ended_S` whether a response has an EOS, `rollout_logprob_A` the
+    log-probability that generation sampled each action with.
+    """
+    rollouts, actions = x.batch.num_sequences, x.action_T.sum()
+    metrics.add("objective/kl", (x.logprob_T - x.ref_logprob_T).sum(), rollouts)
+    metrics.add("objective/scores", x.score_S.sum(), rollouts)
+    metrics.add("objective/non_score_reward", -kl_coef * kl_T.sum(), rollouts)
+    metrics.add("objective/rlhf_reward", x.reward_T.sum(), rollouts)
+    metrics.add("objective/entropy", -x.logprob_T.sum(), rollouts)
+    metrics.add("rollout/response_length", actions, rollouts)
+    metrics.add("rollout/ended_with_eos", ended_S.sum(), rollouts)
+    difference_A = (x.logprob_T[x.action_T] - rollout_logprob_A).abs()
+    metrics.add("rollout/logprob_difference", difference_A.sum(), actions)
+    metrics.maximum("rollout/max_logprob_difference", difference_A.max())  # every response has an action
+    length_S = actions_of(x)
+    metrics.add("rollout/empty", ((length_S == 1) & ended_S).sum(), rollouts)
+    metrics.add("rollout/tokens", actions.double(), 1 / ranks)
+    return_A, error_A = x.return_T[x.action_T].double(), (x.return_T - x.value_T)[x.action_T].double()
+    for name, y_A in ((_RETURN, return_A), (_ERROR, error_A)):
+        metrics.add(name, y_A.sum(), actions)
+        metrics.add(f"{name}, squared", y_A.square().sum(), actions)
+
+
+def actions_of(x: Experience) -> Tensor:
+    """int64 [S]: how many actions each response has, its EOS among them."""
+    counts_S = torch.zeros(x.batch.num_sequences, dtype=torch.int64, device=x.action_T.device)
+    return counts_S.index_add(0, x.batch.sequence_T, x.action_T.long())
+
+
+def derive(x: dict[str, float], scores: Sequence[float], lengths: Sequence[int]) -> None:
+    """Replace moments among the means by what they say; add what scores and lengths of all rollouts say together."""
+    spread = {n: x.pop(f"{n}, squared") - x.pop(n) ** 2 for n in (_RETURN, _ERROR)}
+    if spread[_RETURN] > 0:
+        x["val/explained_variance"] = 1 - spread[_ERROR] / spread[_RETURN]
+    x["rollout/score_std"] = pstdev(scores)
+    if x["rollout/score_std"] > 0 and len(set(lengths)) > 1:
+        x["rollout/score_length_correlation"] = correlation(scores, lengths)
+
+
+def measure_update(
+    metrics: Metrics,
+    log_ratio_A: Tensor,
+    entropy_A: Tensor,
+    policy: tuple[Tensor, Tensor],
+    value: tuple[Tensor, Tensor],
+    weight: float,
+) -> None:
+    """Add what a microbatch of an update says: sums over actions.
+
+    `policy` and `value` are each a loss and the number of actions that its clip decided; `weight` is 0 for a stand-in.
+    """
+    log_ratio_A, count = log_ratio_A.detach(), len(log_ratio_A) * weight
+    metrics.add("loss/policy_avg", policy[0] * weight, count)
+    metrics.add("loss/value_avg", value[0] * weight, count)
+    metrics.add("policy/approxkl_avg", 0.5 * log_ratio_A.square().sum() * weight, count)
+    metrics.add("policy/clipfrac_avg", policy[1] * weight, count)
+    metrics.add("policy/entropy_avg", entropy_A.sum() * weight, count)
+    metrics.add("val/clipfrac_avg", value[1] * weight, count)
+    metrics.add("val/ratio", log_ratio_A.exp().sum() * weight, count)
+    metrics.first("val/first_ratio_error", (log_ratio_A.exp() - 1).abs().sum() * weight, count)
+
+
+def first_and_last(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """What the run's result holds of its first and its last iteration."""
+    names = {"score": "objective/scores", "kl": "objective/kl", "reward": "objective/rlhf_reward"}
+    ends = (("first", history[0]), ("last", history[-1]))
+    return {f"{what}_{when}": x[name] for what, name in names.items() for when, x in ends}
+
+
+def row(iteration: str, x: Mapping[str, float]) -> dict[str, str]:
+    """The console's line of an iteration, from what was logged."""
+    return {
+        "iteration": iteration, "score": short(x["objective/scores"]), "kl": short(x["objective/kl"]),
+        "reward": short(x["objective/rlhf_reward"]), "entropy": short(x["policy/entropy_avg"]),
+        "length": f"{x['rollout/response_length']:.1f}", "eos": f"{x['rollout/ended_with_eos']:.0%}",
+        "clipped": f"{x['policy/clipfrac_avg']:.1%}", "value loss": short(x["loss/value_avg"]),
+        "rollout s": f"{x['time/generation_s']:.1f}", "update s": f"{x['time/update_s']:.1f}",
+    }  # fmt: skip

@@ -1,0 +1,188 @@
+"""A kept batch run again, forward and backward, one sequence (or ranking) at a time: what stops being finite first.
+
+Shapes: T tokens, A selected action columns, S sequences, D model, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.base.errors import UserError
+from engine.batch import PackedBatch, action_mask
+from engine.objectives.experience import Experience
+from engine.objectives.losses import policy_loss, ranking_loss, ranking_pairs, value_loss
+from engine.settings import PPOSettings
+from engine.training.guards import COLUMNS
+from engine.training.trunk import Trunk
+
+LOGIT_ROWS = 64  # whole logits of so many positions are held at once
+
+# loss_of(module, batch, trunk_TD) -> named quantities in the order they are computed, the last one the loss.
+LossOf = Callable[[nn.Module, PackedBatch, Tensor | None], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Group:
+    """What has a loss of its own: a sequence, or the responses of one ranking."""
+
+    ids: tuple[str, ...]
+    sequences: tuple[tuple[int, ...], ...]
+    loss_of: LossOf
+    kept: Mapping[str, Tensor]  # what the run had computed before, by name
+    trunk_TD: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """Largest magnitude of each quantity, in the order computed; NaN or infinity where it is not finite."""
+
+    ids: tuple[str, ...]
+    tokens: int
+    sizes: dict[str, float]
+    gradients: dict[str, float]  # by parameter, as the backward reaches them: the last layer first
+
+    @property
+    def first_bad(self) -> str | None:
+        """The name of the first quantity that is not finite; gradients come last."""
+        named = {**self.sizes, **{f"gradient of {name}": size for name, size in self.gradients.items()}}
+        return next((name for name, size in named.items() if not _finite(size)), None)
+
+
+def groups_of(stage: str, ids: Sequence[str], tensors: Mapping[str, Tensor], ppo: PPOSettings | None) -> list[Group]:
+    """The parts of a kept batch. UserError where it lacks what its stage needs."""
+    tokens = [tuple(part.tolist()) for part in tensors["tokens_T"].split(tensors["lengths_S"].tolist())]
+    if len(ids) != len(tokens) or not all(isinstance(name, str) for name in ids):
+        raise UserError(f"the kept batch has {len(tokens)} sequences and {len(ids)} records: it is damaged")
+    try:
+        if stage == "sft":
+            starts = tensors["prompt_len_S"].tolist()
+            return [
+                Group((i,), (t,), partial(_sft, start), {}) for i, t, start in zip(ids, tokens, starts, strict=True)
+            ]
+        if stage == "reward":
+            return list(_rankings(ids, tokens, tensors["ranks_S"].tolist(), tensors["ranking_S"].tolist()))
+        columns = dict(tensors)
+        offset = float(columns.pop("value_offset"))
+        x = Experience.of_tensors(columns, "cpu")
+        return [
+            Group((name,), (tokens[s],), partial(_ppo, part, ppo, offset), _kept(part), part.trunk_TD)
+            for s, name in enumerate(ids)
+            for part in (x.select([s]),)
+        ]
+    except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
+        raise UserError(
+            f"the kept batch does not hold what a step of {stage} needs ({error}): it is damaged"
+        ) from error
+
+
+def replay(model: nn.Module, module: nn.Module, split: int | None, groups: Iterable[Group]) -> Iterator[Replayed]:
+    """Run each group forward and backward. `module` is what is trained of `model`: layers from `split` on, or all."""
+    device = model.head_weight.device
+    for group in groups:
+        if max(max(s) for s in group.sequences) >= model.vocab_size or min(min(s) for s in group.sequences) < 0:
+            raise UserError(
+                f"the kept batch has tokens that this model of {model.vocab_size} does not know: replay it with the "
+                "model of the run"
+            )
+        batch = PackedBatch.from_sequences(group.sequences, device)
+        sizes = {f"kept {name}": _size(x) for name, x in group.kept.items()}
+        sizes |= _layers(model, module, batch)
+        if split is None:
+            trunk_TD = None
+        else:
+            trunk_TD = Trunk(model, split)(batch) if group.trunk_TD is None else group.trunk_TD.to(device)
+        quantities = group.loss_of(module, batch, trunk_TD)
+        sizes |= {name: _size(x) for name, x in quantities.items()}
+        module.zero_grad()
+        quantities["loss"].backward()
+        reached = reversed([(name, p.grad) for name, p in module.named_parameters() if p.grad is not None])
+        yield Replayed(group.ids, batch.num_tokens, sizes, {name: _size(grad) for name, grad in reached})
+
+
+def bad_weights(*modules: nn.Module) -> list[str]:
+    """Names of the weights that are not finite to begin with."""
+    named = {name: w for module in modules for name, w in module.named_parameters()}
+    return [name for name, w in named.items() if not bool(w.isfinite().all())]
+
+
+@torch.no_grad()
+def _layers(model: nn.Module, module: nn.Module, batch: PackedBatch) -> dict[str, float]:
+    """The residual stream after each layer, and the logits where there is a language head."""
+    h_TD = model.embed(batch)
+    sizes = {"embedding": _size(h_TD)}
+    for i in range(model.num_layers):
+        h_TD = model.run(h_TD, batch, i, i + 1)
+        sizes[f"layer {i}"] = _size(h_TD)
+    h_TD = model.norm(h_TD)
+    sizes["final norm"] = _size(h_TD)
+    if hasattr(module, "head_VD"):
+        rows = [_size(rows_RD @ module.head_VD.T) for rows_RD in h_TD.split(LOGIT_ROWS)]
+        sizes["logits"] = float(torch.tensor(rows).max())
+    return sizes
+
+
+def _sft(start: int, module: nn.Module, batch: PackedBatch, trunk_TD: Tensor | None) -> dict[str, Tensor]:
+    columns_A = action_mask(batch, [start]).nonzero()[:, 0]
+    logprob_A = module(batch, trunk_TD, columns_A)
+    return {"logprob": logprob_A, "loss": -logprob_A.sum()}
+
+
+def _reward(ranks: Sequence[int], module: nn.Module, batch: PackedBatch, trunk_TD: Tensor | None) -> dict[str, Tensor]:
+    score_S = module(batch, trunk_TD)
+    pairs = [x.to(score_S.device) for x in ranking_pairs([ranks])]
+    return {"score": score_S, "loss": ranking_loss(score_S, *pairs)}
+
+
+def _ppo(
+    x: Experience, ppo: PPOSettings, offset: float, module: nn.Module, batch: PackedBatch, trunk_TD: Tensor | None
+) -> dict[str, Tensor]:
+    module.value_offset = offset
+    columns_A = x.action_T.nonzero()[:, 0]
+    old_A, advantage_A, old_value_A, return_A = (
+        column[columns_A].to(batch.tokens_T.device) for column in (x.logprob_T, x.advantage_T, x.value_T, x.return_T)
+    )
+    columns_A = columns_A.to(batch.tokens_T.device)
+    critic_trunk_TD = None if x.critic_trunk_TD is None else x.critic_trunk_TD.to(batch.tokens_T.device)
+    logprob_A, entropy_A, value_A = module(batch, trunk_TD, columns_A, ppo.temperature, critic_trunk_TD)
+    policy, _ = policy_loss(logprob_A, old_A, advantage_A, ppo.clip)
+    value, _ = value_loss(value_A, old_value_A, return_A, ppo.value_clip)
+    return {
+        "logprob": logprob_A, "entropy": entropy_A, "value": value_A, "ratio": (logprob_A - old_A).exp(),
+        "policy loss": policy, "value loss": value, "loss": policy + ppo.vf_coef * value,
+    }  # fmt: skip
+
+
+def _rankings(
+    ids: Sequence[str], tokens: Sequence[tuple[int, ...]], ranks: Sequence[int], ranking: Sequence[int]
+) -> Iterator[Group]:
+    if not len(ids) == len(ranks) == len(ranking):
+        raise ValueError("columns of different lengths")
+    for number in dict.fromkeys(ranking):
+        rows = [s for s, n in enumerate(ranking) if n == number]
+        yield Group(
+            tuple(ids[s] for s in rows), tuple(tokens[s] for s in rows), partial(_reward, [ranks[s] for s in rows]), {}
+        )
+
+
+def _kept(x: Experience) -> dict[str, Tensor]:
+    """What a rollout was made of, causes first; only where it acted."""
+    columns: dict[str, Any] = {} if x.trunk_TD is None else {"trunk": x.trunk_TD}
+    for name in COLUMNS:
+        column = getattr(x, name)
+        columns[name.rpartition("_")[0]] = column[x.action_T] if name.endswith("_T") else column
+    return columns
+
+
+def _size(x: Tensor) -> float:
+    """The largest magnitude; NaN if one of them is."""
+    return float(x.detach().float().abs().max()) if x.numel() else 0.0
+
+
+def _finite(size: float) -> bool:
+    return abs(size) < float("inf")

@@ -1,0 +1,247 @@
+"""Where a rollout's score comes from: a reward model of ours, or any Python callable.
+
+Shapes: S sequences.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from engine.base.errors import UserError
+from engine.base.strict_json import is_number
+from engine.batch import PackedBatch
+from engine.models import load_config, load_model, load_score_weight
+from engine.packing import first_fit_decreasing
+from engine.text.encoding import Prompt
+from engine.text.tokenizer import encode_response, load_tokenizer
+from engine.training.modules import Policy, RewardModule
+from engine.training.reward import score_sequences
+from engine.training.trunk import Trunk, same_trunk
+
+NORMALISED_CLIP = 10.0  # deviations: where a reward model's normalised scores are clipped when nothing is asked for
+SMALLEST_STD = 1e-6  # relative to the mean, or to 1 where that is more: below, scores differ by rounding only
+
+
+def load_scorer(
+    reward: str, policy: nn.Module, split: int | None, tokenizer, tokens_per_microbatch: int, offload: bool = False
+) -> Scorer:
+    """A reward model's directory, or module:function of (prompt, response) -> float.
+
+    A reward model with the policy's layers below `split` is taken without them: its top reads the policy's trunk.
+    With `offload` one that has its own trunk waits in host memory.
+    """
+    if _is_callable_name(reward):
+        return FunctionScorer(reward, policy.head_weight.device)
+    return RewardModelScorer(Path(reward), policy, split, tokenizer, tokens_per_microbatch, offload)
+
+
+class FunctionScorer:
+    """Scores of a Python function of (prompt, response), as it gives them."""
+
+    note: str | None = None
+    shares_trunk, trunk = False, None  # it reads text
+
+    def __init__(self, name: str, device: torch.device):
+        self.name, self.function, self.device = name, _import(name), device
+
+    def __call__(
+        self, batch: PackedBatch, trunk_TD: Tensor | None, prompts: Sequence[str], responses: Sequence[str]
+    ) -> Tensor:
+        """float32 [S]: the score of each whole sequence."""
+        scores = [self._one(prompt, response) for prompt, response in zip(prompts, responses)]
+        return torch.tensor(scores, dtype=torch.float32, device=self.device)
+
+    def _one(self, prompt: str, response: str) -> float:
+        value = self.function(prompt, response)
+        try:
+            score = float(value)
+        except (TypeError, ValueError):
+            score = math.nan
+        if not math.isfinite(score):
+            raise UserError(f"--reward {self.name} gave {value!r} for {response[:60]!r}: return a finite number")
+        return score
+
+    def clip(self, asked: float | None) -> float | None:
+        """Where scores are clipped: only where --score-clip says so, as no one knows how large a function's are."""
+        return asked
+
+    def __str__(self) -> str:
+        return "a Python function"
+
+
+class RewardModelScorer:
+    """Scores of a reward model, normalised by the mean and deviation that its config.json has from its training run."""
+
+    def __init__(
+        self, path: Path, policy: nn.Module, split: int | None, tokenizer, tokens_per_microbatch: int, offload: bool
+    ):
+        weight_D = _score_weight(path)
+        if load_tokenizer(path).get_vocab() != tokenizer.get_vocab():
+            raise UserError(f"--reward {path} has another tokenizer than the policy: train it from the same base model")
+        moments, self.note = score_moments(path), None
+        if moments is None:
+            self.note = (
+                f"note: {path / 'config.json'} has no score_mean and score_std: its scores are used as they are, "
+                "neither normalised nor clipped (launch/reward.py writes both, there and into its run's result.json)"
+            )
+        self.normalises = moments is not None
+        self.mean, self.std = moments or (0.0, 1.0)
+        model = load_model(path, policy.head_weight.dtype, "cpu")
+        self.shares_trunk = split is not None and same_trunk(model, policy, split)
+        if split is not None and not self.shares_trunk:  # as many layers above it as the policy has
+            split = max(0, model.num_layers - (policy.num_layers - split))
+        self.module = RewardModule(model, weight_D, split).requires_grad_(False)
+        self.trunk = None if split is None or self.shares_trunk else Trunk(model, split)
+        self.device, self.tokens_per_microbatch = policy.head_weight.device, tokens_per_microbatch
+        self.offload = offload and not self.shares_trunk
+        if not self.offload:
+            self._move(self.device)
+
+    def __call__(
+        self, batch: PackedBatch, trunk_TD: Tensor | None, prompts: Sequence[str], responses: Sequence[str]
+    ) -> Tensor:
+        """float32 [S]. trunk_TD is the output of the trunk that it reads, on the device or the host.
+
+        What the policy's generation kept, or, with a trunk of its own, what `own_trunk` gave; with None it is run.
+        """
+        with self._on_device():
+            score_S = score_sequences(self.module, batch, trunk_TD, self.tokens_per_microbatch, self.trunk)
+        return (score_S - self.mean) / self.std
+
+    def own_trunk(self, batch: PackedBatch) -> Tensor:
+        """[T, D]: the output of a pack of any size at the model's own trunk, a token budget at a time."""
+        model = self.trunk.model
+        trunk_TD = torch.empty(batch.num_tokens, model.hidden_size, dtype=model.head_weight.dtype, device=self.device)
+        with self._on_device():
+            for ids in first_fit_decreasing(batch.lengths, self.tokens_per_microbatch):
+                trunk_TD[batch.columns(ids)] = self.trunk(batch.select(ids))
+        return trunk_TD
+
+    @contextlib.contextmanager
+    def _on_device(self) -> Iterator[None]:
+        if self.offload:
+            self._move(self.device)
+        yield
+        if self.offload:
+            self._move("cpu")
+
+    def _move(self, device: torch.device | str) -> None:
+        self.module.to(device)
+        if self.trunk:
+            self.trunk.model.to(device)
+
+    def clip(self, asked: float | None) -> float | None:
+        """Where scores are clipped: where --score-clip says so, else at 10 deviations if they are normalised."""
+        return NORMALISED_CLIP if asked is None and self.normalises else asked
+
+    def __str__(self) -> str:
+        if self.shares_trunk:
+            return "reads the policy's trunk, only its top runs"
+        return "a model of its own" + (", in host memory between uses" if self.offload else "")
+
+
+Scorer = FunctionScorer | RewardModelScorer
+
+
+def start_critic(policy: Policy, scorer: Scorer) -> None:
+    """Give the policy a separate critic: the reward model where there is one, else a copy of the policy's body."""
+    if isinstance(scorer, RewardModelScorer):
+        policy.separate_critic(scorer.module, scorer.mean, scorer.std)
+    else:
+        policy.separate_critic(None)
+
+
+def score_moments(path: Path) -> tuple[float, float] | None:
+    """Mean and deviation of a reward model's scores on its training data, from its config.json; None without them.
+
+    UserError for what is no number, and for a deviation of 0: such a model scores everything alike.
+    """
+    config = load_config(path)
+    mean, std = getattr(config, "score_mean", None), getattr(config, "score_std", None)
+    if mean is None and std is None:
+        return None
+    for name, value in (("score_mean", mean), ("score_std", std)):
+        if not is_number(value):
+            raise UserError(f"{path / 'config.json'} has {name} {value!r:.60}: give a number, or remove both")
+    if not std > SMALLEST_STD * max(1.0, abs(mean)):
+        raise UserError(
+            f"{path / 'config.json'} has score_mean {mean}, score_std {std}: its scores of the training data are all "
+            "equal, train it again"
+        )
+    return mean, std
+
+
+def use_scores(raw_S: Tensor, clip: float | None) -> tuple[Tensor, Tensor]:
+    """float32 [S], the scores that rewards are made of and that are logged, and how many of them were clipped.
+
+    One that is not finite becomes NaN, whatever clipping would make of it: the run must stop.
+    """
+    limit = math.inf if clip is None else clip
+    used_S = torch.where(raw_S.isfinite(), raw_S.clamp(-limit, limit), math.nan)
+    return used_S, (raw_S.isfinite() & (used_S != raw_S)).sum()
+
+
+def describe(scorer: Scorer, clip: float | None) -> str:
+    """How it scores, for the header."""
+    return f"{scorer}; scores {'not clipped' if clip is None else f'clipped to plus and minus {clip:g}'}"
+
+
+def check_reward(reward: str) -> None:
+    """UserError for a --reward that can be seen to be wrong before a policy is there."""
+    if _is_callable_name(reward):
+        _import(reward)
+    else:
+        _score_weight(Path(reward))
+        score_moments(Path(reward))
+
+
+def try_scorer(scorer: Scorer, policy: nn.Module, split: int | None, prompt: Prompt, tokenizer) -> None:
+    """Score an empty response, which any policy may give: a scorer that fails does so before anything is written."""
+    tokens = (*prompt.tokens, *encode_response(tokenizer, ""))
+    batch = PackedBatch.from_sequences([tokens], policy.head_weight.device)
+    trunk_TD = Trunk(policy, split)(batch) if scorer.shares_trunk else None
+    score = float(scorer(batch, trunk_TD, [prompt.text], [""])[0])
+    if not math.isfinite(score):
+        raise UserError(
+            f"the reward model scores prompt {prompt.id} as {score}: its weights are damaged, train it anew"
+        )
+
+
+def _is_callable_name(reward: str) -> bool:
+    return ":" in reward and not Path(reward).exists()
+
+
+def _score_weight(path: Path) -> Tensor:
+    weight_D = load_score_weight(path)
+    if weight_D is None:
+        raise UserError(f"--reward {path} has no score head: train one with launch/reward.py, or give module:function")
+    return weight_D
+
+
+def _import(name: str) -> Callable[[str, str], float]:
+    """The function that module:function names."""
+    module_name, _, function_name = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a launcher's path starts with its own folder, the user's module lies here
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+        if not callable(function):
+            raise TypeError(f"it is {function!r:.60}")
+        with contextlib.suppress(ValueError):  # compiled functions may not tell their signature
+            inspect.signature(function).bind("prompt", "response")
+    except (ImportError, AttributeError, SyntaxError, TypeError, ValueError) as error:
+        raise UserError(
+            f"--reward {name} is no function of (prompt, response) that can be imported ({error}): "
+            "give a reward model's directory or module:function"
+        ) from error
+    return function

@@ -1,0 +1,302 @@
+"""The one door to DeepSpeed: ZeRO, offload, precision, clipping and accumulation behind backward() and step()."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from engine.base.errors import UserError
+from engine.base.strict_json import read_object
+from engine.distributed.world import World
+from engine.settings import OptimizerSettings
+from engine.training.master_weights import MasterWeights
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # what DeepSpeed would find by itself, with a page of warnings
+import deepspeed
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
+
+# Of each trained parameter a checkpoint keeps the float32 master and AdamW's two moments, whatever stage held them.
+WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")
+
+# What our own settings decide; a ds_config may not say it a second time.
+OURS = {
+    "train_batch_size": "--batch-size",
+    "train_micro_batch_size_per_gpu": "--tokens-per-microbatch",
+    "gradient_accumulation_steps": "--tokens-per-microbatch",
+    "gradient_clipping": "--max-grad-norm",
+    "optimizer": "--lr, --weight-decay, --betas, --eps",
+    "scheduler": "--schedule and --warmup-steps",
+    "bf16": "--dtype",
+    "fp16": "--dtype",
+}
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """Decoupled weight decay (Loshchilov and Hutter 2019); vectors (norms, biases) are not decayed."""
+
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    max_grad_norm: float = 1.0
+
+
+def adamw(settings: OptimizerSettings) -> AdamW:
+    """What the optimizer's settings mean here; the learning rate comes with each step."""
+    return AdamW(settings.weight_decay, (settings.beta1, settings.beta2), settings.eps, settings.max_grad_norm)
+
+
+def read_ds_config(path: str | None) -> dict[str, Any]:
+    """A DeepSpeed configuration file, refused where it repeats what our own settings decide."""
+    if path is None:
+        return {}
+    config = read_object(Path(path), "see ds_configs/", what="--deepspeed_config")
+    for key in OURS:
+        if key in config:
+            raise UserError(f"{path} sets {key!r}, which {OURS[key]} decides: remove it from the file")
+    zero = config.get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        raise UserError(f"{path}: 'zero_optimization' is {zero!r:.60}, it must be an object: see ds_configs/")
+    try:
+        DeepSpeedZeroConfig(**zero)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, ("zero_optimization", *first["loc"])))
+        raise UserError(
+            f"{path}: {where!r} is {first['input']!r:.60} ({first['msg']}): correct or remove it"
+        ) from error
+    return config
+
+
+class ZeroStep:
+    """A module, its AdamW state and DeepSpeed around them.
+
+    Of bfloat16 weights float32 masters are kept: in stage 0 on one rank our own (DeepSpeed would copy all gradients
+    several times a step), else DeepSpeed's, shared out over the ranks. The trainer hands over losses that are sums
+    already divided by the global count. DeepSpeed averages gradients over ranks and over accumulated microbatches; both
+    are undone here, so that the gradient is that of the plain sum.
+    """
+
+    def __init__(
+        self, module: nn.Module, optimizer: AdamW, world: World, ds_config: Mapping[str, Any], dtype: torch.dtype
+    ):
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        # On CPU DeepSpeed would compile a shared-memory all-reduce at first use: 20 s, and a compiler.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        self.world = world
+        zero = dict(ds_config.get("zero_optimization", {}))
+        self.stage = int(zero.get("stage", 0))
+        self.module, self.masters, half = module, None, dtype == torch.bfloat16
+        if half and self.stage == 0 and world.size == 1 and "data_types" not in ds_config:
+            self.masters = MasterWeights(module)
+        elif half and self.stage == 0:
+            self.stage = zero["stage"] = 1  # DeepSpeed shares float32 masters of bf16 weights out from stage 1 on
+        stepped = self.masters or module
+        trained = [p for p in stepped.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": optimizer.weight_decay},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        torch_adamw = torch.optim.AdamW(
+            [g for g in groups if g["params"]], lr=0.0, betas=optimizer.betas, eps=optimizer.eps, fused=True
+        )
+        config = {
+            **ds_config,
+            "zero_optimization": zero,
+            "train_micro_batch_size_per_gpu": 1,
+            # Any number above one: step() says where the accumulation ends, and losses are not scaled by it.
+            "gradient_accumulation_steps": 2,
+            "gradient_clipping": optimizer.max_grad_norm,
+            "bf16": {"enabled": half and not self.masters},
+            "zero_force_ds_cpu_optimizer": False,  # torch's AdamW needs no compiler on the user's machine
+            "zero_allow_untested_optimizer": True,
+            "steps_per_print": 1 << 60,
+        }
+        if config["bf16"]["enabled"]:
+            config["data_types"] = {"grad_accum_dtype": "fp32", **ds_config.get("data_types", {})}
+            # DeepSpeed's default rounds what was summed in float32 to bfloat16 before the sum over ranks.
+            config.setdefault("communication_data_type", "fp32")
+        self.engine, self.optimizer, _, _ = deepspeed.initialize(
+            model=stepped, optimizer=torch_adamw, config=config, dist_init_required=False
+        )
+        if world.size == 1 and self.stage == 0:
+            self.engine.enable_backward_allreduce = False  # the sum over one rank: a copy of all gradients and back
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs) if self.masters else self.engine(*args, **kwargs)
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Accumulate the gradient of one microbatch's share of the loss; the step's `last` one reduces it."""
+        # Times 1 changes no bit. Where the loss is not finite, times NaN gives gradients that no sum over ranks hides.
+        whole = torch.where(loss.detach().isfinite(), 1.0, math.nan)
+        self.engine.set_gradient_accumulation_boundary(last)
+        self.engine.backward(loss * whole * self.world.size, scale_wrt_gas=False)
+
+    def step(self, lr: float) -> float:
+        """Clip, update, clear. Returns the gradient's norm before clipping; if that is not finite, nothing was updated.
+
+        A loss or a gradient that is not finite on one rank gives such a norm on all. There is no loss scaling here (no
+        fp16), so a norm that is not finite is never a scale that was tried in vain.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        if self.stage:
+            self.engine.step()  # leaves everything as it is when its norm is not finite, and says inf
+            return float(self.engine.get_global_grad_norm())
+        # Here DeepSpeed clips the parameters' own gradients, keeps no norm and looks at nothing. AdamW's fused kernel
+        # updates nothing where found_inf is 1, on the device: the host does not wait for it.
+        norm = torch.stack([p.grad.norm() for p in self.engine.module.parameters() if p.grad is not None]).norm()
+        self.optimizer.found_inf = norm.isfinite().logical_not().float()
+        self.engine.step()
+        if self.masters:
+            self.masters.write()
+        return float(norm)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The whole module's parameters on the CPU, one gathered at a time; the same on every rank."""
+        state = {}
+        for name, parameter in self.module.named_parameters():
+            with deepspeed.zero.GatheredParameters([parameter], enabled=self.stage == 3):
+                state[name] = parameter.detach().cpu().clone()
+        return state
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that the optimizer moves, by name."""
+        return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+
+    @property
+    def kept_bytes(self) -> int:
+        """Size of what `keep` returns."""
+        return sum(_shape(p).numel() * 4 * (1 + len(MOMENTS)) for p in self.trained.values())
+
+    def keep(self) -> dict[str, Tensor]:
+        """All that the next step depends on, on the first rank's host; nothing on the others. All ranks call it.
+
+        `weight:NAME`, `exp_avg:NAME`, `exp_avg_sq:NAME` float32 of the parameter's shape, `step` of the optimizer. A
+        parameter that never had a gradient has no moments in stage 0.
+        """
+        kept = {}
+        for name, parameter in self.trained.items():
+            for key in (WEIGHT, *MOMENTS):
+                whole = self._whole(parameter, key)
+                if whole is not None and self.world.is_first:
+                    kept[f"{key}:{name}"] = whole.detach().to("cpu", torch.float32, copy=True).contiguous()
+        if self.world.is_first:
+            steps = {float(state["step"]) for state in self._adamw.state.values()}
+            assert len(steps) == 1, steps
+            kept["step"] = torch.tensor(steps.pop())
+        return kept
+
+    def put_back(self, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], Tensor]) -> None:
+        """Take up what `keep` returned, under any stage and on any number of ranks. All ranks call it.
+
+        `shapes` names what there is, `read` is called on the first rank alone, for one tensor after the other.
+        UserError when the parameters are not those that are trained here.
+        """
+        here = {f"{WEIGHT}:{name}": tuple(_shape(p)) for name, p in self.trained.items()}
+        there = {name: tuple(shape) for name, shape in shapes.items() if name.startswith(f"{WEIGHT}:")}
+        if here != there:
+            odd = min(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
+            raise UserError(
+                f"the checkpoint does not fit what is trained here, first {odd}: {there.get(odd)} there, "
+                f"{here.get(odd)} here: give the settings it was made with"
+            )
+
+        def whole(key: str, shape: tuple[int, ...]) -> Tensor:
+            value = read(key).to(self.world.device) if self.world.is_first else None
+            return self.world.broadcast(torch.empty(shape, device=self.world.device) if value is None else value)
+
+        step = whole("step", ())
+        for flat in self._partitions:
+            moments = {key: torch.zeros_like(flat) for key in MOMENTS}
+            self._adamw.state[flat] = {"step": step.to(flat.device, copy=True), **moments}
+        for name, parameter in self.trained.items():
+            for key in (WEIGHT, *MOMENTS):
+                if f"{key}:{name}" in shapes:
+                    self._set(parameter, key, whole(f"{key}:{name}", tuple(_shape(parameter))), step)
+        if self.masters:
+            self.masters.write()
+        if self.stage in (1, 2):
+            self.optimizer.update_lp_params()
+
+    @property
+    def _adamw(self) -> torch.optim.AdamW:
+        return self.optimizer.optimizer if self.stage else self.optimizer
+
+    @property
+    def _partitions(self) -> list[Tensor]:
+        """The flat float32 tensors that AdamW moves on this rank in place of the parameters; none in stage 0."""
+        if self.stage == 3:
+            return list(self.optimizer.fp32_partitioned_groups_flat)
+        return [p for group in self._adamw.param_groups for p in group["params"]] if self.stage else []
+
+    def _whole(self, parameter: nn.Parameter, key: str) -> Tensor | None:
+        """float32, of the parameter's shape: the master or a moment."""
+        if self.stage == 0:
+            stepped = self.masters.of(parameter) if self.masters else parameter
+            return stepped if key == WEIGHT else self._adamw.state.get(stepped, {}).get(key)
+        if self.stage == 3:
+            if key == WEIGHT:
+                return safe_get_full_fp32_param(parameter)
+            return safe_get_full_optimizer_state(parameter, key)
+        whole = torch.zeros(parameter.numel(), device=self.world.device)
+        if parameter._hp_mapping is not None:
+            where, part = self._part(parameter, key)
+            whole[where] = part.to(whole.device)
+        # As integers: added to the other ranks' zeros as a float, -0.0 would become 0.0.
+        return self.world.sum(whole.view(torch.int32)).view(torch.float32).view_as(parameter)
+
+    def _part(self, parameter: nn.Parameter, key: str) -> tuple[slice, Tensor]:
+        """Stages 1 and 2: which elements of a parameter this rank holds, and where it holds the master or a moment.
+
+        Not by DeepSpeed's safe_get_full_optimizer_state: that knows the moments of the first parameter group only.
+        """
+        mapping = parameter._hp_mapping
+        there, here = mapping.lp_fragment_address, mapping.hp_fragment_address
+        flat = self._partitions[mapping.param_group_index]
+        held = flat.data if key == WEIGHT else self._adamw.state[flat][key]
+        return slice(there.start, there.start + there.numel), held[here.start : here.start + here.numel]
+
+    def _set(self, parameter: nn.Parameter, key: str, value: Tensor, step: Tensor) -> None:
+        if self.stage == 0:
+            stepped = self.masters.of(parameter) if self.masters else parameter
+            if key == WEIGHT:
+                stepped.data.copy_(value)
+            else:
+                self._adamw.state[stepped].setdefault("step", step.clone())
+                self._adamw.state[stepped][key] = value
+        elif self.stage == 3:
+            size = parameter.ds_tensor.numel()
+            padded = nn.functional.pad(value.flatten(), (0, size * self.world.size - value.numel()))
+            mine = padded[size * self.world.rank : size * (self.world.rank + 1)]
+            if key == WEIGHT:
+                safe_set_local_fp32_param(parameter, mine)
+                with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                    parameter.data.copy_(value)
+            else:
+                safe_set_local_optimizer_state(parameter, mine, key)
+        elif parameter._hp_mapping is not None:
+            where, part = self._part(parameter, key)
+            part.copy_(value.flatten()[where])
+
+
+def _shape(parameter: nn.Parameter) -> torch.Size:
+    """Of the whole parameter, where ZeRO-3 has left a part."""
+    return getattr(parameter, "ds_shape", parameter.shape)

@@ -1,0 +1,115 @@
+"""The manifest: what a result depends on, as hashes and settings, and when two results may stand together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.models.config_rules import computed_from
+from evaluation.results.records import ids_sha256, prompts_sha256
+from evaluation.scoring.documents import TaskDocuments
+from kernels.skinny_linear import cpu as skinny_linear
+
+FORMAT = 1
+VERSIONS = ("torch", "transformers", "tokenizers", "numpy")
+SCORING_CODE = (
+    *("kernels/**/*.py", "kernels/**/*.cpp", "kernels/**/*.h", "engine/models/*.py"),
+    *("evaluation/scoring/branches.py", "evaluation/scoring/prefix_tree.py", "evaluation/scoring/score.py"),
+)
+
+
+def run_manifest(model: Any, tokenizer: Any, package_version: str) -> dict[str, Any]:
+    """What all tasks of a run share: the model, and the numerics that its bits come from."""
+    weight = model.head_weight
+    return {
+        "format": FORMAT,
+        "weights_sha256": weights_sha256(model),
+        "config_sha256": config_sha256(model.config),
+        "tokenizer_sha256": tokenizer_sha256(tokenizer),
+        "dtype": str(weight.dtype).removeprefix("torch."),
+        "device": _device_name(weight.device),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in VERSIONS},
+            "okapi-rlhf": package_version,
+        },
+        "code_sha256": code_sha256(),
+    }
+
+
+def task_manifest(built: TaskDocuments, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What one task in one language adds: the data, the protocol with its settings, and every prompt and token."""
+    return {
+        "task": built.task.name,
+        "lang": built.lang,
+        "protocol": built.protocol,
+        "shots": built.shots,
+        **settings,
+        "documents": len(built.documents),
+        "data": [asdict(source) for source in built.sources],
+        "prompts_sha256": prompts_sha256(built.documents),
+        "token_ids_sha256": ids_sha256(built.documents),
+    }
+
+
+def code_sha256() -> str:
+    """SHA-256 of the sources that scores pass through: another order of a sum is another last bit."""
+    root, digest = Path(__file__).parents[2], hashlib.sha256()
+    for path in sorted(p for pattern in SCORING_CODE for p in root.glob(pattern)):
+        digest.update(f"{path.relative_to(root).as_posix()}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def weights_sha256(model: torch.nn.Module) -> str:
+    """SHA-256 over every weight's name, shape, dtype and bytes, in the order of names, however the files are cut."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
+        data = weight.detach().cpu().contiguous().view(-1).view(torch.uint8)
+        for block in data.split(1 << 26):
+            digest.update(block.numpy())
+    return digest.hexdigest()
+
+
+def config_sha256(config: Any) -> str:
+    """SHA-256 of the config's fields that decide, with the weights, what the model computes."""
+    text = json.dumps(computed_from(config), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def tokenizer_sha256(tokenizer: Any) -> str:
+    """SHA-256 of the tokenizer's rules and of what it puts before a text."""
+    digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode())
+    digest.update(repr(tokenizer("").input_ids).encode())
+    return digest.hexdigest()
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any], ignore: tuple[str, ...] = ()) -> list[str]:
+    """The names of entries, nested ones by their path, that two manifests do not share."""
+    names: list[str] = []
+    for name in sorted({*a, *b}):
+        if name in ignore:
+            continue
+        left, right = a.get(name), b.get(name)
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            names += [f"{name}.{inner}" for inner in differences(left, right, ignore)]
+        elif left != right:
+            names.append(name)
+    return names
+
+
+def _device_name(device: torch.device) -> str:
+    """A CPU by what decides the rounding of sums: instruction set, matrix unit, C++ kernels; a GPU by its name."""
+    if device.type == "cuda":
+        return f"cuda {torch.cuda.get_device_name(device)}"
+    kernels = "without a compiler" if skinny_linear.library() is None else ""
+    unit = "with AMX" if skinny_linear.has_matrix_unit() else ""
+    return " ".join(filter(None, ("cpu", torch.backends.cpu.get_cpu_capability(), unit, kernels)))

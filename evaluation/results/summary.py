@@ -1,0 +1,128 @@
+"""results.json: means over the records of a run, in the fields that readers of lm-eval's results know."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from evaluation.scoring.metrics import Mean
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One line of a result.
+
+    name      "mmlu_en", "mmlu_en_stem" or "mmlu_en_anatomy"
+    metrics   name -> mean over its documents, the task's main metric first
+    ties      documents whose best two choices score the same, by the norm of each metric that picks a choice
+    chance    what the main metric is for a model that knows nothing
+    members   the names it is made up of: a group's subjects; none for a subject or a task without
+    """
+
+    name: str
+    metrics: dict[str, Mean]
+    ties: dict[str, int]
+    chance: float
+    members: tuple[str, ...] = ()
+
+    @property
+    def count(self) -> int:
+        return next(iter(self.metrics.values())).count
+
+
+def summarise(
+    task: str,
+    lang: str,
+    metrics: Sequence[str],
+    groups: Mapping[str, Sequence[str]],
+    average: str,
+    records: Sequence[Record],
+) -> list[Summary]:
+    """The task as a whole first, then its groups and subjects.
+
+    average  "documents", or "subjects": then every subject weighs the same in the whole and in its group
+    """
+    name = f"{task}_{lang}"
+    by_subject: dict[str, list[Record]] = {}
+    for record in records:
+        if subject := record.get("subject"):
+            by_subject.setdefault(subject, []).append(record)
+    subjects = {s: _of_records(f"{name}_{s}", metrics, rows) for s, rows in sorted(by_subject.items())}
+
+    def together(title: str, members: Iterable[str], rows: Sequence[Record]) -> Summary:
+        parts = [subjects[s] for s in members if s in subjects]
+        whole = _of_records(title, metrics, rows)
+        if average == "subjects" and parts:
+            means = {metric: Mean.over([part.metrics[metric] for part in parts]) for metric in metrics}
+            whole = replace(whole, metrics=means)
+        return replace(whole, members=tuple(part.name for part in parts))
+
+    lines = [together(name, subjects, records)]
+    for group, members in groups.items():
+        if rows := [record for s in members for record in by_subject.get(s, [])]:
+            lines.append(together(f"{name}_{group}", members, rows))
+    return [*lines, *subjects.values()]
+
+
+def _of_records(name: str, metrics: Sequence[str], records: Sequence[Record]) -> Summary:
+    means = {metric: Mean.of([record["scores"][metric] for record in records]) for metric in metrics}
+    ties = {metric: sum(record["ties"][metric] for record in records) for metric in records[0]["ties"]}
+    return Summary(name, means, ties, Mean.of([record["chance"] for record in records]).value)
+
+
+def results_json(
+    summaries: Mapping[str, Sequence[Summary]],
+    manifest: Mapping[str, Any],
+    counts: Mapping[str, Mapping[str, int]],
+    config: Mapping[str, Any],
+    run: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The whole file. `summaries`, `counts` and manifest["tasks"] have one entry for each "<task>.<lang>"; `run` says
+    when and how it ran.
+
+    As in lm-eval's file a metric's key is "acc,none" (none: no filter), its error's "acc_stderr,none".
+    """
+    results, groups, configs, shots, samples, better = {}, {}, {}, {}, {}, {}
+    subtasks: dict[str, list[str]] = {}
+    for key, lines in summaries.items():
+        about = manifest["tasks"][key]
+        for line in lines:
+            results[line.name] = _entry(line)
+            better[line.name] = dict.fromkeys(line.metrics, True)
+            shots[line.name] = about["shots"]
+            samples[line.name] = {"original": about["data"][0]["num_records"], "effective": line.count}
+            if line.members:
+                groups[line.name] = results[line.name]
+                subtasks[line.name] = list(line.members)
+        configs[lines[0].name] = {
+            "task": lines[0].name,
+            "output_type": "multiple_choice",
+            "num_fewshot": about["shots"],
+            "metadata": {"protocol": about["protocol"], "counts": dict(counts[key])},
+        }
+    return {
+        "results": results,
+        "groups": groups,
+        "group_subtasks": subtasks,
+        "configs": configs,
+        "versions": dict.fromkeys(results, manifest["format"]),
+        "n-shot": shots,
+        "higher_is_better": better,
+        "n-samples": samples,
+        "config": dict(config),
+        "ties": {line.name: line.ties for lines in summaries.values() for line in lines},
+        **run,
+        "manifest": dict(manifest),
+    }
+
+
+def _entry(line: Summary) -> dict[str, Any]:
+    entry: dict[str, Any] = {"alias": line.name}
+    for metric, mean in line.metrics.items():
+        entry[f"{metric},none"] = mean.value
+        entry[f"{metric}_stderr,none"] = "N/A" if math.isnan(mean.stderr) else mean.stderr
+    return entry

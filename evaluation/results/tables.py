@@ -1,0 +1,189 @@
+"""Tables of a report: languages down, models across, averages of the paper's groups below; and paired differences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from engine.base.languages import LANGUAGES
+from evaluation.results.compare import Difference, common_items, has_items, over_languages, paired, scores_by_item
+from evaluation.results.published import PUBLISHED
+from evaluation.results.runs import Runs
+
+GROUP_TITLES = {"high": "high-resource", "medium": "medium-resource", "low": "low-resource", "none": "other"}
+
+
+@dataclass(frozen=True)
+class Value:
+    """Per cent, with the standard error and the number of documents where there is one."""
+
+    percent: float
+    stderr: float = math.nan
+    count: int = 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """A language, or an average of languages (is_average). values: None where a model has no number."""
+
+    label: str
+    group: str
+    values: list[Value | None]
+    is_average: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    task: str
+    metric: str
+    columns: list[str]
+    rows: list[Row]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Model b against model a on one task and metric; language is a code, or says which languages together."""
+
+    task: str
+    metric: str
+    language: str
+    a: str
+    b: str
+    difference: Difference
+
+
+def in_order(languages: Iterable[str]) -> list[str]:
+    """By the paper's groups, and within one as its tables list them; English and what users registered last."""
+    known = list(LANGUAGES)
+    groups = list(GROUP_TITLES)
+    return sorted(languages, key=lambda code: (groups.index(LANGUAGES[code].group), known.index(code)))
+
+
+def build_tables(runs: Runs) -> list[Table]:
+    """Tables 3 to 8 of the paper, for the tasks, metrics, languages and models that there are."""
+    return [_table(runs, task, metric) for task in runs.tasks() for metric in runs.metrics(task)]
+
+
+def _table(runs: Runs, task: str, metric: str) -> Table:
+    languages, notes = in_order(runs.languages(task)), []
+    published = PUBLISHED.get((task, metric), {})
+    rows = []
+    for code in languages:
+        cells = [runs.cells[name].get((task, code)) for name in runs.models]
+        values = [
+            Value(100 * c.metrics[metric][0], 100 * c.metrics[metric][1], len(c.records)) if c else None for c in cells
+        ]
+        chance = next(cell.chance for cell in cells if cell)
+        own = Value(100 * chance) if metric == runs.metrics(task)[0] else None
+        rows.append(Row(_language_label(code), LANGUAGES[code].group, [*values, own, *[None] * len(published)]))
+    averages = {group: [code for code in languages if LANGUAGES[code].group == group] for group in GROUP_TITLES}
+    averages = {group: codes for group, codes in averages.items() if group != "none"}
+    averages["all"] = [code for code in languages if LANGUAGES[code].group != "none"]
+    if any("llama" in groups for groups in published.values()):
+        averages["llama"] = [code for code in averages["all"] if LANGUAGES[code].llama]
+    for group, codes in averages.items():
+        values = [_average(runs, task, metric, name, codes) for name in runs.models]
+        others = [Value(groups[group]) if group in groups else None for groups in published.values()]
+        says_nothing_new = len(codes) < 2 or (group == "all" and len({LANGUAGES[code].group for code in codes}) < 2)
+        if not any(others) and (says_nothing_new or not any(values)):
+            continue
+        rows.append(Row(_average_label(group, len(codes)), group, [*values, None, *others], is_average=True))
+        for name, value in zip(runs.models, values):
+            has = [code for code in codes if (task, code) in runs.cells[name]]
+            if value is None and has:
+                notes.append(f"{name} has {len(has)} of the {len(codes)} languages of '{group}': no average")
+    return Table(task, metric, [*runs.models, "chance", *published], rows, notes)
+
+
+def _language_label(code: str) -> str:
+    return f"{LANGUAGES[code].name} ({code})"
+
+
+def _average_label(group: str, count: int) -> str:
+    title = {"all": "all of them", "llama": "LLaMA's languages"}.get(group) or GROUP_TITLES[group]
+    return f"average, {title} ({count})"
+
+
+def _average(runs: Runs, task: str, metric: str, name: str, codes: Sequence[str]) -> Value | None:
+    """The plain mean over languages; None unless the model has them all, since another set gives another mean."""
+    cells = [runs.cells[name].get((task, code)) for code in codes]
+    if not cells or not all(cells):
+        return None
+    values = [cell.metrics[metric] for cell in cells if cell]
+    stderr = math.sqrt(math.fsum(error**2 for _, error in values)) / len(values)
+    return Value(
+        100 * math.fsum(value for value, _ in values) / len(values),
+        100 * stderr,
+        sum(len(c.records) for c in cells if c),
+    )
+
+
+def build_comparisons(runs: Runs) -> tuple[list[Comparison], list[str]]:
+    """The first model against each other one: language by language, and on the items that all languages share."""
+    found, notes = [], []
+    for task, b in ((task, b) for task in runs.tasks() for b in runs.models[1:]):
+        a = runs.models[0]
+        both = in_order([c for c in runs.languages(task) if all((task, c) in runs.cells[m] for m in (a, b))])
+        aligned = [code for code in both if _is_aligned(runs, task, code)]
+        for metric in runs.metrics(task):
+            left, right = (
+                {code: scores_by_item(runs.cells[m][task, code].records, metric) for code in both} for m in (a, b)
+            )
+            for code in both:
+                if difference := paired(left[code], right[code]):
+                    found.append(Comparison(task, metric, code, a, b, difference))
+            if len(aligned) > 1:
+                sides = [[side[code] for code in aligned] for side in (left, right)]
+                items = common_items([*sides[0], *sides[1]])
+                if difference := paired(*(over_languages(side, items) for side in sides)):
+                    together = f"{len(aligned)} languages, common items"
+                    found.append(Comparison(task, metric, together, a, b, difference))
+        notes += _other_prompts(runs, task, a, b, both)
+    return found, notes
+
+
+def build_common_tables(runs: Runs) -> list[Table]:
+    """The tables on the items alone that all languages and models have: languages differ in what was translated."""
+    tables = []
+    for task in runs.tasks():
+        languages = [code for code in in_order(runs.languages(task)) if _is_aligned(runs, task, code)]
+        for metric in runs.metrics(task) if len(languages) > 1 else ():
+            scores = {
+                (name, code): scores_by_item(cells[task, code].records, metric)
+                for name, cells in runs.cells.items()
+                for code in languages
+                if (task, code) in cells
+            }
+            if items := common_items(list(scores.values())):
+                means = {
+                    key: Value(100 * math.fsum(side[i] for i in items) / len(items), count=len(items))
+                    for key, side in scores.items()
+                }
+                rows = [
+                    Row(_language_label(c), LANGUAGES[c].group, [means.get((name, c)) for name in runs.models])
+                    for c in languages
+                ]
+                tables.append(Table(task, metric, runs.models, rows, [f"{len(items):,} items that all have"]))
+    return tables
+
+
+def _is_aligned(runs: Runs, task: str, code: str) -> bool:
+    """Whether the ids of the task's documents name the same question in other languages of the paper's table.
+
+    English files number their rows (ARC), TruthfulQA has no ids at all.
+    """
+    cells = [cells[task, code] for cells in runs.cells.values() if (task, code) in cells]
+    return LANGUAGES[code].group != "none" and all(has_items(cell.records) for cell in cells)
+
+
+def _other_prompts(runs: Runs, task: str, a: str, b: str, languages: Sequence[str]) -> list[str]:
+    """Settings agree, and still a shorter context or another tokenizer may have dropped other shots."""
+    notes = []
+    for code in languages:
+        left, right = ({r["index"]: r["context_sha256"] for r in runs.cells[m][task, code].records} for m in (a, b))
+        common = [index for index in left if index in right]
+        if other := sum(left[index] != right[index] for index in common):
+            notes.append(f"{task}.{code}: {other:,} of {len(common):,} prompts differ between {a} and {b}")
+    return notes

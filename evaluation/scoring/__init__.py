@@ -1,0 +1,1 @@
+"""From documents to the log-likelihoods of their choices, and metrics of them."""

@@ -1,0 +1,254 @@
+"""From a task's records to documents that are ready to score, by one protocol."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerFast
+
+from engine.base.errors import UserError
+from engine.base.languages import get_language
+from evaluation.data.files import Data, Source
+from evaluation.data.items import Item, Unlabelled
+from evaluation.data.prompt_words import ENGLISH, PromptWords, words_of
+from evaluation.data.scripts import check_script
+from evaluation.protocols import Protocol
+from evaluation.protocols.draws import Plan, Pool
+from evaluation.protocols.encodings import Encode, Encoded
+from evaluation.scoring.documents import Choice, Document, TaskDocuments
+from evaluation.tasks import Form, Task
+
+
+def build(
+    task: Task,
+    lang: str,
+    data: Data,
+    tokenizer: PreTrainedTokenizerFast,
+    protocol: Protocol,
+    max_length: int,
+    *,
+    shots: int | None = None,
+    shared_shots: bool = False,
+    limit: int | None = None,
+    seed: int | None = None,
+    split: str | None = None,
+    skip_bad: bool = False,
+) -> TaskDocuments:
+    """Every document of a task in one language, tokenised and fitted to max_length.
+
+    max_length    tokens the model takes at once; a context and a continuation may hold one more, the last is not fed
+    shots         solved questions before each; None takes the protocol's number for this task
+    shared_shots  the same shots for every question (strict only)
+    limit         the first so many documents in the protocol's order (of each subject, where the protocol runs them as
+                  tasks of their own)
+    seed          of the draws; None takes the protocol's own
+    split         the part that is evaluated in place of the task's ("validation" where there is no test file)
+    skip_bad      leave out, and count, records that cannot be used, and those that cannot be asked within max_length
+
+    UserError names the file, record and field of what cannot be used, and a prompt or a choice that cannot fit.
+    """
+    get_language(lang)
+    form = task.form(protocol.name, lang)
+    num_shots = form.shots if shots is None else shots
+    _check(task, protocol, form, num_shots, shared_shots, limit)
+    counts: Counter[str] = Counter()
+    sources: list[Source] = []
+
+    items = read_items(task, lang, data, split or task.part, skip_bad, counts, sources)
+    pool = Pool("", ())
+    if num_shots:
+        part = _shots_part(task, lang, data, form)
+        same = part == (split or task.part)
+        pool = Pool(part, items if same else read_items(task, lang, data, part, skip_bad, counts, sources))
+    plan = Plan(
+        task=task.name,
+        items=items,
+        pool=pool,
+        form=form,
+        shots=num_shots,
+        limit=limit,
+        seed=protocol.seed if seed is None else seed,
+        shared=shared_shots,
+    )
+    script = check_script(get_language(lang), sources[0].name, (item.question for item in items))
+    words = words_of(lang, script) if protocol.own_words else ENGLISH
+    writer = _Writer(task, lang, form, protocol, words, protocol.encode(tokenizer), max_length, num_shots, counts)
+    documents = []
+    for item, drawn in protocol.draw(plan):
+        try:
+            documents.append(writer.write(item, drawn))
+        except UserError:
+            if not skip_bad:
+                raise
+            counts["bad_records"] += 1
+    if not documents:
+        raise UserError(f"{sources[0].name}: no document can be asked within {max_length} tokens: raise --max-length")
+    return TaskDocuments(task, lang, protocol.name, num_shots, documents, dict(+counts), tuple(sources))
+
+
+def check_files(
+    task: Task, lang: str, data: Data, protocol: Protocol, shots: int | None = None, split: str | None = None
+) -> None:
+    """UserError for a file that `build` would miss, before a model is loaded for it. Arguments as there."""
+    form = task.form(protocol.name, lang)
+    if not data.has(task.folder, lang, split or task.part):
+        data.read(task.folder, lang, split or task.part)  # says which file is missing
+    if form.pools and (form.shots if shots is None else shots):
+        _shots_part(task, lang, data, form)
+
+
+def _shots_part(task: Task, lang: str, data: Data, form: Form) -> str:
+    """The first part with solved questions that there is."""
+    for part in form.pools:
+        if data.has(task.folder, lang, part):
+            return part
+    raise UserError(data.missing(task.folder, lang, form.pools[0], "give --shots 0: its records are the shots"))
+
+
+def read_items(
+    task: Task, lang: str, data: Data, part: str, skip_bad: bool, counts: Counter[str], sources: list[Source]
+) -> list[Item]:
+    """The items of one part, in file order. Adds to counts what was left out, and to sources what was read.
+
+    UserError for a record that cannot be used (unless skip_bad), a file in another script than the language's, and a
+    file without an answer.
+    """
+    records = data.read(task.folder, lang, part)
+    sources.append(records.source)
+    items = []
+    for index, (place, record) in enumerate(records.rows):
+        try:
+            items.append(task.read(record, place, index))
+        except Unlabelled:
+            counts["unlabelled"] += 1
+        except UserError:
+            if not skip_bad:
+                raise
+            counts["bad_records"] += 1
+    if not items:
+        raise UserError(f"{records.source.name}: no record of {len(records.rows)} can be used: it needs answers")
+    check_script(get_language(lang), records.source.name, (item.question for item in items))
+    return items
+
+
+def _check(task: Task, protocol: Protocol, form: Form, num_shots: int, shared_shots: bool, limit: int | None) -> None:
+    if num_shots < 0:
+        raise UserError(f"--shots {num_shots} is below 0: give 0 or more")
+    if num_shots and not form.pools:
+        raise UserError(f"--shots {num_shots}: task {task.name} names no part to draw shots from; leave --shots out")
+    if form.fixed_shots and num_shots != form.shots:
+        raise UserError(
+            f"--shots {num_shots}: {protocol.name} runs {task.name} with {form.shots} shots; leave --shots out for it"
+        )
+    if shared_shots and not protocol.own_words:
+        raise UserError(f"--shared-shots is no part of protocol {protocol.name}: choose --protocol strict")
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit {limit} is below 1: give the number of documents, or leave it out for all")
+
+
+class _Writer:
+    """Writes documents of one task: text, ids, what has to go for them to fit."""
+
+    def __init__(
+        self,
+        task: Task,
+        lang: str,
+        form: Form,
+        protocol: Protocol,
+        words: PromptWords,
+        encode: Encode,
+        max_length: int,
+        num_shots: int,
+        counts: Counter[str],
+    ) -> None:
+        self.task, self.lang, self.form, self.protocol, self.words = task, lang, form, protocol, words
+        self.encode, self.max_length, self.num_shots, self.counts = encode, max_length, num_shots, counts
+        # One object for each id, however often it occurs: a large id costs 28 bytes more for each copy.
+        self.interned: dict[int, int] = {}
+
+    def write(self, item: Item, shots: Sequence[Item]) -> Document:
+        options, truth = self.form.options(item), self.form.truth(item)
+        continuations = [self.words.gap + option for option in options]
+        blocks = [*(self._shot(shot) for shot in shots), self.form.question(item, self.words)]
+        if header := self.form.header(item):
+            blocks[0] = header + blocks[0]
+        dropped, encoded = 0, self.encode(blocks, continuations)
+        if self.protocol.drops_shots and self._excess(encoded) > 0:
+            dropped = self._num_to_drop(item, blocks, continuations)
+            blocks = blocks[dropped:]
+            encoded = self.encode(blocks, continuations)
+        choices = self._choices(item, options, continuations, encoded, dropped > 0)
+        self._count(item, options, len(shots), dropped, encoded)
+        return Document(
+            task=self.task.name,
+            lang=self.lang,
+            id=item.id,
+            index=item.index,
+            gold=tuple(map(float, truth)) if "mc2" in self.task.metrics else truth.index(1),
+            choices=choices,
+            shot_ids=tuple(shot.id for shot in shots[dropped:]),
+            prompt="".join(blocks),
+            subject=item.subject,
+        )
+
+    def _shot(self, item: Item) -> str:
+        answer = self.form.options(item)[self.form.truth(item).index(1)]
+        return f"{self.form.question(item, self.words)}{self.words.gap}{answer}\n\n"
+
+    def _excess(self, encoded: Encoded) -> int:
+        """Tokens that do not fit, of the longest choice. The last token of a continuation is predicted, never fed."""
+        return max(len(context) + len(ids) for context, ids in encoded.pairs) - self.max_length - 1
+
+    def _num_to_drop(self, item: Item, blocks: list[str], continuations: list[str]) -> int:
+        """The fewest shots whose going makes the rest fit. UserError if the question alone does not."""
+        low, high = 1, len(blocks) - 1
+        alone = self._excess(self.encode(blocks[high:], continuations))
+        if alone > 0:
+            raise UserError(
+                f"{item.place}: the question has {alone} tokens more than the {self.max_length} that fit, even without "
+                f"shots: raise --max-length, or leave it out with --bad-records skip"
+            )
+        while low < high:
+            middle = (low + high) // 2
+            if self._excess(self.encode(blocks[middle:], continuations)) > 0:
+                low = middle + 1
+            else:
+                high = middle
+        return high
+
+    def _choices(
+        self, item: Item, options: Sequence[str], continuations: Sequence[str], encoded: Encoded, dropped: bool
+    ) -> tuple[Choice, ...]:
+        contexts: dict[int, tuple[int, ...]] = {}
+        choices = []
+        for option, text, (context, ids) in zip(options, continuations, encoded.pairs):
+            if not context:
+                raise UserError(f"{item.place}: the text before the choices is empty: nothing can be predicted from it")
+            if not ids or len(ids) > self.max_length:
+                raise UserError(
+                    f"{item.place}: the choice {option!r:.60} has {len(ids)} tokens under {self.protocol.name}, "
+                    f"1 to {self.max_length} can be scored: mend the record, or choose --protocol strict"
+                )
+            start = max(0, len(context) + len(ids) - self.max_length - 1)
+            if start not in contexts:
+                contexts[start] = self._intern(context[start:])
+            cut = dropped or start > 0
+            choices.append(Choice(contexts[start], self._intern(ids), text, len(option), len(option.encode()), cut))
+        return tuple(choices)
+
+    def _intern(self, ids: Sequence[int]) -> tuple[int, ...]:
+        return tuple(self.interned.setdefault(token, token) for token in ids)
+
+    def _count(self, item: Item, options: Sequence[str], num_drawn: int, dropped: int, encoded: Encoded) -> None:
+        excess = max(0, self._excess(encoded))
+        self.counts["documents"] += 1
+        self.counts["prompt_tokens"] += max(len(context) for context, _ in encoded.pairs)
+        self.counts["cut_documents"] += excess > 0
+        self.counts["cut_tokens"] += excess
+        self.counts["documents_with_dropped_shots"] += dropped > 0
+        self.counts["dropped_shots"] += dropped
+        self.counts["documents_with_fewer_shots"] += num_drawn < self.num_shots
+        self.counts["equal_options"] += any(len(set(texts)) < len(texts) for texts in (item.options, options))
+        self.counts["emptied_options"] += "" in options
+        self.counts["resplit"] += encoded.resplit

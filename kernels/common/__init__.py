@@ -1,0 +1,1 @@
+"""What the kernels share: building C++, recorded calls, vector headers, timing."""

@@ -1,0 +1,105 @@
+"""What PPO learns in the demo, beside a control: `python launch/bench/prove_demo.py --lang ne --seeds 0,1,2`.
+
+For each seed the demo is made from nothing, then PPO runs a second time from the same SFT model on the same prompts
+with a reward that carries no information. The trained reward must gain more right answers than both intervals span,
+the control must not. What is finished is used again, so an interrupted command continues.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":  # started as a file, whose folder is on the path: the packages are beside it
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from engine.base.errors import UserError
+from engine.base.languages import get_language
+from engine.cli.console import Console
+from engine.cli.parse import main, parse_settings
+from engine.run.folder import read_result
+from engine.settings import flag
+from engine.training.heldout import SHOWN, Estimate, shown
+
+CONTROL = "engine.reward_functions:noise"
+
+
+@dataclass(frozen=True)
+class ProofSettings:
+    """What is proved, and where the runs go."""
+
+    _argument_group_name = "proof"
+    lang: str = flag("language code: ru, zh, ne, ... (26 languages and en)", "ne")
+    seeds: str = flag("seeds of the demo, with commas between them", "0,1,2")
+    runs: str = flag("folder of the runs", "runs/proof")
+
+    def __post_init__(self) -> None:
+        if not all(seed.isdecimal() for seed in self.seeds.split(",")):
+            raise UserError(f"--seeds is {self.seeds!r}: give numbers with commas between them, such as 0,1,2")
+
+
+def job(argv: Sequence[str]) -> None:
+    """Run what is missing, then print the table and the verdict. UserError where the claim does not hold."""
+    (settings,) = parse_settings((ProofSettings,), argv, "python launch/bench/prove_demo.py", __doc__.split("\n")[0])
+    get_language(settings.lang)
+    rows, failed = [], []
+    for seed in map(int, settings.seeds.split(",")):
+        for name, result in both(settings.lang, seed, Path(settings.runs, f"seed{seed}")).items():
+            rows.append([f"{seed}, {name}", *cells(result)])
+            if learned(result) != (name == "reward model"):
+                failed.append(f"seed {seed}, {name}")
+    console = Console()
+    titles = [f"{title}: SFT -> PPO" for title in SHOWN.values()]
+    console.say()
+    console.table(["seed, reward", *titles, "gain in right answers", "KL"], rows)
+    if failed:
+        raise UserError(f"not shown for {'; '.join(failed)}: a reward model must win by both intervals, noise must not")
+    console.say("\n  every reward model wins by more than both intervals, no control does")
+
+
+def both(lang: str, seed: int, runs: Path) -> dict[str, dict[str, Any]]:
+    """The results of the demo's PPO and of its control."""
+    common = ["--lang", lang, "--seed", str(seed), "--runs", str(runs)]
+    stages = runs / lang
+    run(common, stages / "ppo")
+    data = ["--data", str(stages / "data" / "rl.jsonl"), "--eval-data", str(stages / "data" / "heldout.jsonl")]
+    model = ["--model", str(stages / "sft" / "model"), "--reward", CONTROL, "--preset", "demo"]
+    run([*common, *model, *data, "--output", str(stages / "control")], stages / "control")
+    return {name: read_result(stages / stage) for name, stage in (("reward model", "ppo"), ("noise", "control"))}
+
+
+def run(flags: Sequence[str], folder: Path) -> None:
+    """PPO in a process of its own, unless its folder holds a finished run; one that was stopped is continued."""
+    if read_result(folder) is not None:
+        return
+    ppo = Path(__file__).parents[1] / "ppo.py"
+    command = [
+        sys.executable,
+        str(ppo),
+        *flags,
+        "--save-every",
+        "20",
+        *(["--resume"] if folder.parent.is_dir() else []),
+    ]
+    if code := subprocess.run(command, check=False).returncode:
+        raise UserError(f"PPO ended with status {code} in {folder}: see its last line above")
+
+
+def learned(result: dict[str, Any]) -> bool:
+    """Whether right answers were gained by more than the intervals of before and after together."""
+    right = {when: Estimate(*pair) for when, pair in result["heldout"]["exact_match"].items()}
+    return right["after"].mean - right["before"].mean > right["before"].half + right["after"].half
+
+
+def cells(result: dict[str, Any]) -> list[str]:
+    heldout = {n: {w: Estimate(*pair) for w, pair in sides.items()} for n, sides in result["heldout"].items()}
+    changes = [f"{shown(n, heldout[n]['before'])} -> {shown(n, heldout[n]['after'])}" for n in SHOWN]
+    return [*changes, shown("exact_match", heldout["exact_match"]["difference"]), f"{result['kl_last']:.2f}"]
+
+
+if __name__ == "__main__":
+    main(job)

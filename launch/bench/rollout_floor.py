@@ -1,0 +1,97 @@
+"""The floor of a rollout step: bytes over the memory's measured bandwidth, arithmetic over the measured GEMM rate."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from engine.generation import huge_pages
+from engine.generation.generate import Step
+from kernels.skinny_linear import fits, skinny_linear
+
+READ_BYTES = 512 << 20  # larger than any cache
+GEMM_SIDE = 2048
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What was measured in this run, with this run's threads: bytes read and floating-point operations, a second."""
+
+    bandwidth: float
+    flops: float
+
+
+@torch.no_grad()
+def measure(device: torch.device, dtype: torch.dtype) -> Machine:
+    """Reading a large tensor once, by the fastest reader there is; a large square product in dtype.
+
+    Readers are a sum, a dot product, and on a CPU the product of one row with a matrix, our own and PyTorch's.
+    """
+    x = torch.empty(READ_BYTES // 4, device=device)
+    huge_pages.ask(x)
+    x.fill_(1.0)
+    matrix, row = x.view(-1, GEMM_SIDE), torch.ones(1, GEMM_SIDE, device=device)
+    readers = [x.sum, lambda: torch.dot(x, x), lambda: matrix @ row[0]]
+    if fits(row, matrix):
+        readers.append(lambda: skinny_linear(row, [matrix], [None]))
+    seconds = min(_median(reader, device) for reader in readers)
+    a = torch.randn(GEMM_SIDE, GEMM_SIDE, device=device).to(dtype)
+    return Machine(READ_BYTES / seconds, 2 * GEMM_SIDE**3 / _median(lambda: a @ a, device))
+
+
+def _median(run: Callable[[], object], device: torch.device, repeats: int = 7) -> float:
+    times = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[1:])
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """What every token and every position of the cache costs.
+
+    A step reads the weights once (of the embedding only its tokens' rows, which are not counted), and each position
+    that its rows see once; a token multiplies every weight of the layers, and of the head where it is sampled.
+    """
+
+    layer_bytes: int
+    head_bytes: int
+    position_bytes: int
+    layer_flops: int
+    head_flops: int
+    position_flops: int
+
+    @classmethod
+    def of(cls, model) -> ModelCost:
+        weights = sum(p.numel() for p in model.layers.parameters())
+        matrices = sum(p.numel() for p in model.layers.parameters() if p.ndim == 2)
+        head, size = model.head_weight, model.head_weight.element_size()
+        return cls(
+            weights * size,
+            head.numel() * size,
+            2 * model.num_layers * model.num_kv_heads * model.head_size * size,
+            2 * matrices,
+            2 * head.numel(),
+            4 * model.num_layers * model.num_heads * model.head_size,
+        )
+
+    def floor_s(self, step: Step, machine: Machine) -> float:
+        """Seconds below which no step of this work can be on this machine: the larger of the two floors."""
+        nbytes = self.layer_bytes + self.head_bytes + self.position_bytes * step.positions_read
+        flops = self.layer_flops * (step.rows + step.prompt_tokens) + self.head_flops * step.rows
+        flops += self.position_flops * step.positions_read
+        return max(nbytes / machine.bandwidth, flops / machine.flops)
+
+
+def decode_share(steps: Sequence[Step], cost: ModelCost, machine: Machine) -> float:
+    """Floor over time, of the steps in which nothing but decoding happened."""
+    decoding = [s for s in steps if not s.prompt_tokens and s.rows]
+    return sum(cost.floor_s(s, machine) for s in decoding) / max(sum(s.seconds for s in decoding), 1e-9)

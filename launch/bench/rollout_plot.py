@@ -1,0 +1,30 @@
+"""The steps of a rollout as a picture: how many rows decoded, and how long each step took."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+from engine.base.errors import UserError
+from engine.generation.generate import Step
+
+
+def plot_steps(path: str, steps: Sequence[Step]) -> None:
+    """Two curves over time. UserError where matplotlib is not installed."""
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    except ImportError:
+        raise UserError(f"--plot {path} needs matplotlib: pip install matplotlib, or leave --plot out") from None
+    ends = list(accumulate(s.seconds for s in steps))
+    figure, (upper, lower) = pyplot.subplots(2, 1, sharex=True, figsize=(8, 5), layout="constrained")
+    upper.step(ends, [s.rows for s in steps], where="pre")
+    upper.set_ylabel("rows that decode")
+    lower.plot(ends, [1e3 * s.seconds for s in steps], ".", markersize=3)
+    lower.set_ylabel("ms a step")
+    lower.set_yscale("log")
+    lower.set_xlabel("seconds")
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

@@ -1,0 +1,149 @@
+"""How long an SFT step takes in float32 and in bfloat16, and on what: `python launch/bench/sft.py`, steps in turn."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+if __name__ == "__main__":  # started as a file, whose folder is on the path: the packages are beside it
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from engine.base.errors import UserError
+from engine.cli.console import Console
+from engine.cli.parse import main, parse_settings
+from engine.distributed.world import World, start_world
+from engine.models import build_model
+from engine.presets import presets
+from engine.run.folder import Run
+from engine.settings import BatchSettings, OptimizerSettings, RunSettings, SFTSettings, flag
+from engine.text.encoding import Example
+from engine.training.sft import SFTTrainer
+from engine.training.zero import read_ds_config
+from kernels.common.bench import json_line
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """The model (random weights; the defaults are SmolLM2-135M's shape), the work of a step, and how often."""
+
+    _argument_group_name = "bench"
+    layers: int = flag("number of blocks", 30)
+    hidden: int = flag("width of the residual stream", 576)
+    intermediate: int = flag("width inside the MLP", 1536)
+    heads: int = flag("attention heads", 9)
+    kv_heads: int = flag("key/value heads", 3)
+    vocab_size: int = flag("tokens in the vocabulary; the head is the embedding (tied)", 49_152)
+    sequences: int = flag("sequences a step", 16)
+    shortest: int = flag("tokens of the shortest sequence; lengths are spread evenly, half of each is the prompt", 32)
+    longest: int = flag("tokens of the longest sequence", 224)
+    tokens_per_microbatch: int = flag("tokens of one forward", 2048)
+    top_layers: str = flag("how many top layers are trained", "all")
+    deepspeed_config: str | None = flag("DeepSpeed's configuration: ZeRO stage, offload", None)
+    repeats: int = flag("measured steps of each dtype, after one that is not", 5)
+    operations: int = flag("how many of a step's most expensive operations to list", 12)
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "sequences", "repeats"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} is {getattr(self, name)}: give 1 or more")
+        if not 2 <= self.shortest <= self.longest <= self.tokens_per_microbatch:
+            raise UserError(
+                f"--shortest {self.shortest}, --longest {self.longest}, --tokens-per-microbatch "
+                f"{self.tokens_per_microbatch}: give 2 or more, in this order"
+            )
+
+
+def examples_of(s: BenchSettings) -> list[Example]:
+    """As many random sequences as a step takes."""
+    rng, made = random.Random(0), []
+    for i in range(s.sequences):
+        length = s.shortest + round(i * (s.longest - s.shortest) / max(1, s.sequences - 1))
+        made.append(Example(str(i), tuple(rng.randrange(s.vocab_size) for _ in range(length)), length // 2))
+    return made
+
+
+def trainer_of(s: BenchSettings, dtype: torch.dtype, folder: Path, world: World) -> SFTTrainer:
+    """The real trainer, every step over the same sequences."""
+    from transformers import LlamaConfig
+
+    config = LlamaConfig(
+        num_hidden_layers=s.layers, hidden_size=s.hidden, intermediate_size=s.intermediate,
+        num_attention_heads=s.heads, num_key_value_heads=s.kv_heads, vocab_size=s.vocab_size,
+        max_position_embeddings=s.longest, tie_word_embeddings=True, initializer_range=s.hidden**-0.5,
+    )  # fmt: skip
+    values = presets("sft")["default"] | {
+        "lang": "en", "lr": 1e-4, "warmup_steps": 0, "schedule": "constant", "batch_size": s.sequences,
+        "epochs": s.repeats + 2, "max_length": s.longest, "tokens_per_microbatch": s.tokens_per_microbatch,
+        "top_layers": s.top_layers, "trunk_cache": 0.0,
+    }  # fmt: skip
+    classes = (RunSettings, OptimizerSettings, BatchSettings, SFTSettings)
+    groups = [c(**{k: v for k, v in values.items() if k in c.__dataclass_fields__}) for c in classes]
+    run = Run(folder, "sft", groups, world)
+    run.start()
+    model = build_model(config, 0).to(dtype)
+    ds_config = read_ds_config(s.deepspeed_config)
+    return SFTTrainer(model, examples_of(s), [], *groups, world, run, Console(enabled=False), ds_config)
+
+
+def operations(step, count: int) -> list[dict]:
+    """The operations on which one step spends most of its time: their own time, without what they call."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        step()
+    found = [x for x in profiler.key_averages() if x.self_cpu_time_total > 0]
+    whole = sum(x.self_cpu_time_total for x in found)
+    found.sort(key=lambda x: -x.self_cpu_time_total)
+    rows = [(x.key, x.count, x.self_cpu_time_total / 1e3, x.self_cpu_time_total / whole) for x in found[:count]]
+    return [dict(zip(("operation", "calls", "ms", "share"), row)) for row in rows]
+
+
+def job(argv: Sequence[str]) -> None:
+    """Steps of both dtypes in turn, their medians and ratio, the operations of one more of each, a JSON line last."""
+    (s,) = parse_settings((BenchSettings,), argv, "python launch/bench/sft.py", __doc__)
+    console = Console()
+    with tempfile.TemporaryDirectory() as scratch:
+        world = start_world()
+        trainers = {name: trainer_of(s, dtype, Path(scratch, name), world) for name, dtype in DTYPES.items()}
+        weights = sum(p.numel() for p in trainers["float32"].model.parameters())
+        console.header("An SFT step, float32 and bfloat16", {
+            "model": f"llama, {s.layers} layers of {s.hidden}, vocabulary {s.vocab_size:,}, {weights:,} weights",
+            "step": f"{s.sequences} sequences of {s.shortest} to {s.longest} tokens, "
+            f"{s.tokens_per_microbatch:,} a microbatch at most",
+            "ranks": f"{world.size}, {torch.get_num_threads()} threads each",
+        })  # fmt: skip
+        seconds: dict[str, list[float]] = {name: [] for name in trainers}
+        for turn in range(s.repeats + 1):
+            for name, trainer in trainers.items():
+                began = time.perf_counter()
+                trainer.step(turn)
+                if turn:
+                    seconds[name].append(time.perf_counter() - began)
+        tops = {name: operations(lambda t=t: t.step(s.repeats + 1), s.operations) for name, t in trainers.items()}
+    medians = {name: statistics.median(found) for name, found in seconds.items()}
+    ratio = medians["float32"] / medians["bfloat16"]
+    console.table(["an SFT step", "seconds, median", "fastest", "slowest"], [
+        [name, f"{medians[name]:.2f}", f"{min(found):.2f}", f"{max(found):.2f}"] for name, found in seconds.items()
+    ])  # fmt: skip
+    console.say(f"  float32 / bfloat16: {ratio:.2f}")
+    for name, rows in tops.items():
+        console.say()
+        console.table([f"operations of a {name} step", "calls", "ms", "share"], [
+            [row["operation"], f"{row['calls']:,}", f"{row['ms']:.0f}", f"{row['share']:.1%}"] for row in rows
+        ])  # fmt: skip
+    print(
+        json_line({"settings": asdict(s), "seconds": seconds, "medians": medians, "ratio": ratio, "operations": tops})
+    )
+
+
+if __name__ == "__main__":
+    main(job)

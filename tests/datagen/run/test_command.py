@@ -1,0 +1,233 @@
+"""A run from a command line: flags, files, --dry-run, the progress line and the summary."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from datagen.api.chat import Rejected
+from datagen.api.client import _allow_connections
+from datagen.api.known_models import MODELS, Price
+from datagen.api.pricing import estimate_tokens, price_of
+from datagen.api.settings import add_api_arguments, api_settings
+from datagen.run.command import run_command, run_files
+from datagen.run.dry_run import make_plans
+from datagen.run.progress import Progress, clock
+from datagen.run.session import Session
+from datagen.simulate import Simulator
+from datagen.sources import check_outputs
+from engine.base.errors import UserError
+from tests.datagen.api.api_helpers import ask_once, ask_twice, echo, numbers, quick_settings, read_lines, run_in
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    monkeypatch.setenv("no_proxy", "*")
+
+
+def arguments(output, *flags):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--output", type=type(output))
+    add_api_arguments(parser)
+    return parser.parse_args(["--output", str(output), *flags])
+
+
+def test_flags_become_settings(tmp_path):
+    flags = "--model m --base-url http://a/v1 --base-url http://b/v1 --key-env A --rpm 5 --budget 2.5 --timeout 9"
+    settings = api_settings(arguments(tmp_path / "o", *flags.split(), "--retry-quarantined"))
+    assert settings.base_urls == ("http://a/v1", "http://b/v1")
+    assert (settings.model, settings.key_variables, settings.requests_per_min) == ("m", ("A",), 5)
+    assert (settings.budget_usd, settings.total_timeout_s, settings.first_byte_timeout_s) == (2.5, 9, 9)
+    assert settings.retry_quarantined and settings.tokens_per_min is None
+
+
+def sent_by(tmp_path, *flags):
+    """The parameters of a request beside its messages, for a command that asks for a temperature of 0.3."""
+    settings = api_settings(arguments(tmp_path / "o", *flags))
+    body = json.loads(settings.request([{"role": "user", "content": "x"}], temperature=0.3).body())
+    return {name: value for name, value in body.items() if name not in ("model", "messages")}
+
+
+def test_a_temperature_is_sent_where_the_model_takes_one(tmp_path):
+    assert sent_by(tmp_path, "--max-tokens", "9") == {"temperature": 0.3, "max_tokens": 9}
+    assert sent_by(tmp_path, "--temperature", "1", "--max-tokens", "9") == {"temperature": 1.0, "max_tokens": 9}
+    assert sent_by(tmp_path, "--temperature", "none", "--max-tokens", "9") == {"max_tokens": 9}
+    for model in ("gpt-5-mini", "gpt-5-mini-2025-08-07"):
+        assert sent_by(tmp_path, "--model", model, "--max-tokens", "9") == {"max_completion_tokens": 9}
+    flags = ("--model", "gpt-5", "--temperature", "1", "--max-tokens-field", "max_tokens", "--max-tokens", "9")
+    assert sent_by(tmp_path, *flags) == {"temperature": 1.0, "max_tokens": 9}
+
+
+@pytest.mark.parametrize("text", ["-1", "2.5", "nan", "warm", ""])
+def test_a_temperature_that_makes_no_sense(tmp_path, text):
+    with pytest.raises(UserError, match="--temperature .*: give a number from 0 to 2, or none"):
+        api_settings(arguments(tmp_path / "o", f"--temperature={text}"))
+
+
+@pytest.mark.parametrize("flag", ["--rpm", "--tpm", "--concurrency", "--budget", "--max-tokens", "--timeout"])
+def test_numbers_that_make_no_sense(tmp_path, flag):
+    with pytest.raises(UserError, match=f"{flag} 0.* must be above 0"):
+        api_settings(arguments(tmp_path / "o", flag, "0"))
+
+
+def test_files(tmp_path):
+    files = run_files(arguments(tmp_path / "o.jsonl"))
+    assert (files.journal.name, files.quarantine.name) == ("o.jsonl.journal", "o.jsonl.quarantine.jsonl")
+    with pytest.raises(UserError, match="must be three files"):
+        run_files(arguments(tmp_path / "o.jsonl", "--journal", str(tmp_path / "o.jsonl")))
+    (tmp_path / "o.jsonl").write_text("precious\n")
+    with pytest.raises(UserError, match="is there, but not the journal"):
+        run_files(arguments(tmp_path / "o.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--journal", "file/j"], r"--journal .*file/j: nothing can be written into .*file: choose another path"),
+        (["--quarantine", "file/a/q"], r"--quarantine .*file/a/q: nothing can be written into .*file: choose"),
+        (["--journal", "folder"], r"--journal .*folder is a folder: name a file in it"),
+    ],
+)
+def test_where_nothing_can_be_written_is_told_before_anything_is_asked(tmp_path, flags, message):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match=message):
+        run_files(arguments(tmp_path / "o.jsonl", flags[0], str(tmp_path / flags[1])))
+    with pytest.raises(UserError, match=message.replace(flags[0], "--report")):
+        check_outputs([], {"--report": str(tmp_path / flags[1])})
+
+
+async def served(task, **options):
+    async with Simulator(answer=echo, **options) as server:
+        return await asyncio.to_thread(task, server)
+
+
+def test_a_command_says_what_it_did(tmp_path, capsys, monkeypatch):
+    """Signals belong to the main thread, where the tests' server runs: they are left out here (see test_runs)."""
+    monkeypatch.setattr("datagen.run.command._SIGNALS", ())
+
+    def task(server):
+        return run_command(numbers(3), ask_twice, arguments(tmp_path / "o.jsonl", "--base-url", server.url))
+
+    summary = asyncio.run(served(task))
+    assert (summary.records, summary.asked, summary.stopped) == (3, 6, None)
+    said = capsys.readouterr().err
+    assert "3 of 3 records: 3 rows in" in said and "6 answers in 0:0" in said
+    assert len(read_lines(tmp_path / "o.jsonl")) == 3
+
+
+def test_a_run_that_stops_says_why_after_its_rows_are_written(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("datagen.run.command._SIGNALS", ())
+
+    def task(server):
+        flags = ("--base-url", server.url, "--budget", "0.00033", "--max-tokens", "500")
+        run_command(numbers(9), ask_once, arguments(tmp_path / "o.jsonl", *flags, "--concurrency", "1"))
+
+    with pytest.raises(UserError, match=r"--budget \$0.0003 reached"):
+        asyncio.run(served(task))
+    assert "not complete: run the same command again" in capsys.readouterr().err
+    assert 0 < len(read_lines(tmp_path / "o.jsonl")) < 9
+
+
+def test_a_dry_run_asks_nothing_and_counts_every_turn(tmp_path, capsys):
+    args = arguments(tmp_path / "o.jsonl", "--dry-run", "--base-url", "http://127.0.0.1:9/v1", "--rpm", "60")
+
+    async def two_turns(record, ask):
+        first = await ask([{"role": "user", "content": f'Translate into Nepali: {{"x": "{record["n"]}"}}'}])
+        await ask([{"role": "user", "content": first.text}])
+        if record["n"] == 1:
+            raise Rejected("it is counted all the same")
+        return []
+
+    assert run_command(numbers(120), two_turns, args, lambda record: "ne" if record["n"] < 20 else "vi") is None
+    table = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row[:4] for row in table[1:]] == [
+        ["ne", "20", "0", "40"],
+        ["vi", "100", "0", "200"],
+        ["total", "120", "0", "240"],
+    ]
+    assert table[-1][-1] == "0.07"  # 240 requests at 60 a minute: 4 minutes
+    assert float(table[-1][-2]) > float(table[-1][-3]) > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_leaves_out_what_is_in_the_journal(tmp_path, monkeypatch):
+    settings = quick_settings("http://127.0.0.1:9/v1")
+    monkeypatch.setenv("TEST_API_KEY", "k")
+
+    async def go():
+        async with Simulator(answer=echo) as server:
+            await run_in(tmp_path, numbers(4), ask_once, quick_settings(server.url))
+        return await make_plans(numbers(10), ask_once, settings, tmp_path / "journal", lambda _: "all")
+
+    plan = asyncio.run(go())["all"]
+    assert (plan.records, plan.journaled, plan.requests) == (10, 4, 6)
+
+
+def test_prices():
+    assert price_of(quick_settings(model="gpt-4o")) == MODELS["gpt-4o"].price == Price(2.5, 10.0)
+    assert price_of(quick_settings(model="own")) is None
+    own = quick_settings(model="own", usd_per_m_prompt=0.0, usd_per_m_completion=4.0)
+    assert price_of(own).usd((10**6, 500_000)) == 2.0
+    assert price_of(quick_settings(model="gpt-4o", usd_per_m_prompt=0.0)) == Price(0.0, 10.0)
+
+
+def test_estimates_of_tokens():
+    assert estimate_tokens("") == 0
+    assert estimate_tokens("four") == 1 and estimate_tokens("five!") == 2
+    assert estimate_tokens("नेपाल") == 5
+    assert estimate_tokens("\ud800") == 1
+
+
+@given(st.text(st.characters()))
+def test_estimates_of_tokens_count_ascii_by_four_and_other_bytes_by_three(text):
+    ascii_characters = sum(character < "\x80" for character in text)
+    others = len("".join(c for c in text if c >= "\x80").encode("utf-8", "replace"))
+    assert estimate_tokens(text) == math.ceil(ascii_characters / 4) + math.ceil(others / 3)
+
+
+def test_the_progress_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("TEST_API_KEY", "k")
+    stream = io.StringIO()
+
+    async def go():
+        async with (
+            Simulator(answer=echo, faults={"500": 0.3}) as server,
+            Session(quick_settings(server.url, max_attempts=20), tmp_path / "j") as session,
+        ):
+            progress = Progress(session, 8, stream)
+            async for outcome in session.outcomes(numbers(6), ask_once):
+                progress.add(outcome)
+            progress.tell("a line of its own")
+            line = progress.line()
+            progress.stop()
+            return line
+
+    line = asyncio.run(go())
+    assert line.startswith("[###############.....] 6/8, ")
+    for part in (" answers/min", "0 on their way", " tokens", "$0.000", " retries (500 server_error)", " left"):
+        assert part in line, part
+    assert stream.getvalue() == "a line of its own\n"
+    assert [clock(seconds) for seconds in (0, 59.6, 3599, 3600)] == ["0:00", "1:00", "59:59", "1:00:00"]
+
+
+def test_open_files_are_allowed_for_as_many_connections(monkeypatch):
+    limits, given = (1024, 4096), []
+    monkeypatch.setattr("datagen.api.client.resource.getrlimit", lambda _: limits)
+    monkeypatch.setattr("datagen.api.client.resource.setrlimit", lambda _, new: given.append(new))
+    _allow_connections(900)
+    assert given == []
+    _allow_connections(2000)
+    assert given == [(2064, 4096)]
+    with pytest.raises(UserError, match="5000 requests at once need 5064 open files, 4096 are allowed"):
+        _allow_connections(5000)
+    assert given == [(2064, 4096)]

@@ -1,0 +1,110 @@
+"""Seeds and learning rates: golden and hand-computed numbers, and every item once an epoch as a property."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.base.seeds import batches, derive_seed, even_parts, shuffled
+from engine.objectives.schedule import learning_rate, rate_line, warmup_warning
+from engine.settings import OptimizerSettings
+
+
+def test_a_stream_keeps_its_seed_for_ever():
+    """The first 8 bytes of `printf 3/prompts/0 | sha256sum`, halved: another value would change every run."""
+    assert derive_seed(3, "prompts", 0) == 0x9BC7909039A8C6CE >> 1
+
+
+def test_names_make_streams_of_their_own():
+    names = [(0,), (1,), (0, "a"), (0, "b"), (0, "a", 0), (0, "a", 1), (0, 1, 0), (1, 0, 0), (0, 0, 1), (0, 10), (-1,)]
+    seeds = [derive_seed(*name) for name in names]
+    assert len(set(seeds)) == len(names)
+    assert all(0 <= seed < 1 << 63 for seed in seeds)
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 3), st.integers(0, 9))
+def test_an_epoch_has_every_item_once_in_as_few_steps_as_before_of_equal_size(count, size, epochs, seed):
+    steps = batches(count, size, epochs, seed, "x")
+    per_epoch = math.ceil(count / size)
+    assert len(steps) == epochs * per_epoch
+    for epoch in range(epochs):
+        own = steps[epoch * per_epoch : (epoch + 1) * per_epoch]
+        assert sorted(i for step in own for i in step) == list(range(count))
+        sizes = [len(step) for step in own]
+        assert max(sizes) <= size and max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize(("count", "size", "sizes"), [
+    (129, 128, [65, 64]), (9, 5, [5, 4]), (6, 3, [3, 3]), (5, 2, [3, 2]), (3, 2, [3]), (4, 9, [4]), (1, 5, [1]),
+])  # fmt: skip
+def test_no_part_is_smaller_than_the_fewest(count, size, sizes):
+    """The last part of an epoch takes a step at the full rate: it must not be one item where there are more."""
+    parts = even_parts(range(count), size, fewest=2)
+    assert [len(part) for part in parts] == sizes
+    assert [i for part in parts for i in part] == list(range(count))
+
+
+def test_orders_differ_between_epochs_seeds_and_names_and_come_back():
+    first, second = batches(50, 50, 2, 0, "sft")
+    others = [shuffled(50, 1, "sft", 0), shuffled(50, 0, "reward", 0), second, list(range(50))]
+    assert all(sorted(order) == list(range(50)) and order != first for order in others)
+    assert batches(50, 50, 2, 0, "sft") == [first, second]
+
+
+def test_rates_by_hand():
+    def rates(schedule):
+        return [learning_rate(step, 8, 0.4, schedule, 4) for step in range(8)]
+
+    rise = [0.1, 0.2, 0.3, 0.4]
+    assert rates("constant") == pytest.approx(rise + [0.4] * 4)
+    assert rates("linear") == pytest.approx([*rise, 0.4, 0.3, 0.2, 0.1])
+    cosines = [0.4 * 0.5 * (1 + c) for c in (1, math.sqrt(0.5), 0, -math.sqrt(0.5))]
+    assert rates("cosine") == pytest.approx(rise + cosines)
+    for schedule in ("linear", "cosine"):
+        assert learning_rate(8, 8, 0.4, schedule, 4) == pytest.approx(0.0)
+
+
+def optimizer(**changes):
+    values = {
+        "lr": 2e-5,
+        "schedule": "cosine",
+        "max_warmup_steps": 300,
+        "weight_decay": 0.0,
+        "beta1": 0.9,
+        "beta2": 0.9,
+    }
+    return OptimizerSettings(**values | changes)
+
+
+@pytest.mark.parametrize(("num_steps", "warmup"), [(6, 0), (15, 1), (1219, 121), (3000, 300), (9000, 300)])
+def test_a_warm_up_nobody_asked_for_is_a_tenth_of_the_run_at_most(num_steps, warmup):
+    settings = optimizer()
+    assert settings.warmup(num_steps) == warmup
+    peak = max(learning_rate(s, num_steps, 2e-5, "cosine", warmup) for s in range(num_steps))
+    assert peak == pytest.approx(2e-5)
+    assert warmup_warning(settings, num_steps) is None
+    assert ("a tenth of the run" in rate_line(settings, num_steps)) is (num_steps < 3000)
+    assert ("--warmup-steps 300 takes them" in rate_line(settings, num_steps)) is (num_steps < 3000)
+
+
+def test_a_warm_up_that_was_asked_for_is_taken_and_warned_of_where_it_is_most_of_the_run():
+    settings = optimizer(warmup_steps=50)
+    assert [settings.warmup(n) for n in (6, 50, 5000)] == [50, 50, 50]
+    assert warmup_warning(settings, 101) is None
+    assert "50% of the run's 100 steps" in warmup_warning(settings, 100)
+    line = warmup_warning(settings, 15)
+    assert "warm-up of 50 steps is longer than the run of 15" in line and "30% of its peak" in line
+    assert rate_line(settings, 15) == "2e-05, cosine after a warm-up of 50 steps"
+    assert rate_line(optimizer(warmup_steps=0, schedule="constant"), 15) == "2e-05, constant"
+
+
+@given(st.sampled_from(["constant", "linear", "cosine"]), st.integers(1, 30), st.integers(0, 40))
+def test_a_rate_rises_then_never_rises_again_and_stays_within_its_peak(schedule, num_steps, warmup_steps):
+    rates = [learning_rate(step, num_steps, 2.0, schedule, warmup_steps) for step in range(num_steps)]
+    assert all(0 < rate <= 2.0 for rate in rates)
+    turn = min(warmup_steps, num_steps)
+    assert rates[:turn] == sorted(rates[:turn])
+    assert rates[turn:] == sorted(rates[turn:], reverse=True)

@@ -1,0 +1,78 @@
+"""--config files: what YAML could smuggle in is taken as words or refused, and nothing is multiplied."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.base.errors import UserError
+from engine.cli.config_file import CONFIG_BYTES, read_config
+
+
+@pytest.fixture
+def config(tmp_path):
+    def write(text, name="x.yaml"):
+        path = tmp_path / name
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return str(path)
+
+    return write
+
+
+def test_words_stay_as_they_are_written(config):
+    text = "lr: 1e-4\na: 010\nb: yes\nc: ~\nd: 'null'\ne: [x, 2]\nf: 2026-11-23\n? g\n: |\n  two\n  lines\n"
+    text += 'h: "\\u0939"\n'
+    assert read_config(config(text)) == {
+        "lr": "1e-4", "a": "010", "b": True, "c": None, "d": "null", "e": ["x", "2"], "f": "2026-11-23",
+        "g": "two\nlines\n", "h": "ह",
+    }  # fmt: skip
+    assert read_config(config('\ufeff{"lr": 1e-4, "e": ["x", 2]}', "x.json")) == {"lr": 1e-4, "e": ["x", 2]}
+    assert read_config(config("{}")) == {}
+
+
+def test_no_tag_makes_anything(config):
+    text = "a: !!python/object/apply:os.system ['true']\nb: !!int ''\nc: !!timestamp x\nd: !!binary /w==\ne: !x y"
+    assert read_config(config(text)) == {"a": ["true"], "b": "", "c": "x", "d": "/w==", "e": "y"}
+
+
+def test_aliases_are_never_copied_out(config):
+    """The billion laughs: nine levels of nine references each would be ten to the ninth words."""
+    names = "abcdefghi"
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"{n}: &{n} [{', '.join([f'*{before}'] * 9)}]" for before, n in zip(names, names[1:])]
+    with pytest.raises(UserError, match="setting 'b' must be a plain value or a list of them, not a list"):
+        read_config(config("\n".join(lines)))
+    with pytest.raises(UserError, match="setting 'a' must be a plain value or a list of them, not a mapping"):
+        read_config(config("a: &a {b: *a}"))
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "words"),
+    [
+        ("lr: 1\nlr: 2", "x.yaml", "setting 'lr' is given twice"),
+        ('{"lr": 1, "lr": 2}', "x.json", "field 'lr' is given twice"),
+        ("[a, b]: 1", "x.yaml", "a setting's name must be a word"),
+        ("a: [x, ~]", "x.yaml", "setting 'a' lists a null"),
+        ('a: "\\0"', "x.yaml", "setting 'a' holds a NUL or half a character"),
+        ('{"a": ["x", "\\u0000"]}', "x.json", "setting 'a' holds a NUL or half a character"),
+        ('{"a": "\\ud83d"}', "x.json", "half a surrogate pair"),
+        ('a: "\\ud83d"', "x.yaml", "setting 'a' holds a NUL or half a character"),
+        ("a: " + "[" * 5000, "x.yaml", "is not valid YAML (nested too deeply)"),
+        ('{"a":\n' + "[" * 5000, "x.json", "is not valid JSON (line 2: nested deeper than 100)"),
+        ('{"a": {"b": 1}}', "x.json", "setting 'a' must be a plain value or a list of them, not a mapping"),
+        ("a: *nobody", "x.yaml", "is not valid YAML"),
+        ("--- 1\n--- 2", "x.yaml", "is not valid YAML"),
+        ("#" * (CONFIG_BYTES + 1), "x.yaml", "is above 1 MiB"),
+    ],
+)
+def test_what_is_refused_is_one_line(config, text, name, words):
+    path = config(text, name)
+    with pytest.raises(UserError) as caught:
+        read_config(path)
+    assert words in str(caught.value)
+    assert path in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_path_with_a_nul_is_one_line():
+    with pytest.raises(UserError, match="cannot be read"):
+        read_config("a\0b.yaml")

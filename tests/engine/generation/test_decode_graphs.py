@@ -1,0 +1,152 @@
+"""Decode steps as graphs of fixed batch sizes against the same steps call by call, to the bit.
+
+On a CPU a graph is played: what is captured is run again into the outputs of the first time. So blank rows, batch sizes
+and fixed places are as on a GPU; what CUDA itself captures is tested where there is one.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from engine.base.errors import UserError
+from engine.generation import decode_graphs, kv_cache
+from engine.generation.decode_graphs import DecodeGraphs, batch_sizes
+from engine.generation.decode_inputs import DecodeInputs
+from engine.generation.decode_tape import DecodeTape
+from engine.generation.generate import Request, generate
+from engine.generation.kv_cache import KVCache
+from engine.generation.sampling import Sampling
+from tests.engine.generation.recorded_steps import CASES, assert_same, model_of
+
+
+def requests():
+    """Prompts of less than a page and more, alone and shared; responses of many lengths, so that rows come and go."""
+    generator = torch.Generator().manual_seed(1)
+    lengths = [3, 70, 130, 5, 64, 1]
+    prompts = [tuple(torch.randint(0, 97, (n,), generator=generator).tolist()) for n in lengths]
+    new = torch.randint(1, 90, (40,), generator=generator).tolist()
+    return [Request(prompts[i // 7], i // 7, i % 7, n) for i, n in enumerate(new)]
+
+
+def run(model, **options):
+    return generate(model, requests(), Sampling(temperature=0.9), 7, 5, capture_layer=2, **options)
+
+
+@pytest.fixture
+def call_by_call(monkeypatch):
+    monkeypatch.setattr(DecodeTape, "of", classmethod(lambda *_: None))
+
+
+@pytest.fixture
+def played(monkeypatch, call_by_call):
+    """Graphs on a CPU. Returns the numbers of rows of the captures and of the replays."""
+    counts = {"captured": [], "replayed": []}
+
+    def capture_here():
+        def capture(step):
+            outputs = step()
+            counts["captured"].append(len(outputs[0]))
+
+            def replay():
+                counts["replayed"].append(len(outputs[0]))
+                for kept, new in zip(outputs, step()):
+                    kept.copy_(new)
+
+            return replay, outputs
+
+        return capture
+
+    monkeypatch.setattr(decode_graphs, "capture_on_cuda", capture_here)
+    monkeypatch.setattr(kv_cache, "spare_pages", lambda device: 1)
+    return counts
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 7, 16, 23, 24, 64, 100, 512])
+def test_batch_sizes_leave_less_than_half_of_the_rows_blank(most):
+    sizes = batch_sizes(most)
+    assert sizes == sorted(set(sizes)) and sizes[-1] == most
+    assert all(2 * rows > min(n for n in sizes if n >= rows) for rows in range(1, most + 1))
+    assert len(sizes) <= 2 * most.bit_length()
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("num_slots", [1, 3, 29])
+def test_a_rollout_by_graphs_is_the_rollout_call_by_call(name, num_slots, call_by_call, request):
+    model = model_of(name)
+    expected = run(model, num_slots=num_slots)
+    counts = request.getfixturevalue("played")
+    assert_same(run(model, num_slots=num_slots), expected)
+    assert counts["captured"][0] == num_slots and set(counts["captured"]) <= set(batch_sizes(num_slots))
+    assert len(counts["captured"]) == len(set(counts["captured"])), "each size once"
+    assert set(counts["replayed"]) == set(counts["captured"]) and len(counts["replayed"]) > 50
+
+
+def test_a_full_cache_whose_pages_go_from_hand_to_hand(played, request):
+    """With so small a budget every page that a row leaves is another's at once: a row left behind would write there."""
+    model = model_of("llama")
+    options = {"num_slots": 8, "cache_tokens": 64 * 9}
+    by_graphs = run(model, **options)
+    request.getfixturevalue("monkeypatch").setattr(DecodeGraphs, "of", classmethod(lambda *_: None))
+    assert_same(by_graphs, run(model, **options))
+    assert len(set(played["replayed"])) > 2
+
+
+def test_rows_that_left_are_blank(played):
+    """Two groups of two rows, then one: the other rows stand at the spare page's first position, and share nothing."""
+    model = model_of("llama")
+    cache = KVCache(model, 9)
+    inputs = DecodeInputs(model, cache, 6, 3)
+
+    def fill(rows, bounds, shared):
+        table = torch.arange(rows * 2, dtype=torch.int32).reshape(rows, 2)
+        position = torch.full((rows,), 70)
+        inputs.fill(
+            torch.ones(rows, 64), position, table, *(torch.tensor(x, dtype=torch.int32) for x in (bounds, shared))
+        )
+
+    fill(4, [0, 2, 4], [64, 64])
+    fill(2, [0, 2], [64])
+    page_S, slot_S, length_S = inputs.places
+    assert cache.spare_page == 9 and cache.k_LPGNK.shape[1] == 10
+    assert inputs.table_SB[:2].tolist() == [[0, 1, 9], [2, 3, 9]] and (inputs.table_SB[2:] == 9).all()
+    assert page_S.tolist() == [1, 3, 9, 9, 9, 9] and slot_S.tolist() == [6, 6, 0, 0, 0, 0]
+    assert length_S.tolist() == [71, 71, 1, 1, 1, 1]
+    assert inputs.cu_groups.tolist() == [0, 2, 6, 6, 6, 6, 6] and inputs.shared_R.tolist() == [64, 0, 0, 0, 0, 0]
+
+
+def test_the_spare_page_comes_out_of_the_budget(monkeypatch):
+    model, one = model_of("llama"), [Request(tuple(range(60)), 0, 0, 60)]
+    assert generate(model, one, Sampling(), 7, 5, cache_tokens=128)
+    monkeypatch.setattr("engine.generation.cache_budget.spare_pages", lambda device: 1)
+    with pytest.raises(UserError, match="needs 2 pages.*the budget holds 1"):
+        generate(model, one, Sampling(), 7, 5, cache_tokens=128)
+
+
+def test_a_step_that_cannot_be_captured_runs_call_by_call_and_says_so(monkeypatch, played, capsys):
+    def refuses():
+        def capture(step):
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
+
+        return capture
+
+    model = model_of("llama")
+    expected = run(model, num_slots=4)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(decode_graphs, "capture_on_cuda", refuses)
+    assert_same(run(model, num_slots=4), expected)
+    assert capsys.readouterr().err == (
+        "no CUDA graphs, decode steps run call by call: CUDA error: operation not permitted when stream is capturing\n"
+    )
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("name", CASES)
+def test_on_a_gpu_graphs_give_the_tokens_of_the_steps_call_by_call(name, monkeypatch):
+    model = model_of(name).cuda()
+    by_graphs = generate(model, requests(), Sampling(0.0), 7, 5, num_slots=29, capture_layer=2)
+    monkeypatch.setattr(DecodeGraphs, "of", classmethod(lambda *_: None))
+    expected = generate(model, requests(), Sampling(0.0), 7, 5, num_slots=29, capture_layer=2)
+    for a, b in zip(by_graphs, expected):
+        torch.testing.assert_close(a.trunk_ND[: len(b.trunk_ND)], b.trunk_ND, atol=1e-3, rtol=1e-3)
+        assert a.tokens == b.tokens

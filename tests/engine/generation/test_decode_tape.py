@@ -1,0 +1,57 @@
+"""Decode steps on tape against the same steps call by call: tokens, log-probabilities, trunk, to the bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from engine.generation.decode_tape import DecodeTape
+from engine.generation.generate import Request, generate
+from engine.generation.kv_cache import KVCache
+from engine.generation.sampling import Sampling
+from kernels.common import tape
+from tests.engine.generation.recorded_steps import assert_same, model_of
+
+pytestmark = pytest.mark.skipif(not tape.can_record(), reason="no C++ compiler here: nothing is recorded")
+
+
+def requests():
+    generator = torch.Generator().manual_seed(1)
+    prompts = [tuple(torch.randint(0, 97, (n,), generator=generator).tolist()) for n in (3, 70, 130, 5)]
+    wanted = [(0, 40), (0, 3), (1, 90), (1, 20), (2, 33), (3, 64), (3, 1), (3, 12)]
+    return [Request(prompts[p], p, i, n) for i, (p, n) in enumerate(wanted)]
+
+
+def run(model, **options):
+    return generate(model, requests(), Sampling(temperature=0.9, top_k=20), 7, 5, capture_layer=2, **options)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "bloom"])
+@pytest.mark.parametrize("num_slots", [1, 3, 8])
+def test_a_rollout_on_tape_is_the_rollout_call_by_call(name, num_slots, monkeypatch):
+    model = model_of(name)
+    with_tape = run(model, num_slots=num_slots)
+    monkeypatch.setattr(DecodeTape, "of", classmethod(lambda *_: None))
+    assert_same(with_tape, run(model, num_slots=num_slots))
+
+
+def test_rows_longer_than_a_piece_of_attention(monkeypatch):
+    """Beyond 512 positions a row's attention is put together from pieces, in memory that the tape provides."""
+    model = model_of("llama")
+    long = [Request(tuple(range(90)) * 7, 0, i, 30) for i in range(2)] + [Request((1, 2), 1, 0, 30)]
+    with_tape = generate(model, long, Sampling(), 7, 5)
+    monkeypatch.setattr(DecodeTape, "of", classmethod(lambda *_: None))
+    assert [r.tokens for r in with_tape] == [r.tokens for r in generate(model, long, Sampling(), 7, 5)]
+
+
+def test_a_tape_is_to_be_had_where_gradients_are_on():
+    """As in a server, which makes its engine once and for all."""
+    model = model_of("llama").requires_grad_(True)
+    assert torch.is_grad_enabled()
+    assert DecodeTape.of(model, KVCache(model, 4), 4, 2, 0) is not None
+
+
+def test_a_model_whose_blocks_compute_in_torch_has_no_tape():
+    model = model_of("qwen3")
+    assert DecodeTape.of(model, KVCache(model, 4), 4, 2, 0) is None
+    assert all(r.tokens for r in generate(model, requests(), Sampling(), 7, 5))

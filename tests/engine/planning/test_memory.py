@@ -1,0 +1,183 @@
+"""The planner against what tiny runs take, allocation by allocation, and against PyTorch's own count of operations."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from engine.batch import PackedBatch
+from engine.models import Bloom, Llama, build_model
+from engine.models.fused import ByModule
+from engine.planning.memory import Workload, activation_bytes, forward_bytes, memory, peaks, phases
+from engine.planning.memory_tracker import MemoryTracker
+from engine.text.encoding import Prompt
+from engine.training.metrics import Metrics
+from engine.training.modules import Policy
+from tests.engine.training.trainers import CONFIGS, FAMILIES, VOCABULARY, make_trainer, one_rank
+
+
+@pytest.fixture
+def world():
+    with one_rank() as world:
+        yield world
+
+
+def test_a_microbatch_may_hold_more_tokens_than_a_sequence():
+    """A microbatch is many sequences, none of them longer than the model's positions allow."""
+    with torch.device("meta"):
+        short, long = (Llama(CONFIGS["llama"](max_position_embeddings=n, num_hidden_layers=2)) for n in (64, 2048))
+    assert activation_bytes(short, 0, 500, 500) == pytest.approx(activation_bytes(long, 0, 500, 500), rel=1e-4)
+    assert forward_bytes(short, 500) == pytest.approx(forward_bytes(long, 500), rel=1e-4)
+
+
+def test_the_tracker_counts_storages_once_until_they_are_freed():
+    with MemoryTracker() as tracker:
+        a = torch.zeros(1000)
+        b = a.view(10, 100)[2:]
+        assert tracker.live == 4000
+        c = a + 1
+        assert tracker.live == 8000
+        del a
+        assert tracker.live == 8000, "a view keeps its storage"
+        del b
+        assert tracker.live == 4000 and tracker.peak == 8000
+        c.add_(1)
+        assert tracker.live == 4000
+
+
+def prompts_of_equal_length(count: int, length: int) -> list[Prompt]:
+    return [Prompt(f"p{i}", tuple(range(10 + i % 9, 10 + i % 9 + length)), "", "") for i in range(count)]
+
+
+def model_of(family: str, hidden: int, layers: int) -> Bloom | Llama:
+    changes = {"hidden_size": hidden, {"bloom": "n_layer", "llama": "num_hidden_layers"}[family]: layers}
+    if family == "llama":
+        changes["intermediate_size"] = 3 * hidden
+    return build_model(CONFIGS[family](**changes), 0)
+
+
+def on_meta(model: Bloom | Llama) -> Bloom | Llama:
+    with torch.device("meta"):
+        return type(model)(model.config)
+
+
+def workload(stage: str, **changes) -> Workload:
+    usual = Workload(
+        stage, torch.float32, 1, 0, False, 2, 16, 16, 24, 24, 384, True, False, False, 16.0, 2,
+    )  # fmt: skip
+    return dataclasses.replace(usual, **changes)
+
+
+@pytest.mark.parametrize(("hidden", "layers"), [(64, 6), (160, 4)])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_activations_of_a_microbatch(family, hidden, layers):
+    """The peak of a real forward and backward through the policy's top, from a token count up."""
+    model = model_of(family, hidden, layers)
+    policy = Policy(model, layers - 2)
+    lengths = [40, 56, 64, 96]
+    batch = PackedBatch.from_sequences([[5] * n for n in lengths])
+    columns_A = torch.arange(0, 256, 2)
+    trunk_TD = torch.randn(256, hidden)
+
+    def step() -> None:
+        logprob_A, entropy_A, value_A = policy(batch, trunk_TD.clone(), columns_A, 1.0)
+        (logprob_A + entropy_A + value_A).sum().backward()
+
+    step()  # weights get their gradients, and cached slopes and tables are made
+    with MemoryTracker() as tracker:
+        step()
+    measured = tracker.peak - tracker.live
+    predicted = activation_bytes(on_meta(model), layers - 2, 256, 128)
+    assert predicted == pytest.approx(measured, rel=0.1)
+
+
+@pytest.mark.parametrize(("hidden", "layers"), [(64, 6), (160, 4)])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("way", ["modules", "native"])
+def test_memory_of_ppo(world, tmp_path, monkeypatch, family, hidden, layers, way):
+    """Rollout and update of a real trainer, every tensor counted from the model's weights on: as predicted where the
+    model's modules compute (as on a GPU), and a bit more where a CPU's kernels do, which keep less between."""
+    if way == "modules":
+        monkeypatch.setattr(f"engine.models.{family}.block_ops", lambda h_TD, attend, weight_ND: ByModule())
+    model = model_of(family, hidden, layers)
+    with MemoryTracker() as tracker:
+        tracker.know(model.parameters())
+        trainer = make_trainer(
+            "ppo", world, tmp_path / "run", model=model, data=prompts_of_equal_length(16, 24), batch_size=16,
+            max_new_tokens=24, max_length=48, minibatch_size=16, tokens_per_microbatch=384, slots=16, max_steps=3,
+            epochs=3, reward="tests.engine.training.trainers:share_of_even_words",
+        )  # fmt: skip
+        trainer.iterate(0)  # optimizer state is there
+        tracker.peak = tracker.live
+        metrics = Metrics()
+        experience = trainer.collect(1, metrics)
+        rollout = tracker.peak
+        tracker.peak = tracker.live
+        trainer.update(experience, range(16), 1e-3, metrics)
+        update = tracker.peak
+    parts = memory(on_meta(model), workload("ppo", tokens_per_microbatch=384))
+    without_reward = [p for p in parts if "reward" not in p.name]
+    predicted = peaks(without_reward)
+    assert 0.9 * rollout <= predicted[0] <= (1.1 if way == "modules" else 1.2) * rollout
+    assert predicted[1] == pytest.approx(update, rel=0.1)
+
+
+def counted(work) -> int:
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_operations(family):
+    """PyTorch's own count of the trunk's forward, of the policy's update and of both reward models; one sequence, so
+    that its attention is the planner's mean of half the length twice over."""
+    hidden, layers, top, length, new = 64, 6, 2, 48, 24
+    model = model_of(family, hidden, layers)
+    batch = PackedBatch.from_sequences([[5] * length])
+    w = workload("ppo", rollouts=1, ppo_epochs=1, top_layers=top)
+    found = {p.name: p.flops for p in phases(on_meta(model), w)}
+
+    def attend(_, q, k, v, slopes_H):
+        groups = q.shape[1] // k.shape[1]
+        return _dense(q, k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1))
+
+    # Scores over all positions, not half of them: twice the attention of a causal kernel.
+    attention = 4 * model.num_heads * model.head_size * length * length / 2
+    h_TD = torch.randn(length, hidden)
+    body = counted(lambda: model.run(h_TD, batch, layers - top, layers, attend)) - top * attention
+    whole = counted(lambda: model.run(h_TD, batch, 0, layers, attend)) - layers * attention
+    head = 2 * VOCABULARY * hidden * new
+    assert found["update"] == pytest.approx(3 * body + 3 * head, rel=0.02)
+    assert found["scoring"] == pytest.approx(3 * body + 2 * head, rel=0.02)
+    own = {p.name: p.flops for p in phases(on_meta(model), dataclasses.replace(w, shared_trunk=False))}
+    assert own["scoring"] == pytest.approx(2 * body + whole + 2 * head, rel=0.02)
+    decoded = found["prefill"] + found["decode"] - head
+    assert decoded == pytest.approx(whole, rel=0.02)
+    sft = phases(on_meta(model), dataclasses.replace(w, stage="sft", top_layers=None))
+    assert sft[0].flops == pytest.approx(3 * whole + 4 * 2 * VOCABULARY * hidden * length, rel=0.02)
+
+
+def _dense(q_THK, k_THK, v_THK):
+    weight_HTT = torch.einsum("thk,shk->hts", q_THK, k_THK).softmax(-1)
+    return torch.einsum("hts,shk->thk", weight_HTT, v_THK)
+
+
+def test_what_zero_divides():
+    """Optimizer state by ranks from stage 1, gradients from 2, weights from 3; offload takes the state away."""
+    model = on_meta(model_of("bloom", 64, 6))
+
+    def part(name, ranks=4, **changes):
+        return {p.name: p.update for p in memory(model, workload("sft", top_layers=None, ranks=ranks, **changes))}[name]
+
+    state, gradients, weights = (part(n, zero=0) for n in ("optimizer", "gradients", "trained weights"))
+    assert part("optimizer", zero=1) == state / 4 and part("gradients", zero=1) == gradients
+    assert part("gradients", zero=2) == gradients / 4 and part("trained weights", zero=2) == weights
+    assert part("trained weights", zero=3) == weights / 4
+    assert part("optimizer", zero=2, offload=True) == 0
+    total = sum(p.numel() for p in model.parameters())
+    assert weights == 4 * total and gradients == 4 * total and state == 8 * total
+    half = {"dtype": torch.bfloat16}
+    assert part("gradients", 1, **half) == 4 * total, "a bfloat16 one goes as soon as its master has it"
+    assert part("gradients", zero=1, **half) == 6 * total

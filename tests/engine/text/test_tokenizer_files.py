@@ -1,0 +1,103 @@
+"""The files of a tokenizer: sizes, ids and names are checked before a library sees them."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from engine.base.errors import UserError
+from engine.text.tokenizer import load_tokenizer, train_byte_bpe
+from engine.text.tokenizer_files import TOKENIZER_BYTES
+from tests.greetings import GREETINGS
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("good")
+    train_byte_bpe(list(GREETINGS.values()) * 2, 320).save_pretrained(folder)
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def folder(good, tmp_path):
+    for name, text in good.items():
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def refusal(folder):
+    with pytest.raises(UserError) as caught:
+        load_tokenizer(folder)
+    assert "\n" not in str(caught.value)
+    assert str(folder) in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "tokenizer_config.json", "added_tokens.json", "chat_template.jinja"]
+)
+def test_a_file_larger_than_any_tokenizers_is_not_opened(folder, name):
+    (folder / name).touch()
+    os.truncate(folder / name, TOKENIZER_BYTES + 1)  # takes no room on the disk
+    assert "268,435,457 bytes, the limit for a tokenizer is 256 MiB: fetch it again" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"auto_map": {"AutoTokenizer": ["code.Tokenizer", None]}}, "names code of its own (auto_map)"),
+        ({"gguf_file": "../x.gguf"}, "names other files to load (gguf_file)"),
+        ({"fast_tokenizer_files": ["../tokenizer.json"]}, "names other files to load (fast_tokenizer_files)"),
+        ({"chat_template": [{"name": "../../evil", "template": "x"}]}, "has a chat template called '../../evil'"),
+        ({"chat_template": [{"name": None, "template": "x"}]}, "has a chat template called None"),
+        ({"model_max_length": []}, "cannot be loaded"),
+        ({"eos_token": 5}, "cannot be loaded"),
+    ],
+)
+def test_settings_that_reach_out_of_the_folder(folder, changes, words):
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    assert words in refusal(folder)
+
+
+def test_an_id_beyond_any_vocabulary(folder):
+    """For one id of two thousand millions the library takes as many entries: gigabytes, from a line of JSON."""
+    file = folder / "tokenizer.json"
+    backend = json.loads(file.read_text())
+    backend["model"]["vocab"]["x" * 9] = 2**31
+    file.write_text(json.dumps(backend))
+    assert "has the token id 2147483648, the limit is 16,777,216" in refusal(folder)
+    del backend["model"]["vocab"]["x" * 9]
+    backend["added_tokens"].append({**backend["added_tokens"][0], "id": 2**40, "content": "y"})
+    file.write_text(json.dumps(backend))
+    assert "has the token id 1099511627776" in refusal(folder)
+
+
+def test_chat_templates_with_plain_names_are_kept(folder):
+    file = folder / "tokenizer_config.json"
+    templates = [{"name": name, "template": "x"} for name in ("default", "tool_use", "rag-2")]
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": templates}))
+    assert set(load_tokenizer(folder).chat_template) == {"default", "tool_use", "rag-2"}
+
+
+@pytest.mark.parametrize("part", ["normalizer", "pre_tokenizer", "decoder"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+        {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"},
+    ],
+    ids=["ByteLevel", "Replace"],
+)
+def test_steps_that_double_a_text_forty_times(folder, part, step):
+    """Found by fuzzing: a copied line in tokenizer.json, and a text of eight letters filled 24 GB."""
+    file, names = folder / "tokenizer.json", {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers"}
+    backend = json.loads(file.read_text())
+    steps = {"type": "Sequence", names.get(part, "decoders"): [{"type": "Sequence", "normalizers": [step] * 4}] * 10}
+    file.write_text(json.dumps({**backend, part: steps}))
+    assert f"its {part} could make a text more than 100 times longer" in refusal(folder)
+    long = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 101}
+    file.write_text(json.dumps({**backend, part: long}))
+    assert f"its {part} could make a text" in refusal(folder)

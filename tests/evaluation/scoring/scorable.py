@@ -1,0 +1,61 @@
+"""Helpers: small models whose attention is sharp, and documents that share prefixes in every way there is."""
+
+from __future__ import annotations
+
+import random
+
+from transformers import BloomConfig, LlamaConfig
+
+from engine.models import build_model
+from evaluation.scoring.documents import Choice, Document
+
+VOCABULARY = 97
+CONFIGS = {
+    "bloom": BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.3),
+    "llama": LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, tie_word_embeddings=False, initializer_range=0.3, max_position_embeddings=4096,
+    ),
+}  # fmt: skip
+
+
+def model_of(family: str):
+    return build_model(CONFIGS[family], seed=0).requires_grad_(False)
+
+
+def choice_of(context: tuple[int, ...], continuation: tuple[int, ...], text: str = "text") -> Choice:
+    return Choice(context, continuation, text, len(text), len(text.encode()), False)
+
+
+def document_of(index: int, choices: list[Choice], gold: int | tuple[float, ...] = 0, **fields) -> Document:
+    about = {"task": "made", "lang": "en", "id": f"d{index}", "shot_ids": (), "prompt": f"prompt {index}"}
+    return Document(index=index, gold=gold, choices=tuple(choices), **{**about, **fields})
+
+
+def documents_of(count: int, seed: int = 0) -> list[Document]:
+    """Contexts that share 0, 5, 250 or 270 tokens; choices of 1 to 8 tokens, some with a common start, two equal."""
+    draw = random.Random(seed)
+
+    def ids(n: int) -> tuple[int, ...]:
+        return tuple(draw.randrange(VOCABULARY) for _ in range(n))
+
+    common, documents = ids(270), []
+    for index in range(count):
+        context = common[: draw.choice([0, 5, 250, 270, 270])] + ids(draw.randrange(1, 40))
+        start = ids(2)
+        choices = [choice_of(context, start[: draw.randrange(3)] + ids(draw.randrange(1, 7))) for _ in range(3)]
+        # As tokenisation at the border has it: a choice whose context is shorter than its siblings'.
+        moved = choice_of(context[:-1] or context, (context[-1], *choices[0].continuation_ids))
+        documents.append(document_of(index, [*choices, moved, choices[0]]))
+    return documents
+
+
+def long_documents(seed: int = 0) -> list[Document]:
+    """Three documents of some 3,000 tokens that share nothing: together they fill a forward of 8,192."""
+    draw = random.Random(seed)
+
+    def ids(n: int) -> tuple[int, ...]:
+        return tuple(draw.randrange(VOCABULARY) for _ in range(n))
+
+    contexts = [ids(n) for n in (2900, 3001, 2816)]
+    return [document_of(i, [choice_of(c, ids(40)), choice_of(c, ids(30))]) for i, c in enumerate(contexts)]
