@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 
@@ -68,6 +68,20 @@ def plan_microbatches(
         for rank, microbatch in enumerate(row if (i // world_size) % 2 == 0 else reversed(row)):
             plan[rank].append(microbatch)
     return plan
+
+
+def rank_microbatches(
+    lengths: Sequence[int], indices: Sequence[int], tokens_per_microbatch: int, largest: Callable[[int], int]
+) -> list[Microbatch]:
+    """Group this rank's sequences `indices` into microbatches; as many as on the rank that has most.
+
+    `largest` returns the maximum over ranks. Missing microbatches are stand-ins of weight 0.
+    """
+    indices = list(indices)
+    bins = first_fit_decreasing([lengths[s] for s in indices], tokens_per_microbatch)
+    plan = [Microbatch(tuple(sorted((indices[i] for i in b), key=lambda s: lengths[s]))) for b in bins]
+    stand_in = Microbatch((min(range(len(lengths)), key=lambda s: lengths[s]),), 0.0)
+    return plan + [stand_in] * (largest(len(plan)) - len(plan))
 
 
 def dealt(lengths: Sequence[int], rank: int, ranks: int) -> list[int]:

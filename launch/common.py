@@ -26,10 +26,11 @@ from engine.planning.disk import disk_line, disk_parts
 from engine.run.folder import Run
 from engine.run.monitors import take_monitors
 from engine.run.template_choice import Choice, choose_template
-from engine.settings import BatchSettings, RunSettings
+from engine.settings import BatchSettings, OptimizerSettings, RunSettings
 from engine.text.chats import with_chat_template
 from engine.text.templates import Template
 from engine.text.tokenizer import check_vocab, load_tokenizer
+from engine.training.context import Context
 from engine.training.export import try_export
 from engine.training.zero import read_ds_config
 
@@ -89,6 +90,10 @@ class Job:
             check_replaceable(self.run.model_dir)
         try_export(model, self.run.stage, self.card_settings, inputs, exported, eos_ids)
         return exported
+
+    def context(self, run: RunSettings, optimizer: OptimizerSettings, batch: BatchSettings, stage: Any) -> Context:
+        """What a trainer runs with: this job's ranks, folder and console, and the settings given."""
+        return Context(run, optimizer, batch, stage, self.world, self.run, self.console, self.ds_config)
 
     def load(self, path: str | Path) -> tuple[Any, Any]:
         """(model on this rank's device, tokenizer), checked against each other."""

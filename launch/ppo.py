@@ -109,10 +109,8 @@ def train(
     if scorer.note:
         job.console.say(scorer.note)
     job.run.start()
-    trainer = PPOTrainer(
-        model, tokenizer, eos_ids, prompts, scorer, run_settings, optimizer, batch, ppo,
-        job.world, job.run, job.console, job.ds_config,
-    )  # fmt: skip
+    context = job.context(run_settings, optimizer, batch, ppo)
+    trainer = PPOTrainer(model, tokenizer, eos_ids, prompts, scorer, context)
     steps = trainer.steps
     job.header(f"PPO in {job.language.name}", {
         "policy": f"{model_dir} (top {ppo.top_layers} of {model.num_layers} layers trained)",
@@ -131,13 +129,10 @@ def train(
         before = answers()
         job.console.say(f"  {len(checks)} held-out prompts before PPO: {in_words(before.estimates())}\n")
     result = trainer.train()
-
-    def export() -> None:
-        if job.world.is_first:
-            save_model(model, job.run.model_dir, exported, eos_ids=eos_ids)
-
     with trainer.checkpoints.finishing():
-        trainer.checkpoints.part(export)
+        with trainer.checkpoints.part():
+            if job.world.is_first:
+                save_model(model, job.run.model_dir, exported, eos_ids=eos_ids)
         if checks:
             after = answers(checkpoints=trainer.checkpoints)
             result["heldout"] = compared(before, after)

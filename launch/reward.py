@@ -104,10 +104,8 @@ def train(
     job.run.start()
     head_seed = derive_seed(run_settings.seed, "score head")
     score_weight_D = RewardModule.new_score_weight(model, head_seed)
-    trainer = RewardTrainer(
-        model, score_weight_D, rankings, heldout, run_settings, optimizer, batch, reward,
-        job.world, job.run, job.console, job.ds_config,
-    )  # fmt: skip
+    context = job.context(run_settings, optimizer, batch, reward)
+    trainer = RewardTrainer(model, score_weight_D, rankings, heldout, context)
     job.header(f"Reward model in {job.language.name}", {
         "model": f"{model_dir} (top {top} of {model.num_layers} layers trained)",
         "data": f"{data} ({len(rankings):,} rankings, {len(lengths):,} responses)",
@@ -117,13 +115,10 @@ def train(
         "disk": disk,
     }, len(trainer.steps))  # fmt: skip
     result = trainer.train()
-
-    def export() -> None:
-        moments = result["score_mean"], result["score_std"]
-        save_trained(trainer.zero, model, job.run.model_dir, exported, job.world, eos_ids, score_moments=moments)
-
     with trainer.checkpoints.finishing():
-        trainer.checkpoints.part(export)
+        with trainer.checkpoints.part():
+            moments = result["score_mean"], result["score_std"]
+            save_trained(trainer.zero, model, job.run.model_dir, exported, job.world, eos_ids, score_moments=moments)
         if job.world.is_first:
             write_card(job.run.model_dir, "reward", job.card_settings, inputs, result, tokenizer, eos_ids)
         job.run.finish(result)

@@ -91,9 +91,7 @@ def train(
     inputs = {"base model": model_dir, "data": data}
     exported = job.try_export(model, inputs, tokenizer, choice.template, eos_ids)
     job.run.start()
-    trainer = SFTTrainer(
-        model, examples, heldout, run_settings, optimizer, batch, sft, job.world, job.run, job.console, job.ds_config
-    )
+    trainer = SFTTrainer(model, examples, heldout, job.context(run_settings, optimizer, batch, sft))
     job.header(f"Supervised fine-tuning in {job.language.name}", {
         "model": f"{model_dir} ({model.config.model_type}, {model.num_layers} layers of {model.hidden_size})",
         "data": f"{data} ({len(examples):,} sequences, {sum(lengths):,} tokens)",
@@ -103,12 +101,9 @@ def train(
         "disk": disk,
     }, len(trainer.steps))  # fmt: skip
     result = trainer.train()
-
-    def export() -> None:
-        save_trained(trainer.zero, model, job.run.model_dir, exported, job.world, eos_ids)
-
     with trainer.checkpoints.finishing():
-        trainer.checkpoints.part(export)
+        with trainer.checkpoints.part():
+            save_trained(trainer.zero, model, job.run.model_dir, exported, job.world, eos_ids)
         if checks:
             trained, _ = job.load(job.run.model_dir)
             longest = max(len(e.tokens) - e.prompt_len for e in examples)

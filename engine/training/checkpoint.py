@@ -7,11 +7,11 @@ import signal
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -26,12 +26,11 @@ from engine.run.folder import Run, differences
 from engine.settings import RunSettings
 from engine.training.zero import ZeroStep
 
-T = TypeVar("T")
 FAILED = 1000  # above every signal's number: the last checkpoint could not be written
 
 
-class _Told(BaseException):
-    """A signal has come while something long was done that need not be finished."""
+class _Signalled(BaseException):
+    """A signal has come during long work that need not be finished."""
 
 
 @dataclass(frozen=True)
@@ -137,22 +136,20 @@ class Checkpoints:
             self._wait()
         return self.folder / name_of(step) if step else None
 
-    def unless_told(self, work: Callable[[], T], step: int, trainer: Callable[[], Mapping[str, Any]]) -> T:
-        """What `work()` returns, or, if a signal came meanwhile on any rank, save what was there before it and exit.
+    @contextmanager
+    def abort_on_signal(self, step: int, trainer: Callable[[], Mapping[str, Any]]) -> Iterator[None]:
+        """Around long work that changes nothing that is saved: after a signal on any rank, save and exit at its end.
 
-        For what is long and changes nothing that is saved. It ends early where it calls `raise_if_told`.
+        The work ends early where it calls `raise_if_signalled`.
         """
-        try:
-            done = work()
-        except _Told:
-            done = None
+        with suppress(_Signalled):
+            yield
         self.after_step(step, trainer)
-        return done
 
-    def raise_if_told(self) -> None:
-        """Leave the `work` of `unless_told` if a signal has come to this rank."""
+    def raise_if_signalled(self) -> None:
+        """Leave the body of `abort_on_signal` or `part` if a signal has come to this rank."""
         if self._interrupt.signal:
-            raise _Told
+            raise _Signalled
 
     @contextmanager
     def finishing(self) -> Iterator[None]:
@@ -161,9 +158,11 @@ class Checkpoints:
             yield
             self.after_step(*self._last)
 
-    def part(self, work: Callable[[], T]) -> T:
-        """What `work()` returns, a part of `finishing`: as `unless_told`."""
-        return self.unless_told(work, *self._last)
+    @contextmanager
+    def part(self) -> Iterator[None]:
+        """Around a part of `finishing`: as `abort_on_signal`."""
+        with self.abort_on_signal(*self._last):
+            yield
 
     def __enter__(self) -> Checkpoints:
         if self.settings.save_every:

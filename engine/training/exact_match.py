@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from engine.cli.console import Console
 from engine.distributed.world import World
 from engine.generation.generate import Request, generate
 from engine.generation.sampling import Sampling
-from engine.generation.step import Response
 from engine.packing import dealt
 from engine.text.encoding import Prompt
 from engine.text.tokenizer import decode
@@ -42,17 +42,17 @@ def exact_match(
 
     requests = [request(i) for i in mine]
 
-    def answer() -> list[Response]:
-        with console.bar(len(requests), "exact match", "answer") as bar:
+    with (
+        checkpoints.part() if checkpoints else nullcontext(),
+        console.bar(len(requests), "exact match", "answer") as bar,
+    ):
 
-            def progress(finished: int, _: int) -> None:
-                if checkpoints:
-                    checkpoints.raise_if_told()
-                bar.update(finished - bar.n)
+        def progress(finished: int, _: int) -> None:
+            if checkpoints:
+                checkpoints.raise_if_signalled()
+            bar.update(finished - bar.n)
 
-            return generate(model, requests, Sampling(temperature=0.0), 0, eos_ids, slots, on_progress=progress)
-
-    responses = checkpoints.part(answer) if checkpoints else answer()
+        responses = generate(model, requests, Sampling(temperature=0.0), 0, eos_ids, slots, on_progress=progress)
     texts = [""] * len(prompts)
     for part in world.gather({i: decode(tokenizer, r.text_tokens) for i, r in zip(mine, responses)}):
         for i, text in part.items():

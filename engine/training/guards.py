@@ -8,6 +8,7 @@ its header. Shapes: T tokens, S sequences.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,11 @@ from torch import Tensor
 
 from engine.base.errors import UserError
 from engine.objectives.experience import Experience
+from engine.packing import Microbatch
 from engine.run.folder import Run
 from engine.training.checkpoint import Checkpoints
+from engine.training.modules import Policy
+from engine.training.ppo_progress import Progress
 
 FOLDER, NOTE = "not_finite", "note"
 STAGES = ("sft", "reward", "ppo")
@@ -98,6 +102,38 @@ def stop(
         f"step {step}: {first.quantity} is not finite on rank {rank}{which}; the step was not taken and {kept}; "
         f"{look}; then mend the data, or lower --lr" + (" and go on with --resume --override" if saved else "")
     )
+
+
+def stop_ppo(
+    run: Run,
+    checkpoints: Checkpoints,
+    progress: Progress,
+    policy: Policy,
+    state: Callable[[], Mapping[str, Any]],
+    x: Experience,
+    ids: Sequence[str],
+    mine: Sequence[int],
+    plan: Sequence[Microbatch],
+    losses: Sequence[Tensor],
+    files_before: Mapping[str, int],
+) -> NoReturn:
+    """End a PPO run at an update that was not made, as `stop` does. All ranks call it.
+
+    `x` are this rank's rollouts and `ids` their records, `mine` the sequences of the update, `plan` and `losses` its
+    microbatches. Rollouts that are not finite are dropped, with what was logged of them since `files_before`: the
+    resumed run makes them again.
+    """
+    trouble = in_rollouts(x, ids)
+    if run.world.max(trouble is not None):
+        run.cut_back(files_before, run.position()["seconds"])
+        progress.dropped()
+    trouble = trouble or in_losses(losses, [[ids[s] for s in part.ids] for part in plan], len(COLUMNS))
+    # What is wrong in one rollout is wrong in all advantages.
+    chosen = range(len(ids)) if progress.experience is None else mine or [0]
+    kept = {**x.select(chosen).tensors(), "value_offset": torch.tensor(policy.value_offset)}
+    if not math.isfinite(policy.value_offset):  # of rollouts that are dropped: the next ones give another
+        policy.value_offset = 0.0
+    stop(run, checkpoints, progress.step, trouble, [ids[s] for s in chosen], kept, state, progress.experience)
 
 
 def file_of(run_path: Path, step: int, rank: int) -> Path:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
@@ -131,11 +131,11 @@ def sample_answers(
             mine = [chosen[i] for i in dealt([len(prompts[i].tokens) for i in chosen], world.rank, world.size)]
             ids = [i for i in mine for _ in range(samples)]
             requests = [Request(prompts[i].tokens, i, n % samples, ppo.max_new_tokens) for n, i in enumerate(ids)]
-            answer = partial(
-                generate, model, requests, ppo.sampling, derive_seed(seed, "heldout"), eos_ids,
-                ppo.slots, split, None if checkpoints is None else lambda *_: checkpoints.raise_if_told(),
-            )  # fmt: skip
-            responses = checkpoints.part(answer) if checkpoints else answer()
+            with checkpoints.part() if checkpoints else nullcontext():
+                responses = generate(
+                    model, requests, ppo.sampling, derive_seed(seed, "heldout"), eos_ids, ppo.slots, split,
+                    None if checkpoints is None else lambda *_: checkpoints.raise_if_signalled(),
+                )  # fmt: skip
             texts = [decode(tokenizer, r.text_tokens) for r in responses]
             scores = _scores([prompts[i] for i in ids], responses, texts, scorer, world)
             for i, response, text, score in zip(ids, responses, texts, scores):

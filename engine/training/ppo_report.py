@@ -8,9 +8,13 @@ from statistics import correlation, pstdev
 import torch
 from torch import Tensor
 
-from engine.cli.console import short
+from engine.cli.console import Console, short
+from engine.distributed.world import World
 from engine.objectives.experience import Experience
+from engine.run.folder import Run
 from engine.training.metrics import Metrics
+from engine.training.ppo_loss import PPOTerms
+from engine.training.ppo_progress import Progress
 
 _RETURN, _ERROR = "return", "return - value"  # moments that `derive` takes out again
 
@@ -65,27 +69,37 @@ def derive(x: dict[str, float], scores: Sequence[float], lengths: Sequence[int])
         x["rollout/score_length_correlation"] = correlation(scores, lengths)
 
 
-def measure_update(
-    metrics: Metrics,
-    log_ratio_A: Tensor,
-    entropy_A: Tensor,
-    policy: tuple[Tensor, Tensor],
-    value: tuple[Tensor, Tensor],
-    weight: float,
-) -> None:
-    """Add what a microbatch of an update says: sums over actions.
-
-    `policy` and `value` are each a loss and the number of actions that its clip decided; `weight` is 0 for a stand-in.
-    """
-    log_ratio_A, count = log_ratio_A.detach(), len(log_ratio_A) * weight
-    metrics.add("loss/policy_avg", policy[0] * weight, count)
-    metrics.add("loss/value_avg", value[0] * weight, count)
+def measure_update(metrics: Metrics, terms: PPOTerms, weight: float) -> None:
+    """Add the sums over actions of one microbatch of an update; `weight` is 0 for a stand-in."""
+    log_ratio_A = terms.log_ratio_A.detach()
+    count = len(log_ratio_A) * weight
+    metrics.add("loss/policy_avg", terms.policy * weight, count)
+    metrics.add("loss/value_avg", terms.value * weight, count)
     metrics.add("policy/approxkl_avg", 0.5 * log_ratio_A.square().sum() * weight, count)
-    metrics.add("policy/clipfrac_avg", policy[1] * weight, count)
-    metrics.add("policy/entropy_avg", entropy_A.sum() * weight, count)
-    metrics.add("val/clipfrac_avg", value[1] * weight, count)
+    metrics.add("policy/clipfrac_avg", terms.policy_clipped * weight, count)
+    metrics.add("policy/entropy_avg", terms.entropy_A.sum() * weight, count)
+    metrics.add("val/clipfrac_avg", terms.value_clipped * weight, count)
     metrics.add("val/ratio", log_ratio_A.exp().sum() * weight, count)
     metrics.first("val/first_ratio_error", (log_ratio_A.exp() - 1).abs().sum() * weight, count)
+
+
+def report(
+    iteration: int, total: int, at: Progress, lr: float, kl_coef: float, world: World, run: Run, console: Console
+) -> dict[str, float]:
+    """Reduce one iteration's numbers over the ranks; log and print them. Returns them by name."""
+    x = at.metrics.read(world)
+    mine = list(zip(at.experience.score_S.tolist(), actions_of(at.experience).tolist()))
+    scores, lengths = zip(*sum(world.gather(mine), []))
+    derive(x, scores, lengths)
+    x |= {"lr": lr, "objective/kl_coef": kl_coef, "time/collect_s": at.collect_s, "time/update_s": at.update_s}
+    x["eps"] = len(scores) / (at.collect_s + at.update_s)
+    x["time/generation_tokens_per_s"] = x["rollout/tokens"] / x["time/generation_s"]
+    run.log(iteration + 1, x)
+    run.scores(iteration + 1, scores)
+    console.row(row(f"{iteration + 1}/{total}", x))
+    for line in at.watch.look(iteration + 1, x):
+        console.say(line)
+    return x
 
 
 def first_and_last(history: Sequence[Mapping[str, float]]) -> dict[str, float]:

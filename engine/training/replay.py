@@ -5,6 +5,7 @@ Shapes: T tokens, A selected action columns, S sequences, D model, V vocabulary.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,9 +17,11 @@ from torch import Tensor, nn
 from engine.base.errors import UserError
 from engine.batch import PackedBatch, action_mask
 from engine.objectives.experience import Experience
-from engine.objectives.losses import policy_loss, ranking_loss, ranking_pairs, value_loss
 from engine.settings import PPOSettings
 from engine.training.guards import COLUMNS
+from engine.training.ppo_loss import ppo_loss
+from engine.training.reward import reward_loss
+from engine.training.sft import sft_loss
 from engine.training.trunk import Trunk
 
 LOGIT_ROWS = 64  # whole logits of so many positions are held at once
@@ -129,32 +132,24 @@ def _layers(model: nn.Module, module: nn.Module, batch: PackedBatch) -> dict[str
 
 def _sft(start: int, module: nn.Module, batch: PackedBatch, trunk_TD: Tensor | None) -> dict[str, Tensor]:
     columns_A = action_mask(batch, [start]).nonzero()[:, 0]
-    logprob_A = module(batch, trunk_TD, columns_A)
-    return {"logprob": logprob_A, "loss": -logprob_A.sum()}
+    logprob_A, loss = sft_loss(module, batch, trunk_TD, columns_A)
+    return {"logprob": logprob_A, "loss": loss}
 
 
 def _reward(ranks: Sequence[int], module: nn.Module, batch: PackedBatch, trunk_TD: Tensor | None) -> dict[str, Tensor]:
     score_S = module(batch, trunk_TD)
-    pairs = [x.to(score_S.device) for x in ranking_pairs([ranks])]
-    return {"score": score_S, "loss": ranking_loss(score_S, *pairs)}
+    return {"score": score_S, "loss": reward_loss(score_S, [ranks])[0]}
 
 
 def _ppo(
     x: Experience, ppo: PPOSettings, offset: float, module: nn.Module, batch: PackedBatch, trunk_TD: Tensor | None
 ) -> dict[str, Tensor]:
     module.value_offset = offset
-    columns_A = x.action_T.nonzero()[:, 0]
-    old_A, advantage_A, old_value_A, return_A = (
-        column[columns_A].to(batch.tokens_T.device) for column in (x.logprob_T, x.advantage_T, x.value_T, x.return_T)
-    )
-    columns_A = columns_A.to(batch.tokens_T.device)
-    critic_trunk_TD = None if x.critic_trunk_TD is None else x.critic_trunk_TD.to(batch.tokens_T.device)
-    logprob_A, entropy_A, value_A = module(batch, trunk_TD, columns_A, ppo.temperature, critic_trunk_TD)
-    policy, _ = policy_loss(logprob_A, old_A, advantage_A, ppo.clip)
-    value, _ = value_loss(value_A, old_value_A, return_A, ppo.value_clip)
+    here = Experience.of_tensors(x.tensors(), batch.tokens_T.device)
+    terms = ppo_loss(module, dataclasses.replace(here, batch=batch, trunk_TD=trunk_TD), ppo)
     return {
-        "logprob": logprob_A, "entropy": entropy_A, "value": value_A, "ratio": (logprob_A - old_A).exp(),
-        "policy loss": policy, "value loss": value, "loss": policy + ppo.vf_coef * value,
+        "logprob": terms.logprob_A, "entropy": terms.entropy_A, "value": terms.value_A,
+        "ratio": terms.log_ratio_A.exp(), "policy loss": terms.policy, "value loss": terms.value, "loss": terms.loss,
     }  # fmt: skip
 
 

@@ -33,6 +33,7 @@ from engine.run.folder import Run
 from engine.settings import BatchSettings, OptimizerSettings, PPOSettings, RunSettings, flag, split_of
 from engine.text.encoding import Prompt
 from engine.text.tokenizer import load_tokenizer
+from engine.training.context import Context
 from engine.training.modules import RewardModule
 from engine.training.ppo import PPOTrainer
 from engine.training.scorers import load_scorer
@@ -107,9 +108,8 @@ class Ours:
         split = split_of(str(s.top_layers), model.num_layers)
         scorer = load_scorer(str(folder / "reward"), model, split, tokenizer, groups[2].tokens_per_microbatch)
         prompts = [Prompt(str(i), tuple(tokens), "", "") for i, tokens in enumerate(prompts_of(s))]
-        self.trainer = PPOTrainer(
-            model, tokenizer, [tokenizer.eos_token_id], prompts, scorer, *groups, world, run, Console(False), {}
-        )  # fmt: skip
+        context = Context(*groups, world, run, Console(False), {})
+        self.trainer = PPOTrainer(model, tokenizer, [tokenizer.eos_token_id], prompts, scorer, context)
         self.iteration = 0
 
     def iterate(self) -> dict[str, float]:

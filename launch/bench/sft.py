@@ -26,6 +26,7 @@ from engine.presets import presets
 from engine.run.folder import Run
 from engine.settings import BatchSettings, OptimizerSettings, RunSettings, SFTSettings, flag
 from engine.text.encoding import Example
+from engine.training.context import Context
 from engine.training.sft import SFTTrainer
 from engine.training.zero import read_ds_config
 from kernels.common.bench import json_line
@@ -93,7 +94,7 @@ def trainer_of(s: BenchSettings, dtype: torch.dtype, folder: Path, world: World)
     run.start()
     model = build_model(config, 0).to(dtype)
     ds_config = read_ds_config(s.deepspeed_config)
-    return SFTTrainer(model, examples_of(s), [], *groups, world, run, Console(enabled=False), ds_config)
+    return SFTTrainer(model, examples_of(s), [], Context(*groups, world, run, Console(enabled=False), ds_config))
 
 
 def operations(step, count: int) -> list[dict]:

@@ -161,7 +161,7 @@ def test_accuracy_leaves_ties_out_and_counts_equal_scores_as_wrong(world, tmp_pa
     trainer = make_trainer("reward", world, tmp_path / "run", heldout=heldout)
     score_of = {4: 1.0, 5: 1.0, 6: 0.0, 7: 0.5}  # 4>5 equal, 4>6 and 4>7 right, 5-6 tie, 5>7 right, 6>7 wrong
     trainer.zero = lambda batch, _: torch.tensor([score_of[t] for t in batch.tokens_T[::2].tolist()])
-    assert trainer.accuracy() == pytest.approx(3 / 5)
+    assert trainer.measure()[0]["accuracy"] == pytest.approx(3 / 5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -242,9 +242,9 @@ def test_moments_are_of_no_more_than_4096_rankings(world, tmp_path):
     )
     score_of = {4: 0.0, 6: 2.0, 7: 100.0}
     trainer.zero = lambda batch, _: torch.tensor([score_of[t] for t in batch.tokens_T[::2].tolist()])
-    trainer.rankings, trainer.first = [pair] * 4096 + [last], range(4097)
+    trainer.records, trainer.first = [pair] * 4096 + [last], range(4097)
     assert trainer.score_moments() == pytest.approx((1, 1))
-    trainer.rankings = [pair] * 4095 + [last]
+    trainer.records = [pair] * 4095 + [last]
     assert trainer.score_moments()[0] == pytest.approx((4095 + 100) / 4096)
 
 
