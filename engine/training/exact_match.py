@@ -1,4 +1,4 @@
-"""Greedy answers to prompts with a known answer, and the share that match exactly."""
+"""Answer prompts greedily and return the share that match the known answers exactly."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def exact_match(
     slots: int = 128,
     checkpoints: Checkpoints | None = None,
 ) -> tuple[float, list[str]]:
-    """Share of the prompts whose greedy answer is the record's, blanks at the ends and Unicode form aside; the answers.
+    """Return the share of prompts whose greedy answer equals the record's, and the answers.
 
-    An answer ends with one of eos_ids, after max_new_tokens, or where the model's longest sequence does. The prompts
-    are dealt out to the ranks by length; every rank gets the same result. With the `checkpoints` of a
-    trainer that is finishing, a signal ends it early.
+    Outer blanks and the Unicode form are ignored. An answer ends with one of eos_ids, after max_new_tokens, or at the
+    model's maximum length. Prompts are sharded over the ranks by length; every rank gets the same result. With a
+    finishing trainer's `checkpoints`, a signal ends it early.
     """
     mine = dealt([len(prompt.tokens) for prompt in prompts], world.rank, world.size)
 
@@ -62,5 +62,5 @@ def exact_match(
 
 
 def canonical(text: str) -> str:
-    """What is compared of an answer: its Unicode form NFC, without blanks at the ends."""
+    """Normalise an answer for comparison: NFC, without outer blanks."""
     return unicodedata.normalize("NFC", text).strip()

@@ -1,4 +1,4 @@
-"""What PPO tells of an iteration: the numbers of its rollouts, and its line on the console."""
+"""What PPO reports of an iteration: metrics of its rollouts and updates, and its line on the console."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine.training.metrics import Metrics
 from engine.training.ppo_loss import PPOTerms
 from engine.training.ppo_progress import Progress
 
-_RETURN, _ERROR = "return", "return - value"  # moments that `derive` takes out again
+_RETURN, _ERROR = "return", "return - value"  # moments that `derive` replaces
 
 
 def measure_rollouts(
@@ -28,10 +28,10 @@ def measure_rollouts(
     rollout_logprob_A: Tensor,
     ranks: int,
 ) -> None:
-    """Add what a rank's rollouts say: sums over responses, under the names users know.
+    """Add the metrics of this rank's rollouts, sums over responses.
 
-    `kl_T` is the estimate that was charged, `ended_S` whether a response has an EOS, `rollout_logprob_A` the
-    log-probability that generation sampled each action with.
+    `kl_T` is the KL estimate in the reward, `ended_S` whether a response has an EOS, `rollout_logprob_A` the
+    log-probability at which generation sampled each action.
     """
     rollouts, actions = x.batch.num_sequences, x.action_T.sum()
     metrics.add("objective/kl", (x.logprob_T - x.ref_logprob_T).sum(), rollouts)
@@ -43,7 +43,7 @@ def measure_rollouts(
     metrics.add("rollout/ended_with_eos", ended_S.sum(), rollouts)
     difference_A = (x.logprob_T[x.action_T] - rollout_logprob_A).abs()
     metrics.add("rollout/logprob_difference", difference_A.sum(), actions)
-    metrics.maximum("rollout/max_logprob_difference", difference_A.max())  # every response has an action
+    metrics.maximum("rollout/max_logprob_difference", difference_A.max())  # no response is without an action
     length_S = actions_of(x)
     metrics.add("rollout/empty", ((length_S == 1) & ended_S).sum(), rollouts)
     metrics.add("rollout/tokens", actions.double(), 1 / ranks)
@@ -54,13 +54,13 @@ def measure_rollouts(
 
 
 def actions_of(x: Experience) -> Tensor:
-    """int64 [S]: how many actions each response has, its EOS among them."""
+    """Return int64 [S], the number of actions of each response, including its EOS."""
     counts_S = torch.zeros(x.batch.num_sequences, dtype=torch.int64, device=x.action_T.device)
     return counts_S.index_add(0, x.batch.sequence_T, x.action_T.long())
 
 
 def derive(x: dict[str, float], scores: Sequence[float], lengths: Sequence[int]) -> None:
-    """Replace moments among the means by what they say; add what scores and lengths of all rollouts say together."""
+    """Replace moments in `x` by explained variance; add statistics of the scores and lengths of all rollouts."""
     spread = {n: x.pop(f"{n}, squared") - x.pop(n) ** 2 for n in (_RETURN, _ERROR)}
     if spread[_RETURN] > 0:
         x["val/explained_variance"] = 1 - spread[_ERROR] / spread[_RETURN]
@@ -103,14 +103,14 @@ def report(
 
 
 def first_and_last(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """What the run's result holds of its first and its last iteration."""
+    """Return score, KL and reward of the first and last iteration, for result.json."""
     names = {"score": "objective/scores", "kl": "objective/kl", "reward": "objective/rlhf_reward"}
     ends = (("first", history[0]), ("last", history[-1]))
     return {f"{what}_{when}": x[name] for what, name in names.items() for when, x in ends}
 
 
 def row(iteration: str, x: Mapping[str, float]) -> dict[str, str]:
-    """The console's line of an iteration, from what was logged."""
+    """Format an iteration's metrics for the console."""
     return {
         "iteration": iteration, "score": short(x["objective/scores"]), "kl": short(x["objective/kl"]),
         "reward": short(x["objective/rlhf_reward"]), "entropy": short(x["policy/entropy_avg"]),

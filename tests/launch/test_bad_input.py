@@ -137,7 +137,7 @@ def test_responses_that_are_too_long(here, refused, monkeypatch):
     (("ppo",), {"reward": "cut"}, "cut/model.safetensors is cut short"),
     (("ppo",), {"reward": "m"}, "--reward m has no score head", "launch/reward.py", "module:function"),
     (("ppo",), {"reward": "rm_other"}, "--reward rm_other has another tokenizer than the policy", "same base model"),
-    (("ppo",), {"reward": "rm_nan"}, "scores prompt a as nan", "train it anew"),
+    (("ppo",), {"reward": "rm_nan"}, "scores prompt a as nan", "train it again"),
     (("ppo",), {"reward": None}, "--model is given without --reward"),
     (("ppo",), {"reward": "absent_module:score"}, "--reward absent_module:score", "No module named", "module:function"),
     (("ppo",), {"reward": ":score"}, "--reward :score", "Empty module name"),
@@ -171,7 +171,7 @@ def test_models_and_rewards(here, refused, monkeypatch, job, changes, words):
     (("ppo",), {"reward": "absent_module:score"}, "No module named 'absent_module'"),
     (("ppo",), {"max-new-tokens": "64"}, "--max-new-tokens is 64, --max-length is 64"),
     (("ppo",), {"batch-size": "1"}, "--batch-size is 1: PPO compares"),
-    (("ppo",), {"kl-horizon": "9", "kl-controller": "adaptive"}, "--kl-horizon is 9.0", "raise the first"),
+    (("ppo",), {"kl-horizon": "9", "kl-controller": "adaptive"}, "--kl-horizon is 9.0", "raise --kl-horizon"),
 ))  # fmt: skip
 def test_no_stage_is_run_for_a_mistake_that_shows_before_it(refused, monkeypatch, job, changes, words):
     # Without --model an embedded model is made: from data, by earlier stages.

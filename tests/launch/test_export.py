@@ -43,13 +43,13 @@ def test_what_cannot_be_exported_is_found_before_the_first_step(refused, monkeyp
 
     monkeypatch.setattr("engine.models.hf._matching_tokenizer", overflows)
     line = refused(job, {})
-    assert_says(line, "what is trained could not be exported (can't convert negative int to unsigned)", "of --model")
+    assert_says(line, "the model could not be exported (can't convert negative int to unsigned)", "of --model")
 
 
 @pytest.mark.parametrize("job", TRAINERS)
 def test_a_card_that_cannot_be_written_is_found_before_the_first_step(refused, monkeypatch, job):
     monkeypatch.setattr("engine.run.model_card._SHOWN", (["no name"],))
-    assert_says(refused(job, {}), "what is trained could not be exported (")
+    assert_says(refused(job, {}), "the model could not be exported (")
 
 
 def test_a_trial_reads_back_what_it_wrote_and_names_no_temporary_folder(good_and_bad, monkeypatch):

@@ -235,7 +235,7 @@ def test_a_note_that_is_none_of_ours(tmp_path, note):
 ])  # fmt: skip
 def test_sequences_that_do_not_fit(tmp_path, tensors):
     save_file(tensors, tmp_path / "f.safetensors", {NOTE: json.dumps(GOOD_NOTE)})
-    with pytest.raises(UserError, match="is no batch that a run has kept"):
+    with pytest.raises(UserError, match="is not a batch that a run has kept"):
         read_kept(tmp_path / "f.safetensors")
 
 
