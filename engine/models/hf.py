@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from engine.base.atomic import sync
 from engine.base.errors import UserError
 from engine.base.strict_json import read_object, reason_of
 from engine.models.bloom import Bloom
 from engine.models.config_rules import check_config, refuse_code
 from engine.models.llama import Llama
 from engine.models.names import LM_HEAD, SCORE, TABLES, match, written_name
-from engine.models.weight_files import StoredTensor, read_weights, sync, write_weights
+from engine.models.weight_files import StoredTensor, read_weights, write_weights
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase

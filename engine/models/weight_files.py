@@ -169,12 +169,3 @@ def write_weights(directory: Path, tensors: Mapping[str, Tensor], max_shard_byte
         total = sum(t.nbytes for t in tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (directory / INDEX[0]).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def sync(path: Path) -> None:
-    """Wait until a file's content, or a directory's list of names, is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from engine.base.atomic import sync, write_text
 from engine.base.errors import UserError
 
 STATE, MANIFEST, LATEST = "state.json", "manifest.json", "latest"
@@ -99,11 +100,11 @@ def write(
         manifest = {f.name: {"bytes": f.stat().st_size, "sha256": sha256(f)} for f in sorted(part.iterdir())}
         (part / MANIFEST).write_text(json.dumps({"files": manifest}, indent=1), encoding="utf-8")
         for path in [*part.iterdir(), part, *(p for p in beside if p.exists())]:
-            _sync(path)
+            sync(path)
         if target.exists():  # one that was rejected
             _remove(target)
         os.rename(part, target)
-        _sync(folder)
+        sync(folder)
         _point_latest(folder, target.name)
         for old in _superseded(folder, step, keep):
             _remove(old)
@@ -194,11 +195,7 @@ def _read_latest(folder: Path) -> str | None:
 
 
 def _point_latest(folder: Path, name: str) -> None:
-    part = folder / f"{UNFINISHED}{LATEST}"
-    part.write_text(name + "\n", encoding="utf-8")
-    _sync(part)
-    os.replace(part, folder / LATEST)
-    _sync(folder)
+    write_text(folder / LATEST, name + "\n")
 
 
 def _superseded(folder: Path, step: int, keep: int) -> list[Path]:
@@ -220,16 +217,8 @@ def _remove(path: Path) -> None:
 
 
 def _remove_unfinished(folder: Path) -> None:
-    for path in folder.glob(f"{UNFINISHED}*"):
+    for path in [*folder.glob(f"{UNFINISHED}*"), *folder.glob(f".{LATEST}.*.tmp")]:
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from engine.base.atomic import write_json
 from engine.base.errors import UserError
 from engine.base.strict_json import read_object
 from engine.distributed.shared_folder import check_shared
@@ -79,7 +80,7 @@ class Run:
             return False
         if not self.path.is_dir():
             raise UserError(f"--output {self.path} is a file: give a folder")
-        if all(p.name == "config.json.part" for p in self.path.iterdir()):  # a run was stopped while it started
+        if all(p.name.startswith(".config.json.") for p in self.path.iterdir()):  # a run was stopped while it started
             check_writable(self.path / "config.json")
             return False
         before = _settings_in(self.path)
@@ -125,7 +126,7 @@ class Run:
                 self.path.mkdir(parents=True, exist_ok=True)
                 config = {"stage": self.stage, "settings": self.settings, "template": self.template}
                 lowered = {"lowered": self.lowered} if self.lowered else {}
-                _write_json(self.path / "config.json", {**config, **lowered, **self.provenance})
+                write_json(self.path / "config.json", {**config, **lowered, **self.provenance})
             except OSError as error:
                 raise UserError(
                     f"--output {self.path} cannot be written ({error.strerror}): choose a folder you may write to"
@@ -207,7 +208,7 @@ class Run:
         if self._monitors is not None:
             self._monitors.close()
         if self.world.is_first:
-            _write_json(self.path / "result.json", {**result, "seconds": round(time.monotonic() - self._started, 1)})
+            write_json(self.path / "result.json", {**result, "seconds": round(time.monotonic() - self._started, 1)})
         self.world.barrier()
 
 
@@ -260,16 +261,6 @@ def _config_in(path: Path) -> dict[str, Any] | None:
     except UserError:
         return None
     return config if isinstance(config.get("settings"), dict) else None
-
-
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(path.name + ".part")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, ensure_ascii=False, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _provenance() -> dict[str, Any]:

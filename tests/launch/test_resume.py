@@ -94,9 +94,9 @@ def test_a_job_stopped_after_its_last_step_goes_on_there(here, monkeypatch, capf
     assert_same(here / "out", here / "whole")
 
 
-def test_a_start_that_was_stopped_at_once_is_no_obstacle(here, monkeypatch, capfd):
+def test_run_killed_while_starting_can_be_resumed(here, monkeypatch, capfd):
     (here / "out").mkdir()
-    (here / "out" / "config.json.part").write_text("{")
+    (here / "out" / ".config.json.7.tmp").write_text("{")
     run(monkeypatch, "sft", {}, "--resume")
     assert "holds no checkpoint: the run starts from the beginning" in capfd.readouterr().out
 

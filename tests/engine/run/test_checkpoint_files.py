@@ -130,7 +130,7 @@ def test_disk_fills_up_while_writing(tmp_path, limit):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
-        with pytest.raises(UserError, match=r"step-000002 cannot be written \(.+\): mend that") as error:
+        with pytest.raises(UserError, match=r"step-000002 cannot be written \(.+\): fix that") as error:
             write(tmp_path, 2, size=10_000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -137,7 +137,7 @@ def test_failed_login_is_one_line(tmp_path, wandb):
 
     wandb.init = refuse
     _, monitors = taken(tmp_path, monitor="wandb")
-    expected = pytest.raises(UserError, match=r"a monitor cannot start \(no API key\): mend that")
+    expected = pytest.raises(UserError, match=r"a monitor cannot start \(no API key\): fix that")
     with a_run(tmp_path / "run", monitors) as run, expected:
         run.log(1, {"lr": 0.1})
 

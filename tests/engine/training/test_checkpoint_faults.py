@@ -134,7 +134,7 @@ def test_checkpoint_is_rejected_if_metrics_were_cut(world, tmp_path):
 
 def test_failed_save_stops_the_run(world, tmp_path, monkeypatch):
     train(make("sft", world, tmp_path / "whole", save_every=2))
-    trainer, sync, wrote = make("sft", world, tmp_path / "run", save_every=2), files._sync, []
+    trainer, sync, wrote = make("sft", world, tmp_path / "run", save_every=2), files.sync, []
 
     def full(path):
         wrote.append(path)
@@ -142,11 +142,11 @@ def test_failed_save_stops_the_run(world, tmp_path, monkeypatch):
             raise OSError(28, "No space left on device", str(path))
         sync(path)
 
-    monkeypatch.setattr(files, "_sync", full)
+    monkeypatch.setattr(files, "sync", full)
     with pytest.raises(UserError, match=r"step-000004 cannot be written \(No space left on device\)"):
         trainer.train()
     assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["latest", "step-000002"]
-    monkeypatch.setattr(files, "_sync", sync)
+    monkeypatch.setattr(files, "sync", sync)
     train(make("sft", world, tmp_path / "run", save_every=2, resume=True))
     assert_same(tmp_path / "run", tmp_path / "whole")
 
