@@ -2,17 +2,20 @@
 #             then a page that shows the run
 # make demo-data   data through an API, offline: a local server invents, translates and ranks; up to a reward model
 # make test   the tests
+# make quick  the tests that take under a minute
 # make lint   ruff
 #
 # Each installs into .venv what it lacks; a second run installs nothing. No C++ compiler is needed.
 #   PYTHON=python3.12          the interpreter to make .venv with
 #   LANG_CODE=vi  ARGS="..."   the demo's language, and more flags for it (or for pytest)
+#   JOBS=8     how many processes run tests
 #   TORCH_FLAGS="..."          more flags for `pip install torch`, such as the --index-url of PyTorch's CPU builds
 
 PYTHON ?= python3
 LANG_CODE ?= ne
 ARGS ?=
 TORCH_FLAGS ?=
+JOBS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,7 +23,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 RUN_READY := $(VENV)/.ready-to-run
 TEST_READY := $(VENV)/.ready-to-test
 
-.PHONY: demo demo-data test lint install
+.PHONY: demo demo-data test quick lint install
 .DELETE_ON_ERROR:
 
 # On a CPU, DeepSpeed starts one rank for each NUMA node: LOCAL_SIZE makes that one. On GPUs it does not count.
@@ -47,8 +50,17 @@ demo-data: $(RUN_READY)
 		--data $(MADE)/ranking.jsonl --truncate drop --template plain --heldout 0.2 --batch-size 16 --epochs 2 \
 		--lr 5e-4 --warmup-steps 2 --output $(MADE)/reward $(ARGS)
 
+# One thread per worker: workers with several each would wait for each other.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 test: $(TEST_READY)
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
+
+# The mathematics, the formats and the walls between rooms: no training runs, no processes.
+QUICK = tests/test_house.py tests/kernels/test_segment_scan.py tests/kernels/test_passes.py tests/datagen/text \
+	tests/datagen/translation tests/datagen/self_instruct tests/evaluation/data tests/evaluation/protocols \
+	$(addprefix tests/engine/,base objectives text cli run test_batch.py test_packing.py)
+quick: $(TEST_READY)
+	$(PYTEST) $(QUICK) $(ARGS)
 
 lint: $(TEST_READY)
 	$(BIN)/ruff check .
