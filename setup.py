@@ -41,6 +41,14 @@ setup(
         "hub": ["datasets"],
         # What the benches and tests compare with; tenacity is for lm-eval's client of an API.
         "peers": ["trl", "liger-kernel", "lm-eval==0.4.13", "datasets", "openai", "tenacity"],
-        "dev": ["pytest", "hypothesis", "pytest-timeout", "pytest-xdist", "ruff", "ninja", "triton>=3.6; platform_system == 'Linux'"],
+        "dev": [
+            "pytest",
+            "hypothesis",
+            "pytest-timeout",
+            "pytest-xdist",
+            "ruff",
+            "ninja",
+            "triton>=3.6; platform_system == 'Linux'",
+        ],
     },
 )

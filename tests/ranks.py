@@ -18,7 +18,9 @@ def run_ranks(function: Callable[..., Any], ranks: int, *args: Any) -> list[Any]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    context = mp.get_context("spawn")
+    # The server imports torch and DeepSpeed once; each rank is forked from it, as new as a spawned one.
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "deepspeed", "transformers", "tests.engine.training.trainers"])
     results = context.SimpleQueue()
     processes = [
         context.Process(target=_entry, args=(results, rank, ranks, port, function, args)) for rank in range(ranks)

@@ -78,10 +78,10 @@ def test_records_of_a_prompt_are_merged_and_stay_on_one_side(here, monkeypatch, 
     monkeypatch.setattr(reward, "RewardTrainer", lambda *args: made.append(trainer(*args)) or made[-1])
     run(monkeypatch, "reward", {"data": "pairs.jsonl", "heldout": "0.5"})
     sides = [{r.examples[0].tokens[: r.examples[0].prompt_len] for r in side}
-             for side in (made[0].rankings, made[0].heldout)]  # fmt: skip
+             for side in (made[0].records, made[0].heldout)]  # fmt: skip
     assert not sides[0] & sides[1] and sum(map(len, sides)) == 7
-    assert len(made[0].rankings) + len(made[0].heldout) == 13
-    assert sorted(len(r.examples) for r in (*made[0].rankings, *made[0].heldout)) == [2] * 6 + [3] * 7
+    assert len(made[0].records) + len(made[0].heldout) == 13
+    assert sorted(len(r.examples) for r in (*made[0].records, *made[0].heldout)) == [2] * 6 + [3] * 7
     assert_says(
         capfd.readouterr().out,
         "pairs.jsonl: 19 rankings of 7 prompts merged into 13",
