@@ -28,7 +28,9 @@ def test_a_few_steps_from_nothing(tmp_path, monkeypatch, capsys, lang):
     few = ["--lang", lang, "--runs", str(tmp_path), "--batch-size", "16"]
     sft.job([*few, "--max-steps", "3"])
     reward.job([*few, "--max-steps", "2"])
-    ppo.job([*few, "--max-steps", "2"])
+    heldout = (tmp_path / lang / "data" / "heldout.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "some.jsonl").write_text("".join(heldout[:32]))
+    ppo.job([*few, "--max-steps", "2", "--eval-data", str(tmp_path / "some.jsonl")])
     out = capsys.readouterr().out
     assert "held-out" in out and "go on" in out
     rows = [json.loads(line) for line in (tmp_path / lang / "ppo" / "metrics.jsonl").read_text().splitlines()]
@@ -38,7 +40,7 @@ def test_a_few_steps_from_nothing(tmp_path, monkeypatch, capsys, lang):
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
     folder = tmp_path / lang / "ppo" / "model"
-    text = json.loads((tmp_path / lang / "data" / "heldout.jsonl").read_text().splitlines()[0])["instruction"]
+    text = json.loads(heldout[0])["instruction"]
     assert AutoTokenizer.from_pretrained(folder).decode(AutoTokenizer.from_pretrained(folder)(text).input_ids) == text
     assert AutoModelForCausalLM.from_pretrained(folder).num_parameters() > 0
     assert AutoModelForSequenceClassification.from_pretrained(tmp_path / lang / "reward" / "model").num_labels == 1
