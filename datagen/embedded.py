@@ -135,7 +135,7 @@ def write_embedded(data: EmbeddedData, folder: Path, overwrite: bool = False) ->
 
     UserError if the folder holds something and `overwrite` is not given: files of other settings would be mixed in.
     """
-    refuse_to_mix(folder, overwrite)
+    check_output_folder(folder, overwrite)
     counts = {}
     for split in ("sft", "rl", "ranking", "ranking_heldout", "heldout"):
         rows = getattr(data, split)
@@ -150,7 +150,7 @@ def write_embedded(data: EmbeddedData, folder: Path, overwrite: bool = False) ->
     return counts
 
 
-def refuse_to_mix(folder: Path, overwrite: bool) -> None:
+def check_output_folder(folder: Path, overwrite: bool) -> None:
     """UserError if the folder is a file, or holds something and `overwrite` is not given."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output {folder} is a file: give a folder")
@@ -179,7 +179,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Makes the data and writes it, saying what was written."""
-    refuse_to_mix(args.output, args.overwrite)
+    check_output_folder(args.output, args.overwrite)
     counts = write_embedded(make_embedded(args.lang, args.seed, args.size), args.output, args.overwrite)
     for name, count in counts.items():
         print(f"{count:>8,}  {args.output / name}")

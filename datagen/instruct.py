@@ -34,13 +34,13 @@ from datagen.sources import check_outputs, read_sources
 from engine.base.errors import UserError
 from engine.base.records import write_jsonl
 
-EXAMPLES_A_REQUEST = 3
-TASKS_A_REQUEST = 20
+EXAMPLES_PER_REQUEST = 3
+TASKS_PER_REQUEST = 20
 TEMPLATE_FILE = prompt_templates.TEMPLATES_DIR / "instruct.txt"
 MAX_TOKENS = 3072  # of an answer: twenty tasks with room to spare; Alpaca's number
 FIRST_WAVE_REQUESTS = 50  # after them the share that is kept is known
-ASSUMED_KEPT_SHARE = 0.6  # until then
-MAX_BARREN_REQUESTS = 20  # so many in a row without a keep end the run: more would be money for nothing
+ASSUMED_KEEP_SHARE = 0.6  # until then
+MAX_REQUESTS_WITHOUT_KEEP = 20  # so many in a row without a keep end the run: more would be money for nothing
 SOURCE = "generated"
 
 
@@ -68,21 +68,21 @@ def run(args: argparse.Namespace) -> None:
     seeds = [seed for path in (SEEDS_FILE, *args.seeds) for seed in read_seeds(path)]
     work = make_work(read_template(args.template), seeds, args.seed)
     if args.dry_run:
-        count = math.ceil(args.target / (TASKS_A_REQUEST * ASSUMED_KEPT_SHARE))
+        count = math.ceil(args.target / (TASKS_PER_REQUEST * ASSUMED_KEEP_SHARE))
         print_plan(({"request": i} for i in range(count)), work, settings, files.journal, lambda _: "en")
-        print(f"assuming that {ASSUMED_KEPT_SHARE:.0%} of the tasks are kept")
+        print(f"assuming that {ASSUMED_KEEP_SHARE:.0%} of the tasks are kept")
         return
 
-    known = [Known(seed.where, seed.task.instruction) for seed in seeds]
-    known += [Known(source.where, source.text("instruction")) for source in read_sources(args.pool)]
-    harvest = Harvest(known, Benchmarks(args.decontaminate))
-    stopped = asyncio.run(_fill(harvest, args.target, work, settings, files))
-    write_jsonl(args.output, harvest.kept)
-    write_jsonl(rejected_path, harvest.rejected)
+    known = [KnownInstruction(seed.where, seed.task.instruction) for seed in seeds]
+    known += [KnownInstruction(source.where, source.text("instruction")) for source in read_sources(args.pool)]
+    selection = Selection(known, Benchmarks(args.decontaminate))
+    stopped = asyncio.run(_ask_in_waves(selection, args.target, work, settings, files))
+    write_jsonl(args.output, selection.kept)
+    write_jsonl(rejected_path, selection.rejected)
     files.quarantine.unlink(missing_ok=True)
-    if harvest.failed:
-        write_jsonl(files.quarantine, harvest.failed)
-    print("\n".join(harvest.describe(str(args.output), rejected_path)), file=sys.stderr)
+    if selection.failed:
+        write_jsonl(files.quarantine, selection.failed)
+    print("\n".join(selection.describe(str(args.output), rejected_path)), file=sys.stderr)
     if stopped == INTERRUPTED:
         raise SystemExit(130)
     if stopped:
@@ -96,12 +96,12 @@ def read_template(path: Path) -> string.Template:
 
 def make_prompt(template: string.Template, seeds: Sequence[Seed], seed: int, request: int) -> str:
     """The text of request `request`: its seed tasks as numbers 1 to 3, and the numbers of the twenty asked for."""
-    examples = [s.task for s in draw_seeds(seeds, EXAMPLES_A_REQUEST, seed, request)]
+    examples = [s.task for s in draw_seeds(seeds, EXAMPLES_PER_REQUEST, seed, request)]
     first = len(examples) + 1
     return template.substitute(
-        count=TASKS_A_REQUEST,
+        count=TASKS_PER_REQUEST,
         first=first,
-        last=first + TASKS_A_REQUEST - 1,
+        last=first + TASKS_PER_REQUEST - 1,
         examples_count=len(examples),
         examples=format_tasks(examples),
     )
@@ -114,7 +114,7 @@ def make_work(template: string.Template, seeds: Sequence[Seed], seed: int) -> Wo
         request = record["request"]
         messages = [{"role": "user", "content": make_prompt(template, seeds, seed, request)}]
         reply = await ask(messages, nonce=f"{seed}/{request}", temperature=1.0)
-        parsed = parse_tasks(reply.text, EXAMPLES_A_REQUEST + 1, TASKS_A_REQUEST, was_cut=reply.ending == CUT)
+        parsed = parse_tasks(reply.text, EXAMPLES_PER_REQUEST + 1, TASKS_PER_REQUEST, was_cut=reply.ending == CUT)
         if not parsed.tasks:
             raise Rejected(f"no task in the answer ({parsed.dropped[0][0] if parsed.dropped else 'empty'})", reply)
         rows: list[Record] = [{"id": f"{request}-{number}", "task": task} for number, task in parsed.tasks]
@@ -123,7 +123,7 @@ def make_work(template: string.Template, seeds: Sequence[Seed], seed: int) -> Wo
     return work
 
 
-class Known(NamedTuple):
+class KnownInstruction(NamedTuple):
     """An instruction that must not be repeated, and where it is: "FILE:LINE" or "kept ID"."""
 
     where: str
@@ -131,10 +131,10 @@ class Known(NamedTuple):
 
 
 @dataclass
-class Harvest:
+class Selection:
     """What was kept, and what was not and why, in the order of the requests."""
 
-    known: list[Known]  # what a task must not repeat: seeds and pool
+    known: list[KnownInstruction]  # what a task must not repeat: seeds and pool
     benchmarks: Benchmarks
     kept: list[dict[str, Any]] = field(default_factory=list)
     rejected: list[dict[str, Any]] = field(default_factory=list)
@@ -154,8 +154,8 @@ class Harvest:
                 self._reject(row, reason="overlaps a benchmark", **overlap._asdict())
             else:
                 candidates.append(row)
-        pool = [*self.known, *(Known(f"kept {row['id']}", row["instruction"]) for row in self.kept)]
-        new = [Known(f"kept {row['id']}", row["task"].instruction) for row in candidates]
+        pool = [*self.known, *(KnownInstruction(f"kept {row['id']}", row["instruction"]) for row in self.kept)]
+        new = [KnownInstruction(f"kept {row['id']}", row["task"].instruction) for row in candidates]
         near = {r.index: r for r in find_rejections([k.instruction for k in pool], [k.instruction for k in new])}
         pool += new
         for index, row in enumerate(candidates):
@@ -180,32 +180,32 @@ class Harvest:
         self.rejected.append({"id": row["id"], **fields, **why})
 
 
-async def _fill(harvest: Harvest, target: int, work: Work, settings: ApiSettings, files: RunFiles) -> str | None:
+async def _ask_in_waves(selection: Selection, target: int, work: Work, settings: ApiSettings, files: RunFiles) -> str | None:
     """Asks in waves, each as large as what is missing should take, until the target is kept; why it ended early.
 
     In waves, because answers come in any order: asking on until enough are kept would pay for many that are not needed.
     """
     with Watch(None) as watch:
-        async with Session(settings, files.journal, watch.tell) as session:
+        async with Session(settings, files.journal, watch.log) as session:
             watch.start(session)
-            size = min(FIRST_WAVE_REQUESTS, math.ceil(target / (TASKS_A_REQUEST * ASSUMED_KEPT_SHARE)))
-            barren = 0
-            while len(harvest.kept) < target and not session.stopped:
-                kept_before = len(harvest.kept)
-                wave = [{"request": harvest.requests + i} for i in range(size)]
+            size = min(FIRST_WAVE_REQUESTS, math.ceil(target / (TASKS_PER_REQUEST * ASSUMED_KEEP_SHARE)))
+            without_keep = 0
+            while len(selection.kept) < target and not session.stopped:
+                kept_before = len(selection.kept)
+                wave = [{"request": selection.requests + i} for i in range(size)]
                 rows: list[Record] = []
                 async for outcome in session.outcomes(wave, work):
                     watch.add(outcome)
-                    harvest.requests += 1
+                    selection.requests += 1
                     rows += outcome.rows
                     if outcome.reason is not None:
                         failed = {"index": outcome.record["request"], "reason": outcome.reason}
-                        harvest.failed.append({**failed, "record": outcome.record})
-                harvest.add(rows, target)
-                watch.tell(f"{len(harvest.kept):,} of {target:,} kept after {harvest.requests:,} requests")
-                gain = len(harvest.kept) - kept_before
-                barren = 0 if gain else barren + size
-                if barren >= MAX_BARREN_REQUESTS and not session.stopped:
-                    return f"{barren} requests gave nothing to keep: see why in the rejected file and the quarantine"
-                size = math.ceil(size * (target - len(harvest.kept)) / gain) if gain else 2 * size
+                        selection.failed.append({**failed, "record": outcome.record})
+                selection.add(rows, target)
+                watch.log(f"{len(selection.kept):,} of {target:,} kept after {selection.requests:,} requests")
+                gain = len(selection.kept) - kept_before
+                without_keep = 0 if gain else without_keep + size
+                if without_keep >= MAX_REQUESTS_WITHOUT_KEEP and not session.stopped:
+                    return f"{without_keep} requests gave nothing to keep: see why in the rejected file and the quarantine"
+                size = math.ceil(size * (target - len(selection.kept)) / gain) if gain else 2 * size
             return session.stopped

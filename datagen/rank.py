@@ -20,7 +20,7 @@ from typing import Any
 
 from datagen.api.chat import Ask, Message, Record, Rejected, content_hash
 from datagen.api.settings import add_api_arguments
-from datagen.ranking.format import MOST_RESPONSES, labels, parse_ranking, ranks_of_responses, show_order
+from datagen.ranking.format import MAX_RESPONSES, labels, parse_ranking, ranks_of_responses, show_order
 from datagen.ranking.report import RankReport
 from datagen.run.command import require_rows, run_command, run_files
 from datagen.run.prompt_templates import TEMPLATES_DIR, read_template
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
     translate_template = read_template(args.translate_template, TRANSLATE_NAMES, flag="--translate-template")
     judge = Judge(language, rank_template, translate_template, args.seed, args.rerank_share, not args.dry_run)
     verdicts = Verdicts()
-    records = verdicts.sort_out(read_responses(args.data, language))
+    records = verdicts.drop_identical(read_responses(args.data, language))
     summary = None
     try:
         summary = run_command(records, judge.rank, args, lambda _: language.code, verdicts.review)
@@ -89,8 +89,8 @@ def _read(source: Source, number: int, language: Language) -> Record:
     responses = source.fields.get("responses")
     if not isinstance(responses, list) or not all(isinstance(response, str) for response in responses):
         raise UserError(f"{source.where}: field 'responses' is {responses!r:.60}: it must be a list of strings")
-    if not 2 <= len(responses) <= MOST_RESPONSES:
-        limits = f"give 2 to {MOST_RESPONSES}"
+    if not 2 <= len(responses) <= MAX_RESPONSES:
+        limits = f"give 2 to {MAX_RESPONSES}"
         raise UserError(f"{source.where}: field 'responses' holds {len(responses)}: {limits}, or drop the record")
     return {"id": source.fields.get("id", str(number)), **texts, "responses": responses, "lang": language.code}
 
@@ -170,7 +170,7 @@ class Verdicts:
     report: RankReport = field(default_factory=RankReport)
     unranked: list[Record] = field(default_factory=list)
 
-    def sort_out(self, records: Sequence[Record]) -> list[Record]:
+    def drop_identical(self, records: Sequence[Record]) -> list[Record]:
         """The records to be judged: without those whose responses are all the same."""
         same = [len(set(record["responses"])) == 1 for record in records]
         self.unranked += [{**r, "reason": "all responses are the same"} for r, is_same in zip(records, same) if is_same]

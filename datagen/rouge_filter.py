@@ -18,7 +18,7 @@ from datagen.text.words import TOKENIZERS, Tokenizer, rouge_words
 from engine.base.records import write_jsonl
 
 _OTHER_LETTER = re.compile(r"[^\W\d_a-zA-Z]")
-_MOST_WITH_OTHER_LETTERS = 0.05
+_MAX_OTHER_LETTERS_SHARE = 0.05
 
 
 class Rejection(NamedTuple):
@@ -75,7 +75,7 @@ def choose_tokenizer(texts: Sequence[str]) -> str:
     Not one English text in a thousand has a letter beyond a-z. Where many have, what is left to rouge_score's tokenizer
     are stray Latin words, and texts with nothing else in common are near duplicates by them.
     """
-    return "unicode" if _with_other_letters(texts) > _MOST_WITH_OTHER_LETTERS * len(texts) else "rouge"
+    return "unicode" if _with_other_letters(texts) > _MAX_OTHER_LETTERS_SHARE * len(texts) else "rouge"
 
 
 def _with_other_letters(texts: Sequence[str]) -> int:

@@ -37,11 +37,11 @@ def read_sources(paths: Sequence[str]) -> list[Source]:
     """The records of the files, in order. UserError, with file, line and field, for half a surrogate pair in one."""
     sources = [Source(path, line, fields) for path in paths for line, fields in read_records(path)]
     for source in sources:
-        check_characters(source.fields, source.where)
+        check_surrogates(source.fields, source.where)
     return sources
 
 
-def check_characters(fields: Mapping[str, Any], where: str) -> None:
+def check_surrogates(fields: Mapping[str, Any], where: str) -> None:
     """UserError where a field holds half a surrogate pair: JSON has an escape for it, but no UTF-8 file can hold it."""
     if is_utf8(fields):
         return
@@ -50,7 +50,7 @@ def check_characters(fields: Mapping[str, Any], where: str) -> None:
     raise UserError(f"{where}: field {name!r:.60} holds half a surrogate pair: {advice}")
 
 
-def check_place(flag: str, path: Path) -> None:
+def check_writable(flag: str, path: Path) -> None:
     """UserError where no file can be made at a path: found before the run that is to fill it, and without a trace."""
     if path.is_dir():
         raise UserError(f"{flag} {path} is a folder: name a file in it")
@@ -63,7 +63,7 @@ def check_outputs(inputs: Sequence[str], outputs: Mapping[str, str]) -> None:
     """UserError where an output (flag -> path) is an input, is named twice, is not JSON Lines, or cannot be made."""
     taken = {Path(path).resolve(): path for path in inputs}
     for flag, path in outputs.items():
-        check_place(flag, Path(path))
+        check_writable(flag, Path(path))
         if not path.endswith((".jsonl", ".jsonl.gz")):
             raise UserError(f"{flag} {path}: the name must end in .jsonl or .jsonl.gz")
         if Path(path).resolve() in taken:

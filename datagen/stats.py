@@ -17,7 +17,7 @@ from datagen.statistics.root_verbs import Root, by_rules, by_spacy
 from datagen.statistics.sunburst import Verb, write_figure
 from engine.base.errors import UserError
 
-OBJECTS_A_VERB = 4
+OBJECTS_PER_VERB = 4
 _FIGURE_SUFFIXES = (".svg", ".png")
 
 
@@ -65,7 +65,7 @@ def top_verbs(roots: Iterable[Root], top: int) -> list[Verb]:
     for (verb, noun), count in pairs.items():
         counts[verb] += count
         objects.setdefault(verb, Counter())[noun] += count
-    return [Verb(verb, count, _most(objects[verb], OBJECTS_A_VERB)) for verb, count in _most(counts, top)]
+    return [Verb(verb, count, _most(objects[verb], OBJECTS_PER_VERB)) for verb, count in _most(counts, top)]
 
 
 def verb_lines(verbs: Sequence[Verb], roots: Sequence[Root]) -> list[str]:

@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
     is_checked = not args.dry_run
     translators = {lang.code: Translator(lang, template, args.split_above, is_checked) for lang in languages}
     benchmarks = Benchmarks(args.decontaminate)
-    records, aside, overlaps = sort_out(read_instructions(args.data), benchmarks, args.language_tasks == "aside")
+    records, aside, overlaps = split_records(read_instructions(args.data), benchmarks, args.language_tasks == "aside")
     work = make_work(translators)
     if not args.dry_run:
         load_checks(languages[0])
@@ -105,7 +105,7 @@ def read_instructions(paths: Sequence[str]) -> list[Record]:
     return records
 
 
-def sort_out(
+def split_records(
     records: Sequence[Record], benchmarks: Benchmarks, tasks_aside: bool
 ) -> tuple[list[Record], list[Record], list[Overlap]]:
     """The records to translate, those set aside (with `reason`), and the overlaps with benchmarks among the latter.
@@ -117,7 +117,7 @@ def sort_out(
         kind = language_task(record["instruction"])
         if overlap := benchmarks.overlap({name: record[name] for name in FIELDS}):
             overlaps.append(overlap)
-            aside.append({**record, "reason": "overlaps a benchmark", **_told(overlap)})
+            aside.append({**record, "reason": "overlaps a benchmark", **_overlap_fields(overlap)})
         elif kind and tasks_aside:
             aside.append({**record, "reason": kind})
         else:
@@ -125,7 +125,7 @@ def sort_out(
     return kept, aside, overlaps
 
 
-def _told(overlap: Overlap) -> dict[str, str]:
+def _overlap_fields(overlap: Overlap) -> dict[str, str]:
     return {f"overlap_{name}": value for name, value in overlap._asdict().items()}
 
 

@@ -1,4 +1,4 @@
-"""What an HTTP response of a chat API means: an answer, another attempt, a refused request, or the end of the run."""
+"""Classify the HTTP response of a chat API: a reply, a retry, a refused request, or a fatal error."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from datagen.api.chat import BROKEN, CUT, WITHHELD, Reply, Request, ending_of
-from datagen.api.journal import NOTHING, Tokens
+from datagen.api.journal import NO_TOKENS, Tokens
 from datagen.api.pricing import token_bound
 from datagen.api.settings import Endpoint
 from engine.base.strict_json import parse_whole
 
 RETRIED_STATUSES = frozenset({408, 409, 425, 429, *range(500, 600)})
 OVERLOAD_STATUSES = frozenset({408, 429, 500, 502, 503, 504, 529})
-_MAX_MESSAGE = 200
+_MAX_MESSAGE = 200  # characters
 _QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "account_deactivated"}
 _MODEL_CODES = {"model_not_found", "invalid_model", "deployment_not_found", "deploymentnotfound"}
 _PARAMETER_CODES = {"unsupported_parameter", "unsupported_value"}
@@ -30,25 +30,25 @@ _TYPE_WORDS = {dict: "an object", int: "a number", float: "a number", bool: "a t
 
 @dataclass(frozen=True)
 class TryAgain:
-    """The attempt gave no answer; another one may. tokens: what it has cost, None where that is not known."""
+    """The attempt failed; retry it. tokens: its cost, or None if unknown."""
 
     reason: str
-    tokens: Tokens | None = NOTHING
+    tokens: Tokens | None = NO_TOKENS
     overloaded: bool = False
     retry_after_s: float | None = None
 
 
 @dataclass(frozen=True)
 class Refused:
-    """This request will not be answered, others may be."""
+    """The API will not answer this request. Other requests may succeed."""
 
     reason: str
-    tokens: Tokens = NOTHING
+    tokens: Tokens = NO_TOKENS
 
 
 @dataclass(frozen=True)
 class Fatal:
-    """No request will be answered: the run ends with this line."""
+    """The API will answer no request: the run stops and prints the reason."""
 
     reason: str
 
@@ -60,7 +60,10 @@ _Line = Callable[[str], str]
 def read_response(
     status: int, body: bytes, request: Request, endpoint: Endpoint, retry_after_s: float | None
 ) -> Outcome:
-    """What a whole response means. The text of an answer is taken as it is; in all other lines keys are hidden."""
+    """Return the outcome of a complete response.
+
+    A reply keeps its text unchanged. Every other outcome hides API keys.
+    """
 
     def line(text: str) -> str:
         one = " ".join(endpoint.hide_key(text).split())
@@ -72,17 +75,17 @@ def read_response(
     code, message, parameter = _read_error(body, line)
     shown = f"{status}{f' {code}' if code else ''}{f': {message}' if message else ''}"
     if code in _QUOTA_CODES:
-        return Fatal(f"{host} says {code}: the account of {key_variable} has no credit left: add some and run again")
+        return Fatal(f"{host} says {code}: the account of {key_variable} has no credit left: add credit and run again")
     if status == 401:
-        return Fatal(f"{host} refuses the key in {key_variable} (401): set it to a valid one and run again")
+        return Fatal(f"{host} refuses the key in {key_variable} (401): set a valid key and run again")
     if status == 403:
-        return Fatal(f"{host} forbids this to the key in {key_variable} (403): check its rights, and the country")
+        return Fatal(f"{host} forbids this request (403): check the rights of the key in {key_variable}, and the country")
     if code in _MODEL_CODES:
-        return Fatal(f"{host} has no model {request.model!r} for the key in {key_variable}: give another --model")
+        return Fatal(f"{host} has no model {request.model!r} for the key in {key_variable}: pass another --model")
     if status == 404 or status == 405:
-        return Fatal(f"{host} has no chat completions there ({status}): check --base-url and --model")
+        return Fatal(f"{host} serves no chat completions at this URL ({status}): check --base-url and --model")
     if 300 <= status < 400:
-        return Fatal(f"{host} redirects to another address ({status}): give that one as --base-url")
+        return Fatal(f"{host} redirects to another address ({status}): pass that address as --base-url")
     if status in RETRIED_STATUSES:
         return TryAgain(shown, overloaded=status in OVERLOAD_STATUSES, retry_after_s=retry_after_s)
     if refused := _refused_parameter(code, message, parameter, request):
@@ -92,10 +95,10 @@ def read_response(
 
 
 def _refused_parameter(code: str, message: str, parameter: str, request: Request) -> str | None:
-    """The parameter that no request of the run may have; None where something else is refused.
+    """Return the parameter that the server refuses for every request of the run, or None.
 
-    Where servers name none, their message does. A limit of tokens may be too large for one request alone, whose prompt
-    is long: only where the server does not know it is it the same for all.
+    If the error names no parameter, search its message. A token limit can be too large for one long prompt only, so it
+    counts only if the server does not know the parameter at all.
     """
     is_unknown = code in _PARAMETER_CODES
     if parameter in _LIMIT_FIELDS:
@@ -112,7 +115,7 @@ def _refused_parameter(code: str, message: str, parameter: str, request: Request
 
 
 def _read_error(body: bytes, line: _Line) -> tuple[str, str, str]:
-    """Code (or type), message and parameter of an error's body, each in one short line without keys, "" for none."""
+    """Return (code or type, message, parameter) of an error body: one short line each, without keys; "" if absent."""
     try:
         value = parse_whole(body.decode("utf-8"), any_text=True)
     except ValueError:
@@ -132,7 +135,7 @@ def _read_answer(body: bytes, request: Request, line: _Line) -> Outcome:
     try:
         value = parse_whole(body.decode("utf-8"), any_text=True)
     except ValueError as error:
-        # A body that was cut short: what it cost is in the part that is missing.
+        # A truncated body: the token usage is in the missing part.
         return TryAgain(f"malformed answer: {line(str(error))}", tokens=None)
     if not isinstance(value, dict):
         return TryAgain("malformed answer: no JSON object", tokens=None)
@@ -159,7 +162,7 @@ def _read_answer(body: bytes, request: Request, line: _Line) -> Outcome:
 
 
 def _joined(parts: list[Any], field: str, types: set[str | None]) -> str:
-    """The texts of the parts of these types; a model's thoughts are parts too."""
+    """Join `field` of all parts with one of these types. Other types, such as a model's thoughts, are left out."""
     parts = [part for part in parts if isinstance(part, dict) and part.get("type") in types]
     return "".join(part[field] for part in parts if isinstance(part.get(field), str))
 
@@ -167,7 +170,7 @@ def _joined(parts: list[Any], field: str, types: set[str | None]) -> str:
 def _fault_of_text(
     text: Any, refusal: Any, finish_reason: str, paid: Tokens, tokens: Tokens | None, line: _Line
 ) -> TryAgain | Refused | None:
-    """What there is instead of a text that can be used. What would come again is not asked for again."""
+    """Return why the text is unusable, or None. Refused, not TryAgain, if a retry would give the same result."""
     ending = ending_of(finish_reason)
     if type(text) in _TYPE_WORDS:
         return Refused(f"the answer's content is no text, but {_TYPE_WORDS[type(text)]}", paid)

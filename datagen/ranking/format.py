@@ -14,7 +14,7 @@ from string import ascii_uppercase
 
 from datagen.api.chat import content_hash
 
-MOST_RESPONSES = len(ascii_uppercase)
+MAX_RESPONSES = len(ascii_uppercase)
 _LINE = re.compile(r"[A-Z](?:\s*[>=]\s*[A-Z])*")
 
 

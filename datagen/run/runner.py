@@ -89,7 +89,7 @@ async def run(
     journal: Path,
     output: Path,
     quarantine: Path,
-    tell: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
     on_start: Callable[[Session], None] = lambda _: None,
     on_outcome: Callable[[Outcome], None] = lambda _: None,
     review: Review | None = None,
@@ -107,12 +107,12 @@ async def run(
     start_s = time.monotonic()
     counts = [0, 0, 0]
     first_rejection = None
-    async with Session(settings, journal, tell) as session:
+    async with Session(settings, journal, log) as session:
         on_start(session)
         with _Replacement(output) as rows_file, _Replacement(quarantine) as rejected_file:
             async for outcome in session.outcomes(records, work):
                 if review is not None and outcome.reason is None:
-                    outcome = await _reviewed(session, outcome, work, review)
+                    outcome = await _apply_review(session, outcome, work, review)
                 if not is_utf8(outcome.rows):
                     outcome = replace(outcome, rows=[], reason="half a surrogate pair in a row")
                 counts[0] += 1
@@ -141,7 +141,7 @@ async def run(
         )
 
 
-async def _reviewed(session: Session, outcome: Outcome, work: Work, review: Review) -> Outcome:
+async def _apply_review(session: Session, outcome: Outcome, work: Work, review: Review) -> Outcome:
     """The outcome, or its rejection; with --retry-quarantined the record's last answer is asked for again first."""
     try:
         review(outcome.record, outcome.rows)
@@ -168,28 +168,28 @@ class _Replacement:
         self._part = path.with_name(f"{path.name}.part")
 
     def __enter__(self) -> _Replacement:
-        with self._telling():
+        with self._as_user_error():
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self._part, "wb")
         return self
 
     def __exit__(self, *_: Any) -> None:
         try:
-            with self._telling():
+            with self._as_user_error():
                 self._file.close()
         finally:
             self._part.unlink(missing_ok=True)
 
     def write(self, rows: list[Record]) -> int:
         """Appends the rows; how many they were."""
-        with self._telling():
+        with self._as_user_error():
             for row in rows:
                 self._file.write(_line(row))
         return len(rows)
 
     def finish(self, keep: bool = True) -> None:
         """Takes the place of the file, or removes it."""
-        with self._telling():
+        with self._as_user_error():
             self._file.flush()
             os.fsync(self._file.fileno())
             if keep:
@@ -198,7 +198,7 @@ class _Replacement:
                 self._path.unlink(missing_ok=True)
 
     @contextmanager
-    def _telling(self) -> Iterator[None]:
+    def _as_user_error(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:

@@ -41,14 +41,14 @@ class Session:
     stopped    the line that says why it ended early, or None
     """
 
-    def __init__(self, settings: ApiSettings, journal: Path, tell: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(self, settings: ApiSettings, journal: Path, log: Callable[[str], None] = lambda _: None) -> None:
         """Opens the journal. tell: given one line where something is to be known.
 
         UserError for a missing key, a bad URL, a budget without a price, a journal that another process writes.
         """
         reachable = endpoints(settings)
         self.settings = settings
-        self.journal = Journal(journal, on_full=tell)
+        self.journal = Journal(journal, on_full=log)
         self.replayed = 0
         self.stopped: str | None = None
         self._is_draining = False
@@ -61,7 +61,7 @@ class Session:
             self.journal.release()
             raise
         for offset, length in self.journal.damage:
-            tell(f"{journal}: {length} bytes at {offset} are damaged: what they held is asked again, the rest is used")
+            log(f"{journal}: {length} bytes at {offset} are damaged: what they held is asked again, the rest is used")
 
     @property
     def counts(self) -> Counts:
@@ -73,7 +73,7 @@ class Session:
         return self
 
     async def __aexit__(self, *error: Any) -> None:
-        self._hold_back()
+        self._cancel_unsent()
         await asyncio.gather(*self._asking.values(), return_exceptions=True)
         await self.client.__aexit__(*error)
         await self.journal.close()
@@ -81,14 +81,14 @@ class Session:
     def drain(self, why: str) -> None:
         """Nothing leaves from now on; what is on its way is waited for, since it may be paid for."""
         self.stopped = self.stopped or why
-        self._hold_back()
+        self._cancel_unsent()
 
     def abort(self) -> None:
         """Gives up what is on its way too, after `drain`."""
         for task in self._asking.values():
             task.cancel()
 
-    def _hold_back(self) -> None:
+    def _cancel_unsent(self) -> None:
         self._is_draining = True
         for key, task in self._asking.items():
             if key not in self._sent:
@@ -177,9 +177,9 @@ class Session:
             raise _Draining
         if key not in self._asking:
             self._asked_now.add(key)
-            task = asyncio.create_task(self.client.complete(request, lambda leaves: self._leaving(key, leaves)))
+            task = asyncio.create_task(self.client.complete(request, lambda leaves: self._mark_in_flight(key, leaves)))
             self._asking[key] = task
-            task.add_done_callback(lambda task: self._answered(key, task))
+            task.add_done_callback(lambda task: self._forget_request(key, task))
         task = self._asking[key]
         try:
             return await asyncio.shield(task)
@@ -188,7 +188,7 @@ class Session:
                 raise _Draining from None
             raise
 
-    def _leaving(self, key: bytes, leaves: bool) -> None:
+    def _mark_in_flight(self, key: bytes, leaves: bool) -> None:
         if leaves:
             self._sent.add(key)
         else:
@@ -196,7 +196,7 @@ class Session:
             if self._is_draining:
                 raise _Draining
 
-    def _answered(self, key: bytes, task: asyncio.Task[Reply]) -> None:
+    def _forget_request(self, key: bytes, task: asyncio.Task[Reply]) -> None:
         del self._asking[key]
         self._sent.discard(key)
         if not task.cancelled():

@@ -8,7 +8,7 @@ from random import Random
 from typing import NamedTuple
 
 from datagen.self_instruct.task_format import Task
-from datagen.sources import check_characters
+from datagen.sources import check_surrogates
 from engine.base.errors import UserError
 from engine.base.records import read_records
 
@@ -31,7 +31,7 @@ def read_seeds(path: str | Path) -> list[Seed]:
     seeds = []
     for line, fields in read_records(path):
         where = f"{path}:{line}"
-        check_characters(fields, where)
+        check_surrogates(fields, where)
         instances = fields.get("instances", [fields])
         if not isinstance(instances, list) or not instances or not isinstance(instances[0], dict):
             raise UserError(f"{where}: field 'instances' is {instances!r:.60}: it must be a list of {{input, output}}")

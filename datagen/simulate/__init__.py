@@ -138,7 +138,7 @@ class Simulator:
                 await asyncio.sleep(self._latency_s)
             if response.is_answered and content_key:
                 self.counts.answers[content_key] += 1
-            return await _deliver(response, writer)
+            return await _send(response, writer)
         finally:
             self.counts.on_their_way -= 1
 
@@ -160,9 +160,10 @@ class Simulator:
         content_key = hashlib.blake2b(body, digest_size=16).hexdigest()
         attempt = self._asked[content_key]
         self._asked[content_key] += 1
-        return self._limited(authorization, messages, max_tokens, f"{self._seed}/{content_key}/{attempt}"), content_key
+        stream = f"{self._seed}/{content_key}/{attempt}"
+        return self._respond_within_limits(authorization, messages, max_tokens, stream), content_key
 
-    def _limited(self, key: str, messages: list[Message], max_tokens: int, stream: str) -> Response:
+    def _respond_within_limits(self, key: str, messages: list[Message], max_tokens: int, stream: str) -> Response:
         now_s = asyncio.get_running_loop().time()
         requests, tokens = self._by_key.setdefault(key, tuple(_Limit(n, self._window_s) for n in self._limits))
         prompt_tokens = estimate_prompt_tokens(messages)
@@ -202,7 +203,7 @@ def _limit_headers(requests: _Limit, tokens: _Limit, now_s: float) -> dict[str, 
     return headers
 
 
-async def _deliver(response: Response, writer: asyncio.StreamWriter) -> bool:
+async def _send(response: Response, writer: asyncio.StreamWriter) -> bool:
     """Sends it, or spoils the sending; whether the connection goes on."""
     headers = {"content-type": "application/json", "date": email.utils.formatdate(usegmt=True), **response.headers}
     headers["content-length"] = str(len(response.body))
@@ -243,10 +244,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Serves until Ctrl-C."""
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_serve_for_ever(args))
+        asyncio.run(_serve_forever(args))
 
 
-async def _serve_for_ever(args: argparse.Namespace) -> None:
+async def _serve_forever(args: argparse.Namespace) -> None:
     limits = args.rpm, args.tpm
     async with Simulator(args.port, parse_faults(args.faults), *limits, args.latency, args.seed) as simulator:
         counts = f"{simulator.url.removesuffix('v1')}counts"

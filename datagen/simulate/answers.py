@@ -23,7 +23,7 @@ from typing import Any
 from datagen.api.chat import Message
 from datagen.kits import Kit, kit_codes, load_kit
 from datagen.simulate.instructions import make_instructions
-from datagen.simulate.translation import Translator, recognise
+from datagen.simulate.translation import Translator, recognize_task
 from engine.base.languages import LANGUAGES
 
 TEMPLATES_DIR = Path(__file__).parents[1] / "templates"
@@ -110,6 +110,6 @@ def _grade(record: dict[str, Any], response: str) -> tuple[int, int]:
 def right_answer(instruction: str, input: str) -> str | None:
     """The answer to a task of any kit, None for a prompt that no kit has."""
     for code in kit_codes():
-        if task := recognise(load_kit(code), instruction, input):
+        if task := recognize_task(load_kit(code), instruction, input):
             return task.output
     return None

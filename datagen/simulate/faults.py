@@ -94,14 +94,14 @@ def _content(change: Callable[[str], str | None], finish_reason: str = "stop") -
     return _body(changed)
 
 
-def _twice(text: str) -> str:
+def _duplicate_key(text: str) -> str:
     """A JSON object with its first key given twice."""
     value = json.loads(text) if text.startswith("{") else {"answer": text}
     first = json.dumps(dict([next(iter(value.items()))]), ensure_ascii=False)
     return first[:-1] + ", " + json.dumps(value, ensure_ascii=False)[1:]
 
 
-def _one_key_less(text: str) -> str:
+def _drop_first_key(text: str) -> str:
     value = json.loads(text) if text.startswith("{") else {}
     return json.dumps(dict(list(value.items())[1:]), ensure_ascii=False)
 
@@ -130,8 +130,8 @@ FAULTS: dict[str, Callable[[Response], Response]] = {
     "fenced": _content(lambda text: f"```json\n{text}\n```"),
     "chatty": _content(lambda text: f"Here it is:\n{text}\nI hope this helps!"),
     "truncated_content": _content(lambda text: text[: len(text) // 2]),
-    "duplicate_keys": _content(_twice),
-    "wrong_counts": _content(_one_key_less),
+    "duplicate_keys": _content(_duplicate_key),
+    "wrong_counts": _content(_drop_first_key),
     "limits_minus_one": _with_headers(**dict.fromkeys(_RATELIMIT.values(), "-1")),
     "limits_zero": _with_headers(**dict.fromkeys(_RATELIMIT.values(), "0")),
     "limits_absent": _without_limits,

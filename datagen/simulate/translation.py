@@ -22,7 +22,7 @@ _KEPT = re.compile(r"```.*?```|`[^`\n]+`|https?://\S+|\{\w*\}|<[^<>\s]+>|\[\[?\w
 _SENTENCE_END = re.compile(r"(?<=[.!?।。؟])\s+")
 
 
-def recognise(kit: Kit, instruction: str, input: str) -> Task | None:
+def recognize_task(kit: Kit, instruction: str, input: str) -> Task | None:
     """The kit's task with exactly this prompt, or None."""
     prompt = f"{instruction}\0{input}"
     for kind, phrasing, literal, pattern in _patterns(kit.code):
@@ -102,7 +102,7 @@ class Translator:
         instruction, input = fields.get("instruction"), fields.get("input", "")
         if not isinstance(instruction, str) or not isinstance(input, str):
             return {}
-        task = recognise(self._source, instruction, input)
+        task = recognize_task(self._source, instruction, input)
         there = carry(task, self._source, self._target) if task else None
         if task is None or there is None:
             return {}

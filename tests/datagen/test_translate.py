@@ -12,7 +12,7 @@ from datagen.decontaminate import Benchmarks
 from datagen.kits import load_kit
 from datagen.run.prompt_templates import read_template
 from datagen.simulate.answers import simulated_answer
-from datagen.simulate.translation import recognise
+from datagen.simulate.translation import recognize_task
 from datagen.text import language_faults
 from datagen.text.length_ratios import LengthRatios
 from datagen.translate import TEMPLATE_FILE, make_review, make_work
@@ -186,7 +186,7 @@ def test_the_work_keeps_every_other_field():
     translator = Translator(LANGUAGES["ne"], TEMPLATE)
     (row,) = asyncio.run(make_work({"ne": translator})(record, ask))
     assert {**row, "instruction": "", "output": ""} == {**record, "instruction": "", "output": ""}
-    assert recognise(load_kit("ne"), row["instruction"], "").output == row["output"] == "७"
+    assert recognize_task(load_kit("ne"), row["instruction"], "").output == row["output"] == "७"
 
 
 def test_what_is_loaded_before_the_first_request_is_all_that_the_checks_load(tmp_path, monkeypatch):

@@ -172,11 +172,11 @@ def test_statuses_of_the_request(status):
         (429, error(None, kind="insufficient_quota"), "the account of MY_KEY has no credit left"),
         (429, error("x", kind="billing_hard_limit_reached"), "the account of MY_KEY has no credit left"),
         (401, error("invalid_api_key"), "refuses the key in MY_KEY (401)"),
-        (403, b"<html>", "forbids this to the key in MY_KEY (403)"),
+        (403, b"<html>", "forbids this request (403): check the rights of the key in MY_KEY"),
         (404, error("model_not_found"), "has no model 'gpt-4o-mini' for the key in MY_KEY"),
         (400, error("model_not_found"), "has no model 'gpt-4o-mini'"),
-        (404, b"not found", "no chat completions there (404): check --base-url and --model"),
-        (405, b"", "no chat completions there (405)"),
+        (404, b"not found", "serves no chat completions at this URL (404): check --base-url and --model"),
+        (405, b"", "serves no chat completions at this URL (405)"),
         (301, b"", "redirects to another address (301)"),
     ],
 )
@@ -276,13 +276,13 @@ def test_proxies_come_from_the_environment(monkeypatch):
 @pytest.mark.parametrize(
     ("url", "key", "says"),
     [
-        ("https://me:secretword@api.example/v1", "k", "holds a password or a query"),
-        ("https://api.example/v1?key=secretword", "k", "holds a password or a query"),
-        ("ftp://api.example/v1", "k", "is no http(s) URL"),
-        ("api.example/v1", "k", "is no http(s) URL"),
+        ("https://me:secretword@api.example/v1", "k", "contains a password or a query"),
+        ("https://api.example/v1?key=secretword", "k", "contains a password or a query"),
+        ("ftp://api.example/v1", "k", "is not an http(s) URL"),
+        ("api.example/v1", "k", "is not an http(s) URL"),
         ("https://api.example/v1", "", "set the environment variable MY_KEY"),
-        ("https://api.example/v1", "secret\nword", "MY_KEY holds a character that no API key has"),
-        ("https://api.example/v1", "“secretword”", "MY_KEY holds a character that no API key has"),
+        ("https://api.example/v1", "secret\nword", "MY_KEY contains a character not allowed in an API key"),
+        ("https://api.example/v1", "“secretword”", "MY_KEY contains a character not allowed in an API key"),
     ],
 )
 def test_bad_endpoints_are_one_line_without_the_secret(url, key, says):

@@ -59,7 +59,7 @@ def test_what_may_have_been_charged_counts_against_the_budget(tmp_path):
             summary = await run_in(tmp_path, numbers(1), ask_once, settings)
             assert server.counts.requests == 3
             assert summary.usd == 0 and summary.maybe_usd == pytest.approx(3 * most)
-            assert "perhaps for answers that never came" in summary.stopped
+            assert "more for lost answers" in summary.stopped
 
     asyncio.run(go())
 

@@ -216,13 +216,13 @@ def test_a_server_that_shows_the_key_in_every_part_of_its_answer(tmp_path):
             head = f"HTTP/1.1 {status} {KEY}\r\nx-key: {KEY}\r\ncontent-length: {len(body)}\r\n\r\n"
             writer.write((head + body).encode())
 
-    told = []
+    logged = []
 
     async def go():
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
         settings = quick_settings(url, concurrency=1, max_attempts=3)
-        summary = await run_in(tmp_path, numbers(3), ask_once, settings, tell=told.append)
+        summary = await run_in(tmp_path, numbers(3), ask_once, settings, log=logged.append)
         server.close()
         return summary
 
@@ -230,7 +230,7 @@ def test_a_server_that_shows_the_key_in_every_part_of_its_answer(tmp_path):
     assert summary.rejected == 2 and read_lines(tmp_path / "out.jsonl")[0]["text"] == f"your key is {KEY}"
     for path in (tmp_path / "out.jsonl", tmp_path / "journal"):
         path.write_bytes(path.read_bytes().replace(f"your key is {KEY}".encode(), b"").replace(KEY.encode(), b"", 1))
-    nothing_shows_the_key(tmp_path, summary, *told)
+    nothing_shows_the_key(tmp_path, summary, *logged)
 
 
 @pytest.mark.parametrize("key", ["test", "null", "e", "5"])

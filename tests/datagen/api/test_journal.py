@@ -31,7 +31,7 @@ def write(path, texts):
     async def go():
         journal = Journal(path)
         for number, text in enumerate(texts):
-            await journal.put(bytes([number]) * 16, reply(text), await journal.sent(BOUND))
+            await journal.put(bytes([number]) * 16, reply(text), await journal.begin_attempt(BOUND))
         await journal.close()
 
     asyncio.run(go())
@@ -112,8 +112,8 @@ def test_a_later_answer_replaces_an_earlier_one_and_a_refusal(tmp_path):
         key = b"k" * 16
         await journal.put_refusal(key, "no")
         assert journal.refusal(key) == "no" and journal.answer(key) is None
-        await journal.put(key, reply("a"), await journal.sent(BOUND))
-        await journal.put(key, reply("b"), await journal.sent(BOUND))
+        await journal.put(key, reply("a"), await journal.begin_attempt(BOUND))
+        await journal.put(key, reply("b"), await journal.begin_attempt(BOUND))
         assert journal.refusal(key) is None and journal.answer(key).text == "b"
         await journal.close()
         journal = Journal(tmp_path / "j")
@@ -143,7 +143,7 @@ def test_other_files_are_not_taken_for_journals(tmp_path):
 
 def test_a_newer_version_is_refused(tmp_path):
     (tmp_path / "j").write_bytes(pack_frame({"t": "journal", "v": 99}))
-    with pytest.raises(UserError, match="is of version 99, this program reads 1"):
+    with pytest.raises(UserError, match="has version 99, this program reads 1"):
         Journal(tmp_path / "j")
 
 
@@ -156,16 +156,16 @@ def test_a_journal_that_was_torn_at_birth_is_begun_again(tmp_path):
 def test_what_attempts_cost(tmp_path):
     async def go():
         journal = Journal(tmp_path / "j")
-        refused, malformed, lost = [await journal.sent(BOUND) for _ in range(3)]
-        journal.closed(refused)
-        journal.closed(malformed, Tokens(7, 8))
+        refused, malformed, lost = [await journal.begin_attempt(BOUND) for _ in range(3)]
+        journal.end_attempt(refused)
+        journal.end_attempt(malformed, Tokens(7, 8))
         assert journal.paid == (7, 8)
         assert journal.unsettled == {lost: BOUND}
         await journal.close()
         journal = Journal(tmp_path / "j")
         assert journal.paid == (7, 8)
         assert journal.unsettled == {lost: BOUND}
-        assert await journal.sent(BOUND) == 3  # numbers are not used twice
+        assert await journal.begin_attempt(BOUND) == 3  # numbers are not used twice
         await journal.close()
 
     asyncio.run(go())
@@ -174,26 +174,26 @@ def test_what_attempts_cost(tmp_path):
 @pytest.mark.parametrize("partial", [0, 5])
 def test_a_full_disk_keeps_answers_in_memory_until_there_is_room(tmp_path, monkeypatch, partial):
     """The disk takes `partial` bytes of a frame and then nothing, for a while."""
-    told, full = [], True
+    logged, full = [], True
     real_write = os.write
 
     def write_or_not(descriptor, data):
         if not full:
             return real_write(descriptor, data)
-        if partial and len(data) > partial and not told:
+        if partial and len(data) > partial and not logged:
             return real_write(descriptor, data[:partial])
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     async def go():
         nonlocal full
-        journal = Journal(tmp_path / "j", on_full=told.append, disk_retry_s=0.001)
-        attempts = [await journal.sent(BOUND) for _ in range(3)]
+        journal = Journal(tmp_path / "j", on_full=logged.append, disk_retry_s=0.001)
+        attempts = [await journal.begin_attempt(BOUND) for _ in range(3)]
         monkeypatch.setattr(journal_module.os, "write", write_or_not)
         puts = [asyncio.create_task(journal.put(bytes([n]) * 16, reply(f"t{n}"), a)) for n, a in enumerate(attempts)]
         await asyncio.sleep(0.02)
         assert not any(put.done() for put in puts)
-        assert len(told) == 1 and "is full" in told[0]
-        sending = asyncio.create_task(journal.sent(BOUND))
+        assert len(logged) == 1 and "is full" in logged[0]
+        sending = asyncio.create_task(journal.begin_attempt(BOUND))
         await asyncio.sleep(0.01)
         assert not sending.done()  # nothing leaves whose answer could not be kept
         full = False
@@ -215,7 +215,7 @@ def test_a_disk_that_stays_full_ends_the_run_in_one_line(tmp_path, monkeypatch):
 
     async def go():
         journal = Journal(tmp_path / "j", disk_wait_s=0.01, disk_retry_s=0.001)
-        attempt = await journal.sent(BOUND)
+        attempt = await journal.begin_attempt(BOUND)
         monkeypatch.setattr(journal_module.os, "write", refuse)
         with pytest.raises(UserError, match="No space left on device: make room and run again"):
             await journal.put(b"k" * 16, reply("x"), attempt)
@@ -238,7 +238,7 @@ def test_a_failed_fsync_writes_again_and_counts_once(tmp_path, monkeypatch):
 
     async def go():
         journal = Journal(tmp_path / "j", disk_retry_s=0.001)
-        await journal.put(b"\0" * 16, reply("x"), await journal.sent(BOUND))
+        await journal.put(b"\0" * 16, reply("x"), await journal.begin_attempt(BOUND))
         await journal.close()
 
     asyncio.run(go())
@@ -254,7 +254,7 @@ def test_an_answer_counts_after_its_fsync_and_many_share_one(tmp_path, monkeypat
         journal = Journal(tmp_path / "j")
 
         async def put(n):
-            await journal.put(bytes([n]) * 16, reply(f"answer {n}"), await journal.sent(BOUND))
+            await journal.put(bytes([n]) * 16, reply(f"answer {n}"), await journal.begin_attempt(BOUND))
             offset, length = journal._where[bytes([n]) * 16]
             assert synced[-1] >= offset + length
 

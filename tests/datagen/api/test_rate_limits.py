@@ -14,7 +14,7 @@ from datagen.api.rate_limits import Concurrency, Lane, Lanes, Window, parse_dura
 from tests.datagen.api.api_helpers import run_virtually
 
 
-def most_in_any_window(times_amounts, window_s):
+def max_in_any_window(times_amounts, window_s):
     """The largest sum of amounts whose times lie within one period, half open."""
     return max(sum(a for t, a in times_amounts if start <= t < start + window_s) for start, _ in times_amounts)
 
@@ -25,13 +25,13 @@ async def ask_many(lanes, requests, latency, rng):
     arrived = []
 
     async def one(reserved, used):
-        index = await lanes.take(reserved)
+        index = await lanes.acquire(reserved)
         on_the_way_s = rng.uniform(0, latency)
         await asyncio.sleep(on_the_way_s)
         arrived.append((loop.time(), used))
         await asyncio.sleep(latency - on_the_way_s)
-        lanes.lanes[index].concurrency.succeeded()
-        lanes.lanes[index].give_back(reserved, used, loop.time())
+        lanes.lanes[index].concurrency.record_success()
+        lanes.lanes[index].release(reserved, used, loop.time())
         lanes.wake()
 
     await asyncio.gather(*(one(*request) for request in requests))
@@ -45,7 +45,7 @@ def test_the_server_never_counts_more_requests_than_the_limit(limit, seed, laten
     lanes = Lanes([Lane(50, limit, None, 60.0)])
     arrived = run_virtually(ask_many(lanes, [(1, 1)] * (3 * limit + 5), latency, rng))
     assert len(arrived) == 3 * limit + 5
-    assert most_in_any_window(arrived, 60.0) <= limit
+    assert max_in_any_window(arrived, 60.0) <= limit
 
 
 @settings(max_examples=25, deadline=None)
@@ -54,7 +54,7 @@ def test_the_server_never_counts_more_tokens_than_the_limit(limit, seed, latency
     rng = random.Random(seed)
     requests = [(reserved, rng.randint(1, reserved)) for reserved in (rng.randint(1, 500) for _ in range(40))]
     arrived = run_virtually(ask_many(Lanes([Lane(50, None, limit, 60.0)]), requests, latency, rng))
-    assert most_in_any_window(arrived, 60.0) <= limit
+    assert max_in_any_window(arrived, 60.0) <= limit
 
 
 def test_the_limit_is_used_well():
@@ -68,7 +68,7 @@ def test_the_limit_is_used_well():
 def test_starts_are_spread():
     """Servers cut the minute into shorter periods: no second sees more than two seconds' worth."""
     arrived = run_virtually(ask_many(Lanes([Lane(100, 600, None, 60.0)]), [(1, 1)] * 300, 0.001, random.Random(0)))
-    assert most_in_any_window(arrived, 1.0) <= 21
+    assert max_in_any_window(arrived, 1.0) <= 21
 
 
 def test_a_request_above_the_limit_goes_alone():
@@ -89,10 +89,10 @@ def test_first_come_first_served():
         order = []
 
         async def one(number):
-            index = await lanes.take(1)
+            index = await lanes.acquire(1)
             order.append(number)
             await asyncio.sleep(1)
-            lanes.lanes[index].give_back(1, 1, asyncio.get_running_loop().time())
+            lanes.lanes[index].release(1, 1, asyncio.get_running_loop().time())
             lanes.wake()
 
         await asyncio.gather(*map(one, range(9)))
@@ -104,14 +104,14 @@ def test_first_come_first_served():
 def test_who_is_cancelled_while_waiting_takes_nothing():
     async def go():
         lanes = Lanes([Lane(1, None, None, 60.0)])
-        index = await lanes.take(1)
-        waiting = [asyncio.create_task(lanes.take(1)) for _ in range(2)]
+        index = await lanes.acquire(1)
+        waiting = [asyncio.create_task(lanes.acquire(1)) for _ in range(2)]
         await asyncio.sleep(0)
         waiting[0].cancel()
-        lanes.lanes[index].give_back(1, 1, 0.0)
+        lanes.lanes[index].release(1, 1, 0.0)
         lanes.wake()
         assert await waiting[1] == 0
-        assert lanes.lanes[0].concurrency.on_their_way == 1
+        assert lanes.lanes[0].concurrency.in_flight == 1
 
     run_virtually(go())
 
@@ -119,15 +119,15 @@ def test_who_is_cancelled_while_waiting_takes_nothing():
 def test_who_is_cancelled_in_the_moment_it_is_let_go_gives_back():
     async def go():
         lanes = Lanes([Lane(1, None, None, 60.0)])
-        first = await lanes.take(1)
-        waiting = asyncio.create_task(lanes.take(1))
+        first = await lanes.acquire(1)
+        waiting = asyncio.create_task(lanes.acquire(1))
         await asyncio.sleep(0)
-        lanes.lanes[first].give_back(1, 1, 0.0)
+        lanes.lanes[first].release(1, 1, 0.0)
         lanes.wake()
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-        assert lanes.lanes[0].concurrency.on_their_way == 0
+        assert lanes.lanes[0].concurrency.in_flight == 0
 
     run_virtually(go())
 
@@ -154,8 +154,8 @@ def test_what_others_took_with_the_same_key_is_believed():
 def test_what_others_took_counts_until_the_told_reset_and_ours_for_a_whole_period():
     """The server says that its second is used up; our own answer, which counts for a minute, must not prolong that."""
     window = Window(240)
-    window.take(1, 0.0)
-    window.give_back(1, 1, 0.0)
+    window.acquire(1, 0.0)
+    window.release(1, 1, 0.0)
     window.learn(240, 0, 1.0, now_s=0.0)
     assert window.wait_s(1, 0.5) == 0.5
     assert window.wait_s(1, 1.5) == 0
@@ -181,7 +181,7 @@ def test_of_all_that_headers_told_the_strictest_that_still_holds_counts(told):
         statements.append((now_s + reset_s, 60 - remaining))
         for later_s in range(now_s, now_s + 61, 7):
             expected = max((amount for until_s, amount in statements if until_s > later_s), default=0)
-            assert max((amount for until_s, amount in window._told if until_s > later_s), default=0) == expected
+            assert max((amount for until_s, amount in window._others if until_s > later_s), default=0) == expected
         assert window.used(now_s) == max((amount for until_s, amount in statements if until_s > now_s), default=0)
 
 
@@ -191,7 +191,7 @@ def test_headers_of_a_server_that_allows_four_a_second_do_not_stop_the_run():
 
     async def one(lanes, passed):
         loop = asyncio.get_running_loop()
-        index = await lanes.take(1)
+        index = await lanes.acquire(1)
         await asyncio.sleep(0.02)
         if int(loop.time()) != second["number"]:
             second.update(number=int(loop.time()), taken=0)
@@ -201,8 +201,8 @@ def test_headers_of_a_server_that_allows_four_a_second_do_not_stop_the_run():
         await asyncio.sleep(0.02)
         lane = lanes.lanes[index]
         lane.learn(read_headers({f"x-ratelimit-{name}-requests": text for name, text in told.items()}), loop.time())
-        lane.concurrency.succeeded()
-        lane.give_back(1, 1, loop.time())
+        lane.concurrency.record_success()
+        lane.release(1, 1, loop.time())
         lanes.wake()
 
     async def go():
@@ -219,7 +219,7 @@ def test_headers_of_a_server_that_allows_four_a_second_do_not_stop_the_run():
 
 def test_more_remaining_than_known_changes_nothing():
     window = Window(100)
-    window.take(10, 0.0)
+    window.acquire(10, 0.0)
     window.learn(100, 100, 0.0, now_s=0.0)
     assert window.used(0.0) == 10
 
@@ -275,38 +275,38 @@ def test_retry_after_in_seconds_milliseconds_and_as_a_date():
 
 
 def test_concurrency_probes_doubles_halves_and_creeps():
-    concurrency = Concurrency(most=100, start=16)
+    concurrency = Concurrency(maximum=100, start=16)
 
     def round_of_answers(count):
         for _ in range(count):
-            concurrency.on_their_way = int(concurrency.limit)
+            concurrency.in_flight = int(concurrency.limit)
             assert not concurrency.has_room()
-            concurrency.succeeded()
+            concurrency.record_success()
 
     assert concurrency.limit == 1
     round_of_answers(1)
     assert concurrency.limit == 16
     round_of_answers(16)
     assert concurrency.limit == 32
-    concurrency.overloaded(sent_s=5.0, now_s=10.0)
+    concurrency.record_overload(sent_s=5.0, now_s=10.0)
     assert concurrency.limit == 16
-    concurrency.overloaded(sent_s=9.0, now_s=11.0)  # sent before the halving: says nothing new
+    concurrency.record_overload(sent_s=9.0, now_s=11.0)  # sent before the halving: says nothing new
     assert concurrency.limit == 16
     round_of_answers(16)
     assert concurrency.limit == pytest.approx(17, abs=0.1)
     for now_s in range(20, 40):
-        concurrency.overloaded(now_s, now_s + 0.5)
+        concurrency.record_overload(now_s, now_s + 0.5)
     assert concurrency.limit == 1
     round_of_answers(10_000)
     assert concurrency.limit == 100
 
 
 def test_a_limit_that_is_not_reached_does_not_grow():
-    concurrency = Concurrency(most=100, start=16)
-    concurrency.succeeded()
-    concurrency.on_their_way = 3
+    concurrency = Concurrency(maximum=100, start=16)
+    concurrency.record_success()
+    concurrency.in_flight = 3
     assert concurrency.has_room()
-    concurrency.succeeded()
+    concurrency.record_success()
     assert concurrency.limit == 16
 
 
@@ -318,10 +318,10 @@ def test_concurrency_doubles_where_answers_come_all_at_once():
         loop = asyncio.get_running_loop()
 
         async def one():
-            index = await lanes.take(1)
+            index = await lanes.acquire(1)
             await asyncio.sleep(2.0)
-            lanes.lanes[index].concurrency.succeeded()
-            lanes.lanes[index].give_back(1, 1, loop.time())
+            lanes.lanes[index].concurrency.record_success()
+            lanes.lanes[index].release(1, 1, loop.time())
             lanes.wake()
 
         await asyncio.gather(*(one() for _ in range(6000)))

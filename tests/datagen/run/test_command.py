@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datagen.api.chat import Rejected
-from datagen.api.client import _allow_connections
+from datagen.api.client import _raise_file_limit
 from datagen.api.known_models import MODELS, Price
 from datagen.api.pricing import estimate_tokens, price_of
 from datagen.api.settings import add_api_arguments, api_settings
@@ -69,7 +69,7 @@ def test_a_temperature_is_sent_where_the_model_takes_one(tmp_path):
 
 @pytest.mark.parametrize("text", ["-1", "2.5", "nan", "warm", ""])
 def test_a_temperature_that_makes_no_sense(tmp_path, text):
-    with pytest.raises(UserError, match="--temperature .*: give a number from 0 to 2, or none"):
+    with pytest.raises(UserError, match="--temperature .*: pass a number from 0 to 2, or none"):
         api_settings(arguments(tmp_path / "o", f"--temperature={text}"))
 
 
@@ -207,7 +207,7 @@ def test_the_progress_line(tmp_path, monkeypatch):
             progress = Progress(session, 8, stream)
             async for outcome in session.outcomes(numbers(6), ask_once):
                 progress.add(outcome)
-            progress.tell("a line of its own")
+            progress.log("a line of its own")
             line = progress.line()
             progress.stop()
             return line
@@ -224,10 +224,10 @@ def test_open_files_are_allowed_for_as_many_connections(monkeypatch):
     limits, given = (1024, 4096), []
     monkeypatch.setattr("datagen.api.client.resource.getrlimit", lambda _: limits)
     monkeypatch.setattr("datagen.api.client.resource.setrlimit", lambda _, new: given.append(new))
-    _allow_connections(900)
+    _raise_file_limit(900)
     assert given == []
-    _allow_connections(2000)
+    _raise_file_limit(2000)
     assert given == [(2064, 4096)]
-    with pytest.raises(UserError, match="5000 requests at once need 5064 open files, 4096 are allowed"):
-        _allow_connections(5000)
+    with pytest.raises(UserError, match="5000 concurrent requests need 5064 open files, the limit is 4096"):
+        _raise_file_limit(5000)
     assert given == [(2064, 4096)]

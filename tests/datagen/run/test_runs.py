@@ -143,8 +143,8 @@ def test_a_disk_that_is_full_for_a_while(tmp_path):
     def limited():
         resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
         os.dup2(os.open(tmp_path / "stderr", os.O_WRONLY | os.O_CREAT), 2)
-        tell = lambda line: os.write(2, line.encode())  # noqa: E731
-        asyncio.run(run_in(tmp_path, numbers(RECORDS), ask_twice, settings, tell=tell))
+        log = lambda line: os.write(2, line.encode())  # noqa: E731
+        asyncio.run(run_in(tmp_path, numbers(RECORDS), ask_twice, settings, log=log))
         os._exit(0)
 
     async def go():

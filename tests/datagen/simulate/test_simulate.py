@@ -19,7 +19,7 @@ from datagen.self_instruct.task_format import parse_tasks
 from datagen.simulate import Simulator
 from datagen.simulate.answers import rank_responses, right_answer, simulated_answer
 from datagen.simulate.faults import FAULTS, parse_faults
-from datagen.simulate.translation import Translator, recognise
+from datagen.simulate.translation import Translator, recognize_task
 from engine.base.errors import UserError
 from engine.base.languages import LANGUAGES
 
@@ -44,12 +44,12 @@ def test_tasks_are_translated_into_the_same_tasks(code):
         translated = Translator(EN, kit).record(record)
         assert list(translated) == list(record)
         assert [name for name in record if bool(record[name]) != bool(translated[name])] == []
-        task = recognise(kit, translated["instruction"], translated["input"])
+        task = recognize_task(kit, translated["instruction"], translated["input"])
         if task is not None:
             carried += 1
             assert task.kind == row["kind"]
             assert (translated["output"].split("\n")[0] == task.output) == (
-                row["output"].split("\n")[0] == recognise(EN, row["instruction"], row["input"]).output
+                row["output"].split("\n")[0] == recognize_task(EN, row["instruction"], row["input"]).output
             )
     assert carried >= 0.9 * len(rows)
 
@@ -58,10 +58,10 @@ def test_every_task_of_a_kit_is_recognised():
     for code in ("en", "zh", "ar", "ne"):
         kit = load_kit(code)
         for row in embedded(code).heldout[:200]:
-            task = recognise(kit, row["instruction"], row["input"])
+            task = recognize_task(kit, row["instruction"], row["input"])
             assert task is not None and (task.kind, task.output) == (row["kind"], row["output"]), row
-    assert recognise(EN, "Add 3 and cheese.", "") is None
-    assert recognise(EN, "Tell me about cheese.", "") is None
+    assert recognize_task(EN, "Add 3 and cheese.", "") is None
+    assert recognize_task(EN, "Tell me about cheese.", "") is None
 
 
 def test_a_translation_keeps_keys_numbers_code_urls_and_placeholders():
