@@ -79,7 +79,9 @@ def read_response(
     if status == 401:
         return Fatal(f"{host} refuses the key in {key_variable} (401): set a valid key and run again")
     if status == 403:
-        return Fatal(f"{host} forbids this request (403): check the rights of the key in {key_variable}, and the country")
+        return Fatal(
+            f"{host} forbids this request (403): check the rights of the key in {key_variable}, and the country"
+        )
     if code in _MODEL_CODES:
         return Fatal(f"{host} has no model {request.model!r} for the key in {key_variable}: pass another --model")
     if status == 404 or status == 405:

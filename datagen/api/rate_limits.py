@@ -268,9 +268,7 @@ class Lanes:
                 self._waiting.popleft()
                 continue
             now_s = loop.time()
-            waits = [
-                (lane.wait_s(tokens, now_s), lane.concurrency.in_flight, i) for i, lane in enumerate(self.lanes)
-            ]
+            waits = [(lane.wait_s(tokens, now_s), lane.concurrency.in_flight, i) for i, lane in enumerate(self.lanes)]
             wait_s, _, chosen = min(waits)
             if wait_s > 0:
                 if wait_s < math.inf:

@@ -1,4 +1,4 @@
-"""Seed tasks written by people: the 30 of this project, and files of others in the schema of Self-Instruct's 175."""
+"""Read and draw human-written seed tasks: the 30 built in, and files in the schema of Self-Instruct's 175."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ SEEDS_FILE = Path(__file__).parents[1] / "seeds" / "seeds.jsonl"
 
 
 class Seed(NamedTuple):
-    """A seed task and where it comes from, "FILE:LINE"."""
+    """A seed task and its location, "FILE:LINE"."""
 
     where: str
     task: Task
 
 
 def read_seeds(path: str | Path) -> list[Seed]:
-    """The tasks of a file; of one with several `instances` the first.
+    """Read the tasks of a file, with the first instance of each.
 
     Records are Self-Instruct's {instruction, instances: [{input, output}, ...]} or plain {instruction, input, output}.
-    UserError naming file, line and field.
+    UserError with file, line and field for a bad record.
     """
     seeds = []
     for line, fields in read_records(path):
@@ -38,11 +38,11 @@ def read_seeds(path: str | Path) -> list[Seed]:
         values = [fields.get("instruction"), instances[0].get("input", ""), instances[0].get("output")]
         for name, value in zip(Task._fields, values, strict=True):
             if not isinstance(value, str) or (name != "input" and not value.strip()):
-                raise UserError(f"{where}: field {name!r} is {value!r:.60}: a seed needs a text there")
+                raise UserError(f"{where}: field {name!r} is {value!r:.60}: a seed needs a string there")
         seeds.append(Seed(where, Task(*values)))
     return seeds
 
 
 def draw_seeds(seeds: Sequence[Seed], count: int, seed: int, request: int) -> list[Seed]:
-    """The examples of one request: they depend on (seed, request) alone, so a run that is resumed asks the same."""
+    """Draw `count` examples for one request. They depend on (seed, request) only, so a resumed run sends the same."""
     return Random(f"{seed}/{request}").sample(seeds, count)

@@ -158,7 +158,7 @@ def test_the_prompt_shows_three_seeds_and_asks_for_twenty():
     [
         ("Write $n tasks: $examples $first $last", r"has \$n: the names are \$examples"),
         ("Write tasks $first $last", r"lacks \$examples"),
-        ("For $5 write $examples $first $last", r"has a \$ before no name"),
+        ("For $5 write $examples $first $last", r"has a \$ without a name"),
         (None, "No such file"),
         (b"\xff", "is not UTF-8"),
     ],

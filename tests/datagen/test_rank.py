@@ -199,8 +199,9 @@ def test_the_report_by_hand():
     assert (report.again_records, report.again_pairs, report.again_same, report.again_opposite) == (2, 4, 2, 1)
     assert report.again_failed == 1
     lines = "\n".join(report.lines())
-    for part in ("40.0% of them ties", "A 50.0% (44.4%), B 50.0% (44.4%), C 0.0% (33.3%)", "the longer one won 100.0%",
-                 "2 records ranked again", "50.0% of the pairs as before, 25.0% the other way round"):  # fmt: skip
+    for part in ("40.0% of them ties", "A 50.0% (44.4%), B 50.0% (44.4%), C 0.0% (33.3%)",
+                 "the longer response won 100.0%", "2 records ranked again",
+                 "50.0% of the pairs unchanged, 25.0% reversed"):  # fmt: skip
         assert part in lines
     assert "none of them ties" in RankReport().lines()[0]
 
@@ -257,7 +258,7 @@ def test_a_reward_model_can_read_the_file_and_the_right_answer_is_first(tmp_path
     report = read_lines(tmp_path / "ranking.jsonl.report.jsonl")[0]
     assert report["records"] == 24 and report["again_records"] > 4
     assert report["again_same"] == report["again_pairs"]
-    assert "ranked again in the opposite order: 100.0% of the pairs as before" in told
+    assert "ranked again in reverse order: 100.0% of the pairs unchanged" in told
 
 
 def test_all_that_tie_are_kept_apart_and_counted(tmp_path, capsys):
@@ -270,7 +271,7 @@ def test_all_that_tie_are_kept_apart_and_counted(tmp_path, capsys):
     assert {row["reason"] for row in unranked} == {"all responses tie"} and len(unranked) == 6
     told = capsys.readouterr().err
     assert "100.0% of them ties" in told
-    assert told.splitlines()[-1] == f"error: not one row in {output}: of 6 records none was rejected, and none was left"
+    assert told.splitlines()[-1] == f"error: no rows in {output}: none of 6 records was rejected, but none was kept"
 
 
 def test_nothing_is_asked_where_all_responses_are_the_same(tmp_path):

@@ -103,14 +103,14 @@ def test_where_not_one_row_came_out_the_status_says_so(tmp_path, capsys):
         gone = simulator.url
     assert _translate(gone, data, output, "--max-attempts", "1") == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith(f"error: not one row in {output}: 2 of 2 records were rejected, the first: gave up after 1")
+    assert last.startswith(f"error: no rows in {output}: 2 of 2 records were rejected, the first: gave up after 1")
     assert last.endswith("run again with --retry-quarantined")
     with serving(answer=lambda messages, seed: "no JSON") as simulator:
         assert _translate(simulator.url, data, output, "--retry-quarantined") == 2
     assert "2 of 2 records were rejected, the first: JSON: " in capsys.readouterr().err.splitlines()[-1]
     write_jsonl(data, [{"instruction": "Correct the grammar of this sentence.", "output": "x"}])
     assert _translate(gone, data, output) == 2
-    assert capsys.readouterr().err.splitlines()[-1] == f"error: not one row in {output}: there was no record to work on"
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: no rows in {output}: there were no records to process"
     with serving() as simulator:
         write_jsonl(data, records(2))
         assert _translate(simulator.url, data, output, "--retry-quarantined") == 0

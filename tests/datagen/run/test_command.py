@@ -85,7 +85,7 @@ def test_files(tmp_path):
     with pytest.raises(UserError, match="must be three files"):
         run_files(arguments(tmp_path / "o.jsonl", "--journal", str(tmp_path / "o.jsonl")))
     (tmp_path / "o.jsonl").write_text("precious\n")
-    with pytest.raises(UserError, match="is there, but not the journal"):
+    with pytest.raises(UserError, match="exists, but not the journal"):
         run_files(arguments(tmp_path / "o.jsonl"))
 
 
@@ -214,7 +214,7 @@ def test_the_progress_line(tmp_path, monkeypatch):
 
     line = asyncio.run(go())
     assert line.startswith("[###############.....] 6/8, ")
-    for part in (" answers/min", "0 on their way", " tokens", "$0.000", " retries (500 server_error)", " left"):
+    for part in (" answers/min", "0 in flight", " tokens", "$0.000", " retries (500 server_error)", " left"):
         assert part in line, part
     assert stream.getvalue() == "a line of its own\n"
     assert [clock(seconds) for seconds in (0, 59.6, 3599, 3600)] == ["0:00", "1:00", "59:59", "1:00:00"]

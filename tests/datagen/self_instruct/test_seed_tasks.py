@@ -44,7 +44,7 @@ def test_draws_depend_on_seed_and_request_alone():
     ("line", "message"),
     [
         ('{"instruction": "a", "instances": []}', "field 'instances' is [{}]: it must be a list"),
-        ('{"instruction": "a", "instances": [{"input": ""}]}', "field 'output' is None: a seed needs a text there"),
+        ('{"instruction": "a", "instances": [{"input": ""}]}', "field 'output' is None: a seed needs a string there"),
         ('{"instruction": 3, "input": "", "output": "b"}', "field 'instruction' is 3"),
         ('{"instruction": " ", "input": "", "output": "b"}', "field 'instruction' is ' '"),
         ('{"instruction": "a", "input": [], "output": "b"}', "field 'input' is []"),
