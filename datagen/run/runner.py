@@ -49,7 +49,7 @@ __all__ = [
     "run",
 ]
 
-# review(record, rows): checks the rows of each record, in input order. It raises Rejected or removes rows from the list.
+# review(record, rows): check the rows of each record, in input order. It raises Rejected or removes rows from the list.
 Review = Callable[[Record, list[Record]], None]
 
 
@@ -142,7 +142,7 @@ async def run(
 
 
 async def _apply_review(session: Session, outcome: Outcome, work: Work, review: Review) -> Outcome:
-    """Return the outcome, or its rejection. With --retry-quarantined, request the last answer again before rejecting."""
+    """Return the outcome, or its rejection. With --retry-quarantined, first request the last answer again."""
     try:
         review(outcome.record, outcome.rows)
         return outcome

@@ -1,4 +1,4 @@
-"""A session: process records concurrently, with answers from the journal or the API, and yield results in input order."""
+"""A session: process records concurrently, take answers from the journal or the API, yield results in input order."""
 
 from __future__ import annotations
 
@@ -52,18 +52,16 @@ class Session:
         self.replayed = 0
         self.stopped: str | None = None
         self._is_draining = False
-        self._asking: dict[bytes, asyncio.Task[Reply]] = {}
+        self._pending: dict[bytes, asyncio.Task[Reply]] = {}
         self._sent: set[bytes] = set()
-        self._asked_now: set[bytes] = set()
+        self._asked_in_session: set[bytes] = set()
         try:
             self.client = Client(settings, reachable, self.journal)
         except UserError:
             self.journal.release()
             raise
         for offset, length in self.journal.damage:
-            log(
-                f"{journal}: {length} bytes at {offset} are damaged: their answers are requested again, the rest is used"
-            )
+            log(f"{journal}: {length} bytes at {offset} are damaged: answers lost there are requested again if needed")
 
     @property
     def counts(self) -> Counts:
@@ -76,7 +74,7 @@ class Session:
 
     async def __aexit__(self, *error: Any) -> None:
         self._cancel_unsent()
-        await asyncio.gather(*self._asking.values(), return_exceptions=True)
+        await asyncio.gather(*self._pending.values(), return_exceptions=True)
         await self.client.__aexit__(*error)
         await self.journal.close()
 
@@ -87,12 +85,12 @@ class Session:
 
     def abort(self) -> None:
         """Cancel the requests in flight. Call it after `drain`."""
-        for task in self._asking.values():
+        for task in self._pending.values():
             task.cancel()
 
     def _cancel_unsent(self) -> None:
         self._is_draining = True
-        for key, task in self._asking.items():
+        for key, task in self._pending.items():
             if key not in self._sent:
                 task.cancel()
 
@@ -165,7 +163,11 @@ class Session:
             except Rejected as rejected:
                 # With --retry-quarantined, request the rejected answer again if it comes from an earlier run.
                 rejected_key = asker.key_of(rejected.reply)
-                if not self.settings.retry_quarantined or rejected_key is None or rejected_key in self._asked_now:
+                if (
+                    not self.settings.retry_quarantined
+                    or rejected_key is None
+                    or rejected_key in self._asked_in_session
+                ):
                     return Outcome(index, record, [], rejected.reason)
             return Outcome(index, record, await work(record, _Asker(self, rejected_key).ask), None)
         except Rejected as rejected:
@@ -177,14 +179,14 @@ class Session:
         """Send the request, or wait for an equal one in flight. Cancelling the waiter does not cancel the request."""
         if self._is_draining:
             raise _Draining
-        if key not in self._asking:
-            self._asked_now.add(key)
+        if key not in self._pending:
+            self._asked_in_session.add(key)
             task = asyncio.create_task(
                 self.client.complete(request, lambda is_sent: self._mark_in_flight(key, is_sent))
             )
-            self._asking[key] = task
+            self._pending[key] = task
             task.add_done_callback(lambda task: self._forget_request(key, task))
-        task = self._asking[key]
+        task = self._pending[key]
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -201,7 +203,7 @@ class Session:
                 raise _Draining
 
     def _forget_request(self, key: bytes, task: asyncio.Task[Reply]) -> None:
-        del self._asking[key]
+        del self._pending[key]
         self._sent.discard(key)
         if not task.cancelled():
             task.exception()  # mark it as retrieved: the waiting record may be gone
@@ -220,7 +222,7 @@ class _Asker:
         session = self._session
         request = session.settings.request(tuple(messages), nonce, **params)
         key = request.key
-        is_new = key in session._asked_now
+        is_new = key in session._asked_in_session
         reply = None
         if key != self._ask_again or is_new:
             reply = session.journal.answer(key)
@@ -235,7 +237,7 @@ class _Asker:
         return reply
 
     def key_of(self, reply: Reply | None) -> bytes | None:
-        """Return the key of the request with this reply; for None, that of the last reply. None if there is no match."""
+        """Return the key of the request with this reply (for None: with the last reply), or None if there is none."""
         for known, key in reversed(self._replies):
             if reply is None or known is reply:
                 return key

@@ -141,7 +141,7 @@ def test_the_embedded_benchmarks_through_the_simulator(tmp_path, capsys, lang):
         ("m_arc/en_test.json", {k: v for k, v in ARC.items() if k != "answer"}, "field 'answer' is missing: every ARC"),
         ("m_arc/en_test.json", {**ARC, "option_b": 3}, "en_test.json:1: field 'option_b' is 3"),
         ("m_h/en_validation.json", {**HELLASWAG, "endings": "x"}, "field 'endings' is 'x': it must be a list"),
-        ("m_h/validation.json", HELLASWAG, "validation.json: English items are in files named like"),
+        ("m_h/validation.json", HELLASWAG, "validation.json: the name must be like m_arc/en_test.json"),
     ],
 )
 def test_a_mistake_is_one_line_before_anything_is_asked(tmp_path, monkeypatch, capsys, name, item, message):

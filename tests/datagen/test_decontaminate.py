@@ -70,8 +70,8 @@ def test_equal_hashes_are_not_taken_for_equal_words(tmp_path, monkeypatch):
 def test_the_report_counts_by_file(tmp_path):
     benchmarks = _benchmarks(tmp_path, {"q": _SENTENCE}, {"q": "short"}, name="my bench.json")
     lines = report([benchmarks.overlap({"x": _SENTENCE})] * 2, benchmarks)
-    assert lines[0] == "2 benchmark texts, of which 1 under 13 words overlap nothing"
-    assert lines[1] == f"       2  dropped for 13 words in a row of {tmp_path / 'my bench.json'}"
+    assert lines[0] == "2 benchmark texts, of which 1 have fewer than 13 words and cannot overlap"
+    assert lines[1] == f"       2  dropped: 13 words in a row from {tmp_path / 'my bench.json'}"
 
 
 def test_no_benchmarks_overlap_nothing():

@@ -255,7 +255,7 @@ def test_other_seeds_draw_other_tasks_but_hold_out_the_same_prompts(data):
 
 
 def test_a_size_below_two_a_kind_is_refused():
-    with pytest.raises(UserError, match="--size 47 leaves kinds of tasks out: give at least 48"):
+    with pytest.raises(UserError, match="--size 47 leaves kinds of tasks out: pass at least 48"):
         make_embedded("en", size=47)
     assert {row["kind"] for row in make_embedded("en", size=48).ranking} == set(KINDS)
 
@@ -263,12 +263,12 @@ def test_a_size_below_two_a_kind_is_refused():
 def test_a_folder_that_holds_something_is_refused_unless_overwritten(tmp_path):
     data = make_embedded("en", size=48)
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(UserError, match="is not empty: give another folder, or --overwrite"):
+    with pytest.raises(UserError, match="is not empty: pass another folder, or --overwrite"):
         write_embedded(data, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
     write_embedded(data, tmp_path, overwrite=True)
     assert (tmp_path / "mine.txt").read_text() == "mine"
-    with pytest.raises(UserError, match="is a file: give a folder"):
+    with pytest.raises(UserError, match="is a file: pass a folder"):
         write_embedded(data, tmp_path / "mine.txt")
 
 

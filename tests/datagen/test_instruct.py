@@ -87,7 +87,7 @@ def test_pool_and_benchmarks_are_kept_away_from(tmp_path, capsys):
     assert why[rows[0]["id"]]["nearest_at"] == f"{tmp_path / 'pool.jsonl'}:1"
     assert why[secret["id"]]["reason"] == "overlaps a benchmark"
     assert why[secret["id"]]["where"] == "1 question"
-    assert "dropped for 13 words in a row of" in capsys.readouterr().err
+    assert "dropped: 13 words in a row from" in capsys.readouterr().err
 
 
 def test_useless_answers_end_the_run(tmp_path, capsys):
@@ -96,7 +96,7 @@ def test_useless_answers_end_the_run(tmp_path, capsys):
         assert _instruct(simulator, output, 2000) == 2
         assert simulator.counts.requests == 50
     err = capsys.readouterr().err
-    assert "50 requests gave nothing to keep" in err
+    assert "no task kept from 50 requests" in err
     quarantine = _rows(tmp_path / "new.jsonl.quarantine.jsonl")
     assert len(quarantine) == 50
     assert quarantine[0]["reason"] == "no task in the answer (text that is no task)"
@@ -178,7 +178,7 @@ def test_a_template_that_cannot_be_used(tmp_path, text, message):
         (["--seeds", "none.jsonl"], "none.jsonl: there is no such file"),
         (["--pool", "bad.jsonl"], "bad.jsonl:2: field 'instruction' is missing"),
         (["--decontaminate", "none.json"], "none.json: there is no such file"),
-        (["--rejected", "new.jsonl"], "--rejected new.jsonl is another file of this command"),
+        (["--rejected", "new.jsonl"], "--rejected new.jsonl is also another file of this command"),
         (["--output", "new.csv"], "--output new.csv: the name must end in .jsonl"),
         (["--template", "none.txt"], "--template none.txt: No such file"),
     ],

@@ -298,7 +298,7 @@ def test_a_line_that_cannot_be_read_is_quarantined(tmp_path):
     [
         ({"instruction": "a"}, [], "r.jsonl:1: field 'responses' is None: it must be a list of strings"),
         ({"instruction": "a", "responses": ["x", 3]}, [], "r.jsonl:1: field 'responses' is ['x', 3]"),
-        ({"instruction": "a", "responses": ["x"]}, [], "r.jsonl:1: field 'responses' holds 1: give 2 to 26"),
+        ({"instruction": "a", "responses": ["x"]}, [], "r.jsonl:1: field 'responses' has 1: give 2 to 26"),
         ({"responses": ["x", "y"]}, [], "r.jsonl:1: field 'instruction' is missing"),
         ({"instruction": "a", "responses": ["x", "y"]}, ["--rerank-share", "2"], "--rerank-share 2.0 must be from 0"),
         ({"instruction": "a", "responses": ["x", "y"]}, ["--translate-template", "t"], "--translate-template t lacks"),

@@ -210,7 +210,7 @@ def test_the_command_names_the_nearest_and_its_score(tmp_path, monkeypatch, caps
     assert "2  kept" in out
     assert "2  rejected" in out
     assert "1  of the kept have no word" in out
-    assert "1 of 4 candidates have letters that are none to this tokenizer: --tokenizer unicode reads them" in out
+    assert "1 of 4 candidates have letters that this tokenizer ignores: use --tokenizer unicode" in out
 
 
 def test_the_tokenizer_is_chosen_by_the_letters_of_the_candidates(tmp_path, monkeypatch, capsys):
@@ -241,11 +241,11 @@ def test_english_with_a_foreign_name_now_and_then_is_decided_as_by_rouge_score(r
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--output", "rejected.jsonl"], "--rejected rejected.jsonl is another file of this command"),
-        (["--output", "./pool.jsonl"], "--output ./pool.jsonl is another file of this command"),
+        (["--output", "rejected.jsonl"], "--rejected rejected.jsonl is also another file of this command"),
+        (["--output", "./pool.jsonl"], "--output ./pool.jsonl is also another file of this command"),
         (["--output", "kept.txt"], "--output kept.txt: the name must end in .jsonl"),
         (["--field", "text"], "pool.jsonl:1: field 'text' is missing"),
-        (["--field", "id"], "new.jsonl:1: field 'id' is 0: every record needs a text there"),
+        (["--field", "id"], "new.jsonl:1: field 'id' is 0: every record needs a string there"),
         (["--pool", "none.jsonl"], "none.jsonl: there is no such file"),
         (["--tokenizer", "bert"], "argument --tokenizer: invalid choice: 'bert'"),
     ],

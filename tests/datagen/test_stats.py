@@ -136,7 +136,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert "write              3  75.0%  poem 3" in out
     assert "poem: 3 (75.00%)" in (tmp_path / "verbs.svg").read_text()
     assert main(["stats", "ne.jsonl"]) == 0
-    assert "the rules read English" in capsys.readouterr().out
+    assert "the rules read only English" in capsys.readouterr().out
 
 
 def test_png(tmp_path, monkeypatch, capsys):
@@ -158,7 +158,7 @@ def test_png(tmp_path, monkeypatch, capsys):
         (["en.jsonl", "--figure", "v.pdf"], "--figure v.pdf: the name must end in .svg or .png"),
         (["en.jsonl", "--top", "0"], "--top 0 must be 1 or more"),
         (["none.jsonl"], "none.jsonl: there is no such file"),
-        (["bad.jsonl"], "bad.jsonl:1: field 'input' is None: every record needs a text there"),
+        (["bad.jsonl"], "bad.jsonl:1: field 'input' is None: every record needs a string there"),
         (["ne.jsonl", "--figure", "v.svg"], "no record is in English"),
         ([], "the following arguments are required: FILE"),
     ],

@@ -92,9 +92,9 @@ def test_files(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--journal", "file/j"], r"--journal .*file/j: nothing can be written into .*file: choose another path"),
-        (["--quarantine", "file/a/q"], r"--quarantine .*file/a/q: nothing can be written into .*file: choose"),
-        (["--journal", "folder"], r"--journal .*folder is a folder: name a file in it"),
+        (["--journal", "file/j"], r"--journal .*file/j: cannot write to .*file: choose another path"),
+        (["--quarantine", "file/a/q"], r"--quarantine .*file/a/q: cannot write to .*file: choose"),
+        (["--journal", "folder"], r"--journal .*folder is a folder: pass a file path"),
     ],
 )
 def test_where_nothing_can_be_written_is_told_before_anything_is_asked(tmp_path, flags, message):
