@@ -71,16 +71,16 @@ class Benchmarks:
             if len(words) < NGRAM_WORDS:
                 continue
             hashes = self._hashes(words)
-            places = np.searchsorted(self._sorted, hashes)
-            found = np.flatnonzero(self._sorted[np.minimum(places, len(self._sorted) - 1)] == hashes)
+            positions = np.searchsorted(self._sorted, hashes)
+            found = np.flatnonzero(self._sorted[np.minimum(positions, len(self._sorted) - 1)] == hashes)
             for at in found:
                 ngram = words[at : at + NGRAM_WORDS]
-                place = int(places[at])
-                while place < len(self) and self._sorted[place] == hashes[at]:
-                    owner, offset = int(self._owner[place]), int(self._offset[place])
+                position = int(positions[at])
+                while position < len(self) and self._sorted[position] == hashes[at]:
+                    owner, offset = int(self._owner[position]), int(self._offset[position])
                     if self._words[owner][offset : offset + NGRAM_WORDS] == ngram:
                         return Overlap(field, " ".join(ngram), *self._where[owner])
-                    place += 1
+                    position += 1
         return None
 
     def __len__(self) -> int:
