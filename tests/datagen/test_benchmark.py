@@ -1,4 +1,4 @@
-"""`benchmark`: every schema field by field, keys and counts untouched, options that became equal or empty, mistakes."""
+"""`benchmark`: translated and unchanged fields of each schema, faulty options, and user errors."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TRUTHFULQA = {
 
 
 def translated(item, render):
-    """The item by a model that renders each text so; and the objects that it was asked for."""
+    """Return the item, translated by a model that applies `render` to each text, and the objects requested."""
     asked = []
 
     async def ask(messages, **params):
@@ -50,7 +50,7 @@ def translated(item, render):
 
 
 def nepali(text):
-    """Different for different texts, with their numbers."""
+    """Return Nepali words, different for different texts, with the numbers of the text."""
     words = load_kit("ne").words
     return " ".join(word if word.isdigit() else words[sum(map(ord, word)) % len(words)] for word in text.split())
 
@@ -75,7 +75,7 @@ def test_equal_and_empty_options_are_found():
     assert option_faults(ARC) == ["empty options: option_e"]
     equal = {**HELLASWAG, "endings": ["Sinks  slowly.", "sinks slowly."]}
     assert option_faults(equal) == ["equal options: endings[0] and endings[1]"]
-    assert option_faults(TRUTHFULQA) == []  # the two lists share a choice, neither repeats one
+    assert option_faults(TRUTHFULQA) == []  # the two lists share a choice, but neither repeats one
     twice = {**TRUTHFULQA, "mc2_targets_choices": ["a", "b", "A"]}
     assert option_faults(twice) == ["equal options: mc2_targets_choices[0] and mc2_targets_choices[2]"]
 
@@ -100,7 +100,7 @@ def _write(path, items):
 
 
 def is_text(field):
-    """Of a field's name."""
+    """Return whether a field, by its name, contains text to translate."""
     return field in item_texts({field: ""}) or field == "endings" or field.endswith("_choices")
 
 
@@ -110,7 +110,7 @@ def _benchmark(url, files, output, *more, lang="ne"):
 
 @pytest.mark.parametrize("lang", ["ne", "vi", "ar"])
 def test_embedded_benchmarks_through_the_simulator(tmp_path, capsys, lang):
-    """All four, few-shot parts too; the parts of one run have one journal, and a restart asks nothing."""
+    """All four benchmarks and their few-shot files share one run and journal. A restart sends no requests."""
     made = {name: items[:6] for name, items in make_benchmarks(load_kit("en"), 0).items()}
     files = [_write(tmp_path / "src" / name, items) for name, items in made.items()]
     output = tmp_path / "out"
@@ -159,7 +159,9 @@ def test_run_without_items_fails(tmp_path, capsys):
     with serving(answer=lambda messages, seed: "no JSON") as simulator:
         assert _benchmark(simulator.url, [file], tmp_path / "out") == 2
     captured = capsys.readouterr()
-    assert "0 of 3" in captured.out and "3 of 3 records were rejected, the first: JSON: " in captured.err.splitlines()[-1]
+    assert (
+        "0 of 3" in captured.out and "3 of 3 records were rejected, the first: JSON: " in captured.err.splitlines()[-1]
+    )
 
 
 def test_equal_targets_and_english_are_refused(tmp_path, monkeypatch, capsys):
@@ -172,7 +174,7 @@ def test_equal_targets_and_english_are_refused(tmp_path, monkeypatch, capsys):
 
 
 def test_dry_run_on_real_items(tmp_path, real_data, capsys):
-    """English ones, and TruthfulQA's schema; the plan asks for one request an item, or a few where one is long."""
+    """English ARC and HellaSwag, and TruthfulQA's schema. The plan has one request per item, more for long items."""
     files = [str(real_data / name) for name in ("m_arc/en_test.json", "m_hellaswag/en_validation.json")]
     small = [_write(tmp_path / "/".join(name.rsplit("/")[-2:]), read(name)[:50]) for name in files]
     truthful = read(real_data / "m_truthfulqa" / "vi_validation.json")[:20]

@@ -1,4 +1,4 @@
-"""13-gram overlap with benchmarks, against plain Python sets, and where it is reported."""
+"""13-gram overlap with benchmarks: compared with plain Python sets, and its report."""
 
 from __future__ import annotations
 

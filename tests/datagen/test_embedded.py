@@ -1,4 +1,4 @@
-"""The embedded data: schemas, sizes, no leakage, careless answers and ranks, equal bits, whole files."""
+"""The embedded data: schemas, sizes, no leakage, careless answers, ranks, reproducibility, files."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_ranks_are_valid_and_a_tenth_of_rankings_tie(data):
 
 
 def grades(row, texts):
-    """[(rank, grade)] by rank. Right is the rank 1 that is given; careless is any answer, a newline, and a text."""
+    """Return [(rank, grade)] sorted by rank. Rank 1 is right; an answer, a newline and a text is careless."""
     right = row["responses"][row["ranks"].index(1)]
     graded = []
     for response, rank in sorted(zip(row["responses"], row["ranks"]), key=lambda pair: pair[1]):
@@ -97,7 +97,7 @@ def grades(row, texts):
 
 @pytest.mark.parametrize("code", kit_codes())
 def test_right_ranks_above_careless_above_wrong(code):
-    """In every language; and what is careless never counts as right, where it is ranked and where it is measured."""
+    """In every language. A careless answer never counts as correct, in rankings or in `check`."""
     made, texts = make_embedded(code, size=48), set(load_kit(code).texts)
     for row in (*made.ranking, *made.ranking_heldout):
         places = {}
@@ -112,7 +112,7 @@ def test_right_ranks_above_careless_above_wrong(code):
 
 
 def test_worst_response_is_careless_half_of_the_time(data):
-    """So that a tail alone says as little of the answer before it as the answer says of the tail."""
+    """So an extra sentence does not predict whether the answer before it is right, and the reverse."""
     texts = set(load_kit("ne").texts)
     untied = [grades(row, texts) for row in data.ranking if len(set(row["ranks"])) == 4]
     assert {tuple(grade for _, grade in row[:3]) for row in untied} == {("right", "right but careless", "wrong")}
@@ -132,7 +132,7 @@ def test_half_of_the_sft_answers_and_no_others_are_careless(data):
 
 
 def test_careless_answer_begins_right_but_is_not_correct(data):
-    """The same prompt in rl has the right answer alone (finite kinds share prompts)."""
+    """Compare with rl, where the same prompt has the bare right answer (finite kinds share prompts)."""
     answers = {(row["instruction"], row["input"]): row["output"] for row in data.rl}
     shared = [row for row in data.sft if (row["instruction"], row["input"]) in answers]
     assert len(shared) > 1_000
@@ -148,7 +148,7 @@ def test_right_response_is_equally_often_at_each_position(data):
 
 
 def test_rank_one_matches_the_reference(data):
-    """The same prompt in another split has the same answer (finite kinds share prompts)."""
+    """Compare with rl, where the same prompt has the same answer (finite kinds share prompts)."""
     answers = {(row["instruction"], row["input"]): row["output"] for row in data.rl}
     shared = [row for row in data.ranking if (row["instruction"], row["input"]) in answers]
     assert len(shared) > 1_000

@@ -1,4 +1,4 @@
-"""`instruct` through the simulator: what is kept, in which order, and that neither faults nor restarts change it."""
+"""`instruct` through the simulator: kept tasks and their order, unchanged by faults and restarts."""
 
 from __future__ import annotations
 

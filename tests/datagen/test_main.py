@@ -1,4 +1,4 @@
-"""`python -m datagen`: what it prints, and the one line it says about a mistake."""
+"""`python -m datagen`: its output, and one line per user error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`rank`: the order shown and its way back, the strict parser, the two turns, the report, what a reward model reads."""
+"""`rank`: the order shown, the strict parser, the two turns, the report, and the output for a reward model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RANKS = st.lists(st.integers(1, 6), min_size=1, max_size=26)
 
 
 def line_of(ranks, spaces="  "):
-    """A ranking as a model would write it, dense or not."""
+    """Format ranks as a model would. The ranks need not be dense."""
     groups = [[name for name, rank in zip(labels(len(ranks)), ranks) if rank == value] for value in sorted(set(ranks))]
     return f"{spaces}>{spaces}".join(f"{spaces}={spaces}".join(group) for group in groups)
 
@@ -101,7 +101,7 @@ def judge(lang="ne", seed=0, rerank_share=0.0):
 
 
 def ranked(record, lang="ne", order=("good", "fine", "bad"), turn1=lambda shown: shown, reply=None, **options):
-    """One row, by a model that prefers the responses in this order; and the conversations it had."""
+    """Return one row, ranked by a model that prefers responses in `order`, and the messages of each request."""
     asked = []
 
     async def ask(messages, **params):
@@ -193,9 +193,9 @@ def test_report_by_hand():
     assert (report.records, report.pairs, report.ties) == (3, 5, 2)
     assert report.shown == [3, 3, 1] and report.best == [1.5, 1.5, 0.0]
     assert report.expected == pytest.approx([1 / 3 + 1, 1 / 3 + 1, 1 / 3])
-    # Pairs without a tie, in the order shown: b < long, long > cc, yy > x.
+    # Untied pairs, in the order shown: b < long, long > cc, yy > x.
     assert (report.first_wins, report.longer_wins, report.longer_pairs) == (2, 3, 3)
-    # Again: b < long and long > cc as before, b = cc now b > cc; yy > x turned round.
+    # Second ranking: b < long and long > cc unchanged, b = cc becomes b > cc, yy > x is reversed.
     assert (report.again_records, report.again_pairs, report.again_same, report.again_opposite) == (2, 4, 2, 1)
     assert report.again_failed == 1
     lines = "\n".join(report.lines())
@@ -220,7 +220,7 @@ def test_report_shows_position_bias():
 
 
 def sampled(code, count):
-    """What launch/sample.py would write, with the embedded ranks kept beside it."""
+    """Return records as launch/sample.py writes them, with the embedded ranks as `kit_ranks`."""
     rows = make_embedded(code, size=48).ranking[:count]
     names = ("instruction", "input", "responses")
     return [

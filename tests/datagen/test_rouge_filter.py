@@ -1,4 +1,4 @@
-"""The ROUGE-L filter: decisions identical to rouge_score's, nearest items, and the command."""
+"""The ROUGE-L filter: the same decisions as rouge_score, nearest texts, and the command."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SCORER = RougeScorer(["rougeL"], use_stemmer=False)
 
 
 def _brute_force(pool, candidates):
-    """Alpaca's loop: rouge_score itself on tokens made once."""
+    """Alpaca's loop, with rouge_score itself and each text tokenized once."""
     kept, rejections = [(i, tokenize(text, None)) for i, text in enumerate(pool)], []
     for i, candidate in enumerate(candidates):
         tokens = tokenize(candidate, None)
@@ -75,7 +75,7 @@ def _pair_with_lcs(lengths, lcs):
     ("lengths", "rejected"), [((8, 12), True), ((12, 8), True), ((10, 10), False), ((9, 11), None), ((7, 13), None)]
 )
 def test_rounding_at_the_threshold_matches_rouge_score(lengths, rejected):
-    """All of these are 7/10 exactly; float64 makes some of them more."""
+    """All of these are exactly 7/10; in float64 some are larger."""
     first, second = _pair_with_lcs(lengths, 7)
     by_rouge = _SCORER.score(first, second)["rougeL"].fmeasure > 0.7
     assert rejected in (None, by_rouge)
@@ -83,7 +83,7 @@ def test_rounding_at_the_threshold_matches_rouge_score(lengths, rejected):
 
 
 def test_threshold_for_all_lengths_up_to_60_words():
-    """Each pair of lengths with the smallest LCS that reaches 7/10, and one word less."""
+    """For each pair of lengths: the smallest LCS that reaches 7/10, and one word less."""
     wrong = []
     for m in range(1, 61):
         for n in range(m, min(60, 13 * m // 7) + 1):
@@ -117,7 +117,7 @@ def test_empty_inputs():
 
 
 def _mutations(texts, count, seed):
-    """Texts changed in places, so that their score with the original lies around 0.7."""
+    """Yield changed texts with a score of about 0.7 against their original."""
     draw = random.Random(seed)
     words = sorted({word for text in texts for word in text.split()})
     for _ in range(count):
@@ -138,7 +138,7 @@ def _mutations(texts, count, seed):
 
 
 def test_mutations_near_the_threshold_match_rouge_score(real_data):
-    """Each mutation against its original alone, 3,000 of them."""
+    """3,000 mutations, each compared only with its original."""
     texts = [record.instruction for record in read_instructions(real_data / "alpaca_en.jsonl.gz", require_output=False)]
     mutations = list(_mutations(texts, 3000, seed=1))
     expected = {
@@ -152,7 +152,7 @@ def test_mutations_near_the_threshold_match_rouge_score(real_data):
 
 
 def test_real_instructions_match_brute_force(real_data):
-    """2,000 instructions, then 300 mutations of them, by brute force over the pairs that share 30 % of words."""
+    """2,000 instructions and 300 mutations, compared with brute force over pairs that share 30 % of their words."""
     texts = [record.instruction for record in read_instructions(real_data / "alpaca_en.jsonl.gz", require_output=False)]
     texts = texts[:2000]
     mutations = [text for _, text in _mutations(texts, 300, seed=2)]
@@ -172,7 +172,7 @@ def test_real_instructions_match_brute_force(real_data):
 
 @pytest.mark.slow
 def test_alpaca_replay_rejects_none(real_data):
-    """Alpaca kept each of its 52,002 instructions under this rule, against all before it and the human seeds."""
+    """Alpaca kept all of its 52,002 instructions under this rule, compared with earlier ones and the human seeds."""
     seeds = [fields["instruction"] for _, fields in read_records(real_data / "seed_tasks.jsonl")]
     texts = [record.instruction for record in read_instructions(real_data / "alpaca_en.jsonl.gz", require_output=False)]
     assert list(find_rejections(seeds, texts)) == []
@@ -180,7 +180,7 @@ def test_alpaca_replay_rejects_none(real_data):
 
 @pytest.mark.slow
 def test_mutations_against_all_of_alpaca_match_brute_force(real_data):
-    """25 mutations against 52,002 instructions with rouge_score's own table, 1.3 million of them."""
+    """25 mutations against 52,002 instructions: 1.3 million pairs with rouge_score's own LCS."""
     texts = [record.instruction for record in read_instructions(real_data / "alpaca_en.jsonl.gz", require_output=False)]
     mutations = [text for _, text in _mutations(texts, 25, seed=3)]
     assert list(find_rejections(texts, mutations)) == _brute_force(texts, mutations)
@@ -214,7 +214,7 @@ def test_command_reports_the_nearest_text_and_score(tmp_path, monkeypatch, capsy
 
 
 def test_auto_tokenizer_depends_on_the_letters(tmp_path, monkeypatch, capsys):
-    """Of "GPT 怎么用？" and "GPT 是什么？" rouge_score's tokens are one word, the same."""
+    """For rouge_score, "GPT 怎么用？" and "GPT 是什么？" have the same single token."""
     monkeypatch.chdir(tmp_path)
     candidates = ["GPT 怎么用？", "GPT 是什么？", "水果是甜的", "List fruits", "List some fruits"]
     assert main(_files(tmp_path, ["x"], candidates)) == 0

@@ -1,4 +1,4 @@
-"""`stats`: the length table by hand, the languages and sources of files, the verbs, and the figure's geometry."""
+"""`stats`: the length table, the language and source of records, the verbs, and the figure's geometry."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_averages_of_no_records_are_zero():
     ],
 )
 def test_language_of_a_record(path, fields, language):
-    """A code counts where it begins or ends a name; this record is too short to contradict it."""
+    """A language code counts at the start or end of a name. This record is too short to contradict it."""
     assert languages_of([_record(path, instruction="3 + 4", output="7", **fields)]) == [language]
 
 

@@ -1,4 +1,4 @@
-"""`translate`, one record: what is sent and put together, each check with its reason, what the work keeps."""
+"""`translate`, one record: requests, splitting and joining, the reason of each check, and unchanged fields."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FRENCH = {
 
 
 def asked(texts, answer, lang="fr", limit=500, **options):
-    """The translation by a model that answers so: a text, an object, a Reply, or a function of the request's object."""
+    """Return the translation and the requested objects. answer: text, object, Reply, or function of the object."""
     requests = []
 
     async def ask(messages, **params):

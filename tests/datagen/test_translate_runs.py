@@ -1,4 +1,4 @@
-"""`translate` as a command: records set aside, restarts, the exit status, what is found before anything is asked."""
+"""`translate` as a command: records set aside, restarts, exit status, and errors before the first request."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_run_sets_records_aside_and_a_restart_sends_no_requests(tmp_path, capsys
 
 
 def too_short_for_some(messages, seed=0):
-    """Of the texts that hold a number divisible by 7, the first answer is too short, the second no JSON."""
+    """Answer like the simulator, but with an output of one number for the records 7, 14 and 21."""
     answer = json.loads(simulated_answer(messages))
     if answer["output"].split()[-1] in ("7", "14", "21"):
         answer["output"] = answer["output"].split()[-1]
@@ -75,7 +75,7 @@ def too_short_for_some(messages, seed=0):
 
 
 def test_wrong_length_is_quarantined_and_retried_on_request(tmp_path, capsys):
-    """In the order of the records, so that a restart decides as the first run did."""
+    """Lengths are checked in record order, so a restart makes the same decisions."""
     data, output, quarantine = (tmp_path / name for name in ("en.jsonl", "vi.jsonl", "vi.jsonl.quarantine.jsonl"))
     long_tail = "He told me about it, and I told her, and she told everybody in the village where we live."
     rows = [{**row, "output": f"{long_tail} {long_tail} {n}"} for n, row in enumerate(records(80))]
@@ -96,7 +96,7 @@ def test_wrong_length_is_quarantined_and_retried_on_request(tmp_path, capsys):
 
 
 def test_run_without_rows_fails(tmp_path, capsys):
-    """No server listens; every answer is rejected; every record is set aside."""
+    """No server listens; then all answers are rejected; then all records are set aside."""
     data, output = tmp_path / "en.jsonl", tmp_path / "ne.jsonl"
     write_jsonl(data, records(2))
     with serving() as simulator:
@@ -118,7 +118,7 @@ def test_run_without_rows_fails(tmp_path, capsys):
 
 @pytest.mark.parametrize("verb", ["translate", "benchmark"])
 def test_full_temporary_folder_fails_before_any_request(tmp_path, monkeypatch, capsys, verb):
-    """The model that tells languages apart is unpacked there."""
+    """The language identification model is unpacked there."""
     data = tmp_path / "m_arc" / "en_test.json"
     data.parent.mkdir()
     data.write_text(json.dumps(records(2) if verb == "translate" else [made_up.arc(n) for n in range(2)]))
@@ -159,7 +159,7 @@ def test_dry_run_over_several_languages(tmp_path, capsys):
 
 @pytest.mark.parametrize("verb", ["translate", "benchmark"])
 def test_dry_run_skips_answer_checks(tmp_path, monkeypatch, capsys, verb):
-    """Checks took nine tenths of its time, and one that failed left out the requests for the record's later parts."""
+    """Checks took nine tenths of the time, and a failed check skipped the requests for later parts of a record."""
     data = tmp_path / "m_arc" / "en_test.json"
     data.parent.mkdir()
     long = "\n\n".join(f"The year {n} was warm, and we walked along the river." for n in range(1901, 1951))

@@ -1,4 +1,4 @@
-"""Seed tasks: the 30 built in, files of others, and draws that depend on the request alone."""
+"""Seed tasks: the 30 built in, user files, and draws that depend only on seed and request."""
 
 from __future__ import annotations
 

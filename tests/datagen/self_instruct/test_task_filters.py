@@ -1,4 +1,4 @@
-"""Alpaca's rules for generated tasks: each at its border, and Alpaca's own records under them."""
+"""Alpaca's rules for generated tasks: each rule at its limit, and Alpaca's own records."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_blocked_words_match_whole_words(word):
 
 
 def test_alpaca_records_pass(real_data):
-    """Released records went through the same rules: all that fail here have empty outputs or were edited later."""
+    """Alpaca's records passed the same rules. The few that fail here have empty outputs or were edited later."""
     faults = [
         (record.instruction, fault)
         for record in read_instructions(real_data / "alpaca_en.jsonl.gz", require_output=False)

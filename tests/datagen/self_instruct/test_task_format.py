@@ -1,4 +1,4 @@
-"""Numbered tasks: what is written is read back, and whatever is not exactly a task is dropped with its reason."""
+"""The task format: round trip, and a reason for each dropped part."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The simulator: kit tasks stay tasks in any language, other text keeps what must stay, rankings follow the answers."""
+"""The simulator: translation of tasks and other texts, rankings, instructions, HTTP, and faults."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def ask(*contents):
 
 @pytest.mark.parametrize("code", [code for code in kit_codes() if code != "en"])
 def test_translated_tasks_are_the_same_tasks(code):
-    """At least nine in ten of the English kit's tasks become a task of the language, with its right answer."""
+    """At least nine tenths of the English kit's tasks become tasks of the language, with the right answer."""
     kit, carried = load_kit(code), 0
     rows = embedded("en").sft[:60]
     for row in rows:
