@@ -54,7 +54,7 @@ class Fatal:
 
 
 Outcome = Reply | TryAgain | Refused | Fatal
-_Line = Callable[[str], str]
+_Clean = Callable[[str], str]
 
 
 def read_response(
@@ -65,14 +65,15 @@ def read_response(
     A reply keeps its text unchanged. Every other outcome hides API keys.
     """
 
-    def line(text: str) -> str:
+    def clean(text: str) -> str:
+        """Hide keys, join the lines to one, and cut it to _MAX_MESSAGE characters."""
         one = " ".join(endpoint.hide_key(text).split())
         return one if len(one) <= _MAX_MESSAGE else f"{one[:_MAX_MESSAGE]}..."
 
     if status == 200:
-        return _read_answer(body, request, line)
+        return _read_answer(body, request, clean)
     host, key_variable = endpoint.host, endpoint.key_variable
-    code, message, parameter = _read_error(body, line)
+    code, message, parameter = _read_error(body, clean)
     shown = f"{status}{f' {code}' if code else ''}{f': {message}' if message else ''}"
     if code in _QUOTA_CODES:
         return Fatal(f"{host} says {code}: the account of {key_variable} has no credit left: add credit and run again")
@@ -116,29 +117,29 @@ def _refused_parameter(code: str, message: str, parameter: str, request: Request
     return None
 
 
-def _read_error(body: bytes, line: _Line) -> tuple[str, str, str]:
+def _read_error(body: bytes, clean: _Clean) -> tuple[str, str, str]:
     """Return (code or type, message, parameter) of an error body: one short line each, without keys; "" if absent."""
     try:
         value = parse_whole(body.decode("utf-8"), any_text=True)
     except ValueError:
-        return "", line(body.decode("utf-8", "replace")), ""
+        return "", clean(body.decode("utf-8", "replace")), ""
     error = value.get("error", value) if isinstance(value, dict) else value
     if not isinstance(error, dict):
-        return "", line(str(error)), ""
+        return "", clean(str(error)), ""
     names = [name for name in (error.get("code"), error.get("type")) if isinstance(name, str) and name]
     known = [name.lower() for name in names if name.lower() in _QUOTA_CODES | _MODEL_CODES]
     message = error.get("message") or error.get("detail") or ""  # FastAPI's errors have a `detail`
     parameter = error.get("param")
-    code = (known or [line(name) for name in names] or [""])[0]
-    return code, line(str(message)), line(parameter) if isinstance(parameter, str) else ""
+    code = (known or [clean(name) for name in names] or [""])[0]
+    return code, clean(str(message)), clean(parameter) if isinstance(parameter, str) else ""
 
 
-def _read_answer(body: bytes, request: Request, line: _Line) -> Outcome:
+def _read_answer(body: bytes, request: Request, clean: _Clean) -> Outcome:
     try:
         value = parse_whole(body.decode("utf-8"), any_text=True)
     except ValueError as error:
         # A truncated body: the token usage is in the missing part.
-        return TryAgain(f"malformed answer: {line(str(error))}", tokens=None)
+        return TryAgain(f"malformed answer: {clean(str(error))}", tokens=None)
     if not isinstance(value, dict):
         return TryAgain("malformed answer: no JSON object", tokens=None)
     tokens = _usage(value.get("usage"))
@@ -147,7 +148,7 @@ def _read_answer(body: bytes, request: Request, line: _Line) -> Outcome:
     message = choice.get("message") if isinstance(choice, dict) else None
     if not isinstance(message, dict):
         if "error" in value:  # some gateways report errors with status 200
-            return TryAgain(": ".join(filter(None, _read_error(body, line)[:2])), tokens, overloaded=True)
+            return TryAgain(": ".join(filter(None, _read_error(body, clean)[:2])), tokens, overloaded=True)
         return TryAgain("malformed answer: no choices", tokens)
     finish_reason = choice.get("finish_reason")
     finish_reason = finish_reason if isinstance(finish_reason, str) else ""
@@ -155,7 +156,7 @@ def _read_answer(body: bytes, request: Request, line: _Line) -> Outcome:
     if isinstance(content, list):
         refusal = refusal or _joined(content, "refusal", {"refusal"})
         content = _joined(content, "text", {"text", "output_text", None})
-    fault = _fault_of_text(content, refusal, finish_reason, tokens or token_bound(request), tokens, line)
+    fault = _fault_of_text(content, refusal, finish_reason, tokens or token_bound(request), tokens, clean)
     if fault is not None:
         return fault
     if tokens is None:
@@ -170,7 +171,7 @@ def _joined(parts: list[Any], field: str, types: set[str | None]) -> str:
 
 
 def _fault_of_text(
-    text: Any, refusal: Any, finish_reason: str, paid: Tokens, tokens: Tokens | None, line: _Line
+    text: Any, refusal: Any, finish_reason: str, paid: Tokens, tokens: Tokens | None, clean: _Clean
 ) -> TryAgain | Refused | None:
     """Return why the text is unusable, or None. Refused, not TryAgain, if a retry would give the same result."""
     ending = ending_of(finish_reason)
@@ -178,7 +179,7 @@ def _fault_of_text(
         return Refused(f"the answer's content is no text, but {_TYPE_WORDS[type(text)]}", paid)
     if not text:
         if isinstance(refusal, str) and refusal:
-            return Refused(f"the model refused: {line(refusal)}", paid)
+            return Refused(f"the model refused: {clean(refusal)}", paid)
         if ending in (CUT, WITHHELD):
             return Refused(f"no text: finish_reason is {finish_reason}", paid)
         return TryAgain("malformed answer: no content", tokens)

@@ -77,7 +77,7 @@ def run_command(
 
 
 def require_rows(summary: Summary | None, output: Path) -> None:
-    """UserError if a complete run wrote no rows: the next step would have no input."""
+    """Raise UserError if a complete run wrote no rows: the next step would have no input."""
     if summary is None or summary.rows:
         return
     if summary.rejected:

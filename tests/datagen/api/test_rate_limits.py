@@ -152,7 +152,7 @@ def test_usage_by_others_counts():
 
 
 def test_usage_by_others_counts_until_reset_and_own_usage_for_a_period():
-    """The server's limit for one second is used up. Our own request counts for a minute, but must not extend the wait."""
+    """The server's limit per second is used up. Our own request counts for a minute, but must not extend the wait."""
     window = Window(240)
     window.acquire(1, 0.0)
     window.release(1, 1, 0.0)
