@@ -184,7 +184,7 @@ def test_dry_run_skips_answer_checks(tmp_path, monkeypatch, capsys, verb):
         ([{"instruction": "a", "id": 2}, {"instruction": "b"}], [], "en.jsonl:2: field 'id' is '2', as in en.jsonl:1"),
         ([{"instruction": "a"}], ["--lang", "en"], "--lang en: the records are in English already"),
         ([{"instruction": "a"}], ["--lang", "nep"], "did you mean 'ne'"),
-        ([{"instruction": "a"}], ["--output", "en.jsonl", "--journal", "j"], "--output en.jsonl is"),
+        ([{"instruction": "a"}], ["--output", "en.jsonl", "--journal", "j"], "--output en.jsonl exists"),
         ([{"instruction": "a"}], ["--split-above", "0"], "--split-above 0 must be 1 or more"),
         ([{"instruction": "a"}], ["--template", "t.txt"], "--template t.txt lacks $language"),
         ([{"instruction": "a"}], ["--decontaminate", "none.jsonl"], "none.jsonl: there is no such file"),
