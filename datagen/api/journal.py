@@ -66,7 +66,7 @@ _FIRST_FRAME = pack_frame({"t": "journal", "v": VERSION})
 
 
 class Journal:
-    """An open journal. An exclusive lock, held until the process ends, allows one writer.
+    """An open journal. An exclusive lock, released at close or when the process ends, allows one writer.
 
     damage       byte ranges that were unreadable when the journal was opened
     paid         tokens of all ended attempts, earlier runs included

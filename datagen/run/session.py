@@ -218,7 +218,7 @@ class _Asker:
         self._replies: list[tuple[Reply, bytes]] = []
 
     async def ask(self, messages: Iterable[Message], nonce: Any = None, **params: Any) -> Reply:
-        """Return the reply to the messages; see datagen.run.runner."""
+        """Return the reply to the messages, from the journal or the API. See datagen.run.runner."""
         session = self._session
         request = session.settings.request(tuple(messages), nonce, **params)
         key = request.key

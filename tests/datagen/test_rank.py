@@ -302,7 +302,7 @@ def test_invalid_ranking_is_quarantined(tmp_path):
         ({"responses": ["x", "y"]}, [], "r.jsonl:1: field 'instruction' is missing"),
         ({"instruction": "a", "responses": ["x", "y"]}, ["--rerank-share", "2"], "--rerank-share 2.0 must be from 0"),
         ({"instruction": "a", "responses": ["x", "y"]}, ["--translate-template", "t"], "--translate-template t lacks"),
-        ({"instruction": "a", "responses": ["x", "y"]}, ["--report", "r.jsonl"], "--report r.jsonl is also another file"),
+        ({"instruction": "a", "responses": ["x", "y"]}, ["--report", "r.jsonl"], "--report r.jsonl is also another"),
     ],
 )  # fmt: skip
 def test_user_errors_are_one_line_before_any_request(tmp_path, monkeypatch, capsys, row, flags, message):
