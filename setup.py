@@ -34,6 +34,7 @@ setup(
         "pyyaml>=6.0.2",
         "matplotlib>=3.10",
         "rapidfuzz>=3.13",
+        "gguf>=0.17",
     ],
     extras_require={
         "gpu": ["triton>=3.6; platform_system == 'Linux'", "ninja"],
@@ -41,6 +42,14 @@ setup(
         "hub": ["datasets"],
         # What the benches and tests compare with; tenacity is for lm-eval's client of an API.
         "peers": ["trl", "liger-kernel", "lm-eval==0.4.13", "datasets", "openai", "tenacity"],
-        "dev": ["pytest", "hypothesis", "pytest-timeout", "pytest-xdist", "ruff", "ninja", "triton>=3.6; platform_system == 'Linux'"],
+        "dev": [
+            "pytest",
+            "hypothesis",
+            "pytest-timeout",
+            "pytest-xdist",
+            "ruff",
+            "ninja",
+            "triton>=3.6; platform_system == 'Linux'",
+        ],
     },
 )
