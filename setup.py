@@ -34,6 +34,7 @@ setup(
         "pyyaml>=6.0.2",
         "matplotlib>=3.10",
         "rapidfuzz>=3.13",
+        "gguf>=0.17",
     ],
     extras_require={
         "gpu": ["triton>=3.6; platform_system == 'Linux'", "ninja"],
