@@ -7,8 +7,6 @@ id and all other fields stay. DIR/m_arc/en_test.json becomes OUTPUT/m_arc/ne_tes
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,6 +22,7 @@ from datagen.text.length_ratios import LengthRatios
 from datagen.translate import TEMPLATE_FILE
 from datagen.translation.benchmark_schemas import Item, check_item, item_texts, option_faults, with_texts
 from datagen.translation.texts import MAX_TOKENS, TEMPLATE_NAMES, Translator, check_lengths, load_checks
+from engine.base.atomic import write_json
 from engine.base.errors import UserError
 from engine.base.languages import get_language
 from engine.base.records import read_records
@@ -132,8 +131,6 @@ def write_files(rows: Path, targets: Mapping[str, Path], wanted: Mapping[str, in
     for path, target in targets.items():
         if items[path]:
             target.parent.mkdir(parents=True, exist_ok=True)
-            part = target.with_name(f".{target.name}.part")
-            part.write_text(json.dumps(items[path], ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-            os.replace(part, target)
+            write_json(target, items[path], indent=1)
         lines.append(f"{len(items[path]):8,} of {wanted[path]:,}  {target}")
     return lines

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from datagen.tasks.benchmarks import make_benchmarks
 from datagen.tasks.kinds import KINDS, Task
 from datagen.tasks.splits import TRAINING_SPLITS, draw_split
 from datagen.tasks.wrong_answers import wrong_answers
+from engine.base.atomic import write_text
 from engine.base.errors import UserError
 from engine.base.records import write_jsonl
 
@@ -162,12 +162,7 @@ def check_output_folder(folder: Path, overwrite: bool) -> None:
 
 def _write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, text)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from datagen.api.chat import Reply
+from engine.base.atomic import sync
 from engine.base.errors import UserError
 from engine.base.frames import is_frame, pack_frame, read_frame, scan_frames
 
@@ -137,7 +138,7 @@ class Journal:
                 raise UserError(f"{self.path} is not a journal of this program: name another file")
             self._write_now(_FIRST_FRAME)
             os.fsync(self._file)
-            _fsync_folder(self.path.parent)
+            sync(self.path.parent)
 
     def _load_frame(self, frame: dict[str, Any], offset: int, length: int) -> None:
         kind = frame.get("t")
@@ -294,12 +295,3 @@ class Journal:
         while self._end < start + len(data):
             self._end += os.write(self._file, data[self._end - start :])
         return start
-
-
-def _fsync_folder(folder: Path) -> None:
-    """Fsync the folder, so that the name of a new file survives a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
