@@ -9,6 +9,7 @@ setup(
     # It must stay 0.1.x, here and in kernels/__init__.py. `kernels` is also the import name of a Hugging Face package,
     # whose version transformers asks for when it is imported: at 0.1.x it takes ours for one too old to use.
     version="0.1.0",
+    license="Apache-2.0",
     description="Instruction tuning with RLHF for BLOOM and LLaMA in 26 languages, on raw PyTorch and DeepSpeed",
     # transformers 5.23 starts at 3.11.
     python_requires=">=3.11",
