@@ -13,7 +13,7 @@ from engine.base.errors import UserError
 from engine.base.seeds import derive_seed
 from engine.cli.console import Console
 from engine.cli.interrupt import Interrupt
-from engine.generation.generate import Request, Response, stream
+from engine.generation.generate import Request, Sample, stream
 from engine.generation.shards import EOS, LENGTH, STOP, SavedResponse
 from engine.generation.stop_strings import StopMatcher
 from engine.packing import dealt
@@ -66,7 +66,7 @@ def sample(
         yield finish(requests[i], response, tokenizer)
 
 
-def finish(request: Request, response: Response, tokenizer) -> SavedResponse:
+def finish(request: Request, response: Sample, tokenizer) -> SavedResponse:
     """A response as it is kept: its text ends before its EOS or its stop string."""
     address = (request.prompt_id, request.sample_id)
     if response.stop is not None:

@@ -12,6 +12,9 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 
+# One server serves a whole test process, so this names what any test wants of it.
+PRELOADED = ["torch", "deepspeed", "transformers", "tests.engine.training.trainers", "tests.reliability.killing"]
+
 
 def run_ranks(function: Callable[..., Any], ranks: int, *args: Any) -> list[Any]:
     """Call `function(*args)` in `ranks` new processes. It must be importable; what it returns must be picklable."""
@@ -20,7 +23,7 @@ def run_ranks(function: Callable[..., Any], ranks: int, *args: Any) -> list[Any]
         port = probe.getsockname()[1]
     # The server imports torch and DeepSpeed once; each rank is forked from it, as new as a spawned one.
     context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "deepspeed", "transformers", "tests.engine.training.trainers"])
+    context.set_forkserver_preload(PRELOADED)
     results = context.SimpleQueue()
     processes = [
         context.Process(target=_entry, args=(results, rank, ranks, port, function, args)) for rank in range(ranks)

@@ -17,7 +17,7 @@ from engine.base.seeds import derive_seed
 from engine.batch import PackedBatch
 from engine.cli.console import Console
 from engine.distributed.world import World
-from engine.generation.generate import Request, Response, generate
+from engine.generation.generate import Request, Sample, generate
 from engine.packing import dealt
 from engine.settings import PPOSettings
 from engine.text.encoding import Prompt
@@ -152,7 +152,7 @@ def sample_answers(
 
 
 def _scores(
-    prompts: Sequence[Prompt], responses: Sequence[Response], texts: Sequence[str], scorer: Scorer, world: World
+    prompts: Sequence[Prompt], responses: Sequence[Sample], texts: Sequence[str], scorer: Scorer, world: World
 ) -> list[float]:
     if not prompts:
         return []

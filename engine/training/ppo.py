@@ -15,7 +15,7 @@ import torch
 
 from engine.base.seeds import batches, derive_seed, even_parts, shuffled
 from engine.batch import PackedBatch, action_mask
-from engine.generation.generate import Request, Response, generate
+from engine.generation.generate import Request, Sample, generate
 from engine.objectives.experience import Experience
 from engine.objectives.kl_controller import KLController
 from engine.objectives.schedule import learning_rate
@@ -204,7 +204,7 @@ class PPOTrainer:
             )  # fmt: skip
         metrics.add("grad_norm", norm / self.world.size, 1 / self.world.size)
 
-    def _generate(self, iteration: int, indices: Sequence[int]) -> list[Response]:
+    def _generate(self, iteration: int, indices: Sequence[int]) -> list[Sample]:
         step, epoch = self.steps[iteration], iteration // self.per_epoch
         requests = [Request(self.prompts[step[i]].tokens, step[i], epoch, self.ppo.max_new_tokens) for i in indices]
         with self.console.bar(len(requests), f"rollout {iteration + 1}", "response") as bar:

@@ -22,7 +22,7 @@ def sample_eager(
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
     history_SN: Tensor | None = None,
-    barred_S: Tensor | None = None,
+    eos_masked_S: Tensor | None = None,
     eos_ids_E: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `kernels.sampling.sample_rows`."""
@@ -33,8 +33,8 @@ def sample_eager(
     score_SV = tempered_SV
     if repetition_penalty != 1.0:
         score_SV = _penalised(score_SV, history_SN, repetition_penalty)
-    if barred_S is not None:
-        score_SV = _without(score_SV, barred_S, eos_ids_E)
+    if eos_masked_S is not None:
+        score_SV = _without(score_SV, eos_masked_S, eos_ids_E)
     if temperature == 0:
         token_S = score_SV.argmax(-1)
     elif top_k > 0 or top_p < 1 or min_p > 0:
@@ -60,10 +60,10 @@ def _penalised(score_SV: Tensor, history_SN: Tensor, penalty: float) -> Tensor:
     return score_SV.scatter(1, token_SN, torch.where(some_S1, new_SN, old_SN))
 
 
-def _without(score_SV: Tensor, barred_S: Tensor, ids_E: Tensor) -> Tensor:
+def _without(score_SV: Tensor, eos_masked_S: Tensor, ids_E: Tensor) -> Tensor:
     old_SE = score_SV[:, ids_E]
     score_SV = score_SV.clone()
-    score_SV[:, ids_E] = old_SE.masked_fill(barred_S[:, None], -torch.inf)
+    score_SV[:, ids_E] = old_SE.masked_fill(eos_masked_S[:, None], -torch.inf)
     return score_SV
 
 
