@@ -16,7 +16,7 @@ from engine.cli.interrupt import Interrupt
 from engine.generation.generate import Request, Sample, stream
 from engine.generation.shards import EOS, LENGTH, STOP, SavedResponse
 from engine.generation.stop_strings import StopMatcher
-from engine.packing import dealt
+from engine.packing import shard_of
 from engine.settings import ResponseSettings, SampleSettings
 from engine.text.tokenizer import decode
 
@@ -30,7 +30,7 @@ def share(requests: Sequence[Request], ranks: int) -> list[list[Request]]:
         prompts.setdefault(request.prompt_id, []).append(request)
     groups = [prompts[i] for i in sorted(prompts)]
     lengths = [sum(r.expected_length for r in group) for group in groups]
-    return [[r for at in dealt(lengths, rank, ranks) for r in groups[at]] for rank in range(ranks)]
+    return [[r for at in shard_of(lengths, rank, ranks) for r in groups[at]] for rank in range(ranks)]
 
 
 def sample(

@@ -10,7 +10,7 @@ from engine.cli.console import Console
 from engine.distributed.world import World
 from engine.generation.generate import Request, generate
 from engine.generation.sampling import Sampling
-from engine.packing import dealt
+from engine.packing import shard_of
 from engine.text.encoding import Prompt
 from engine.text.tokenizer import decode
 from engine.training.checkpoint import Checkpoints
@@ -33,7 +33,7 @@ def exact_match(
     model's maximum length. Prompts are sharded over the ranks by length; every rank gets the same result. With a
     finishing trainer's `checkpoints`, a signal ends it early.
     """
-    mine = dealt([len(prompt.tokens) for prompt in prompts], world.rank, world.size)
+    mine = shard_of([len(prompt.tokens) for prompt in prompts], world.rank, world.size)
 
     def request(i: int) -> Request:
         prompt = prompts[i].tokens

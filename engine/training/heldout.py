@@ -18,7 +18,7 @@ from engine.batch import PackedBatch
 from engine.cli.console import Console
 from engine.distributed.world import World
 from engine.generation.generate import Request, Sample, generate
-from engine.packing import dealt
+from engine.packing import shard_of
 from engine.settings import PPOSettings
 from engine.text.encoding import Prompt
 from engine.text.tokenizer import decode
@@ -128,7 +128,7 @@ def sample_answers(
     with console.bar(len(prompts), "held-out prompts", "prompt") as bar:
         for start in range(0, len(prompts), per_round):
             chosen = range(start, min(start + per_round, len(prompts)))
-            mine = [chosen[i] for i in dealt([len(prompts[i].tokens) for i in chosen], world.rank, world.size)]
+            mine = [chosen[i] for i in shard_of([len(prompts[i].tokens) for i in chosen], world.rank, world.size)]
             ids = [i for i in mine for _ in range(samples)]
             requests = [Request(prompts[i].tokens, i, n % samples, ppo.max_new_tokens) for n, i in enumerate(ids)]
             with checkpoints.part() if checkpoints else nullcontext():

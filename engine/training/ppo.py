@@ -19,7 +19,7 @@ from engine.generation.generate import Request, Sample, generate
 from engine.objectives.experience import Experience
 from engine.objectives.kl_controller import KLController
 from engine.objectives.schedule import learning_rate
-from engine.packing import Microbatch, dealt, rank_microbatches
+from engine.packing import Microbatch, rank_microbatches, shard_of
 from engine.settings import split_of
 from engine.text.encoding import Prompt
 from engine.text.tokenizer import decode
@@ -221,7 +221,7 @@ class PPOTrainer:
 
     def _share(self, iteration: int, rank: int) -> list[int]:
         """The rollouts of an iteration that a rank makes, as indices into it."""
-        return dealt([len(self.prompts[i].tokens) for i in self.steps[iteration]], rank, self.world.size)
+        return shard_of([len(self.prompts[i].tokens) for i in self.steps[iteration]], rank, self.world.size)
 
     def _plan(self, batch: PackedBatch, sequences: Sequence[int]) -> list[Microbatch]:
         return rank_microbatches(batch.lengths, sequences, self.batch.tokens_per_microbatch, self.world.max)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from engine.base.atomic import write_json
 from engine.base.errors import UserError
 from engine.generation.shards import lock
 from engine.run.folder import check_writable
@@ -116,14 +116,3 @@ class Output:
 
     def records(self, task: str, lang: str) -> RecordFile:
         return RecordFile(self.path, task, lang)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(path.name + ".part")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, ensure_ascii=False, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
