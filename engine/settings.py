@@ -281,6 +281,13 @@ class PPOSettings:
         return Sampling(self.temperature, self.top_k, self.top_p)
 
 
+# The settings of each training stage, in the order in which its launcher unpacks them.
+STAGE_SETTINGS = {
+    stage: (RunSettings, OptimizerSettings, BatchSettings, own)
+    for stage, own in (("sft", SFTSettings), ("reward", RewardSettings), ("ppo", PPOSettings))
+}
+
+
 @dataclass(frozen=True)
 class SampleSettings:
     """What launch/sample.py reads and writes, and with which means."""

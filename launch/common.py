@@ -16,17 +16,18 @@ from datagen.embedded import make_embedded, write_embedded
 from engine.base.errors import UserError
 from engine.base.languages import Language, get_language
 from engine.cli.console import Console
-from engine.cli.parse import Parsed
+from engine.cli.parse import Parsed, build_settings, parse_settings
 from engine.distributed.world import World, start_world
 from engine.init_model import init_model
 from engine.models import load_model, load_score_weight
 from engine.models.hf import check_replaceable, load_config
 from engine.objectives.schedule import rate_line, warmup_warning
 from engine.planning.disk import disk_line, disk_parts
+from engine.presets import presets
 from engine.run.folder import Run
 from engine.run.monitors import take_monitors
 from engine.run.template_choice import Choice, choose_template
-from engine.settings import BatchSettings, RunSettings
+from engine.settings import STAGE_SETTINGS, BatchSettings, RunSettings
 from engine.text.chats import with_chat_template
 from engine.text.templates import Template
 from engine.text.tokenizer import check_vocab, load_tokenizer
@@ -34,6 +35,10 @@ from engine.training.export import try_export
 from engine.training.zero import read_ds_config
 
 DEMO_RECORDS = 48_000  # instructions; rankings and PPO prompts are two thirds as many each
+# What a run hands to the stages it depends on.
+SHARED_SETTINGS = (
+    "lang", "runs", "seed", "dtype", "save_every", "keep", "hang_timeout", "monitor", "deepspeed_config", "resume",
+)  # fmt: skip
 DEMO_MODEL = {"family": "bloom", "layers": 6, "hidden": 192, "heads": 6, "vocab_size": 1024, "max_positions": 512}
 
 
@@ -147,6 +152,13 @@ def check_files(read: Callable[[str], Iterable[Any]], *paths: str | None) -> Non
             deque(read(path), maxlen=0)
 
 
+def parse_stage(stage: str, argv: Sequence[str], title: str) -> Parsed:
+    """Return the settings of a training stage from its command line. `title` opens its --help."""
+    description = f"{title}; with --replay FILE, rerun the batch that stopped a run."
+    prog = f"deepspeed launch/{stage}.py"
+    return parse_settings(STAGE_SETTINGS[stage], argv, prog, description, presets(stage), demo_unless_model)
+
+
 def demo_unless_model(flags: Sequence[str]) -> str:
     """The preset when none is named: the small one of the embedded default as long as no model is given."""
     return "default" if any(f.split("=")[0] == "--model" for f in flags) else "demo"
@@ -165,19 +177,15 @@ def open_job(stage: str, settings: Parsed) -> Job:
     return Job(world, Run(path, stage, settings, world, monitors), console, language, ds_config, dtype, settings)
 
 
-def upstream_argv(settings: RunSettings, template: str | None) -> list[str]:
-    """The flags that a job hands to the jobs it depends on."""
-    argv = ["--lang", settings.lang, "--runs", settings.runs, "--seed", str(settings.seed), "--dtype", settings.dtype]
-    argv += ["--save-every", str(settings.save_every), "--keep", str(settings.keep)]
-    argv += ["--hang-timeout", str(settings.hang_timeout)]
-    argv += ["--monitor", settings.monitor]
-    if settings.deepspeed_config:
-        argv += ["--deepspeed_config", settings.deepspeed_config]
-    if settings.resume:
-        argv.append("--resume")
+def earlier_settings(stage: str, settings: RunSettings, template: str | None) -> Parsed:
+    """Return the settings of an earlier stage: the demo preset and what `settings` share with it.
+
+    A `template` of None leaves the preset's.
+    """
+    shared = {name: getattr(settings, name) for name in SHARED_SETTINGS}
     if template is not None:
-        argv += ["--template", template]
-    return argv
+        shared["template"] = template
+    return build_settings(STAGE_SETTINGS[stage], presets(stage)["demo"], shared)
 
 
 def embedded_data(settings: RunSettings, job: Job) -> Path:
@@ -211,13 +219,15 @@ def make_whole(folder: Path, make: Callable[[Path], Any]) -> None:
     os.rename(part, folder)
 
 
-def stage_model(settings: RunSettings, stage: str, run_stage: Any, job: Job, template: str | None) -> Path:
-    """The model of an earlier stage: used if it is there, otherwise that stage is run first."""
+def stage_model(
+    settings: RunSettings, stage: str, run_stage: Callable[[Parsed], None], job: Job, template: str | None
+) -> Path:
+    """Return the directory of an earlier stage's model; run that stage first if it has not finished."""
     path = Path(settings.runs, settings.lang, stage)
     if (path / "result.json").is_file():
         job.console.say(f"{stage}: {path / 'model'} is there, used")
     else:
-        run_stage(upstream_argv(settings, template))
+        run_stage(earlier_settings(stage, settings, template))
     return path / "model"
 
 

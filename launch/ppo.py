@@ -12,14 +12,20 @@ if __name__ == "__main__":  # started as a file, whose folder is on the path: th
 
 from engine.base.errors import UserError
 from engine.base.records import read_instructions
-from engine.cli.parse import main, parse_settings
+from engine.cli.parse import Parsed, main
 from engine.models import save_model
 from engine.planning.disk import num_trained
-from engine.presets import presets
 from engine.run.folder import read_result
 from engine.run.model_card import write_card
 from engine.run.template_choice import check_reward_template, check_template
-from engine.settings import BatchSettings, OptimizerSettings, PPOSettings, RunSettings, check_room, split_of
+from engine.settings import (
+    BatchSettings,
+    OptimizerSettings,
+    PPOSettings,
+    RunSettings,
+    check_room,
+    split_of,
+)
 from engine.text.encoding import encode_prompts
 from engine.text.eos import eos_ids_of
 from engine.training.heldout import SHOWN, Estimate, compared, in_words, sample_answers, shown
@@ -31,30 +37,25 @@ from launch.common import (
     Job,
     check_files,
     checked_reader,
-    demo_unless_model,
     embedded_data,
     finished_before,
     open_job,
+    parse_stage,
     stage_model,
 )
 from launch.lengths import fit_job
 from launch.replay import replay_asked
-
-SETTINGS = (RunSettings, OptimizerSettings, BatchSettings, PPOSettings)
 
 
 def job(argv: Sequence[str]) -> None:
     """Train a model with PPO; whatever is not given comes from the embedded default, made first if it is not there."""
     if replay_asked("ppo", argv):
         return
-    settings = parse_settings(
-        SETTINGS,
-        argv,
-        "deepspeed launch/ppo.py",
-        "PPO on the top layers; with --replay FILE, a batch that has stopped a run, again.",
-        presets("ppo"),
-        demo_unless_model,
-    )
+    run(parse_stage("ppo", argv, "PPO on the top layers"))
+
+
+def run(settings: Parsed) -> None:
+    """Train unless the run is complete, and print the results of all stages."""
     run_settings, optimizer, batch, ppo = settings
     job = open_job("ppo", settings)
     if run_settings.model and not ppo.reward:
@@ -77,8 +78,8 @@ def train(
     if run_settings.model is None:
         check_files(read_prompts, run_settings.data)
         check_files(read_prompts, run_settings.eval_data)
-    model_dir = run_settings.model or stage_model(run_settings, "sft", sft.job, job, batch.template)
-    reward_name = ppo.reward or str(stage_model(run_settings, "reward", reward.job, job, batch.template))
+    model_dir = run_settings.model or stage_model(run_settings, "sft", sft.run, job, batch.template)
+    reward_name = ppo.reward or str(stage_model(run_settings, "reward", reward.run, job, batch.template))
     data, checks_file = run_settings.data, run_settings.eval_data
     if data is None:
         embedded = embedded_data(run_settings, job)

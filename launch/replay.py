@@ -17,14 +17,13 @@ from engine.base.seeds import derive_seed
 from engine.cli.console import Console
 from engine.distributed.world import start_world
 from engine.run.checkpoint_files import TRAINED, Checkpoint
-from engine.settings import BatchSettings, PPOSettings, RewardSettings, RunSettings, SFTSettings, split_of
+from engine.settings import STAGE_SETTINGS, BatchSettings, RunSettings, split_of
 from engine.training.guards import read_kept
 from engine.training.modules import LanguageModule, Policy, RewardModule
 from engine.training.replay import Replayed, bad_weights, groups_of, replay
 from engine.training.scorers import load_scorer, start_critic
 from launch.common import choose_dtype, load_checked
 
-OWN = {"sft": SFTSettings, "reward": RewardSettings, "ppo": PPOSettings}
 EMBEDDED = {"sft": "init", "reward": "sft/model", "ppo": "sft/model"}  # what a stage without --model began with
 SHOWN_GRADIENTS = 12
 
@@ -50,7 +49,7 @@ def show(stage: str, file: Path) -> None:
     note, tensors = read_kept(file)
     if note["stage"] != stage:
         raise UserError(f"{file} was kept by launch/{note['stage']}.py: give it to that")
-    run, batch, own = (_settings(cls, note["settings"], file) for cls in (RunSettings, BatchSettings, OWN[stage]))
+    run, _, batch, own = (_settings(cls, note["settings"], file) for cls in STAGE_SETTINGS[stage])
     world = start_world()
     console = Console(world.is_first)
     if not world.is_first:

@@ -12,9 +12,8 @@ if __name__ == "__main__":  # started as a file, whose folder is on the path: th
 from engine.base.errors import UserError
 from engine.base.records import RankingRecord, read_rankings
 from engine.base.seeds import derive_seed
-from engine.cli.parse import main, parse_settings
+from engine.cli.parse import Parsed, main
 from engine.planning.disk import kept_tokens, num_trained
-from engine.presets import presets
 from engine.run.model_card import write_card
 from engine.run.template_choice import check_template
 from engine.settings import BatchSettings, OptimizerSettings, RewardSettings, RunSettings
@@ -30,31 +29,26 @@ from launch.common import (
     Job,
     check_files,
     checked_reader,
-    demo_unless_model,
     embedded_data,
     finished_before,
     open_job,
+    parse_stage,
     say_overlap,
     stage_model,
 )
 from launch.lengths import fit_job
 from launch.replay import replay_asked
 
-SETTINGS = (RunSettings, OptimizerSettings, BatchSettings, RewardSettings)
-
 
 def job(argv: Sequence[str]) -> None:
     """Train a reward model; without --model on the embedded SFT model, without --data on the embedded rankings."""
     if replay_asked("reward", argv):
         return
-    settings = parse_settings(
-        SETTINGS,
-        argv,
-        "deepspeed launch/reward.py",
-        "K-wise reward model; with --replay FILE, a batch that has stopped a run, again.",
-        presets("reward"),
-        demo_unless_model,
-    )
+    run(parse_stage("reward", argv, "K-wise reward model"))
+
+
+def run(settings: Parsed) -> None:
+    """Train unless the run is complete, and print its result."""
     run_settings, optimizer, batch, reward = settings
     job = open_job("reward", settings)
     if not finished_before(job):
@@ -71,7 +65,7 @@ def train(
     read = checked_reader(job, batch, read_rankings)
     if run_settings.model is None:
         check_files(read, data, heldout_file)
-    model_dir = run_settings.model or stage_model(run_settings, "sft", sft.job, job, batch.template)
+    model_dir = run_settings.model or stage_model(run_settings, "sft", sft.run, job, batch.template)
     if data is None:
         embedded = embedded_data(run_settings, job)
         data, heldout_file = embedded / "ranking.jsonl", heldout_file or embedded / "ranking_heldout.jsonl"

@@ -10,9 +10,8 @@ if __name__ == "__main__":  # started as a file, whose folder is on the path: th
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.base.records import read_instructions
-from engine.cli.parse import main, parse_settings
+from engine.cli.parse import Parsed, main
 from engine.planning.disk import kept_tokens, num_trained
-from engine.presets import presets
 from engine.run.model_card import write_card
 from engine.run.template_choice import check_template
 from engine.settings import BatchSettings, OptimizerSettings, RunSettings, SFTSettings, split_of
@@ -25,31 +24,26 @@ from launch.common import (
     Job,
     check_files,
     checked_reader,
-    demo_unless_model,
     embedded_data,
     embedded_model,
     finished_before,
     open_job,
+    parse_stage,
     say_overlap,
 )
 from launch.lengths import fit_job
 from launch.replay import replay_asked
-
-SETTINGS = (RunSettings, OptimizerSettings, BatchSettings, SFTSettings)
 
 
 def job(argv: Sequence[str]) -> None:
     """Fine-tune a model on instructions; without --model or --data, on the embedded default."""
     if replay_asked("sft", argv):
         return
-    settings = parse_settings(
-        SETTINGS,
-        argv,
-        "deepspeed launch/sft.py",
-        "Packed supervised fine-tuning; with --replay FILE, a batch that has stopped a run, again.",
-        presets("sft"),
-        demo_unless_model,
-    )
+    run(parse_stage("sft", argv, "Packed supervised fine-tuning"))
+
+
+def run(settings: Parsed) -> None:
+    """Train unless the run is complete, and print its result."""
     run_settings, optimizer, batch, sft = settings
     job = open_job("sft", settings)
     if not finished_before(job):

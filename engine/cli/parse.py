@@ -158,6 +158,18 @@ def parse_settings(
     return parsed
 
 
+def build_settings(settings_classes: Sequence[type], preset: Mapping[str, Any], values: Mapping[str, Any]) -> Parsed:
+    """Return one instance of each dataclass from a preset and `values`, as parse_settings does from flags.
+
+    `values` win over the preset and are what `given` names; fields in neither take the dataclass's default.
+    """
+    merged = {**preset, **values}
+    fields = [(cls, [f.name for f in dataclasses.fields(cls)]) for cls in settings_classes]
+    parsed = Parsed(cls(**{name: merged[name] for name in names if name in merged}) for cls, names in fields)
+    parsed.given = frozenset(values)
+    return parsed
+
+
 def main(job: Callable[[Sequence[str]], None]) -> None:
     """Run a launcher: exit 0 on success, 2 with one line on a user's mistake, 1 with a traceback on ours."""
     try:

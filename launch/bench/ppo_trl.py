@@ -24,13 +24,13 @@ import torch
 from datagen.embedded import make_embedded
 from engine.base.errors import UserError
 from engine.cli.console import Console
-from engine.cli.parse import main, parse_settings
+from engine.cli.parse import build_settings, main, parse_settings
 from engine.distributed.world import start_world
 from engine.init_model import init_model
 from engine.models import load_model, save_model
 from engine.presets import presets
 from engine.run.folder import Run
-from engine.settings import BatchSettings, OptimizerSettings, PPOSettings, RunSettings, flag, split_of
+from engine.settings import STAGE_SETTINGS, flag, split_of
 from engine.text.encoding import Prompt
 from engine.text.tokenizer import load_tokenizer
 from engine.training.modules import RewardModule
@@ -93,22 +93,21 @@ class Ours:
     """One iteration after another of this project's trainer."""
 
     def __init__(self, s: CompareSettings, folder: Path, world):
-        values = presets("ppo")["default"] | {
+        settings = build_settings(STAGE_SETTINGS["ppo"], presets("ppo")["default"], {
             "lang": "ne", "lr": 1e-5, "batch_size": s.rollouts, "epochs": s.iterations + 1,
             "max_length": s.longest + s.new_tokens, "minibatch_size": s.minibatch, "ppo_epochs": s.epochs,
             "max_new_tokens": s.new_tokens, "top_layers": str(s.top_layers), "kl_controller": "fixed", "kl_coef": 0.05,
             "tokens_per_microbatch": s.minibatch * (s.longest + s.new_tokens),
-        }  # fmt: skip
-        classes = (RunSettings, OptimizerSettings, BatchSettings, PPOSettings)
-        groups = [c(**{k: v for k, v in values.items() if k in c.__dataclass_fields__}) for c in classes]
-        run = Run(folder / "run", "ppo", groups, world)
+        })  # fmt: skip
+        _, _, batch, ppo = settings
+        run = Run(folder / "run", "ppo", settings, world)
         run.start()
         model, tokenizer = load_model(folder / "policy"), load_tokenizer(folder / "policy")
-        split = split_of(str(s.top_layers), model.num_layers)
-        scorer = load_scorer(str(folder / "reward"), model, split, tokenizer, groups[2].tokens_per_microbatch)
+        split = split_of(ppo.top_layers, model.num_layers)
+        scorer = load_scorer(str(folder / "reward"), model, split, tokenizer, batch.tokens_per_microbatch)
         prompts = [Prompt(str(i), tuple(tokens), "", "") for i, tokens in enumerate(prompts_of(s))]
         self.trainer = PPOTrainer(
-            model, tokenizer, [tokenizer.eos_token_id], prompts, scorer, *groups, world, run, Console(False), {}
+            model, tokenizer, [tokenizer.eos_token_id], prompts, scorer, *settings, world, run, Console(False), {}
         )  # fmt: skip
         self.iteration = 0
 

@@ -19,12 +19,12 @@ from torch.profiler import ProfilerActivity, profile
 
 from engine.base.errors import UserError
 from engine.cli.console import Console
-from engine.cli.parse import main, parse_settings
+from engine.cli.parse import build_settings, main, parse_settings
 from engine.distributed.world import World, start_world
 from engine.models import build_model
 from engine.presets import presets
 from engine.run.folder import Run
-from engine.settings import BatchSettings, OptimizerSettings, RunSettings, SFTSettings, flag
+from engine.settings import STAGE_SETTINGS, flag
 from engine.text.encoding import Example
 from engine.training.sft import SFTTrainer
 from engine.training.zero import read_ds_config
@@ -82,18 +82,16 @@ def trainer_of(s: BenchSettings, dtype: torch.dtype, folder: Path, world: World)
         num_attention_heads=s.heads, num_key_value_heads=s.kv_heads, vocab_size=s.vocab_size,
         max_position_embeddings=s.longest, tie_word_embeddings=True, initializer_range=s.hidden**-0.5,
     )  # fmt: skip
-    values = presets("sft")["default"] | {
+    settings = build_settings(STAGE_SETTINGS["sft"], presets("sft")["default"], {
         "lang": "en", "lr": 1e-4, "warmup_steps": 0, "schedule": "constant", "batch_size": s.sequences,
         "epochs": s.repeats + 2, "max_length": s.longest, "tokens_per_microbatch": s.tokens_per_microbatch,
         "top_layers": s.top_layers, "trunk_cache": 0.0,
-    }  # fmt: skip
-    classes = (RunSettings, OptimizerSettings, BatchSettings, SFTSettings)
-    groups = [c(**{k: v for k, v in values.items() if k in c.__dataclass_fields__}) for c in classes]
-    run = Run(folder, "sft", groups, world)
+    })  # fmt: skip
+    run = Run(folder, "sft", settings, world)
     run.start()
     model = build_model(config, 0).to(dtype)
     ds_config = read_ds_config(s.deepspeed_config)
-    return SFTTrainer(model, examples_of(s), [], *groups, world, run, Console(enabled=False), ds_config)
+    return SFTTrainer(model, examples_of(s), [], *settings, world, run, Console(enabled=False), ds_config)
 
 
 def operations(step, count: int) -> list[dict]:
