@@ -1,4 +1,4 @@
-"""PPO: `deepspeed launch/ppo.py --lang ne`, from nothing or from your own model, reward and prompts."""
+"""PPO from the embedded default or your own model, reward and prompts: `deepspeed launch/ppo.py --lang ne`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from launch.replay import replay_asked
 
 
 def job(argv: Sequence[str]) -> None:
-    """Train a model with PPO; whatever is not given comes from the embedded default, made first if it is not there."""
+    """Train a model with PPO. What the flags do not give comes from the embedded default, made first if needed."""
     if replay_asked("ppo", argv):
         return
     run(parse_stage("ppo", argv, "PPO on the top layers"))
@@ -59,7 +59,7 @@ def run(settings: Parsed) -> None:
     run_settings, optimizer, batch, ppo = settings
     job = open_job("ppo", settings)
     if run_settings.model and not ppo.reward:
-        raise UserError("--model is given without --reward: name a reward model's directory or module:function")
+        raise UserError("--model is given without --reward: give the directory of a reward model, or module:function")
     if not finished_before(job):
         train(job, run_settings, optimizer, batch, ppo)
     show(job, run_settings)
@@ -68,7 +68,7 @@ def run(settings: Parsed) -> None:
 def train(
     job: Job, run_settings: RunSettings, optimizer: OptimizerSettings, batch: BatchSettings, ppo: PPOSettings
 ) -> None:
-    """Read and check everything, then train, save and measure."""
+    """Check all inputs, run earlier stages if needed, then train, save and evaluate."""
     check_room(ppo.max_new_tokens, batch.max_length)
     check_iteration(ppo, batch.batch_size)
     check_template(batch.template)
@@ -154,7 +154,7 @@ def train(
 
 
 def show(job: Job, run_settings: RunSettings) -> None:
-    """All stages in one table, and the command to go on with."""
+    """Print all stages in one table, and the next command."""
     result, rows = job.run.result, []
     if run_settings.model is None:
         stages = Path(run_settings.runs, run_settings.lang)
@@ -166,7 +166,7 @@ def show(job: Job, run_settings: RunSettings) -> None:
             rows.append(["reward model, held-out pairs right", before, f"{reward_result['accuracy']:.1%}"])
     rows += [
         ["PPO score", f"{result['score_first']:.3f}", f"{result['score_last']:.3f}"],
-        ["PPO KL to the reference, nats a response", f"{result['kl_first']:.3f}", f"{result['kl_last']:.3f}"],
+        ["PPO KL to the reference, nats per response", f"{result['kl_first']:.3f}", f"{result['kl_last']:.3f}"],
     ]
     heldout = result.get("heldout", {})
     for name, title in SHOWN.items():

@@ -1,4 +1,4 @@
-"""Reward-model training on K-wise rankings: `deepspeed launch/reward.py --lang ne --model DIR --data FILE`."""
+"""Train a reward model on K-wise rankings: `deepspeed launch/reward.py --lang ne --model DIR --data FILE`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from launch.replay import replay_asked
 
 
 def job(argv: Sequence[str]) -> None:
-    """Train a reward model; without --model on the embedded SFT model, without --data on the embedded rankings."""
+    """Train a reward model, by default the embedded SFT model on the embedded rankings."""
     if replay_asked("reward", argv):
         return
     run(parse_stage("reward", argv, "K-wise reward model"))
@@ -59,7 +59,7 @@ def run(settings: Parsed) -> None:
 def train(
     job: Job, run_settings: RunSettings, optimizer: OptimizerSettings, batch: BatchSettings, reward: RewardSettings
 ) -> None:
-    """Read and check everything, then train, save and measure."""
+    """Check all inputs, then train, save and evaluate."""
     check_template(batch.template)
     data, heldout_file = run_settings.data, run_settings.eval_data
     read = checked_reader(job, batch, read_rankings)
@@ -126,28 +126,31 @@ def train(
 def grouped_by_prompt(
     job: Job, path: str, records: Sequence[RankingRecord], encoded: Sequence[RankedExamples], most_tokens: int
 ) -> dict[Hashable, list[RankedExamples]]:
-    """{prompt: its rankings}; says what was merged and left out. All responses of a ranking share a microbatch."""
+    """Return {prompt: its rankings}, and print what was merged and dropped.
+
+    UserError if a ranking exceeds most_tokens, since its responses share a microbatch, or if no ranking remains.
+    """
     for ranking in encoded:
         if ranking.num_tokens > most_tokens:
             raise UserError(
                 f"{path}: the {len(ranking.examples)} responses of ranking {ranking.id} have {ranking.num_tokens} "
-                f"tokens together, --tokens-per-microbatch is {most_tokens}: raise it"
+                f"tokens in total, --tokens-per-microbatch is {most_tokens}: raise it"
             )
     prompt_of = {record.id: (record.instruction, record.input) for record in records}
     groups, lines = by_prompt(encoded, prompt_of, most_tokens)
     for line in lines:
         job.console.say(f"{path}: {line}")
     if not groups:
-        raise UserError(f"{path} has no ranking left: give answers that differ, or raise --max-length")
+        raise UserError(f"{path} has no usable ranking: give responses that differ, or raise --max-length")
     return groups
 
 
 def show(job: Job) -> None:
-    """The run's result as a short table."""
+    """Print the result as a short table."""
     result, rows = job.run.result, []
     if {"accuracy_before", "accuracy"} <= result.keys():
         before, after = result["accuracy_before"], result["accuracy"]
-        rows.append(["pairs ordered rightly, held out, before -> after", f"{before:.1%} -> {after:.1%}"])
+        rows.append(["held-out pairs in the right order, before -> after", f"{before:.1%} -> {after:.1%}"])
     rows.append(["loss, last step", f"{result['loss_last']:.3f}"])
     job.console.say()
     job.console.table(["reward model", f"{result['seconds']:.0f} s"], rows)

@@ -36,7 +36,7 @@ from launch.replay import replay_asked
 
 
 def job(argv: Sequence[str]) -> None:
-    """Fine-tune a model on instructions; without --model or --data, on the embedded default."""
+    """Fine-tune a model on instructions, by default the embedded model on the embedded data."""
     if replay_asked("sft", argv):
         return
     run(parse_stage("sft", argv, "Packed supervised fine-tuning"))
@@ -54,7 +54,7 @@ def run(settings: Parsed) -> None:
 def train(
     job: Job, run_settings: RunSettings, optimizer: OptimizerSettings, batch: BatchSettings, sft: SFTSettings
 ) -> None:
-    """Read and check everything, then train, save and measure."""
+    """Check all inputs, then train, save and evaluate."""
     check_template(batch.template)
     data, checks_file = run_settings.data, run_settings.eval_data
     read = checked_reader(job, batch, read_instructions)
@@ -76,7 +76,7 @@ def train(
     if heldout_records:
         heldout = encode_instructions(heldout_records, max_length=batch.max_length, **encode)
     if heldout_records and sft.exact_match:
-        room = batch.max_length - 1  # for one token of an answer
+        room = batch.max_length - 1  # for one answer token
         checks = encode_prompts(heldout_records, max_prompt_length=room, **encode)
 
     split, lengths = split_of(sft.top_layers, model.num_layers), [len(e.tokens) for e in examples]
@@ -118,7 +118,7 @@ def train(
 
 
 def show(job: Job) -> None:
-    """The run's result as a short table."""
+    """Print the result as a short table."""
     result = job.run.result
     rows = [["SFT loss, first -> last step", f"{result['loss_first']:.3f} -> {result['loss_last']:.3f}"]]
     if {"heldout_loss_before", "heldout_loss"} <= result.keys():

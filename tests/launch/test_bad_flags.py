@@ -79,7 +79,7 @@ def test_the_good_flags_run(here, monkeypatch, job):
     (("sample",), {"min-new-tokens": "9"}, "--min-new-tokens is 9, --max-new-tokens is 8", "lower the first"),
     (("sample",), {"min-p": "1.5"}, "--min-p is 1.5", "0 to 1"),
     (("sample",), {"repetition-penalty": "0"}, "--repetition-penalty is 0.0", "more than 0"),
-    (("sample",), {"stop": ""}, "--stop holds an empty text", "leave it out"),
+    (("sample",), {"stop": ""}, "--stop contains an empty text", "leave it out"),
     (("sample",), {"cache-tokens": "63"}, "--cache-tokens is 63: give 64, one page, or more"),
     (("sample",), {"cache-tokens": "64"}, "needs 2 pages of 64 tokens", "raise --cache-tokens to 128"),
     (("reward",), {"heldout": "1"}, "--heldout is 1.0", "below 1"),
