@@ -228,7 +228,7 @@ class PPOSettings:
     reward: str | None = flag("reward model directory, or module:function of (prompt, response) -> float", None)
     top_layers: str = flag("number of top layers to train, or all; the other layers are the frozen trunk", "4")
     critic: str = flag(
-        "shared: a value head on the policy's top layers; separate: its own top layers, started from the reward model's",
+        "shared: a value head on the policy's top layers; separate: its own top layers, copied from the reward model",
         "shared",
         choices=["shared", "separate"],
     )

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 
-if __name__ == "__main__":  # started as a file, whose folder is on the path: the packages are beside it
+if __name__ == "__main__":  # run as a script: put the repository root on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.base.errors import UserError

@@ -135,7 +135,7 @@ def test_what_another_run_has_left_is_refused_until_overwritten(files, expected,
     output = tmp_path / "o.jsonl"
     assert interrupted(files, output, 7, signal.SIGINT, "--seed", "1", "--stop", "zzz") == 130
     before = shard_path(output, 0).read_bytes()
-    with pytest.raises(ValueError, match="holds responses of another run") as said:
+    with pytest.raises(ValueError, match="contains responses of another run") as said:
         sample.job(flags(files, output))
     assert "(stop ['zzz'] -> None; seed 1 -> 0): give the same" in str(said.value)
     other = tmp_path / "other.jsonl"
@@ -154,7 +154,7 @@ def test_only_an_output_that_the_run_may_replace_is_replaced(files, expected, tm
     output = tmp_path / "o.jsonl"
     assert interrupted(files, output, 7) == 143
     output.write_text("mine")
-    with pytest.raises(ValueError, match="is there already: --overwrite"):
+    with pytest.raises(ValueError, match="exists: --overwrite"):
         sample.job(flags(files, output))
     assert output.read_text() == "mine"
     assert interrupted(files, output, 7, signal.SIGTERM, "--overwrite") == 143

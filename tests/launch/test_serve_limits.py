@@ -301,7 +301,7 @@ def test_wrong_settings_are_one_line(folder, monkeypatch):
             HttpSettings(**how)
     with pytest.raises(UserError, match="--slots is 0"):
         ModelSettings("m", slots=0)
-    with pytest.raises(UserError, match=r"the cache holds 192 tokens, --max-length is 512: lower it to 127, or raise "):
+    with pytest.raises(UserError, match=r"the cache has 192 tokens, --max-length is 512: lower it to 127, or raise "):
         load(ModelSettings(str(folder), max_length=512, cache_tokens=200))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
