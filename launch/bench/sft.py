@@ -1,4 +1,4 @@
-"""How long an SFT step takes in float32 and in bfloat16, and on what: `python launch/bench/sft.py`, steps in turn."""
+"""Time SFT steps in float32 and bfloat16, alternating, and list their operations: `python launch/bench/sft.py`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """The model (random weights; the defaults are SmolLM2-135M's shape), the work of a step, and how often."""
+    """The model (random weights; by default the shape of SmolLM2-135M), the size of a step, and the repeats."""
 
     _argument_group_name = "bench"
     layers: int = flag("number of blocks", 30)
@@ -43,15 +43,15 @@ class BenchSettings:
     intermediate: int = flag("width inside the MLP", 1536)
     heads: int = flag("attention heads", 9)
     kv_heads: int = flag("key/value heads", 3)
-    vocab_size: int = flag("tokens in the vocabulary; the head is the embedding (tied)", 49_152)
-    sequences: int = flag("sequences a step", 16)
-    shortest: int = flag("tokens of the shortest sequence; lengths are spread evenly, half of each is the prompt", 32)
+    vocab_size: int = flag("tokens in the vocabulary; the head is tied to the embedding", 49_152)
+    sequences: int = flag("sequences per step", 16)
+    shortest: int = flag("tokens of the shortest sequence; lengths are evenly spaced, half of each is the prompt", 32)
     longest: int = flag("tokens of the longest sequence", 224)
-    tokens_per_microbatch: int = flag("tokens of one forward", 2048)
-    top_layers: str = flag("how many top layers are trained", "all")
-    deepspeed_config: str | None = flag("DeepSpeed's configuration: ZeRO stage, offload", None)
-    repeats: int = flag("measured steps of each dtype, after one that is not", 5)
-    operations: int = flag("how many of a step's most expensive operations to list", 12)
+    tokens_per_microbatch: int = flag("tokens per forward", 2048)
+    top_layers: str = flag("number of top layers to train", "all")
+    deepspeed_config: str | None = flag("DeepSpeed config: ZeRO stage, offload", None)
+    repeats: int = flag("measured steps per dtype, after one warm-up step", 5)
+    operations: int = flag("number of the most expensive operations to list", 12)
 
     def __post_init__(self) -> None:
         for name in ("layers", "sequences", "repeats"):
@@ -65,7 +65,7 @@ class BenchSettings:
 
 
 def examples_of(s: BenchSettings) -> list[Example]:
-    """As many random sequences as a step takes."""
+    """Return the random sequences of one step."""
     rng, made = random.Random(0), []
     for i in range(s.sequences):
         length = s.shortest + round(i * (s.longest - s.shortest) / max(1, s.sequences - 1))
@@ -74,7 +74,7 @@ def examples_of(s: BenchSettings) -> list[Example]:
 
 
 def trainer_of(s: BenchSettings, dtype: torch.dtype, folder: Path, world: World) -> SFTTrainer:
-    """The real trainer, every step over the same sequences."""
+    """Return an SFTTrainer whose every step runs the same sequences."""
     from transformers import LlamaConfig
 
     config = LlamaConfig(
@@ -95,7 +95,7 @@ def trainer_of(s: BenchSettings, dtype: torch.dtype, folder: Path, world: World)
 
 
 def operations(step, count: int) -> list[dict]:
-    """The operations on which one step spends most of its time: their own time, without what they call."""
+    """Return the `count` operations with the largest self time in one step."""
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         step()
     found = [x for x in profiler.key_averages() if x.self_cpu_time_total > 0]
@@ -106,7 +106,7 @@ def operations(step, count: int) -> list[dict]:
 
 
 def job(argv: Sequence[str]) -> None:
-    """Steps of both dtypes in turn, their medians and ratio, the operations of one more of each, a JSON line last."""
+    """Alternate steps of both dtypes; print medians, their ratio, the operations of one more step, and a JSON line."""
     (s,) = parse_settings((BenchSettings,), argv, "python launch/bench/sft.py", __doc__)
     console = Console()
     with tempfile.TemporaryDirectory() as scratch:

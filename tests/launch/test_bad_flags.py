@@ -100,7 +100,7 @@ def test_words_that_are_no_flags(refused):
 @pytest.mark.parametrize(("content", "words"), [
     (None, ["c.yaml cannot be read (No such file", "check the path"]),
     ("lr: [1", ["c.yaml is not valid YAML", "mend it"]),
-    ("- lr", ["must hold one mapping of setting to value, not list"]),
+    ("- lr", ["must contain one mapping of setting to value, not list"]),
     ("max_lenght: 9", ["unknown setting 'max_lenght'", "did you mean max_length?"]),
     ("lr: {peak: 1}", ["setting 'lr' must be a plain value"]),
     ("lr: high", ["--lr", "invalid float"]),

@@ -53,7 +53,7 @@ def test_an_answer_comes_in_pieces_and_is_remembered(chat):
     chat.hear("/reset")
     chat.text.clear()
     chat.hear("Good morning")
-    assert "".join(chat.text) == answer, "the same seed and dialog"
+    assert "".join(chat.text) == answer, "equal seeds and dialogs"
     chat.hear("Good morning")
     assert len(chat.turns) == 4
 
@@ -188,14 +188,16 @@ def test_lines_from_a_pipe_and_one_that_is_not_utf8_is_said_and_the_dialog_goes_
     )  # fmt: skip
     said = run.stdout.decode("utf-8")
     assert (run.returncode, run.stderr) == (0, b"")
-    assert said.count("(the line holds bytes that are not UTF-8: set the terminal, or convert the file, to UTF-8)") == 2
+    assert (
+        said.count("(the line contains bytes that are not UTF-8: set the terminal, or convert the file, to UTF-8)") == 2
+    )
     answered = said.index("(cut at max-new-tokens)")
     for line in ("(system is 'Be brief.')", "(temperature is 0.5)", "(seed is None)"):
         assert said.index(line) < answered
 
 
 def test_a_system_text_that_is_not_utf8_is_refused():
-    with pytest.raises(UserError, match="--system holds bytes that are not UTF-8"):
+    with pytest.raises(UserError, match="--system contains bytes that are not UTF-8"):
         ChatSettings(system="a\udcffb")
 
 

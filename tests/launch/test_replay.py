@@ -153,6 +153,8 @@ def test_what_cannot_be_replayed(here, monkeypatch, capfd, change):
 
 
 def test_flags_beside_it(here, monkeypatch, capfd):
-    assert "--replay takes a file and no other flag" in refusal(monkeypatch, capfd, "ppo", "--replay", "x", "--lang", "ne")
+    assert "--replay takes a file and no other flag" in refusal(
+        monkeypatch, capfd, "ppo", "--replay", "x", "--lang", "ne"
+    )
     assert "--replay takes a file and no other flag" in refusal(monkeypatch, capfd, "ppo", "--replay")
     assert "cannot be read" in refusal(monkeypatch, capfd, "ppo", "--local_rank=0", "--replay=absent")

@@ -290,7 +290,9 @@ def test_a_name_comes_from_the_folder():
 
 def test_wrong_settings_are_one_line(folder, monkeypatch):
     monkeypatch.delenv(serve.KEY_VARIABLE, raising=False)
-    with pytest.raises(UserError, match="--host 0.0.0.0 can be reached by others and SERVE_API_KEY is not set: set it"):
+    with pytest.raises(
+        UserError, match="--host 0.0.0.0 can be reached from other machines and SERVE_API_KEY is not set: set it"
+    ):
         serve.job(["--model", str(folder), "--host", "0.0.0.0"])
     for how, words in (
         ({"port": 70_000}, "--port is 70000"),
