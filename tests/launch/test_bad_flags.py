@@ -79,7 +79,7 @@ def test_the_good_flags_run(here, monkeypatch, job):
     (("sample",), {"min-new-tokens": "9"}, "--min-new-tokens is 9, --max-new-tokens is 8", "lower the first"),
     (("sample",), {"min-p": "1.5"}, "--min-p is 1.5", "0 to 1"),
     (("sample",), {"repetition-penalty": "0"}, "--repetition-penalty is 0.0", "more than 0"),
-    (("sample",), {"stop": ""}, "--stop holds an empty text", "leave it out"),
+    (("sample",), {"stop": ""}, "--stop contains an empty text", "leave it out"),
     (("sample",), {"cache-tokens": "63"}, "--cache-tokens is 63: give 64, one page, or more"),
     (("sample",), {"cache-tokens": "64"}, "needs 2 pages of 64 tokens", "raise --cache-tokens to 128"),
     (("reward",), {"heldout": "1"}, "--heldout is 1.0", "below 1"),
@@ -100,7 +100,7 @@ def test_words_that_are_no_flags(refused):
 @pytest.mark.parametrize(("content", "words"), [
     (None, ["c.yaml cannot be read (No such file", "check the path"]),
     ("lr: [1", ["c.yaml is not valid YAML", "mend it"]),
-    ("- lr", ["must hold one mapping of setting to value, not list"]),
+    ("- lr", ["must contain one mapping of setting to value, not list"]),
     ("max_lenght: 9", ["unknown setting 'max_lenght'", "did you mean max_length?"]),
     ("lr: {peak: 1}", ["setting 'lr' must be a plain value"]),
     ("lr: high", ["--lr", "invalid float"]),

@@ -196,7 +196,7 @@ def test_outputs_that_cannot_be_written(here, refused, monkeypatch, job):
 def test_outputs_of_sample(here, refused):
     (here / "mine.jsonl").write_text("mine")
     assert_says(refused("sample", {"output": "out"}), "--output out must end in .jsonl")
-    assert_says(refused("sample", {"output": "mine.jsonl"}), "mine.jsonl is there already", "--overwrite")
+    assert_says(refused("sample", {"output": "mine.jsonl"}), "mine.jsonl exists", "--overwrite")
     assert_says(refused("sample", {"output": "prompts.jsonl"}, "--overwrite"), "prompts.jsonl is the --data file")
     (here / "folder.jsonl").mkdir()
     assert_says(refused("sample", {"output": "folder.jsonl"}, "--overwrite"), "is a folder", "responses.jsonl")

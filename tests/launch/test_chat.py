@@ -15,7 +15,7 @@ import pytest
 
 from engine.base.errors import UserError
 from engine.generation.sampling import Sampling
-from launch.chat import Chat, ChatSettings, noted, talk
+from launch.chat import Chat, ChatSettings, record_signal, talk
 from launch.serve import ModelSettings, load
 from tests.launch import small
 
@@ -53,7 +53,7 @@ def test_an_answer_comes_in_pieces_and_is_remembered(chat):
     chat.hear("/reset")
     chat.text.clear()
     chat.hear("Good morning")
-    assert "".join(chat.text) == answer, "the same seed and dialog"
+    assert "".join(chat.text) == answer, "equal seeds and dialogs"
     chat.hear("Good morning")
     assert len(chat.turns) == 4
 
@@ -115,7 +115,7 @@ def test_settings_change_by_commands(chat):
         assert word in chat.lines[-1]
     before = chat.settings
     for line, words in (
-        ("/temprature 1", "there is no command /temprature (did you mean temperature?): /help lists them"),
+        ("/temprature 1", "unknown command /temprature (did you mean temperature?): /help lists them"),
         ("/temperature hot", "/temperature needs a number, not 'hot'"),
         ("/top-k 1.5", "/top-k needs a number, not '1.5'"),
         ("/top-p 7", "--top-p is 7.0"),
@@ -126,7 +126,7 @@ def test_settings_change_by_commands(chat):
         assert words in str(error.value)
     assert chat.settings is before
     chat.hear("/max-new-tokens 500")
-    with pytest.raises(UserError, match="max-new-tokens is 500, the context has 128: lower it by /max-new-tokens"):
+    with pytest.raises(UserError, match="max-new-tokens is 500, the context has 128: lower it with /max-new-tokens"):
         chat.hear("hi")
 
 
@@ -152,7 +152,7 @@ def test_ctrl_c_stops_an_answer_and_what_was_said_stays(chat):
 
 def test_a_signal_inside_is_noted_and_the_handler_comes_back():
     before = signal.getsignal(signal.SIGINT)
-    with noted(signal.SIGINT) as came:
+    with record_signal(signal.SIGINT) as came:
         assert not came
         signal.raise_signal(signal.SIGINT)
         assert came
@@ -169,7 +169,7 @@ def test_talking_goes_on_after_mistakes_and_ends_with_the_input(chat):
         return line
 
     talk(chat, read_line)
-    assert chat.lines == ["(there is no command /zzz: /help lists them)", "\n(/quit or Ctrl-D ends)"]
+    assert chat.lines == ["(unknown command /zzz: /help lists them)", "\n(/quit or Ctrl-D ends)"]
     assert next(typed) == "never read"
 
     def ended():
@@ -188,14 +188,16 @@ def test_lines_from_a_pipe_and_one_that_is_not_utf8_is_said_and_the_dialog_goes_
     )  # fmt: skip
     said = run.stdout.decode("utf-8")
     assert (run.returncode, run.stderr) == (0, b"")
-    assert said.count("(the line holds bytes that are not UTF-8: set the terminal, or convert the file, to UTF-8)") == 2
+    assert (
+        said.count("(the line contains bytes that are not UTF-8: set the terminal, or convert the file, to UTF-8)") == 2
+    )
     answered = said.index("(cut at max-new-tokens)")
     for line in ("(system is 'Be brief.')", "(temperature is 0.5)", "(seed is None)"):
         assert said.index(line) < answered
 
 
 def test_a_system_text_that_is_not_utf8_is_refused():
-    with pytest.raises(UserError, match="--system holds bytes that are not UTF-8"):
+    with pytest.raises(UserError, match="--system contains bytes that are not UTF-8"):
         ChatSettings(system="a\udcffb")
 
 
@@ -274,7 +276,7 @@ def test_in_a_terminal(folder):
         answer = terminal.wait_for("\n> ")
         assert "शुभ प्रभात" in answer, "what is typed is shown"
         terminal.type("/reset\n")
-        assert "(the dialog begins anew)" in terminal.wait_for("\n> ")
+        assert "(the dialog starts again)" in terminal.wait_for("\n> ")
         terminal.type("शुभ प्रभात\n")
         assert terminal.wait_for("\n> ") == answer
         terminal.type("/max-new-tokens 1900\n")
@@ -286,7 +288,7 @@ def test_in_a_terminal(folder):
         terminal.type("\x03")
         assert "(stopped)" in terminal.wait_for("\n> ", 10)
         terminal.type("/oops\n")
-        assert "there is no command /oops" in terminal.wait_for("\n> ")
+        assert "unknown command /oops" in terminal.wait_for("\n> ")
         terminal.type("\x04")
         assert terminal.process.wait(20) == 0
     finally:

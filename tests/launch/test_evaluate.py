@@ -68,7 +68,7 @@ def test_a_run_writes_records_results_and_a_manifest(files, reference, capsys):
     assert_says(
         said,
         "template  none: the protocol's own prompts",
-        "5 documents are there, 0 are left",
+        "5 documents are already scored, 0 are left",
         "mmlu_en_stem",
         "results.json",
     )
@@ -205,4 +205,4 @@ def test_what_was_left_out_is_told_beside_what_was_scored(files, tmp_path, capsy
     path.write_text(json.dumps(rows))
     changes = {"tasks": "arc", "data-dir": tmp_path / "data", "bad-records": "skip"}
     evaluate.job(argv(files, tmp_path / "out", **changes))
-    assert_says(capsys.readouterr().out, "arc.en: 4 documents, 1 bad records left out")
+    assert_says(capsys.readouterr().out, "arc.en: 4 documents, 1 bad records skipped")

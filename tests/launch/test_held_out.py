@@ -99,7 +99,7 @@ def test_answers_that_are_cut_to_the_same_tokens_are_counted(here, refused, monk
     changes = {"data": "none.jsonl", "truncate": "right"}
     with pytest.raises(SystemExit):
         run(monkeypatch, "reward", {**changes, "output": "none"})
-    assert "none.jsonl has no ranking left: give answers that differ" in capfd.readouterr().err
+    assert "none.jsonl has no usable ranking: give responses that differ" in capfd.readouterr().err
 
 
 def test_the_header_says_which_warm_up_is_taken(here, monkeypatch, capfd):

@@ -42,7 +42,7 @@ def test_more_memory_holds_more_rollouts_and_offload_helps(capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--model", "bloom-8b"], "no path and no known name: give one of bloom-560m"),
+        (["--model", "bloom-8b"], "neither a path nor a known name: give one of bloom-560m"),
         (["--top-layers", "99"], "--top-layers is 99, the model has 30 layers"),
         (["--top-layers", "x"], "--top-layers is 'x'"),
         (["--gpu-memory", "0"], "--gpu-memory is 0.0: give more than 0"),

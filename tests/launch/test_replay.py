@@ -73,7 +73,7 @@ def test_weights_that_exploded(here, monkeypatch, capfd, job):
     assert note["step"] > 1 and note["checkpoint"] == f"step-{note['step'] - 1:06d}"
     out = replayed(monkeypatch, capfd, job, file)
     assert f"Replay of step {note['step']}" in out and f"checkpoints/{note['checkpoint']}" in out
-    assert "is the first that is not finite" in out and ("layer" in out or "gradient of" in out)
+    assert "is the first value that is not finite" in out and ("layer" in out or "gradient of" in out)
     shutil.rmtree(here / "out" / "checkpoints")
     assert "is gone" in refusal(monkeypatch, capfd, job, "--replay", file)
 
@@ -87,8 +87,8 @@ def test_a_layer_that_overflows(here, monkeypatch, capfd):
     damaged_model(here, spoil)
     file = stopped(monkeypatch, capfd, "sft", {"model": "damaged"})
     out = replayed(monkeypatch, capfd, "sft", file)
-    assert "layer 1 is the first that is not finite" in out
-    assert "gradients, in the order of the backward: body.model" in out
+    assert "layer 1 is the first value that is not finite" in out
+    assert "gradients in backward order: body.model" in out
 
 
 def test_one_record_of_a_batch(here, monkeypatch, capfd):
@@ -104,7 +104,7 @@ def test_one_record_of_a_batch(here, monkeypatch, capfd):
     small.write_rows(here / "some.jsonl", rows)
     file = stopped(monkeypatch, capfd, "sft", {"model": "damaged", "data": "some.jsonl", "top-layers": "1"})
     out = replayed(monkeypatch, capfd, "sft", file)
-    assert "1 weights are not finite to begin with: embedding.weight" in out
+    assert "1 weights are not finite before the replay: embedding.weight" in out
     lines = {line.split()[0]: line.split() for line in out.splitlines() if line.startswith("  ") and line.split()}
     assert lines["c"][3] in ("inf", "nan")
 
@@ -118,7 +118,7 @@ def test_ppo(here, monkeypatch, capfd):
     argv = {**ENOUGH, "reward": "tests.launch.test_replay:bad_when_long", "max-new-tokens": "6"}
     file = stopped(monkeypatch, capfd, "ppo", argv, "--critic", "separate")
     out = replayed(monkeypatch, capfd, "ppo", file)
-    assert "is the first that is not finite" in out and "policy loss" in out and "kept" in out
+    assert "is the first value that is not finite" in out and "policy loss" in out and "kept" in out
 
 
 def test_all_is_finite(here, monkeypatch, capfd):
@@ -129,7 +129,7 @@ def test_all_is_finite(here, monkeypatch, capfd):
     _, tensors = read_kept(file)
     assert keep(healthy, {**note, "checkpoint": None, "step": 1}, tensors) is None
     out = replayed(monkeypatch, capfd, "sft", healthy)
-    assert "all is finite here" in out and "largest gradients: body.model." in out and "as the run began" in out
+    assert "all is finite here" in out and "largest gradients: body.model." in out and "the initial ones" in out
 
 
 @pytest.mark.parametrize("change", [
@@ -153,6 +153,8 @@ def test_what_cannot_be_replayed(here, monkeypatch, capfd, change):
 
 
 def test_flags_beside_it(here, monkeypatch, capfd):
-    assert "--replay stands alone" in refusal(monkeypatch, capfd, "ppo", "--replay", "x", "--lang", "ne")
-    assert "--replay stands alone" in refusal(monkeypatch, capfd, "ppo", "--replay")
+    assert "--replay takes a file and no other flag" in refusal(
+        monkeypatch, capfd, "ppo", "--replay", "x", "--lang", "ne"
+    )
+    assert "--replay takes a file and no other flag" in refusal(monkeypatch, capfd, "ppo", "--replay")
     assert "cannot be read" in refusal(monkeypatch, capfd, "ppo", "--local_rank=0", "--replay=absent")

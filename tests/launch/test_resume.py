@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.settings import RunSettings
 from engine.training import exact_match, heldout
 from engine.training.zero import ZeroStep
 from launch import common, ppo, reward, sft
-from launch.common import make_whole, stage_model, upstream_argv
+from launch.common import make_whole, parse_stage, stage_model
 from tests.launch import small
 from tests.launch.jobs import TRAINERS, assert_says, run
 from tests.reliability.remains import assert_same
@@ -111,14 +110,17 @@ def test_flags_that_make_no_sense(refused, flags, words):
     assert_says(refused("sft", {}, *flags), words)
 
 
-def test_an_earlier_stage_that_was_stopped_is_continued(tmp_path):
-    """The flags of the last stage's command reach the stages it depends on."""
-    settings = RunSettings(lang="ne", runs=str(tmp_path), resume=True, save_every=7, keep=3)
-    asked = []
-    assert stage_model(settings, "sft", asked.append, None, None) == tmp_path / "ne" / "sft" / "model"
-    assert asked[0][-1] == "--resume"
-    assert [asked[0][asked[0].index(name) + 1] for name in ("--save-every", "--keep")] == ["7", "3"]
-    assert "--resume" not in upstream_argv(RunSettings(lang="ne"), None)
+@pytest.mark.parametrize("stage", ["sft", "reward"])
+@pytest.mark.parametrize("template", [None, "mine.txt"])
+@pytest.mark.parametrize("more", [(), ("--resume", "--deepspeed-config", "ds_configs/zero1.json")])
+def test_earlier_stages_share_settings(tmp_path, stage, template, more):
+    """An earlier stage runs as it would by its own command with the shared flags."""
+    flags = ["--lang", "ne", "--runs", str(tmp_path), "--save-every", "7", "--keep", "3", "--seed", "5"]
+    flags += ["--dtype", "float32", "--monitor", "none", "--hang-timeout", "60.5", *more]
+    settings = parse_stage("ppo", [*flags, "--max-steps", "9", "--preset", "okapi", "--batch-size", "8"], "PPO")[0]
+    ran = []
+    assert stage_model(settings, stage, ran.append, None, template) == tmp_path / "ne" / stage / "model"
+    assert ran == [parse_stage(stage, [*flags, *(["--template", template] if template else [])], stage)]
 
 
 def test_what_is_made_first_is_whole_or_not_there(tmp_path):

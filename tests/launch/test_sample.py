@@ -121,7 +121,7 @@ def test_line_breaks_of_any_kind_stay_in_their_response(files, tmp_path, monkeyp
 def test_a_file_that_is_there_is_kept_until_the_new_one_is_complete(files, tmp_path, monkeypatch):
     output = tmp_path / "o.jsonl"
     output.write_text("mine")
-    with pytest.raises(ValueError, match="is there already: --overwrite"):
+    with pytest.raises(ValueError, match="exists: --overwrite"):
         sample.job(flags(files, output))
     assert output.read_text() == "mine"
 
@@ -207,7 +207,7 @@ def test_probabilities_that_are_no_numbers_are_an_error_and_no_text(files, tmp_p
     with torch.no_grad():
         model.final_norm.weight[3] = float("nan")
     save_model(model, tmp_path / "m", tokenizer)
-    with pytest.raises(UserError, match="m are no numbers: its weights are damaged, or too large for --dtype"):
+    with pytest.raises(UserError, match="m are NaN or infinite: its weights are damaged, or too large for --dtype"):
         rows_of(files, tmp_path / "o.jsonl", "--model", str(tmp_path / "m"))
     assert not (tmp_path / "o.jsonl").exists()
 

@@ -98,11 +98,11 @@ def test_killed_again_and_again_nothing_is_lost_or_made_twice(files, expected, t
     counts = [r["frames"] for r in results[:-1]]
     assert 0 < counts[0] < counts[-1] < ALL
     for result in (results[0], results[-2]):
-        said = f"  stopped: {result['frames']} of 40 responses are kept, the same command goes on with the others\n"
+        said = f"  stopped: {result['frames']} of 40 responses are kept, the same command samples the others\n"
         assert said in result["out"]
         assert "Traceback" not in result["err"]
         assert "sampling stops after this step" in result["err"]
-    again = f"  resumed   {counts[-1]} of 40 responses are there already\n"
+    again = f"  resumed   {counts[-1]} of 40 responses already saved\n"
     assert again in results[-1]["out"]
     made, now = re.search(r"EOS; ([\d,]+) tokens, ([\d,]+) of them in", results[-1]["out"]).groups()
     assert 0 < int(now) < int(made)
@@ -135,9 +135,9 @@ def test_what_another_run_has_left_is_refused_until_overwritten(files, expected,
     output = tmp_path / "o.jsonl"
     assert interrupted(files, output, 7, signal.SIGINT, "--seed", "1", "--stop", "zzz") == 130
     before = shard_path(output, 0).read_bytes()
-    with pytest.raises(ValueError, match="holds responses of another run") as said:
+    with pytest.raises(ValueError, match="contains responses of another run") as said:
         sample.job(flags(files, output))
-    assert "(stop ['zzz'] -> None; seed 1 -> 0): give the same" in str(said.value)
+    assert "(stop ['zzz'] -> None; seed 1 -> 0): give equal" in str(said.value)
     other = tmp_path / "other.jsonl"
     small.write_rows(other, small.INSTRUCTIONS[1:])
     with pytest.raises(ValueError, match=r"\(prompts '\w+' -> '\w+'\)"):
@@ -154,7 +154,7 @@ def test_only_an_output_that_the_run_may_replace_is_replaced(files, expected, tm
     output = tmp_path / "o.jsonl"
     assert interrupted(files, output, 7) == 143
     output.write_text("mine")
-    with pytest.raises(ValueError, match="is there already: --overwrite"):
+    with pytest.raises(ValueError, match="exists: --overwrite"):
         sample.job(flags(files, output))
     assert output.read_text() == "mine"
     assert interrupted(files, output, 7, signal.SIGTERM, "--overwrite") == 143

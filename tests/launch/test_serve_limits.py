@@ -290,7 +290,9 @@ def test_a_name_comes_from_the_folder():
 
 def test_wrong_settings_are_one_line(folder, monkeypatch):
     monkeypatch.delenv(serve.KEY_VARIABLE, raising=False)
-    with pytest.raises(UserError, match="--host 0.0.0.0 can be reached by others and SERVE_API_KEY is not set: set it"):
+    with pytest.raises(
+        UserError, match="--host 0.0.0.0 can be reached from other machines and SERVE_API_KEY is not set: set it"
+    ):
         serve.job(["--model", str(folder), "--host", "0.0.0.0"])
     for how, words in (
         ({"port": 70_000}, "--port is 70000"),
@@ -301,7 +303,7 @@ def test_wrong_settings_are_one_line(folder, monkeypatch):
             HttpSettings(**how)
     with pytest.raises(UserError, match="--slots is 0"):
         ModelSettings("m", slots=0)
-    with pytest.raises(UserError, match=r"the cache holds 192 tokens, --max-length is 512: lower it to 127, or raise "):
+    with pytest.raises(UserError, match=r"the cache has 192 tokens, --max-length is 512: lower it to 127, or raise "):
         load(ModelSettings(str(folder), max_length=512, cache_tokens=200))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -9,11 +9,9 @@ import pytest
 
 from engine.base.records import read_instructions
 from engine.run.template_choice import choose_template
-from engine.settings import RunSettings
 from engine.text.chats import encode_instruction
 from engine.text.tokenizer import load_tokenizer
 from launch import sample
-from launch.common import stage_model
 from launch.serve import ModelSettings, load
 from tests.launch import small
 from tests.launch.jobs import assert_says, run
@@ -122,11 +120,3 @@ def test_a_run_goes_on_where_no_template_is_given(here, base, monkeypatch, capsy
     said(capsys)
     run(monkeypatch, "sft", changes)
     assert "out is complete with these settings" in said(capsys)
-
-
-@pytest.mark.parametrize(("template", "handed"), [("mine.txt", ["--template", "mine.txt"]), (None, [])])
-def test_earlier_stages_are_run_with_the_template_that_is_given(tmp_path, template, handed):
-    asked = []
-    settings = RunSettings(lang="ne", runs=str(tmp_path))
-    assert stage_model(settings, "sft", asked.extend, None, template) == tmp_path / "ne" / "sft" / "model"
-    assert asked[asked.index("--template") :] == handed if handed else "--template" not in asked

@@ -10,17 +10,9 @@ import pytest
 
 from engine.base.errors import UserError
 from engine.cli import parse as cli
-from engine.cli.parse import parse_settings
+from engine.cli.parse import build_settings, parse_settings
 from engine.presets import presets
-from engine.settings import (
-    BatchSettings,
-    OptimizerSettings,
-    PPOSettings,
-    RewardSettings,
-    RunSettings,
-    SFTSettings,
-    flag,
-)
+from engine.settings import STAGE_SETTINGS, flag
 
 
 @dataclass(frozen=True)
@@ -165,8 +157,8 @@ def test_without_presets_there_is_no_such_flag_and_every_missing_setting_is_name
         (r"x.yaml: unknown setting 'warmup' \(did you mean warmup_steps\?\)", "lang: de\nwarmup: 3", "x.yaml"),
         (r"x.yaml: unknown setting 'preset'", "preset: paper", "x.yaml"),
         (r"x.yaml: setting 'lr' must be a plain value or a list of them, not a mapping", "lr: {a: 1}", "x.yaml"),
-        (r"x.yaml must hold one mapping of setting to value, not list", "- lr", "x.yaml"),
-        (r"x.yaml must hold one mapping of setting to value, not NoneType", "", "x.yaml"),
+        (r"x.yaml must contain one mapping of setting to value, not list", "- lr", "x.yaml"),
+        (r"x.yaml must contain one mapping of setting to value, not NoneType", "", "x.yaml"),
         (r"x.yaml is not valid YAML", "a: [", "x.yaml"),
         (r"x.json is not valid JSON", "lang: de", "x.json"),
         (r"--lr: invalid float value: 'fast'", "lang: de\nlr: fast", "x.yaml"),
@@ -201,14 +193,12 @@ def test_help_is_grouped_and_spells_a_flag_once(capsys):
     assert "_" not in text
 
 
-STAGES = {"sft": SFTSettings, "reward": RewardSettings, "ppo": PPOSettings}
-
-
 @pytest.mark.parametrize("preset", ["default", "okapi", "demo"])
-@pytest.mark.parametrize("stage", STAGES)
-def test_every_preset_of_a_stage_needs_nothing_but_a_language(stage, preset):
-    settings = [RunSettings, OptimizerSettings, BatchSettings, STAGES[stage]]
-    parsed = parse_settings(settings, ["--lang", "ne", "--preset", preset], "x", "x", presets(stage))
+@pytest.mark.parametrize("stage", STAGE_SETTINGS)
+def test_presets_need_only_a_language(stage, preset):
+    parsed = parse_settings(STAGE_SETTINGS[stage], ["--lang", "ne", "--preset", preset], "x", "x", presets(stage))
+    built = build_settings(STAGE_SETTINGS[stage], presets(stage)[preset], {"lang": "ne"})
+    assert built == parsed and built.given == parsed.given - {"preset"} == {"lang"}
     given = {name: value for part in parsed for name, value in vars(part).items()}
     assert given["lang"] == "ne"
     assert presets(stage)[preset].items() <= given.items()

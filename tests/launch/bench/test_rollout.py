@@ -103,7 +103,7 @@ def test_a_side_that_stops_early_is_caught():
         (["--num-prompts", "0"], "--num-prompts is 0: give 1 or more"),
         (["--mean-new-tokens", "0"], "--mean-new-tokens is 0"),
         (["--vs", "vllm"], "--vs vllm is unknown: one of unshared, generate, continuous, transformers"),
-        (["--lengths", "gamma"], "--lengths gamma is none of fixed, uniform, lognormal and no file"),
+        (["--lengths", "gamma"], "--lengths gamma is neither a file nor one of fixed, uniform, lognormal"),
         (["--cache-tokens", "64", "--max-new-tokens", "90", "--lengths", "fixed"], "raise --cache-tokens to 128"),
     ],
 )
