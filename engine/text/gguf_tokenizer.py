@@ -18,7 +18,7 @@ _LLAMA3 = (
     r"|\s+(?!\S)|\s+"
 )
 _BLOOM = r" ?[^(\s|[.,!?…。，、।۔،])]+"
-# How each kind of byte-level BPE splits a text before it merges, by the format's name of it. None: GPT-2's own rule.
+# How each kind of byte-level BPE splits a text before merging, by the format's name. None: GPT-2's rule.
 _SPLITS: dict[str, str | None] = {
     "gpt-2": None,
     "smollm": None,
@@ -115,7 +115,7 @@ def _type_of(i: int, names: Mapping[int, str], added: Mapping[int, Mapping[str, 
 
 
 def _name_of_split(pre_tokenizer: Mapping[str, Any]) -> str:
-    """The format's name of how a byte-level BPE splits a text. UserError for a rule that has none."""
+    """Return the format's name for a byte-level BPE's splitting rule. UserError for a rule without one."""
     for name in _SPLITS:
         if json.loads(_splitter(name).__getstate__()) == pre_tokenizer:
             return name
@@ -168,7 +168,7 @@ def _sentencepiece(fields: Mapping[str, Any], tokens: Sequence[str], types: Sequ
 
 
 def _merges(vocab: Mapping[str, int], scores: Sequence[float], types: Sequence[int]) -> list[tuple[str, str]]:
-    """Every way to join two tokens into a third, best score first: the order in which SentencePiece merges."""
+    """List all ways to join two tokens into a third, best score first, as SentencePiece merges."""
     merges = []
     for piece, i in vocab.items():
         if types[i] in (CONTROL, BYTE):
