@@ -77,7 +77,7 @@ def test_job_stopped_after_its_last_step_resumes_there(here, monkeypatch, capfd,
     own, times = getattr(where, name), []
     rounds = -(-len(small.INSTRUCTIONS) // 2)  # batches of held-out prompts
 
-    def told(*args, **options):
+    def signalling(*args, **options):
         times.append(name)
         if len(times) == (
             1 + rounds if (job, after) == ("ppo", "answers") else 1
@@ -86,7 +86,7 @@ def test_job_stopped_after_its_last_step_resumes_there(here, monkeypatch, capfd,
         return own(*args, **options)
 
     with monkeypatch.context() as patched, pytest.raises(SystemExit) as stopped:
-        patched.setattr(where, name, told)
+        patched.setattr(where, name, signalling)
         run(monkeypatch, job, {**changes, "save-every": "0"})
     assert stopped.value.code == 143
     steps = {"sft": 2, "reward": 2, "ppo": 20}[job]  # PPO: 3 and 2 of 5 prompts, minibatches of 1, 4 epochs

@@ -158,7 +158,7 @@ def test_existing_output_is_replaced_only_if_allowed(files, expected, tmp_path, 
         sample.job(flags(files, output))
     assert output.read_text() == "mine"
     assert interrupted(files, output, 7, signal.SIGTERM, "--overwrite") == 143
-    assert "the same command without --overwrite goes on" in capsys.readouterr().out
+    assert "the same command without --overwrite samples the others" in capsys.readouterr().out
     assert output.read_text() == "mine"
     sample.job(flags(files, output))
     assert output.read_bytes() == expected
