@@ -1,14 +1,14 @@
-# make demo   the embedded default, start to end: deepspeed launch/ppo.py --lang $(LANG_CODE), offline after installation,
-#             then a page that shows the run
-# make demo-data   data through an API, offline: a local server invents, translates and ranks; up to a reward model
-# make test   the tests
-# make quick  the tests that take under a minute
-# make lint   ruff
+# make demo        run the embedded default, deepspeed launch/ppo.py --lang $(LANG_CODE), and write a report;
+#                  offline after installation
+# make demo-data   generate data with a local API simulator (instruct, translate, rank) and train a reward model
+# make test        run the tests
+# make quick       run the tests that take under a minute
+# make lint        run ruff
 #
-# Each installs into .venv what it lacks; a second run installs nothing. No C++ compiler is needed.
-#   PYTHON=python3.12          the interpreter to make .venv with
-#   LANG_CODE=vi  ARGS="..."   the demo's language, and more flags for it (or for pytest)
-#   JOBS=8     how many processes run tests
+# Each target first installs missing packages into .venv. No C++ compiler is needed.
+#   PYTHON=python3.12          interpreter for .venv
+#   LANG_CODE=vi  ARGS="..."   language of the demo, and more flags for it (or for pytest)
+#   JOBS=8                     number of test processes
 #   TORCH_FLAGS="..."          more flags for `pip install torch`, such as the --index-url of PyTorch's CPU builds
 
 PYTHON ?= python3
@@ -26,12 +26,12 @@ TEST_READY := $(VENV)/.ready-to-test
 .PHONY: demo demo-data test quick lint install
 .DELETE_ON_ERROR:
 
-# On a CPU, DeepSpeed starts one rank for each NUMA node: LOCAL_SIZE makes that one. On GPUs it does not count.
+# On a CPU, DeepSpeed starts one rank per NUMA node; LOCAL_SIZE=1 makes it one rank. GPUs ignore it.
 demo: $(RUN_READY)
 	LOCAL_SIZE=1 $(BIN)/deepspeed --quiet launch/ppo.py --lang $(LANG_CODE) $(ARGS)
 	$(BIN)/python -m engine.report runs/$(LANG_CODE)
 
-# The SFT model of the demo (made if it is not there) answers what the simulated API has invented and translated.
+# The SFT model of the demo (trained first if needed) answers the simulated API's translated instructions.
 API_PORT ?= 8461
 MADE = runs/$(LANG_CODE)/made
 demo-data: export OPENAI_BASE_URL = http://127.0.0.1:$(API_PORT)/v1
@@ -68,7 +68,7 @@ lint: $(TEST_READY)
 
 install: $(RUN_READY)
 
-# torch first and alone: beside other packages pip may choose another build of it.
+# Install torch first and alone: together with other packages, pip may choose another build.
 $(RUN_READY): requirements.txt setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $(PYTHON) is not Python 3.11 or newer: install one and run make PYTHON=/path/to/python3" >&2; exit 2; }

@@ -77,7 +77,7 @@ def evaluate(run: Evaluation) -> None:
     counts: dict[str, dict[str, int]] = {}
     for code in settings.languages:
         built = build_language(run, code)
-        for group in together(built):
+        for group in group_tasks(built):
             score(run, group)
         for key, item in built.items():
             counts[".".join(key)] = item.counts
@@ -159,7 +159,7 @@ def build_language(run: Evaluation, code: str) -> dict[Key, TaskDocuments]:
     return built
 
 
-def together(built: dict[Key, TaskDocuments]) -> list[dict[Key, TaskDocuments]]:
+def group_tasks(built: dict[Key, TaskDocuments]) -> list[dict[Key, TaskDocuments]]:
     """Group the tasks of each benchmark: they share prompts, so one prefix tree serves them."""
     groups: dict[str, dict[Key, TaskDocuments]] = {}
     for key, item in built.items():
@@ -234,11 +234,11 @@ def show(console: Console, summaries: dict[str, list[Summary]], counts: dict[str
     console.say()
     console.table(("task", "metric", "%", "+-", "chance", "ties", "documents"), rows)
     for key, values in counts.items():
-        left_out = dict.fromkeys(("bad_records", "unlabelled"), " skipped")
+        suffix = dict.fromkeys(("bad_records", "unlabelled"), " skipped")
         handled = {name: n for name, n in values.items() if name not in ("documents", "prompt_tokens")}
         if handled:
-            told = ", ".join(f"{n:,} {name.replace('_', ' ')}{left_out.get(name, '')}" for name, n in handled.items())
-            console.say(f"  {key}: {values['documents']:,} documents, {told}")
+            notes = ", ".join(f"{n:,} {name.replace('_', ' ')}{suffix.get(name, '')}" for name, n in handled.items())
+            console.say(f"  {key}: {values['documents']:,} documents, {notes}")
 
 
 if __name__ == "__main__":

@@ -170,7 +170,7 @@ def overview(s: PlanSettings, console: Console) -> list[dict[str, object]]:
         for ranks, gb in CLUSTERS:
             w = dataclasses.replace(workload(s, model.num_layers), ranks=ranks, zero=3 if ranks > 1 else s.zero)
             field, step = ("slots", 1) if s.stage == "ppo" else ("tokens_per_microbatch", 512)
-            w = dataclasses.replace(w, rollouts=1 << 16)  # so many that their trunk outputs go to the host
+            w = dataclasses.replace(w, rollouts=1 << 16)  # enough that their trunk outputs go to the host
             count = largest(model, w, field, step, gb * 1e9)
             row.append(f"{count:,}" if count else "-")
             found.append({"model": name, "gpus": ranks, "gb": gb, field: count})

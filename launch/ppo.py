@@ -95,9 +95,9 @@ def train(
     if checks_file:
         checks = encode_prompts(read_prompts(checks_file), tokenizer, choice.template, room, batch.truncate)
     scorer = load_scorer(reward_name, model, split, tokenizer, batch.tokens_per_microbatch, ppo.reward_offload)
-    said = ""
+    template_note = ""
     if isinstance(scorer, RewardModelScorer):
-        said = f", {check_reward_template(reward_name, choice, tokenizer)}"
+        template_note = f", {check_reward_template(reward_name, choice, tokenizer)}"
     try_scorer(scorer, model, split, prompts[0], tokenizer)
     check_rollouts(len(prompts), batch.batch_size, job.world.size)
 
@@ -115,7 +115,7 @@ def train(
     steps = trainer.steps
     job.header(f"PPO in {job.language.name}", {
         "policy": f"{model_dir} (top {ppo.top_layers} of {model.num_layers} layers trained)",
-        "reward": f"{reward_name} ({describe(scorer, trainer.score_clip)}{said})",
+        "reward": f"{reward_name} ({describe(scorer, trainer.score_clip)}{template_note})",
         "data": f"{data} ({len(prompts):,} prompts)",
         "template": choice.shown,
         "plan": f"{len(steps)} iterations of {len(steps[0])} rollouts of up to {ppo.max_new_tokens} tokens",

@@ -120,7 +120,7 @@ def match(where: str, model: nn.Module, shapes: Mapping[str, Sequence[int]]) -> 
 
 
 def _ignorable(table: Table, name: str, tied: bool) -> bool:
-    """Return whether a stored weight may be unused: a score head, a tied head (the loader compares it), or a leftover."""
+    """Return whether a stored weight may be unused: a score head, a tied head (compared by the loader), a leftover."""
     bare = name.removeprefix(table.prefix)
     return name == SCORE or (tied and name == LM_HEAD) or re.fullmatch(table.harmless, bare) is not None
 

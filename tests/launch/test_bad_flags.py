@@ -1,4 +1,4 @@
-"""A mistake in flags, --config or ds_config costs nothing: status 2, one line with the next step, no file touched."""
+"""Errors in flags, --config or ds_config: status 2, one line with the next step, no file changed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def alone():
 
 
 @pytest.mark.parametrize("job", ALL)
-def test_the_good_flags_run(here, monkeypatch, job):
+def test_good_flags_run(here, monkeypatch, job):
     run(monkeypatch, job, {})
     assert (here / GOOD[job]["output"]).exists()
 
@@ -90,7 +90,7 @@ def test_flags(refused, job, changes, words):
     assert_says(refused(job, changes), *words)
 
 
-def test_words_that_are_no_flags(refused):
+def test_unknown_words(refused):
     assert_says(refused("sft", {}, "prompts.jsonl"), "unexpected argument prompts.jsonl")
     assert_says(refused("sft", {}, "--config"), "--config", "expected one argument")
     assert_says(refused("sft", {}, "--preset"), "--preset", "expected one argument")
@@ -99,7 +99,7 @@ def test_words_that_are_no_flags(refused):
 
 @pytest.mark.parametrize(("content", "words"), [
     (None, ["c.yaml cannot be read (No such file", "check the path"]),
-    ("lr: [1", ["c.yaml is not valid YAML", "mend it"]),
+    ("lr: [1", ["c.yaml is not valid YAML", "fix it"]),
     ("- lr", ["must contain one mapping of setting to value, not list"]),
     ("max_lenght: 9", ["unknown setting 'max_lenght'", "did you mean max_length?"]),
     ("lr: {peak: 1}", ["setting 'lr' must be a plain value"]),
@@ -113,9 +113,9 @@ def test_config_files(here, refused, content, words):
     assert_says(refused("sft", {"config": "c.yaml", "lr": None, "max-length": None}), *words)
 
 
-def test_a_config_file_that_is_json_or_a_folder(here, refused):
+def test_config_file_that_is_json_or_a_folder(here, refused):
     (here / "c.json").write_text("{'lr': 1}")
-    assert_says(refused("ppo", {"config": "c.json"}), "c.json is not valid JSON", "mend it")
+    assert_says(refused("ppo", {"config": "c.json"}), "c.json is not valid JSON", "fix it")
     assert_says(refused("ppo", {"config": "m"}), "--config m cannot be read (Is a directory)")
 
 
@@ -142,7 +142,7 @@ def test_deepspeed_configs(here, refused, content, words):
     ("ppo", {"reward": "m"}, "--reward m has no score head"),
     ("sample", {"data": "m"}, "it is a directory"),
 ])  # fmt: skip
-def test_the_commands_themselves(here, job, changes, word):
+def test_command_as_subprocess(here, job, changes, word):
     environment = {k: v for k, v in os.environ.items() if k not in small.RANK_VARIABLES} | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(ROOT / "launch" / f"{job}.py"), *argv_of(job, changes)]
     before = everything(here)

@@ -1,4 +1,4 @@
-"""The embedded default in every language: data, tokenizer, SFT, reward model, PPO and a model transformers loads."""
+"""The embedded default in each language: data, tokenizer, SFT, reward model, PPO, and loading in transformers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine.base.languages import LANGUAGES
 from launch import common, ppo, reward, sft
 from tests.launch import small
 
-# One default case a script family, right-to-left and unspaced among them; all of them with -m slow.
+# By default one language per script family, including right-to-left and unspaced scripts; all with -m slow.
 DEFAULT = ("ar",)
 
 
