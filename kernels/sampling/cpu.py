@@ -1,4 +1,4 @@
-"""Sampling on CPU in C++ (cpu.cpp): its arguments as pointers."""
+"""Sampling on CPU in C++ (cpu.cpp)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Call(ctypes.Structure):
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The built kernel, or None where there is no compiler."""
+    """Return the built kernel, or None without a compiler."""
     lib = native.load("sampling", SOURCES)
     if lib is not None:
         lib.sample.argtypes, lib.sample.restype = [ctypes.POINTER(Call), ctypes.c_int], None
