@@ -44,7 +44,7 @@ def splits(folder: Path, dataset: str, name: str | None) -> dict[str, list[dict[
 
 
 def _filled(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return rows that all have the same columns, as on the hub: null for a missing field, and always a fifth option."""
+    """Return rows with the same columns in all, as on the hub: null for a missing field, and always a fifth option."""
     names = dict.fromkeys(name for row in rows for name in row)
     if "option_a" in names:
         names["option_e"] = None

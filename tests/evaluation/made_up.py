@@ -47,7 +47,7 @@ def write(folder: Path, name: str, rows: list[Row]) -> None:
 
 
 def everything(folder: Path, lang: str = "en") -> LocalData:
-    """Write all four benchmarks in one language, with at least thirty records in each pool that shots are drawn from."""
+    """Write all four benchmarks in one language. The parts that shots are drawn from have thirty records or more."""
     write(folder, f"m_arc/{lang}_test", [arc(n, "ABCD"[n % 4]) for n in range(5)])
     write(folder, f"m_arc/{lang}_train", [arc(n, "ABC"[n % 3], part="train") for n in range(100, 130)])
     write(folder, f"m_hellaswag/{lang}_validation", [hellaswag(n, str(n % 4)) for n in range(30)])

@@ -133,7 +133,7 @@ def test_leaderboard_mmlu_runs_each_subject_with_the_first_shots_of_dev(data):
 
 
 def test_arc_prompts_byte_for_byte(data):
-    # Row 3 comes first. Of the thirty shots, which begin at 100, the draw takes number 7: 107 has answer "ABC"[107 % 3].
+    # Row 3 comes first. The shots are 100 to 129, and the draw takes number 7: 107 has the answer "ABC"[107 % 3].
     rng = Random(42)
     rng.shuffle(list(range(5)))
     assert rng.sample(range(30), 1) == [7]

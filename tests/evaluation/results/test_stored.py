@@ -1,4 +1,4 @@
-"""Reading back an evaluation's files: valid files are returned, and a bad field or line is a UserError that names it."""
+"""Reading back an evaluation's files: valid files are returned, and a UserError names a bad field or line."""
 
 from __future__ import annotations
 
