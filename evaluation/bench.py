@@ -164,7 +164,7 @@ def _peer(python: str, model: Path, batch_size: int, threads: int) -> Iterator[A
         def answer() -> dict[str, Any]:
             line = process.stdout.readline()
             if not line:
-                raise UserError("the peer stopped (its error is above): pip install .[peers], or name --peer-python")
+                raise UserError("the peer stopped (its error is above): pip install .[peers], or give --peer-python")
             return json.loads(line)
 
         def ask(requests: list[Any]) -> dict[str, Any]:

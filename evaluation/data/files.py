@@ -115,7 +115,10 @@ class HubData:
         return any(name in self._splits(folder, lang) for name in PARTS.get(part, (part,)))
 
     def read(self, folder: str, lang: str, part: str) -> Records:
-        """Return the records of one split. UserError without the datasets library, the split or the hub's answer."""
+        """Return the records of one split.
+
+        UserError if the datasets library is not installed, the split does not exist, or the hub does not answer.
+        """
         name, splits = f"{_HUB_OWNER}/{folder}", self._splits(folder, lang)
         split = next((known for known in PARTS.get(part, (part,)) if known in splits), None)
         if split is None:

@@ -138,8 +138,8 @@ def by_document(plan: Plan) -> Iterator[tuple[Item, Shots]]:
             continue
         order: Sequence[int] = range(len(pool))
         if not plan.form.in_order:
-            own = _key(plan, "" if plan.shared else f"document {item.id}")
-            order = np.argsort(_mix(keys[subject] ^ np.uint64(own)), kind="stable").tolist()
+            item_key = _key(plan, "" if plan.shared else f"document {item.id}")
+            order = np.argsort(_mix(keys[subject] ^ np.uint64(item_key)), kind="stable").tolist()
         others = (pool[i] for i in order if pool[i].question != item.question)
         yield item, tuple(islice(others, plan.shots))
 
@@ -160,6 +160,7 @@ def _too_few(plan: Plan, available: int, needed: int | None = None) -> UserError
 
 
 def _key(plan: Plan, name: str) -> int:
+    """Return a 64-bit hash of the seed, the task and the name."""
     digest = hashlib.blake2b(f"{plan.seed}/{plan.task}/{name}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 

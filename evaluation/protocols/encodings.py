@@ -85,15 +85,15 @@ def prefix_checked(tokenizer: PreTrainedTokenizerFast) -> Encode:
     def encode(blocks: Sequence[str], continuations: Sequence[str]) -> Encoded:
         *shots, question = blocks
         context = [token for number, shot in enumerate(shots) for token in shot_ids(shot, number == 0)]
-        body, line_end, line = question.rpartition("\n")
-        if line_end:
-            context += ids_of(body + line_end, is_first=not shots)
-        is_first = not shots and not line_end
+        body, line_break, line = question.rpartition("\n")
+        if line_break:
+            context += ids_of(body + line_break, is_first=not shots)
+        is_first = not shots and not line_break
         line_ids = ids_of(line, is_first)
-        wholes = [ids_of(line + continuation, is_first) for continuation in continuations]
-        cut = min(_num_shared(line_ids, whole) for whole in wholes)
-        context += line_ids[:cut]
-        return Encoded([(context, whole[cut:]) for whole in wholes], resplit=cut < len(line_ids))
+        joint_ids = [ids_of(line + continuation, is_first) for continuation in continuations]
+        split = min(_num_shared(line_ids, ids) for ids in joint_ids)
+        context += line_ids[:split]
+        return Encoded([(context, ids[split:]) for ids in joint_ids], resplit=split < len(line_ids))
 
     return encode
 
@@ -103,8 +103,8 @@ def _joint(
 ) -> Encoded:
     # lm-eval moves white space from the end of the context to the continuation.
     texts = [context.rstrip(), *(context + continuation for continuation in continuations)]
-    first, *wholes = _all_ids(tokenizer, texts, add_special_tokens)
-    return Encoded([(first, whole[len(first) :]) for whole in wholes])
+    context_ids, *joint_ids = _all_ids(tokenizer, texts, add_special_tokens)
+    return Encoded([(context_ids, ids[len(context_ids) :]) for ids in joint_ids])
 
 
 def _all_ids(tokenizer: PreTrainedTokenizerFast, texts: list[str], add_special_tokens: bool) -> list[list[int]]:

@@ -57,5 +57,8 @@ def common_items(sides: Sequence[Mapping[str, float]]) -> list[str]:
 
 
 def mean_over_languages(languages: Sequence[Mapping[str, float]], items: Sequence[str]) -> dict[str, float]:
-    """Return item -> its mean score over the languages, because scores of one item in two languages are dependent."""
+    """Return item -> its mean score over the languages.
+
+    The interval needs independent scores, and the scores of one item in several languages are not.
+    """
     return {item: math.fsum(scores[item] for scores in languages) / len(languages) for item in items}

@@ -22,7 +22,7 @@ Write = Callable[[dict[str, Any]], None]
 
 
 def record_of(document: Document, lls: Sequence[float], metrics: Sequence[str]) -> dict[str, Any]:
-    """Return the record of a document. It is enough to compute any metric again."""
+    """Return the record of a document. It has all that is needed to compute every metric again."""
     choices = document.choices
     ranked = {metric: normalized(document, lls, metric) for metric in metrics if metric in NORMS}
     return {

@@ -74,7 +74,7 @@ def _is_value(key: str) -> bool:
 
 
 def _is_metric(item: tuple[str, Any]) -> bool:
-    """Return whether a metric or its error is valid, or the key is neither. An error is "N/A" for one document."""
+    """Return False for a metric or standard error that is not a number. An error may be "N/A" (for one document)."""
     key, value = item
     return not key.endswith(",none") or is_number(value) or ("_stderr" in key and value == "N/A")
 

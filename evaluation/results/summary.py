@@ -51,24 +51,24 @@ def summarise(
     for record in records:
         if subject := record.get("subject"):
             by_subject.setdefault(subject, []).append(record)
-    subjects = {s: _of_records(f"{name}_{s}", metrics, rows) for s, rows in sorted(by_subject.items())}
+    subjects = {s: _summary_of(f"{name}_{s}", metrics, rows) for s, rows in sorted(by_subject.items())}
 
-    def together(title: str, members: Iterable[str], rows: Sequence[Record]) -> Summary:
+    def over_subjects(title: str, members: Iterable[str], rows: Sequence[Record]) -> Summary:
         parts = [subjects[s] for s in members if s in subjects]
-        whole = _of_records(title, metrics, rows)
+        whole = _summary_of(title, metrics, rows)
         if average == "subjects" and parts:
             means = {metric: Mean.of_means([part.metrics[metric] for part in parts]) for metric in metrics}
             whole = replace(whole, metrics=means)
         return replace(whole, members=tuple(part.name for part in parts))
 
-    lines = [together(name, subjects, records)]
+    lines = [over_subjects(name, subjects, records)]
     for group, members in groups.items():
         if rows := [record for s in members for record in by_subject.get(s, [])]:
-            lines.append(together(f"{name}_{group}", members, rows))
+            lines.append(over_subjects(f"{name}_{group}", members, rows))
     return [*lines, *subjects.values()]
 
 
-def _of_records(name: str, metrics: Sequence[str], records: Sequence[Record]) -> Summary:
+def _summary_of(name: str, metrics: Sequence[str], records: Sequence[Record]) -> Summary:
     means = {metric: Mean.of([record["scores"][metric] for record in records]) for metric in metrics}
     ties = {metric: sum(record["ties"][metric] for record in records) for metric in records[0]["ties"]}
     return Summary(name, means, ties, Mean.of([record["chance"] for record in records]).value)

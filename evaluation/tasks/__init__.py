@@ -46,7 +46,7 @@ class Form:
     spare         pools that hold the question itself: draw one shot more than needed, then leave the question out
     header        text before the first shot, with its own line breaks
     by_subject    treat each subject as a task of its own: draw a question's shots from its subject
-    in_order      take the first items of the pool in file order; draw nothing
+    in_order      take the first items of the pool instead of drawing: in file order, under strict by id
     fixed_shots   --shots may not change the number of shots
     """
 
