@@ -33,7 +33,7 @@ from evaluation.results.summary import Summary, results_json, summarise
 from evaluation.scoring.build import build, check_files
 from evaluation.scoring.documents import Document, TaskDocuments
 from evaluation.scoring.score import Scorer
-from evaluation.scoring.shares import shares
+from evaluation.scoring.shards import shard
 from evaluation.settings import EvaluateSettings
 from evaluation.tasks import Task, get_tasks
 from launch.common import choose_dtype, load_checked
@@ -179,7 +179,7 @@ def score(run: Evaluation, built: dict[Key, TaskDocuments]) -> None:
     names = ", ".join(".".join(key) for key in built)
     if there := sum(map(len, done.values())):
         run.console.say(f"  {names}: {there:,} documents are already scored, {len(left):,} are left")
-    mine = [left[i] for i in shares([document for _, document in left], run.world.size)[run.world.rank]] if left else []
+    mine = [left[i] for i in shard([document for _, document in left], run.world.size)[run.world.rank]] if left else []
     began = time.monotonic()
     with ExitStack() as files, run.console.bar(len(mine), names, "document") as bar:
         writers = {key: files.enter_context(run.output.records(*key).append(run.world.rank)) for key in built}
