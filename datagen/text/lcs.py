@@ -1,7 +1,7 @@
-"""Longest common subsequences by bit-parallel arithmetic: one pair in whole numbers, or many at once in uint64.
+"""Longest common subsequence (LCS) lengths, bit-parallel: one pair in Python integers, or many pairs in uint64.
 
-Both run the recurrence of Hyyro ("Bit-parallel LCS-length computation revisited", 2004): bit p of V is 0 where row p of
-the classical table steps up, so that one addition advances a whole column.
+Both use the recurrence of Hyyro ("Bit-parallel LCS-length computation revisited", 2004): bit p of V is 0 where row p of
+the classical table steps up, so one addition advances a whole column.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ MAX_PATTERN = 64
 
 
 def lcs_length(a: Sequence[int], b: Sequence[int]) -> int:
-    """The length of the longest common subsequence of two sequences of any lengths."""
+    """Return the LCS length of two sequences of any lengths."""
     positions: dict[int, int] = {}
     for p, token in enumerate(a):
         positions[token] = positions.get(token, 0) | 1 << p
@@ -28,15 +28,15 @@ def lcs_length(a: Sequence[int], b: Sequence[int]) -> int:
 def lcs_lengths(
     patterns: Sequence[np.ndarray], pattern_P: np.ndarray, tokens: np.ndarray, start_P: np.ndarray, length_P: np.ndarray
 ) -> np.ndarray:
-    """LCS lengths of P pairs. int64 [P].
+    """Return the LCS lengths of P pairs, int64 [P].
 
-    patterns: token ids (int32) of some sequences, each of 1 to 64 tokens
-    pattern_P: int64 [P], the pattern of each pair
-    tokens: int32, texts laid end to end; pair p's text is tokens[start_P[p] : start_P[p] + length_P[p]]
+    patterns: int32 token ids, 1 to 64 per pattern
+    pattern_P: int64 [P], index of each pair's pattern
+    tokens: int32, all texts concatenated; pair p's text is tokens[start_P[p] : start_P[p] + length_P[p]]
     """
     assert all(0 < len(pattern) <= MAX_PATTERN for pattern in patterns)
     table, column = _position_masks(patterns, int(tokens.max(initial=-1)) + 1)
-    # Longest texts first, so that those still running are always the first `active`.
+    # Longest texts first: the pairs that are still running are always the first `active`.
     order = np.argsort(-length_P, kind="stable")
     row, start, length = pattern_P[order], start_P[order], length_P[order]
     v = np.full(len(order), ~np.uint64(0))
@@ -51,7 +51,10 @@ def lcs_lengths(
 
 
 def _position_masks(patterns: Sequence[np.ndarray], vocabulary_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """table[r, column[token]]: bit p is set where pattern r holds the token at p; column 0 is for tokens in none."""
+    """Return (table, column): bit p of table[r, column[token]] is set if pattern r has the token at position p.
+
+    Column 0 is for tokens that no pattern contains.
+    """
     flat = np.concatenate(patterns)
     row = np.repeat(np.arange(len(patterns)), [len(pattern) for pattern in patterns])
     position = np.concatenate([np.arange(len(pattern)) for pattern in patterns])

@@ -1,4 +1,4 @@
-"""Bit-parallel longest common subsequences against the classical table."""
+"""Tests of bit-parallel LCS lengths against the classical table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from datagen.text.lcs import MAX_PATTERN, lcs_length, lcs_lengths
 
 
-def _by_table(a, b):
+def _lcs_by_table(a, b):
     table = [[0] * (len(b) + 1) for _ in range(len(a) + 1)]
     for i, x in enumerate(a, 1):
         for j, y in enumerate(b, 1):
@@ -29,7 +29,7 @@ def test_by_hand():
 
 @given(_tokens(100), _tokens(100))
 def test_one_pair(a, b):
-    assert lcs_length(a, b) == _by_table(a, b)
+    assert lcs_length(a, b) == _lcs_by_table(a, b)
 
 
 @settings(deadline=None)
@@ -45,10 +45,10 @@ def test_many_pairs(patterns, texts):
         (np.cumsum(length) - length)[text_P],
         length[text_P],
     )
-    assert got.tolist() == [_by_table(patterns[p], texts[t]) for p, t in zip(pattern_P, text_P, strict=True)]
+    assert got.tolist() == [_lcs_by_table(patterns[p], texts[t]) for p, t in zip(pattern_P, text_P, strict=True)]
 
 
-def test_a_pattern_that_fills_the_word():
+def test_pattern_of_64_tokens():
     pattern = np.arange(MAX_PATTERN, dtype=np.int32)
     got = lcs_lengths([pattern], np.zeros(2, int), pattern[::-1].copy(), np.array([0, 0]), np.array([MAX_PATTERN, 3]))
     assert got.tolist() == [1, 1]
