@@ -12,15 +12,17 @@ Exact, in three steps. The first two let through a superset of the wanted pairs:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-
-from datagen.text.lcs import MAX_PATTERN, lcs_length, lcs_lengths
+from rapidfuzz.distance import LCSseq
+from rapidfuzz.process import cpdist
 
 MAX_SCORE = 0.7  # a higher score means duplicate; float comparison as in Alpaca's code
 # 0.7 as a ratio, for integer bounds. Float rounding matters only at exactly 7/10; the bounds let those pairs through.
 _NUMERATOR, _DENOMINATOR = 7, 10
+_SURROGATES, _SURROGATE_COUNT = 0xD800, 0x800  # code points that are not characters
+_CHARACTERS = 0x110000 - _SURROGATE_COUNT
 _SKETCH_WORDS = 4  # uint64 per sketch
 _PAIRS_PER_BLOCK = 1 << 20
 _QUERIES_PER_BLOCK = 512
@@ -75,6 +77,8 @@ class _Corpus:
         rank = np.empty(len(ids), dtype=np.int32)
         rank[np.argsort(count, kind="stable")] = np.arange(len(ids), dtype=np.int32)
         self.words = rank[word]
+        # One character per word, as RapidFuzz compares strings fastest.
+        self._characters = _strings(self.words, self.start, self.length, len(ids))
         self._sketch = self._sketches(len(ids))
         self._fold = np.bitwise_xor.reduce(self._sketch, axis=1)
 
@@ -91,17 +95,8 @@ class _Corpus:
 
     def lcs(self, query: np.ndarray, earlier: np.ndarray) -> np.ndarray:
         """Return the LCS lengths of the pairs, int64."""
-        lcs = np.zeros(len(query), dtype=np.int64)
-        short = np.flatnonzero(self.length[query] <= MAX_PATTERN)
-        if len(short):
-            patterns, row = np.unique(query[short], return_inverse=True)
-            texts = earlier[short]
-            lcs[short] = lcs_lengths(
-                [self.words_of(text) for text in patterns], row, self.words, self.start[texts], self.length[texts]
-            )
-        for pair in np.flatnonzero(self.length[query] > MAX_PATTERN):
-            lcs[pair] = lcs_length(self.words_of(query[pair]).tolist(), self.words_of(earlier[pair]).tolist())
-        return lcs
+        sides = ([self._characters[text] for text in side.tolist()] for side in (query, earlier))
+        return cpdist(*sides, scorer=LCSseq.similarity, dtype=np.int64)
 
     def _most_differing(self, query: np.ndarray, earlier: np.ndarray) -> np.ndarray:
         """Return _DENOMINATOR times the most words that only one text of a matching pair may contain."""
@@ -117,6 +112,16 @@ class _Corpus:
                 mask = np.where(bit // 64 == column, np.uint64(1) << (bit % 64).astype(np.uint64), np.uint64(0))
                 sketch[nonempty, column] = np.bitwise_xor.reduceat(mask[self.words], self.start[nonempty])
         return sketch
+
+
+def _strings(words: np.ndarray, start: np.ndarray, length: np.ndarray, vocabulary_size: int) -> list[Any]:
+    """Return each text as a string of one character per word, or as a tuple if there are more words than characters."""
+    ends = (start + length).tolist()
+    if vocabulary_size >= _CHARACTERS:
+        return [tuple(words[begin:end].tolist()) for begin, end in zip(start.tolist(), ends)]
+    codes = words + (words >= _SURROGATES) * _SURROGATE_COUNT
+    whole = codes.astype("<u4").tobytes().decode("utf-32-le")
+    return [whole[begin:end] for begin, end in zip(start.tolist(), ends)]
 
 
 class _Postings:

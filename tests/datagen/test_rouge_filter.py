@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rapidfuzz.distance import LCSseq
 from rouge_score.rouge_scorer import RougeScorer, _score_lcs
 from rouge_score.tokenize import tokenize
 
@@ -61,8 +63,8 @@ def test_long_texts_match_rouge_score(data):
 def test_block_sizes_do_not_change_the_result(candidates, queries_a_block, pairs_a_block):
     whole = list(find_rejections([], candidates))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_QUERIES_A_BLOCK", queries_a_block)
-        patch.setattr(module, "_PAIRS_A_BLOCK", pairs_a_block)
+        patch.setattr(module, "_QUERIES_PER_BLOCK", queries_a_block)
+        patch.setattr(module, "_PAIRS_PER_BLOCK", pairs_a_block)
         assert list(find_rejections([], candidates)) == whole
 
 
@@ -258,3 +260,24 @@ def test_user_errors_are_one_line_and_write_nothing(tmp_path, monkeypatch, capsy
     assert main(argv + change) == 2
     assert message in capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["new.jsonl", "pool.jsonl"]
+
+
+def _lcs_by_table(a, b):
+    row = [0] * (len(b) + 1)
+    for x in a:
+        above, row = row, [0]
+        for j, y in enumerate(b):
+            row.append(above[j] + 1 if x == y else max(above[j + 1], row[j]))
+    return row[-1]
+
+
+@pytest.mark.parametrize("vocabulary_size", [70_000, module._CHARACTERS], ids=["strings", "tuples"])
+def test_lcs_of_words_in_any_representation_equals_the_classical_table(vocabulary_size):
+    """Word numbers around the surrogates, which are not characters, stay distinct."""
+    rng = np.random.default_rng(0)
+    texts = [rng.choice(np.arange(0xD7FC, 0xD804, dtype=np.int32), size=n) for n in (0, 1, 5, 40, 70, 130)]
+    length = np.array([len(text) for text in texts])
+    made = module._strings(np.concatenate(texts), np.cumsum(length) - length, length, vocabulary_size)
+    for a, x in zip(texts, made):
+        for b, y in zip(texts, made):
+            assert LCSseq.similarity(x, y) == _lcs_by_table(a.tolist(), b.tolist())
