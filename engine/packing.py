@@ -10,7 +10,7 @@ from dataclasses import dataclass
 class Microbatch:
     """The items of one forward on one rank. `weight` is 0 for a stand-in that keeps ranks in step."""
 
-    ids: tuple[int, ...]
+    indices: tuple[int, ...]
     weight: float = 1.0
 
 

@@ -13,13 +13,15 @@ from torch import Tensor
 
 from engine.batch import PackedBatch
 
+_STORED = {"rollout_S": "id_S"}  # names of columns in files, where they differ
+
 
 @dataclass(frozen=True)
 class Experience:
     """A suffix _T or _S names the first dimension of a column; select and concat use it."""
 
     batch: PackedBatch
-    id_S: Tensor  # int64: index of the rollout in its iteration, independent of the rank
+    rollout_S: Tensor  # int64: index of the rollout in its iteration, independent of the rank
     action_T: Tensor  # bool: the column's target was sampled by the policy
     trunk_TD: Tensor | None  # output of the frozen layers, maybe in host memory; None if all layers are trained
     logprob_T: Tensor  # float32, log-probability under the policy that acted
@@ -53,7 +55,7 @@ class Experience:
     def tensors(self) -> dict[str, Tensor]:
         """Return everything as plain tensors in host memory, to be saved."""
         lengths_S = torch.tensor(self.batch.lengths, dtype=torch.int64)
-        columns = {name: x for name, x in self._columns().items() if x is not None}
+        columns = {_STORED.get(name, name): x for name, x in self._columns().items() if x is not None}
         own = {"tokens_T": self.batch.tokens_T, "lengths_S": lengths_S, **columns}
         return {name: x.to("cpu", copy=True).contiguous() for name, x in own.items()}
 
@@ -63,7 +65,10 @@ class Experience:
         x = dict(tensors)
         tokens = x.pop("tokens_T").split(x.pop("lengths_S").tolist())
         batch = PackedBatch.from_sequences([part.tolist() for part in tokens], device)
-        columns = {name: value if name.endswith("trunk_TD") else value.to(device) for name, value in x.items()}
+        names = {stored: name for name, stored in _STORED.items()}
+        columns = {
+            names.get(name, name): value if name.endswith("trunk_TD") else value.to(device) for name, value in x.items()
+        }
         return cls(batch=batch, **{"trunk_TD": None, **columns})
 
     def _columns(self) -> dict[str, Tensor | None]:

@@ -267,7 +267,7 @@ class Checkpoints:
             if (tensors := found.tensors(ROLLOUT)) is None:
                 return
             whole = Experience.of_tensors(tensors, "cpu")
-            place = {int(i): s for s, i in enumerate(whole.id_S)}
+            place = {int(i): s for s, i in enumerate(whole.rollout_S)}
             shares = [share(rank, state["trainer"]) for rank in range(self.world.size)]
             if place.keys() != {i for ids in shares for i in ids}:
                 raise UserError(

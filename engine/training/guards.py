@@ -126,7 +126,7 @@ def stop_ppo(
     if run.world.max(trouble is not None):
         run.cut_back(files_before, run.position()["seconds"])
         progress.dropped()
-    trouble = trouble or in_losses(losses, [[ids[s] for s in part.ids] for part in plan], len(COLUMNS))
+    trouble = trouble or in_losses(losses, [[ids[s] for s in part.indices] for part in plan], len(COLUMNS))
     # One bad rollout makes all advantages bad: keep them all.
     chosen = range(len(ids)) if progress.experience is None else mine or [0]
     kept = {**x.select(chosen).tensors(), "value_offset": torch.tensor(policy.value_offset)}

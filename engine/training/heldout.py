@@ -129,16 +129,16 @@ def sample_answers(
         for start in range(0, len(prompts), per_round):
             chosen = range(start, min(start + per_round, len(prompts)))
             mine = [chosen[i] for i in shard_of([len(prompts[i].tokens) for i in chosen], world.rank, world.size)]
-            ids = [i for i in mine for _ in range(samples)]
-            requests = [Request(prompts[i].tokens, i, n % samples, ppo.max_new_tokens) for n, i in enumerate(ids)]
+            indices = [i for i in mine for _ in range(samples)]
+            requests = [Request(prompts[i].tokens, i, n % samples, ppo.max_new_tokens) for n, i in enumerate(indices)]
             with checkpoints.part() if checkpoints else nullcontext():
                 responses = generate(
                     model, requests, ppo.sampling, derive_seed(seed, "heldout"), eos_ids, ppo.slots, split,
                     None if checkpoints is None else lambda *_: checkpoints.raise_if_signalled(),
                 )  # fmt: skip
             texts = [decode(tokenizer, r.text_tokens) for r in responses]
-            scores = _scores([prompts[i] for i in ids], responses, texts, scorer, world)
-            for i, response, text, score in zip(ids, responses, texts, scores):
+            scores = _scores([prompts[i] for i in indices], responses, texts, scorer, world)
+            for i, response, text, score in zip(indices, responses, texts, scores):
                 numbers = {"score": score, "ended": float(response.ended), "length": float(len(response.tokens))}
                 if checkable:
                     numbers |= checked(text, prompts[i].output)

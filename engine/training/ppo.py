@@ -182,12 +182,12 @@ class PPOTrainer:
 
     def update(self, experience: Experience, chosen: Sequence[int], lr: float, metrics: Metrics) -> None:
         """One optimizer step on the chosen rollouts of the iteration, whichever rank made them."""
-        wanted_S = torch.isin(experience.id_S, torch.tensor(list(chosen), device=self.world.device))
+        wanted_S = torch.isin(experience.rollout_S, torch.tensor(list(chosen), device=self.world.device))
         actions = self.world.sum((experience.action_T & wanted_S[experience.batch.sequence_T]).sum())
         mine, losses, before = wanted_S.nonzero()[:, 0].tolist(), [], metrics.copy()
         plan = self._plan(experience.batch, mine)
         for k, microbatch in enumerate(plan):
-            terms = ppo_loss(self.zero, experience.select(microbatch.ids), self.ppo)
+            terms = ppo_loss(self.zero, experience.select(microbatch.indices), self.ppo)
             loss = terms.loss * microbatch.weight / actions
             self.zero.backward(loss, last=k == len(plan) - 1)
             losses.append(loss.detach())
@@ -197,7 +197,7 @@ class PPOTrainer:
         if not math.isfinite(norm):
             self.progress.metrics = before
             step = self.steps[self.progress.iteration]
-            names = [self.prompts[step[i]].id for i in experience.id_S.tolist()]
+            names = [self.prompts[step[i]].id for i in experience.rollout_S.tolist()]
             stop_ppo(
                 self.run, self.checkpoints, self.progress, self.policy, self._state, experience, names, mine, plan,
                 losses, self.files_before,

@@ -33,8 +33,8 @@ def acted_columns(
     logprob_T = torch.zeros(batch.num_tokens, device=action_T.device)
     value_T, ref_logprob_T = torch.zeros_like(logprob_T), torch.zeros_like(logprob_T)
     for microbatch in plan:
-        columns_M = batch.columns(microbatch.ids)
-        part, trunk = batch.select(microbatch.ids), rows_of(trunk_TD, columns_M)
+        columns_M = batch.columns(microbatch.indices)
+        part, trunk = batch.select(microbatch.indices), rows_of(trunk_TD, columns_M)
         critic_trunk = rows_of(critic_trunk_TD, columns_M)
         columns_A = action_T[columns_M].nonzero()[:, 0]
         where_A = columns_M[columns_A]

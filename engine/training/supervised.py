@@ -87,8 +87,8 @@ class SupervisedTrainer(ABC):
         terms, plan = self.terms_of(records), self._plan(records)
         losses = []
         for k, microbatch in enumerate(plan):
-            chosen = [records[i] for i in microbatch.ids]
-            loss, counts = self.loss(chosen, [indices[i] for i in microbatch.ids])
+            chosen = [records[i] for i in microbatch.indices]
+            loss, counts = self.loss(chosen, [indices[i] for i in microbatch.indices])
             loss = loss * microbatch.weight
             self.zero.backward(loss / terms, last=k == len(plan) - 1)
             metrics.add(f"loss/{self.name}", loss, self.terms_of(chosen) * microbatch.weight)
@@ -100,7 +100,7 @@ class SupervisedTrainer(ABC):
         lr = learning_rate(step, total, self.optimizer.lr, self.optimizer.schedule, self.optimizer.warmup(total))
         norm = self.zero.step(lr)
         if not math.isfinite(norm):
-            self._stop(step, losses, [[records[i] for i in microbatch.ids] for microbatch in plan])
+            self._stop(step, losses, [[records[i] for i in microbatch.indices] for microbatch in plan])
         means = metrics.read(self.world)
         tokens = sum(self._lengths(records))
         rate = tokens / (time.monotonic() - began)
@@ -157,7 +157,7 @@ class SupervisedTrainer(ABC):
     def packs_of(self, records: Sequence[Any]) -> Iterator[tuple[tuple[int, ...], float]]:
         """Yield this rank's microbatches: indices into `records`, and the weight, 0 for a stand-in."""
         for microbatch in self._plan(records):
-            yield microbatch.ids, microbatch.weight
+            yield microbatch.indices, microbatch.weight
             self.world.tick()
 
     def _measure(self, step: int, before: bool = False) -> None:

@@ -148,9 +148,9 @@ class Trunk:
         plan = plan_microbatches(lengths, batch.tokens_per_microbatch, world.size)[world.rank]
         with console.bar(len(plan), "trunk", "microbatch") as bar:
             for microbatch in plan:
-                pack = PackedBatch.from_sequences([sequences[i] for i in microbatch.ids], weight.device)
+                pack = PackedBatch.from_sequences([sequences[i] for i in microbatch.indices], weight.device)
                 parts = self(pack).split(pack.lengths)
-                for i, part in zip(microbatch.ids, parts):
+                for i, part in zip(microbatch.indices, parts):
                     if microbatch.weight:
                         kept_ND[starts[i] : starts[i + 1]] = part.cpu()
                 bar.update()

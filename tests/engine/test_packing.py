@@ -21,11 +21,11 @@ def check_plan(lengths, budget, world_size):
     assert len({len(rank) for rank in plan}) == 1, "a rank would wait for the others for ever"
     used = []
     for microbatch in (m for rank in plan for m in rank):
-        assert microbatch.ids
-        assert sum(lengths[i] for i in microbatch.ids) <= budget
+        assert microbatch.indices
+        assert sum(lengths[i] for i in microbatch.indices) <= budget
         assert microbatch.weight in (0.0, 1.0)
         if microbatch.weight:
-            used += microbatch.ids
+            used += microbatch.indices
     return used
 
 
@@ -52,7 +52,7 @@ def test_bins_hold_every_item_once_and_no_two_neighbours_could_be_one(lengths, s
 def test_a_plan_for_two_ranks_by_hand():
     """Bins [9] [8 2] [7 3] [6 4] [5] are five: the fullest is halved, then they go out to and fro, shortest first."""
     plan = plan_microbatches([9, 8, 7, 6, 5, 4, 3, 2], 10, 2)
-    assert [[m.ids for m in rank] for rank in plan] == [[(6, 2), (1,), (4,)], [(5, 3), (0,), (7,)]]
+    assert [[m.indices for m in rank] for rank in plan] == [[(6, 2), (1,), (4,)], [(5, 3), (0,), (7,)]]
     assert all(m.weight == 1 for rank in plan for m in rank)
 
 
@@ -73,7 +73,7 @@ def test_a_stand_in_is_used_only_where_no_item_is_left_to_part(lengths, spare):
         plan = plan_microbatches(lengths, max(lengths) + spare, world_size)
         flat = [m for rank in plan for m in rank]
         if any(not m.weight for m in flat):
-            assert all(len(m.ids) == 1 for m in flat)
+            assert all(len(m.indices) == 1 for m in flat)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])

@@ -22,7 +22,7 @@ def experience(lengths: list[int], first: int = 0, trunk: bool = True) -> Experi
     place_T = torch.tensor([100.0 * i + t for i, n in zip(ids, lengths) for t in range(n)])
     return Experience(
         batch=PackedBatch.from_sequences([[100 * i + t for t in range(n)] for i, n in zip(ids, lengths)]),
-        id_S=torch.tensor(list(ids)),
+        rollout_S=torch.tensor(list(ids)),
         action_T=place_T % 3 == 0,
         trunk_TD=torch.stack([place_T, place_T + 0.5], 1) if trunk else None,
         score_S=torch.tensor([i + 0.25 for i in ids]),
@@ -69,7 +69,7 @@ def test_shuffling_cutting_joining_and_ordering_again_is_the_identity(trunk, len
 def test_two_sequences_by_hand():
     whole = experience([2, 3], first=5)
     second = whole.select([1])
-    assert second.id_S.tolist() == [6]
+    assert second.rollout_S.tolist() == [6]
     assert second.score_S.tolist() == [6.25]
     assert second.batch.tokens_T.tolist() == [600, 601, 602]
     assert second.value_T.tolist() == [30_600.0, 30_601.0, 30_602.0]

@@ -151,7 +151,8 @@ def test_batch_is_kept(world, tmp_path, stage):
     else:
         known = {p.id: p.tokens for p in data}
         assert all(s[: len(known[i])] == known[i] for i, s in zip(note["ids"], sequences))
-        assert {f.name for f in dataclasses.fields(Experience)} - {"batch", "critic_trunk_TD"} <= set(tensors)
+        columns = {f.name for f in dataclasses.fields(Experience)} - {"batch", "critic_trunk_TD", "rollout_S"}
+        assert columns | {"id_S"} <= set(tensors)
     assert all(i in line for i in note["ids"][:1])
 
 

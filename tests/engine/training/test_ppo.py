@@ -154,7 +154,7 @@ def test_experience_columns(world, tmp_path):
     """One rollout a prompt, in order; whitened advantages; the score is all the reward while the KL is 0."""
     trainer = make_trainer("ppo", world, tmp_path / "run", score_clip=0.25, missing_eos_penalty=2.0)
     x = trainer.collect(0, Metrics())
-    assert x.id_S.tolist() == [0, 1, 2, 3, 4]
+    assert x.rollout_S.tolist() == [0, 1, 2, 3, 4]
     sequences = [tuple(tokens.tolist()) for tokens in x.batch.tokens_T.split(x.batch.lengths)]
     asked = [trainer.prompts[i].tokens for i in trainer.steps[0]]
     assert [s[: len(p)] for s, p in zip(sequences, asked)] == asked
