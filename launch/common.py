@@ -15,8 +15,9 @@ import torch
 from datagen.embedded import make_embedded, write_embedded
 from engine.base.errors import UserError
 from engine.base.languages import Language, get_language
+from engine.cli import parse
 from engine.cli.console import Console
-from engine.cli.parse import Parsed, build_settings, parse_settings
+from engine.cli.parse import Parsed, build_settings
 from engine.distributed.world import World, start_world
 from engine.init_model import init_model
 from engine.models import load_model, load_score_weight
@@ -161,7 +162,7 @@ def parse_stage(stage: str, argv: Sequence[str], title: str) -> Parsed:
     """Return the settings of a training stage from its command line. `title` opens its --help."""
     description = f"{title}; with --replay FILE, rerun the batch that stopped a run."
     prog = f"deepspeed launch/{stage}.py"
-    return parse_settings(STAGE_SETTINGS[stage], argv, prog, description, presets(stage), demo_unless_model)
+    return parse.parse_settings(STAGE_SETTINGS[stage], argv, prog, description, presets(stage), demo_unless_model)
 
 
 def demo_unless_model(flags: Sequence[str]) -> str:
