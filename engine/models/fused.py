@@ -1,142 +1,123 @@
-"""What a block does beside attention: module by module, or in fewer passes where no gradient is wanted.
+"""Fast paths: each family's block in a few fused kernels, for rows that attend to a cache without gradients on a CPU.
 
-Training needs the modules: gradients and DeepSpeed's hooks hang on them. Decoding needs the passes: with a few rows the
-time is that of reading the weights once, and every small operation beside that is felt. With many rows the products
-are PyTorch's, and what stands between them is one pass each.
+A family not in FAST_PATHS runs its block's own forward: slower, same numbers. So does every pack without a cache, whose
+bits must be those of training, and everything that needs gradients or DeepSpeed's hooks, which hang on the modules.
+Each family has two fast paths. With few rows the time is that of reading the weights once, so every small operation
+is fused into the products. With many rows PyTorch computes the products and one kernel each what stands between them.
 Shapes: T tokens, D model, N outputs, H heads, G key/value heads, K head size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable
+from typing import NamedTuple
 
 from torch import Tensor, nn
-from torch.nn.functional import gelu, silu
 
 from engine.models.attend import Attend
-from engine.models.rotary import rotate
-from kernels import bf16_passes, passes
+from engine.models.rotary import Rotation
+from kernels import passes
 from kernels.linear_logprob import linear_logits
 from kernels.rotary import rotate_in_place
 from kernels.skinny_linear import Norm, fits, skinny_linear
 
-
-class BlockOps(Protocol):
-    """The passes of a block."""
-
-    def norm_linear(self, norm: nn.Module, linear: nn.Linear, h_TD: Tensor) -> Tensor:
-        """linear(norm(h))."""
-
-    def norm_qkv(
-        self, norm: nn.Module, qkv: Sequence[nn.Linear], qk_norms: Sequence[nn.Module], head_size: int,
-        cos: Tensor, sin: Tensor, h_TD: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        """q [T, H, K], k and v [T, G, K] of norm(h), q and k normed and rotated."""
-
-    def norm_linear_gelu(self, norm: nn.Module, linear: nn.Linear, h_TD: Tensor) -> Tensor:
-        """gelu(linear(norm(h))), by tanh."""
-
-    def norm_swiglu(self, norm: nn.Module, gate: nn.Linear, up: nn.Linear, h_TD: Tensor) -> Tensor:
-        """silu(gate(norm(h))) * up(norm(h))."""
-
-    def add_linear(self, residual_TD: Tensor, linear: nn.Linear, x_TN: Tensor) -> Tensor:
-        """residual + linear(x)."""
+# step(block, h_TD, rotation, attend) -> h_TD, the block's forward or a function in its place.
+Step = Callable[[nn.Module, Tensor, Rotation | None, Attend], Tensor]
 
 
-class ByModule:
-    """Each module called, with gradients."""
+class FastPath(NamedTuple):
+    """A family's block without gradients, for few and for many rows. `first_weight` gives the weight that decides."""
 
-    def norm_linear(self, norm, linear, h_TD):
-        return linear(norm(h_TD))
-
-    def norm_qkv(self, norm, qkv, qk_norms, head_size, cos, sin, h_TD):
-        x_TD = norm(h_TD)
-        q_THK, k_TGK, v_TGK = (linear(x_TD).unflatten(1, (-1, head_size)) for linear in qkv)
-        return rotate(qk_norms[0](q_THK), cos, sin), rotate(qk_norms[1](k_TGK), cos, sin), v_TGK
-
-    def norm_linear_gelu(self, norm, linear, h_TD):
-        return gelu(linear(norm(h_TD)), approximate="tanh")
-
-    def norm_swiglu(self, norm, gate, up, h_TD):
-        x_TD = norm(h_TD)
-        gate_TN, up_TN = gate(x_TD), up(x_TD)
-        return bf16_passes.swiglu(gate_TN, up_TN) if bf16_passes.fits(gate_TN) else silu(gate_TN) * up_TN
-
-    def add_linear(self, residual_TD, linear, x_TN):
-        return residual_TD + linear(x_TN)
+    few_rows: Step
+    many_rows: Step
+    first_weight: Callable[[nn.Module], Tensor]
 
 
-class FewRows:
-    """The modules' own weights, in one pass each."""
-
-    def norm_linear(self, norm, linear, h_TD):
-        return skinny_linear(h_TD, [linear.weight], [linear.bias], _parameters(norm))
-
-    def norm_qkv(self, norm, qkv, qk_norms, head_size, cos, sin, h_TD):
-        y_TN = skinny_linear(h_TD, [m.weight for m in qkv], [m.bias for m in qkv], _parameters(norm))
-        y_THK = y_TN.view(h_TD.shape[0], -1, head_size)
-        heads, kv_heads = qkv[0].out_features // head_size, qkv[1].out_features // head_size
-        for i, qk_norm in enumerate(qk_norms):
-            if not isinstance(qk_norm, nn.Identity):
-                part_THK = y_THK.narrow(1, i * heads, kv_heads if i else heads)
-                part_THK.copy_(qk_norm(part_THK))
-        rotate_in_place(y_THK.narrow(1, 0, heads + kv_heads), cos, sin)
-        return y_THK.split((heads, kv_heads, kv_heads), dim=1)
-
-    def norm_linear_gelu(self, norm, linear, h_TD):
-        return skinny_linear(h_TD, [linear.weight], [linear.bias], _parameters(norm), "gelu")
-
-    def norm_swiglu(self, norm, gate, up, h_TD):
-        return skinny_linear(h_TD, [gate.weight, up.weight], [gate.bias, up.bias], _parameters(norm), "swiglu")
-
-    def add_linear(self, residual_TD, linear, x_TN):
-        return skinny_linear(x_TN, [linear.weight], [linear.bias], None, None, residual_TD)
-
-
-class ManyRows:
-    """The modules' products, and one pass each for what stands between them."""
-
-    def norm_linear(self, norm, linear, h_TD):
-        return linear(_normed(norm, h_TD))
-
-    def norm_qkv(self, norm, qkv, qk_norms, head_size, cos, sin, h_TD):
-        x_TD = _normed(norm, h_TD)
-        q_THK, k_TGK, v_TGK = (linear(x_TD).unflatten(1, (-1, head_size)) for linear in qkv)
-        q_THK, k_TGK = qk_norms[0](q_THK), qk_norms[1](k_TGK)
-        for x_THK in (q_THK, k_TGK):
-            rotate_in_place(x_THK, cos, sin)
-        return q_THK, k_TGK, v_TGK
-
-    def norm_linear_gelu(self, norm, linear, h_TD):
-        return passes.gelu_in_place(linear(_normed(norm, h_TD)))
-
-    def norm_swiglu(self, norm, gate, up, h_TD):
-        x_TD = _normed(norm, h_TD)
-        return passes.swiglu_in_place(gate(x_TD), up(x_TD))
-
-    def add_linear(self, residual_TD, linear, x_TN):
-        return linear(x_TN).add_(residual_TD)
-
-
-def block_ops(h_TD: Tensor, attend: Attend | None, weight_ND: Tensor) -> BlockOps:
-    """Fewer passes for rows that attend to a cache; not for a pack, since its bits must be those it has in training."""
-    if attend is None:
-        return ByModule()
-    return FewRows() if fits(h_TD, weight_ND) else ManyRows() if passes.fits(h_TD, weight_ND) else ByModule()
+def block_step(block: nn.Module, h_TD: Tensor, attend: Attend | None) -> Step:
+    """Choose how to run blocks like this one: the family's fast path where it has one that fits, else the forward."""
+    path = FAST_PATHS.get(block.config.model_type)
+    if path is None or attend is None:
+        return nn.Module.__call__
+    weight_ND = path.first_weight(block)
+    if fits(h_TD, weight_ND):
+        return path.few_rows
+    return path.many_rows if passes.fits(h_TD, weight_ND) else nn.Module.__call__
 
 
 def logits(model, h_SD: Tensor) -> Tensor:
-    """float32 [S, V] of rows that decode, h_SD what the last layer gave."""
+    """Return the logits, float32 [S, V], of rows that decode. h_SD is the output of the last layer."""
     head_VD = model.head_weight
-    if fits(h_SD, head_VD):
+    if model.config.model_type in FAST_PATHS and fits(h_SD, head_VD):
         return skinny_linear(h_SD, [head_VD], [None], _parameters(model.final_norm))
     return linear_logits(model.norm(h_SD), head_VD)
 
 
-def _normed(norm: nn.Module, h_TD: Tensor) -> Tensor:
-    """norm(h): PyTorch's LayerNorm is one pass already, its RMSNorm is not."""
-    return norm(h_TD) if isinstance(norm, nn.LayerNorm) else passes.rms_norm(h_TD, norm.weight, norm.eps)
+def llama_few_rows(block: nn.Module, h_TD: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
+    heads, kv_heads = block.q.out_features // block.head_size, block.k.out_features // block.head_size
+    y_TN = _normed_linear(h_TD, block.attention_norm, (block.q, block.k, block.v))
+    y_THK = y_TN.view(h_TD.shape[0], -1, block.head_size)
+    for norm, start, count in ((block.q_norm, 0, heads), (block.k_norm, heads, kv_heads)):
+        if not isinstance(norm, nn.Identity):
+            part_THK = y_THK.narrow(1, start, count)
+            part_THK.copy_(norm(part_THK))
+    rotate_in_place(y_THK.narrow(1, 0, heads + kv_heads), *rotation)
+    o_THK = attend(block.index, *y_THK.split((heads, kv_heads, kv_heads), dim=1), None)
+    h_TD = _add_linear(h_TD, block.attention_out, o_THK.flatten(1))
+    return _add_linear(h_TD, block.down, _normed_linear(h_TD, block.mlp_norm, (block.gate, block.up), "swiglu"))
+
+
+def llama_many_rows(block: nn.Module, h_TD: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
+    x_TD = _rms_norm(block.attention_norm, h_TD)
+    q_THK, k_TGK, v_TGK = (linear(x_TD).unflatten(1, (-1, block.head_size)) for linear in (block.q, block.k, block.v))
+    q_THK, k_TGK = block.q_norm(q_THK), block.k_norm(k_TGK)
+    rotate_in_place(q_THK, *rotation)
+    rotate_in_place(k_TGK, *rotation)
+    o_THK = attend(block.index, q_THK, k_TGK, v_TGK, None)
+    h_TD = block.attention_out(o_THK.flatten(1)).add_(h_TD)
+    x_TD = _rms_norm(block.mlp_norm, h_TD)
+    return block.down(passes.swiglu_in_place(block.gate(x_TD), block.up(x_TD))).add_(h_TD)
+
+
+def bloom_few_rows(block: nn.Module, h_TD: Tensor, rotation: None, attend: Attend) -> Tensor:
+    residual_TD = block.attention_norm(h_TD) if block.norm_feeds_residual else h_TD
+    qkv_TN = _normed_linear(h_TD, block.attention_norm, (block.qkv,))
+    o_THK = attend(block.index, *_bloom_qkv(block, qkv_TN), block.slopes(h_TD.device))
+    h_TD = _add_linear(residual_TD, block.attention_out, o_THK.flatten(1))
+    residual_TD = block.mlp_norm(h_TD) if block.norm_feeds_residual else h_TD
+    return _add_linear(residual_TD, block.mlp_down, _normed_linear(h_TD, block.mlp_norm, (block.mlp_up,), "gelu"))
+
+
+def bloom_many_rows(block: nn.Module, h_TD: Tensor, rotation: None, attend: Attend) -> Tensor:
+    residual_TD = block.attention_norm(h_TD) if block.norm_feeds_residual else h_TD
+    qkv_TN = block.qkv(block.attention_norm(h_TD))
+    o_THK = attend(block.index, *_bloom_qkv(block, qkv_TN), block.slopes(h_TD.device))
+    h_TD = block.attention_out(o_THK.flatten(1)).add_(residual_TD)
+    residual_TD = block.mlp_norm(h_TD) if block.norm_feeds_residual else h_TD
+    return block.mlp_down(passes.gelu_in_place(block.mlp_up(block.mlp_norm(h_TD)))).add_(residual_TD)
+
+
+LLAMA = FastPath(llama_few_rows, llama_many_rows, lambda block: block.q.weight)
+BLOOM = FastPath(bloom_few_rows, bloom_many_rows, lambda block: block.qkv.weight)
+FAST_PATHS = {"bloom": BLOOM, "llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA, "qwen3": LLAMA}  # by model_type
+
+
+def _bloom_qkv(block: nn.Module, qkv_TN: Tensor) -> tuple[Tensor, ...]:
+    return qkv_TN.unflatten(1, (block.num_heads, 3, -1)).unbind(2)
+
+
+def _normed_linear(h_TD: Tensor, norm: nn.Module, linears: tuple[nn.Linear, ...], activation: str | None = None):
+    """activation(linear(norm(h))) of all linears side by side, in one pass."""
+    weights, biases = [m.weight for m in linears], [m.bias for m in linears]
+    return skinny_linear(h_TD, weights, biases, _parameters(norm), activation)
+
+
+def _add_linear(residual_TD: Tensor, linear: nn.Linear, x_TN: Tensor) -> Tensor:
+    """residual + linear(x), in one pass."""
+    return skinny_linear(x_TN, [linear.weight], [linear.bias], None, None, residual_TD)
+
+
+def _rms_norm(norm: nn.Module, h_TD: Tensor) -> Tensor:
+    return passes.rms_norm(h_TD, norm.weight, norm.eps)  # PyTorch's takes several passes; its LayerNorm takes one
 
 
 def _parameters(norm: nn.Module) -> Norm:

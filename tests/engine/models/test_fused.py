@@ -1,14 +1,17 @@
-"""A block in few passes against a block module by module, for every kind of model."""
+"""Fast paths against each block's own forward, for every kind of model; a family without one runs and agrees."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from engine.batch import PackedBatch
-from engine.models import build_model
+from engine.generation.generate import Request, generate
+from engine.generation.sampling import Sampling
+from engine.models import build_model, fused
 from engine.models.attend import causal_attend
-from engine.models.fused import ByModule, FewRows, ManyRows, block_ops, logits
+from engine.models.fused import FAST_PATHS, block_step, logits
 from kernels import bf16_passes
 from kernels.skinny_linear import MAX_ROWS_ON_VECTORS
 from kernels.skinny_linear.cpu import library
@@ -16,53 +19,73 @@ from tests.engine.models.tiny import CONFIGS, ONE_OF_EACH, SEQUENCES, assert_clo
 from tests.kernels.units import no_unit, run_on
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no C++ compiler here")
+FORWARD = nn.Module.__call__
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_few_passes_give_what_the_modules_give(name):
+def test_few_rows_equal_the_forward(name):
     model = build_model(CONFIGS[name](), seed=0)
     randomise(model)
     batch = PackedBatch.from_sequences(SEQUENCES)
-    attend = causal_attend(batch)
+    attend, block = causal_attend(batch), model.layers[0]
+    path = FAST_PATHS[model.config.model_type]
     with torch.no_grad():
-        by_module = logits_of(model, batch)
-        first = model.layers[0]
-        weight = first.qkv.weight if hasattr(first, "qkv") else first.q.weight
-        assert isinstance(block_ops(model.embed(batch), attend, weight), FewRows)
-        assert isinstance(block_ops(model.embed(batch), None, weight), ByModule), "a pack has the bits of training"
-        assert_close(logits_of(model, batch, attend), by_module, 2e-5)
-    assert isinstance(block_ops(model.embed(batch), attend, weight), ByModule), "with gradients"
+        assert block_step(block, model.embed(batch), attend) is path.few_rows
+        assert block_step(block, model.embed(batch), None) is FORWARD, "a pack has the bits of training"
+        assert_close(logits_of(model, batch, attend), logits_of(model, batch), 2e-5)
+    assert block_step(block, model.embed(batch), attend) is FORWARD, "with gradients"
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_many_rows_give_what_the_modules_give(name):
+def test_many_rows_equal_the_forward(name):
     model = build_model(CONFIGS[name](), seed=0)
     randomise(model)
     batch = PackedBatch.from_sequences([*SEQUENCES, *SEQUENCES * (MAX_ROWS_ON_VECTORS // sum(map(len, SEQUENCES)))])
-    attend, h_TD = causal_attend(batch), model.embed(batch)
-    first = model.layers[0]
-    weight = first.qkv.weight if hasattr(first, "qkv") else first.q.weight
+    attend, h_TD, block = causal_attend(batch), model.embed(batch), model.layers[0]
     with torch.no_grad(), run_on(unit=False):
-        assert isinstance(block_ops(h_TD, attend, weight), ManyRows)
-        assert isinstance(block_ops(h_TD.bfloat16(), attend, weight.bfloat16()), ByModule)
+        assert block_step(block, h_TD, attend) is FAST_PATHS[model.config.model_type].many_rows
+        assert block_step(model.layers[1].bfloat16(), h_TD.bfloat16(), attend) is FORWARD
+        model.layers[1].float()
         before = h_TD.clone()
         assert_close(logits_of(model, batch, attend), logits_of(model, batch), 2e-5)
         model.run(h_TD, batch, 0, model.num_layers, attend)
-        assert torch.equal(h_TD, before), "the input belongs to the caller"
-    assert isinstance(block_ops(h_TD, attend, weight), ByModule), "with gradients"
+        assert torch.equal(h_TD, before), "the caller's input is unchanged"
+    assert block_step(block, h_TD, attend) is FORWARD, "with gradients"
 
 
 @no_unit
-def test_on_the_matrix_unit_no_number_of_rows_changes_the_way():
-    """The bits of a row would change with it."""
-    h_TD, weight = torch.zeros(9000, 4), torch.zeros(3, 4)
+def test_matrix_unit_runs_few_rows_at_any_number_of_rows():
+    """Otherwise the bits of a row would change with the number of rows."""
+    block = build_model(ONE_OF_EACH["llama"](), seed=0).layers[0]
     with torch.no_grad(), run_on(unit=True):
-        assert isinstance(block_ops(h_TD, lambda *_: None, weight), FewRows)
+        h_TD = torch.zeros(9000, block.q.in_features)
+        assert block_step(block, h_TD, lambda *_: None) is FAST_PATHS["llama"].few_rows
+
+
+@pytest.mark.parametrize("family", ONE_OF_EACH)
+@pytest.mark.parametrize("sampling", [Sampling(0.0), Sampling(1.0)], ids=["greedy", "sampled"])
+def test_family_without_fast_path_generates_the_same_tokens(family, sampling, monkeypatch):
+    model = build_model(ONE_OF_EACH[family](), seed=0)
+    randomise(model)
+    requests = [Request(tuple(s), i, i % 3, 12) for i, s in enumerate(SEQUENCES)]
+
+    def responses():
+        return generate(model, requests, sampling, 3, -1, num_slots=3, capture_layer=2)
+
+    fast = responses()
+    monkeypatch.setattr(fused, "FAST_PATHS", {})
+    calls = []
+    model.layers[-1].register_forward_hook(lambda *_: calls.append(1))
+    plain = responses()
+    assert calls, "the block's forward ran"
+    assert [r.tokens for r in plain] == [r.tokens for r in fast]
+    for one, other in zip(plain, fast):
+        assert_close(one.trunk_ND, other.trunk_ND, 2e-5)
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)
-def test_logits_of_a_bfloat16_model_are_not_rounded_again(name):
-    """What sampling sees: bfloat16 would keep 8 bits of them, less than the layers before them kept."""
+def test_logits_of_a_bfloat16_model_are_float32(name):
+    """Rounded to bfloat16 they would keep 8 bits, fewer than the layers before them kept."""
     model = build_model(ONE_OF_EACH[name](), seed=0)
     randomise(model)
     model.bfloat16()
@@ -74,8 +97,8 @@ def test_logits_of_a_bfloat16_model_are_not_rounded_again(name):
 
 
 @pytest.mark.parametrize("name", ["llama, tied", "llama, head size of its own", "qwen3"])
-def test_passes_in_bfloat16_are_no_less_exact_than_the_modules(name, monkeypatch):
-    """Gradients of all weights, against float64, of a pack in training; and the passes are those that run there."""
+def test_bfloat16_kernels_are_as_exact_as_plain_pytorch(name, monkeypatch):
+    """Gradients of all weights of a pack in training, against float64; and training runs the kernels."""
     model = build_model(CONFIGS[name](), seed=0)
     randomise(model)
     model = model.bfloat16()

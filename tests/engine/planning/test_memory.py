@@ -7,8 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from engine.batch import PackedBatch
-from engine.models import Bloom, Llama, build_model
-from engine.models.fused import ByModule
+from engine.models import Bloom, Llama, build_model, fused
 from engine.planning.memory import Workload, activation_bytes, forward_bytes, memory, peaks, phases
 from engine.planning.memory_tracker import MemoryTracker
 from engine.text.encoding import Prompt
@@ -99,7 +98,7 @@ def test_memory_of_ppo(world, tmp_path, monkeypatch, family, hidden, layers, way
     """Rollout and update of a real trainer, every tensor counted from the model's weights on: as predicted where the
     model's modules compute (as on a GPU), and a bit more where a CPU's kernels do, which keep less between."""
     if way == "modules":
-        monkeypatch.setattr(f"engine.models.{family}.block_ops", lambda h_TD, attend, weight_ND: ByModule())
+        monkeypatch.setattr(fused, "FAST_PATHS", {})
     model = model_of(family, hidden, layers)
     with MemoryTracker() as tracker:
         tracker.know(model.parameters())

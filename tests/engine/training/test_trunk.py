@@ -12,7 +12,7 @@ from engine.batch import PackedBatch
 from engine.cli.console import Console
 from engine.distributed.world import start_world
 from engine.generation.decode_tape import DecodeTape
-from engine.models import build_model, load_model, load_score_weight
+from engine.models import build_model, fused, load_model, load_score_weight
 from engine.settings import BatchSettings
 from engine.training.checkpoint import fingerprint
 from engine.training.metrics import Metrics
@@ -167,8 +167,10 @@ def test_the_trunk_runs_in_generation_alone(world, tmp_path, critic, monkeypatch
     """Layer passes by hooks. The trunk: in every step of generation and nowhere else. The top, in units of one pass
     over all rollouts: once for the old policy, once for the reference, once for the reward, ppo_epochs times for
     training; the critic's top once and ppo_epochs times."""
-    # On tape no module is called, and no hook: what a tape does is what the modules do (test_decode_tape.py).
+    # Neither a tape nor a fast path calls modules, so no hook runs: they compute the same (test_decode_tape.py,
+    # test_fused.py).
     monkeypatch.setattr(DecodeTape, "of", classmethod(lambda *_: None))
+    monkeypatch.setattr(fused, "FAST_PATHS", {})
     folder = shared_reward(world, tmp_path / "reward")
     model = tiny_model("bloom", layers=4)
     trainer = make_trainer(
