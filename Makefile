@@ -1,18 +1,21 @@
-# make demo   the embedded default, start to end: deepspeed launch/ppo.py --lang $(LANG_CODE), offline after installation,
-#             then a page that shows the run
-# make demo-data   data through an API, offline: a local server invents, translates and ranks; up to a reward model
-# make test   the tests
-# make lint   ruff
+# make demo        run the embedded default, deepspeed launch/ppo.py --lang $(LANG_CODE), and write a report;
+#                  offline after installation
+# make demo-data   generate data with a local API simulator (instruct, translate, rank) and train a reward model
+# make test        run the tests
+# make quick       run the tests that take under a minute
+# make lint        run ruff
 #
-# Each installs into .venv what it lacks; a second run installs nothing. No C++ compiler is needed.
-#   PYTHON=python3.12          the interpreter to make .venv with
-#   LANG_CODE=vi  ARGS="..."   the demo's language, and more flags for it (or for pytest)
+# Each target first installs missing packages into .venv. No C++ compiler is needed.
+#   PYTHON=python3.12          interpreter for .venv
+#   LANG_CODE=vi  ARGS="..."   language of the demo, and more flags for it (or for pytest)
+#   JOBS=8                     number of test processes
 #   TORCH_FLAGS="..."          more flags for `pip install torch`, such as the --index-url of PyTorch's CPU builds
 
 PYTHON ?= python3
 LANG_CODE ?= ne
 ARGS ?=
 TORCH_FLAGS ?=
+JOBS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,15 +23,15 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 RUN_READY := $(VENV)/.ready-to-run
 TEST_READY := $(VENV)/.ready-to-test
 
-.PHONY: demo demo-data test lint install
+.PHONY: demo demo-data test quick lint install
 .DELETE_ON_ERROR:
 
-# On a CPU, DeepSpeed starts one rank for each NUMA node: LOCAL_SIZE makes that one. On GPUs it does not count.
+# On a CPU, DeepSpeed starts one rank per NUMA node; LOCAL_SIZE=1 makes it one rank. GPUs ignore it.
 demo: $(RUN_READY)
 	LOCAL_SIZE=1 $(BIN)/deepspeed --quiet launch/ppo.py --lang $(LANG_CODE) $(ARGS)
 	$(BIN)/python -m engine.report runs/$(LANG_CODE)
 
-# The SFT model of the demo (made if it is not there) answers what the simulated API has invented and translated.
+# The SFT model of the demo (trained first if needed) answers the simulated API's translated instructions.
 API_PORT ?= 8461
 MADE = runs/$(LANG_CODE)/made
 demo-data: export OPENAI_BASE_URL = http://127.0.0.1:$(API_PORT)/v1
@@ -47,8 +50,17 @@ demo-data: $(RUN_READY)
 		--data $(MADE)/ranking.jsonl --truncate drop --template plain --heldout 0.2 --batch-size 16 --epochs 2 \
 		--lr 5e-4 --warmup-steps 2 --output $(MADE)/reward $(ARGS)
 
+# One thread per worker: workers with several each would wait for each other.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 test: $(TEST_READY)
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
+
+# The mathematics, the formats and the walls between rooms: no training runs, no processes.
+QUICK = tests/test_house.py tests/kernels/test_segment_scan.py tests/kernels/test_passes.py tests/datagen/text \
+	tests/datagen/translation tests/datagen/self_instruct tests/evaluation/data tests/evaluation/protocols \
+	$(addprefix tests/engine/,base objectives text cli run test_batch.py test_packing.py)
+quick: $(TEST_READY)
+	$(PYTEST) $(QUICK) $(ARGS)
 
 lint: $(TEST_READY)
 	$(BIN)/ruff check .
@@ -56,7 +68,7 @@ lint: $(TEST_READY)
 
 install: $(RUN_READY)
 
-# torch first and alone: beside other packages pip may choose another build of it.
+# Install torch first and alone: together with other packages, pip may choose another build.
 $(RUN_READY): requirements.txt setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $(PYTHON) is not Python 3.11 or newer: install one and run make PYTHON=/path/to/python3" >&2; exit 2; }

@@ -9,6 +9,7 @@ setup(
     # It must stay 0.1.x, here and in kernels/__init__.py. `kernels` is also the import name of a Hugging Face package,
     # whose version transformers asks for when it is imported: at 0.1.x it takes ours for one too old to use.
     version="0.1.0",
+    license="Apache-2.0",
     description="Instruction tuning with RLHF for BLOOM and LLaMA in 26 languages, on raw PyTorch and DeepSpeed",
     # transformers 5.23 starts at 3.11.
     python_requires=">=3.11",
@@ -32,14 +33,24 @@ setup(
         "tensorboard>=2.19",
         "tqdm>=4.67",
         "pyyaml>=6.0.2",
+        "matplotlib>=3.10",
+        "rapidfuzz>=3.13",
+        "gguf>=0.17",
     ],
     extras_require={
         "gpu": ["triton>=3.6; platform_system == 'Linux'", "ninja"],
-        "report": ["matplotlib"],
         "monitors": ["wandb"],
         "hub": ["datasets"],
         # What the benches and tests compare with; tenacity is for lm-eval's client of an API.
         "peers": ["trl", "liger-kernel", "lm-eval==0.4.13", "datasets", "openai", "tenacity"],
-        "dev": ["pytest", "hypothesis", "pytest-timeout", "ruff", "ninja", "triton>=3.6; platform_system == 'Linux'"],
+        "dev": [
+            "pytest",
+            "hypothesis",
+            "pytest-timeout",
+            "pytest-xdist",
+            "ruff",
+            "ninja",
+            "triton>=3.6; platform_system == 'Linux'",
+        ],
     },
 )

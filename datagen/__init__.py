@@ -1,1 +1,1 @@
-"""Data generation: instructions, translation, ranking, benchmarks, the embedded data. Imports no torch."""
+"""Data generation: instructions, translations, rankings, benchmarks and embedded data. Does not import torch."""

@@ -1,4 +1,4 @@
-"""`python -m datagen COMMAND`: finds the command and reads its flags, naming the nearest one to a misspelt word."""
+"""`python -m datagen COMMAND`: dispatch to a command and suggest the nearest name for a misspelt command or flag."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.base.errors import UserError
 
 
 class Command(NamedTuple):
-    """One command: what --help says about it, its flags, and what it does."""
+    """A command: its summary and example for --help, its flags, and its function."""
 
     summary: str
     example: str
@@ -23,49 +23,49 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "embedded": Command(
-        "write the data sets made from a language kit: tasks with checkable answers",
+        "write the data sets of a language kit: tasks with checkable answers",
         "python -m datagen embedded --lang ne --output runs/ne/data",
         embedded.add_arguments,
         embedded.run,
     ),
     "instruct": Command(
-        "have a model invent new tasks from seed tasks (Self-Instruct as Alpaca does it)",
+        "generate new tasks from seed tasks with a model (Self-Instruct, as in Alpaca)",
         "python -m datagen instruct --target 1000 --output new.jsonl --pool alpaca.jsonl --budget 5",
         instruct.add_arguments,
         instruct.run,
     ),
     "filter": Command(
-        "drop candidates that repeat the pool or each other (ROUGE-L above 0.7, as Alpaca does)",
+        "drop candidates that repeat the pool or each other (ROUGE-L above 0.7, as in Alpaca)",
         "python -m datagen filter --pool alpaca.jsonl --candidates new.jsonl --output kept.jsonl --rejected near.jsonl",
         rouge_filter.add_arguments,
         rouge_filter.run,
     ),
     "translate": Command(
-        "translate English instruction records, with every answer checked",
+        "translate English instruction records and check every answer",
         "python -m datagen translate --lang ne --data new.jsonl --output new_ne.jsonl --budget 5",
         translate.add_arguments,
         translate.run,
     ),
     "rank": Command(
-        "have a model rank the responses of launch/sample.py, translated into English first",
+        "rank the responses of launch/sample.py with a model, after translation into English",
         "python -m datagen rank --lang ne --data responses.jsonl --output ranking.jsonl --rerank-share 0.05",
         rank.add_arguments,
         rank.run,
     ),
     "benchmark": Command(
-        "translate ARC, HellaSwag, MMLU and TruthfulQA, options and answer keys in their places",
+        "translate ARC, HellaSwag, MMLU and TruthfulQA; option order and answer keys stay",
         "python -m datagen benchmark --lang ne --data m_arc/en_test.json m_mmlu/en_dev.json --output benchmarks",
         benchmark.add_arguments,
         benchmark.run,
     ),
     "simulate": Command(
-        "serve a local OpenAI-compatible API with plausible answers, and with faults and limits on request",
+        "serve a local OpenAI-compatible API with plausible answers, faults and limits",
         "python -m datagen simulate --port 8080 --faults 429:0.1,hang:0.01 --rpm 600",
         simulate.add_arguments,
         simulate.run,
     ),
     "stats": Command(
-        "lengths by language and source, and the most frequent verbs of instructions with their objects",
+        "print lengths by language and source, and the most frequent verbs and objects of instructions",
         "python -m datagen stats alpaca_en.jsonl new_en.jsonl --figure verbs.svg",
         stats.add_arguments,
         stats.run,
@@ -79,7 +79,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs one command line; the exit status: 0, 2 for a user's mistake, told in one line, 130 after Ctrl-C."""
+    """Run one command line and return the exit status: 0, 2 for a user error (one line), 130 after Ctrl-C."""
     try:
         return _dispatch(list(argv))
     except UserError as error:
@@ -112,7 +112,7 @@ def _dispatch(argv: list[str]) -> int:
     )
     command.add_arguments(parser)
     known = [flag for action in parser._actions for flag in action.option_strings]
-    # Before parsing, so that a misspelt flag is named rather than reported as a missing one.
+    # Check before parsing: argparse would report a missing flag instead of the misspelt one.
     for flag in (word.split("=")[0] for word in flags if word.startswith("--")):
         if flag not in known:
             raise UserError(f"unknown flag {flag}{_nearest(flag, known)} (see --help)")

@@ -1,14 +1,12 @@
-"""`python -m datagen benchmark`: ARC, HellaSwag, MMLU and TruthfulQA items into another language, in Okapi's schemas.
+"""`python -m datagen benchmark`: translate ARC, HellaSwag, MMLU and TruthfulQA items, in Okapi's schemas.
 
-All texts of an item are translated together, each in its own field; options stay in their number and order, and the
-answer key, the id and every other field as they were. DIR/m_arc/en_test.json becomes OUTPUT/m_arc/ne_test.json.
+All texts of an item are translated together, in separate fields. The number and order of options, the answer key, the
+id and all other fields stay. DIR/m_arc/en_test.json becomes OUTPUT/m_arc/ne_test.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,6 +22,7 @@ from datagen.text.length_ratios import LengthRatios
 from datagen.translate import TEMPLATE_FILE
 from datagen.translation.benchmark_schemas import Item, check_item, item_texts, option_faults, with_texts
 from datagen.translation.texts import MAX_TOKENS, TEMPLATE_NAMES, Translator, check_lengths, load_checks
+from engine.base.atomic import write_json
 from engine.base.errors import UserError
 from engine.base.languages import get_language
 from engine.base.records import read_records
@@ -31,9 +30,11 @@ from engine.base.records import read_records
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "%(prog)s --lang CODE --data FILE --output DIR [flags]"
-    parser.add_argument("--lang", required=True, metavar="CODE", help="the language")
-    parser.add_argument("--data", nargs="+", required=True, metavar="FILE", help="as m_arc/en_test.json; any parts")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="gets m_arc/CODE_test.json and so on")
+    parser.add_argument("--lang", required=True, metavar="CODE", help="the target language")
+    parser.add_argument("--data", nargs="+", required=True, metavar="FILE", help="files such as m_arc/en_test.json")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="folder for m_arc/CODE_test.json etc."
+    )
     parser.add_argument("--template", type=Path, default=TEMPLATE_FILE, metavar="FILE", help="the prompt (built in)")
     add_api_arguments(parser)
     parser.set_defaults(max_tokens=MAX_TOKENS)
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     if not args.dry_run:
         load_checks(language)
     print("\n".join(describe(records)), file=sys.stderr)
-    # The run's own files: rows of all benchmarks together, one journal and one budget.
+    # One run for all benchmarks: their rows share one file, one journal and one budget.
     args.output = args.output / f"{language.code}.rows.jsonl"
     summary = run_command(records, make_work(translator), args, lambda _: language.code, make_review(LengthRatios()))
     if summary is not None:
@@ -59,27 +60,27 @@ def run(args: argparse.Namespace) -> None:
 
 
 def target_of(path: str, folder: Path, lang: str) -> Path:
-    """Where the translation of FOLDER/en_PART.json goes. UserError for a file with another name."""
+    """Return the output path for FOLDER/en_PART.json. UserError for any other file name."""
     source = Path(path)
     name, dot, suffix = source.name.partition(".")
     if not name.startswith("en_") or suffix not in ("json", "jsonl", "jsonl.gz"):
-        raise UserError(f"--data {path}: English items are in files named like m_arc/en_test.json: rename it")
+        raise UserError(f"--data {path}: the name must be like m_arc/en_test.json: rename the file")
     return folder / source.absolute().parent.name / f"{lang}_{name.removeprefix('en_')}.json"
 
 
 def check_targets(targets: Mapping[str, Path]) -> None:
-    """UserError where two files would become one, or a translation would replace what it is made from."""
+    """Raise UserError if two inputs have the same target, or a target is itself an input."""
     taken: dict[Path, str] = {}
     for path, target in targets.items():
         if other := taken.get(target):
-            raise UserError(f"--data {other} and {path} would both become {target}: put them into folders of their own")
+            raise UserError(f"--data {other} and {path} would both become {target}: put them into different folders")
         if Path(path).resolve() == target.resolve():
             raise UserError(f"--output: {target} is among --data: choose another folder")
         taken[target] = path
 
 
 def read_items(paths: Sequence[str]) -> list[Record]:
-    """Records {file, item}. UserError, with file, line and field, for an item that is in none of the schemas."""
+    """Read records {file, item}. UserError with file, line and field for an item that fits no schema."""
     sources = read_sources(list(paths))
     for source in sources:
         check_item(source)
@@ -87,32 +88,32 @@ def read_items(paths: Sequence[str]) -> list[Record]:
 
 
 def describe(records: Sequence[Record]) -> list[str]:
-    """Lines for a person: items a file, and what the linter finds in the English ones."""
+    """Return console lines: items per file, and option faults in the English items."""
     lines = [f"{count:8,}  {path}" for path, count in Counter(record["file"] for record in records).items()]
     faults = Counter(fault.split(":")[0] for record in records for fault in option_faults(record["item"]))
-    return lines + [f"{count:8,}  {fault} in English, taken over as they are" for fault, count in faults.items()]
+    return lines + [f"{count:8,}  {fault} in English, kept unchanged" for fault, count in faults.items()]
 
 
 def make_work(translator: Translator) -> Work:
-    """The work on a record {file, item}: the same with the translated item."""
+    """Return the work function: it translates the item of a record {file, item}."""
 
     async def work(record: Record, ask: Ask) -> list[Record]:
         item: Item = record["item"]
         texts = item_texts(item)
-        # Equal texts are one: TruthfulQA's two lists share choices, HellaSwag's ctx repeats ctx_a.
-        place_of = {text: place for place, text in reversed(texts.items())}
-        translated = await translator.translate({place: text for text, place in place_of.items()}, ask)
-        there = with_texts(item, {place: translated[place_of[text]] for place, text in texts.items()})
-        before = option_faults(item)
-        if new := [fault for fault in option_faults(there) if fault not in before]:
-            raise Rejected(new[0])
-        return [{"file": record["file"], "item": there}]
+        # Send equal texts once: TruthfulQA's two lists share choices, HellaSwag's ctx repeats ctx_a.
+        field_of = {text: field for field, text in reversed(texts.items())}
+        translated = await translator.translate({field: text for text, field in field_of.items()}, ask)
+        new_item = with_texts(item, {field: translated[field_of[text]] for field, text in texts.items()})
+        old_faults = option_faults(item)
+        if new_faults := [fault for fault in option_faults(new_item) if fault not in old_faults]:
+            raise Rejected(new_faults[0])
+        return [{"file": record["file"], "item": new_item}]
 
     return work
 
 
 def make_review(ratios: LengthRatios) -> Review:
-    """Lengths, against those of the items before."""
+    """Return the review: it checks lengths against those of earlier items."""
 
     def review(record: Record, rows: list[Record]) -> None:
         check_lengths(ratios, item_texts(record["item"]), item_texts(rows[0]["item"]))
@@ -121,7 +122,7 @@ def make_review(ratios: LengthRatios) -> Review:
 
 
 def write_files(rows: Path, targets: Mapping[str, Path], wanted: Mapping[str, int]) -> list[str]:
-    """The translated items into their files, as JSON lists; lines for a person."""
+    """Write the translated items to their files, as JSON lists. Returns console lines."""
     items: dict[str, list[Item]] = {path: [] for path in targets}
     if rows.stat().st_size:
         for _, row in read_records(rows):
@@ -130,8 +131,6 @@ def write_files(rows: Path, targets: Mapping[str, Path], wanted: Mapping[str, in
     for path, target in targets.items():
         if items[path]:
             target.parent.mkdir(parents=True, exist_ok=True)
-            part = target.with_name(f".{target.name}.part")
-            part.write_text(json.dumps(items[path], ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-            os.replace(part, target)
+            write_json(target, items[path], indent=1)
         lines.append(f"{len(items[path]):8,} of {wanted[path]:,}  {target}")
     return lines

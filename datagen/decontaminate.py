@@ -1,7 +1,7 @@
-"""Decontamination: which records share 13 words in a row with a benchmark, and where.
+"""Decontamination: find records that share a 13-gram (13 words in a row) with a benchmark.
 
-13-gram overlap as in GPT-3 (Brown et al. 2020, appendix C), on Unicode words, so that every script counts. A text of a
-benchmark shorter than 13 words cannot overlap; how many there are is told.
+The rule is GPT-3's 13-gram overlap (Brown et al. 2020, appendix C), on Unicode words, so it works for all scripts. A
+benchmark text with fewer than 13 words cannot overlap; the report counts such texts.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from datagen.text.words import unicode_words
 from engine.base.records import read_records
 
 NGRAM_WORDS = 13
-# A polynomial in 64-bit hashes of the words; equal hashes are compared word by word.
+# A 13-gram's hash is a polynomial in the 64-bit hashes of its words. Equal hashes are verified word by word.
 _POWERS = tuple(pow(0x9E3779B97F4A7C15, power, 2**64) for power in range(NGRAM_WORDS))
 
 
 class Overlap(NamedTuple):
-    """A record's field and a benchmark's text that share `words` in a row."""
+    """A 13-gram, `words`, in both a record's field and a benchmark text."""
 
     field: str
     words: str
     path: str
-    where: str  # in the file: "LINE field"
+    where: str  # location in the file: "LINE field"
 
 
 class Benchmarks:
-    """The 13-grams of every text in benchmark files: JSON records of any schema, their strings at any depth.
+    """An index of the 13-grams of benchmark files: JSON records of any schema, with strings at any depth.
 
-    texts, short_texts: how many strings were read, and how many of them have fewer than 13 words
+    texts, short_texts   the number of strings, and of strings with fewer than 13 words
     """
 
     def __init__(self, paths: Sequence[str]) -> None:
-        """UserError, with file and line, for a file that cannot be read."""
+        """Read the files. UserError with file and line for a file that cannot be read."""
         self._where: list[tuple[str, str]] = []
         self._words: list[list[str]] = []
         self._hash_of_word: dict[str, int] = {}
@@ -63,7 +63,7 @@ class Benchmarks:
         self._offset = np.concatenate(offsets)[order] if offsets else np.zeros(0, dtype=np.int32)
 
     def overlap(self, record: Mapping[str, Any]) -> Overlap | None:
-        """The first 13 words that a text of the record shares with a benchmark, None where it shares none."""
+        """Return the first 13-gram that the record shares with a benchmark, or None."""
         if not len(self):
             return None
         for field, text in _strings(record):
@@ -71,23 +71,23 @@ class Benchmarks:
             if len(words) < NGRAM_WORDS:
                 continue
             hashes = self._hashes(words)
-            places = np.searchsorted(self._sorted, hashes)
-            found = np.flatnonzero(self._sorted[np.minimum(places, len(self._sorted) - 1)] == hashes)
+            positions = np.searchsorted(self._sorted, hashes)
+            found = np.flatnonzero(self._sorted[np.minimum(positions, len(self._sorted) - 1)] == hashes)
             for at in found:
                 ngram = words[at : at + NGRAM_WORDS]
-                place = int(places[at])
-                while place < len(self) and self._sorted[place] == hashes[at]:
-                    owner, offset = int(self._owner[place]), int(self._offset[place])
+                position = int(positions[at])
+                while position < len(self) and self._sorted[position] == hashes[at]:
+                    owner, offset = int(self._owner[position]), int(self._offset[position])
                     if self._words[owner][offset : offset + NGRAM_WORDS] == ngram:
                         return Overlap(field, " ".join(ngram), *self._where[owner])
-                    place += 1
+                    position += 1
         return None
 
     def __len__(self) -> int:
         return len(self._sorted)
 
     def _hashes(self, words: Sequence[str]) -> np.ndarray:
-        """uint64 [len(words) - 12], one for each 13 words in a row."""
+        """Return the hashes of all 13-grams, uint64 [len(words) - 12]."""
         ids = np.fromiter((self._hash(word) for word in words), dtype=np.uint64, count=len(words))
         last = len(words) - NGRAM_WORDS + 1
         return sum(ids[at : at + last] * np.uint64(power) for at, power in enumerate(_POWERS))
@@ -100,16 +100,15 @@ class Benchmarks:
 
 
 def report(overlaps: Sequence[Overlap], benchmarks: Benchmarks) -> list[str]:
-    """Lines for a person: how many records were dropped for which benchmark file, and what could not be compared."""
-    lines = [
-        f"{benchmarks.texts:,} benchmark texts, of which {benchmarks.short_texts:,} under 13 words overlap nothing"
-    ]
+    """Return console lines: the benchmark texts too short to compare, and the records dropped for each file."""
+    short = f"{benchmarks.short_texts:,} have fewer than 13 words and cannot overlap"
+    lines = [f"{benchmarks.texts:,} benchmark texts, of which {short}"]
     files = Counter(overlap.path for overlap in overlaps)
-    return lines + [f"{count:8,}  dropped for 13 words in a row of {path}" for path, count in sorted(files.items())]
+    return lines + [f"{count:8,}  dropped: 13 words in a row from {path}" for path, count in sorted(files.items())]
 
 
 def _strings(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """Every string in a record with the name of its place: "question", "choices[2]", "mc1_targets.choices[0]"."""
+    """Yield (path, string) for all strings in a record: "question", "choices[2]", "mc1_targets.choices[0]", ..."""
     if isinstance(value, str):
         yield name, value
     elif isinstance(value, Mapping):

@@ -1,10 +1,9 @@
-"""The embedded data of a language, made from its kit: instructions, RL prompts, rankings, held-out sets, benchmarks."""
+"""Make the embedded data of a language from its kit: instructions, RL prompts, rankings, held-out sets, benchmarks."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from datagen.tasks.benchmarks import make_benchmarks
 from datagen.tasks.kinds import KINDS, Task
 from datagen.tasks.splits import TRAINING_SPLITS, draw_split
 from datagen.tasks.wrong_answers import wrong_answers
+from engine.base.atomic import write_text
 from engine.base.errors import UserError
 from engine.base.records import write_jsonl
 
@@ -23,8 +23,8 @@ DEFAULT_SIZE = 6_000
 HELDOUT_SIZE = 600
 RANKING_HELDOUT_SIZE = 400
 TIE_SHARE = 0.1
-# Share of the SFT answers that are careless: right, and then talking on. Scraped and translated instructions look like
-# that; what people prefer is said by the rankings alone, so that this is what PPO has to teach.
+# Share of careless SFT answers: the right answer, then an unneeded sentence, as in scraped and translated data. Only
+# the rankings show that people prefer the bare answer, so this is what PPO has to teach.
 CARELESS_SHARE = 0.5
 
 Row = dict[str, Any]
@@ -32,11 +32,11 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class EmbeddedData:
-    """What is written to the files of the same names; every row has its `kind` as an extra field.
+    """The contents of the files of the same names. Each row has an extra field `kind`.
 
-    sft, rl, heldout          instruction records; in rl the output is there for reference
+    sft, rl, heldout          instruction records; in rl the output is only for reference
     ranking, ranking_heldout  ranking records with four responses
-    benchmarks                file name, as "m_arc/ne_test.json", to its items
+    benchmarks                file name, such as "m_arc/ne_test.json" -> its items
     """
 
     lang: str
@@ -49,7 +49,7 @@ class EmbeddedData:
     benchmarks: dict[str, list[Row]]
 
     def corpus(self) -> Iterator[str]:
-        """Every text of the training splits, to train a tokenizer on."""
+        """Yield all texts of the training splits, to train a tokenizer on."""
         for split in TRAINING_SPLITS:
             for row in getattr(self, split):
                 texts = (row["instruction"], row["input"], row.get("output", ""), *row.get("responses", ()))
@@ -57,14 +57,14 @@ class EmbeddedData:
 
 
 def make_embedded(lang: str, seed: int = 0, size: int = DEFAULT_SIZE) -> EmbeddedData:
-    """`size` SFT records, two thirds as many RL prompts and rankings, and held-out sets of fixed size.
+    """Make `size` SFT records, two thirds as many RL prompts and rankings, and held-out sets of fixed size.
 
-    Equal arguments give equal data, in every process. UserError for a language without a valid kit and for a size that
-    gives some kind of task nothing.
+    Equal arguments give equal data, in every process. UserError for a language without a valid kit, or a size too small
+    to include every kind of task.
     """
     smallest = 2 * len(KINDS)
     if size < smallest:
-        raise UserError(f"--size {size} leaves kinds of tasks out: give at least {smallest}")
+        raise UserError(f"--size {size} leaves kinds of tasks out: pass at least {smallest}")
     kit = load_kit(lang)
     sizes = {"sft": size, "rl": size * 2 // 3, "heldout": HELDOUT_SIZE}
     ranking_sizes = {"ranking": size * 2 // 3, "ranking_heldout": RANKING_HELDOUT_SIZE}
@@ -89,7 +89,7 @@ def _instruction_rows(kit: Kit, split: str, count: int, seed: int) -> list[Row]:
 
 
 def _careless(kit: Kit, answer: str, rng: Random) -> str:
-    """An answer, and a sentence that nobody asked for."""
+    """Return the answer with an unneeded sentence after it."""
     return f"{answer}\n{rng.choice(kit.texts)}"
 
 
@@ -109,11 +109,13 @@ def _prompt(kit: Kit, split: str, index: int, task: Task) -> Row:
 
 
 def _rank_responses(kit: Kit, task: Task, other: Task, rng: Random) -> tuple[list[str], list[int]]:
-    """Four responses in random order and their ranks: right, right but careless, a near miss, a careless one or worse.
+    """Return four responses in random order and their ranks.
 
-    Careless is worse than the same answer alone whether that is right or wrong, so that neither fact says the other.
+    The grades, best first: right; right but careless; wrong but near; wrong and either careless, far or off-task.
 
-    In a share of the rankings one grade is given twice, a tie, and one of the others but the first is left out.
+    A careless answer ranks below the same answer alone, right or wrong, so neither quality predicts the other.
+
+    In TIE_SHARE of the rankings, two responses share one grade (a tie) and another grade, never the first, is left out.
     """
     wrong = wrong_answers(kit, task, other, rng)
     careless = [_careless(kit, answer, rng) for answer in (task.output, task.output, wrong.near[-1], wrong.near[-1])]
@@ -131,11 +133,11 @@ def _rank_responses(kit: Kit, task: Task, other: Task, rng: Random) -> tuple[lis
 
 
 def write_embedded(data: EmbeddedData, folder: Path, overwrite: bool = False) -> dict[str, int]:
-    """Writes every file of the data into the folder, each under a temporary name first; file name -> records in it.
+    """Write all files of the data to the folder and return file name -> number of records. Each write is atomic.
 
-    UserError if the folder holds something and `overwrite` is not given: files of other settings would be mixed in.
+    UserError if the folder is not empty and `overwrite` is False: files of other settings could be mixed in.
     """
-    refuse_to_mix(folder, overwrite)
+    check_output_folder(folder, overwrite)
     counts = {}
     for split in ("sft", "rl", "ranking", "ranking_heldout", "heldout"):
         rows = getattr(data, split)
@@ -150,26 +152,21 @@ def write_embedded(data: EmbeddedData, folder: Path, overwrite: bool = False) ->
     return counts
 
 
-def refuse_to_mix(folder: Path, overwrite: bool) -> None:
-    """UserError if the folder is a file, or holds something and `overwrite` is not given."""
+def check_output_folder(folder: Path, overwrite: bool) -> None:
+    """Raise UserError if the folder is a file, or is not empty and `overwrite` is False."""
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output {folder} is a file: give a folder")
+        raise UserError(f"--output {folder} is a file: pass a folder")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise UserError(f"--output {folder} is not empty: give another folder, or --overwrite to replace its files")
+        raise UserError(f"--output {folder} is not empty: pass another folder, or --overwrite to replace its files")
 
 
 def _write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, text)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of `python -m datagen embedded`."""
+    """Add the flags of `python -m datagen embedded`."""
     parser.add_argument("--lang", required=True, metavar="CODE", help="language, such as ne")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to write to")
     parser.add_argument("--size", type=int, default=DEFAULT_SIZE, metavar="N", help=f"SFT records ({DEFAULT_SIZE})")
@@ -178,8 +175,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Makes the data and writes it, saying what was written."""
-    refuse_to_mix(args.output, args.overwrite)
+    """Make and write the data, and print the number of records in each file."""
+    check_output_folder(args.output, args.overwrite)
     counts = write_embedded(make_embedded(args.lang, args.seed, args.size), args.output, args.overwrite)
     for name, count in counts.items():
         print(f"{count:>8,}  {args.output / name}")

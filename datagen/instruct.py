@@ -1,9 +1,9 @@
-"""`python -m datagen instruct`: new English tasks from a chat model, by Self-Instruct as Alpaca does it.
+"""`python -m datagen instruct`: generate English tasks with a chat model, by Self-Instruct as in Alpaca.
 
-Each request shows three seed tasks written by people and asks for twenty more. A task is kept if it passes Alpaca's
-rules (task_filters), overlaps no benchmark given, and has ROUGE-L of at most 0.7 with every seed, pool item and earlier
-keep. Request i draws its seeds from (--seed, i) and keeps are decided in the order of requests, so the result depends
-neither on which answer came first nor on interruptions, and a smaller --target gives the beginning of a larger one.
+Each request shows three human-written seed tasks and asks for twenty more. A task is kept if it passes Alpaca's rules
+(task_filters), overlaps no given benchmark, and has ROUGE-L of at most 0.7 with each seed, pool item and task kept
+before. Request i draws its seeds from (--seed, i), and tasks are decided in request order. So the result does not
+depend on the order of the answers or on interruptions, and a smaller --target gives a prefix of a larger one.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ from datagen.sources import check_outputs, read_sources
 from engine.base.errors import UserError
 from engine.base.records import write_jsonl
 
-EXAMPLES_A_REQUEST = 3
-TASKS_A_REQUEST = 20
+EXAMPLES_PER_REQUEST = 3
+TASKS_PER_REQUEST = 20
 TEMPLATE_FILE = prompt_templates.TEMPLATES_DIR / "instruct.txt"
-MAX_TOKENS = 3072  # of an answer: twenty tasks with room to spare; Alpaca's number
-FIRST_WAVE_REQUESTS = 50  # after them the share that is kept is known
-ASSUMED_KEPT_SHARE = 0.6  # until then
-MAX_BARREN_REQUESTS = 20  # so many in a row without a keep end the run: more would be money for nothing
+MAX_TOKENS = 3072  # per answer: more than twenty tasks need; Alpaca's number
+FIRST_WAVE_REQUESTS = 50  # enough to measure the share of tasks that are kept
+ASSUMED_KEEP_SHARE = 0.6  # before the first wave
+MAX_REQUESTS_WITHOUT_KEEP = 20  # in a row; more would waste money, so the run stops
 SOURCE = "generated"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "%(prog)s --output FILE --target N [flags]"
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the kept tasks")
-    parser.add_argument("--target", type=int, required=True, metavar="N", help="how many to keep")
+    parser.add_argument("--target", type=int, required=True, metavar="N", help="the number of tasks to keep")
     parser.add_argument("--seeds", nargs="+", default=[], metavar="FILE", help="seed tasks besides the 30 built in")
-    parser.add_argument("--pool", nargs="+", default=[], metavar="FILE", help="instructions not to repeat: Alpaca's")
+    parser.add_argument("--pool", nargs="+", default=[], metavar="FILE", help="instructions not to repeat, as Alpaca's")
     parser.add_argument("--decontaminate", nargs="+", default=[], metavar="FILE", help="benchmarks not to overlap")
-    parser.add_argument("--rejected", metavar="FILE", help="the others, with reasons (OUTPUT.rejected.jsonl)")
+    parser.add_argument("--rejected", metavar="FILE", help="rejected tasks and reasons (OUTPUT.rejected.jsonl)")
     parser.add_argument("--template", type=Path, default=TEMPLATE_FILE, metavar="FILE", help="the prompt (built in)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws of seed tasks (0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="for drawing seed tasks (0)")
     add_api_arguments(parser)
     parser.set_defaults(max_tokens=MAX_TOKENS)
 
@@ -68,21 +68,21 @@ def run(args: argparse.Namespace) -> None:
     seeds = [seed for path in (SEEDS_FILE, *args.seeds) for seed in read_seeds(path)]
     work = make_work(read_template(args.template), seeds, args.seed)
     if args.dry_run:
-        count = math.ceil(args.target / (TASKS_A_REQUEST * ASSUMED_KEPT_SHARE))
+        count = math.ceil(args.target / (TASKS_PER_REQUEST * ASSUMED_KEEP_SHARE))
         print_plan(({"request": i} for i in range(count)), work, settings, files.journal, lambda _: "en")
-        print(f"assuming that {ASSUMED_KEPT_SHARE:.0%} of the tasks are kept")
+        print(f"assuming that {ASSUMED_KEEP_SHARE:.0%} of the tasks are kept")
         return
 
-    known = [Known(seed.where, seed.task.instruction) for seed in seeds]
-    known += [Known(source.where, source.text("instruction")) for source in read_sources(args.pool)]
-    harvest = Harvest(known, Benchmarks(args.decontaminate))
-    stopped = asyncio.run(_fill(harvest, args.target, work, settings, files))
-    write_jsonl(args.output, harvest.kept)
-    write_jsonl(rejected_path, harvest.rejected)
+    known = [KnownInstruction(seed.where, seed.task.instruction) for seed in seeds]
+    known += [KnownInstruction(source.where, source.text("instruction")) for source in read_sources(args.pool)]
+    selection = Selection(known, Benchmarks(args.decontaminate))
+    stopped = asyncio.run(_ask_in_waves(selection, args.target, work, settings, files))
+    write_jsonl(args.output, selection.kept)
+    write_jsonl(rejected_path, selection.rejected)
     files.quarantine.unlink(missing_ok=True)
-    if harvest.failed:
-        write_jsonl(files.quarantine, harvest.failed)
-    print("\n".join(harvest.describe(str(args.output), rejected_path)), file=sys.stderr)
+    if selection.failed:
+        write_jsonl(files.quarantine, selection.failed)
+    print("\n".join(selection.describe(str(args.output), rejected_path)), file=sys.stderr)
     if stopped == INTERRUPTED:
         raise SystemExit(130)
     if stopped:
@@ -90,31 +90,31 @@ def run(args: argparse.Namespace) -> None:
 
 
 def read_template(path: Path) -> string.Template:
-    """The prompt's template. UserError if it cannot be read or lacks or misspells one of its names."""
+    """Read the prompt template. UserError if it is unreadable, lacks a name or has an unknown one."""
     return prompt_templates.read_template(path, ("examples", "first", "last"), ("count", "examples_count"))
 
 
 def make_prompt(template: string.Template, seeds: Sequence[Seed], seed: int, request: int) -> str:
-    """The text of request `request`: its seed tasks as numbers 1 to 3, and the numbers of the twenty asked for."""
-    examples = [s.task for s in draw_seeds(seeds, EXAMPLES_A_REQUEST, seed, request)]
+    """Return the prompt of request number `request`, with its seed tasks as numbers 1 to 3. It asks for 4 to 23."""
+    examples = [s.task for s in draw_seeds(seeds, EXAMPLES_PER_REQUEST, seed, request)]
     first = len(examples) + 1
     return template.substitute(
-        count=TASKS_A_REQUEST,
+        count=TASKS_PER_REQUEST,
         first=first,
-        last=first + TASKS_A_REQUEST - 1,
+        last=first + TASKS_PER_REQUEST - 1,
         examples_count=len(examples),
         examples=format_tasks(examples),
     )
 
 
 def make_work(template: string.Template, seeds: Sequence[Seed], seed: int) -> Work:
-    """The work on {"request": i}: rows {"id", "task"}, and {"id", "reason", "text"} for what is no task."""
+    """Return the work function for {"request": i}: rows {"id", "task"}; {"id", "reason", "text"} for invalid parts."""
 
     async def work(record: Record, ask: Ask) -> list[Record]:
         request = record["request"]
         messages = [{"role": "user", "content": make_prompt(template, seeds, seed, request)}]
         reply = await ask(messages, nonce=f"{seed}/{request}", temperature=1.0)
-        parsed = parse_tasks(reply.text, EXAMPLES_A_REQUEST + 1, TASKS_A_REQUEST, was_cut=reply.ending == CUT)
+        parsed = parse_tasks(reply.text, EXAMPLES_PER_REQUEST + 1, TASKS_PER_REQUEST, was_cut=reply.ending == CUT)
         if not parsed.tasks:
             raise Rejected(f"no task in the answer ({parsed.dropped[0][0] if parsed.dropped else 'empty'})", reply)
         rows: list[Record] = [{"id": f"{request}-{number}", "task": task} for number, task in parsed.tasks]
@@ -123,18 +123,18 @@ def make_work(template: string.Template, seeds: Sequence[Seed], seed: int) -> Wo
     return work
 
 
-class Known(NamedTuple):
-    """An instruction that must not be repeated, and where it is: "FILE:LINE" or "kept ID"."""
+class KnownInstruction(NamedTuple):
+    """An instruction that must not be repeated, and its location: "FILE:LINE" or "kept ID"."""
 
     where: str
     instruction: str
 
 
 @dataclass
-class Harvest:
-    """What was kept, and what was not and why, in the order of the requests."""
+class Selection:
+    """The kept tasks, and the rejected tasks and failed requests with their reasons, in request order."""
 
-    known: list[Known]  # what a task must not repeat: seeds and pool
+    known: list[KnownInstruction]  # seeds and pool: a task must not repeat them
     benchmarks: Benchmarks
     kept: list[dict[str, Any]] = field(default_factory=list)
     rejected: list[dict[str, Any]] = field(default_factory=list)
@@ -143,7 +143,7 @@ class Harvest:
     requests: int = 0
 
     def add(self, rows: Sequence[Record], target: int) -> None:
-        """Decides on the rows of some requests; keeps no more than `target` in all."""
+        """Keep or reject the rows of a wave of requests. Keeps at most `target` tasks in total."""
         candidates = []
         for row in rows:
             reason = row.get("reason") or fault_of(row["task"])
@@ -154,8 +154,8 @@ class Harvest:
                 self._reject(row, reason="overlaps a benchmark", **overlap._asdict())
             else:
                 candidates.append(row)
-        pool = [*self.known, *(Known(f"kept {row['id']}", row["instruction"]) for row in self.kept)]
-        new = [Known(f"kept {row['id']}", row["task"].instruction) for row in candidates]
+        pool = [*self.known, *(KnownInstruction(f"kept {row['id']}", row["instruction"]) for row in self.kept)]
+        new = [KnownInstruction(f"kept {row['id']}", row["task"].instruction) for row in candidates]
         near = {r.index: r for r in find_rejections([k.instruction for k in pool], [k.instruction for k in new])}
         pool += new
         for index, row in enumerate(candidates):
@@ -166,12 +166,12 @@ class Harvest:
                 self.kept.append({"id": row["id"], **row["task"]._asdict(), "lang": "en", "source": SOURCE})
 
     def describe(self, output: str, rejected_path: str) -> list[str]:
-        """Lines for a person: counts, and the reasons of rejection."""
-        lines = [f"{len(self.kept):8,}  kept, of {self.requests:,} requests: {output}"]
+        """Return console lines: counts, and the reasons for rejection."""
+        lines = [f"{len(self.kept):8,}  kept, from {self.requests:,} requests: {output}"]
         reasons = Counter(row["reason"].split(":")[0] for row in self.rejected)
         lines += [f"{count:8,}  rejected: {reason}" for reason, count in reasons.most_common()]
-        lines += [f"{len(self.rejected):8,}  rejected in all: {rejected_path}"] if self.rejected else []
-        lines += [f"{len(self.failed):8,}  requests without a usable answer, in the quarantine"] if self.failed else []
+        lines += [f"{len(self.rejected):8,}  rejected in total: {rejected_path}"] if self.rejected else []
+        lines += [f"{len(self.failed):8,}  requests without a usable answer: see the quarantine"] if self.failed else []
         return lines + (report(self.overlaps, self.benchmarks) if self.benchmarks.texts else [])
 
     def _reject(self, row: Record, **why: Any) -> None:
@@ -180,32 +180,37 @@ class Harvest:
         self.rejected.append({"id": row["id"], **fields, **why})
 
 
-async def _fill(harvest: Harvest, target: int, work: Work, settings: ApiSettings, files: RunFiles) -> str | None:
-    """Asks in waves, each as large as what is missing should take, until the target is kept; why it ended early.
+async def _ask_in_waves(
+    selection: Selection, target: int, work: Work, settings: ApiSettings, files: RunFiles
+) -> str | None:
+    """Send requests in waves until the target is kept. Returns why it stopped early, or None.
 
-    In waves, because answers come in any order: asking on until enough are kept would pay for many that are not needed.
+    The size of a wave is an estimate of the requests still needed. Without waves, the run would pay for late answers
+    that it does not need.
     """
     with Watch(None) as watch:
-        async with Session(settings, files.journal, watch.tell) as session:
+        async with Session(settings, files.journal, watch.log) as session:
             watch.start(session)
-            size = min(FIRST_WAVE_REQUESTS, math.ceil(target / (TASKS_A_REQUEST * ASSUMED_KEPT_SHARE)))
-            barren = 0
-            while len(harvest.kept) < target and not session.stopped:
-                kept_before = len(harvest.kept)
-                wave = [{"request": harvest.requests + i} for i in range(size)]
+            size = min(FIRST_WAVE_REQUESTS, math.ceil(target / (TASKS_PER_REQUEST * ASSUMED_KEEP_SHARE)))
+            without_keep = 0
+            while len(selection.kept) < target and not session.stopped:
+                kept_before = len(selection.kept)
+                wave = [{"request": selection.requests + i} for i in range(size)]
                 rows: list[Record] = []
                 async for outcome in session.outcomes(wave, work):
                     watch.add(outcome)
-                    harvest.requests += 1
+                    selection.requests += 1
                     rows += outcome.rows
                     if outcome.reason is not None:
                         failed = {"index": outcome.record["request"], "reason": outcome.reason}
-                        harvest.failed.append({**failed, "record": outcome.record})
-                harvest.add(rows, target)
-                watch.tell(f"{len(harvest.kept):,} of {target:,} kept after {harvest.requests:,} requests")
-                gain = len(harvest.kept) - kept_before
-                barren = 0 if gain else barren + size
-                if barren >= MAX_BARREN_REQUESTS and not session.stopped:
-                    return f"{barren} requests gave nothing to keep: see why in the rejected file and the quarantine"
-                size = math.ceil(size * (target - len(harvest.kept)) / gain) if gain else 2 * size
+                        selection.failed.append({**failed, "record": outcome.record})
+                selection.add(rows, target)
+                watch.log(f"{len(selection.kept):,} of {target:,} kept after {selection.requests:,} requests")
+                gain = len(selection.kept) - kept_before
+                without_keep = 0 if gain else without_keep + size
+                if without_keep >= MAX_REQUESTS_WITHOUT_KEEP and not session.stopped:
+                    return (
+                        f"no task kept from {without_keep} requests: see the rejected file and the quarantine for why"
+                    )
+                size = math.ceil(size * (target - len(selection.kept)) / gain) if gain else 2 * size
             return session.stopped

@@ -1,9 +1,9 @@
-"""`python -m datagen rank`: the responses of a model to each prompt, ranked by another one.
+"""`python -m datagen rank`: rank a model's responses to each prompt with another model, the judge.
 
-A dialog of two turns: the first translates the prompt and its responses into English, where the judge is at its best,
-the second orders the translations; English records have the second alone. The responses are shown in an order drawn
-from their content. Rows are ranking records {id, instruction, input, responses, ranks}, with `lang`, `shown` (which
-response stood at each place) and, for a sample, `ranks_again` (when shown in the opposite order, null if that failed).
+The dialog has two turns. The first translates the prompt and its responses into English, the judge's best language. The
+second ranks the translations. English records need only the second. The order shown is a shuffle seeded by the content.
+Rows are ranking records {id, instruction, input, responses, ranks} with `lang`, `shown` (the response at each position)
+and, for a sample, `ranks_again` (the ranks when shown in reverse order, null if that failed).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from datagen.api.chat import Ask, Message, Record, Rejected, content_hash
 from datagen.api.settings import add_api_arguments
-from datagen.ranking.format import MOST_RESPONSES, labels, parse_ranking, ranks_of_responses, show_order
+from datagen.ranking.format import MAX_RESPONSES, labels, parse_ranking, ranks_of_responses, show_order
 from datagen.ranking.report import RankReport
 from datagen.run.command import require_rows, run_command, run_files
 from datagen.run.prompt_templates import TEMPLATES_DIR, read_template
@@ -34,7 +34,7 @@ from engine.base.records import write_jsonl
 RANK_TEMPLATE_FILE = TEMPLATES_DIR / "rank.txt"
 TRANSLATE_TEMPLATE_FILE = TEMPLATES_DIR / "rank_translate.txt"
 RANK_NAMES, TRANSLATE_NAMES = ("ids", "record"), ("language", "record")
-_TEMPERATURE = 0.0  # the likeliest verdict
+_TEMPERATURE = 0.0  # the judge's most likely ranking
 _TRANSLATED_BEFORE = "The instruction and the responses are those of the JSON object that you have just written."
 
 
@@ -43,9 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lang", required=True, metavar="CODE", help="the language of the responses")
     parser.add_argument("--data", nargs="+", required=True, metavar="FILE", help="written by launch/sample.py")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the rankings, for launch/reward.py")
-    parser.add_argument("--rerank-share", type=float, default=0.05, metavar="X", help="ranked twice (0.05)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the orders and of that sample (0)")
-    parser.add_argument("--unranked", metavar="FILE", help="where all responses tie (OUTPUT.unranked.jsonl)")
+    parser.add_argument("--rerank-share", type=float, default=0.05, metavar="X", help="share to rank twice (0.05)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="for the orders and that sample (0)")
+    parser.add_argument("--unranked", metavar="FILE", help="records with only ties (OUTPUT.unranked.jsonl)")
     parser.add_argument("--report", metavar="FILE", help="biases and agreement (OUTPUT.report.jsonl)")
     parser.add_argument("--template", type=Path, default=RANK_TEMPLATE_FILE, metavar="FILE", help="turn 2 (built in)")
     parser.add_argument("--translate-template", type=Path, default=TRANSLATE_TEMPLATE_FILE, metavar="FILE",
@@ -67,12 +67,12 @@ def run(args: argparse.Namespace) -> None:
     translate_template = read_template(args.translate_template, TRANSLATE_NAMES, flag="--translate-template")
     judge = Judge(language, rank_template, translate_template, args.seed, args.rerank_share, not args.dry_run)
     verdicts = Verdicts()
-    records = verdicts.sort_out(read_responses(args.data, language))
+    records = verdicts.drop_identical(read_responses(args.data, language))
     summary = None
     try:
         summary = run_command(records, judge.rank, args, lambda _: language.code, verdicts.review)
     finally:
-        # After a run that was cut short too: what is judged by then is in the output.
+        # Also after a run that stopped early: the output contains the rows ranked so far.
         if summary is not None or verdicts.report.records:
             verdicts.write(unranked_path, report_path)
             print("\n".join(verdicts.lines(unranked_path)), file=sys.stderr)
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def read_responses(paths: Sequence[str], language: Language) -> list[Record]:
-    """The records of launch/sample.py, with `lang`. UserError, with file, line and field, for any other."""
+    """Read records of launch/sample.py and add `lang`. UserError with file, line and field for any other record."""
     return [_read(source, number, language) for number, source in enumerate(read_sources(paths), 1)]
 
 
@@ -89,19 +89,19 @@ def _read(source: Source, number: int, language: Language) -> Record:
     responses = source.fields.get("responses")
     if not isinstance(responses, list) or not all(isinstance(response, str) for response in responses):
         raise UserError(f"{source.where}: field 'responses' is {responses!r:.60}: it must be a list of strings")
-    if not 2 <= len(responses) <= MOST_RESPONSES:
-        limits = f"give 2 to {MOST_RESPONSES}"
-        raise UserError(f"{source.where}: field 'responses' holds {len(responses)}: {limits}, or drop the record")
+    if not 2 <= len(responses) <= MAX_RESPONSES:
+        limits = f"give 2 to {MAX_RESPONSES}"
+        raise UserError(f"{source.where}: field 'responses' has {len(responses)}: {limits}, or drop the record")
     return {"id": source.fields.get("id", str(number)), **texts, "responses": responses, "lang": language.code}
 
 
 @dataclass(frozen=True)
 class Judge:
-    """Ranks the responses of one record by asking.
+    """Ranks the responses of a record with a chat model.
 
-    rank_template, translate_template   with RANK_NAMES and TRANSLATE_NAMES
-    rerank_share                        of the records, drawn by seed and content, are ranked twice
-    is_checked                          False for a dry run, which counts the second turn whatever the simulator said
+    rank_template, translate_template   templates with the names RANK_NAMES and TRANSLATE_NAMES
+    rerank_share                        share of the records to rank twice, drawn by seed and content
+    is_checked                          False for a dry run: it counts the second turn whatever the simulator answers
     """
 
     language: Language
@@ -112,7 +112,7 @@ class Judge:
     is_checked: bool = True
 
     async def rank(self, record: Record, ask: Ask) -> list[Record]:
-        """The work on a record of `read_responses`: one row (see the head of this file)."""
+        """Return one row for a record of `read_responses` (see the top of this file). This is the work function."""
         content = record["instruction"], record["input"], record["responses"]
         shown = show_order(*content, self.seed)
         row = {**record, "ranks": await self._ranks(record, shown, ask), "shown": shown}
@@ -151,7 +151,7 @@ class Judge:
 
 
 def _fault_of_translation(answer: dict[str, Any], asked: dict[str, Any]) -> str | None:
-    """What is wrong with turn 1: other keys, texts lost or made up, or most of it not in English letters."""
+    """Return the fault of turn 1, or None: wrong keys, missing or added texts, or too few English letters."""
     if not isinstance(answer.get("responses"), dict):
         return "keys: missing 'responses'"
     texts, expected = _flat(answer), _flat(asked)
@@ -165,31 +165,31 @@ def _flat(record: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass
 class Verdicts:
-    """What becomes of the rankings: those that a reward model can learn from stay, the others are kept apart."""
+    """Separates records without a usable ranking (all responses equal or tied) and collects the report."""
 
     report: RankReport = field(default_factory=RankReport)
     unranked: list[Record] = field(default_factory=list)
 
-    def sort_out(self, records: Sequence[Record]) -> list[Record]:
-        """The records to be judged: without those whose responses are all the same."""
+    def drop_identical(self, records: Sequence[Record]) -> list[Record]:
+        """Return the records to rank, without those where all responses are equal."""
         same = [len(set(record["responses"])) == 1 for record in records]
         self.unranked += [{**r, "reason": "all responses are the same"} for r, is_same in zip(records, same) if is_same]
         return [record for record, is_same in zip(records, same) if not is_same]
 
     def review(self, record: Record, rows: list[Record]) -> None:
-        """Counts a row, and takes it out where all tie."""
+        """Count a row in the report. Remove it from the list if all its responses tie."""
         self.report.add(rows[0])
         if len(set(rows[0]["ranks"])) == 1:
             self.unranked.append({**rows.pop(), "reason": "all responses tie"})
 
     def write(self, unranked_path: str, report_path: str) -> None:
-        """Both files; without unranked records there is no such file."""
+        """Write the report and the unranked records; without unranked records, only delete the old file."""
         Path(unranked_path).unlink(missing_ok=True)
         if self.unranked:
             write_jsonl(unranked_path, self.unranked)
         write_jsonl(report_path, [dataclasses.asdict(self.report)])
 
     def lines(self, unranked_path: str) -> list[str]:
-        """The report, for a person."""
-        unranked = [f"{len(self.unranked):,} records in which all tie: {unranked_path}"] if self.unranked else []
+        """Return the report as console lines."""
+        unranked = [f"{len(self.unranked):,} records with only ties: {unranked_path}"] if self.unranked else []
         return self.report.lines() + unranked

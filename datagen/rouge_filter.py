@@ -1,8 +1,8 @@
-"""`python -m datagen filter`: the candidates that are near duplicates of nothing before them, decided as Alpaca does.
+"""`python -m datagen filter`: drop near-duplicate candidates by Alpaca's rule.
 
-A candidate is kept if its ROUGE-L F with every seed, pool item and earlier keep is <= 0.7; the decisions are those of
-rouge_score's RougeScorer(["rougeL"]) (Taori et al. 2023, after Wang et al. 2023), from an inverted index. Where the
-candidates are not in English letters, words of any script take the place of its tokens.
+A candidate is kept if its ROUGE-L F is at most 0.7 with each seed, pool item and candidate kept before. The decisions
+equal those of rouge_score's RougeScorer(["rougeL"]) (Taori et al. 2023, after Wang et al. 2023), but use an inverted
+index. For candidates in other letters than a-z, words of any script replace rouge_score's tokens.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from datagen.text.words import TOKENIZERS, Tokenizer, rouge_words
 from engine.base.records import write_jsonl
 
 _OTHER_LETTER = re.compile(r"[^\W\d_a-zA-Z]")
-_MOST_WITH_OTHER_LETTERS = 0.05
+_MAX_OTHER_LETTERS_SHARE = 0.05
 
 
 class Rejection(NamedTuple):
@@ -32,10 +32,10 @@ class Rejection(NamedTuple):
 def find_rejections(
     pool: Sequence[str], candidates: Sequence[str], tokenizer: Tokenizer = rouge_words
 ) -> Iterator[Rejection]:
-    """The candidates that score above 0.7 with a text of the pool or with an earlier candidate that is kept, in order.
+    """Yield the candidates that score above 0.7 with a pool text or a candidate kept before, in order.
 
-    The nearest is the text of the highest score, the earliest of equals. Time grows with the pairs that share rare
-    words: 52,002 instructions against each other take about a second.
+    The nearest text is the one with the highest score; among equals, the earliest. The time grows with the number of
+    pairs that share rare words: comparing 52,002 instructions with each other takes about a second.
     """
     texts = [tokenizer(text) for text in pool]
     texts += [tokenizer(text) for text in candidates]
@@ -54,28 +54,28 @@ def find_rejections(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--pool", nargs="+", default=[], metavar="FILE", help="what must not be repeated: seeds, Alpaca"
+        "--pool", nargs="+", default=[], metavar="FILE", help="records not to repeat, such as seeds or Alpaca"
     )
-    parser.add_argument("--candidates", required=True, metavar="FILE", help="what is to be filtered")
+    parser.add_argument("--candidates", required=True, metavar="FILE", help="the records to filter")
     parser.add_argument("--output", required=True, metavar="FILE", help="the kept candidates, in order")
-    parser.add_argument("--rejected", required=True, metavar="FILE", help="the others, each with its nearest and score")
-    parser.add_argument("--field", default="instruction", help="the field that is compared (default: instruction)")
+    parser.add_argument("--rejected", required=True, metavar="FILE", help="the others, with nearest text and score")
+    parser.add_argument("--field", default="instruction", help="the field to compare (default: instruction)")
     parser.add_argument(
         "--tokenizer",
         choices=["auto", *sorted(TOKENIZERS)],
         default="auto",
-        help="rouge: rouge_score's, which knows a-z and 0-9 only; unicode: words of any script; auto (default): unicode"
-        " where more than one candidate in twenty has another letter than a-z",
+        help="rouge: rouge_score's, only a-z and 0-9; unicode: words of any script; auto (default): unicode if more"
+        " than one candidate in twenty has a letter outside a-z",
     )
 
 
 def choose_tokenizer(texts: Sequence[str]) -> str:
-    """The name of the tokenizer that does not drop most of what texts in a language consist of.
+    """Return "unicode" if more than 5 % of the texts have a letter outside a-z, else "rouge".
 
-    Not one English text in a thousand has a letter beyond a-z. Where many have, what is left to rouge_score's tokenizer
-    are stray Latin words, and texts with nothing else in common are near duplicates by them.
+    In English fewer than one text in a thousand has such a letter. In other scripts rouge_score's tokenizer drops all
+    but stray Latin words, and unrelated texts that share those words would count as near duplicates.
     """
-    return "unicode" if _with_other_letters(texts) > _MOST_WITH_OTHER_LETTERS * len(texts) else "rouge"
+    return "unicode" if _with_other_letters(texts) > _MAX_OTHER_LETTERS_SHARE * len(texts) else "rouge"
 
 
 def _with_other_letters(texts: Sequence[str]) -> int:
@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"{len(candidates) - len(rejections):8,}  kept      {args.output}")
     print(f"{len(rejections):8,}  rejected  {args.rejected} (ROUGE-L above {MAX_SCORE}, {name} words)")
     if wordless := sum(not tokenizer(text) for text in candidate_texts):
-        print(f"{wordless:8,}  of the kept have no word that the tokenizer knows, so were compared with nothing")
+        print(f"{wordless:8,}  of the kept have no word for this tokenizer, so they were not compared")
     if name == "rouge" and choose_tokenizer(candidate_texts) != name:
         count = f"{_with_other_letters(candidate_texts):,} of {len(candidates):,} candidates"
-        print(f"{count} have letters that are none to this tokenizer: --tokenizer unicode reads them")
+        print(f"{count} have letters that this tokenizer ignores: use --tokenizer unicode")

@@ -1,7 +1,7 @@
-"""`python -m datagen stats`: lengths by language and source, and which verbs and objects instructions are made of.
+"""`python -m datagen stats`: lengths by language and source, and the most frequent verbs and objects of instructions.
 
-The two descriptions that Lai et al. 2023 give of their instructions: Table 2 (average lengths of prompts and responses)
-and Figure 1 (the most frequent root verbs and their direct objects, as a sunburst).
+These are the two statistics of Lai et al. 2023: Table 2 (average lengths of prompts and responses) and Figure 1 (the
+most frequent root verbs and their direct objects, as a sunburst).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from datagen.statistics.root_verbs import Root, by_rules, by_spacy
 from datagen.statistics.sunburst import Verb, write_figure
 from engine.base.errors import UserError
 
-OBJECTS_A_VERB = 4
+OBJECTS_PER_VERB = 4
 _FIGURE_SUFFIXES = (".svg", ".png")
 
 
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--figure", nargs="+", type=Path, default=[], metavar="FILE", help="verbs as .svg or .png")
     parser.add_argument("--top", type=int, default=20, metavar="N", help="verbs in the list and the figure (20)")
     parser.add_argument(
-        "--spacy", metavar="MODEL", help="find verbs with this spaCy pipeline; without it by rules, English only"
+        "--spacy", metavar="MODEL", help="find verbs with this spaCy pipeline (default: rules for English)"
     )
 
 
@@ -44,9 +44,9 @@ def run(args: argparse.Namespace) -> None:
     if not readable:
         if args.figure:
             raise UserError(
-                "--figure: no record is in English, which the rules need: give --spacy MODEL of its language"
+                "--figure: no record is in English, which the rules need: pass --spacy MODEL for its language"
             )
-        print("no verbs: the rules read English; give --spacy MODEL for other languages")
+        print("no verbs: the rules read only English; pass --spacy MODEL for other languages")
         return
     find = by_spacy(args.spacy) if args.spacy else by_rules
     roots = list(find(record.fields["instruction"] for record in readable))
@@ -58,18 +58,18 @@ def run(args: argparse.Namespace) -> None:
 
 
 def top_verbs(roots: Iterable[Root], top: int) -> list[Verb]:
-    """The verbs that most often have an object, each with its four most frequent ones; equals in alphabetical order."""
+    """Return the `top` verbs with an object by frequency, each with its four top objects. Ties are alphabetical."""
     pairs = Counter(root for root in roots if root.object)
     counts: Counter[str] = Counter()
     objects: dict[str, Counter[str]] = {}
     for (verb, noun), count in pairs.items():
         counts[verb] += count
         objects.setdefault(verb, Counter())[noun] += count
-    return [Verb(verb, count, _most(objects[verb], OBJECTS_A_VERB)) for verb, count in _most(counts, top)]
+    return [Verb(verb, count, _most(objects[verb], OBJECTS_PER_VERB)) for verb, count in _most(counts, top)]
 
 
 def verb_lines(verbs: Sequence[Verb], roots: Sequence[Root]) -> list[str]:
-    """A line a verb: count, share of all instructions, objects."""
+    """Return a header and one line per verb: count, share of all instructions, objects."""
     with_object = sum(bool(root.object) for root in roots)
     share = with_object / max(len(roots), 1)
     lines = [f"{with_object:,} of {len(roots):,} instructions ({share:.1%}) have a root verb with a direct object"]

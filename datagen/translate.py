@@ -1,8 +1,8 @@
-"""`python -m datagen translate`: instruction records from English into another language, by a chat model.
+"""`python -m datagen translate`: translate English instruction records into another language with a chat model.
 
-Instruction, input and output of a record are translated together, in one JSON object. An answer that fails a check goes
-to the quarantine with the reason (see `checks`, `translation`). Tasks about the English language itself (grammar,
-translation, spelling) and records that overlap a benchmark are set aside, into a file of their own.
+One JSON object holds the instruction, input and output of a record, so they are translated together. A record with an
+answer that fails a check goes to the quarantine with the reason (see datagen/text and datagen/translation). Tasks about
+English itself (grammar, translation, spelling) and records that overlap a benchmark go to a separate file.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ _NOTE = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "%(prog)s --lang CODE --data FILE --output FILE [flags]"
-    parser.add_argument("--lang", nargs="+", required=True, metavar="CODE", help="the language; several for --dry-run")
+    parser.add_argument("--lang", nargs="+", required=True, metavar="CODE", help="one language; several for --dry-run")
     parser.add_argument("--data", nargs="+", required=True, metavar="FILE", help="English instruction records")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="their translations")
     parser.add_argument("--language-tasks", choices=("aside", "translate"), default="aside",
                         help="tasks about grammar, translation, spelling (aside)")  # fmt: skip
-    parser.add_argument("--aside", metavar="FILE", help="what is set aside, with reasons (OUTPUT.aside.jsonl)")
+    parser.add_argument("--aside", metavar="FILE", help="records set aside, and reasons (OUTPUT.aside.jsonl)")
     parser.add_argument("--decontaminate", nargs="+", default=[], metavar="FILE", help="benchmarks not to overlap")
     parser.add_argument("--template", type=Path, default=TEMPLATE_FILE, metavar="FILE", help="the prompt (built in)")
-    parser.add_argument("--split-above", type=int, default=LIMIT_TOKENS, metavar="N", help="tokens a request (500)")
+    parser.add_argument("--split-above", type=int, default=LIMIT_TOKENS, metavar="N", help="tokens per request (500)")
     add_api_arguments(parser)
     parser.set_defaults(max_tokens=MAX_TOKENS)
 
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
     is_checked = not args.dry_run
     translators = {lang.code: Translator(lang, template, args.split_above, is_checked) for lang in languages}
     benchmarks = Benchmarks(args.decontaminate)
-    records, aside, overlaps = sort_out(read_instructions(args.data), benchmarks, args.language_tasks == "aside")
+    records, aside, overlaps = split_records(read_instructions(args.data), benchmarks, args.language_tasks == "aside")
     work = make_work(translators)
     if not args.dry_run:
         load_checks(languages[0])
@@ -82,10 +82,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 def read_instructions(paths: Sequence[str]) -> list[Record]:
-    """The records with an `id` (a string; the number of the record where it has none), `input` and `output`.
+    """Read records and add missing fields: `id` (the record's number, as a string), `input` and `output` ("").
 
-    Other fields are kept. UserError naming file, line and field for a record without an instruction, a field that is no
-    text, an id given twice.
+    Other fields stay. UserError with file, line and field for an empty or missing instruction, a field that is not a
+    string, or a duplicate id.
     """
     records, where_of = [], {}
     for number, source in enumerate(read_sources(paths), 1):
@@ -94,30 +94,30 @@ def read_instructions(paths: Sequence[str]) -> list[Record]:
             raise UserError(f"{source.where}: field 'instruction' is empty: fill it or drop the record")
         id = source.fields.get("id", number)
         if not isinstance(id, (str, int)) or isinstance(id, bool):
-            raise UserError(f"{source.where}: field 'id' is {id!r:.60}: give a text or a whole number")
+            raise UserError(f"{source.where}: field 'id' is {id!r:.60}: it must be a string or an integer")
         id = str(id)
         if id in where_of:
             raise UserError(
-                f"{source.where}: field 'id' is {id!r:.60}, as in {where_of[id]}: make ids unique or drop them"
+                f"{source.where}: field 'id' is {id!r:.60}, as in {where_of[id]}: make ids unique or remove them"
             )
         where_of[id] = source.where
         records.append({**source.fields, "id": id, **texts})
     return records
 
 
-def sort_out(
+def split_records(
     records: Sequence[Record], benchmarks: Benchmarks, tasks_aside: bool
 ) -> tuple[list[Record], list[Record], list[Overlap]]:
-    """The records to translate, those set aside (with `reason`), and the overlaps with benchmarks among the latter.
+    """Return the records to translate, the records set aside (with `reason`), and the overlaps with benchmarks.
 
-    Records about language that are to be translated get a field `language_task`.
+    tasks_aside: set tasks about language aside; otherwise they are translated and get a field `language_task`.
     """
     kept, aside, overlaps = [], [], []
     for record in records:
         kind = language_task(record["instruction"])
         if overlap := benchmarks.overlap({name: record[name] for name in FIELDS}):
             overlaps.append(overlap)
-            aside.append({**record, "reason": "overlaps a benchmark", **_told(overlap)})
+            aside.append({**record, "reason": "overlaps a benchmark", **_overlap_fields(overlap)})
         elif kind and tasks_aside:
             aside.append({**record, "reason": kind})
         else:
@@ -125,12 +125,12 @@ def sort_out(
     return kept, aside, overlaps
 
 
-def _told(overlap: Overlap) -> dict[str, str]:
+def _overlap_fields(overlap: Overlap) -> dict[str, str]:
     return {f"overlap_{name}": value for name, value in overlap._asdict().items()}
 
 
 def make_work(translators: Mapping[str, Translator]) -> Work:
-    """The work on a record with `lang`: the record, translated."""
+    """Return the work function: it translates a record into the language in its field `lang`."""
 
     async def work(record: Record, ask: Ask) -> list[Record]:
         kind = record.get("language_task")
@@ -143,7 +143,7 @@ def make_work(translators: Mapping[str, Translator]) -> Work:
 
 
 def make_review(ratios: LengthRatios, benchmarks: Benchmarks) -> Review:
-    """What depends on the records before: the lengths; and the benchmarks again, which may be in the language."""
+    """Return the review: it checks lengths against earlier records, and overlaps with benchmarks in the language."""
 
     def review(record: Record, rows: list[Record]) -> None:
         (row,) = rows
@@ -157,9 +157,9 @@ def make_review(ratios: LengthRatios, benchmarks: Benchmarks) -> Review:
 
 
 def describe(to_translate: int, aside: Sequence[Mapping[str, Any]], aside_path: str) -> list[str]:
-    """Lines for a person: how many records are translated, and how many are not and why."""
+    """Return console lines: the number of records to translate, and of records set aside by reason."""
     counts = Counter(record["reason"] for record in aside)
     lines = [f"{to_translate:8,}  to translate"]
     about = [f"about {kind}" if kind in LANGUAGE_TASKS else kind for kind in counts]
     lines += [f"{count:8,}  set aside: {what}" for what, count in zip(about, counts.values())]
-    return [*lines, f"{len(aside):8,}  set aside in all: {aside_path}"] if aside else lines
+    return [*lines, f"{len(aside):8,}  set aside in total: {aside_path}"] if aside else lines

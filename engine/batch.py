@@ -1,4 +1,4 @@
-"""PackedBatch: sequences laid end to end, the only geometry in the engine.
+"""PackedBatch: sequences end to end, the only batch layout in the engine.
 
 Shapes: T tokens of all sequences together, S sequences. Column t of every [T] tensor in the engine is about the action
 taken after token t; the last position of a sequence is never an action.
@@ -16,12 +16,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Sequences laid end to end; there is no padding token.
+    """Sequences end to end, without padding.
 
     tokens_T    int64 [T]    all sequences, concatenated
     positions_T int64 [T]    restarts at 0 in each sequence
     cu_seqlens  int32 [S+1]  boundaries: sequence s is columns cu_seqlens[s] to cu_seqlens[s+1]
-    lengths     the same lengths on the host, so that a forward never waits for the device
+    lengths     the sequence lengths on the host, so that a forward never waits for the device
     """
 
     tokens_T: Tensor
@@ -31,7 +31,7 @@ class PackedBatch:
 
     @classmethod
     def from_sequences(cls, sequences: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> PackedBatch:
-        """Lay token lists end to end. Every list holds at least one token."""
+        """Concatenate token lists. Each has at least one token."""
         lengths = tuple(len(s) for s in sequences)
         assert all(lengths), "a sequence without tokens cannot be packed"
         tokens = [token for sequence in sequences for token in sequence]
@@ -48,7 +48,7 @@ class PackedBatch:
 
     @classmethod
     def of_singles(cls, tokens_T: Tensor, positions_T: Tensor) -> PackedBatch:
-        """Every token a sequence of its own, at the given position: rows that decode."""
+        """Make each token its own sequence at the given position, for decoding rows."""
         n = len(tokens_T)
         bounds = torch.arange(n + 1, dtype=torch.int32, device=tokens_T.device)
         return cls(tokens_T, positions_T, bounds, (1,) * n)
@@ -67,7 +67,7 @@ class PackedBatch:
 
     @cached_property
     def starts(self) -> tuple[int, ...]:
-        """First column of each sequence, on the host."""
+        """The first column of each sequence, on the host."""
         starts, at = [], 0
         for n in self.lengths:
             starts.append(at)
@@ -76,30 +76,30 @@ class PackedBatch:
 
     @cached_property
     def last_S(self) -> Tensor:
-        """int64 [S]: column of the last token of each sequence."""
+        """int64 [S]: the column of each sequence's last token."""
         return self.cu_seqlens[1:].long() - 1
 
     @cached_property
     def target_T(self) -> Tensor:
-        """int64 [T]: the token after column t. The last column of a sequence, never an action, holds its own token."""
+        """int64 [T]: the token after column t; at the last column of a sequence, its own token."""
         target = torch.roll(self.tokens_T, -1)
         target[self.last_S] = self.tokens_T[self.last_S]
         return target
 
     @cached_property
     def sequence_T(self) -> Tensor:
-        """int64 [T]: which sequence a column belongs to."""
+        """int64 [T]: the sequence of each column."""
         sizes = self.cu_seqlens[1:] - self.cu_seqlens[:-1]
         ids = torch.arange(self.num_sequences, device=sizes.device)
         return torch.repeat_interleave(ids, sizes.long(), output_size=self.num_tokens)
 
     def columns(self, sequence_ids: Sequence[int]) -> Tensor:
-        """int64: the columns of the given sequences, in the order given."""
+        """Return the columns (int64) of the given sequences, in the given order."""
         parts = [torch.arange(self.starts[s], self.starts[s] + self.lengths[s]) for s in sequence_ids]
         return torch.cat(parts).to(self.tokens_T.device)
 
     def select(self, sequence_ids: Sequence[int]) -> PackedBatch:
-        """A batch of the given sequences, in the order given."""
+        """Return a batch of the given sequences, in the given order."""
         columns = self.columns(sequence_ids)
         lengths = tuple(self.lengths[s] for s in sequence_ids)
         bounds = torch.tensor((0, *lengths), dtype=torch.int64).cumsum(0).to(torch.int32)
@@ -107,7 +107,7 @@ class PackedBatch:
 
     @staticmethod
     def concat(batches: Sequence[PackedBatch]) -> PackedBatch:
-        """Several batches end to end."""
+        """Concatenate batches."""
         lengths = tuple(n for b in batches for n in b.lengths)
         bounds = torch.tensor((0, *lengths), dtype=torch.int64).cumsum(0).to(torch.int32)
         return PackedBatch(
@@ -127,9 +127,9 @@ class PackedBatch:
 
 
 def action_mask(batch: PackedBatch, prompt_lens: Sequence[int]) -> Tensor:
-    """bool [T]: columns whose target is a token of the response, each sequence's prompt having the given length.
+    """Return bool [T]: columns whose target is a response token, given each sequence's prompt length.
 
-    With prompt length 0 the whole sequence counts as response, but for its first token, which nothing precedes.
+    With prompt length 0, all tokens but the first are response tokens.
     """
     first_S = torch.tensor(prompt_lens, device=batch.positions_T.device) - 1
     mask_T = batch.positions_T >= first_S[batch.sequence_T]

@@ -1,14 +1,14 @@
-"""Which sequences share a microbatch, and which rank runs it: first-fit-decreasing by a token budget."""
+"""Group sequences into microbatches by token budget (first-fit-decreasing) and assign them to ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Microbatch:
-    """Items one rank runs in one forward. `weight` is 0 for a stand-in that only keeps the ranks in step."""
+    """The items of one forward on one rank. `weight` is 0 for a stand-in that keeps ranks in step."""
 
     ids: tuple[int, ...]
     weight: float = 1.0
@@ -17,8 +17,7 @@ class Microbatch:
 def first_fit_decreasing(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Pack items into bins of at most `budget` tokens: longest first, each into the first bin with room (Johnson 1973).
 
-    Returns the bins as lists of item indices, every index exactly once. An item longer than the budget is our bug: the
-    readers refuse it earlier.
+    Returns lists of item indices, each index once. Items longer than the budget are refused earlier, by the readers.
     """
     bins: list[list[int]] = []
     room: list[int] = []
@@ -38,11 +37,11 @@ def first_fit_decreasing(lengths: Sequence[int], budget: int) -> list[list[int]]
 def plan_microbatches(
     lengths: Sequence[int], tokens_per_microbatch: int, world_size: int = 1
 ) -> list[list[Microbatch]]:
-    """Split one optimizer step's items over ranks and microbatches; the result is [rank][microbatch].
+    """Split the items of an optimizer step over ranks and microbatches: [rank][microbatch].
 
-    Every rank gets the same number of microbatches, because a collective (ZeRO's gathers and reductions) waits for all
-    of them: bins are split until they divide, and where nothing is left to split a rank repeats an item at weight 0.
-    Every item has weight 1 exactly once. Depends on the arguments alone, so all ranks agree without talking.
+    All ranks get the same number of microbatches, because ZeRO's collectives wait for all ranks: bins are split until
+    they divide evenly, else a rank repeats an item with weight 0. Each item has weight 1 once. The result depends only
+    on the arguments, so ranks agree without communication.
     """
     bins = first_fit_decreasing(lengths, tokens_per_microbatch)
 
@@ -53,10 +52,10 @@ def plan_microbatches(
         largest = max((b for b in bins if len(b) > 1), key=tokens)
         bins.remove(largest)
         halves: tuple[list[int], list[int]] = ([], [])
-        for i in largest:  # longest first, each to the lighter half
+        for i in largest:  # longest first, each to the shorter half
             min(halves, key=tokens).append(i)
         bins += halves
-    # Within a microbatch shortest first: attention on CPU takes neighbours of equal length in one call.
+    # Shortest first within a microbatch: CPU attention takes neighbours of equal length in one call.
     microbatches = [
         Microbatch(tuple(sorted(b, key=lambda i: (lengths[i], i)))) for b in sorted(bins, key=lambda b: (-tokens(b), b))
     ]
@@ -70,10 +69,24 @@ def plan_microbatches(
     return plan
 
 
-def dealt(lengths: Sequence[int], rank: int, ranks: int) -> list[int]:
-    """The places of a rank's sequences: the longest first, dealt out in turn, then back in order.
+def rank_microbatches(
+    lengths: Sequence[int], indices: Sequence[int], tokens_per_microbatch: int, largest: Callable[[int], int]
+) -> list[Microbatch]:
+    """Group this rank's sequences `indices` into microbatches, as many as on the rank with most.
 
-    So the sums of two ranks differ by no more than the longest sequence, and their numbers by no more than one.
+    `largest` returns the maximum over ranks. Missing microbatches are stand-ins of weight 0.
+    """
+    indices = list(indices)
+    bins = first_fit_decreasing([lengths[s] for s in indices], tokens_per_microbatch)
+    plan = [Microbatch(tuple(sorted((indices[i] for i in b), key=lambda s: lengths[s]))) for b in bins]
+    stand_in = Microbatch((min(range(len(lengths)), key=lambda s: lengths[s]),), 0.0)
+    return plan + [stand_in] * (largest(len(plan)) - len(plan))
+
+
+def shard_of(lengths: Sequence[int], rank: int, ranks: int) -> list[int]:
+    """Return the indices of a rank's shard: sequences sorted by length, assigned in turn, then sorted by index.
+
+    Total lengths of two ranks differ by at most the longest sequence, and counts by at most one.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     return sorted(order[rank::ranks])

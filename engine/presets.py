@@ -1,4 +1,4 @@
-"""Named settings of each stage: the default, the paper's, and the small ones of the embedded demonstration."""
+"""Presets of each stage: default, okapi (the paper), and demo (small, for the embedded tasks)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ Preset = dict[str, Any]
 
 
 def okapi(stage: str) -> Preset:
-    """Lai et al. 2023 (arXiv 2307.16039) where the paper says, otherwise the defaults its authors published."""
+    """Return the settings of Lai et al. 2023 (arXiv 2307.16039), or of its published code where it is silent."""
     adam = {"beta1": 0.9, "beta2": 0.95}
     return {
         "sft": {
@@ -29,13 +29,13 @@ def okapi(stage: str) -> Preset:
 
 
 def default(stage: str) -> Preset:
-    """The paper's numbers, with the loss on responses only and warm-ups that suit smaller data."""
+    """Return the paper's settings, with the loss on responses only and warm-ups for smaller data."""
     changes: dict[str, Preset] = {"sft": {"loss_on": "response", "max_warmup_steps": 50}, "reward": {}, "ppo": {}}
     return {**okapi(stage), **changes[stage]}
 
 
 def demo(stage: str) -> Preset:
-    """A model of a few million parameters on the embedded tasks: minutes on two CPU cores."""
+    """Return settings for a model of a few million parameters on the embedded tasks: minutes on two CPU cores."""
     changes: dict[str, Preset] = {
         "sft": {
             "lr": 3e-3, "max_warmup_steps": 20, "batch_size": 64, "epochs": 1, "max_steps": 500, "max_length": 192,
@@ -55,5 +55,5 @@ def demo(stage: str) -> Preset:
 
 
 def presets(stage: str) -> dict[str, Preset]:
-    """All presets of a stage by name."""
+    """Return {name: preset} of a stage."""
     return {preset.__name__: preset(stage) for preset in (default, okapi, demo)}

@@ -7,10 +7,10 @@ import zlib
 
 
 def noise(prompt: str, response: str) -> float:
-    """A number that says nothing about a response, the same whenever it comes again: the control of an experiment.
+    """Return a number that carries no information about the response: the control of an experiment.
 
-    From a checksum of the text, uniform with mean 0 and deviation 1, as the scores of a reward model are normalised.
-    What a policy seems to learn from it is what drift and the measure itself do.
+    A checksum of the text, uniform with mean 0 and standard deviation 1, like normalised scores of a reward model. What
+    a policy seems to learn from it comes from drift and from the measure itself.
     """
     share = zlib.crc32(f"{prompt}\0{response}".encode()) / 2**32
     return (2 * share - 1) * math.sqrt(3)

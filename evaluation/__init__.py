@@ -1,1 +1,1 @@
-"""Multiple-choice evaluation: benchmarks as data, named protocols, scoring by shared prefixes, records and reports."""
+"""Multiple-choice evaluation: benchmark data, named protocols, scoring over a tree of shared prefixes, and reports."""

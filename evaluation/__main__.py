@@ -1,4 +1,4 @@
-"""`python -m evaluation COMMAND`: finds the command, naming the nearest one to a misspelt word."""
+"""`python -m evaluation COMMAND`: run a command, or suggest the nearest name for a misspelt one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from evaluation import lint, report
 
 
 class Command(NamedTuple):
-    """What --help says about a command, and what runs it: arguments to exit status."""
+    """A command: its line in --help, and the function that runs it and returns the exit status."""
 
     summary: str
     run: Callable[[Sequence[str]], int]
@@ -20,19 +20,19 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "report": Command("tables, paired differences and a picture of finished evaluations", report.main),
-    "lint": Command("what is wrong or odd in a folder of benchmark files", lint.main),
+    "lint": Command("find faults and oddities in a folder of benchmark files", lint.main),
 }
 
 
 def job(argv: Sequence[str]) -> None:
-    """Run one command and leave with its status."""
+    """Run one command and exit with its status. UserError for an unknown command."""
     if not argv or argv[0] in ("-h", "--help"):
         lines = [f"  {name:8}{command.summary}" for name, command in COMMANDS.items()]
         print("\n".join(["usage: python -m evaluation COMMAND [--help]", "", *lines]))
         return
     name, *arguments = argv
     if name not in COMMANDS:
-        raise UserError(f"unknown command {name!r}{nearest(name, list(COMMANDS))}: one of {', '.join(COMMANDS)}")
+        raise UserError(f"unknown command {name!r}{nearest(name, list(COMMANDS))}: choose from {', '.join(COMMANDS)}")
     sys.exit(COMMANDS[name].run(arguments))
 
 

@@ -1,8 +1,8 @@
-"""Speed of scoring against lm-eval, alternating in one run: `python -m evaluation.bench --data-dir DIR`.
+"""Measure the speed of scoring against lm-eval, in turn in one run: `python -m evaluation.bench --data-dir DIR`.
 
-Both sides score the same documents' token ids with the same random weights in float32; tokenising, loading and imports
-are on nobody's clock. lm-eval computes every document on its own, so that a sample gives its speed; ours scores more
-documents, since what it computes once for all of them must count in full.
+Both sides score the same token ids with the same random weights in float32. The times leave out tokenization, loading
+and imports. lm-eval computes each document on its own, so a small sample gives its speed. Ours scores more documents,
+because shared prefixes are computed once for all of them and must count in full.
 """
 
 from __future__ import annotations
@@ -35,15 +35,17 @@ from evaluation.scoring.documents import Document
 from evaluation.scoring.score import Scorer
 from evaluation.tasks import get_tasks
 
-Ask = Callable[[list[Any]], dict[str, Any]]
-MAX_LENGTH = 8192  # so that no prompt is cut: cut ones share no prefix
+Ask = Callable[[list[Any]], dict[str, Any]]  # requests -> {"seconds", "lls"}
+MAX_LENGTH = 8192  # long enough to cut no prompt: cut prompts share no prefix
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is scored, and how many documents of it on each side and round.
+    """A task with its settings.
 
-    aim  times lm-eval's speed, what this project promises
+    ours  number of documents that we score per round
+    peer  number of documents that lm-eval scores per round
+    aim   the speed that this project promises, as a multiple of lm-eval's
     """
 
     task: str
@@ -61,23 +63,23 @@ CASES = {
     "mmlu": Case("mmlu", "en", "lm-eval", 5, False, ours=200, peer=8, aim=5),
     "shared": Case("arc", "vi", "strict", 25, True, ours=120, peer=1, aim=20),
 }
-SUBJECTS = 4  # of MMLU, spread over the alphabet
+SUBJECTS = 4  # number of MMLU subjects, evenly spaced in alphabetical order
 
 
 def job(argv: Sequence[str]) -> None:
-    """Run the cases, print a table for people and one line of JSON for programs."""
+    """Run the cases. Print one line per case, then one line of JSON."""
     options = _parser().parse_args(argv)
     torch.set_num_threads(options.threads)
     data, rows = open_data(options.data_dir), []
     with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder, "model")
+        model_folder = Path(folder, "model")
         shape = {"layers": options.layers, "hidden": options.hidden, "heads": options.hidden // 64}
         init_model(
-            _texts(Path(options.data_dir)), options.vocab_size, made, family=options.family,
+            _texts(Path(options.data_dir)), options.vocab_size, model_folder, family=options.family,
             max_positions=MAX_LENGTH, **shape,
         )  # fmt: skip
-        model, tokenizer = load_model(made).requires_grad_(False), load_tokenizer(made)
-        with _peer(options.peer_python, made, options.peer_batch_size, options.threads) as ask:
+        model, tokenizer = load_model(model_folder).requires_grad_(False), load_tokenizer(model_folder)
+        with _peer(options.peer_python, model_folder, options.peer_batch_size, options.threads) as ask:
             for name in options.cases.split(","):
                 documents = _documents(CASES[name], data, tokenizer)
                 rows.append({"case": name, **_measure(CASES[name], documents, model, ask, options)})
@@ -88,13 +90,13 @@ def job(argv: Sequence[str]) -> None:
 def _measure(
     case: Case, documents: list[Document], model: Any, ask: Ask, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Medians over rounds of seconds a document, and how far the scores of both are apart."""
-    ours, theirs, apart = [], [], 0.0
-    # Evenly from the shortest to the longest: a sample's mean length is that of all.
+    """Return the medians over rounds of the seconds per document, and the largest difference between the scores."""
+    ours, theirs, difference = [], [], 0.0
+    # Evenly spaced by length, so that the sample's mean length is close to that of all documents.
     by_length = sorted(range(len(documents)), key=lambda i: len(documents[i].choices[0].context_ids))
-    places = [by_length[(2 * i + 1) * len(by_length) // (2 * case.peer)] for i in range(case.peer)]
-    sample = [documents[place] for place in places]
-    list(Scorer(model, num_threads=options.threads).score(documents[:1]))  # the first forward of a process is slow
+    indices = [by_length[(2 * i + 1) * len(by_length) // (2 * case.peer)] for i in range(case.peer)]
+    sample = [documents[index] for index in indices]
+    list(Scorer(model, num_threads=options.threads).score(documents[:1]))  # warm-up: a process's first forward is slow
     for _ in range(options.rounds):
         scorer = Scorer(model, options.batch_tokens, num_threads=options.threads)
         began = time.perf_counter()
@@ -103,8 +105,8 @@ def _measure(
         requests = [(c.context_ids, c.continuation_ids) for document in sample for c in document.choices]
         answer = ask(requests)
         theirs.append(answer["seconds"] / len(sample))
-        lls = [ll for place in places for ll in scores[place]]
-        apart = max(apart, *(abs(a - b) for a, b in zip(lls, answer["lls"])))
+        lls = [ll for index in indices for ll in scores[index]]
+        difference = max(difference, *(abs(a - b) for a, b in zip(lls, answer["lls"])))
     lengths, sampled = ([len(c.context_ids) for d in some for c in d.choices] for some in (documents, sample))
     return {
         "documents": [len(documents), len(sample)],
@@ -114,16 +116,16 @@ def _measure(
         "lm_eval_s": statistics.median(theirs),
         "ratio": statistics.median(theirs) / statistics.median(ours),
         "aim": case.aim,
-        "largest_difference": apart,
+        "largest_difference": difference,
     }
 
 
 def _show(row: dict[str, Any]) -> None:
     (scored, sampled), (tokens, of_sample) = row["documents"], row["context_tokens"]
     print(
-        f"{row['case']:7} {row['ratio']:.1f}x (aim {row['aim']}x): ours {row['ours_s']:.3f} s a document ({scored}), "
+        f"{row['case']:7} {row['ratio']:.1f}x (aim {row['aim']}x): ours {row['ours_s']:.3f} s per document ({scored}), "
         f"lm-eval {row['lm_eval_s']:.3f} s ({sampled}); contexts of {tokens:.0f} tokens (sample: {of_sample:.0f}), "
-        f"{row['positions_a_document']:.0f} computed a document; scores within {row['largest_difference']:.1e}",
+        f"{row['positions_a_document']:.0f} computed per document; scores within {row['largest_difference']:.1e}",
         flush=True,
     )
 
@@ -142,7 +144,7 @@ def _documents(case: Case, data: Data, tokenizer: Any) -> list[Document]:
 
 
 def _texts(folder: Path) -> list[str]:
-    """What the tokenizer is trained on: the questions and options of the files that are scored."""
+    """Return texts to train the tokenizer on: the questions and options of two test files."""
     texts = []
     for name in ("m_arc/vi_test.json", "m_mmlu/en_test.json"):
         rows = [row for _, row in zip(range(2000), (row for _, row in iterate_objects(folder / name)))]
@@ -152,8 +154,8 @@ def _texts(folder: Path) -> list[str]:
 
 @contextmanager
 def _peer(python: str, model: Path, batch_size: int, threads: int) -> Iterator[Ask]:
-    """lm-eval in a process of its own, which waits without work while ours is measured."""
-    # -P: this folder has a requests.py, which must not stand in for the library of that name.
+    """Start lm-eval in a process of its own, which is idle while ours is measured. Yield the function that asks it."""
+    # -P: without it, a file of this folder would replace a library of the same name.
     script = Path(__file__).with_name("bench_peer.py")
     command = [python, "-P", str(script), str(model), *map(str, (batch_size, threads, MAX_LENGTH))]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -162,7 +164,7 @@ def _peer(python: str, model: Path, batch_size: int, threads: int) -> Iterator[A
         def answer() -> dict[str, Any]:
             line = process.stdout.readline()
             if not line:
-                raise UserError("the peer stopped (its error is above): pip install .[peers], or name --peer-python")
+                raise UserError("the peer stopped (its error is above): pip install .[peers], or give --peer-python")
             return json.loads(line)
 
         def ask(requests: list[Any]) -> dict[str, Any]:
@@ -176,9 +178,11 @@ def _peer(python: str, model: Path, batch_size: int, threads: int) -> Iterator[A
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m evaluation.bench", description=__doc__.split("\n")[0])
-    parser.add_argument("--vs", choices=["lm-eval"], default="lm-eval", help="whom to measure against")
-    parser.add_argument("--data-dir", required=True, help="folder with m_arc and m_mmlu")
-    parser.add_argument("--cases", default=",".join(CASES), help="of arc, mmlu, shared (default: all)")
+    parser.add_argument("--vs", choices=["lm-eval"], default="lm-eval", help="the library to compare with")
+    parser.add_argument("--data-dir", required=True, help="folder that holds m_arc and m_mmlu")
+    parser.add_argument(
+        "--cases", default=",".join(CASES), help="some of arc, mmlu, shared, with commas (default: all)"
+    )
     parser.add_argument("--family", choices=["llama", "bloom"], default="llama")
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--hidden", type=int, default=512)
@@ -187,7 +191,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--batch-tokens", type=int, default=512)
     parser.add_argument("--peer-batch-size", type=int, default=1, help="lm-eval's --batch_size")
-    parser.add_argument("--peer-python", default=sys.executable, help="a Python that has lm_eval")
+    parser.add_argument("--peer-python", default=sys.executable, help="a Python with lm_eval installed")
     return parser
 
 

@@ -1,7 +1,7 @@
-"""The other side of evaluation/bench.py: lm-eval's scoring of given token ids, in a process and a Python of its own.
+"""The peer of evaluation/bench.py: score token ids with lm-eval, in a process and a Python of its own.
 
 Reads lines of JSON, {"requests": [[context ids, continuation ids], ...]}, and answers each with {"seconds", "lls"}. It
-imports nothing of this project, which need not be installed where lm-eval is.
+imports nothing from this project, so that lm-eval's Python does not need this project installed.
 """
 
 import contextlib
@@ -13,16 +13,16 @@ import torch
 
 
 def main(model: str, batch_size: int, num_threads: int, max_length: int) -> None:
-    with contextlib.redirect_stdout(sys.stderr):  # stdout carries answers alone
+    with contextlib.redirect_stdout(sys.stderr):  # stdout carries only answers
         import lm_eval
         from lm_eval.models.huggingface import HFLM
 
         torch.set_num_threads(num_threads)
-        # BLOOM's config names no length, and lm-eval would cut what it asks at 2,048 tokens.
+        # BLOOM's config names no length: without max_length, lm-eval would cut requests to 2,048 tokens.
         peer = HFLM(pretrained=model, dtype="float32", device="cpu", batch_size=batch_size, max_length=max_length)
     print(json.dumps({"version": lm_eval.__version__}), flush=True)
     for line in sys.stdin:
-        # Its own entry point after tokenisation. The texts only name a request in its cache, which is off.
+        # lm-eval's entry point after tokenization. It uses the texts only as cache keys, and its cache is off.
         requests = [(("", ""), context, continuation) for context, continuation in json.loads(line)["requests"]]
         with contextlib.redirect_stdout(sys.stderr):
             began = time.perf_counter()

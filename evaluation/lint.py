@@ -1,4 +1,4 @@
-"""Lint: what is wrong or odd in a folder of benchmark files, before a run is spent on them."""
+"""`python -m evaluation lint DATA`: find faults and oddities in a folder of benchmark files before a run."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from evaluation.data.items import Item, Unlabelled
 from evaluation.data.scripts import check_script
 from evaluation.tasks import Task, all_tasks
 
-SHOTS_A_SUBJECT = 5
+SHOTS_PER_SUBJECT = 5
 _EXAMPLES = 3
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One oddity. An error makes a record or a file unusable; the rest is handled by rule, and worth knowing."""
+    """A fault or an oddity. With is_error, a record or a file is unusable; otherwise the evaluation can handle it."""
 
     file: str
     kind: str
@@ -31,16 +31,16 @@ class Finding:
 
 @dataclass
 class Report:
-    """findings, and the number of records by (folder, part, language)."""
+    """The findings. counts: (folder, part, language) -> number of records."""
 
     findings: list[Finding] = field(default_factory=list)
     counts: dict[tuple[str, str, str], int] = field(default_factory=dict)
 
 
 def lint(folder: Path, tasks: Sequence[Task] | None = None) -> Report:
-    """Look at every file <folder>/<benchmark>/<lang>_<part>.json of these tasks (all known ones unless given).
+    """Check every file <folder>/<benchmark>/<lang>_<part>.json of these tasks, by default of all known tasks.
 
-    UserError where the folder holds none of them.
+    UserError if the folder holds no such file.
     """
     data = open_data(folder)
     assert isinstance(data, LocalData)
@@ -53,7 +53,7 @@ def lint(folder: Path, tasks: Sequence[Task] | None = None) -> Report:
     if not report.counts:
         known = ", ".join(by_folder)
         raise UserError(f"{folder} holds no benchmark file: give the folder that holds {known}")
-    # Two tasks of one file (TruthfulQA's) say the same of it.
+    # Two tasks that read the same file (TruthfulQA) report the same findings.
     report.findings = list(dict.fromkeys(report.findings))
     return report
 
@@ -75,7 +75,7 @@ def _lint_benchmark(data: LocalData, folder: str, tasks: Sequence[Task], report:
 
 
 def _files(data: LocalData, folder: str) -> Iterator[tuple[str, str]]:
-    """(language, part) of every file, English first."""
+    """Yield (language, part) of every file, English first."""
     names = {path.name.split(".json")[0] for path in (data.folder / folder).glob("*_*.json*")}
     pairs = {tuple(name.rsplit("_", 1)) for name in names}
     yield from sorted(pairs, key=lambda pair: (pair[0] != "en", pair))
@@ -99,7 +99,7 @@ def _lint_items(task: Task, lang: str, part: str, file: str, items: Sequence[Ite
         if len(set(item.options)) < len(item.options):
             note("equal options", item.place)
         if "mc2" in task.metrics and list(item.truth) != sorted(item.truth, reverse=True):
-            note("a true choice after an untrue one (protocol okapi takes it for untrue)", item.place)
+            note("a true choice after a false one (protocol okapi counts it as false)", item.place)
     for name, count in Counter(item.id for item in items).items():
         if count > 1:
             note("id given more than once", f"{name}: {count} times")
@@ -107,7 +107,7 @@ def _lint_items(task: Task, lang: str, part: str, file: str, items: Sequence[Ite
         try:
             check_script(LANGUAGES[lang], file, (item.question for item in items))
         except UserError as error:
-            note("another language's script", str(error), is_error=True)
+            note("script of another language", str(error), is_error=True)
     else:
         note("language not registered", lang, is_error=True)
     if task.groups:
@@ -126,22 +126,22 @@ def _lint_subjects(task: Task, part: str, items: Sequence[Item], note) -> None:
             note("id of another part", f"{item.place}: {item.id!r}")
     if absent := sorted(known - set(counts)):
         note("subjects missing", ", ".join(absent))
-    short = sorted(name for name in known & set(counts) if counts[name] < SHOTS_A_SUBJECT)
+    short = sorted(name for name in known & set(counts) if counts[name] < SHOTS_PER_SUBJECT)
     if part in PARTS["dev"] and short:
-        note(f"subjects with fewer than {SHOTS_A_SUBJECT} shots", ", ".join(short))
+        note(f"subjects with fewer than {SHOTS_PER_SUBJECT} shots", ", ".join(short))
 
 
 def _lint_overlaps(part: str, file: str, items: Sequence[Item], seen: dict, report: Report) -> None:
-    """The same question with the same options in two parts of one language: a shot that gives the answer away."""
+    """Report a question that two parts of one language have with the same options: as a shot it reveals the answer."""
     for item in items:
         content = (item.question.strip(), frozenset(option.strip() for option in item.options))
         other_part, other_place = seen.setdefault(content, (part, item.place))
         if other_part != part:
-            report.findings.append(Finding(file, "also in another part", f"{item.place} is {other_place}"))
+            report.findings.append(Finding(file, "also in another part", f"{item.place} equals {other_place}"))
 
 
 def render(report: Report) -> str:
-    """The report as text: what was found, by file and kind, then the counts of each language against English."""
+    """Format the report: the findings by file and kind, then the number of records by language, relative to English."""
     lines = []
     groups: dict[tuple[str, str, bool], list[str]] = defaultdict(list)
     for finding in report.findings:
@@ -164,8 +164,9 @@ def render(report: Report) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the report. 0, or 1 where something is unusable."""
-    parser = argparse.ArgumentParser(prog="python -m evaluation lint", description=__doc__)
+    """Print the report and return the exit status: 1 if something is unusable, else 0."""
+    description = "Find faults and oddities in a folder of benchmark files before a run."
+    parser = argparse.ArgumentParser(prog="python -m evaluation lint", description=description)
     parser.add_argument("data", type=Path, metavar="DATA", help="the folder that holds m_arc, m_hellaswag and so on")
     report = lint(parser.parse_args(arguments).data)
     print(render(report))

@@ -1,4 +1,4 @@
-"""`python -m evaluation report RUN...`: the paper's tables for any set of models, as Markdown, CSV and a picture."""
+"""`python -m evaluation report RUN...`: write the paper's tables for any models, as Markdown, CSV and a picture."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ METRIC_TITLES = {
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the report, and write it where --output says."""
+    """Print the report and write it to the folder --output. Return exit status 0."""
     parser = argparse.ArgumentParser(
         prog="python -m evaluation report",
-        description="Tables of finished evaluations: languages down, models across, and paired differences.",
+        description="Tables of finished evaluations: a row per language, a column per model, and paired differences.",
         epilog="example: python -m evaluation report base=runs/base RLHF=runs/ne/evaluate --output report",
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="DIR or NAME=DIR; one NAME may have several folders")
     parser.add_argument("--output", type=Path, help="folder for report.md, tables.csv, differences.csv, report.png")
-    parser.add_argument("--mixed", action="store_true", help="compare though settings or data differ, and say so")
+    parser.add_argument("--mixed", action="store_true", help="compare runs with other settings or data, and note it")
     options = parser.parse_args(arguments)
     if options.output is not None:
         check_writable(options.output / "report.md")
@@ -52,8 +52,8 @@ def main(arguments: Sequence[str]) -> int:
         (options.output / "report.md").write_text(text, encoding="utf-8")
         _write_tables(options.output / "tables.csv", tables, common)
         _write_differences(options.output / "differences.csv", comparisons)
-        drawn = _draw(options.output / "report.png", tables)
-        print(f"{options.output}: report.md, tables.csv, differences.csv{drawn}")
+        picture = _draw(options.output / "report.png", tables)
+        print(f"{options.output}: report.md, tables.csv, differences.csv{picture}")
     return 0
 
 
@@ -64,7 +64,7 @@ def markdown(
     comparisons: Sequence[Comparison],
     notes: Sequence[str],
 ) -> str:
-    """The whole report."""
+    """Return the whole report as Markdown."""
     parts = ["# Evaluation", _models(runs)]
     parts += [f"- {note}" for note in [*runs.notes, *notes]]
     for table in tables:
@@ -80,7 +80,7 @@ def markdown(
 
 
 def _models(runs: Runs) -> str:
-    """One line a model: how much there is of it, and by which protocol."""
+    """One line per model: its number of results, its languages and its protocols."""
     lines = []
     for name, cells in runs.cells.items():
         protocols = sorted({f"{cell.about['protocol']}" for cell in cells.values()})
@@ -117,7 +117,7 @@ def _comparison_table(comparisons: Sequence[Comparison]) -> str:
         d = c.difference
         mean = f"{100 * d.mean:+.1f}"
         lines.append(
-            f"| {c.task} | {c.metric} | {c.language} | {c.b} - {c.a} | {f'**{mean}**' if d.is_clear else mean} "
+            f"| {c.task} | {c.metric} | {c.language} | {c.b} - {c.a} | {f'**{mean}**' if d.is_significant else mean} "
             f"| {100 * d.low:+.1f} to {100 * d.high:+.1f} | {d.count:,} |"
         )
     return "\n".join([*lines, "\nBold: zero lies outside the interval."])
@@ -146,10 +146,10 @@ def _write_differences(path: Path, comparisons: Sequence[Comparison]) -> None:
 
 
 def _draw(path: Path, tables: Sequence[Table]) -> str:
-    """What to say of the picture: matplotlib comes with the extra [report]."""
+    """Draw the picture and return the end of the line that lists the files. matplotlib comes with extra [report]."""
     try:
         from evaluation.results.picture import draw
     except ImportError:
-        return "; no picture, which needs matplotlib: pip install .[report]"
+        return "; no picture, because matplotlib is not installed: pip install .[report]"
     draw(path, tables)
     return ", report.png"

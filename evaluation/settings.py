@@ -1,4 +1,4 @@
-"""The settings of an evaluation, which become the flags of launch/evaluate.py."""
+"""The settings of an evaluation: each field is a flag of launch/evaluate.py."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ class EvaluateSettings:
     """Multiple-choice evaluation of one model."""
 
     _argument_group_name = "evaluate"
-    lang: str = flag("language code: ne, vi, ... (26 languages and en), or several with commas")
+    lang: str = flag("language code: ne, vi, ... (26 languages and en); several with commas")
     model: str = flag("the model, a Hugging Face directory")
-    data_dir: str = flag("folder with m_arc, m_hellaswag, m_mmlu, m_truthfulqa; or hub, to fetch them")
-    tasks: str = flag("tasks, with commas, or .py files with TASKS", "arc,hellaswag,mmlu,truthfulqa")
-    protocol: str = flag("how questions are put: strict, okapi, leaderboard-v1, lm-eval", DEFAULT_PROTOCOL)
-    shots: int | None = flag("solved questions before each (default: the protocol's)", None)
+    data_dir: str = flag("folder that holds m_arc, m_hellaswag, m_mmlu, m_truthfulqa; or hub, to download them")
+    tasks: str = flag("tasks or .py files with TASKS, with commas", "arc,hellaswag,mmlu,truthfulqa")
+    protocol: str = flag("prompt format and shots: strict, okapi, leaderboard-v1, lm-eval", DEFAULT_PROTOCOL)
+    shots: int | None = flag("solved questions before each question (default: the protocol's)", None)
     shared_shots: bool = flag("the same shots before every question: faster, strict only", False)
-    limit: int | None = flag("only the first documents of each task", None)
-    split: str | None = flag("the part that is evaluated, such as validation (default: the task's)", None)
-    seed: int | None = flag("seed of the shots (default: the protocol's)", None)
+    limit: int | None = flag("evaluate only the first N documents of each task", None)
+    split: str | None = flag("the part to evaluate, such as validation (default: the task's)", None)
+    seed: int | None = flag("seed for drawing shots (default: the protocol's)", None)
     max_length: int | None = flag("tokens of a prompt with its choice (default: the model's, or 2048)", None)
-    bad_records: str = flag("a record that cannot be used: stop, or leave it out", "error", choices=["error", "skip"])
-    output: str | None = flag("folder of the results (default: RUNS/LANG/evaluate)", None)
-    runs: str = flag("folder of all runs", "runs")
-    overwrite: bool = flag("replace the results that the output folder holds", False)
-    batch_tokens: int = flag("tokens of one forward; scores do not depend on it", 512)
-    cache_tokens: int = flag("tokens whose keys and values are kept; scores do not depend on it", 16_384)
-    dtype: str = flag("auto is bfloat16 on a GPU, float32 on CPU", "auto", choices=["auto", "float32", "bfloat16"])
+    bad_records: str = flag("on an unusable record, stop or leave it out", "error", choices=["error", "skip"])
+    output: str | None = flag("folder for the results (default: RUNS/LANG/evaluate)", None)
+    runs: str = flag("folder that holds all runs", "runs")
+    overwrite: bool = flag("replace the results in the output folder", False)
+    batch_tokens: int = flag("tokens per forward; scores do not depend on it", 512)
+    cache_tokens: int = flag("tokens in the key/value cache; scores do not depend on it", 16_384)
+    dtype: str = flag("auto: bfloat16 on a GPU, float32 on a CPU", "auto", choices=["auto", "float32", "bfloat16"])
 
     def __post_init__(self) -> None:
         for name, least in (("batch_tokens", 1), ("cache_tokens", 1), ("max_length", 2), ("limit", 1), ("shots", 0)):

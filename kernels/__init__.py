@@ -1,7 +1,7 @@
-"""The hot mathematics, one folder an operation: definition, reference, fused, bench.
+"""The hot operations, one folder each: definition, reference, C++ and Triton, bench.
 
-`kernels` is also the name of a package on PyPI that transformers probes for. transformers takes ours for a version too
-old to use as long as it says 0.1.x, here and in the distribution's metadata: keep it there.
+`kernels` is also a package on PyPI that transformers looks for. At version 0.1.x, here and in the distribution's
+metadata, transformers takes ours for one too old to use: keep it there.
 """
 
 __version__ = "0.1.0"

@@ -1,1 +1,1 @@
-"""What `deepspeed` starts: one thin file a job."""
+"""Launchers for `deepspeed` and `python`: one thin file per job."""

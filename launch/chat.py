@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-if __name__ == "__main__":  # started as a file, whose folder is on the path: the packages are beside it
+if __name__ == "__main__":  # run as a script: put the repository root on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.base.errors import UserError
@@ -29,24 +29,24 @@ PROMPT = "> "
 
 @dataclass(frozen=True)
 class OneSlot(ModelSettings):
-    """Which model."""
+    """The model to talk to."""
 
     slots: int = flag("responses generated at once", 1)
 
 
 @dataclass(frozen=True)
 class ChatSettings:
-    """How the model answers; all of these can be changed while talking."""
+    """How the model answers. Each setting can be changed during the dialog."""
 
     _argument_group_name = "chat"
-    temperature: float = flag("of sampling; 0 takes the likeliest token", 0.7)
-    top_k: int = flag("sample among the k likeliest; 0 for all", 0)
-    top_p: float = flag("sample among the likeliest that make up this share", 0.95)
-    min_p: float = flag("sample among those with at least this share of the likeliest token's", 0.0)
-    repetition_penalty: float = flag("weaken tokens that the dialog holds already; 1 for none", 1.0)
+    temperature: float = flag("sampling temperature; 0 always takes the likeliest token", 0.7)
+    top_k: int = flag("sample among the k likeliest tokens; 0 for all", 0)
+    top_p: float = flag("sample among the likeliest tokens whose probabilities add up to this", 0.95)
+    min_p: float = flag("sample among tokens with at least this fraction of the highest probability", 0.0)
+    repetition_penalty: float = flag("weaken tokens already in the dialog; 1 for none", 1.0)
     max_new_tokens: int = flag("longest answer in tokens", 256)
-    seed: int | None = flag("the same seed and dialog give the same answer (default: another each time)", None)
-    system: str = flag("text laid before the first question", "")
+    seed: int | None = flag("equal seeds and dialogs give equal answers (default: a new seed for each answer)", None)
+    system: str = flag("system message before the first question", "")
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -61,19 +61,19 @@ class ChatSettings:
 
 @dataclass
 class Chat:
-    """A dialog with a model, and what has been said."""
+    """A dialog with a model: its settings and its turns so far."""
 
     engine: LiveEngine
     tokenizer: Any
     dialogs: DialogEncoder
     settings: ChatSettings
-    say: Callable[[str], None]  # a line
-    write: Callable[[str], None]  # text as it comes
+    say: Callable[[str], None]  # prints a line
+    write: Callable[[str], None]  # prints text as it is generated
     turns: list[Turn] = field(default_factory=list)
     is_over: bool = False
 
     def hear(self, line: str) -> None:
-        """A line of the user's: a command, or something to answer. UserError for what cannot be done."""
+        """Run a command or answer a message. UserError for a line that is neither."""
         check_text(line, "the line")
         line = line.strip()
         if line.startswith("/"):
@@ -90,7 +90,7 @@ class Chat:
             self.say(help_text())
         elif word == "reset":
             self.turns = []
-            self.say("(the dialog begins anew)")
+            self.say("(the dialog starts again)")
         elif word == "settings":
             self.say("\n".join(f"  {f.replace('_', '-')} {getattr(self.settings, f)!r}" for f in settable))
         elif name in settable:
@@ -98,17 +98,17 @@ class Chat:
             self.say(f"({word} is {getattr(self.settings, name)!r})")
         else:
             known = ["help", "reset", "settings", "quit", *(f.replace("_", "-") for f in settable)]
-            raise UserError(f"there is no command /{word}{nearest(word, known)}: /help lists them")
+            raise UserError(f"unknown command /{word}{nearest(word, known)}: /help lists them")
 
     def _answer(self, text: str) -> None:
-        """Answer as tokens come. Ctrl-C stops the answer; what was said so far stays in the dialog."""
+        """Print the answer as it is generated. Ctrl-C stops it; the dialog keeps the part generated so far."""
         system = [{"role": "system", "content": self.settings.system}] if self.settings.system else []
         asked = [*system, *self.turns, {"role": "user", "content": text}]
         room = self.engine.max_length - self.settings.max_new_tokens
         if room < 1:
             raise UserError(
                 f"max-new-tokens is {self.settings.max_new_tokens}, the context has {self.engine.max_length}: "
-                "lower it by /max-new-tokens"
+                "lower it with /max-new-tokens"
             )
         prompt, kept = cut_to_fit(self.dialogs, asked, room)
         if len(kept) < len(asked):
@@ -118,16 +118,16 @@ class Chat:
         answer, end = self._generate(request)
         if end == BROKEN:
             self.say("")
-            raise UserError("the model's probabilities are no numbers: its weights are damaged")
+            raise UserError("the model's probabilities are NaN or infinite: its weights are damaged")
         note = {STOP: "", LENGTH: "(cut at max-new-tokens)"}.get(end or "", "(stopped)")
         self.say(f" {note}" if note else "")
         self.turns = [*(turn for turn in kept if turn["role"] != "system"), {"role": "assistant", "content": answer}]
 
     def _generate(self, request: LiveRequest) -> tuple[str, str | None]:
-        """The answer, written as it comes, and how it ended: None when it was stopped."""
+        """Print the answer as it is generated; return its text and how it ended, None if the user stopped it."""
         stream, parts, end = TextStream(self.tokenizer), [], None
         (index,) = self.engine.add([request])
-        with noted(signal.SIGINT) as stop:
+        with record_signal(signal.SIGINT) as stop:
             while end is None and not stop:
                 for event in self.engine.advance():
                     end = event.end
@@ -140,8 +140,8 @@ class Chat:
 
 
 @contextmanager
-def noted(number: int) -> Iterator[list[int]]:
-    """Inside, a signal is put into the list and nothing else happens: no step is torn apart."""
+def record_signal(number: int) -> Iterator[list[int]]:
+    """Append a signal to the yielded list instead of acting on it, so that no step is interrupted."""
     came: list[int] = []
     before = signal.signal(number, lambda *_: came.append(number))
     try:
@@ -151,8 +151,8 @@ def noted(number: int) -> Iterator[list[int]]:
 
 
 def read_value(settings: ChatSettings, name: str, text: str) -> Any:
-    """A setting's new value from what was typed. UserError unless it is of its kind."""
-    kind = get_type_hints(type(settings))[name]  # a field's own type is a text here, and a class once flags were parsed
+    """Parse the new value of a setting. UserError unless it has the type of the setting."""
+    kind = get_type_hints(type(settings))[name]  # not field.type: a string, which parsing flags replaces by a class
     if kind is str:
         return text
     if text in ("", "none") and type(None) in get_args(kind):
@@ -164,20 +164,20 @@ def read_value(settings: ChatSettings, name: str, text: str) -> Any:
 
 
 def help_text() -> str:
-    """The commands."""
+    """Return the list of commands with their help."""
     lines = [("/reset", "forget the dialog"), ("/settings", "show all settings"), ("/quit", "end, as Ctrl-D does")]
     lines += [(f"/{f.name.replace('_', '-')} X", f.metadata["help"]) for f in fields(ChatSettings)]
     return "\n".join(f"  {command:<22}{what}" for command, what in lines) + "\n  Ctrl-C stops an answer"
 
 
 def check_text(text: str, what: str) -> None:
-    """UserError for bytes that were not UTF-8, which Python reads as lone surrogates: no tokenizer takes them."""
+    """Raise UserError for bytes that are not UTF-8. Python reads them as lone surrogates, which tokenizers reject."""
     if any("\ud800" <= character <= "\udfff" for character in text):
-        raise UserError(f"{what} holds bytes that are not UTF-8: set the terminal, or convert the file, to UTF-8")
+        raise UserError(f"{what} contains bytes that are not UTF-8: set the terminal, or convert the file, to UTF-8")
 
 
 def talk(chat: Chat, read_line: Callable[[], str]) -> None:
-    """Lines until /quit or the end of the input. A mistake is said, and the dialog goes on."""
+    """Read lines until /quit or the end of input. Print a UserError and continue."""
     while not chat.is_over:
         try:
             line = read_line()
@@ -197,7 +197,7 @@ def job(argv: Sequence[str]) -> None:
     model, settings = parsed = parse_settings((OneSlot, ChatSettings), argv, "launch/chat.py", "Talk to a model.")
     loaded: Loaded = load(model)
     if (most := loaded.engine.max_length // 2) < settings.max_new_tokens and "max_new_tokens" not in parsed.given:
-        settings = replace(settings, max_new_tokens=max(1, most))  # or no question would fit
+        settings = replace(settings, max_new_tokens=max(1, most))  # else no question would fit
     console = Console()
     console.header("Chat", {
         "model": loaded.about,
@@ -205,10 +205,10 @@ def job(argv: Sequence[str]) -> None:
         "room": f"{loaded.room}, answers of up to {settings.max_new_tokens}",
         "commands": "/help lists them, Ctrl-C stops an answer, Ctrl-D ends",
     })  # fmt: skip
-    sys.stdin.reconfigure(errors="surrogateescape")  # `hear` says what is no UTF-8
+    sys.stdin.reconfigure(errors="surrogateescape")  # `hear` reports bytes that are not UTF-8
     sys.stdout.reconfigure(errors="replace")  # a terminal may know fewer characters than the model
     if sys.stdin.isatty():
-        import readline  # noqa: F401  gives `input` its arrow keys and its history
+        import readline  # noqa: F401  gives `input` arrow keys and a history
 
     def write(text: str) -> None:
         sys.stdout.write(text)

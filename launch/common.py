@@ -1,4 +1,4 @@
-"""What every job does before its own work: the language, the ranks, the run's folder, the embedded default."""
+"""Setup shared by the jobs: settings, ranks, run folder, checked inputs, and the embedded default."""
 
 from __future__ import annotations
 
@@ -16,30 +16,36 @@ from datagen.embedded import make_embedded, write_embedded
 from engine.base.errors import UserError
 from engine.base.languages import Language, get_language
 from engine.cli.console import Console
-from engine.cli.parse import Parsed
+from engine.cli.parse import Parsed, build_settings, parse_settings
 from engine.distributed.world import World, start_world
 from engine.init_model import init_model
 from engine.models import load_model, load_score_weight
 from engine.models.hf import check_replaceable, load_config
 from engine.objectives.schedule import rate_line, warmup_warning
 from engine.planning.disk import disk_line, disk_parts
+from engine.presets import presets
 from engine.run.folder import Run
 from engine.run.monitors import take_monitors
 from engine.run.template_choice import Choice, choose_template
-from engine.settings import BatchSettings, RunSettings
+from engine.settings import STAGE_SETTINGS, BatchSettings, OptimizerSettings, RunSettings
 from engine.text.chats import with_chat_template
 from engine.text.templates import Template
 from engine.text.tokenizer import check_vocab, load_tokenizer
+from engine.training.context import Context
 from engine.training.export import try_export
 from engine.training.zero import read_ds_config
 
-DEMO_RECORDS = 48_000  # instructions; rankings and PPO prompts are two thirds as many each
+DEMO_RECORDS = 48_000  # instructions; two thirds as many rankings, and as many PPO prompts
+# Settings that a run passes to the stages it depends on.
+SHARED_SETTINGS = (
+    "lang", "runs", "seed", "dtype", "save_every", "keep", "hang_timeout", "monitor", "deepspeed_config", "resume",
+)  # fmt: skip
 DEMO_MODEL = {"family": "bloom", "layers": 6, "hidden": 192, "heads": 6, "vocab_size": 1024, "max_positions": 512}
 
 
 @dataclass(frozen=True)
 class Job:
-    """A stage about to run."""
+    """A stage about to run: ranks, folder, console and settings."""
 
     world: World
     run: Run
@@ -50,7 +56,7 @@ class Job:
     settings: Parsed
 
     def header(self, title: str, rows: dict[str, object], steps: int) -> None:
-        """What will run in so many steps, at which learning rate, and where its results go."""
+        """Print `rows` with the learning rate, ranks and results folder, and warn about a long warm-up."""
         zero = self.ds_config.get("zero_optimization", {}).get("stage", 0)
         ranks = f"{self.world.size} x {self.world.device.type}, {str(self.dtype).removeprefix('torch.')}, ZeRO-{zero}"
         rows |= {"rate": rate_line(self.settings[1], steps), "ranks": ranks, "results": self.run.path}
@@ -59,9 +65,9 @@ class Job:
             self.console.say(line)
 
     def disk(self, count: int, batch: BatchSettings, model: Any, trained: int, **sizes: int) -> str:
-        """What the run may take of the disk, for the header; UserError where that is not free.
+        """Return the header line with the disk space the run may need. UserError if that much is not free.
 
-        `count` records are trained on, `trained` weights of the model are; `sizes` as in engine/planning/disk.py.
+        `count` is the number of training records, `trained` of trained weights; `sizes` as in engine/planning/disk.py.
         """
         run: RunSettings = self.settings[0]
         steps = -(-count // batch.batch_size) * batch.epochs
@@ -70,47 +76,51 @@ class Job:
         return disk_line(parts, self.run.path)
 
     def choose_template(self, given: str | None, model_dir: str | Path, tokenizer: Any) -> Choice:
-        """The prompt template of this run, which the run's folder will record."""
+        """Return the prompt template of this run, and record it in the run."""
         choice = choose_template(given, model_dir, tokenizer)
         self.run.template = choice.template.record()
         return choice
 
     @property
     def card_settings(self) -> dict[str, Any]:
-        """The run's settings as its model's card shows them: with the template that was chosen."""
+        """The settings for the model card: with lowered lengths and the chosen template."""
         return {**self.run.settings, **self.run.lowered, "template": (self.run.template or {}).get("name")}
 
     def try_export(
         self, model: Any, inputs: Mapping[str, Any], tokenizer: Any, template: Template, eos_ids: Sequence[int]
     ) -> Any:
-        """The tokenizer to export. UserError where the model could not be exported at the end: see export.py."""
+        """Return the tokenizer to export. UserError if exporting at the end would fail: see export.py."""
         exported = with_chat_template(tokenizer, template)
-        if not self.run.settings["overwrite"]:  # which removes what is there
+        if not self.run.settings["overwrite"]:  # --overwrite removes an old model
             check_replaceable(self.run.model_dir)
         try_export(model, self.run.stage, self.card_settings, inputs, exported, eos_ids)
         return exported
 
+    def context(self, run: RunSettings, optimizer: OptimizerSettings, batch: BatchSettings, stage: Any) -> Context:
+        """What a trainer runs with: this job's ranks, folder and console, and the settings given."""
+        return Context(run, optimizer, batch, stage, self.world, self.run, self.console, self.ds_config)
+
     def load(self, path: str | Path) -> tuple[Any, Any]:
-        """(model on this rank's device, tokenizer), checked against each other."""
+        """Return (model on this rank's device, tokenizer). UserError unless they fit each other."""
         return load_checked(path, self.dtype, self.world.device)
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """What --dtype means here: auto is bfloat16 on a GPU, float32 on a CPU."""
+    """Return the dtype of --dtype: auto is bfloat16 on a GPU, float32 on a CPU."""
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return getattr(torch, name)
 
 
 def base_config(path: str | Path) -> Any:
-    """The config of --model. UserError for a run's folder, whose model lies in it."""
+    """Return the config of --model. UserError for a run's folder: the model is in its subfolder model/."""
     if Path(path, "model", "config.json").is_file():
         raise UserError(f"--model {path} is a run's folder: give the model in it, {Path(path, 'model')}")
     return load_config(path)
 
 
 def load_checked(path: str | Path, dtype: torch.dtype, device: torch.device) -> tuple[Any, Any]:
-    """(language model, tokenizer) of a directory; UserError unless they fit each other."""
+    """Return (language model, tokenizer) of a directory. UserError unless they fit each other."""
     path = Path(path)
     config = base_config(path)
     tokenizer = load_tokenizer(path)
@@ -121,39 +131,46 @@ def load_checked(path: str | Path, dtype: torch.dtype, device: torch.device) -> 
 
 
 def checked_reader(job: Job, batch: BatchSettings, read: Callable[..., Iterable[Any]]) -> Callable[[str], list[Any]]:
-    """A reader of whole files: a bad record stops it, or with --bad-records skip is left out and counted aloud."""
+    """Return a reader of whole files. A bad record raises UserError; --bad-records skip drops it and prints a count."""
 
     def records(path: str) -> list[Any]:
         bad: list[UserError] = []
         good = list(read(path, on_bad_record=bad.append if batch.bad_records == "skip" else None))
         if bad:
-            job.console.say(f"{len(bad)} of {len(good) + len(bad)} records left out, the first: {bad[0]}")
+            job.console.say(f"{len(bad)} of {len(good) + len(bad)} records skipped, the first: {bad[0]}")
         return good
 
     return records
 
 
 def say_overlap(console: Console, trained: Sequence[Any], heldout: Sequence[Any]) -> None:
-    """Say so where records that are held out have a prompt that is trained on."""
+    """Print a warning if held-out records share prompts with the training records."""
     prompts = {(record.instruction, record.input) for record in trained}
     if count := sum((record.instruction, record.input) in prompts for record in heldout):
-        console.say(f"warning: {count} of {len(heldout)} held-out records have a prompt that is trained on, too")
+        console.say(f"warning: {count} of {len(heldout)} held-out records have a prompt that is trained on")
 
 
 def check_files(read: Callable[[str], Iterable[Any]], *paths: str | None) -> None:
-    """Read what the user named to its end before an earlier stage is run: a mistake must not show after that."""
+    """Read the user's files to the end, so that a mistake in them shows before an earlier stage runs."""
     for path in paths:
         if path is not None:
             deque(read(path), maxlen=0)
 
 
+def parse_stage(stage: str, argv: Sequence[str], title: str) -> Parsed:
+    """Return the settings of a training stage from its command line. `title` opens its --help."""
+    description = f"{title}; with --replay FILE, rerun the batch that stopped a run."
+    prog = f"deepspeed launch/{stage}.py"
+    return parse_settings(STAGE_SETTINGS[stage], argv, prog, description, presets(stage), demo_unless_model)
+
+
 def demo_unless_model(flags: Sequence[str]) -> str:
-    """The preset when none is named: the small one of the embedded default as long as no model is given."""
+    """Return the preset to use without --preset: demo, or default if the flags give --model."""
     return "default" if any(f.split("=")[0] == "--model" for f in flags) else "demo"
 
 
 def open_job(stage: str, settings: Parsed) -> Job:
-    """Check what can be checked before any work, join the other ranks, and say where results go."""
+    """Check settings, join the other ranks and open the run. UserError for a wrong language or DeepSpeed config."""
     run_settings: RunSettings = settings[0]
     language = get_language(run_settings.lang)
     ds_config = read_ds_config(run_settings.deepspeed_config)
@@ -165,23 +182,19 @@ def open_job(stage: str, settings: Parsed) -> Job:
     return Job(world, Run(path, stage, settings, world, monitors), console, language, ds_config, dtype, settings)
 
 
-def upstream_argv(settings: RunSettings, template: str | None) -> list[str]:
-    """The flags that a job hands to the jobs it depends on."""
-    argv = ["--lang", settings.lang, "--runs", settings.runs, "--seed", str(settings.seed), "--dtype", settings.dtype]
-    argv += ["--save-every", str(settings.save_every), "--keep", str(settings.keep)]
-    argv += ["--hang-timeout", str(settings.hang_timeout)]
-    argv += ["--monitor", settings.monitor]
-    if settings.deepspeed_config:
-        argv += ["--deepspeed_config", settings.deepspeed_config]
-    if settings.resume:
-        argv.append("--resume")
+def earlier_settings(stage: str, settings: RunSettings, template: str | None) -> Parsed:
+    """Return the settings of an earlier stage: the demo preset with the SHARED_SETTINGS of `settings`.
+
+    A `template` of None keeps the one of the preset.
+    """
+    shared = {name: getattr(settings, name) for name in SHARED_SETTINGS}
     if template is not None:
-        argv += ["--template", template]
-    return argv
+        shared["template"] = template
+    return build_settings(STAGE_SETTINGS[stage], presets(stage)["demo"], shared)
 
 
 def embedded_data(settings: RunSettings, job: Job) -> Path:
-    """The folder of the embedded data set of the language, made if it is not there."""
+    """Return the folder of the embedded data of the language; write it first if it does not exist."""
     path = Path(settings.runs, settings.lang, "data")
     if job.world.is_first and not path.is_dir():
         job.console.say(f"data: making the embedded {job.language.name} tasks in {path}")
@@ -192,7 +205,7 @@ def embedded_data(settings: RunSettings, job: Job) -> Path:
 
 
 def embedded_model(settings: RunSettings, job: Job) -> Path:
-    """A small untrained model with a tokenizer of the embedded texts, made if it is not there."""
+    """Return the directory of a small untrained model with a tokenizer of the embedded texts; make it if needed."""
     path = Path(settings.runs, settings.lang, "init")
     data = embedded_data(settings, job)
     if job.world.is_first and not path.is_dir():
@@ -204,26 +217,28 @@ def embedded_model(settings: RunSettings, job: Job) -> Path:
 
 
 def make_whole(folder: Path, make: Callable[[Path], Any]) -> None:
-    """Have a folder made under another name, then rename it: whoever is stopped meanwhile leaves none of that name."""
+    """Call `make` on a temporary folder, then rename it, so that an interruption leaves no half-made folder."""
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     make(part)
     os.rename(part, folder)
 
 
-def stage_model(settings: RunSettings, stage: str, run_stage: Any, job: Job, template: str | None) -> Path:
-    """The model of an earlier stage: used if it is there, otherwise that stage is run first."""
+def stage_model(
+    settings: RunSettings, stage: str, run_stage: Callable[[Parsed], None], job: Job, template: str | None
+) -> Path:
+    """Return the directory of an earlier stage's model; run that stage first if it has not finished."""
     path = Path(settings.runs, settings.lang, stage)
     if (path / "result.json").is_file():
-        job.console.say(f"{stage}: {path / 'model'} is there, used")
+        job.console.say(f"{stage}: {path / 'model'} exists, used")
     else:
-        run_stage(upstream_argv(settings, template))
+        run_stage(earlier_settings(stage, settings, template))
     return path / "model"
 
 
 def finished_before(job: Job) -> bool:
-    """Whether this very run is complete; if so the caller shows its result again."""
-    done = job.world.gather(job.run.finished_before())  # no rank may start the run before all have looked
+    """Return whether this run is already complete, and say so. UserError if the ranks disagree."""
+    done = job.world.gather(job.run.finished_before())  # no rank may start before all have looked
     if not any(done):
         return False
     if not all(done):
@@ -232,6 +247,6 @@ def finished_before(job: Job) -> bool:
             "give --output, or --runs, a folder on a file system that all hosts share"
         )
     job.console.say(
-        f"{job.run.path} is complete with these settings, its result is shown again: --overwrite runs it anew"
+        f"{job.run.path} is complete with these settings, its result is shown again: --overwrite runs it again"
     )
     return True

@@ -1,4 +1,4 @@
-"""Multiple-choice evaluation: `deepspeed launch/evaluate.py --lang ne --model DIR --tasks arc --data-dir DIR`."""
+"""Score multiple-choice tasks: `deepspeed launch/evaluate.py --lang ne --model DIR --tasks arc --data-dir DIR`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__":  # started as a file, whose folder is on the path: the packages are beside it
+if __name__ == "__main__":  # run as a script: put the repository root on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
@@ -33,7 +33,7 @@ from evaluation.results.summary import Summary, results_json, summarise
 from evaluation.scoring.build import build, check_files
 from evaluation.scoring.documents import Document, TaskDocuments
 from evaluation.scoring.score import Scorer
-from evaluation.scoring.shares import shares
+from evaluation.scoring.shards import shard
 from evaluation.settings import EvaluateSettings
 from evaluation.tasks import Task, get_tasks
 from launch.common import choose_dtype, load_checked
@@ -44,7 +44,7 @@ Key = tuple[str, str]  # task, language
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is scored and by what, checked and loaded."""
+    """An evaluation after its checks: settings, data, and the loaded scorer."""
 
     settings: EvaluateSettings
     tasks: list[Task]
@@ -60,7 +60,7 @@ class Evaluation:
 
 
 def job(argv: Sequence[str]) -> None:
-    """Score every task in every language, one language after the other; what is there already is not scored again."""
+    """Score every task, language by language. Documents with stored scores are not scored again."""
     (settings,) = parse_settings(
         (EvaluateSettings,), argv, "deepspeed launch/evaluate.py", "Multiple-choice evaluation of one model."
     )
@@ -70,14 +70,14 @@ def job(argv: Sequence[str]) -> None:
 
 
 def evaluate(run: Evaluation) -> None:
-    """Score, write and show what was prepared."""
+    """Score the documents, write the results and print them."""
     settings = run.settings
     began, started = time.monotonic(), datetime.now(UTC)
     summaries: dict[str, list[Summary]] = {}
     counts: dict[str, dict[str, int]] = {}
     for code in settings.languages:
         built = build_language(run, code)
-        for group in together(built):
+        for group in group_tasks(built):
             score(run, group)
         for key, item in built.items():
             counts[".".join(key)] = item.counts
@@ -91,14 +91,14 @@ def evaluate(run: Evaluation) -> None:
         write_results(run, summaries, counts, work, started, seconds)
         show(run.console, summaries, counts)
         run.console.say(
-            f"\n  {work['tree_tokens']:,} token positions, computed {work['positions_computed']:,}, {seconds:.1f} s\n"
-            f"  {run.output.path / 'results.json'}; one line a document in {run.output.path}/<task>.<lang>.jsonl"
+            f"\n  {work['tree_tokens']:,} token positions, {work['positions_computed']:,} computed, {seconds:.1f} s\n"
+            f"  {run.output.path / 'results.json'}; one line per document in {run.output.path}/<task>.<lang>.jsonl"
         )
     run.world.barrier()
 
 
 def prepare(settings: EvaluateSettings) -> Evaluation:
-    """Check what can be checked before any work, load the model, and say what will run."""
+    """Check the inputs, load the model and print the header."""
     for code in settings.languages:
         get_language(code)
     tasks, protocol = get_tasks(settings.task_names), get_protocol(settings.protocol)
@@ -127,7 +127,7 @@ def prepare(settings: EvaluateSettings) -> Evaluation:
 
 
 def build_language(run: Evaluation, code: str) -> dict[Key, TaskDocuments]:
-    """The documents of every task, entered in the output's manifest once all ranks have found that they may be."""
+    """Return the documents of every task, and enter them in the output's manifest after all ranks have checked it."""
     s = run.settings
     built = {
         (task.name, code): build(
@@ -159,8 +159,8 @@ def build_language(run: Evaluation, code: str) -> dict[Key, TaskDocuments]:
     return built
 
 
-def together(built: dict[Key, TaskDocuments]) -> list[dict[Key, TaskDocuments]]:
-    """Tasks of one benchmark share their prompts, and so a tree."""
+def group_tasks(built: dict[Key, TaskDocuments]) -> list[dict[Key, TaskDocuments]]:
+    """Group the tasks of each benchmark: they share prompts, so one prefix tree serves them."""
     groups: dict[str, dict[Key, TaskDocuments]] = {}
     for key, item in built.items():
         groups.setdefault(item.task.folder, {})[key] = item
@@ -168,18 +168,18 @@ def together(built: dict[Key, TaskDocuments]) -> list[dict[Key, TaskDocuments]]:
 
 
 def score(run: Evaluation, built: dict[Key, TaskDocuments]) -> None:
-    """Score the documents that no earlier run has, each rank its share, and add their records to the rank's parts."""
+    """Score this rank's share of the documents without stored scores, and append their records."""
     metrics = {key: item.task.metrics for key, item in built.items()}
     done = {key: run.output.records(*key).done(metrics[key]) for key in built}
-    run.world.barrier()  # no rank may add records before all have read what there is
+    run.world.barrier()  # no rank may append before all have read the stored records
     left: list[tuple[Key, Document]] = [
         (key, document) for key, item in built.items() for document in item.documents
         if document.index not in done[key]
     ]  # fmt: skip
     names = ", ".join(".".join(key) for key in built)
     if there := sum(map(len, done.values())):
-        run.console.say(f"  {names}: {there:,} documents are there, {len(left):,} are left")
-    mine = [left[i] for i in shares([document for _, document in left], run.world.size)[run.world.rank]] if left else []
+        run.console.say(f"  {names}: {there:,} documents are already scored, {len(left):,} are left")
+    mine = [left[i] for i in shard([document for _, document in left], run.world.size)[run.world.rank]] if left else []
     began = time.monotonic()
     with ExitStack() as files, run.console.bar(len(mine), names, "document") as bar:
         writers = {key: files.enter_context(run.output.records(*key).append(run.world.rank)) for key in built}
@@ -194,7 +194,7 @@ def score(run: Evaluation, built: dict[Key, TaskDocuments]) -> None:
 
 
 def total_work(run: Evaluation) -> dict[str, Any]:
-    """Sums over the ranks; the peak is the largest of one."""
+    """Return the work summed over the ranks; for peaks, the largest."""
     of_ranks = [asdict(work) for work in run.world.gather(run.scorer.work)]
     return {name: (max if name.startswith("peak") else sum)(w[name] for w in of_ranks) for name in of_ranks[0]}
 
@@ -207,7 +207,7 @@ def write_results(
     started: datetime,
     seconds: float,
 ) -> None:
-    """results.json, with the fields about a run that readers of lm-eval's know."""
+    """Write results.json, with the run fields of lm-eval's results."""
     model = run.settings.model
     about = {
         "work": {**work, "seconds": seconds},
@@ -220,7 +220,7 @@ def write_results(
 
 
 def show(console: Console, summaries: dict[str, list[Summary]], counts: dict[str, dict[str, int]]) -> None:
-    """Tasks and groups as a table; subjects are in results.json."""
+    """Print tasks and groups as a table. Subjects are in results.json only."""
     rows = []
     for lines in summaries.values():
         for line in lines:
@@ -234,11 +234,11 @@ def show(console: Console, summaries: dict[str, list[Summary]], counts: dict[str
     console.say()
     console.table(("task", "metric", "%", "+-", "chance", "ties", "documents"), rows)
     for key, values in counts.items():
-        left_out = dict.fromkeys(("bad_records", "unlabelled"), " left out")
+        suffix = dict.fromkeys(("bad_records", "unlabelled"), " skipped")
         handled = {name: n for name, n in values.items() if name not in ("documents", "prompt_tokens")}
         if handled:
-            told = ", ".join(f"{n:,} {name.replace('_', ' ')}{left_out.get(name, '')}" for name, n in handled.items())
-            console.say(f"  {key}: {values['documents']:,} documents, {told}")
+            notes = ", ".join(f"{n:,} {name.replace('_', ' ')}{suffix.get(name, '')}" for name, n in handled.items())
+            console.say(f"  {key}: {values['documents']:,} documents, {notes}")
 
 
 if __name__ == "__main__":

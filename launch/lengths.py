@@ -1,4 +1,4 @@
-"""How long a sequence may be: what was asked for, against what the model serves."""
+"""Check requested sequence lengths against the limit of the model."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from launch.common import Job, base_config
 def fit_lengths(
     settings: Sequence[Any], model_dir: str | Path, given: Collection[str], say: Callable[[str], None]
 ) -> list[Any]:
-    """The settings with a default --max-length lowered to what the model serves, and that said.
+    """Return the settings with a default --max-length lowered to the model's limit, and print what changed.
 
-    A default --max-new-tokens is then lowered to half of it, where it is more. `given` names what the user has set:
-    UserError for a --max-length of those beyond the limit, and for a --max-new-tokens that leaves no room.
+    This also lowers a default --max-new-tokens to half of the limit. `given` names the fields that the user set.
+    UserError if --max-length is given and above the limit, or if --max-new-tokens leaves no room for a prompt.
     """
     limit, asked = length_limit(base_config(model_dir)), _values(settings)
     if limit is None or asked.get("max_length", 0) <= limit.tokens:
@@ -38,7 +38,7 @@ def fit_lengths(
 
 
 def fit_job(job: Job, model_dir: str | Path, *settings: Any) -> list[Any]:
-    """fit_lengths of a trainer's settings; what was lowered is kept in the run's config.json."""
+    """Return a trainer's settings after fit_lengths, and record lowered values in the run's config.json."""
     fitted = fit_lengths(settings, model_dir, job.settings.given, job.console.say)
     before = _values(settings)
     job.run.lowered = {name: value for name, value in _values(fitted).items() if value != before[name]}
@@ -46,9 +46,9 @@ def fit_job(job: Job, model_dir: str | Path, *settings: Any) -> list[Any]:
 
 
 def served_length(model_dir: str | Path, asked: int | None) -> tuple[int, str]:
-    """The tokens of the longest sequence, and the same in words: as asked for, else the model's context.
+    """Return the longest sequence in tokens, as a number and in words: `asked`, or else the model's context.
 
-    UserError for a length asked for that is beyond what the model serves.
+    UserError if `asked` is above the model's limit.
     """
     config = base_config(model_dir)
     limit = length_limit(config)

@@ -1,4 +1,4 @@
-"""Will it fit, and how long will it take: memory by part and seconds by phase of a stage, from a config alone."""
+"""Plan a stage from a config alone: memory by part, seconds by phase, and whether it fits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-if __name__ == "__main__":  # started as a file, whose folder is on the path: the packages are beside it
+if __name__ == "__main__":  # run as a script: put the repository root on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
@@ -22,7 +22,7 @@ from engine.models.hf import empty_model, load_config
 from engine.planning.memory import Part, Workload, memory, peaks, phases
 from engine.settings import check_top_layers, flag, split_of
 
-# layers, width, heads; the widths inside LLaMA's MLP. From the published configs.
+# (layers, width, heads), for LLaMA also the MLP width. From the published configs.
 BLOOM = {
     "bloom-560m": (24, 1024, 16), "bloom-1b1": (24, 1536, 16), "bloom-1b7": (24, 2048, 16),
     "bloom-3b": (30, 2560, 32), "bloom-7b1": (30, 4096, 32),
@@ -33,10 +33,10 @@ CLUSTERS = [(1, 24), (1, 40), (1, 80), (1, 141), (4, 80), (8, 80)]  # GPUs, GB e
 
 @dataclass(frozen=True)
 class PlanSettings:
-    """What is to be run, on what."""
+    """The stage, its model and batch, and the machine."""
 
     _argument_group_name = "plan"
-    model: str = flag("a model directory, a config.json, or one of the names below", "bloom-7b1")
+    model: str = flag("a model directory, a config.json, or a known name", "bloom-7b1")
     stage: str = flag("sft, reward or ppo", "ppo", choices=["sft", "reward", "ppo"])
     gpu_memory: float = flag("GB of one GPU", 80.0)
     ranks: int = flag("GPUs", 1)
@@ -44,21 +44,23 @@ class PlanSettings:
     offload: bool = flag("optimizer state in host memory, as ds_configs/zero2_offload.json", False)
     dtype: str = flag("weights", "bfloat16", choices=["bfloat16", "float32"])
     top_layers: str | None = flag("trained layers from the top, or all (default: sft all, reward and ppo 4)", None)
-    trunk: str = flag("ppo: the reward model on the policy's trunk, or one of its own", "shared",
+    trunk: str = flag("ppo: reward model on the policy's trunk, or on its own", "shared",
                       choices=["shared", "own"])  # fmt: skip
-    critic: str = flag("ppo: a head on the policy's top, or a top of its own", "shared", choices=["shared", "separate"])
-    reward_offload: bool = flag("ppo: a reward model of its own waits in host memory", False)
-    rollouts: int = flag("ppo: rollouts an iteration; sft, reward: sequences a step", 128)
-    slots: int = flag("ppo: rollouts in generation at once on a rank", 128)
-    prompt_tokens: int = flag("tokens of a prompt", 256)
-    new_tokens: int = flag("tokens of a response", 256)
-    tokens_per_microbatch: int = flag("tokens of one forward on one rank", 4096)
-    ppo_epochs: int = flag("passes over each iteration's rollouts", 4)
-    trunk_cache: float = flag("GB of trunk outputs on the device before they go to the host", 16.0)
-    tflops: float = flag("10^12 operations a second that a rank reaches", 400.0)
-    bandwidth: float = flag("GB a second that a rank reads", 3000.0)
-    all: bool = flag("one line for every known model and machine instead", False)
-    json: bool = flag("one JSON line instead of tables", False)
+    critic: str = flag(
+        "ppo: value head on the policy's top layers, or separate top layers", "shared", choices=["shared", "separate"]
+    )
+    reward_offload: bool = flag("ppo: keep a reward model with its own trunk in host memory between uses", False)
+    rollouts: int = flag("ppo: rollouts per iteration; sft, reward: sequences per step", 128)
+    slots: int = flag("ppo: rollouts generated at once per rank", 128)
+    prompt_tokens: int = flag("tokens per prompt", 256)
+    new_tokens: int = flag("tokens per response", 256)
+    tokens_per_microbatch: int = flag("tokens per forward on one rank", 4096)
+    ppo_epochs: int = flag("passes over the rollouts of each iteration", 4)
+    trunk_cache: float = flag("GB of trunk outputs to keep on the device; the rest goes to the host", 16.0)
+    tflops: float = flag("10^12 operations per second that a rank reaches", 400.0)
+    bandwidth: float = flag("GB per second that a rank reads", 3000.0)
+    all: bool = flag("print one line per known model, one column per machine, instead", False)
+    json: bool = flag("print one JSON line instead of tables", False)
 
     def __post_init__(self) -> None:
         if self.top_layers is not None:
@@ -77,7 +79,7 @@ class PlanSettings:
 
 
 def config_of(name: str) -> PretrainedConfig:
-    """The config of a known name, a directory, or a config.json."""
+    """Return the config of a known name, a directory, or a config.json."""
     if name in BLOOM:
         layers, hidden, heads = BLOOM[name]
         return BloomConfig(vocab_size=250_880, hidden_size=hidden, n_layer=layers, n_head=heads)
@@ -89,11 +91,12 @@ def config_of(name: str) -> PretrainedConfig:
         )  # fmt: skip
     path = Path(name)
     if not path.exists():
-        raise UserError(f"--model {name} is no path and no known name: give one of {', '.join((*BLOOM, *LLAMA))}")
+        raise UserError(f"--model {name} is neither a path nor a known name: give one of {', '.join((*BLOOM, *LLAMA))}")
     return load_config(path.parent if path.name == "config.json" else path)
 
 
 def workload(s: PlanSettings, num_layers: int) -> Workload:
+    """Return the workload of the settings for a model with this many layers."""
     top = s.top_layers or ("all" if s.stage == "sft" else "4")
     split = split_of(top, num_layers)
     return Workload(
@@ -104,7 +107,7 @@ def workload(s: PlanSettings, num_layers: int) -> Workload:
 
 
 def largest(model, w: Workload, name: str, step: int, gpu_bytes: float) -> int:
-    """The largest value of a field of the workload, in whole steps, that fits; 0 when not even one step does."""
+    """Return the largest value of a workload field that fits, a multiple of `step`; 0 if none does."""
 
     def fits(count: int) -> bool:
         return max(peaks(memory(model, dataclasses.replace(w, **{name: count * step})))) <= gpu_bytes
@@ -121,7 +124,7 @@ def largest(model, w: Workload, name: str, step: int, gpu_bytes: float) -> int:
 
 
 def show(s: PlanSettings, model, w: Workload, parts: Sequence[Part], console: Console) -> dict[str, object]:
-    """The tables of one plan."""
+    """Print the tables of one plan; return its numbers."""
     gib, gpu_bytes = 1e9, s.gpu_memory * 1e9
     rollout, update = peaks(parts)
     fits = max(rollout, update) <= gpu_bytes
@@ -142,24 +145,24 @@ def show(s: PlanSettings, model, w: Workload, parts: Sequence[Part], console: Co
     result: dict[str, object] = {"fits": fits, "rollout_bytes": rollout, "update_bytes": update, "tokens": tokens}
     if generating:
         slots = min(largest(model, w, "slots", 1, gpu_bytes), -(-w.rollouts // w.ranks))
-        console.say(f"  rollouts in generation at once that fit (--slots): {slots:,}")
+        console.say(f"  largest number of rollouts generated at once that fits (--slots): {slots:,}")
         result["slots"] = slots
     work = phases(model, w)
     seconds = [p.seconds(s.tflops * 1e12, s.bandwidth * 1e9) for p in work]
     console.say()
     console.table(
-        ["an iteration" if generating else "a step", "TFLOP", "GB moved", "seconds"],
+        ["per iteration" if generating else "per step", "TFLOP", "GB moved", "seconds"],
         [[p.name, f"{p.flops / 1e12:.1f}", f"{p.bytes / gib:.0f}", f"{t:.2f}"] for p, t in zip(work, seconds)]
         + [["together", f"{sum(p.flops for p in work) / 1e12:.1f}", "", f"{sum(seconds):.2f}"]],
     )
-    console.say(f"  at {s.tflops:g} TFLOP/s and {s.bandwidth:g} GB/s: what cannot be beaten at these rates")
+    console.say(f"  at {s.tflops:g} TFLOP/s and {s.bandwidth:g} GB/s: a lower bound at these rates")
     return (
         result | {p.name: t for p, t in zip(work, seconds)} | {"parts": {p.name: [p.rollout, p.update] for p in parts}}
     )
 
 
 def overview(s: PlanSettings, console: Console) -> list[dict[str, object]]:
-    """Known models down, machines across: rollouts in flight (PPO) or tokens of a microbatch that fit."""
+    """Print how many rollouts (PPO) or tokens per microbatch fit: models as rows, machines as columns."""
     rows, found = [], []
     for name in (*BLOOM, *LLAMA):
         model = empty_model(config_of(name), name).to(getattr(torch, s.dtype))
@@ -167,19 +170,19 @@ def overview(s: PlanSettings, console: Console) -> list[dict[str, object]]:
         for ranks, gb in CLUSTERS:
             w = dataclasses.replace(workload(s, model.num_layers), ranks=ranks, zero=3 if ranks > 1 else s.zero)
             field, step = ("slots", 1) if s.stage == "ppo" else ("tokens_per_microbatch", 512)
-            w = dataclasses.replace(w, rollouts=1 << 16)  # their trunk outputs go to the host
+            w = dataclasses.replace(w, rollouts=1 << 16)  # enough that their trunk outputs go to the host
             count = largest(model, w, field, step, gb * 1e9)
             row.append(f"{count:,}" if count else "-")
             found.append({"model": name, "gpus": ranks, "gb": gb, field: count})
         rows.append(row)
-    unit = "rollouts in generation at once on a GPU" if s.stage == "ppo" else "tokens of a microbatch"
-    console.say(f"\n{s.stage}: {unit} that fit (- : not one); several GPUs under ZeRO-3\n")
+    unit = "rollouts generated at once per GPU" if s.stage == "ppo" else "tokens per microbatch"
+    console.say(f"\n{s.stage}: {unit} that fit (- : none); several GPUs with ZeRO-3\n")
     console.table(["model", *(f"{n} x {gb} GB" for n, gb in CLUSTERS)], rows)
     return found
 
 
 def job(argv: Sequence[str]) -> None:
-    """Print the plan; status 0 whether it fits or not."""
+    """Print the plan. The exit status is 0 whether it fits or not."""
     epilog = f"{__doc__} Known models: {', '.join((*BLOOM, *LLAMA))}."
     (s,) = parse_settings((PlanSettings,), argv, "launch/plan.py", epilog)
     console = Console(enabled=not s.json)
@@ -193,7 +196,7 @@ def job(argv: Sequence[str]) -> None:
             "trained": f"{top} layers, {s.dtype}, ZeRO-{s.zero}{' with offload' if s.offload else ''}",
             "machine": f"{s.ranks} x {s.gpu_memory:g} GB",
             "batch": f"{s.rollouts} sequences of {s.prompt_tokens} + {s.new_tokens} tokens, "
-            f"{s.tokens_per_microbatch:,} tokens a microbatch",
+            f"{s.tokens_per_microbatch:,} tokens per microbatch",
         })  # fmt: skip
         console.say()
         result = show(s, model, w, memory(model, w), console)

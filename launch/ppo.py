@@ -1,4 +1,4 @@
-"""PPO: `deepspeed launch/ppo.py --lang ne`, from nothing or from your own model, reward and prompts."""
+"""PPO from the embedded default or your own model, reward and prompts: `deepspeed launch/ppo.py --lang ne`."""
 
 from __future__ import annotations
 
@@ -7,19 +7,25 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-if __name__ == "__main__":  # started as a file, whose folder is on the path: the packages are beside it
+if __name__ == "__main__":  # run as a script: put the repository root on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.base.errors import UserError
 from engine.base.records import read_instructions
-from engine.cli.parse import main, parse_settings
+from engine.cli.parse import Parsed, main
 from engine.models import save_model
 from engine.planning.disk import num_trained
-from engine.presets import presets
 from engine.run.folder import read_result
 from engine.run.model_card import write_card
 from engine.run.template_choice import check_reward_template, check_template
-from engine.settings import BatchSettings, OptimizerSettings, PPOSettings, RunSettings, check_room, split_of
+from engine.settings import (
+    BatchSettings,
+    OptimizerSettings,
+    PPOSettings,
+    RunSettings,
+    check_room,
+    split_of,
+)
 from engine.text.encoding import encode_prompts
 from engine.text.eos import eos_ids_of
 from engine.training.heldout import SHOWN, Estimate, compared, in_words, sample_answers, shown
@@ -31,34 +37,29 @@ from launch.common import (
     Job,
     check_files,
     checked_reader,
-    demo_unless_model,
     embedded_data,
     finished_before,
     open_job,
+    parse_stage,
     stage_model,
 )
 from launch.lengths import fit_job
 from launch.replay import replay_asked
 
-SETTINGS = (RunSettings, OptimizerSettings, BatchSettings, PPOSettings)
-
 
 def job(argv: Sequence[str]) -> None:
-    """Train a model with PPO; whatever is not given comes from the embedded default, made first if it is not there."""
+    """Train a model with PPO. What the flags do not give comes from the embedded default, made first if needed."""
     if replay_asked("ppo", argv):
         return
-    settings = parse_settings(
-        SETTINGS,
-        argv,
-        "deepspeed launch/ppo.py",
-        "PPO on the top layers; with --replay FILE, a batch that has stopped a run, again.",
-        presets("ppo"),
-        demo_unless_model,
-    )
+    run(parse_stage("ppo", argv, "PPO on the top layers"))
+
+
+def run(settings: Parsed) -> None:
+    """Train unless the run is complete, and print the results of all stages."""
     run_settings, optimizer, batch, ppo = settings
     job = open_job("ppo", settings)
     if run_settings.model and not ppo.reward:
-        raise UserError("--model is given without --reward: name a reward model's directory or module:function")
+        raise UserError("--model is given without --reward: give the directory of a reward model, or module:function")
     if not finished_before(job):
         train(job, run_settings, optimizer, batch, ppo)
     show(job, run_settings)
@@ -67,7 +68,7 @@ def job(argv: Sequence[str]) -> None:
 def train(
     job: Job, run_settings: RunSettings, optimizer: OptimizerSettings, batch: BatchSettings, ppo: PPOSettings
 ) -> None:
-    """Read and check everything, then train, save and measure."""
+    """Check all inputs, run earlier stages if needed, then train, save and evaluate."""
     check_room(ppo.max_new_tokens, batch.max_length)
     check_iteration(ppo, batch.batch_size)
     check_template(batch.template)
@@ -77,8 +78,8 @@ def train(
     if run_settings.model is None:
         check_files(read_prompts, run_settings.data)
         check_files(read_prompts, run_settings.eval_data)
-    model_dir = run_settings.model or stage_model(run_settings, "sft", sft.job, job, batch.template)
-    reward_name = ppo.reward or str(stage_model(run_settings, "reward", reward.job, job, batch.template))
+    model_dir = run_settings.model or stage_model(run_settings, "sft", sft.run, job, batch.template)
+    reward_name = ppo.reward or str(stage_model(run_settings, "reward", reward.run, job, batch.template))
     data, checks_file = run_settings.data, run_settings.eval_data
     if data is None:
         embedded = embedded_data(run_settings, job)
@@ -94,9 +95,9 @@ def train(
     if checks_file:
         checks = encode_prompts(read_prompts(checks_file), tokenizer, choice.template, room, batch.truncate)
     scorer = load_scorer(reward_name, model, split, tokenizer, batch.tokens_per_microbatch, ppo.reward_offload)
-    said = ""
+    template_note = ""
     if isinstance(scorer, RewardModelScorer):
-        said = f", {check_reward_template(reward_name, choice, tokenizer)}"
+        template_note = f", {check_reward_template(reward_name, choice, tokenizer)}"
     try_scorer(scorer, model, split, prompts[0], tokenizer)
     check_rollouts(len(prompts), batch.batch_size, job.world.size)
 
@@ -109,14 +110,12 @@ def train(
     if scorer.note:
         job.console.say(scorer.note)
     job.run.start()
-    trainer = PPOTrainer(
-        model, tokenizer, eos_ids, prompts, scorer, run_settings, optimizer, batch, ppo,
-        job.world, job.run, job.console, job.ds_config,
-    )  # fmt: skip
+    context = job.context(run_settings, optimizer, batch, ppo)
+    trainer = PPOTrainer(model, tokenizer, eos_ids, prompts, scorer, context)
     steps = trainer.steps
     job.header(f"PPO in {job.language.name}", {
         "policy": f"{model_dir} (top {ppo.top_layers} of {model.num_layers} layers trained)",
-        "reward": f"{reward_name} ({describe(scorer, trainer.score_clip)}{said})",
+        "reward": f"{reward_name} ({describe(scorer, trainer.score_clip)}{template_note})",
         "data": f"{data} ({len(prompts):,} prompts)",
         "template": choice.shown,
         "plan": f"{len(steps)} iterations of {len(steps[0])} rollouts of up to {ppo.max_new_tokens} tokens",
@@ -131,13 +130,10 @@ def train(
         before = answers()
         job.console.say(f"  {len(checks)} held-out prompts before PPO: {in_words(before.estimates())}\n")
     result = trainer.train()
-
-    def export() -> None:
-        if job.world.is_first:
-            save_model(model, job.run.model_dir, exported, eos_ids=eos_ids)
-
     with trainer.checkpoints.finishing():
-        trainer.checkpoints.part(export)
+        with trainer.checkpoints.part():
+            if job.world.is_first:
+                save_model(model, job.run.model_dir, exported, eos_ids=eos_ids)
         if checks:
             after = answers(checkpoints=trainer.checkpoints)
             result["heldout"] = compared(before, after)
@@ -153,7 +149,7 @@ def train(
 
 
 def show(job: Job, run_settings: RunSettings) -> None:
-    """All stages in one table, and the command to go on with."""
+    """Print all stages in one table, and the next command."""
     result, rows = job.run.result, []
     if run_settings.model is None:
         stages = Path(run_settings.runs, run_settings.lang)
@@ -165,7 +161,7 @@ def show(job: Job, run_settings: RunSettings) -> None:
             rows.append(["reward model, held-out pairs right", before, f"{reward_result['accuracy']:.1%}"])
     rows += [
         ["PPO score", f"{result['score_first']:.3f}", f"{result['score_last']:.3f}"],
-        ["PPO KL to the reference, nats a response", f"{result['kl_first']:.3f}", f"{result['kl_last']:.3f}"],
+        ["PPO KL to the reference, nats per response", f"{result['kl_first']:.3f}", f"{result['kl_last']:.3f}"],
     ]
     heldout = result.get("heldout", {})
     for name, title in SHOWN.items():

@@ -1,4 +1,4 @@
-"""`python launch/STAGE.py --replay FILE`: the batch on which a run has stopped, forward and backward, nothing else."""
+"""`python launch/STAGE.py --replay FILE`: rerun forward and backward of the batch that stopped a run."""
 
 from __future__ import annotations
 
@@ -17,20 +17,19 @@ from engine.base.seeds import derive_seed
 from engine.cli.console import Console
 from engine.distributed.world import start_world
 from engine.run.checkpoint_files import TRAINED, Checkpoint
-from engine.settings import BatchSettings, PPOSettings, RewardSettings, RunSettings, SFTSettings, split_of
+from engine.settings import STAGE_SETTINGS, BatchSettings, RunSettings, split_of
 from engine.training.guards import read_kept
 from engine.training.modules import LanguageModule, Policy, RewardModule
 from engine.training.replay import Replayed, bad_weights, groups_of, replay
 from engine.training.scorers import load_scorer, start_critic
 from launch.common import choose_dtype, load_checked
 
-OWN = {"sft": SFTSettings, "reward": RewardSettings, "ppo": PPOSettings}
-EMBEDDED = {"sft": "init", "reward": "sft/model", "ppo": "sft/model"}  # what a stage without --model began with
+EMBEDDED = {"sft": "init", "reward": "sft/model", "ppo": "sft/model"}  # the base model of a stage without --model
 SHOWN_GRADIENTS = 12
 
 
 def replay_asked(stage: str, argv: Sequence[str]) -> bool:
-    """Whether the command line asks for a replay; if so it is done and shown."""
+    """Return whether the command line asks for a replay, after running and printing it."""
     words = [word for word in argv if not re.fullmatch(r"--local[_-]rank=\d+", word)]
     if not any(word.split("=")[0] == "--replay" for word in words):
         return False
@@ -40,17 +39,20 @@ def replay_asked(stage: str, argv: Sequence[str]) -> bool:
         case [word] if word.startswith("--replay="):
             file = word.removeprefix("--replay=")
         case _:
-            raise UserError(f"--replay stands alone with its file, which holds the settings: not {' '.join(words):.80}")
+            raise UserError(
+                f"--replay takes a file and no other flag, the settings are in it: not {' '.join(words):.80}"
+            )
     show(stage, Path(file))
     return True
 
 
 def show(stage: str, file: Path) -> None:
-    """Read, run and print."""
+    """Read the file, run its batch and print the table and the verdict."""
     note, tensors = read_kept(file)
     if note["stage"] != stage:
-        raise UserError(f"{file} was kept by launch/{note['stage']}.py: give it to that")
-    run, batch, own = (_settings(cls, note["settings"], file) for cls in (RunSettings, BatchSettings, OWN[stage]))
+        raise UserError(f"{file} was written by launch/{note['stage']}.py: give it to that launcher")
+    run_class, _, batch_class, own_class = STAGE_SETTINGS[stage]  # the optimizer is not run
+    run, batch, own = (_settings(cls, note["settings"], file) for cls in (run_class, batch_class, own_class))
     world = start_world()
     console = Console(world.is_first)
     if not world.is_first:
@@ -66,17 +68,17 @@ def show(stage: str, file: Path) -> None:
     console.header(f"Replay of step {note['step']}, rank {note['rank']}, where {note['quantity']} was not finite", {
         "batch": f"{file} ({len(note['ids'])} sequences)",
         "model": model_dir,
-        "weights": checkpoint.path if checkpoint else "as the run began",
+        "weights": checkpoint.path if checkpoint else "the initial ones",
     })  # fmt: skip
     if bad := bad_weights(model, module):
-        console.say(f"  {len(bad)} weights are not finite to begin with: {', '.join(bad[:5])}")
+        console.say(f"  {len(bad)} weights are not finite before the replay: {', '.join(bad[:5])}")
     results = list(replay(model, module, split, groups))
     _table(console, results)
     _verdict(console, results)
 
 
 def _table(console: Console, results: Sequence[Replayed]) -> None:
-    """Largest magnitudes by record; the layers as one column."""
+    """Print the largest magnitudes per record, all layers in one column."""
     layers = ("embedding", "layer", "final")
     names = [name for name in results[0].sizes if not name.startswith(layers)]
     kept = [name for name in names if name.startswith("kept")]
@@ -90,7 +92,7 @@ def _table(console: Console, results: Sequence[Replayed]) -> None:
         rows.append([_ids(r)[:24], str(r.tokens), *cells, gradient, r.first_bad or "-"])
     console.say()
     console.table([*head, "gradient", "first not finite"], rows)
-    console.say("  largest magnitudes; the sequence's own loss, not divided by the batch's")
+    console.say("  largest magnitudes; losses per sequence, not divided by the batch")
 
 
 def _verdict(console: Console, results: Sequence[Replayed]) -> None:
@@ -98,16 +100,16 @@ def _verdict(console: Console, results: Sequence[Replayed]) -> None:
     if not bad:
         largest = sorted(((size, name) for r in results for name, size in r.gradients.items()), reverse=True)
         console.say(
-            "\n  all is finite here, so it was in another rank's batch or in the sum: replay the other files, too"
+            "\n  all is finite here, so the bad value came from another rank or the sum: replay the other files, too"
         )
         console.say(f"  largest gradients: {', '.join(f'{name} {size:.3g}' for size, name in largest[:5])}")
         return
     for r in bad[:5]:
-        console.say(f"\n  {_ids(r)}: {r.first_bad} is the first that is not finite")
+        console.say(f"\n  {_ids(r)}: {r.first_bad} is the first value that is not finite")
         reached = [f"{name} {size:.3g}" for name, size in r.gradients.items() if not abs(size) < float("inf")]
         more = f", and {len(reached) - SHOWN_GRADIENTS} more" if len(reached) > SHOWN_GRADIENTS else ""
         if reached:
-            console.say(f"  gradients, in the order of the backward: {', '.join(reached[:SHOWN_GRADIENTS])}{more}")
+            console.say(f"  gradients in backward order: {', '.join(reached[:SHOWN_GRADIENTS])}{more}")
 
 
 def _ids(result: Replayed) -> str:
@@ -123,28 +125,28 @@ def _settings(cls: type, values: dict[str, Any], file: Path) -> Any:
     try:
         return cls(**{name: value for name, value in values.items() if name in fields})
     except (TypeError, AttributeError) as error:
-        raise UserError(f"{file} holds settings that are none ({error}): give a file as the run wrote it") from error
+        raise UserError(f"{file} contains invalid settings ({error}): give a file as the run wrote it") from error
 
 
 def _checkpoint_of(note: dict[str, Any], file: Path) -> Checkpoint | None:
-    """The weights the step began with; None for those the run began with."""
+    """Return the checkpoint with the weights before the step, or None for the initial weights of the run."""
     name = note.get("checkpoint")
     if name is None:
         if note["step"] > 1:
             raise UserError(
-                f"{file}: the weights of step {note['step'] - 1} could not be saved, nothing can be replayed"
+                f"{file}: the weights of step {note['step'] - 1} were not saved, so nothing can be replayed"
             )
         return None
     path = file.absolute().parent.parent / "checkpoints" / str(name)
     if not re.fullmatch(r"step-\d{6,18}", str(name)) or not (path / TRAINED).is_file():
-        raise UserError(f"{path} is gone, its weights are what {file} is replayed with: replay before the run goes on")
+        raise UserError(f"{path} is gone, and {file} needs its weights: replay before the run goes on")
     return Checkpoint(path, {})
 
 
 def _module(
     stage: str, model: nn.Module, tokenizer: Any, run: RunSettings, batch: BatchSettings, own: Any
 ) -> tuple[nn.Module, int | None]:
-    """What the stage trains, as its trainer makes it, and the first trained layer."""
+    """Return the module that the stage trains, as its trainer builds it, and the index of the first trained layer."""
     if stage == "reward":
         split = max(0, model.num_layers - own.num_top_layers)
         score_weight_D = RewardModule.new_score_weight(model, derive_seed(run.seed, "score head"))
@@ -161,15 +163,15 @@ def _module(
 
 @torch.no_grad()
 def _load(module: nn.Module, checkpoint: Checkpoint) -> None:
-    """The checkpoint's weights into what is trained."""
+    """Copy the weights of a checkpoint into the trained parameters."""
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     try:
         with checkpoint.open(TRAINED) as handle:
             kept = {k.removeprefix("weight:"): k for k in handle.keys() if k.startswith("weight:")}  # noqa: SIM118
             shapes = {name: tuple(handle.get_slice(key).get_shape()) for name, key in kept.items()}
             if shapes != {name: tuple(p.shape) for name, p in trained.items()}:
-                raise UserError(f"{checkpoint.path} holds other weights than are trained here: is the model another?")
+                raise UserError(f"{checkpoint.path} has other weights than this stage trains: was the model replaced?")
             for name, key in kept.items():
                 trained[name].copy_(handle.get_tensor(key))
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{checkpoint.path} cannot be read ({error}): its weights are needed for the replay") from error
+        raise UserError(f"{checkpoint.path} cannot be read ({error}): the replay needs its weights") from error

@@ -1,4 +1,4 @@
-"""Reward-model training on K-wise rankings: `deepspeed launch/reward.py --lang ne --model DIR --data FILE`."""
+"""Train a reward model on K-wise rankings: `deepspeed launch/reward.py --lang ne --model DIR --data FILE`."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import sys
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 
-if __name__ == "__main__":  # started as a file, whose folder is on the path: the packages are beside it
+if __name__ == "__main__":  # run as a script: put the repository root on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.base.errors import UserError
 from engine.base.records import RankingRecord, read_rankings
 from engine.base.seeds import derive_seed
-from engine.cli.parse import main, parse_settings
+from engine.cli.parse import Parsed, main
 from engine.planning.disk import kept_tokens, num_trained
-from engine.presets import presets
 from engine.run.model_card import write_card
 from engine.run.template_choice import check_template
 from engine.settings import BatchSettings, OptimizerSettings, RewardSettings, RunSettings
@@ -30,31 +29,26 @@ from launch.common import (
     Job,
     check_files,
     checked_reader,
-    demo_unless_model,
     embedded_data,
     finished_before,
     open_job,
+    parse_stage,
     say_overlap,
     stage_model,
 )
 from launch.lengths import fit_job
 from launch.replay import replay_asked
 
-SETTINGS = (RunSettings, OptimizerSettings, BatchSettings, RewardSettings)
-
 
 def job(argv: Sequence[str]) -> None:
-    """Train a reward model; without --model on the embedded SFT model, without --data on the embedded rankings."""
+    """Train a reward model, by default the embedded SFT model on the embedded rankings."""
     if replay_asked("reward", argv):
         return
-    settings = parse_settings(
-        SETTINGS,
-        argv,
-        "deepspeed launch/reward.py",
-        "K-wise reward model; with --replay FILE, a batch that has stopped a run, again.",
-        presets("reward"),
-        demo_unless_model,
-    )
+    run(parse_stage("reward", argv, "K-wise reward model"))
+
+
+def run(settings: Parsed) -> None:
+    """Train unless the run is complete, and print its result."""
     run_settings, optimizer, batch, reward = settings
     job = open_job("reward", settings)
     if not finished_before(job):
@@ -65,13 +59,13 @@ def job(argv: Sequence[str]) -> None:
 def train(
     job: Job, run_settings: RunSettings, optimizer: OptimizerSettings, batch: BatchSettings, reward: RewardSettings
 ) -> None:
-    """Read and check everything, then train, save and measure."""
+    """Check all inputs, then train, save and evaluate."""
     check_template(batch.template)
     data, heldout_file = run_settings.data, run_settings.eval_data
     read = checked_reader(job, batch, read_rankings)
     if run_settings.model is None:
         check_files(read, data, heldout_file)
-    model_dir = run_settings.model or stage_model(run_settings, "sft", sft.job, job, batch.template)
+    model_dir = run_settings.model or stage_model(run_settings, "sft", sft.run, job, batch.template)
     if data is None:
         embedded = embedded_data(run_settings, job)
         data, heldout_file = embedded / "ranking.jsonl", heldout_file or embedded / "ranking_heldout.jsonl"
@@ -104,10 +98,8 @@ def train(
     job.run.start()
     head_seed = derive_seed(run_settings.seed, "score head")
     score_weight_D = RewardModule.new_score_weight(model, head_seed)
-    trainer = RewardTrainer(
-        model, score_weight_D, rankings, heldout, run_settings, optimizer, batch, reward,
-        job.world, job.run, job.console, job.ds_config,
-    )  # fmt: skip
+    context = job.context(run_settings, optimizer, batch, reward)
+    trainer = RewardTrainer(model, score_weight_D, rankings, heldout, context)
     job.header(f"Reward model in {job.language.name}", {
         "model": f"{model_dir} (top {top} of {model.num_layers} layers trained)",
         "data": f"{data} ({len(rankings):,} rankings, {len(lengths):,} responses)",
@@ -117,13 +109,10 @@ def train(
         "disk": disk,
     }, len(trainer.steps))  # fmt: skip
     result = trainer.train()
-
-    def export() -> None:
-        moments = result["score_mean"], result["score_std"]
-        save_trained(trainer.zero, model, job.run.model_dir, exported, job.world, eos_ids, score_moments=moments)
-
     with trainer.checkpoints.finishing():
-        trainer.checkpoints.part(export)
+        with trainer.checkpoints.part():
+            moments = result["score_mean"], result["score_std"]
+            save_trained(trainer.zero, model, job.run.model_dir, exported, job.world, eos_ids, score_moments=moments)
         if job.world.is_first:
             write_card(job.run.model_dir, "reward", job.card_settings, inputs, result, tokenizer, eos_ids)
         job.run.finish(result)
@@ -132,28 +121,31 @@ def train(
 def grouped_by_prompt(
     job: Job, path: str, records: Sequence[RankingRecord], encoded: Sequence[RankedExamples], most_tokens: int
 ) -> dict[Hashable, list[RankedExamples]]:
-    """{prompt: its rankings}; says what was merged and left out. All responses of a ranking share a microbatch."""
+    """Return {prompt: its rankings}, and print what was merged and dropped.
+
+    UserError if a ranking exceeds most_tokens, since its responses share a microbatch, or if no ranking remains.
+    """
     for ranking in encoded:
         if ranking.num_tokens > most_tokens:
             raise UserError(
                 f"{path}: the {len(ranking.examples)} responses of ranking {ranking.id} have {ranking.num_tokens} "
-                f"tokens together, --tokens-per-microbatch is {most_tokens}: raise it"
+                f"tokens in total, --tokens-per-microbatch is {most_tokens}: raise it"
             )
     prompt_of = {record.id: (record.instruction, record.input) for record in records}
     groups, lines = by_prompt(encoded, prompt_of, most_tokens)
     for line in lines:
         job.console.say(f"{path}: {line}")
     if not groups:
-        raise UserError(f"{path} has no ranking left: give answers that differ, or raise --max-length")
+        raise UserError(f"{path} has no usable ranking: give responses that differ, or raise --max-length")
     return groups
 
 
 def show(job: Job) -> None:
-    """The run's result as a short table."""
+    """Print the result as a short table."""
     result, rows = job.run.result, []
     if {"accuracy_before", "accuracy"} <= result.keys():
         before, after = result["accuracy_before"], result["accuracy"]
-        rows.append(["pairs ordered rightly, held out, before -> after", f"{before:.1%} -> {after:.1%}"])
+        rows.append(["held-out pairs in the right order, before -> after", f"{before:.1%} -> {after:.1%}"])
     rows.append(["loss, last step", f"{result['loss_last']:.3f}"])
     job.console.say()
     job.console.table(["reward model", f"{result['seconds']:.0f} s"], rows)

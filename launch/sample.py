@@ -1,4 +1,4 @@
-"""K responses to every prompt of a file, as JSON Lines: `deepspeed launch/sample.py --lang ne --model DIR ...`."""
+"""Sample K responses per prompt of a file, as JSON Lines: `deepspeed launch/sample.py --lang ne --model DIR ...`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__":  # started as a file, whose folder is on the path: the packages are beside it
+if __name__ == "__main__":  # run as a script: put the repository root on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch.distributed as dist
@@ -39,16 +39,16 @@ from launch.common import choose_dtype, load_checked
 from launch.lengths import fit_lengths
 from launch.sample_rank import Progress, sample, share
 
-LONGEST_WAIT_S = 7 * 24 * 3600  # ranks meet only at the end, and one may be done long before another
+LONGEST_WAIT_S = 7 * 24 * 3600  # ranks meet only at the end, and some finish long before others
 
 
 def job(argv: Sequence[str]) -> None:
-    """Read and check everything, then sample and write `{id, instruction, input, responses, finished}` lines."""
+    """Check all inputs, then sample and write `{id, instruction, input, responses, finished}` lines."""
     settings, how = parsed = parse_settings(
         (SampleSettings, ResponseSettings),
         argv,
         "deepspeed launch/sample.py",
-        "K responses to every prompt of a file. A run that was interrupted goes on when it is started again.",
+        "Sample K responses per prompt of a file. Start an interrupted run again to continue it.",
     )
     language, output = get_language(settings.lang), Path(settings.output)
     check_output(output, settings)
@@ -70,7 +70,7 @@ def job(argv: Sequence[str]) -> None:
         for k in range(how.num_responses)
     ]
     pages = num_pages_for(model, requests, settings.slots, settings.cache_tokens, False, model.head_weight)
-    Scheduler(requests, "given", 1, pages, PAGE_SIZE)  # refuses a request that does not fit, on all ranks alike
+    Scheduler(requests, "given", 1, pages, PAGE_SIZE)  # UserError on all ranks if a request does not fit
     prints = fingerprint(model, [p.tokens for p in prompts], [[r.prompt_id for r in requests]])
     run = {
         **asdict(how),
@@ -83,17 +83,17 @@ def job(argv: Sequence[str]) -> None:
     waiting = [request for request in requests if (request.prompt_id, request.sample_id) not in saved]
     mine = share(waiting, world.size)[world.rank]
 
-    left_out = f", {len(records) - len(prompts):,} too long left out" if len(prompts) < len(records) else ""
+    left_out = f", {len(records) - len(prompts):,} too long skipped" if len(prompts) < len(records) else ""
     shortest = f", at least {how.min_new_tokens}" if how.min_new_tokens else ""
     penalty = f", repetition penalty {how.repetition_penalty}" if how.repetition_penalty != 1 else ""
-    cut = f", {damage:,} damaged bytes left out" if damage else ""
-    there = f"{len(saved):,} of {len(requests):,} responses are there already{cut}"
+    cut = f", {damage:,} damaged bytes skipped" if damage else ""
+    there = f"{len(saved):,} of {len(requests):,} responses already saved{cut}"
     resumed = {"resumed": there} if saved or damage else {}
     console.header(f"Sampling in {language.name}", {
         "model": f"{settings.model} ({model.config.model_type}, {model.num_layers} layers of {model.hidden_size})",
         "data": f"{settings.data} ({len(prompts):,} prompts{left_out})",
         "template": choice.shown,
-        "plan": f"{how.num_responses} responses a prompt, of up to {how.max_new_tokens} tokens{shortest}",
+        "plan": f"{how.num_responses} responses per prompt, of up to {how.max_new_tokens} tokens{shortest}",
         "choice": f"temperature {how.temperature}, top-k {how.top_k or 'all'}, top-p {how.top_p}, min-p {how.min_p}"
         f"{penalty}, seed {how.seed}",
         "ends at": ", ".join([f"EOS {' or '.join(map(str, eos_ids))}", *map(repr, how.stop or ())]),
@@ -114,31 +114,31 @@ def job(argv: Sequence[str]) -> None:
             counts = join(output, records, requests, world, interrupt)
         except SystemExit:
             if world.is_first and (shard_paths(output) or not output.exists()):
-                console.say(how_to_go_on(output, len(requests), settings.overwrite))
+                console.say(interrupted_message(output, len(requests), settings.overwrite))
             raise
     console.say(summary(output, len(requests), len(prompts), counts, tokens, time.monotonic() - began))
 
 
 def check_output(output: Path, settings: SampleSettings) -> None:
-    """UserError for an output that could not be written at the end, or would cost a file that is there."""
+    """Raise UserError if the output could not be written at the end, or would replace an existing file."""
     if output.suffix != ".jsonl":
-        raise UserError(f"--output {output} must end in .jsonl: one line a prompt is written")
+        raise UserError(f"--output {output} must end in .jsonl: it gets one line per prompt")
     if output.is_dir():
         raise UserError(f"--output {output} is a folder: name a file, such as {output / 'responses.jsonl'}")
     if os.path.realpath(output) == os.path.realpath(settings.data):
         raise UserError(f"--output {output} is the --data file: name another file")
     if output.exists() and not settings.overwrite and not shard_paths(output):
-        raise UserError(f"--output {output} is there already: --overwrite replaces it, or name another file")
+        raise UserError(f"--output {output} exists: --overwrite replaces it, or name another file")
     check_writable(output)
 
 
 def start(
     output: Path, run: Mapping[str, Any], requests: Sequence[Request], overwrite: bool, world: World
 ) -> tuple[set[tuple[int, int]], int]:
-    """(prompt id, sample id) of the responses that earlier starts of this very run have left, and the bytes damaged.
+    """Return {(prompt id, sample id)} of the responses saved by earlier starts of this run, and the damaged bytes.
 
-    With overwrite what they left is removed. UserError where it is another run's, or the output is not this run's to
-    replace.
+    `overwrite` deletes saved responses first. UserError if they belong to another run, or if the output exists and
+    this run may not replace it.
     """
     saved, damage, mistake = set(), 0, None
     if world.is_first:
@@ -148,10 +148,10 @@ def start(
             shards = Shards(output)
             check_same(shards, run, output)
             saved, damage = shards.keys() & {(r.prompt_id, r.sample_id) for r in requests}, shards.damage
-            # Killed between the last rename and the removal of the shards, a run finds its own output there.
+            # A run killed between the last rename and the removal of its shards finds its own output.
             may_replace = overwrite or len(saved) == len(requests) or any(s["replaces"] for s in shards.runs.values())
             if output.exists() and not may_replace:
-                raise UserError(f"--output {output} is there already: --overwrite replaces it, or name another file")
+                raise UserError(f"--output {output} exists: --overwrite replaces it, or name another file")
         except UserError as error:
             mistake = str(error)
     saved, damage, mistake = world.gather((saved, damage, mistake))[0]
@@ -161,12 +161,12 @@ def start(
 
 
 def check_same(shards: Shards, run: Mapping[str, Any], output: Path) -> None:
-    """UserError that names the differences, if the shards are of another run."""
+    """Raise UserError with the differences if the shards belong to another run."""
     for path, first in shards.runs.items():
         if changed := differences(first["run"], run, ()):
             raise UserError(
-                f"{path} holds responses of another run ({'; '.join(changed)}): give the same settings, model and data "
-                f"to go on with it, another --output than {output}, or --overwrite to start anew"
+                f"{path} contains responses of another run ({'; '.join(changed)}): give equal settings, model and data "
+                f"to continue it, another --output than {output}, or --overwrite to start again"
             )
 
 
@@ -178,7 +178,7 @@ def keep(
     world: World,
     interrupt: Interrupt,
 ) -> int:
-    """Write this rank's responses to its shard as they come, and wait for the other ranks. All ranks' tokens."""
+    """Write this rank's responses to its shard and wait for the other ranks; return the tokens of all ranks."""
     tokens, mistake = 0, None
     try:
         with Shard(output, world.rank, run, overwrite) as shard:
@@ -198,7 +198,7 @@ def join(
     world: World,
     interrupt: Interrupt,
 ) -> Counter:
-    """The first rank makes the output of the shards. Returns its counts there, none on the others."""
+    """Write the output from the shards on the first rank. Return its counts there, empty counts elsewhere."""
     counts, mistake = Counter(), None
     if world.is_first:
         try:
@@ -210,13 +210,13 @@ def join(
 
 
 def agree(mistake: str | None, world: World, interrupt: Interrupt) -> None:
-    """Wait until all ranks are here, looking for signals meanwhile; UserError on all if one has made a mistake."""
+    """Wait for all ranks while checking for signals. UserError on all ranks if one passes a mistake."""
     if world.size > 1:
         arrived = dist.barrier(async_op=True)
         while not arrived.is_completed():
             time.sleep(0.02)
             interrupt.check()
-        interrupt.check()  # of ranks that stop, some are gone before others look
+        interrupt.check()  # when ranks stop, some exit before others check
         arrived.wait()
     if mistakes := [m for m in world.gather(mistake) if m]:
         raise UserError(mistakes[0])
@@ -225,12 +225,12 @@ def agree(mistake: str | None, world: World, interrupt: Interrupt) -> None:
 def write(
     output: Path, records: Sequence[InstructionRecord], requests: Sequence[Request], interrupt: Interrupt
 ) -> Counter:
-    """Write the output from the shards, remove them, and count the responses' tokens and ends."""
+    """Write the output from the shards and delete them; return counts of tokens and of how responses ended."""
     shards, counts = Shards(output), Counter()
     keys = [(request.prompt_id, request.sample_id) for request in requests]
     if missing := len(set(keys) - shards.keys()):
         raise UserError(
-            f"{missing:,} of {len(keys):,} responses are in none of the files {output}.rank*.part: "
+            f"{missing:,} of {len(keys):,} responses are missing from the files {output}.rank*.part: "
             "let all ranks write to one folder, then run again"
         )
 
@@ -253,15 +253,15 @@ def write(
     return counts
 
 
-def how_to_go_on(output: Path, num_responses: int, overwrite: bool) -> str:
-    """What to say when a run is interrupted."""
+def interrupted_message(output: Path, num_responses: int, overwrite: bool) -> str:
+    """Return the message of an interrupted run."""
     without = " without --overwrite" if overwrite else ""
     kept = f"{len(Shards(output)):,} of {num_responses:,} responses are kept"
-    return f"\n  stopped: {kept}, the same command{without} goes on with the others"
+    return f"\n  stopped: {kept}, the same command{without} samples the others"
 
 
 def summary(output: Path, num_responses: int, num_prompts: int, counts: Counter, tokens: int, seconds: float) -> str:
-    """The last line: what was written, and how fast. tokens were sampled in these seconds."""
+    """Return the last line: what was written, and how fast. `tokens` were sampled in `seconds`."""
     stopped = f", {counts[STOP] / num_responses:.0%} at a stop string" if counts[STOP] else ""
     of_all = f"{counts['tokens']:,} tokens, {tokens:,} of them" if tokens < counts["tokens"] else f"{tokens:,} tokens"
     ended = f"{counts[EOS] / num_responses:.0%} ended with EOS{stopped}"

@@ -1,4 +1,4 @@
-"""One rank's part of sampling: its share of the prompts, its responses as they are finished, and its progress."""
+"""Sample one rank's share of the prompts, yield responses as they finish, show progress."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from engine.base.errors import UserError
 from engine.base.seeds import derive_seed
 from engine.cli.console import Console
 from engine.cli.interrupt import Interrupt
-from engine.generation.generate import Request, Response, stream
+from engine.generation.generate import Request, Sample, stream
 from engine.generation.shards import EOS, LENGTH, STOP, SavedResponse
 from engine.generation.stop_strings import StopMatcher
-from engine.packing import dealt
+from engine.packing import shard_of
 from engine.settings import ResponseSettings, SampleSettings
 from engine.text.tokenizer import decode
 
-LINE_EVERY_S = 60.0  # of progress, where there is no terminal for a bar
+LINE_EVERY_S = 60.0  # between progress lines without a terminal
 
 
 def share(requests: Sequence[Request], ranks: int) -> list[list[Request]]:
-    """Whole prompts for each rank, in order, dealt out by the expected length of all their responses."""
+    """Return the requests of each rank: whole prompts in order, balanced by expected response length."""
     prompts: dict[int, list[Request]] = {}
     for request in requests:
         prompts.setdefault(request.prompt_id, []).append(request)
     groups = [prompts[i] for i in sorted(prompts)]
     lengths = [sum(r.expected_length for r in group) for group in groups]
-    return [[r for at in dealt(lengths, rank, ranks) for r in groups[at]] for rank in range(ranks)]
+    return [[r for at in shard_of(lengths, rank, ranks) for r in groups[at]] for rank in range(ranks)]
 
 
 def sample(
@@ -43,9 +43,9 @@ def sample(
     progress: Progress,
     interrupt: Interrupt,
 ) -> Iterator[SavedResponse]:
-    """The responses, each as soon as it is finished. SystemExit after a step in which a signal has come.
+    """Yield each response when it finishes. Raise SystemExit after the step in which a signal arrived.
 
-    UserError for one whose log-probabilities are no numbers.
+    UserError if a response has NaN or infinite log-probabilities.
     """
 
     def after_step(finished: int, new_tokens: int) -> None:
@@ -60,14 +60,14 @@ def sample(
     ):  # fmt: skip
         if not all(map(math.isfinite, response.logprobs)):
             raise UserError(
-                f"the probabilities of {settings.model} are no numbers: its weights are damaged, "
+                f"the probabilities of {settings.model} are NaN or infinite: its weights are damaged, "
                 "or too large for --dtype"
             )
         yield finish(requests[i], response, tokenizer)
 
 
-def finish(request: Request, response: Response, tokenizer) -> SavedResponse:
-    """A response as it is kept: its text ends before its EOS or its stop string."""
+def finish(request: Request, response: Sample, tokenizer) -> SavedResponse:
+    """Return the response to save; its text ends before EOS or the stop string."""
     address = (request.prompt_id, request.sample_id)
     if response.stop is not None:
         return SavedResponse(*address, response.stop.text, response.stop.num_tokens, STOP)
@@ -76,14 +76,14 @@ def finish(request: Request, response: Response, tokenizer) -> SavedResponse:
 
 
 class Progress:
-    """Responses, tokens per second and the time left: a bar on a terminal, otherwise a line now and then."""
+    """Show responses, tokens per second and time left: a bar on a terminal, else a line per minute."""
 
     def __init__(self, console: Console, bar: tqdm):
         self._console, self._bar = console, bar
         self._began = self._said_at = time.monotonic()
 
     def show(self, finished: int, new_tokens: int) -> None:
-        """The counts of this rank since it began."""
+        """Show the counts of this rank since its start."""
         now = time.monotonic()
         seconds = now - self._began
         rate = f"{new_tokens / seconds:,.0f} tokens/s"

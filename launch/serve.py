@@ -1,4 +1,4 @@
-"""Serve a model over HTTP as OpenAI's API does: `python launch/serve.py --model DIR --port 8000`."""
+"""Serve a model over HTTP with an OpenAI-compatible API: `python launch/serve.py --model DIR --port 8000`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-if __name__ == "__main__":  # started as a file, whose folder is on the path: the packages are beside it
+if __name__ == "__main__":  # run as a script: put the repository root on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
@@ -42,14 +42,16 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Which model, and how much of it runs at once."""
+    """The model, and how many requests it runs at once."""
 
     _argument_group_name = "model"
     model: str = flag("the model, a Hugging Face directory")
     template: str | None = flag(TEMPLATE_HELP, None)
-    max_length: int | None = flag("prompt and response together, in tokens (default: the model's context)", None)
+    max_length: int | None = flag(
+        "longest prompt and response together, in tokens (default: the model's context)", None
+    )
     slots: int = flag("responses generated at once", 64)
-    cache_tokens: int | None = flag("budget of the key/value cache (default: half of the free memory)", None)
+    cache_tokens: int | None = flag("key/value cache size in tokens (default: half of the free memory)", None)
     dtype: str = flag("auto is bfloat16 on a GPU, float32 on CPU", "auto", choices=["auto", "float32", "bfloat16"])
 
     def __post_init__(self) -> None:
@@ -60,16 +62,18 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class HttpSettings:
-    """Who may ask, and how much."""
+    """The address, and limits for clients."""
 
     _argument_group_name = "http"
-    host: str = flag("address to listen on; one that others can reach needs a key in SERVE_API_KEY", "127.0.0.1")
+    host: str = flag(
+        "address to listen on; one that other machines can reach needs a key in SERVE_API_KEY", "127.0.0.1"
+    )
     port: int = flag("port to listen on; 0 takes a free one", 8000)
     name: str | None = flag("the model's name in the API (default: from its folder)", None)
-    chat_tokens: int = flag("longest answer of a chat that names no limit", 256)
-    max_waiting: int = flag("responses that may wait beside those that run; more are told to come back", 256)
-    max_body_mb: int = flag("longest body of a request", 1)
-    drain_s: float = flag("on SIGTERM: seconds that open answers are given to end", 30.0)
+    chat_tokens: int = flag("longest answer to a chat request without a limit", 256)
+    max_waiting: int = flag("responses that may wait for a slot; the server refuses more with a request to retry", 256)
+    max_body_mb: int = flag("largest request body in MB", 1)
+    drain_s: float = flag("on SIGTERM: seconds for open answers to finish", 30.0)
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -81,7 +85,7 @@ class HttpSettings:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model ready to generate, and how its dialogs become prompts."""
+    """A model ready to generate, with its tokenizer and dialog encoder."""
 
     engine: LiveEngine
     tokenizer: PreTrainedTokenizerFast
@@ -92,20 +96,20 @@ class Loaded:
 
 
 def load(settings: ModelSettings) -> Loaded:
-    """Load and check everything. UserError for what does not fit."""
-    check_template(settings.template)  # a mistake in it shows before the model is loaded
+    """Load the model and check its settings. UserError if the sequence does not fit into the cache."""
+    check_template(settings.template)  # before the model is loaded, so that a mistake shows at once
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = choose_dtype(settings.dtype, device)
     length, room = served_length(settings.model, settings.max_length)
     model, tokenizer = load_checked(settings.model, dtype, device)
     model.requires_grad_(False)
     choice = choose_template(settings.template, settings.model, tokenizer)
-    # The worst that can come: every slot with the longest sequence, and the one token that a full prompt may be given.
+    # The worst case: every slot has the longest sequence, plus the one token that a full prompt may generate.
     worst = [Request((0,), 0, 0, length)] * settings.slots
     pages = num_pages_for(model, worst, settings.slots, settings.cache_tokens, False, model.head_weight)
-    if (need := pages_for(length + 1) + 1) > pages:  # a shared prompt's half-filled page beside its copy
+    if (need := pages_for(length + 1) + 1) > pages:  # a shared prompt's half-filled page and its copy
         raise UserError(
-            f"the cache holds {pages * PAGE_SIZE} tokens, --max-length is {length}: lower it to "
+            f"the cache has {pages * PAGE_SIZE} tokens, --max-length is {length}: lower it to "
             f"{max((pages - 1) * PAGE_SIZE - 1, 1)}, or raise --cache-tokens to {need * PAGE_SIZE}"
         )
     engine = LiveEngine(model, settings.slots, pages, length, eos_ids_of(settings.model, tokenizer, model.vocab_size))
@@ -116,7 +120,7 @@ def load(settings: ModelSettings) -> Loaded:
 
 
 def name_of(model_dir: str) -> str:
-    """A name for the API: the folder's; of a run's model, runs/ne/ppo/model, ne-ppo."""
+    """Return the model name for the API: the folder's name, or ne-ppo for runs/ne/ppo/model."""
     path = Path(model_dir).resolve()
     return "-".join(path.parts[-3:-1]) if path.name == "model" and len(path.parts) > 3 else path.name
 
@@ -128,15 +132,17 @@ def job(argv: Sequence[str]) -> None:
     )
     key = os.environ.get(KEY_VARIABLE) or None
     if key is None and http.host not in _LOOPBACK:
-        raise UserError(f"--host {http.host} can be reached by others and {KEY_VARIABLE} is not set: set it to a key")
+        raise UserError(
+            f"--host {http.host} can be reached from other machines and {KEY_VARIABLE} is not set: set it to a key"
+        )
     asyncio.run(serve(settings, http, key))
 
 
 async def serve(settings: ModelSettings, http: HttpSettings, key: str | None) -> None:
-    """Serve until a signal, then until what is open is answered. Raises what a failing step raised."""
+    """Serve until a signal, then finish open requests. Raise the exception of a failed step."""
     listening = listen(http.host, http.port)
-    # A thread that ends with its pool of OpenMP threads: beside a second pool libgomp counts more threads than cores,
-    # none of them spins for the next region any more, and the worker's steps took 1.7 times as long.
+    # Load in a thread that ends, and with it its OpenMP pool: with a second pool, libgomp counts more threads than
+    # cores and stops spinning between regions, which made the worker's steps take 1.7 times as long.
     with ThreadPoolExecutor(1) as loader:
         loaded = await asyncio.get_running_loop().run_in_executor(loader, load, settings)
     engine, console = loaded.engine, Console()
@@ -156,7 +162,7 @@ async def serve(settings: ModelSettings, http: HttpSettings, key: str | None) ->
         "template": loaded.template,
         "room": f"{loaded.room}, {settings.slots} at once, "
         f"{engine.scheduler.pool.num_pages * PAGE_SIZE:,} positions in the cache, {http.max_waiting} may wait",
-        "key": f"wanted, from {KEY_VARIABLE}" if key else "none",
+        "key": f"required, from {KEY_VARIABLE}" if key else "none",
         "address": url,
     })  # fmt: skip
     ending = asyncio.Event()
@@ -168,9 +174,9 @@ async def serve(settings: ModelSettings, http: HttpSettings, key: str | None) ->
                 await ending.wait()
         except TimeoutError:
             pass
-    for number in (signal.SIGINT, signal.SIGTERM):  # a second one does not wait
+    for number in (signal.SIGINT, signal.SIGTERM):  # a second signal ends the process at once
         asyncio.get_running_loop().remove_signal_handler(number)
-    console.say(f"ending: what is open has {http.drain_s:g} s" if server.worker.failure is None else "a step failed")
+    console.say(f"ending: open requests have {http.drain_s:g} s" if server.worker.failure is None else "a step failed")
     await site.stop()
     in_time = await server.drain(http.drain_s)
     await runner.cleanup()
@@ -180,7 +186,7 @@ async def serve(settings: ModelSettings, http: HttpSettings, key: str | None) ->
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket on the first address of the host. UserError where that cannot be, before a model is loaded."""
+    """Return a bound socket on the first address of the host. UserError if it cannot be bound."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind, protocol)

@@ -6,13 +6,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-if __name__ == "__main__":  # started as a file, whose folder is on the path: the packages are beside it
+if __name__ == "__main__":  # run as a script: put the repository root on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.base.records import read_instructions
-from engine.cli.parse import main, parse_settings
+from engine.cli.parse import Parsed, main
 from engine.planning.disk import kept_tokens, num_trained
-from engine.presets import presets
 from engine.run.model_card import write_card
 from engine.run.template_choice import check_template
 from engine.settings import BatchSettings, OptimizerSettings, RunSettings, SFTSettings, split_of
@@ -25,31 +24,26 @@ from launch.common import (
     Job,
     check_files,
     checked_reader,
-    demo_unless_model,
     embedded_data,
     embedded_model,
     finished_before,
     open_job,
+    parse_stage,
     say_overlap,
 )
 from launch.lengths import fit_job
 from launch.replay import replay_asked
 
-SETTINGS = (RunSettings, OptimizerSettings, BatchSettings, SFTSettings)
-
 
 def job(argv: Sequence[str]) -> None:
-    """Fine-tune a model on instructions; without --model or --data, on the embedded default."""
+    """Fine-tune a model on instructions, by default the embedded model on the embedded data."""
     if replay_asked("sft", argv):
         return
-    settings = parse_settings(
-        SETTINGS,
-        argv,
-        "deepspeed launch/sft.py",
-        "Packed supervised fine-tuning; with --replay FILE, a batch that has stopped a run, again.",
-        presets("sft"),
-        demo_unless_model,
-    )
+    run(parse_stage("sft", argv, "Packed supervised fine-tuning"))
+
+
+def run(settings: Parsed) -> None:
+    """Train unless the run is complete, and print its result."""
     run_settings, optimizer, batch, sft = settings
     job = open_job("sft", settings)
     if not finished_before(job):
@@ -60,7 +54,7 @@ def job(argv: Sequence[str]) -> None:
 def train(
     job: Job, run_settings: RunSettings, optimizer: OptimizerSettings, batch: BatchSettings, sft: SFTSettings
 ) -> None:
-    """Read and check everything, then train, save and measure."""
+    """Check all inputs, then train, save and evaluate."""
     check_template(batch.template)
     data, checks_file = run_settings.data, run_settings.eval_data
     read = checked_reader(job, batch, read_instructions)
@@ -82,7 +76,7 @@ def train(
     if heldout_records:
         heldout = encode_instructions(heldout_records, max_length=batch.max_length, **encode)
     if heldout_records and sft.exact_match:
-        room = batch.max_length - 1  # for one token of an answer
+        room = batch.max_length - 1  # for one answer token
         checks = encode_prompts(heldout_records, max_prompt_length=room, **encode)
 
     split, lengths = split_of(sft.top_layers, model.num_layers), [len(e.tokens) for e in examples]
@@ -91,9 +85,7 @@ def train(
     inputs = {"base model": model_dir, "data": data}
     exported = job.try_export(model, inputs, tokenizer, choice.template, eos_ids)
     job.run.start()
-    trainer = SFTTrainer(
-        model, examples, heldout, run_settings, optimizer, batch, sft, job.world, job.run, job.console, job.ds_config
-    )
+    trainer = SFTTrainer(model, examples, heldout, job.context(run_settings, optimizer, batch, sft))
     job.header(f"Supervised fine-tuning in {job.language.name}", {
         "model": f"{model_dir} ({model.config.model_type}, {model.num_layers} layers of {model.hidden_size})",
         "data": f"{data} ({len(examples):,} sequences, {sum(lengths):,} tokens)",
@@ -103,12 +95,9 @@ def train(
         "disk": disk,
     }, len(trainer.steps))  # fmt: skip
     result = trainer.train()
-
-    def export() -> None:
-        save_trained(trainer.zero, model, job.run.model_dir, exported, job.world, eos_ids)
-
     with trainer.checkpoints.finishing():
-        trainer.checkpoints.part(export)
+        with trainer.checkpoints.part():
+            save_trained(trainer.zero, model, job.run.model_dir, exported, job.world, eos_ids)
         if checks:
             trained, _ = job.load(job.run.model_dir)
             longest = max(len(e.tokens) - e.prompt_len for e in examples)
@@ -124,7 +113,7 @@ def train(
 
 
 def show(job: Job) -> None:
-    """The run's result as a short table."""
+    """Print the result as a short table."""
     result = job.run.result
     rows = [["SFT loss, first -> last step", f"{result['loss_first']:.3f} -> {result['loss_last']:.3f}"]]
     if {"heldout_loss_before", "heldout_loss"} <= result.keys():

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import engine.cli.parse
+import launch.common
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -138,8 +139,14 @@ def _read_flags(name: str, arguments: list[str]) -> None:
 
     if not name.startswith("-m "):  # what it imports must not keep the function that stops
         importlib.import_module(name.removesuffix(".py").replace("/", "."))
-    before = engine.cli.parse.parse_settings, argparse.ArgumentParser.parse_args
-    engine.cli.parse.parse_settings, argparse.ArgumentParser.parse_args = map(then_stop, before)
+    # launch.common has its own name for the function.
+    places = (
+        (engine.cli.parse, "parse_settings"), (launch.common, "parse_settings"),
+        (argparse.ArgumentParser, "parse_args"),
+    )  # fmt: skip
+    before = [getattr(place, attribute) for place, attribute in places]
+    for (place, attribute), read in zip(places, before):
+        setattr(place, attribute, then_stop(read))
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
@@ -149,7 +156,8 @@ def _read_flags(name: str, arguments: list[str]) -> None:
     except SystemExit as stopped:
         assert stopped.code == 0 and "--help" in arguments, f"{name} refuses {arguments}: {said.getvalue().strip()}"
     finally:
-        engine.cli.parse.parse_settings, argparse.ArgumentParser.parse_args = before
+        for (place, attribute), read in zip(places, before):
+            setattr(place, attribute, read)
 
 
 def start(name: str, arguments: Sequence[str]) -> None:

@@ -12,13 +12,18 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 
+# One server serves a whole test process, so this names what any test wants of it.
+PRELOADED = ["torch", "deepspeed", "transformers", "tests.engine.training.trainers", "tests.reliability.killing"]
+
 
 def run_ranks(function: Callable[..., Any], ranks: int, *args: Any) -> list[Any]:
     """Call `function(*args)` in `ranks` new processes. It must be importable; what it returns must be picklable."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    context = mp.get_context("spawn")
+    # The server imports torch and DeepSpeed once; each rank is forked from it, as new as a spawned one.
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
     results = context.SimpleQueue()
     processes = [
         context.Process(target=_entry, args=(results, rank, ranks, port, function, args)) for rank in range(ranks)

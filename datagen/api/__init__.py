@@ -1,1 +1,1 @@
-"""Asking a chat API: requests, limits, prices, and the journal of what was paid for."""
+"""Chat API client: requests, rate limits, prices, and the journal of paid answers."""

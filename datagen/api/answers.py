@@ -1,4 +1,4 @@
-"""What an HTTP response of a chat API means: an answer, another attempt, a refused request, or the end of the run."""
+"""Classify the HTTP response of a chat API: a reply, a retry, a refused request, or a fatal error."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from datagen.api.chat import BROKEN, CUT, WITHHELD, Reply, Request, ending_of
-from datagen.api.journal import NOTHING, Tokens
+from datagen.api.journal import NO_TOKENS, Tokens
 from datagen.api.pricing import token_bound
 from datagen.api.settings import Endpoint
 from engine.base.strict_json import parse_whole
 
 RETRIED_STATUSES = frozenset({408, 409, 425, 429, *range(500, 600)})
 OVERLOAD_STATUSES = frozenset({408, 429, 500, 502, 503, 504, 529})
-_MAX_MESSAGE = 200
+_MAX_MESSAGE = 200  # characters
 _QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "account_deactivated"}
 _MODEL_CODES = {"model_not_found", "invalid_model", "deployment_not_found", "deploymentnotfound"}
 _PARAMETER_CODES = {"unsupported_parameter", "unsupported_value"}
@@ -30,59 +30,65 @@ _TYPE_WORDS = {dict: "an object", int: "a number", float: "a number", bool: "a t
 
 @dataclass(frozen=True)
 class TryAgain:
-    """The attempt gave no answer; another one may. tokens: what it has cost, None where that is not known."""
+    """The attempt failed; retry it. tokens: its cost, or None if unknown."""
 
     reason: str
-    tokens: Tokens | None = NOTHING
+    tokens: Tokens | None = NO_TOKENS
     overloaded: bool = False
     retry_after_s: float | None = None
 
 
 @dataclass(frozen=True)
 class Refused:
-    """This request will not be answered, others may be."""
+    """The API will not answer this request. Other requests may succeed."""
 
     reason: str
-    tokens: Tokens = NOTHING
+    tokens: Tokens = NO_TOKENS
 
 
 @dataclass(frozen=True)
 class Fatal:
-    """No request will be answered: the run ends with this line."""
+    """The API will answer no request: the run stops and prints the reason."""
 
     reason: str
 
 
 Outcome = Reply | TryAgain | Refused | Fatal
-_Line = Callable[[str], str]
+_Clean = Callable[[str], str]
 
 
 def read_response(
     status: int, body: bytes, request: Request, endpoint: Endpoint, retry_after_s: float | None
 ) -> Outcome:
-    """What a whole response means. The text of an answer is taken as it is; in all other lines keys are hidden."""
+    """Return the outcome of a complete response.
 
-    def line(text: str) -> str:
+    A reply keeps its text unchanged. Every other outcome hides API keys.
+    """
+
+    def clean(text: str) -> str:
+        """Hide keys, join the lines to one, and cut it to _MAX_MESSAGE characters."""
         one = " ".join(endpoint.hide_key(text).split())
         return one if len(one) <= _MAX_MESSAGE else f"{one[:_MAX_MESSAGE]}..."
 
     if status == 200:
-        return _read_answer(body, request, line)
+        return _read_answer(body, request, clean)
     host, key_variable = endpoint.host, endpoint.key_variable
-    code, message, parameter = _read_error(body, line)
+    code, message, parameter = _read_error(body, clean)
     shown = f"{status}{f' {code}' if code else ''}{f': {message}' if message else ''}"
     if code in _QUOTA_CODES:
-        return Fatal(f"{host} says {code}: the account of {key_variable} has no credit left: add some and run again")
+        return Fatal(f"{host} says {code}: the account of {key_variable} has no credit left: add credit and run again")
     if status == 401:
-        return Fatal(f"{host} refuses the key in {key_variable} (401): set it to a valid one and run again")
+        return Fatal(f"{host} refuses the key in {key_variable} (401): set a valid key and run again")
     if status == 403:
-        return Fatal(f"{host} forbids this to the key in {key_variable} (403): check its rights, and the country")
+        return Fatal(
+            f"{host} forbids this request (403): check the rights of the key in {key_variable}, and the country"
+        )
     if code in _MODEL_CODES:
-        return Fatal(f"{host} has no model {request.model!r} for the key in {key_variable}: give another --model")
+        return Fatal(f"{host} has no model {request.model!r} for the key in {key_variable}: pass another --model")
     if status == 404 or status == 405:
-        return Fatal(f"{host} has no chat completions there ({status}): check --base-url and --model")
+        return Fatal(f"{host} serves no chat completions at this URL ({status}): check --base-url and --model")
     if 300 <= status < 400:
-        return Fatal(f"{host} redirects to another address ({status}): give that one as --base-url")
+        return Fatal(f"{host} redirects to another address ({status}): pass that address as --base-url")
     if status in RETRIED_STATUSES:
         return TryAgain(shown, overloaded=status in OVERLOAD_STATUSES, retry_after_s=retry_after_s)
     if refused := _refused_parameter(code, message, parameter, request):
@@ -92,10 +98,10 @@ def read_response(
 
 
 def _refused_parameter(code: str, message: str, parameter: str, request: Request) -> str | None:
-    """The parameter that no request of the run may have; None where something else is refused.
+    """Return the parameter that the server refuses for every request of the run, or None.
 
-    Where servers name none, their message does. A limit of tokens may be too large for one request alone, whose prompt
-    is long: only where the server does not know it is it the same for all.
+    If the error names no parameter, search its message. A token limit can be too large for one long prompt only, so it
+    counts only if the server does not know the parameter at all.
     """
     is_unknown = code in _PARAMETER_CODES
     if parameter in _LIMIT_FIELDS:
@@ -111,29 +117,29 @@ def _refused_parameter(code: str, message: str, parameter: str, request: Request
     return None
 
 
-def _read_error(body: bytes, line: _Line) -> tuple[str, str, str]:
-    """Code (or type), message and parameter of an error's body, each in one short line without keys, "" for none."""
+def _read_error(body: bytes, clean: _Clean) -> tuple[str, str, str]:
+    """Return (code or type, message, parameter) of an error body: one short line each, without keys; "" if absent."""
     try:
         value = parse_whole(body.decode("utf-8"), any_text=True)
     except ValueError:
-        return "", line(body.decode("utf-8", "replace")), ""
+        return "", clean(body.decode("utf-8", "replace")), ""
     error = value.get("error", value) if isinstance(value, dict) else value
     if not isinstance(error, dict):
-        return "", line(str(error)), ""
+        return "", clean(str(error)), ""
     names = [name for name in (error.get("code"), error.get("type")) if isinstance(name, str) and name]
     known = [name.lower() for name in names if name.lower() in _QUOTA_CODES | _MODEL_CODES]
     message = error.get("message") or error.get("detail") or ""  # FastAPI's errors have a `detail`
     parameter = error.get("param")
-    code = (known or [line(name) for name in names] or [""])[0]
-    return code, line(str(message)), line(parameter) if isinstance(parameter, str) else ""
+    code = (known or [clean(name) for name in names] or [""])[0]
+    return code, clean(str(message)), clean(parameter) if isinstance(parameter, str) else ""
 
 
-def _read_answer(body: bytes, request: Request, line: _Line) -> Outcome:
+def _read_answer(body: bytes, request: Request, clean: _Clean) -> Outcome:
     try:
         value = parse_whole(body.decode("utf-8"), any_text=True)
     except ValueError as error:
-        # A body that was cut short: what it cost is in the part that is missing.
-        return TryAgain(f"malformed answer: {line(str(error))}", tokens=None)
+        # A truncated body: the token usage is in the missing part.
+        return TryAgain(f"malformed answer: {clean(str(error))}", tokens=None)
     if not isinstance(value, dict):
         return TryAgain("malformed answer: no JSON object", tokens=None)
     tokens = _usage(value.get("usage"))
@@ -142,7 +148,7 @@ def _read_answer(body: bytes, request: Request, line: _Line) -> Outcome:
     message = choice.get("message") if isinstance(choice, dict) else None
     if not isinstance(message, dict):
         if "error" in value:  # some gateways report errors with status 200
-            return TryAgain(": ".join(filter(None, _read_error(body, line)[:2])), tokens, overloaded=True)
+            return TryAgain(": ".join(filter(None, _read_error(body, clean)[:2])), tokens, overloaded=True)
         return TryAgain("malformed answer: no choices", tokens)
     finish_reason = choice.get("finish_reason")
     finish_reason = finish_reason if isinstance(finish_reason, str) else ""
@@ -150,7 +156,7 @@ def _read_answer(body: bytes, request: Request, line: _Line) -> Outcome:
     if isinstance(content, list):
         refusal = refusal or _joined(content, "refusal", {"refusal"})
         content = _joined(content, "text", {"text", "output_text", None})
-    fault = _fault_of_text(content, refusal, finish_reason, tokens or token_bound(request), tokens, line)
+    fault = _fault_of_text(content, refusal, finish_reason, tokens or token_bound(request), tokens, clean)
     if fault is not None:
         return fault
     if tokens is None:
@@ -159,21 +165,21 @@ def _read_answer(body: bytes, request: Request, line: _Line) -> Outcome:
 
 
 def _joined(parts: list[Any], field: str, types: set[str | None]) -> str:
-    """The texts of the parts of these types; a model's thoughts are parts too."""
+    """Join `field` of all parts with one of these types. Other types, such as a model's thoughts, are left out."""
     parts = [part for part in parts if isinstance(part, dict) and part.get("type") in types]
     return "".join(part[field] for part in parts if isinstance(part.get(field), str))
 
 
 def _fault_of_text(
-    text: Any, refusal: Any, finish_reason: str, paid: Tokens, tokens: Tokens | None, line: _Line
+    text: Any, refusal: Any, finish_reason: str, paid: Tokens, tokens: Tokens | None, clean: _Clean
 ) -> TryAgain | Refused | None:
-    """What there is instead of a text that can be used. What would come again is not asked for again."""
+    """Return why the text is unusable, or None. Refused, not TryAgain, if a retry would give the same result."""
     ending = ending_of(finish_reason)
     if type(text) in _TYPE_WORDS:
         return Refused(f"the answer's content is no text, but {_TYPE_WORDS[type(text)]}", paid)
     if not text:
         if isinstance(refusal, str) and refusal:
-            return Refused(f"the model refused: {line(refusal)}", paid)
+            return Refused(f"the model refused: {clean(refusal)}", paid)
         if ending in (CUT, WITHHELD):
             return Refused(f"no text: finish_reason is {finish_reason}", paid)
         return TryAgain("malformed answer: no content", tokens)

@@ -1,4 +1,4 @@
-"""What a work function sees of the API: how it asks, what comes back, and how it refuses a record."""
+"""The types of a work function: requests, replies, and the exceptions that reject a record."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "conten
 Record = dict[str, Any]
 
 
-# How an answer ended. BROKEN: the server stopped in the middle; WITHHELD: it does not show what it has.
+# How an answer ended. BROKEN: the server stopped in the middle. WITHHELD: a filter hides the answer.
 COMPLETE, CUT, BROKEN, WITHHELD, UNKNOWN = "complete", "cut", "broken", "withheld", "unknown"
-# The spellings of finish_reason, in lower case: OpenAI's first, then those of other servers and gateways.
+# Values of finish_reason, in lower case: OpenAI's first, then those of other servers and gateways.
 _ENDINGS = {
     COMPLETE: "stop eos eos_token end_turn stop_sequence stop_token complete completed finish finished end_id",
     CUT: "length max_tokens max_length max_new_tokens max_output_tokens model_length token_limit",
@@ -25,7 +25,7 @@ _ENDING_OF = {"": COMPLETE} | {word: ending for ending, words in _ENDINGS.items(
 
 
 def ending_of(finish_reason: str) -> str:
-    """What a finish_reason means, in any server's spelling."""
+    """Map a finish_reason, in any server's spelling, to COMPLETE, CUT, BROKEN, WITHHELD or UNKNOWN."""
     return _ENDING_OF.get(finish_reason.lower(), UNKNOWN)
 
 
@@ -33,8 +33,8 @@ def ending_of(finish_reason: str) -> str:
 class Reply:
     """One answer of the API.
 
-    finish_reason      as the API gave it: "stop", "length", "content_filter", "eos_token", "" for none, ...
-    prompt_tokens      as billed by the API; where it reports none, an upper bound (bytes)
+    finish_reason      as the API sent it: "stop", "length", "content_filter", "eos_token", ...; "" if absent
+    prompt_tokens      as billed by the API; if it reports no usage, an upper bound (bytes)
     completion_tokens  likewise
     """
 
@@ -45,21 +45,21 @@ class Reply:
 
     @property
     def ending(self) -> str:
-        """COMPLETE, CUT, ..."""
+        """The finish_reason as COMPLETE, CUT, BROKEN, WITHHELD or UNKNOWN."""
         return ending_of(self.finish_reason)
 
     @property
     def fault(self) -> str | None:
-        """Why the text cannot be whole. None where it may be: after an unknown reason its text must show that."""
+        """Why the text is incomplete, or None if it may be complete. For UNKNOWN, the caller must check the text."""
         if self.ending in (COMPLETE, UNKNOWN):
             return None
         return f"finish_reason: {self.finish_reason}{'; raise --max-tokens' if self.ending == CUT else ''}"
 
 
 class Rejected(Exception):
-    """Raised by a work function, or by `ask` itself: the record goes to the quarantine with the reason.
+    """Reject the record: it goes to the quarantine file with the reason. Raised by a work function or by `ask`.
 
-    reply: the answer at fault. `--retry-quarantined` asks for that one again, and for the last one where none is named.
+    reply: the faulty answer. `--retry-quarantined` requests it again; if None, it requests the last answer again.
     """
 
     def __init__(self, reason: str, reply: Reply | None = None) -> None:
@@ -69,21 +69,20 @@ class Rejected(Exception):
 
 
 class Unanswered(Rejected):
-    """Raised by `ask`: the API gave no answer that can be used."""
+    """The API gave no usable answer. Raised by `ask`."""
 
 
-# await ask(messages, **params): params go into the request as they are (max_tokens, ...), but for `temperature`, which
-# the settings may replace or leave out, and `nonce`, which is not sent: it tells apart requests that are to be asked
-# several times. See datagen.run.runner.
+# await ask(messages, **params) sends params (max_tokens, ...) unchanged, with two exceptions. The settings may replace
+# or drop `temperature`. `nonce` is never sent: it distinguishes repeated requests. See datagen.run.runner.
 Ask = Callable[..., Awaitable[Reply]]
 Work = Callable[[Record, Ask], Awaitable[list[Record]]]
 
 
 @dataclass(frozen=True)
 class Request:
-    """One chat completion to be asked for; equal requests are one request, whichever endpoint or key answers.
+    """One chat completion request. Equal requests share one answer, whichever endpoint or key serves them.
 
-    max_tokens_field: what the limit of the answer is called when it is sent; newer OpenAI models call it
+    max_tokens_field: the name under which the answer's token limit is sent; newer OpenAI models use
         `max_completion_tokens`.
     """
 
@@ -95,16 +94,16 @@ class Request:
 
     @property
     def key(self) -> bytes:
-        """16 bytes: the hash of the content, under which the journal holds the answer."""
+        """The content hash (16 bytes): the key of the answer in the journal."""
         return content_hash([self.model, self.messages, self.params, self.nonce])
 
     @property
     def max_tokens(self) -> int:
-        """The largest number of tokens the answer may have."""
+        """The token limit of the answer."""
         return self.params["max_tokens"]
 
     def body(self) -> bytes:
-        """The JSON that is posted."""
+        """Return the JSON body of the POST request."""
         params = dict(self.params)
         limit = params.pop("max_tokens")
         sent = {"model": self.model, "messages": self.messages, self.max_tokens_field: limit, **params}
@@ -112,7 +111,7 @@ class Request:
 
 
 def content_hash(value: Any) -> bytes:
-    """16 bytes that depend on a JSON value alone, not on the order of its keys. TypeError if it is none."""
+    """Return a 16-byte hash of a JSON value, independent of key order. TypeError if it is not a JSON value."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
@@ -120,7 +119,7 @@ def content_hash(value: Any) -> bytes:
 def make_request(
     model: str, default_max_tokens: int, messages: Sequence[Message], nonce: Any = None, **params: Any
 ) -> Request:
-    """The request of one `ask(messages, **params)`."""
-    assert not {"n", "stream"} & params.keys(), "one whole answer a request: draw several by nonce"
+    """Build the request of one `ask(messages, **params)`."""
+    assert not {"n", "stream"} & params.keys(), "a request returns one complete answer: use nonce to draw several"
     params.setdefault("max_tokens", default_max_tokens)
     return Request(model, tuple(messages), params, nonce)

@@ -1,14 +1,14 @@
-"""The journal: every answer that was paid for, append-only, on the disk before it counts, found again by content hash.
+"""The journal: an append-only file of all paid answers, synced to disk before use, keyed by the request's content hash.
 
-Nothing is ever overwritten or cut off, not even a torn end: reading skips it (engine/base/frames.py).
+The file is never overwritten or truncated. A torn last frame stays; readers skip it (engine/base/frames.py).
 
-Kinds of frame (field "t"):
-  "journal"  the first one; "v" is the version
-  "sent"     an attempt leaves: "n" its number, "p" and "c" bounds on the tokens it may cost
-  "closed"   an attempt is known to have cost "p" prompt and "c" completion tokens: 0 where the API refused it
-  "answer"   request "k" was answered in attempt "n": "x" text, "f" finish_reason, "p", "c" tokens; closes the attempt
-  "refused"  request "k" got no answer that can be used: "x" the reason
-An attempt that was sent and never closed (a lost connection, a killed process) may have been charged.
+Frame types (field "t"):
+  "journal"  the first frame; "v" is the version
+  "sent"     an attempt begins: "n" its number, "p" and "c" upper bounds on its prompt and completion tokens
+  "closed"   attempt "n" ended without an answer and cost "p" prompt and "c" completion tokens (0 if the API refused it)
+  "answer"   attempt "n" answered request "k": "x" text, "f" finish_reason, "p" and "c" tokens; also ends the attempt
+  "refused"  request "k" got no usable answer: "x" is the reason
+An attempt with a "sent" frame and no end (a lost connection, a killed process) may have been charged.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from datagen.api.chat import Reply
+from engine.base.atomic import sync
 from engine.base.errors import UserError
 from engine.base.frames import is_frame, pack_frame, read_frame, scan_frames
 
@@ -33,7 +34,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Damage(NamedTuple):
-    """A stretch of the file that is no frame."""
+    """A byte range of the file that contains no valid frame."""
 
     offset: int
     length: int
@@ -52,7 +53,7 @@ class Tokens(NamedTuple):
         return Tokens(self.prompt - other[0], self.completion - other[1])
 
 
-NOTHING = Tokens(0, 0)
+NO_TOKENS = Tokens(0, 0)
 
 
 _FIELDS: dict[str, dict[str, type]] = {
@@ -66,13 +67,13 @@ _FIRST_FRAME = pack_frame({"t": "journal", "v": VERSION})
 
 
 class Journal:
-    """An open journal: one writer, by an exclusive lock that ends with the process.
+    """An open journal. An exclusive lock, released at close or when the process ends, allows one writer.
 
-    damage       what was found unreadable when it was opened
-    paid         tokens of all closed attempts, those of earlier runs included
-    unsettled    attempt -> the most it may have cost: of earlier runs those whose end is unknown, of this one also
-                 those on their way
-    waiting_for_disk   whether answers are held in memory because the disk is full
+    damage       byte ranges that were unreadable when the journal was opened
+    paid         tokens of all ended attempts, earlier runs included
+    unsettled    attempt -> upper bound on its cost, for attempts without a recorded end: those lost in any run, and
+                 those in flight now
+    waiting_for_disk   whether answers wait in memory because the disk is full
     """
 
     def __init__(
@@ -82,10 +83,10 @@ class Journal:
         disk_wait_s: float = 600.0,
         disk_retry_s: float = 1.0,
     ) -> None:
-        """Opens or creates it. UserError if another process writes it, if it is no journal, or cannot be opened.
+        """Open or create the journal. UserError if another process holds it, it is not a journal, or opening fails.
 
-        disk_wait_s: while the disk is full, answers wait in memory for so long before the run gives up; it is tried
-            again every disk_retry_s. on_full: told in one line when that begins.
+        disk_wait_s: how long answers wait in memory while the disk is full, before the run stops. Writes are retried
+            every disk_retry_s. on_full: called with a one-line message when the wait begins.
         """
         self.path = path
         self.damage: list[Damage] = []
@@ -94,7 +95,7 @@ class Journal:
         self.waiting_for_disk = False
         self._disk_wait_s, self._disk_retry_s = disk_wait_s, disk_retry_s
         self._on_full = on_full
-        self._where: dict[bytes, tuple[int, int]] = {}  # of the answer: offset and length of its frame
+        self._where: dict[bytes, tuple[int, int]] = {}  # key -> offset and length of the answer's frame
         self._refusals: dict[bytes, str] = {}
         self._settled: set[int] = set()
         self._next_attempt = 0
@@ -117,7 +118,7 @@ class Journal:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            message = f"the journal {self.path} is being written by another run: wait for it, or name another journal"
+            message = f"the journal {self.path} is being written by another run: wait for it, or pass another --journal"
             raise UserError(message) from None
 
     def _load(self) -> None:
@@ -130,21 +131,21 @@ class Journal:
                         self.damage.append(Damage(offset, length))
                     else:
                         frames += 1
-                        self._take(payload, offset, length)
+                        self._load_frame(payload, offset, length)
         self._end = size
         if not frames:
             if size >= len(_FIRST_FRAME):
                 raise UserError(f"{self.path} is not a journal of this program: name another file")
             self._write_now(_FIRST_FRAME)
             os.fsync(self._file)
-            _fsync_folder(self.path.parent)
+            sync(self.path.parent)
 
-    def _take(self, frame: dict[str, Any], offset: int, length: int) -> None:
+    def _load_frame(self, frame: dict[str, Any], offset: int, length: int) -> None:
         kind = frame.get("t")
         if not isinstance(kind, str) or not is_frame(frame, _FIELDS.get(kind, {"t": type(None)})):
             raise UserError(f"{self.path} is not a journal of this program at byte {offset}: name another file")
         if kind == "journal" and frame["v"] > VERSION:
-            raise UserError(f"{self.path} is of version {frame['v']}, this program reads {VERSION}: update the program")
+            raise UserError(f"{self.path} has version {frame['v']}, this program reads {VERSION}: update the program")
         if kind == "sent":
             self.unsettled[frame["n"]] = Tokens(frame["p"], frame["c"])
         elif kind in ("closed", "answer"):
@@ -157,82 +158,82 @@ class Journal:
         self._next_attempt = max(self._next_attempt, frame.get("n", -1) + 1)
 
     def _settle(self, attempt: int, tokens: Tokens) -> None:
-        """Counts an attempt's cost, once: a frame is written twice where the disk refused the first time."""
+        """Count an attempt's cost once: after a failed write, its frame may be in the file twice."""
         if attempt not in self._settled:
             self._settled.add(attempt)
             self.unsettled.pop(attempt, None)
             self.paid += tokens
 
     def __len__(self) -> int:
-        """The number of answered requests."""
+        """Return the number of answered requests."""
         return len(self._where)
 
     def __contains__(self, key: bytes) -> bool:
         return key in self._where
 
     def answer(self, key: bytes) -> Reply | None:
-        """The answer to a request, or None."""
+        """Return the answer to a request, or None."""
         if key not in self._where:
             return None
         offset, length = self._where[key]
         frame = read_frame(os.pread(self._file, length, offset))
         if frame is None:
-            raise UserError(f"{self.path} changed on the disk at byte {offset} while it was in use: run again")
+            raise UserError(f"{self.path} changed on disk at byte {offset} during the run: run again")
         return Reply(frame["x"], frame["f"], frame["p"], frame["c"])
 
     def refusal(self, key: bytes) -> str | None:
-        """Why a request has no answer, where that was found out in an earlier run or this one."""
+        """Return the recorded reason why a request got no answer, in any run, or None."""
         return self._refusals.get(key)
 
-    async def sent(self, bound: Tokens) -> int:
-        """Notes that an attempt is leaving, which may cost so much; its number.
+    async def begin_attempt(self, bound: Tokens) -> int:
+        """Record an attempt with its cost bound before it is sent. Returns its number.
 
-        Written but not fsynced: it survives the death of the process, though not that of the machine.
+        The frame is written without fsync: it survives a killed process, but not a power failure.
         """
         attempt = self._next_attempt
         self._next_attempt += 1
         frame = pack_frame({"t": "sent", "n": attempt, "p": bound.prompt, "c": bound.completion})
         if not self._try_to_write(frame):
-            await self._durable(frame)
+            await self._write_durably(frame)
         self.unsettled[attempt] = bound
         return attempt
 
-    def closed(self, attempt: int, tokens: Tokens = NOTHING) -> None:
-        """Notes what an attempt without a usable answer has cost; written like `sent`."""
+    def end_attempt(self, attempt: int, tokens: Tokens = NO_TOKENS) -> None:
+        """Record the cost of an attempt that ended without a usable answer. Written without fsync."""
         frame = pack_frame({"t": "closed", "n": attempt, "p": tokens.prompt, "c": tokens.completion})
         if not self._try_to_write(frame):
             self._enqueue(frame)
         self._settle(attempt, tokens)
 
     async def put(self, key: bytes, reply: Reply, attempt: int) -> None:
-        """Stores an answer; returns once it is on the disk. UserError if the disk stays full."""
+        """Store an answer and return once it is on disk. UserError if the disk stays full."""
         tokens = Tokens(reply.prompt_tokens, reply.completion_tokens)
         fields = {"t": "answer", "k": key, "n": attempt, "x": reply.text, "f": reply.finish_reason}
         frame = pack_frame({**fields, "p": tokens.prompt, "c": tokens.completion})
-        offset = await self._durable(frame)
+        offset = await self._write_durably(frame)
         self._where[key] = offset, len(frame)
         self._refusals.pop(key, None)
         self._settle(attempt, tokens)
 
     async def put_refusal(self, key: bytes, reason: str) -> None:
-        """Stores that a request has no answer that can be used, and why; returns once it is on the disk."""
-        await self._durable(pack_frame({"t": "refused", "k": key, "x": reason}))
+        """Store the reason why a request has no usable answer, and return once it is on disk."""
+        await self._write_durably(pack_frame({"t": "refused", "k": key, "x": reason}))
         self._refusals[key] = reason
 
     async def close(self) -> None:
-        """Waits for what is being written, then gives up the lock."""
+        """Wait for pending writes, then release the lock."""
         if self._flusher is not None:
             await asyncio.wait([self._flusher])
         self.release()
 
     def release(self) -> None:
-        """Gives up the lock; nothing may be on its way to the disk."""
+        """Close the file, which releases the lock. There must be no pending writes."""
         os.close(self._file)
 
-    def _durable(self, frame: bytes) -> asyncio.Future[int]:
-        """Where the frame begins in the file, once it is on the disk."""
+    def _write_durably(self, frame: bytes) -> asyncio.Future[int]:
+        """Return a future of the frame's offset, done once the frame is on disk."""
         future = self._enqueue(frame)
-        return asyncio.shield(future)  # who waits may be cancelled, what was paid is written all the same
+        return asyncio.shield(future)  # cancelling the waiter must not cancel the write of a paid answer
 
     def _enqueue(self, frame: bytes) -> asyncio.Future[int]:
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -242,7 +243,7 @@ class Journal:
         return future
 
     async def _flush(self) -> None:
-        """Writes what is pending, one fsync a group: while the disk is busy with one group the next one gathers."""
+        """Write pending frames in groups, one fsync per group. The next group collects while the disk is busy."""
         while self._pending:
             group, self._pending = self._pending, []
             try:
@@ -251,14 +252,14 @@ class Journal:
                 message = f"cannot write the journal {self.path}: {error.strerror}: make room and run again"
                 for _, future in [*group, *self._pending]:
                     future.set_exception(UserError(message))
-                    future.exception()  # not every frame has someone who waits for it
+                    future.exception()  # mark it as retrieved: some frames have no waiter
                 self._pending = []
                 return
             for (_, future), offset in zip(group, offsets):
                 future.set_result(offset)
 
     async def _write_group(self, frames: list[bytes]) -> list[int]:
-        """Writes and fsyncs; while the disk is full, tries again and again. The frames' offsets."""
+        """Write and fsync the frames, retrying while the disk is full. Returns their offsets."""
         deadline_s = time.monotonic() + self._disk_wait_s
         while True:
             try:
@@ -277,7 +278,7 @@ class Journal:
             return list(ends)[:-1]
 
     def _try_to_write(self, frame: bytes) -> bool:
-        """False where the disk is full. Behind frames that wait for the disk nothing is written either."""
+        """Write the frame and return True, or return False if the disk is full or other frames wait for it."""
         if self.waiting_for_disk:
             return False
         try:
@@ -289,17 +290,8 @@ class Journal:
         return True
 
     def _write_now(self, data: bytes) -> int:
-        """Appends all of it, or raises OSError and leaves a torn frame, which reading skips; where it begins."""
+        """Append all data and return its offset. On OSError a torn frame may remain; readers skip it."""
         start = self._end
         while self._end < start + len(data):
             self._end += os.write(self._file, data[self._end - start :])
         return start
-
-
-def _fsync_folder(folder: Path) -> None:
-    """Makes a new file's name survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

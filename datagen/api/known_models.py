@@ -1,4 +1,4 @@
-"""What is known of models by their names: prices, and which parameters of a request they take."""
+"""Known models by name: list prices and supported request parameters."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import NamedTuple
 
 
 class Price(NamedTuple):
-    """US dollars for a million tokens."""
+    """US dollars per million tokens."""
 
     prompt: float
     completion: float
 
     def usd(self, tokens: tuple[int, int]) -> float:
-        """The price of so many prompt and completion tokens."""
+        """Return the cost of (prompt, completion) tokens in US dollars."""
         return (self.prompt * tokens[0] + self.completion * tokens[1]) / 1e6
 
 
 class KnownModel(NamedTuple):
-    """Its list price as OpenAI published it, without batch or cache discounts, and how it is asked.
+    """OpenAI's list price of a model, without batch or cache discounts, and its request parameters.
 
-    takes_temperature   False: a request with a temperature is refused
-    max_tokens_field    the name of the limit of an answer
+    takes_temperature   False: the API refuses a request with a temperature
+    max_tokens_field    the request field for the answer's token limit
     """
 
     price: Price
@@ -29,7 +29,7 @@ class KnownModel(NamedTuple):
     max_tokens_field: str = "max_tokens"
 
 
-# Prices change: --price-in and --price-out win.
+# Prices change: --price-in and --price-out override them.
 MODELS = {
     "gpt-3.5-turbo": KnownModel(Price(0.50, 1.50)),
     "gpt-4-turbo": KnownModel(Price(10.0, 30.0)),
@@ -45,5 +45,8 @@ MODELS = {
 
 
 def parameters_of(name: str) -> KnownModel | None:
-    """How a model is asked: as the one of its name, without the date of a snapshot, whose price may be another."""
+    """Return the entry of a model, ignoring a snapshot date in its name, or None.
+
+    Do not use the entry's price: the price of a snapshot may differ.
+    """
     return MODELS.get(re.sub(r"-\d{4}-\d\d-\d\d$", "", name))

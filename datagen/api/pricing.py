@@ -1,4 +1,4 @@
-"""What requests cost: prices, estimates and bounds of token counts, and the budget that is never passed."""
+"""The cost of requests: prices, token estimates and bounds, and a budget that is never exceeded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TOKENS_PER_REQUEST = 16
 
 
 def price_of(settings: ApiSettings) -> Price | None:
-    """The price by the flags, else of the table, else None."""
+    """Return the price from the settings, else from the price table, else None."""
     known = MODELS.get(settings.model)
     prompt, completion = settings.usd_per_m_prompt, settings.usd_per_m_completion
     if prompt is None:
@@ -27,9 +27,9 @@ def price_of(settings: ApiSettings) -> Price | None:
 
 
 def estimate_tokens(text: str) -> int:
-    """About how many tokens a text is: 4 ASCII characters a token, 3 bytes of any other script.
+    """Estimate the token count of a text: one token per 4 ASCII characters or per 3 bytes of other scripts.
 
-    An order of magnitude for planning (newer vocabularies need fewer for Indic scripts); nothing is limited by it.
+    This is an order of magnitude for planning, never a limit. Newer vocabularies need fewer tokens for Indic scripts.
     """
     if text.isascii():
         return -(-len(text) // 4)
@@ -38,22 +38,22 @@ def estimate_tokens(text: str) -> int:
 
 
 def estimate_prompt_tokens(messages: Sequence[Message]) -> int:
-    """About how many tokens a request's messages are."""
+    """Estimate the token count of a request's messages."""
     return 3 + sum(4 + estimate_tokens(message["content"]) for message in messages)
 
 
 def token_bound(request: Request) -> Tokens:
-    """The most tokens a request can cost: byte-level vocabularies give no text more tokens than it has bytes."""
+    """Return an upper bound on a request's tokens. In byte-level vocabularies a text has at most one token per byte."""
     sizes = (len(message["content"].encode("utf-8", "replace")) for message in request.messages)
     prompt = _TOKENS_PER_REQUEST + sum(size + _TOKENS_PER_MESSAGE for size in sizes)
     return Tokens(prompt, request.max_tokens)
 
 
 class Ledger:
-    """Counts what was spent, and lets no request leave that could pass the budget.
+    """Tracks spending and blocks every request that could exceed the budget.
 
-    Counted against the budget are what the journal says was paid, by earlier runs too, the bounds of the attempts on
-    their way, and the bounds of those whose end is unknown.
+    Three amounts count against the budget: payments in the journal (earlier runs included), the cost bounds of attempts
+    in flight, and the cost bounds of attempts with an unknown end.
     """
 
     def __init__(self, settings: ApiSettings, journal: Journal) -> None:
@@ -66,50 +66,50 @@ class Ledger:
         self.price = price or Price(0.0, 0.0)
         self._journal = journal
         self._unsettled_usd = sum(map(self.price.usd, journal.unsettled.values()))
-        self._on_their_way = 0
-        self._held_usd = 0.0
+        self._in_flight = 0
+        self._reserved_usd = 0.0
         self._changed = asyncio.Event()
 
     @property
     def spent_usd(self) -> float:
-        """What was surely paid."""
+        """US dollars paid for certain."""
         return self.price.usd(self._journal.paid)
 
     @property
     def maybe_spent_usd(self) -> float:
-        """The most that attempts without a known end may have cost besides."""
+        """Upper bound, in US dollars, on the cost of attempts with an unknown end. Not part of spent_usd."""
         return self._unsettled_usd
 
-    async def hold(self, bound: Tokens) -> None:
-        """Sets the bound of one attempt aside; waits where only attempts on their way stand against it.
+    async def reserve(self, bound: Tokens) -> None:
+        """Reserve the cost bound of one attempt. Waits while attempts in flight may still free enough budget.
 
-        UserError where the budget does not suffice.
+        UserError if the remaining budget is too small.
         """
         usd = self.price.usd(bound)
         while self.budget_usd is not None:
-            committed = self.spent_usd + self._unsettled_usd + self._held_usd
+            committed = self.spent_usd + self._unsettled_usd + self._reserved_usd
             if committed + usd <= self.budget_usd:
                 break
-            if not self._on_their_way:
-                raise UserError(self._exhausted(usd))
+            if not self._in_flight:
+                raise UserError(self._exhausted_message(usd))
             self._changed.clear()
             await self._changed.wait()
-        self._on_their_way += 1
-        self._held_usd += usd
+        self._in_flight += 1
+        self._reserved_usd += usd
 
     def release(self, bound: Tokens) -> None:
-        """Gives back what `hold` set aside, once the attempt is settled or was not sent."""
-        self._on_their_way -= 1
-        self._held_usd = self._held_usd - self.price.usd(bound) if self._on_their_way else 0.0
+        """Release a reservation, once the attempt is settled or was not sent."""
+        self._in_flight -= 1
+        self._reserved_usd = self._reserved_usd - self.price.usd(bound) if self._in_flight else 0.0
         self._changed.set()
 
-    def lost(self, bound: Tokens) -> None:
-        """Counts an attempt that may have been charged, though no answer came."""
+    def add_unsettled(self, bound: Tokens) -> None:
+        """Count an attempt that got no answer but may have been charged."""
         self._unsettled_usd += self.price.usd(bound)
 
-    def _exhausted(self, usd: float) -> str:
-        maybe = f", ${self._unsettled_usd:.4f} perhaps for answers that never came" if self._unsettled_usd else ""
+    def _exhausted_message(self, usd: float) -> str:
+        maybe = f", up to ${self._unsettled_usd:.4f} more for lost answers" if self._unsettled_usd else ""
         return (
             f"--budget ${self.budget_usd:.4f} reached: ${self.spent_usd:.4f} spent{maybe}, the next request may cost "
-            f"${usd:.4f}: raise it and run again to go on"
+            f"${usd:.4f}: raise it and run again to continue"
         )

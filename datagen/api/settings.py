@@ -1,4 +1,4 @@
-"""The settings of every job that asks an API: the flags they come from, and the keys, from the environment alone."""
+"""Settings of API jobs: their command-line flags, and the keys, which come only from environment variables."""
 
 from __future__ import annotations
 
@@ -18,28 +18,29 @@ from engine.base.errors import UserError
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 DEFAULT_KEY_VARIABLE = "OPENAI_API_KEY"
-_SECRET_CHARACTERS = 16  # a key of so many is nothing else by chance
+_MIN_SECRET_LENGTH = 16  # characters; a key this long does not occur in a text by chance
 _NOT_SENT = "none"
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
 class ApiSettings:
-    """How an OpenAI-compatible API is asked.
+    """Settings of an OpenAI-compatible API.
 
-    base_urls          each up to and without /chat/completions
-    key_variables      names of environment variables, one for all endpoints or one for each; a variable may hold
+    base_urls          URLs without the final /chat/completions
+    key_variables      names of environment variables: one for all endpoints, or one for each; a variable may contain
                        several keys, separated by commas
-    temperature        in place of the one that a command asks for; None: the command's own
-    sends_temperature  False for a model that refuses any
-    max_tokens         of an answer whose request does not say
-    max_tokens_field   what that is called in a request
-    concurrency        the most requests on their way at once; fewer while the API is overloaded
-    requests_per_min, tokens_per_min   None: learned from the answers' headers. They hold for each key
-    max_attempts       of one request, before it is given up
-    budget_usd         what may be spent at most, by all runs on one journal; None: no limit
-    usd_per_m_prompt, usd_per_m_completion   prices of a million tokens; None: the price table's
-    retry_quarantined  ask again for what was refused, given up or rejected before
+    temperature        overrides the command's temperature; None: keep the command's
+    sends_temperature  False for a model that accepts no temperature
+    max_tokens         default token limit of an answer
+    max_tokens_field   the request field for that limit
+    concurrency        the maximum number of requests in flight for each endpoint and key (lower while the API is
+                       overloaded), and of records processed at once
+    requests_per_min, tokens_per_min   limits for each key; None: learned from the answers' headers
+    max_attempts       attempts per request
+    budget_usd         maximum spending of all runs on one journal; None: no limit
+    usd_per_m_prompt, usd_per_m_completion   prices per million tokens; None: from the price table
+    retry_quarantined  request again what was refused, given up or rejected before
     window_s           the period of the limits "per minute"
     """
 
@@ -66,7 +67,7 @@ class ApiSettings:
     window_s: float = 60.0
 
     def request(self, messages: Sequence[Message], nonce: Any = None, **params: Any) -> Request:
-        """The request of one `ask(messages, **params)`."""
+        """Build the request of one `ask(messages, **params)`."""
         if not self.sends_temperature:
             params.pop("temperature", None)
         elif self.temperature is not None:
@@ -77,7 +78,7 @@ class ApiSettings:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One URL with one key, through one proxy; its repr shows no secret."""
+    """One URL with one key and an optional proxy. Its repr shows no secret."""
 
     url: str
     host: str
@@ -90,33 +91,33 @@ class Endpoint:
 
     @property
     def headers(self) -> dict[str, str]:
-        """Those of a request, the key among them."""
+        """The request headers, including the key."""
         authorization = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         return {"Content-Type": "application/json", **authorization}
 
     @property
     def proxy(self) -> str | None:
-        """The proxy's URL, which may hold a password."""
+        """The proxy's URL, or None. It may contain a password."""
         return self._proxy
 
     def hide_key(self, text: str) -> str:
-        """A message of the API without the key, should a server repeat it, nor the shortened ones that some repeat.
+        """Replace the key, and shortened keys as some servers repeat them, in a message of the API.
 
-        For messages alone, never for answers. A short key may be an everyday word, since local servers take any: it is
-        replaced only where it is a word of its own.
+        Use it for messages, never for answers. A short key can be a common word, because local servers accept any key:
+        it is replaced only as a separate word.
         """
         if self._key:
             key = re.escape(self._key)
-            text = re.sub(key if len(self._key) >= _SECRET_CHARACTERS else rf"(?<!\w){key}(?!\w)", "[key]", text)
+            text = re.sub(key if len(self._key) >= _MIN_SECRET_LENGTH else rf"(?<!\w){key}(?!\w)", "[key]", text)
         return re.sub(r"(?i)\b(?:(?:sk|pk|key)-|bearer\s+)\S+", "[key]", text)
 
 
 def endpoints(settings: ApiSettings, environment: Mapping[str, str] = os.environ) -> list[Endpoint]:
-    """Every pair of endpoint and key. UserError for a bad URL, or naming the variable that is missing or no key."""
+    """Return an Endpoint for each URL and key. UserError for a bad URL, a missing variable or an invalid key."""
     variables = settings.key_variables
     if len(variables) not in (1, len(settings.base_urls)):
         counts = f"{len(variables)} --key-env for {len(settings.base_urls)} --base-url"
-        raise UserError(f"{counts}: give one for all, or one for each in the same order")
+        raise UserError(f"{counts}: pass one for all, or one for each in the same order")
     variables = variables * len(settings.base_urls) if len(variables) == 1 else variables
     pairs = []
     for base_url, variable in zip(settings.base_urls, variables):
@@ -131,9 +132,9 @@ def endpoints(settings: ApiSettings, environment: Mapping[str, str] = os.environ
 def _checked_url(url: str) -> urllib.parse.SplitResult:
     parts = urllib.parse.urlsplit(url)
     if parts.username or parts.password or parts.query or parts.fragment:
-        raise UserError("--base-url holds a password or a query: give the bare URL, and keys by --key-env NAME")
+        raise UserError("--base-url contains a password or a query: pass the bare URL, and keys by --key-env NAME")
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UserError(f"--base-url {url} is no http(s) URL: write it like {DEFAULT_BASE_URL}")
+        raise UserError(f"--base-url {url} is not an http(s) URL: write it like {DEFAULT_BASE_URL}")
     return parts
 
 
@@ -142,40 +143,40 @@ def _keys(variable: str, environment: Mapping[str, str], is_local: bool) -> list
     if not keys and is_local:
         return [""]
     if not keys:
-        raise UserError(f"no API key: set the environment variable {variable}, or name another by --key-env")
+        raise UserError(f"no API key: set the environment variable {variable}, or name another with --key-env")
     if not all(re.fullmatch(r"[!-~]+", key) for key in keys):
-        raise UserError(f"{variable} holds a character that no API key has: set it again, without quotes or breaks")
+        raise UserError(f"{variable} contains a character not allowed in an API key: set it without spaces or newlines")
     return keys
 
 
 def add_api_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags that every command with an API shares: of the API, and of the files of a run."""
+    """Add the flags shared by all commands that use an API: API settings and the files of a run."""
     default = ApiSettings()
     api = parser.add_argument_group("API")
-    api.add_argument("--model", default=default.model, help=f"as the API names it ({default.model})")
+    api.add_argument("--model", default=default.model, help=f"the API's model name ({default.model})")
     api.add_argument("--base-url", action="append", metavar="URL", help=f"may be repeated ({DEFAULT_BASE_URL})")
     api.add_argument("--key-env", action="append", metavar="NAME", help=f"variable with keys ({DEFAULT_KEY_VARIABLE})")
-    api.add_argument("--temperature", metavar="X", help="a number, or none: not sent (the command's; gpt-5's is none)")
+    api.add_argument("--temperature", metavar="X", help="a number, or none to send none (by command and model)")
     max_tokens = default.max_tokens
-    api.add_argument("--max-tokens", type=int, default=max_tokens, metavar="N", help="of an answer (%(default)s)")
-    api.add_argument("--max-tokens-field", metavar="F", help="its name in a request (by the model: max_tokens)")
+    api.add_argument("--max-tokens", type=int, default=max_tokens, metavar="N", help="per answer (%(default)s)")
+    api.add_argument("--max-tokens-field", metavar="F", help="its request field (by model: max_tokens)")
     api.add_argument("--concurrency", type=int, default=default.concurrency, metavar="N", help="requests at once (100)")
-    api.add_argument("--rpm", type=int, metavar="N", help="requests a minute and key (learned)")
-    api.add_argument("--tpm", type=int, metavar="N", help="tokens a minute and key (learned)")
-    api.add_argument("--max-attempts", type=int, default=default.max_attempts, metavar="N", help="a request (8)")
-    api.add_argument("--timeout", type=float, default=default.total_timeout_s, metavar="S", help="an attempt (300)")
-    api.add_argument("--budget", type=float, metavar="USD", help="stop before more than this is spent")
-    api.add_argument("--price-in", type=float, metavar="USD", help="a million prompt tokens (price table)")
-    api.add_argument("--price-out", type=float, metavar="USD", help="a million completion tokens (price table)")
+    api.add_argument("--rpm", type=int, metavar="N", help="requests per minute and key (learned)")
+    api.add_argument("--tpm", type=int, metavar="N", help="tokens per minute and key (learned)")
+    api.add_argument("--max-attempts", type=int, default=default.max_attempts, metavar="N", help="per request (8)")
+    api.add_argument("--timeout", type=float, default=default.total_timeout_s, metavar="S", help="per attempt (300)")
+    api.add_argument("--budget", type=float, metavar="USD", help="maximum spending (no limit)")
+    api.add_argument("--price-in", type=float, metavar="USD", help="per million prompt tokens (price table)")
+    api.add_argument("--price-out", type=float, metavar="USD", help="per million completion tokens (price table)")
     files = parser.add_argument_group("run")
-    files.add_argument("--journal", type=Path, metavar="FILE", help="every answer paid for (OUTPUT.journal)")
-    files.add_argument("--quarantine", type=Path, metavar="FILE", help="what failed, and why (OUTPUT.quarantine.jsonl)")
-    files.add_argument("--retry-quarantined", action="store_true", help="ask again for what failed")
-    files.add_argument("--dry-run", action="store_true", help="print requests, tokens, money and hours; ask nothing")
+    files.add_argument("--journal", type=Path, metavar="FILE", help="all paid answers (OUTPUT.journal)")
+    files.add_argument("--quarantine", type=Path, metavar="FILE", help="failed records (OUTPUT.quarantine.jsonl)")
+    files.add_argument("--retry-quarantined", action="store_true", help="request failed records again")
+    files.add_argument("--dry-run", action="store_true", help="print requests, tokens, cost and hours; send nothing")
 
 
 def api_settings(args: argparse.Namespace) -> ApiSettings:
-    """The settings of a command line. UserError for a number that makes no sense."""
+    """Build the settings from parsed flags. UserError for a number out of range."""
     for flag in ("max_tokens", "concurrency", "rpm", "tpm", "max_attempts", "timeout", "budget"):
         value = getattr(args, flag)
         if value is not None and not value > 0:
@@ -217,5 +218,5 @@ def _temperature(text: str | None) -> float | None:
     except ValueError:
         temperature = -1.0
     if not 0 <= temperature <= 2:
-        raise UserError(f"--temperature {text}: give a number from 0 to 2, or {_NOT_SENT} to send none")
+        raise UserError(f"--temperature {text}: pass a number from 0 to 2, or {_NOT_SENT} to send none")
     return temperature

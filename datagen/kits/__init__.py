@@ -1,4 +1,4 @@
-"""Language kits: everything language-specific of the embedded data, loaded from `datagen/kits/<code>.json`.
+"""Load language kits, the words and phrasings of the embedded data in one language, from `datagen/kits/<code>.json`.
 
 `python -m datagen.kits [CODE ...]` prints every violation in the named kits (default: all); exit status 2 if any.
 """
@@ -19,7 +19,7 @@ KITS_DIR = Path(__file__).parent
 
 
 class Template(NamedTuple):
-    """One phrasing of a task: `{placeholder}`s stand for its arguments in either part; `input` may be empty."""
+    """One phrasing of a task. `{placeholder}`s mark the arguments in either field; `input` may be empty."""
 
     instruction: str
     input: str
@@ -27,7 +27,7 @@ class Template(NamedTuple):
 
 @dataclass(frozen=True)
 class Kit:
-    """A validated language kit; the fields are those of the file."""
+    """A validated language kit, with the fields of its file."""
 
     code: str
     digits: str
@@ -58,7 +58,7 @@ class Kit:
         return {a: b for pair in self.opposites for a, b in (pair, pair[::-1])}
 
     def show(self, value: int | str | tuple[int | str, ...]) -> str:
-        """A number (>= 0) in the language's own digits, a word as it is, a list with the language's separator."""
+        """Write a number (>= 0) in the language's digits, a word unchanged, a list with the language's separator."""
         if isinstance(value, str):
             return value
         if isinstance(value, tuple):
@@ -68,19 +68,19 @@ class Kit:
 
 
 def kit_codes(folder: Path = KITS_DIR) -> list[str]:
-    """The language codes that have a kit, sorted."""
+    """Return the language codes that have a kit, sorted."""
     return sorted(path.stem for path in folder.glob("*.json"))
 
 
 @functools.lru_cache(maxsize=64)
 def load_kit(code: str, folder: Path = KITS_DIR) -> Kit:
-    """Reads, validates and caches the kit of one language.
+    """Return the validated kit of one language, cached.
 
-    UserError if there is no such kit, or naming file and field of the first violation.
+    UserError if there is no such kit, or with file and field of the first violation.
     """
     path = folder / f"{code}.json"
-    if code not in kit_codes(folder):  # a code that is a path is none
-        get_language(code)  # names the nearest code where this one is unknown
+    if code not in kit_codes(folder):  # also rejects a path as code
+        get_language(code)  # if the code is unknown, its error suggests the nearest one
         raise UserError(f"no language kit for {code!r}: choose one of {', '.join(kit_codes(folder))}, or add {path}")
     data, problems = read_kit(path)
     if problems:
@@ -97,7 +97,7 @@ def load_kit(code: str, folder: Path = KITS_DIR) -> Kit:
 
 
 def main(codes: list[str]) -> int:
-    """Prints every violation in the kits of `codes` (all kits if empty); 0 if there are none, 2 otherwise."""
+    """Print every violation in the kits of `codes` (all kits if empty). Return 0 if there are none, else 2."""
     failed = False
     for code in codes or kit_codes():
         problems = read_kit(KITS_DIR / f"{code}.json")[1]

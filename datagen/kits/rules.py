@@ -1,4 +1,4 @@
-"""What a valid language kit is: every rule of the format, checked so that all faults are found in one go."""
+"""Validate a language kit file: check every rule of the format and report all violations at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from engine.base.strict_json import parse_whole
 
-# Every kind of task, and what a template of that kind must be given.
+# Kind of task -> the placeholders that each of its templates must contain.
 PLACEHOLDERS: dict[str, tuple[str, ...]] = {
     "add": ("a", "b"),
     "subtract": ("a", "b"),
@@ -40,27 +40,27 @@ PLACEHOLDERS: dict[str, tuple[str, ...]] = {
 FIELDS = ("code", "digits", "separator", "numbers", "days", "months", "even", "odd")
 FIELDS += ("opposites", "categories", "texts", "templates")
 
-MOST_CHARACTERS = 2**20  # of a kit's file
+MAX_CHARACTERS = 2**20  # in a kit file
 MIN_OPPOSITES = 24
 MIN_CATEGORIES = 6
 MIN_CATEGORY_WORDS = 12
 MIN_TEXTS = 40
 MIN_PHRASINGS = 4
-# The format asks for 3-7 words; a Vietnamese word is often two of the units between spaces, hence the wider limit here.
+# The format asks for 3-7 words. The limit is wider because a Vietnamese word often contains a space.
 TEXT_UNITS = (3, 12)
-# Chinese has no spaces to count by.
+# For texts without spaces (Chinese).
 UNSPACED_TEXT_CHARACTERS = (4, 24)
 
 _BRACED = re.compile(r"\{([^{}]*)\}")
 
 
 def read_kit(path: Path) -> tuple[Any, list[str]]:
-    """What the kit file holds, and everything wrong with it, one line each: `FILE: FIELD: what is wrong`."""
+    """Return the kit file's content and its violations, one line each: `FILE: FIELD: what is wrong`."""
     try:
         with open(path, encoding="utf-8") as file:
-            text = file.read(MOST_CHARACTERS + 1)
-        if len(text) > MOST_CHARACTERS:
-            raise ValueError(f"more than {MOST_CHARACTERS:,} characters")
+            text = file.read(MAX_CHARACTERS + 1)
+        if len(text) > MAX_CHARACTERS:
+            raise ValueError(f"more than {MAX_CHARACTERS:,} characters")
         data = parse_whole(text)
     except FileNotFoundError:
         return None, [f"{path.name}: file not found in {path.parent}: add the kit"]
@@ -80,7 +80,7 @@ def _check_kit(data: dict[str, Any], code: str) -> Iterator[str]:
             yield f"{name}: unknown field: the fields are {', '.join(FIELDS)}"
     missing = [name for name in FIELDS if name not in data]
     if missing:
-        # What follows compares fields with each other, so all must be there.
+        # The later checks compare fields with each other, so all fields must exist.
         yield from (f"{name}: missing" for name in missing)
         return
     if data["code"] != code:
@@ -111,7 +111,7 @@ def _check_string(field: str, value: Any) -> Iterator[str]:
         yield f"{field}: {value!r} must be a non-empty string"
         return
     if value != value.strip() or "  " in value:
-        yield f"{field}: {value!r} has spaces at its ends or doubled inside: remove them"
+        yield f"{field}: {value!r} has leading, trailing or double spaces: remove them"
     if not unicodedata.is_normalized("NFC", value):
         yield f"{field}: {value!r} is not in Unicode NFC: write {unicodedata.normalize('NFC', value)!r}"
     if any(unicodedata.category(c) == "Cc" for c in value):
@@ -135,9 +135,9 @@ def _check_words(
         if not isinstance(word, str):
             continue
         if separator.strip() in word or "{" in word or "}" in word:
-            yield f"{field}[{index}]: {word!r} holds a brace or the separator {separator!r}: choose another word"
+            yield f"{field}[{index}]: {word!r} contains a brace or the separator {separator!r}: choose another word"
         if any(c.isdigit() for c in word):
-            yield f"{field}[{index}]: {word!r} holds a digit: write it as a word"
+            yield f"{field}[{index}]: {word!r} contains a digit: write it as a word"
         if word.casefold() in seen:
             yield f"{field}[{index}]: {word!r} occurs twice: replace one"
         seen.add(word.casefold())
@@ -149,7 +149,7 @@ def _check_opposites(pairs: Any, separator: str) -> Iterator[str]:
         return
     if len(pairs) < MIN_OPPOSITES:
         yield f"opposites: has {len(pairs)} pairs, must have at least {MIN_OPPOSITES}"
-    # Numbered as if written in one row: word 2 i and 2 i + 1 are pair i.
+    # Flattened, pair i is words 2 i and 2 i + 1.
     yield from _check_words("opposites, flattened", [word for pair in pairs for word in pair], separator)
 
 
@@ -185,7 +185,7 @@ def _check_texts(texts: Any) -> Iterator[str]:
         if not low <= units <= high:
             yield f"{field}: {text!r} has {units} {unit}, must have {low} to {high}"
         if "{" in text or "}" in text:
-            yield f"{field}: {text!r} holds a brace: remove it"
+            yield f"{field}: {text!r} contains a brace: remove it"
         if text in texts[:index]:
             yield f"{field}: {text!r} occurs twice: replace one"
 
@@ -195,28 +195,28 @@ def _check_templates(data: dict[str, Any]) -> Iterator[str]:
     for kind in templates:
         if kind not in PLACEHOLDERS:
             yield f"templates.{kind}: unknown kind: the kinds are {', '.join(PLACEHOLDERS)}"
-    shapes: dict[str, str] = {}  # what is left of a phrasing without its arguments -> where it was seen
+    shapes: dict[str, str] = {}  # phrasing without placeholder names -> field where it was first seen
     for kind, names in PLACEHOLDERS.items():
         entries = templates.get(kind)
         if not isinstance(entries, list) or len(entries) < MIN_PHRASINGS:
             yield f"templates.{kind}: must be a list of at least {MIN_PHRASINGS} phrasings"
             continue
-        sound = []
+        valid = []
         for index, entry in enumerate(entries):
             field = f"templates.{kind}[{index}]"
             faults = list(_check_template(field, entry, names))
             yield from faults
             if faults:
                 continue
-            sound.append(entry)
+            valid.append(entry)
             shape = _BRACED.sub("{}", entry["instruction"] + "\n" + entry["input"]).casefold()
             if shape in shapes:
-                yield f"{field}: cannot be told from {shapes[shape]}: word it differently"
+                yield f"{field}: has the same wording as {shapes[shape]}: word it differently"
             shapes.setdefault(shape, field)
             yield from _check_choices(field, kind, shape, data)
-        if len(sound) == len(entries):
+        if len(valid) == len(entries):
             if all(entry["input"] for entry in entries):
-                yield f"templates.{kind}: at least one phrasing must have everything in the instruction (input '')"
+                yield f"templates.{kind}: at least one phrasing must be all in the instruction (input '')"
             if len(names) == 1 and not any(entry["input"] for entry in entries):
                 yield f"templates.{kind}: at least one phrasing must have {{{names[0]}}} in the input"
 
@@ -234,9 +234,9 @@ def _check_template(field: str, entry: Any, names: tuple[str, ...]) -> Iterator[
     wanted = " and ".join(f"{{{name}}}" for name in names)
     stray = _BRACED.sub("", both)
     if sorted(_BRACED.findall(both)) != sorted(names) or "{" in stray or "}" in stray:
-        yield f"{field}: must hold {wanted} exactly once and no other braces"
+        yield f"{field}: must contain {wanted} exactly once and no other braces"
     elif entry["input"] and not _BRACED.search(entry["input"]):
-        yield f"{field}.input: must be '' or hold a placeholder"
+        yield f"{field}.input: must be '' or contain a placeholder"
     elif len(names) == 2 and entry["input"]:
         yield f"{field}.input: must be '': keep {wanted} in the instruction"
 
@@ -247,7 +247,7 @@ def _check_choices(field: str, kind: str, shape: str, data: dict[str, Any]) -> I
             if isinstance(data[name], str) and data[name].casefold() not in shape:
                 yield f"{field}: must name the choice {name} ({data[name]!r})"
     if kind == "category" and isinstance(data["categories"], dict):
-        # One label may hide inside another word; two are a list of choices.
+        # One label may be part of another word; two labels are a list of choices.
         named = [label for label in data["categories"] if label.casefold() in shape]
         if len(named) > 1:
             yield f"{field}: lists choices ({', '.join(named)}): ask for the group without naming any"

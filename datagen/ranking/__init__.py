@@ -1,1 +1,1 @@
-"""Rankings by a chat model: the form they have, and what they say about their maker."""
+"""Rankings by a chat model: their format, and a report on the judge's biases."""

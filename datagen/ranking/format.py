@@ -1,8 +1,8 @@
-"""Rankings as a model is asked for them and answers: which response is shown where, and the line that orders them.
+"""The ranking format: the order in which responses are shown, and the line with which the judge ranks them.
 
     B > A = D > C
 
-Every response shown is named once; ">" is better than, "=" as good as. Anything else is an error, never mended.
+Each response is named once; ">" means better than, "=" means as good as. Any other form is an error. Nothing is fixed.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from string import ascii_uppercase
 
 from datagen.api.chat import content_hash
 
-MOST_RESPONSES = len(ascii_uppercase)
+MAX_RESPONSES = len(ascii_uppercase)
 _LINE = re.compile(r"[A-Z](?:\s*[>=]\s*[A-Z])*")
 
 
 def show_order(instruction: str, input: str, responses: Sequence[str], seed: int) -> list[int]:
-    """The distinct responses (each by its first place) in the order in which they are shown: A, B, ...
+    """Return the indices of the distinct responses (first occurrences), in the order shown: A, B, ...
 
-    The order depends on the seed and the content alone, so that no place is favoured over the records.
+    The order is a shuffle that depends on the seed and the content only, so over many records no position is favoured.
     """
     distinct = [k for k, response in enumerate(responses) if response not in responses[:k]]
     Random(content_hash([seed, instruction, input, list(responses)])).shuffle(distinct)
@@ -29,14 +29,14 @@ def show_order(instruction: str, input: str, responses: Sequence[str], seed: int
 
 
 def labels(count: int) -> list[str]:
-    """A, B, ... for so many responses."""
+    """Return the labels of `count` responses: A, B, ..."""
     return list(ascii_uppercase[:count])
 
 
 def parse_ranking(text: str, count: int) -> list[int]:
-    """Ranks of A, B, ..., 1 the best, equal for ties: "B > A = D > C" is [2, 1, 3, 2].
+    """Return the ranks of A, B, ...: 1 is best, ties are equal. "B > A = D > C" gives [2, 1, 3, 2].
 
-    ValueError, in one line, for any other form, and for a response that is missing, unknown or named twice.
+    ValueError, in one line, for any other form and for a response that is missing, unknown or named twice.
     """
     line = text.strip()
     if not _LINE.fullmatch(line) or "\n" in line:
@@ -55,6 +55,6 @@ def parse_ranking(text: str, count: int) -> list[int]:
 
 
 def ranks_of_responses(shown: Sequence[int], ranks: Sequence[int], responses: Sequence[str]) -> list[int]:
-    """The ranks of all responses, in their own order, from those of the ones shown; identical responses tie."""
+    """Return the ranks of all responses, in their own order, from the ranks of those shown. Identical responses tie."""
     rank_of = {responses[k]: rank for k, rank in zip(shown, ranks)}
     return [rank_of[response] for response in responses]

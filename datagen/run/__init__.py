@@ -1,1 +1,1 @@
-"""A run over records: from the files of a command to rows in input order."""
+"""Runs over records: sessions, output files, dry runs and progress."""

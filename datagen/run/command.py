@@ -1,4 +1,4 @@
-"""A run from a command line: its files, --dry-run, the progress line, Ctrl-C, and the summary at the end."""
+"""Run a command: its files, --dry-run, the progress line, Ctrl-C and the final summary."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from datagen.run.dry_run import print_plan
 from datagen.run.progress import Progress, clock
 from datagen.run.runner import Review, Summary, run
 from datagen.run.session import Outcome, Session
-from datagen.sources import check_place
+from datagen.sources import check_writable
 from engine.base.errors import UserError
 
 INTERRUPTED = "interrupted"
@@ -26,7 +26,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @dataclass(frozen=True)
 class RunFiles:
-    """Where a run keeps what."""
+    """The file paths of a run."""
 
     output: Path
     journal: Path
@@ -34,19 +34,19 @@ class RunFiles:
 
 
 def run_files(args: argparse.Namespace) -> RunFiles:
-    """The files of a command line with --output and the flags of `add_api_arguments`.
+    """Return the files for --output and the flags of `add_api_arguments`.
 
-    UserError where two are the same file, one cannot be made, or an output would be replaced that has no journal.
+    UserError if two paths are equal, a file cannot be created, or the output exists without its journal.
     """
     output: Path = args.output
     journal = args.journal or output.with_name(f"{output.name}.journal")
     quarantine = args.quarantine or output.with_name(f"{output.name}.quarantine.jsonl")
     for flag, path in (("--output", output), ("--journal", journal), ("--quarantine", quarantine)):
-        check_place(flag, path)
+        check_writable(flag, path)
     if len({path.absolute() for path in (output, journal, quarantine)}) < 3:
-        raise UserError(f"--output {output}, the journal and the quarantine must be three files: name them apart")
+        raise UserError(f"--output {output}, the journal and the quarantine must be three files: use different names")
     if output.exists() and not journal.exists():
-        raise UserError(f"--output {output} is there, but not the journal {journal}: choose another, or delete it")
+        raise UserError(f"--output {output} exists, but not the journal {journal}: choose another, or delete it")
     return RunFiles(output, journal, quarantine)
 
 
@@ -57,11 +57,11 @@ def run_command(
     group_of: Callable[[Record], str] = lambda _: "all",
     review: Review | None = None,
 ) -> Summary | None:
-    """Does what a command's flags say: the plan for --dry-run (then None), otherwise the run and its summary.
+    """Run the command and return its summary. With --dry-run, print the plan and return None.
 
-    args: of a parser with `add_api_arguments` and --output FILE.
-    group_of: the language of a record, for the rows of the plan. review: see `runner.run`.
-    UserError after a run that could not finish (its finished rows are written); exit status 130 after Ctrl-C.
+    args: from a parser with `add_api_arguments` and --output FILE.
+    group_of: maps a record to its row in the plan, for example its language. review: see `runner.run`.
+    UserError if the run stops early, after writing the finished rows. Exits with status 130 after Ctrl-C.
     """
     settings, files = api_settings(args), run_files(args)
     if args.dry_run:
@@ -77,16 +77,16 @@ def run_command(
 
 
 def require_rows(summary: Summary | None, output: Path) -> None:
-    """UserError where a whole run wrote not one row: whatever comes next has nothing to work on."""
+    """Raise UserError if a complete run wrote no rows: the next step would have no input."""
     if summary is None or summary.rows:
         return
     if summary.rejected:
         advice = "fix that, then run again with --retry-quarantined"
         why = f"{summary.rejected:,} of {summary.records:,} records were rejected, the first: {summary.first_rejection}"
-        raise UserError(f"not one row in {output}: {why}: {advice}")
+        raise UserError(f"no rows in {output}: {why}: {advice}")
     if summary.records:
-        raise UserError(f"not one row in {output}: of {summary.records:,} records none was rejected, and none was left")
-    raise UserError(f"not one row in {output}: there was no record to work on")
+        raise UserError(f"no rows in {output}: none of {summary.records:,} records was rejected, but none was kept")
+    raise UserError(f"no rows in {output}: there were no records to process")
 
 
 async def _watched_run(
@@ -94,14 +94,14 @@ async def _watched_run(
 ) -> Summary:
     with Watch(len(records)) as watch:
         paths = (files.journal, files.output, files.quarantine)
-        told = {"tell": watch.tell, "on_start": watch.start, "on_outcome": watch.add}
-        return await run(records, work, settings, *paths, **told, review=review)
+        callbacks = {"log": watch.log, "on_start": watch.start, "on_outcome": watch.add}
+        return await run(records, work, settings, *paths, **callbacks, review=review)
 
 
 class Watch:
-    """The progress line and the signals of one session, from `start` to the end of the `with` block.
+    """Shows the progress line and handles signals, from `start` to the end of the `with` block.
 
-    total: the number of records, None where it is not known.
+    total: the number of records, or None if unknown.
     """
 
     def __init__(self, total: int | None) -> None:
@@ -113,7 +113,7 @@ class Watch:
         return self
 
     def start(self, session: Session) -> None:
-        """Begins to show the session; Ctrl-C and SIGTERM drain it from now on."""
+        """Show the session's progress. From now on Ctrl-C and SIGTERM drain the session."""
         self._session, self.progress = session, Progress(session, self._total)
         for number in _SIGNALS:
             asyncio.get_running_loop().add_signal_handler(number, self.interrupt)
@@ -125,40 +125,40 @@ class Watch:
                 asyncio.get_running_loop().remove_signal_handler(number)
 
     def add(self, outcome: Outcome) -> None:
-        """Counts a record that has ended."""
+        """Count a finished record."""
         if self.progress is not None:
             self.progress.add(outcome)
 
-    def tell(self, line: str) -> None:
-        """Prints a line of its own."""
+    def log(self, line: str) -> None:
+        """Print a separate line to standard error."""
         if self.progress is None:
             print(line, file=sys.stderr)
         else:
-            self.progress.tell(line)
+            self.progress.log(line)
 
     def interrupt(self) -> None:
-        """Ctrl-C: the first drains, the second gives up what is on its way."""
+        """Handle Ctrl-C: drain the session the first time, abort requests in flight the second time."""
         assert self._session is not None
         if self._session.stopped:
             self._session.abort()
         else:
-            count = self._session.counts.on_their_way
-            self.tell(f"interrupted: waiting for {count} answers on their way; press Ctrl-C again to give them up")
+            count = self._session.counts.in_flight
+            self.log(f"interrupted: waiting for {count} answers in flight; press Ctrl-C again to abort them")
             self._session.drain(INTERRUPTED)
 
 
 def describe(summary: Summary, files: RunFiles, total: int) -> str:
-    """What a run did, in a few lines."""
+    """Format the summary for the console."""
     lines = [
         f"{summary.records:,} of {total:,} records: {summary.rows:,} rows in {files.output}",
-        f"{summary.asked:,} answers in {clock(summary.seconds)} ({summary.replayed:,} more from the journal, "
+        f"{summary.asked:,} answers in {clock(summary.seconds)} (and {summary.replayed:,} from the journal, "
         f"{summary.retries:,} retries), {sum(summary.tokens):,} tokens, ${summary.usd:.4f}",
     ]
     if summary.rejected:
-        advice = "try them again with --retry-quarantined"
-        lines.append(f"{summary.rejected:,} rejected, with their reasons in {files.quarantine}: {advice}")
+        advice = "retry them with --retry-quarantined"
+        lines.append(f"{summary.rejected:,} rejected, reasons in {files.quarantine}: {advice}")
     if summary.maybe_usd:
-        lines.append(f"at most ${summary.maybe_usd:.4f} more for attempts whose answer never came")
+        lines.append(f"up to ${summary.maybe_usd:.4f} more for attempts that lost their answer")
     if summary.records < total:
-        lines.append("not complete: run the same command again to go on, nothing is asked twice")
+        lines.append("not complete: run the same command again to continue, no answer is paid twice")
     return "\n".join(lines)

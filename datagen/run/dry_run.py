@@ -1,7 +1,7 @@
-"""What a run would ask for: requests, tokens, money and hours for each language, without asking anything.
+"""--dry-run: estimate requests, tokens, cost and hours for each language, without sending a request.
 
-The work is done on the simulator's answers, so that dialogs take all their turns. Answers that are in the journal are
-used, and not counted again.
+The work function runs on the simulator's answers, so dialogs take all their turns. Answers in the journal are used and
+not counted.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from datagen.api.pricing import estimate_prompt_tokens, estimate_tokens, price_o
 from datagen.api.settings import ApiSettings
 from datagen.simulate.answers import simulated_answer
 
-_ASSUMED_TOKENS_PER_S = 40.0  # of one answer; large models give 30 to 100
+_ASSUMED_TOKENS_PER_S = 40.0  # per answer; large models reach 30 to 100
 _ASSUMED_FIRST_TOKEN_S = 1.0
 
 
 @dataclass
 class Plan:
-    """What the records of one group would ask for; tokens are estimates (see pricing.estimate_tokens)."""
+    """The requests of one group of records. Token counts are estimates (see pricing.estimate_tokens)."""
 
     records: int = 0
     requests: int = 0
@@ -38,7 +38,7 @@ class Plan:
     completion_bound: int = 0
 
     def add(self, other: Plan) -> None:
-        """Adds another group's numbers."""
+        """Add another group's numbers to this plan."""
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
 
@@ -46,7 +46,7 @@ class Plan:
 async def make_plans(
     records: Iterable[Record], work: Work, settings: ApiSettings, journal: Path, group_of: Callable[[Record], str]
 ) -> dict[str, Plan]:
-    """Group -> its plan, in the order in which groups come."""
+    """Return a plan for each group, in order of first appearance."""
     plans: dict[str, Plan] = defaultdict(Plan)
     known = Journal(journal) if journal.exists() else None
     planned: dict[bytes, Reply] = {}
@@ -76,7 +76,7 @@ async def make_plans(
         for record in records:
             plan = plans[group_of(record)]
             plan.records += 1
-            # Where the simulator's answer is no good to the work, what was asked is counted all the same.
+            # Requests count even if the work function rejects the simulator's answer.
             with contextlib.suppress(Rejected):
                 await work(record, asker(plan))
     finally:
@@ -86,7 +86,7 @@ async def make_plans(
 
 
 def hours(plan: Plan, settings: ApiSettings) -> float:
-    """How long the requests take at the given limits, or at the given concurrency where that is slower."""
+    """Return the hours the requests take under the rate limits or the concurrency, whichever is slower."""
     tokens = plan.prompt_tokens + plan.completion_tokens
     keys = len(settings.base_urls)
     answer_s = _ASSUMED_FIRST_TOKEN_S * plan.requests + plan.completion_tokens / _ASSUMED_TOKENS_PER_S
@@ -101,7 +101,7 @@ def hours(plan: Plan, settings: ApiSettings) -> float:
 def print_plan(
     records: Iterable[Record], work: Work, settings: ApiSettings, journal: Path, group_of: Callable[[Record], str]
 ) -> None:
-    """Prints the table of --dry-run."""
+    """Print the table of --dry-run."""
     plans = asyncio.run(make_plans(records, work, settings, journal, group_of))
     if len(plans) != 1:
         total = Plan()
@@ -113,7 +113,7 @@ def print_plan(
     for cells in [head, *(_cells(name, plan, settings, price) for name, plan in plans.items())]:
         print(f"{cells[0]:<10}" + "".join(f"{cell:>13}" for cell in cells[1:]))
     if price is None:
-        print(f"no price is known for {settings.model}: give --price-in and --price-out")
+        print(f"unknown price for {settings.model}: pass --price-in and --price-out")
 
 
 def _cells(name: str, plan: Plan, settings: ApiSettings, price: Price | None) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What a person sees while the API is asked: one line with answers a minute, tokens, money, time left and retries."""
+"""The progress line of a run: records, answers per minute, tokens, cost, retries and time left."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import TextIO
 
 from datagen.run.session import Outcome, Session
 
-_EVERY_S = 0.5  # on a terminal; elsewhere a line every _EVERY_LINE_S
-_EVERY_LINE_S = 30.0
+_REFRESH_S = 0.5  # on a terminal; elsewhere a line every _LOG_INTERVAL_S
+_LOG_INTERVAL_S = 30.0
 _BAR_WIDTH = 20
 
 
 class Progress:
-    """Rewrites one line on a terminal; in a log file, adds one now and then.
+    """Rewrites one line on a terminal; elsewhere, prints a line every 30 seconds.
 
-    total: the number of records, None where it is not known; stream: standard error where none is given.
+    total: the number of records, or None if unknown. stream: default is standard error.
     """
 
     def __init__(self, session: Session, total: int | None, stream: TextIO | None = None) -> None:
@@ -26,34 +26,34 @@ class Progress:
         self._stream = stream or sys.stderr
         self._done = self._rejected = 0
         self._start_s = time.monotonic()
-        self._task = asyncio.create_task(self._show_on_and_on())
+        self._task = asyncio.create_task(self._show_forever())
 
     def add(self, outcome: Outcome) -> None:
-        """Counts a record that has ended."""
+        """Count a finished record."""
         self._done += 1
         self._rejected += outcome.reason is not None
 
-    def tell(self, line: str) -> None:
-        """Prints a line of its own, above the progress."""
+    def log(self, line: str) -> None:
+        """Print a separate line above the progress line."""
         self._stream.write(("\r\x1b[K" if self._stream.isatty() else "") + line + "\n")
         self._stream.flush()
 
     def stop(self) -> None:
-        """Takes the line away."""
+        """Stop the updates and clear the line."""
         self._task.cancel()
         if self._stream.isatty():
             self._stream.write("\r\x1b[K")
             self._stream.flush()
 
     def line(self) -> str:
-        """The state now."""
+        """Return the current progress line."""
         seconds = max(time.monotonic() - self._start_s, 1e-9)
         counts, ledger = self._session.counts, self._session.client.ledger
         parts = [f"{self._done:,}" if self._total is None else f"{self._bar()} {self._done:,}/{self._total:,}"]
         if self._rejected:
             parts.append(f"{self._rejected:,} rejected")
         parts.append(f"{counts.asked * 60 / seconds:,.0f} answers/min")
-        parts.append(f"{counts.on_their_way} on their way")
+        parts.append(f"{counts.in_flight} in flight")
         parts.append(f"{sum(counts.tokens):,} tokens")
         parts.append(f"${ledger.spent_usd:.4f}" if ledger.is_priced else "no price")
         if retries := sum(counts.retries.values()):
@@ -68,15 +68,15 @@ class Progress:
         full = _BAR_WIDTH * self._done // max(self._total or 1, 1)
         return f"[{'#' * full}{'.' * (_BAR_WIDTH - full)}]"
 
-    async def _show_on_and_on(self) -> None:
+    async def _show_forever(self) -> None:
         is_terminal = self._stream.isatty()
         while True:
-            await asyncio.sleep(_EVERY_S if is_terminal else _EVERY_LINE_S)
+            await asyncio.sleep(_REFRESH_S if is_terminal else _LOG_INTERVAL_S)
             self._stream.write(f"\r\x1b[K{self.line()}" if is_terminal else f"{self.line()}\n")
             self._stream.flush()
 
 
 def clock(seconds: float) -> str:
-    """Hours, minutes and seconds: 1:02:03."""
+    """Format seconds as 1:02:03, or 2:03 below one hour."""
     minutes, rest = divmod(int(seconds + 0.5), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"

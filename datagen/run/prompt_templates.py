@@ -1,4 +1,4 @@
-"""Prompt templates: text files with `$names` that a user may replace, checked before anything is asked."""
+"""Prompt templates: text files with `$name` placeholders, checked before the first request."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ TEMPLATES_DIR = Path(__file__).parents[1] / "templates"
 def read_template(
     path: Path, needed: Sequence[str], optional: Sequence[str] = (), flag: str = "--template"
 ) -> string.Template:
-    """The template of a file. UserError if it cannot be read, lacks a needed name or has one that nothing fills.
+    """Read a template file. UserError if it is unreadable, lacks a needed name or has an unknown name.
 
-    `$name` or `${name}` is replaced, `$$` is a dollar sign.
+    `$name` or `${name}` is a placeholder, `$$` is a dollar sign.
     """
     try:
         template = string.Template(path.read_text(encoding="utf-8"))
@@ -29,9 +29,9 @@ def read_template(
     try:
         template.substitute(dict.fromkeys([*names, *unknown], ""))
     except ValueError:
-        raise UserError(f"{flag} {path} has a $ before no name: write $$ for a dollar sign") from None
+        raise UserError(f"{flag} {path} has a $ without a name: write $$ for a dollar sign") from None
     if unknown:
         raise UserError(f"{flag} {path} has ${unknown[0]}: the names are ${', $'.join(names)}; $$ is a dollar sign")
     if missing := [name for name in needed if name not in template.get_identifiers()]:
-        raise UserError(f"{flag} {path} lacks ${missing[0]}: the model must see it; the built-in ones show how")
+        raise UserError(f"{flag} {path} lacks ${missing[0]}: add it; datagen/templates has examples")
     return template

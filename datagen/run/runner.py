@@ -1,20 +1,20 @@
-"""Runs work on records: every record through a work function, its rows into a file, in input order, each exactly once.
+"""Run a work function over all records and write each result once, in input order.
 
-A work function is `async def work(record, ask) -> list[record]`: the output records of one input record. It asks by
+A work function is `async def work(record, ask) -> list[record]`: it returns the output rows of one record. It calls
 
     reply = await ask(messages, temperature=0, max_tokens=500)
 
-as often as it needs (a dialog of two turns is two asks), and raises `Rejected(reason)` where an answer is no good.
-Every answer is in the journal, under the content hash of its request, before `ask` returns, and a request that is there
-is not asked again. So a restart runs `work` anew with the journal's answers and comes to the same point, however often
-it was killed, provided that `work` does the same with the same answers: no clock, no random numbers but those seeded by
-the record. Equal requests of one run are asked once; give them a `nonce=` to draw several answers.
+once per request (a dialog of two turns makes two calls) and raises `Rejected(reason)` for an unusable answer. `ask`
+writes each answer to the journal, under the content hash of its request, before it returns. A request that is in the
+journal is never sent again. So a restarted run reaches the same state after any number of kills, provided that `work`
+is deterministic: no clock, and random numbers only from seeds in the record. Equal requests of one run are sent once;
+pass `nonce=` to draw several answers.
 
-    summary = await run(records, work, settings, journal, output, quarantine)     # into two files
-    async with Session(settings, journal) as session:                             # or one by one, in input order
+    summary = await run(records, work, settings, journal, output, quarantine)     # writes two files
+    async with Session(settings, journal) as session:                             # or: outcomes in input order
         async for outcome in session.outcomes(records, work): ...
 
-datagen/run/command.py does the former for a command line: flags, --dry-run, Ctrl-C, the progress line.
+datagen/run/command.py adds the command line: flags, --dry-run, Ctrl-C, the progress line.
 """
 
 from __future__ import annotations
@@ -49,22 +49,21 @@ __all__ = [
     "run",
 ]
 
-# review(record, rows): a second look at the rows of each record, in the order of the records. It raises Rejected, or
-# takes rows out of the list.
+# review(record, rows): check the rows of each record, in input order. It raises Rejected or removes rows from the list.
 Review = Callable[[Record, list[Record]], None]
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run did.
+    """The result of a run.
 
-    records     that ended, well or rejected; `rejected` of them are in the quarantine, `rows` came of the others
-    asked       answers that the API gave in this run; `replayed` came from the journal
-    retries     attempts that gave no answer
-    tokens      paid in this run; usd is what they cost, usd_of_all_runs what all runs on the journal have cost
-    maybe_usd   at most so much more, for attempts whose end is unknown
-    stopped     why the run ended early, None if it is complete
-    first_rejection   why the first rejected record was rejected
+    records     finished records; `rejected` of them are in the quarantine, the others gave `rows` rows
+    asked       answers from the API in this run; `replayed` answers came from the journal
+    retries     attempts without an answer
+    tokens      paid in this run, for `usd`; `usd_of_all_runs` is the cost of all runs on the journal
+    maybe_usd   upper bound on the further cost of attempts with an unknown end
+    stopped     why the run stopped early, or None if it is complete
+    first_rejection   the reason of the first rejected record, or None
     """
 
     records: int
@@ -89,30 +88,31 @@ async def run(
     journal: Path,
     output: Path,
     quarantine: Path,
-    tell: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
     on_start: Callable[[Session], None] = lambda _: None,
     on_outcome: Callable[[Outcome], None] = lambda _: None,
     review: Review | None = None,
 ) -> Summary:
-    """Works on all records; output gets their rows, quarantine `{index, reason, record}` of each that was rejected.
+    """Process all records. Write their rows to output and `{index, reason, record}` of each rejection to quarantine.
 
-    Both files are made anew by every run and replaced only at its end, with what is finished by then: a run that was
-    stopped (a fatal error, the budget, `Session.drain`) leaves the rows of the finished records, in order, and the next
-    run completes them. Without rejections there is no quarantine file.
+    Each run writes both files from scratch and replaces the old ones at its end. A run that stops early (a fatal error,
+    the budget, `Session.drain`) writes the rows of the finished records, in order; the next run completes them. Without
+    rejections there is no quarantine file.
 
-    review: for checks that depend on the records before, whichever answer comes first.
-    tell: given one line where something is to be known; on_start: given the session, to watch or drain it.
-    UserError for what is wrong before the first request; later errors are in the summary's `stopped`.
+    review: for checks that depend on earlier records; it runs in input order, whatever the order of the answers.
+    log: called with one-line messages. on_start: called with the session, to watch or drain it. on_outcome: called
+        with each outcome after it is written.
+    UserError for errors before the first request. Later errors are in the summary's `stopped`.
     """
     start_s = time.monotonic()
     counts = [0, 0, 0]
     first_rejection = None
-    async with Session(settings, journal, tell) as session:
+    async with Session(settings, journal, log) as session:
         on_start(session)
         with _Replacement(output) as rows_file, _Replacement(quarantine) as rejected_file:
             async for outcome in session.outcomes(records, work):
                 if review is not None and outcome.reason is None:
-                    outcome = await _reviewed(session, outcome, work, review)
+                    outcome = await _apply_review(session, outcome, work, review)
                 if not is_utf8(outcome.rows):
                     outcome = replace(outcome, rows=[], reason="half a surrogate pair in a row")
                 counts[0] += 1
@@ -141,8 +141,8 @@ async def run(
         )
 
 
-async def _reviewed(session: Session, outcome: Outcome, work: Work, review: Review) -> Outcome:
-    """The outcome, or its rejection; with --retry-quarantined the record's last answer is asked for again first."""
+async def _apply_review(session: Session, outcome: Outcome, work: Work, review: Review) -> Outcome:
+    """Return the outcome, or its rejection. With --retry-quarantined, first request the last answer again."""
     try:
         review(outcome.record, outcome.rows)
         return outcome
@@ -161,35 +161,35 @@ async def _reviewed(session: Session, outcome: Outcome, work: Work, review: Revi
 
 
 class _Replacement:
-    """A JSON Lines file under a second name, `NAME.part`, until it is finished."""
+    """A JSON Lines file that is written as `NAME.part` and renamed at the end."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._part = path.with_name(f"{path.name}.part")
 
     def __enter__(self) -> _Replacement:
-        with self._telling():
+        with self._as_user_error():
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self._part, "wb")
         return self
 
     def __exit__(self, *_: Any) -> None:
         try:
-            with self._telling():
+            with self._as_user_error():
                 self._file.close()
         finally:
             self._part.unlink(missing_ok=True)
 
     def write(self, rows: list[Record]) -> int:
-        """Appends the rows; how many they were."""
-        with self._telling():
+        """Append the rows and return their number."""
+        with self._as_user_error():
             for row in rows:
                 self._file.write(_line(row))
         return len(rows)
 
     def finish(self, keep: bool = True) -> None:
-        """Takes the place of the file, or removes it."""
-        with self._telling():
+        """Replace the old file by the new one; with keep=False, only delete the old one."""
+        with self._as_user_error():
             self._file.flush()
             os.fsync(self._file.fileno())
             if keep:
@@ -198,17 +198,17 @@ class _Replacement:
                 self._path.unlink(missing_ok=True)
 
     @contextmanager
-    def _telling(self) -> Iterator[None]:
+    def _as_user_error(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            advice = "make room or choose another path, then run again"
+            advice = "free disk space or choose another path, then run again"
             raise UserError(f"cannot write {self._path}: {error.strerror}: {advice}") from error
 
 
 def _line(row: Record) -> bytes:
     try:
         text = json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
-    except UnicodeEncodeError:  # half a character in a record that is quarantined: JSON has an escape for it
+    except UnicodeEncodeError:  # a lone surrogate in a quarantined record: JSON can escape it
         text = json.dumps(row, allow_nan=False).encode()
     return text + b"\n"

@@ -1,4 +1,4 @@
-"""A session: records worked on at once, answers from the journal or the API, results in the order of the records."""
+"""A session: process records concurrently, take answers from the journal or the API, yield results in input order."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from datagen.api.journal import Journal
 from datagen.api.settings import ApiSettings, endpoints
 from engine.base.errors import UserError
 
-# Results that wait for an earlier record are held in memory: no more than so many.
+# Maximum number of results in memory that wait for an earlier record.
 LOOKAHEAD = 20_000
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one record: its output rows, or the reason why it was rejected."""
+    """The result of one record: its output rows, or the reason of its rejection."""
 
     index: int
     record: Record
@@ -30,42 +30,42 @@ class Outcome:
 
 
 class _Draining(Exception):
-    """Raised by `ask` once nothing may leave any more: the record is taken up by the next run."""
+    """Raised by `ask` when the session sends no more requests. The next run processes the record."""
 
 
 class Session:
-    """An open journal and a client, as an async context manager; `outcomes` may be called again and again.
+    """An open journal and a client, as an async context manager. `outcomes` may be called repeatedly.
 
-    counts     what was asked in this session
-    replayed   how many answers came from the journal
-    stopped    the line that says why it ended early, or None
+    counts     request counters of this session
+    replayed   the number of answers from the journal
+    stopped    one line why the session stopped early, or None
     """
 
-    def __init__(self, settings: ApiSettings, journal: Path, tell: Callable[[str], None] = lambda _: None) -> None:
-        """Opens the journal. tell: given one line where something is to be known.
+    def __init__(self, settings: ApiSettings, journal: Path, log: Callable[[str], None] = lambda _: None) -> None:
+        """Open the journal. log: called with one-line messages.
 
-        UserError for a missing key, a bad URL, a budget without a price, a journal that another process writes.
+        UserError for a missing key, a bad URL, a budget without a price, or a journal that another process holds.
         """
         reachable = endpoints(settings)
         self.settings = settings
-        self.journal = Journal(journal, on_full=tell)
+        self.journal = Journal(journal, on_full=log)
         self.replayed = 0
         self.stopped: str | None = None
         self._is_draining = False
-        self._asking: dict[bytes, asyncio.Task[Reply]] = {}
+        self._pending: dict[bytes, asyncio.Task[Reply]] = {}
         self._sent: set[bytes] = set()
-        self._asked_now: set[bytes] = set()
+        self._asked_in_session: set[bytes] = set()
         try:
             self.client = Client(settings, reachable, self.journal)
         except UserError:
             self.journal.release()
             raise
         for offset, length in self.journal.damage:
-            tell(f"{journal}: {length} bytes at {offset} are damaged: what they held is asked again, the rest is used")
+            log(f"{journal}: {length} bytes at {offset} are damaged: answers lost there are requested again if needed")
 
     @property
     def counts(self) -> Counts:
-        """What was asked in this session."""
+        """The request counters of this session."""
         return self.client.counts
 
     async def __aenter__(self) -> Session:
@@ -73,32 +73,32 @@ class Session:
         return self
 
     async def __aexit__(self, *error: Any) -> None:
-        self._hold_back()
-        await asyncio.gather(*self._asking.values(), return_exceptions=True)
+        self._cancel_unsent()
+        await asyncio.gather(*self._pending.values(), return_exceptions=True)
         await self.client.__aexit__(*error)
         await self.journal.close()
 
     def drain(self, why: str) -> None:
-        """Nothing leaves from now on; what is on its way is waited for, since it may be paid for."""
+        """Send no more requests. Requests in flight are still awaited, because they may be charged."""
         self.stopped = self.stopped or why
-        self._hold_back()
+        self._cancel_unsent()
 
     def abort(self) -> None:
-        """Gives up what is on its way too, after `drain`."""
-        for task in self._asking.values():
+        """Cancel the requests in flight. Call it after `drain`."""
+        for task in self._pending.values():
             task.cancel()
 
-    def _hold_back(self) -> None:
+    def _cancel_unsent(self) -> None:
         self._is_draining = True
-        for key, task in self._asking.items():
+        for key, task in self._pending.items():
             if key not in self._sent:
                 task.cancel()
 
     async def outcomes(self, records: Iterable[Record], work: Work) -> AsyncIterator[Outcome]:
-        """What becomes of each record, in their order; up to settings.concurrency of them are worked on at once.
+        """Yield the outcome of each record, in input order. Up to settings.concurrency records run at once.
 
-        When the session is stopped, what was finished still comes, without the records that were not. Leave the loop
-        to stop early: what is on its way then is waited for at the end of the session, and journaled.
+        If the session stops, only the finished records are yielded. To stop early, leave the loop: requests in flight
+        are awaited at the end of the session and journaled.
         """
         source = enumerate(records)
         running: dict[asyncio.Task[Outcome | None], int] = {}
@@ -161,26 +161,32 @@ class Session:
             except Unanswered:
                 raise
             except Rejected as rejected:
-                # An answer of an earlier run that was no good: with --retry-quarantined, that one is asked for again.
-                culprit = asker.key_of(rejected.reply)
-                if not self.settings.retry_quarantined or culprit is None or culprit in self._asked_now:
+                # With --retry-quarantined, request the rejected answer again if it comes from an earlier run.
+                rejected_key = asker.key_of(rejected.reply)
+                if (
+                    not self.settings.retry_quarantined
+                    or rejected_key is None
+                    or rejected_key in self._asked_in_session
+                ):
                     return Outcome(index, record, [], rejected.reason)
-            return Outcome(index, record, await work(record, _Asker(self, culprit).ask), None)
+            return Outcome(index, record, await work(record, _Asker(self, rejected_key).ask), None)
         except Rejected as rejected:
             return Outcome(index, record, [], rejected.reason)
         except _Draining:
             return None
 
     async def _reply(self, request: Request, key: bytes) -> Reply:
-        """Asks the API, unless the same is being asked already. Whoever waits may be cancelled; the asking goes on."""
+        """Send the request, or wait for an equal one in flight. Cancelling the waiter does not cancel the request."""
         if self._is_draining:
             raise _Draining
-        if key not in self._asking:
-            self._asked_now.add(key)
-            task = asyncio.create_task(self.client.complete(request, lambda leaves: self._leaving(key, leaves)))
-            self._asking[key] = task
-            task.add_done_callback(lambda task: self._answered(key, task))
-        task = self._asking[key]
+        if key not in self._pending:
+            self._asked_in_session.add(key)
+            task = asyncio.create_task(
+                self.client.complete(request, lambda is_sent: self._mark_in_flight(key, is_sent))
+            )
+            self._pending[key] = task
+            task.add_done_callback(lambda task: self._forget_request(key, task))
+        task = self._pending[key]
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -188,37 +194,37 @@ class Session:
                 raise _Draining from None
             raise
 
-    def _leaving(self, key: bytes, leaves: bool) -> None:
-        if leaves:
+    def _mark_in_flight(self, key: bytes, is_sent: bool) -> None:
+        if is_sent:
             self._sent.add(key)
         else:
             self._sent.discard(key)
             if self._is_draining:
                 raise _Draining
 
-    def _answered(self, key: bytes, task: asyncio.Task[Reply]) -> None:
-        del self._asking[key]
+    def _forget_request(self, key: bytes, task: asyncio.Task[Reply]) -> None:
+        del self._pending[key]
         self._sent.discard(key)
         if not task.cancelled():
-            task.exception()  # the record that waited for it may be gone
+            task.exception()  # mark it as retrieved: the waiting record may be gone
 
 
 class _Asker:
-    """What one record asks; `again` is a request whose answer in the journal is not to be used."""
+    """The requests of one record. ask_again: key of a request whose journaled answer must not be used."""
 
-    def __init__(self, session: Session, again: bytes | None = None) -> None:
+    def __init__(self, session: Session, ask_again: bytes | None = None) -> None:
         self._session = session
-        self._again = again
+        self._ask_again = ask_again
         self._replies: list[tuple[Reply, bytes]] = []
 
     async def ask(self, messages: Iterable[Message], nonce: Any = None, **params: Any) -> Reply:
-        """See datagen.run.runner."""
+        """Return the reply to the messages, from the journal or the API. See datagen.run.runner."""
         session = self._session
         request = session.settings.request(tuple(messages), nonce, **params)
         key = request.key
-        is_new = key in session._asked_now
+        is_new = key in session._asked_in_session
         reply = None
-        if key != self._again or is_new:
+        if key != self._ask_again or is_new:
             reply = session.journal.answer(key)
             refusal = session.journal.refusal(key)
             if reply is None and refusal is not None and (is_new or not session.settings.retry_quarantined):
@@ -231,7 +237,7 @@ class _Asker:
         return reply
 
     def key_of(self, reply: Reply | None) -> bytes | None:
-        """The request that a reply answered; without one the last that was answered, None where there is none."""
+        """Return the key of the request with this reply (for None: with the last reply), or None if there is none."""
         for known, key in reversed(self._replies):
             if reply is None or known is reply:
                 return key

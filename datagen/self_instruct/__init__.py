@@ -1,1 +1,1 @@
-"""Self-Instruct: seed tasks, the form that new tasks have, and which are kept."""
+"""Self-Instruct: seed tasks, the task format, and the filters for new tasks."""

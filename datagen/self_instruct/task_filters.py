@@ -1,7 +1,7 @@
-"""Which generated tasks are worth keeping, before any comparison: the rules that Alpaca applied, each with its reason.
+"""Alpaca's rules that drop a generated task without comparing it to others, each with a reason.
 
-The rules are those of Self-Instruct (Wang et al. 2023) as changed by Alpaca (Taori et al. 2023): lengths in words split
-at white space, words that ask for what a text model cannot see or do, "Write a program", and odd first characters.
+The rules are Self-Instruct's (Wang et al. 2023) as changed by Alpaca (Taori et al. 2023): length in words split at
+whitespace, blocked words, "Write a program", and the first character.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import string
 from datagen.self_instruct.task_format import Task
 
 MIN_WORDS, MAX_WORDS = 4, 150
-# What a model that reads and writes text has no eyes, hands or disk for.
+# Things that a text-only model cannot see, hear, open or do.
 BLOCKED = (
     *("image", "images", "graph", "graphs", "picture", "pictures", "file", "files", "map", "maps", "draw", "plot"),
     *("go to", "video", "audio", "music", "flowchart", "diagram"),
@@ -21,7 +21,7 @@ _BLOCKED = re.compile(rf"\b(?:{'|'.join(BLOCKED)})\b", re.IGNORECASE)
 
 
 def fault_of(task: Task) -> str | None:
-    """Why a task is not kept, None if it is."""
+    """Return why a task is dropped, or None if it is kept."""
     instruction = task.instruction.strip()
     if not instruction:
         return "empty instruction"

@@ -1,9 +1,9 @@
-"""The form in which a model is asked for tasks and answers with them: numbered JSON objects, one a line, read strictly.
+"""Format and parse generated tasks: numbered JSON objects, one per line, parsed strictly.
 
     {"number": 4, "instruction": "Name a fruit.", "input": "", "output": "A pear."}
 
-JSON, because a plain list cannot say where a field ends: an output may itself hold "5." or "Input:". An object that is
-not exactly such a task is dropped with its reason; none is repaired.
+JSON marks where a field ends; in a plain list, an output may itself contain "5." or "Input:". An object that is not
+exactly such a task is dropped with a reason. None is repaired.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from engine.base.strict_json import is_utf8
 
 
 class Task(NamedTuple):
-    """An instruction, its input ("" where it needs none) and its output."""
+    """An instruction, its input ("" if it needs none) and its output."""
 
     instruction: str
     input: str
@@ -25,7 +25,7 @@ class Task(NamedTuple):
 
 
 class ParsedTasks(NamedTuple):
-    """What an answer holds: tasks by their numbers, and (reason, text) of all else in it."""
+    """The parsed answer: (number, task) pairs, and (reason, text) for each dropped part."""
 
     tasks: list[tuple[int, Task]]
     dropped: list[tuple[str, str]]
@@ -37,16 +37,16 @@ _NEXT_OBJECT = re.compile(r"^[ \t]*\{", re.MULTILINE)
 
 
 def format_tasks(tasks: Iterable[Task], first: int = 1) -> str:
-    """The tasks as lines, numbered from `first`."""
+    """Format the tasks as JSON lines, numbered from `first`."""
     rows = ({"number": number, **task._asdict()} for number, task in enumerate(tasks, first))
     return "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
 
 
 def parse_tasks(text: str, first: int, count: int, was_cut: bool = False) -> ParsedTasks:
-    """The tasks numbered first .. first + count - 1, ascending; `input` may also say "<noinput>" for none.
+    """Parse the tasks numbered first to first + count - 1, in ascending order. The input "<noinput>" becomes "".
 
-    A list's brackets and commas and the fences of a code block around tasks are passed over. was_cut: the answer ended
-    at its token limit, so an unfinished last object is "cut off" rather than wrong.
+    List brackets, commas and code fences around tasks are skipped. was_cut: the answer ended at its token limit, so an
+    unfinished last object is "cut off" instead of "not JSON".
     """
     tasks: list[tuple[int, Task]] = []
     dropped: list[tuple[str, str]] = []
@@ -78,7 +78,7 @@ def parse_tasks(text: str, first: int, count: int, was_cut: bool = False) -> Par
 
 
 def _fault(fields: dict[str, Any], previous: int, last: int) -> str | None:
-    """Why an object is no task of this answer, None if it is one."""
+    """Return why an object is not a valid task of this answer, or None if it is."""
     if missing := [name for name in FIELDS if name not in fields]:
         return f"without {' and '.join(missing)}"
     if unknown := [name for name in fields if name not in FIELDS and fields[name] not in ("", None)]:

@@ -1,4 +1,4 @@
-"""The simulator: a local OpenAI-compatible server with plausible answers, and with faults and limits on request."""
+"""The simulator: a local OpenAI-compatible server with plausible answers and, on request, faults and rate limits."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ _DRIP_S = 0.02
 
 @dataclass
 class Counts:
-    """What the server has seen.
+    """Counters of the server.
 
-    answers       hash of a request -> how many usable answers it was sent: what a client pays for
-    over_limit    requests that came while a limit was used up
+    answers          hash of a request -> the number of usable answers sent for it: what a client pays for
+    over_limit       requests that arrived while a limit was used up
+    on_their_way     requests in flight now; most_on_their_way is the maximum so far
     """
 
     requests: int = 0
@@ -44,11 +45,11 @@ class Counts:
 
 
 class _Limit:
-    """At most so many in any window, by the times at which requests came; None: no limit."""
+    """A limit on the amount in any window, by the arrival times of requests. None: no limit."""
 
     def __init__(self, limit: int | None, window_s: float) -> None:
         self.limit, self.window_s = limit, window_s
-        self._taken: deque[list[float]] = deque()  # [time, amount], the amount is lowered when less was used
+        self._taken: deque[list[float]] = deque()  # [time, amount]; the amount is corrected once the usage is known
 
     def remaining(self, now_s: float) -> int:
         while self._taken and self._taken[0][0] <= now_s - self.window_s:
@@ -64,11 +65,11 @@ class _Limit:
 
 
 class Simulator:
-    """An HTTP server on 127.0.0.1, as an async context manager; `url` is its --base-url.
+    """An HTTP server on 127.0.0.1, as an async context manager. `url` is its --base-url.
 
-    faults: name (see simulate_faults) -> share of the requests. What happens to a request depends on the seed, the
-    request and on how often it was asked before, not on when it comes. limits hold for each key: they count
-    requests as they come, and tokens of the prompt and max_tokens, later corrected to those of the answer.
+    faults: name (see simulate/faults.py) -> share of the requests. The fault of a request depends on the seed, the
+    request and the number of its earlier attempts, not on its arrival time. Limits apply to each key. A request counts
+    when it arrives, with the tokens of its prompt plus max_tokens; the answer corrects this to the tokens used.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class Simulator:
 
     @property
     def url(self) -> str:
-        """What a client is given as its --base-url."""
+        """The --base-url for clients."""
         return f"http://127.0.0.1:{self._port}/v1"
 
     async def __aenter__(self) -> Simulator:
@@ -102,7 +103,7 @@ class Simulator:
             self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port, backlog=4096)
         except OSError as error:
             reason = os.strerror(error.errno)
-            raise UserError(f"--port {self._port} cannot be listened on ({reason}): choose another") from error
+            raise UserError(f"cannot listen on --port {self._port} ({reason}): choose another") from error
         self._port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -126,7 +127,7 @@ class Simulator:
             writer.close()
 
     async def _serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Answers one request; whether the connection goes on."""
+        """Answer one request. Returns whether the connection stays open."""
         request_line, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines if line)}
         body = await reader.readexactly(int(headers.get("content-length", "0")))
@@ -138,7 +139,7 @@ class Simulator:
                 await asyncio.sleep(self._latency_s)
             if response.is_answered and content_key:
                 self.counts.answers[content_key] += 1
-            return await _deliver(response, writer)
+            return await _send(response, writer)
         finally:
             self.counts.on_their_way -= 1
 
@@ -160,9 +161,10 @@ class Simulator:
         content_key = hashlib.blake2b(body, digest_size=16).hexdigest()
         attempt = self._asked[content_key]
         self._asked[content_key] += 1
-        return self._limited(authorization, messages, max_tokens, f"{self._seed}/{content_key}/{attempt}"), content_key
+        stream = f"{self._seed}/{content_key}/{attempt}"
+        return self._respond_within_limits(authorization, messages, max_tokens, stream), content_key
 
-    def _limited(self, key: str, messages: list[Message], max_tokens: int, stream: str) -> Response:
+    def _respond_within_limits(self, key: str, messages: list[Message], max_tokens: int, stream: str) -> Response:
         now_s = asyncio.get_running_loop().time()
         requests, tokens = self._by_key.setdefault(key, tuple(_Limit(n, self._window_s) for n in self._limits))
         prompt_tokens = estimate_prompt_tokens(messages)
@@ -202,8 +204,8 @@ def _limit_headers(requests: _Limit, tokens: _Limit, now_s: float) -> dict[str, 
     return headers
 
 
-async def _deliver(response: Response, writer: asyncio.StreamWriter) -> bool:
-    """Sends it, or spoils the sending; whether the connection goes on."""
+async def _send(response: Response, writer: asyncio.StreamWriter) -> bool:
+    """Send the response, with its delivery fault if it has one. Returns whether the connection stays open."""
     headers = {"content-type": "application/json", "date": email.utils.formatdate(usegmt=True), **response.headers}
     headers["content-length"] = str(len(response.body))
     lines = [f"HTTP/1.1 {response.status} Simulated", *(f"{name}: {value}" for name, value in headers.items())]
@@ -223,32 +225,32 @@ async def _deliver(response: Response, writer: asyncio.StreamWriter) -> bool:
     await writer.drain()
     if response.delivery.startswith("reset"):
         if response.delivery != "reset_before":
-            await asyncio.sleep(0.01)  # a reset throws away what the other side has not read yet
-        with contextlib.suppress(OSError):  # the other side may have gone first
+            await asyncio.sleep(0.01)  # a reset discards data that the client has not read yet
+        with contextlib.suppress(OSError):  # the client may have closed first
             writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.transport.abort()
     return response.delivery == "whole"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of `python -m datagen simulate`."""
-    parser.add_argument("--port", type=int, default=8080, metavar="N", help="on 127.0.0.1; 0 takes a free one (8080)")
-    parser.add_argument("--faults", default="", metavar="LIST", help="as 429:0.1,hang:0.01")
-    parser.add_argument("--rpm", type=int, metavar="N", help="requests a minute and key (no limit)")
-    parser.add_argument("--tpm", type=int, metavar="N", help="tokens a minute and key (no limit)")
+    """Add the flags of `python -m datagen simulate`."""
+    parser.add_argument("--port", type=int, default=8080, metavar="N", help="on 127.0.0.1; 0 picks a free port (8080)")
+    parser.add_argument("--faults", default="", metavar="LIST", help="for example 429:0.1,hang:0.01")
+    parser.add_argument("--rpm", type=int, metavar="N", help="requests per minute and key (no limit)")
+    parser.add_argument("--tpm", type=int, metavar="N", help="tokens per minute and key (no limit)")
     parser.add_argument("--latency", type=float, default=0.0, metavar="S", help="seconds before an answer (0)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of answers and faults (0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of answers and faults (0)")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Serves until Ctrl-C."""
+    """Serve until Ctrl-C."""
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_serve_for_ever(args))
+        asyncio.run(_serve_forever(args))
 
 
-async def _serve_for_ever(args: argparse.Namespace) -> None:
+async def _serve_forever(args: argparse.Namespace) -> None:
     limits = args.rpm, args.tpm
     async with Simulator(args.port, parse_faults(args.faults), *limits, args.latency, args.seed) as simulator:
         counts = f"{simulator.url.removesuffix('v1')}counts"
-        print(f"--base-url {simulator.url}    what it has counted: {counts}    Ctrl-C ends it", flush=True)
+        print(f"--base-url {simulator.url}    counters: {counts}    stop with Ctrl-C", flush=True)
         await asyncio.Event().wait()

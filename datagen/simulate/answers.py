@@ -1,12 +1,12 @@
-"""Plausible answers to the requests of our own templates: instructions, translations, rankings.
+"""Plausible answers to the requests of the built-in templates: instructions, translations, rankings.
 
-What a request asks for is told from its last message:
-  ranking       it is the second user turn, or begins like the template `rank.txt`: the answer is `B > A = D > C`, of
-                the ids in the object of responses that was shown, {"responses": {"A": text, ...}, ...}
-  instructions  it begins like the template `instruct.txt`, or holds no JSON object
-  translation   any other: the last JSON object in it, with its keys, into the language named after "into" or "to", and
-                from the one named after "from" (English where there is none)
-Equal requests have equal answers, in every process.
+The last message decides the type of answer:
+  ranking       if it is the second user turn or begins like the template `rank.txt`: a line `B > A = D > C` over the
+                ids of the last object of responses shown, {"responses": {"A": text, ...}, ...}
+  instructions  if it begins like the template `instruct.txt` or contains no JSON object: numbered tasks
+  translation   otherwise: the last JSON object, with the same keys, into the language named after "into" or "to" and
+                from the language named after "from" (default: English)
+Equal requests get equal answers, in every process.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 from datagen.api.chat import Message
 from datagen.kits import Kit, kit_codes, load_kit
 from datagen.simulate.instructions import make_instructions
-from datagen.simulate.translation import Translator, recognise
+from datagen.simulate.translation import Translator, recognize_task
 from engine.base.languages import LANGUAGES
 
 TEMPLATES_DIR = Path(__file__).parents[1] / "templates"
@@ -34,7 +34,7 @@ _FROM = re.compile(rf"\bfrom\s+(?:\w+\s+)?({'|'.join(_NAMES)})\b")
 
 
 def simulated_answer(messages: Sequence[Message], seed: int = 0) -> str:
-    """The text that the simulator answers with."""
+    """Return the simulator's answer."""
     asked = [message["content"] for message in messages if message["role"] == "user"]
     last = asked[-1] if asked else ""
     if len(asked) > 1 or _begins_like("rank", last):
@@ -42,8 +42,8 @@ def simulated_answer(messages: Sequence[Message], seed: int = 0) -> str:
     found = _objects(last)
     if _begins_like("instruct", last) or not found:
         return make_instructions(last, Random(f"{seed}/{last}"))
-    told = "\n".join(message["content"] for message in messages)
-    return json.dumps(Translator(_kit(_FROM, told), _kit(_INTO, told)).record(found[-1]), ensure_ascii=False)
+    text = "\n".join(message["content"] for message in messages)
+    return json.dumps(Translator(_kit(_FROM, text), _kit(_INTO, text)).record(found[-1]), ensure_ascii=False)
 
 
 def _begins_like(template: str, text: str) -> bool:
@@ -53,7 +53,7 @@ def _begins_like(template: str, text: str) -> bool:
 
 @functools.cache
 def _first_line(template: str) -> re.Pattern[str] | None:
-    """The template's first line with anything for its `$placeholders`; None where there is no such template."""
+    """Return a pattern for the template's first line, with any text for `$placeholders`; None if there is no file."""
     path = TEMPLATES_DIR / f"{template}.txt"
     if not path.is_file():
         return None
@@ -67,7 +67,7 @@ def _kit(pattern: re.Pattern[str], text: str) -> Kit:
 
 
 def _objects(text: str) -> list[dict[str, Any]]:
-    """The JSON objects in a text, outermost ones only."""
+    """Return the outermost JSON objects in a text, without empty ones."""
     objects, at = [], text.find("{")
     while at >= 0:
         try:
@@ -82,10 +82,10 @@ def _objects(text: str) -> list[dict[str, Any]]:
 
 
 def rank_responses(shown: Sequence[dict[str, Any]]) -> str:
-    """The ids of the last `responses` shown, best first, ties joined by "=": `B > A = D > C`.
+    """Rank the ids of the last `responses` shown, best first, ties joined by "=": `B > A = D > C`.
 
-    Where the prompt is a kit's task: right and nothing else, then right but talking on, then anything else, silence
-    last. Otherwise the hash of a response decides. Equal responses tie.
+    If the prompt is a task of a kit, the right answer alone comes first, then the right answer with more text. Other
+    responses follow, ordered by hash, and empty ones come last. Equal responses tie.
     """
     record = next((item for item in reversed(shown) if isinstance(item.get("responses"), dict)), {"responses": {}})
     grades: dict[Any, list[str]] = {}
@@ -108,8 +108,8 @@ def _grade(record: dict[str, Any], response: str) -> tuple[int, int]:
 
 @functools.lru_cache(maxsize=4096)
 def right_answer(instruction: str, input: str) -> str | None:
-    """The answer to a task of any kit, None for a prompt that no kit has."""
+    """Return the answer to a task of any kit, or None if no kit has this prompt."""
     for code in kit_codes():
-        if task := recognise(load_kit(code), instruction, input):
+        if task := recognize_task(load_kit(code), instruction, input):
             return task.output
     return None

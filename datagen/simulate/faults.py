@@ -1,4 +1,4 @@
-"""The faults that the simulator can be asked for: what each does to a good response."""
+"""The simulator's faults: each is a function from a good response to a faulty one."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from engine.base.errors import UserError
 
 @dataclass(frozen=True)
 class Response:
-    """What the simulator sends. delivery: "whole", or how it is spoiled on the way:
+    """A response of the simulator. delivery: "whole", or one of these faults:
 
-    hang            nothing is sent, ever
-    drip            a byte now and then, for ever
+    hang            nothing is ever sent
+    drip            the body comes byte by byte and never ends
     reset_before    the connection is reset before the first byte
-    reset_headers   after the headers
-    reset_half      after half of the body
-    reset_after     after the whole response
-    short_close     closed in good order after half of the body
+    reset_headers   the connection is reset after the headers
+    reset_half      the connection is reset after half of the body
+    reset_after     the connection is reset after the whole response
+    short_close     the connection is closed normally after half of the body
     """
 
     status: int
@@ -33,14 +33,14 @@ class Response:
 
     @property
     def is_answered(self) -> bool:
-        """Whether the client gets an answer that it can use, and that it would have to pay for."""
+        """Whether the client receives a usable answer, which it would pay for."""
         return self.status == 200 and self.delivery in ("whole", "reset_after")
 
 
 def completion(
     text: str | None, prompt_tokens: int, completion_tokens: int, finish_reason: str = "stop"
 ) -> dict[str, Any]:
-    """The JSON of a chat completion."""
+    """Return a chat completion as a JSON object."""
     usage = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
     message = {"role": "assistant", "content": text}
     choice = {"index": 0, "message": message, "finish_reason": finish_reason}
@@ -48,7 +48,7 @@ def completion(
 
 
 def error_response(status: int, code: str, message: str, **headers: str) -> Response:
-    """An error in OpenAI's form."""
+    """Return an error in OpenAI's format. headers: with "_" for "-"."""
     body = json.dumps({"error": {"message": message, "type": code, "code": code}}).encode()
     return Response(status, body, {name.replace("_", "-"): value for name, value in headers.items()})
 
@@ -94,14 +94,14 @@ def _content(change: Callable[[str], str | None], finish_reason: str = "stop") -
     return _body(changed)
 
 
-def _twice(text: str) -> str:
-    """A JSON object with its first key given twice."""
+def _duplicate_key(text: str) -> str:
+    """Return the JSON object with its first key repeated."""
     value = json.loads(text) if text.startswith("{") else {"answer": text}
     first = json.dumps(dict([next(iter(value.items()))]), ensure_ascii=False)
     return first[:-1] + ", " + json.dumps(value, ensure_ascii=False)[1:]
 
 
-def _one_key_less(text: str) -> str:
+def _drop_first_key(text: str) -> str:
     value = json.loads(text) if text.startswith("{") else {}
     return json.dumps(dict(list(value.items())[1:]), ensure_ascii=False)
 
@@ -130,8 +130,8 @@ FAULTS: dict[str, Callable[[Response], Response]] = {
     "fenced": _content(lambda text: f"```json\n{text}\n```"),
     "chatty": _content(lambda text: f"Here it is:\n{text}\nI hope this helps!"),
     "truncated_content": _content(lambda text: text[: len(text) // 2]),
-    "duplicate_keys": _content(_twice),
-    "wrong_counts": _content(_one_key_less),
+    "duplicate_keys": _content(_duplicate_key),
+    "wrong_counts": _content(_drop_first_key),
     "limits_minus_one": _with_headers(**dict.fromkeys(_RATELIMIT.values(), "-1")),
     "limits_zero": _with_headers(**dict.fromkeys(_RATELIMIT.values(), "0")),
     "limits_absent": _without_limits,
@@ -145,7 +145,7 @@ FAULTS: dict[str, Callable[[Response], Response]] = {
 
 
 def parse_faults(text: str) -> dict[str, float]:
-    """Reads "429:0.1,hang:0.01": name -> share of the requests. UserError for an unknown name or a bad share."""
+    """Parse "429:0.1,hang:0.01" into name -> share of the requests. UserError for an unknown name or a bad share."""
     faults: dict[str, float] = {}
     for part in filter(None, text.replace(" ", "").split(",")):
         name, _, share = part.partition(":")
@@ -154,9 +154,9 @@ def parse_faults(text: str) -> dict[str, float]:
         try:
             faults[name] = float(share or "1")
         except ValueError:
-            raise UserError(f"--faults: {share!r} is no share of the requests: write it like {name}:0.1") from None
+            raise UserError(f"--faults: {share!r} is not a number: write a share like {name}:0.1") from None
         if not 0 <= faults[name] <= 1:
-            raise UserError(f"--faults: {name} has the share {share}: give one between 0 and 1")
+            raise UserError(f"--faults: {name} has the share {share}: pass a number from 0 to 1")
     if sum(faults.values()) > 1 + 1e-9:
-        raise UserError(f"--faults: the shares add up to {sum(faults.values()):g}: at most 1 in all")
+        raise UserError(f"--faults: the shares add up to {sum(faults.values()):g}: lower them to at most 1 in total")
     return faults

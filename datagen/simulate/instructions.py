@@ -1,4 +1,4 @@
-"""Instructions as a model would invent them: numbered tasks, of the English kit and free ones, with a few bad ones."""
+"""Simulated instructions: numbered tasks, from the English kit and from random words, with a few bad ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from datagen.self_instruct.task_format import Task, format_tasks
 from datagen.tasks.kinds import KINDS, all_tasks, draw_task, is_finite
 
 _DEFAULT_COUNT = 20
-_BAD_SHARE = 0.05  # that the filters are there for: too short, about a picture, beginning with a number
+_BAD_SHARE = 0.05  # tasks that the filters must drop: too short, about a picture, a bad first character
 
 _ACTIONS = (
     *("Describe", "Compare", "Explain the use of", "Write two sentences about", "Give advice to somebody who needs"),
@@ -26,7 +26,7 @@ _BAD = ("Draw", "Look at the picture of it", "#1 name the three largest cities",
 
 
 def make_instructions(prompt: str, rng: Random) -> str:
-    """The tasks of the numbers that the prompt asks for, last ("numbers 4 to 23"), in the form of `task_format`."""
+    """Return tasks in the format of `task_format`, with the last numbers in the prompt, such as "numbers 4 to 23"."""
     kit = load_kit("en")
     asked = re.findall(r"\bnumbers (\d+) to (\d+)\b", prompt)
     first, last = map(int, asked[-1]) if asked else (1, _DEFAULT_COUNT)

@@ -1,7 +1,7 @@
-"""Translation by the language kits: a task that a kit has becomes the same task in another kit, other text an echo.
+"""Simulated translation: a kit's task becomes the same task in another kit; other text becomes filler in the language.
 
-The echo has the language's own words and sentences, chosen by a hash of the text, about as many; it says something
-else. Numbers, URLs, code and placeholders stay. It is good for nothing but trying a run without an API.
+Filler has words and sentences of the target kit, chosen by a hash of the text, and about the same length. Its meaning
+is different. Numbers, URLs, code and placeholders stay. Use it only to test a run without an API.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from datagen.kits import Kit, load_kit
 from datagen.kits.rules import PLACEHOLDERS
 from datagen.tasks.kinds import KINDS, Arguments, Task, Value, make_task
 
-_NUMBERS = {"largest", "smallest", "sort_up", "sort_down", "sequence"}  # kinds whose list holds numbers
+_NUMBERS = {"largest", "smallest", "sort_up", "sort_down", "sequence"}  # kinds with a list of numbers
 _KEPT = re.compile(r"```.*?```|`[^`\n]+`|https?://\S+|\{\w*\}|<[^<>\s]+>|\[\[?\w+\]?\]|\$\w+|_{2,}", re.DOTALL)
 _SENTENCE_END = re.compile(r"(?<=[.!?।。؟])\s+")
 
 
-def recognise(kit: Kit, instruction: str, input: str) -> Task | None:
-    """The kit's task with exactly this prompt, or None."""
+def recognize_task(kit: Kit, instruction: str, input: str) -> Task | None:
+    """Return the kit's task with exactly this prompt, or None."""
     prompt = f"{instruction}\0{input}"
     for kind, phrasing, literal, pattern in _patterns(kit.code):
         match = pattern.fullmatch(prompt) if literal in prompt else None
@@ -45,7 +45,7 @@ def _patterns(code: str) -> tuple[tuple[str, int, str, re.Pattern[str]], ...]:
 
 
 def _make_patterns(kit: Kit) -> Iterator[tuple[str, int, str, re.Pattern[str]]]:
-    """Kind, phrasing, its longest stretch without a placeholder (quick to look for), and the whole as a pattern."""
+    """Yield (kind, phrasing, longest text without a placeholder, pattern). The text is a quick test before matching."""
     for kind in KINDS:
         for phrasing, (instruction, input) in enumerate(kit.templates[kind]):
             pattern = re.escape(f"{instruction}\0{input}")
@@ -71,7 +71,7 @@ def _read_number(kit: Kit, shown: str) -> int:
 
 
 class Translator:
-    """Translates the texts of one record; what differs before differs afterwards, what is equal stays equal."""
+    """Translates the texts of one record. Equal texts stay equal, different texts stay different."""
 
     def __init__(self, source: Kit, target: Kit) -> None:
         self._source, self._target = source, target
@@ -79,7 +79,7 @@ class Translator:
         self._taken: set[str] = set()
 
     def record(self, value: Any) -> Any:
-        """A JSON value with its strings translated; a kit's task, in fields of an instruction record, as a task."""
+        """Translate all strings of a JSON value. A record with a task of the source kit becomes the target's task."""
         if isinstance(value, dict):
             task = self._task(value)
             return {key: task[key] if key in task else self.record(item) for key, item in value.items()}
@@ -88,9 +88,9 @@ class Translator:
         return self.text(value) if isinstance(value, str) else value
 
     def text(self, text: str) -> str:
-        """One text; empty stays empty."""
+        """Translate one text. An empty text stays empty."""
         if text not in self._known:
-            translated = _echo(text, self._target)
+            translated = _filler(text, self._target)
             while translated in self._taken and text.strip():
                 translated += f" {_pick(self._target.words, translated)}"
             self._taken.add(translated)
@@ -98,25 +98,29 @@ class Translator:
         return self._known[text]
 
     def _task(self, fields: dict[str, Any]) -> dict[str, str]:
-        """The fields of a record that is one of the source kit's tasks, as the target's; {} for any other."""
+        """Return the target kit's fields for a record with a task of the source kit; {} for any other record."""
         instruction, input = fields.get("instruction"), fields.get("input", "")
         if not isinstance(instruction, str) or not isinstance(input, str):
             return {}
-        task = recognise(self._source, instruction, input)
-        there = carry(task, self._source, self._target) if task else None
-        if task is None or there is None:
+        task = recognize_task(self._source, instruction, input)
+        translated = carry(task, self._source, self._target) if task else None
+        if task is None or translated is None:
             return {}
-        self._known.update({instruction: there.instruction, input: there.input, task.output: there.output})
-        result = {"instruction": there.instruction, "input": there.input}
+        self._known.update(
+            {instruction: translated.instruction, input: translated.input, task.output: translated.output}
+        )
+        result = {"instruction": translated.instruction, "input": translated.input}
         output = fields.get("output")
         if isinstance(output, str):
             first, newline, rest = output.partition("\n")
-            result["output"] = (there.output if first == task.output else self.text(first)) + newline + self.text(rest)
+            result["output"] = (
+                (translated.output if first == task.output else self.text(first)) + newline + self.text(rest)
+            )
         return {name: text for name, text in result.items() if name in fields}
 
 
 def carry(task: Task, source: Kit, target: Kit) -> Task | None:
-    """The same kind of task in the target kit, with its arguments where they can be matched; None if they cannot."""
+    """Return the same kind of task in the target kit, with matching arguments; None if there is no match."""
     has_input = bool(task.input)
     phrasings = [i for i, template in enumerate(target.templates[task.kind]) if bool(template.input) == has_input]
     if not phrasings:
@@ -140,9 +144,9 @@ def _carry_arguments(task: Task, source: Kit, target: Kit) -> Arguments:
     if name == "month":
         return (target.months[source.months.index(value)],)
     if task.kind == "opposite":
-        return (_same_place(value, list(source.opposite_of), list(target.opposite_of)),)
+        return (_same_position(value, list(source.opposite_of), list(target.opposite_of)),)
     if name == "text" and value in source.texts:
-        return (_same_place(value, source.texts, target.texts),)
+        return (_same_position(value, source.texts, target.texts),)
     if name == "text":
         return (target.show(_carry_words(value.split(source.separator), source, target)),)
     words = _carry_words([value] if isinstance(value, str) else value, source, target)
@@ -150,44 +154,44 @@ def _carry_arguments(task: Task, source: Kit, target: Kit) -> Arguments:
 
 
 def _carry_words(words: Iterable[str], source: Kit, target: Kit) -> tuple[str, ...]:
-    """Each word by the place of its category and its place in there; two words never become one."""
+    """Map each word to the word at the same category and position in the target kit. The results are distinct."""
     carried: list[str] = []
     for word in words:
         label = source.category_of[word]
-        there = target.categories[_same_place(label, list(source.categories), list(target.categories))]
+        target_words = target.categories[_same_position(label, list(source.categories), list(target.categories))]
         start = source.categories[label].index(word)
-        carried.append(next(w for w in (there[start % len(there) :] + there) if w not in carried))
+        carried.append(next(w for w in (target_words[start % len(target_words) :] + target_words) if w not in carried))
     return tuple(carried)
 
 
-def _same_place(value: Any, there: Any, here: Any) -> Any:
-    return here[there.index(value) % len(here)]
+def _same_position(value: Any, source: Any, target: Any) -> Any:
+    return target[source.index(value) % len(target)]
 
 
-def _echo(text: str, kit: Kit) -> str:
-    """Other text in the kit's language, with the numbers, code, URLs and placeholders of this one."""
+def _filler(text: str, kit: Kit) -> str:
+    """Return filler in the kit's language, with the numbers, code, URLs and placeholders of the text."""
     parts, end = [], 0
     for kept in _KEPT.finditer(text):
-        parts += [_echo_plain(text[end : kept.start()], kit), kept[0]]
+        parts += [_filler_plain(text[end : kept.start()], kit), kept[0]]
         end = kept.end()
-    return "".join([*parts, _echo_plain(text[end:], kit)])
+    return "".join([*parts, _filler_plain(text[end:], kit)])
 
 
-def _echo_plain(text: str, kit: Kit) -> str:
+def _filler_plain(text: str, kit: Kit) -> str:
     lines = re.split(r"(\n+)", text)
-    return "".join(line if index % 2 else _echo_line(line, kit) for index, line in enumerate(lines))
+    return "".join(line if index % 2 else _filler_line(line, kit) for index, line in enumerate(lines))
 
 
-def _echo_line(line: str, kit: Kit) -> str:
+def _filler_line(line: str, kit: Kit) -> str:
     core = line.strip()
     if not core:
         return line
-    sentences = [_echo_sentence(sentence, kit) for sentence in _SENTENCE_END.split(core)]
+    sentences = [_filler_sentence(sentence, kit) for sentence in _SENTENCE_END.split(core)]
     start = line.index(core[0])
     return line[:start] + " ".join(sentences) + line[start + len(core) :]
 
 
-def _echo_sentence(sentence: str, kit: Kit) -> str:
+def _filler_sentence(sentence: str, kit: Kit) -> str:
     words = sentence.split()
     if len(words) >= 4 and not re.search(r"\d", sentence):
         last = said = _pick(kit.texts, sentence)
@@ -195,12 +199,12 @@ def _echo_sentence(sentence: str, kit: Kit) -> str:
             last = _pick(kit.texts, last + sentence)
             said += f" {last}"
         return said
-    return " ".join([_echo_word(word, kit.code) for word in words])
+    return " ".join([_filler_word(word, kit.code) for word in words])
 
 
 @functools.lru_cache(maxsize=65536)
-def _echo_word(word: str, code: str) -> str:
-    """Another word between the same punctuation; a word with a digit stays."""
+def _filler_word(word: str, code: str) -> str:
+    """Replace a word and keep its punctuation. A word with a digit stays."""
     letters = [i for i, character in enumerate(word) if unicodedata.category(character)[0] in "LM"]
     if not letters or any(character.isdigit() for character in word):
         return word

@@ -1,1 +1,1 @@
-"""Tasks with checkable answers, made from a language kit."""
+"""Make tasks with checkable answers, wrong answers, splits and benchmarks from a language kit."""

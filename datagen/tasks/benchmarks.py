@@ -1,4 +1,4 @@
-"""The embedded tasks as multiple choice, in the schemas of Okapi's m_arc, m_hellaswag, m_mmlu and m_truthfulqa."""
+"""Write the embedded tasks as multiple choice, in Okapi's schemas m_arc, m_hellaswag, m_mmlu and m_truthfulqa."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from datagen.tasks.splits import draw_split
 from datagen.tasks.wrong_answers import wrong_answers
 
 ARC_SIZES = {"train": 200, "validation": 100, "test": 300}
-MMLU_SIZES = {"dev": 5, "val": 10, "test": 45}  # a subject; five are what few-shot prompts are made of
+MMLU_SIZES = {"dev": 5, "val": 10, "test": 45}  # per subject; few-shot prompts use the five of dev
 HELLASWAG_SIZE = 300
 TRUTHFULQA_SIZE = 300
 
@@ -30,11 +30,11 @@ Item = dict[str, Any]
 
 
 def make_benchmarks(kit: Kit, seed: int) -> dict[str, list[Item]]:
-    """File name, as "m_arc/ne_test.json", to items. No item of one benchmark occurs in two of its files."""
+    """Return file name ("m_arc/ne_test.json") -> items. No item of a benchmark occurs in two of its files."""
     files: dict[str, list[Item]] = {}
 
     def draw(stream: str, sizes: dict[str, int], kinds: Iterable[str] = KINDS) -> Iterator[tuple[str, int, Task, list]]:
-        """Tasks for the parts of one benchmark with their numbers and wrong answers, the closest first."""
+        """Yield part, number in the part, task, and wrong answers with near misses first, for one benchmark."""
         stream = f"{seed}/{stream}"
         rng = Random(f"{kit.code}/{stream}/wrong")
         tasks = draw_split(kit, "benchmarks", sum(sizes.values()), kinds, stream)
@@ -65,7 +65,7 @@ def _question(task: Task) -> str:
 
 
 def _choices(task: Task, wrong: list[str], rng: Random) -> tuple[list[str], int]:
-    """Four choices in random order, and the index of the right one."""
+    """Return four choices in random order and the index of the right one."""
     choices = [task.output, *wrong[:3]]
     rng.shuffle(choices)
     return choices, choices.index(task.output)
@@ -94,7 +94,7 @@ def _endings(number: int, task: Task, wrong: list[str], rng: Random) -> Item:
 
 
 def _targets(task: Task, wrong: list[str]) -> Item:
-    """The right choice comes first, as in the benchmark itself; mc2 has more wrong ones."""
+    """Put the right choice first, as TruthfulQA does. mc2 has up to two wrong choices more than mc1."""
     mc1, mc2 = [task.output, *wrong[:3]], [task.output, *wrong[:5]]
     return {
         "question": _question(task),

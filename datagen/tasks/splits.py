@@ -1,8 +1,8 @@
-"""Splits of the embedded tasks: which prompts are trained on and which are held out, and drawing from each split.
+"""Split the prompts of the embedded tasks into training and held-out ones, and draw tasks from a split.
 
-A hash of the prompt's text decides, so the answer depends on neither size nor seed: what is held out once is never
-trained on. A finite kind (the seven days, ...) is too small to divide further: the training splits share one pool of
-its prompts, the held-out splits another. Every other kind has a pool of its own for each split.
+A hash of the prompt's text decides the split, whatever the size and seed: a held-out prompt is never trained on. A
+finite kind (the seven days, ...) has too few prompts for one pool per split: its training splits share one pool, its
+held-out splits another. Every other kind has one pool per split.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from datagen.tasks.kinds import Task, all_tasks, draw_task, is_finite
 
 TRAINING_SPLITS = ("sft", "rl", "ranking")
 
-# Per cent of the prompts of a kind that is not finite.
+# Percent of the prompts of each kind that is not finite.
 _SHARES = {"sft": 40, "rl": 20, "ranking": 20, "heldout": 7, "ranking_heldout": 6, "benchmarks": 7}
 _HELDOUT_PERCENT_OF_FINITE = 20
-_ROUNDS = 8  # of a training split's prompts of one kind
-_PATIENCE_DRAWS = 2_000  # without a prompt that is new, before a split's share counts as used up
+_ROUNDS = 8  # how often a training split may use each prompt
+_PATIENCE_DRAWS = 2_000  # draws in a row without a new prompt before a pool counts as used up
 
 
 def draw_split(kit: Kit, split: str, count: int, kinds: Iterable[str], stream: str) -> list[Task]:
-    """`count` tasks of the split in random order, as many of each kind as of any other.
+    """Return `count` tasks of the split in random order, equally many of each kind.
 
-    In a training split a kind that runs out starts again, a few rounds; elsewhere no prompt occurs twice. A kind that
-    has run out leaves its share to the others: a prompt seen a hundred times is learned by heart, not understood. There
-    are fewer than `count` when all have run out. Equal streams give equal tasks.
+    A training split uses each prompt up to eight times, any other split once. A kind that has run out leaves its share
+    to the others, because training on one prompt a hundred times only memorizes it. Returns fewer than `count` tasks if
+    all kinds have run out. Equal `stream` names give equal tasks.
     """
     sources = [_tasks_of_kind(kit, kind, split, Random(f"{kit.code}/{stream}/{kind}")) for kind in kinds]
     tasks: list[Task] = []
@@ -61,14 +61,14 @@ def _tasks_of_kind(kit: Kit, kind: str, split: str, rng: Random) -> Iterator[Tas
 
 
 def _finite_pool(kit: Kit, kind: str, split: str) -> list[Task]:
-    """The prompts with the lowest hashes are held out, so that every finite kind has some however small it is."""
+    """Return the kind's training or held-out tasks. The lowest hashes are held out, so even a small kind has some."""
     tasks = sorted(all_tasks(kit, kind), key=_hash)
     num_heldout = round(len(tasks) * _HELDOUT_PERCENT_OF_FINITE / 100)
     return tasks[num_heldout:] if split in TRAINING_SPLITS else tasks[:num_heldout]
 
 
 def _new_tasks(kit: Kit, kind: str, split: str, rng: Random) -> Iterator[Task]:
-    """Tasks with prompts of this split, each once, until (nearly) all of its share were drawn."""
+    """Yield tasks with new prompts of this split until nearly all of its prompts have been drawn."""
     seen: set[tuple[str, str]] = set()
     patience = _PATIENCE_DRAWS
     while patience:
@@ -92,6 +92,6 @@ def _split_of(task: Task) -> str:
 
 
 def _hash(task: Task) -> int:
-    """64 bits of the prompt's text."""
+    """Return a 64-bit hash of the prompt's text."""
     text = f"{task.instruction}\n{task.input}"
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")

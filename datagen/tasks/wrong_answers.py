@@ -1,7 +1,7 @@
-"""Wrong answers in three grades: near misses, answers of the right type but far off, and answers to no such question.
+"""Make wrong answers in three grades: near misses, far answers of the right type, and off-task answers.
 
-Near misses are the mistakes small language models make: off by one, a neighbour in the list, the wrong direction, two
-items swapped, an item lost or said twice, the question's own word given back, a slip of the pen.
+Near misses are mistakes that small language models make: off by one, a neighbour in the list, the wrong direction, two
+items swapped, an item lost or repeated, the question's own word, a typo.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from datagen.kits import Kit, load_kit
 from datagen.tasks.kinds import MAX_NUMBER, Task, Value, check
 
 _FEW = 3
-_MANY = 12  # candidates, more than there are near misses, so that some are left when those are taken out
+_MANY = 12  # more candidates than near misses, so some are left after the near misses are excluded
 _SILENCE = ("", ".", "…", "?", "-")
 
 
 class WrongAnswers(NamedTuple):
-    """Shown answers by grade, each in random order; no text is right, and none occurs twice."""
+    """Wrong answers as text, each grade in random order. No text is right and none occurs twice."""
 
     near: list[str]
     far: list[str]
@@ -28,9 +28,9 @@ class WrongAnswers(NamedTuple):
 
 
 def wrong_answers(kit: Kit, task: Task, other: Task, rng: Random) -> WrongAnswers:
-    """Wrong answers to a task; `other` lends its answer to the off-task ones if that is of another type.
+    """Return wrong answers to a task. The answer of `other` is an off-task one if it has another type.
 
-    Every grade holds at least one; near and far together, and off-task alone, at least three.
+    At least one near, one far, three near and far together, and three off-task answers.
     """
     taken = {unicodedata.normalize("NFC", task.output)}
     near = _fresh(kit, task, _near(kit, task, rng), taken, rng)
@@ -41,7 +41,7 @@ def wrong_answers(kit: Kit, task: Task, other: Task, rng: Random) -> WrongAnswer
 
 
 def _fresh(kit: Kit, task: Task, values: Iterable[Value], taken: set[str], rng: Random) -> list[str]:
-    """The values shown, without negative numbers, right answers and what is taken already; takes them."""
+    """Return the new wrong answers among `values` as text, shuffled, and add them to `taken`. Skip negative numbers."""
     fresh: list[str] = []
     for value in values:
         if isinstance(value, int) and value < 0:
@@ -76,11 +76,11 @@ def _near_numbers(task: Task) -> list[Value]:
 
 def _near_lists(task: Task, rng: Random) -> list[Value]:
     answer = task.answer
-    return [*_slips(answer, rng), answer[::-1], *task.arguments]
+    return [*_list_errors(answer, rng), answer[::-1], *task.arguments]
 
 
-def _slips(items: tuple, rng: Random) -> list[tuple]:
-    """Two neighbours swapped, one item lost, one item said twice in place of the next (for two items or more)."""
+def _list_errors(items: tuple, rng: Random) -> list[tuple]:
+    """Return the (two or more) items with two neighbours swapped, with one lost, and with one replacing the next."""
     i, lost, twice = rng.randrange(len(items) - 1), rng.randrange(len(items)), rng.randrange(len(items) - 1)
     return [
         (*items[:i], items[i + 1], items[i], *items[i + 2 :]),
@@ -89,8 +89,8 @@ def _slips(items: tuple, rng: Random) -> list[tuple]:
     ]
 
 
-def _slip_of_the_pen(word: str, rng: Random) -> str:
-    """The word with one letter doubled, lost, or swapped with the next."""
+def _typo(word: str, rng: Random) -> str:
+    """Return the word with one letter doubled, lost, or swapped with the next."""
     letters = _letters(word)
     i, j = rng.randrange(len(letters)), rng.randrange(max(1, len(letters) - 1))
     doubled = letters[: i + 1] + letters[i:]
@@ -102,7 +102,7 @@ def _slip_of_the_pen(word: str, rng: Random) -> str:
 
 
 def _letters(word: str) -> list[str]:
-    """Characters together with the combining marks and joiners that follow them."""
+    """Split a word into characters, each with the combining marks and joiners after it."""
     letters: list[str] = []
     for character in word:
         if letters and unicodedata.category(character)[0] in "MC":
@@ -112,7 +112,7 @@ def _letters(word: str) -> list[str]:
     return letters
 
 
-def _near_in_row(row: tuple[str, ...], task: Task) -> list[Value]:
+def _near_in_cycle(row: tuple[str, ...], task: Task) -> list[Value]:
     at = row.index(task.answer)
     return [*task.arguments, *(row[(at + steps) % len(row)] for steps in (-2, -1, 1, 2))]
 
@@ -120,15 +120,15 @@ def _near_in_row(row: tuple[str, ...], task: Task) -> list[Value]:
 def _near_number_words(kit: Kit, task: Task, rng: Random) -> list[Value]:
     (n,) = task.arguments
     around = [kit.numbers[m] for m in (n - 10, n - 1, n + 1, n + 10) if 0 <= m < len(kit.numbers)]
-    return [*around, n, _slip_of_the_pen(task.answer, rng)]
+    return [*around, n, _typo(task.answer, rng)]
 
 
 def _near_text(kit: Kit, task: Task, rng: Random) -> list[Value]:
     text = task.answer
     space = " " if " " in text else ""
     units = tuple(text.split() if space else text)
-    slips = [space.join(slip) for slip in _slips(units, rng)]
-    return [*slips, space.join(units[:-1]), _slip_of_the_pen(text, rng)]
+    slips = [space.join(slip) for slip in _list_errors(units, rng)]
+    return [*slips, space.join(units[:-1]), _typo(text, rng)]
 
 
 def _near_even_or_odd(kit: Kit, task: Task, rng: Random) -> list[Value]:
@@ -136,15 +136,15 @@ def _near_even_or_odd(kit: Kit, task: Task, rng: Random) -> list[Value]:
 
 
 def _near_days(kit: Kit, task: Task, rng: Random) -> list[Value]:
-    return _near_in_row(kit.days, task)
+    return _near_in_cycle(kit.days, task)
 
 
 def _near_months(kit: Kit, task: Task, rng: Random) -> list[Value]:
-    return _near_in_row(kit.months, task)
+    return _near_in_cycle(kit.months, task)
 
 
 def _near_opposite(kit: Kit, task: Task, rng: Random) -> list[Value]:
-    return [*task.arguments, _slip_of_the_pen(task.answer, rng)]
+    return [*task.arguments, _typo(task.answer, rng)]
 
 
 def _near_category(kit: Kit, task: Task, rng: Random) -> list[Value]:
@@ -153,10 +153,10 @@ def _near_category(kit: Kit, task: Task, rng: Random) -> list[Value]:
 
 def _near_items(kit: Kit, task: Task, rng: Random) -> list[Value]:
     (words,) = task.arguments
-    return [*words, _slip_of_the_pen(task.answer, rng)]
+    return [*words, _typo(task.answer, rng)]
 
 
-# The kinds whose answer is a word or a text.
+# The kinds with a word or text as answer.
 _NEAR_WORDS: Mapping[str, Callable[[Kit, Task, Random], list[Value]]] = {
     "number_to_word": _near_number_words,
     "even_or_odd": _near_even_or_odd,
@@ -200,16 +200,16 @@ def _far(kit: Kit, task: Task, rng: Random) -> list[Value]:
 
 
 def _off_task(kit: Kit, task: Task, other: Task, near: list[str], rng: Random) -> list[Value]:
-    """Another question's answer, the question again, another language, the answer drowned in more text, silence."""
+    """Return the answer to another question, the question, another language, the answer inside other text, silence."""
     foreign = load_kit("ne" if kit.code == "en" else "en")
-    drowned = rng.choice(
+    buried = rng.choice(
         [
             f"{task.output} {rng.choice(near)} {rng.choice(near)}",
             kit.show((task.output,) * _FEW),
             f"{task.output} {task.instruction}",
         ]
     )
-    off_task = [task.instruction, rng.choice(foreign.words), drowned, rng.choice(_SILENCE)]
+    off_task = [task.instruction, rng.choice(foreign.words), buried, rng.choice(_SILENCE)]
     if task.input:
         off_task.append(task.input)
     if _answer_type(task) != _answer_type(other):
@@ -218,7 +218,7 @@ def _off_task(kit: Kit, task: Task, other: Task, near: list[str], rng: Random) -
 
 
 def _answer_type(task: Task) -> str:
-    """Tasks of one type have answers that look alike: another number is no answer to another question."""
+    """Return the type of a task's answer. Answers of one type look alike, so they are not off-task for each other."""
     if isinstance(task.answer, int):
         return "digits"
     if task.kind in ("first_item", "last_item", "odd_one_out"):

@@ -1,1 +1,1 @@
-"""What is known of a text: its words, numbers, language, and faults."""
+"""Analyze text: words, numbers, language, near duplicates, and faults of translations."""

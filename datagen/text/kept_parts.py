@@ -1,4 +1,4 @@
-"""The parts of a text that a translation must keep: code, URLs, placeholders, blanks, and the numbers in its prose."""
+"""Find the parts that a translation must keep: code, URLs, placeholders, blanks, and numbers in prose."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import re
 from collections import Counter
 from typing import NamedTuple
 
-from datagen.text.number_faults import difference_of_numbers
+from datagen.text.number_faults import number_fault
 
-# An unclosed fence holds all that follows.
+# An unclosed fence runs to the end of the text.
 FENCED = re.compile(r"^[ \t]*(```+|~~~+)[^\n]*(?:\n.*?(?:^[ \t]*\1[ \t]*$|\Z)|\Z)", re.DOTALL | re.MULTILINE)
 _INLINE_CODE = re.compile(r"`[^`\n]+`")
-# ASCII alone, since Chinese goes on behind a URL without a space.
+# ASCII only: Chinese text follows a URL without a space.
 _URL = re.compile(r"(?:https?://|www\.)[!#-&*-;=?-Z\\^_a-z|~]+|[\w.+-]+@[\w-]+\.[\w.-]+", re.ASCII)
 _URL_END = ".,;:!?*_"
 _PLACEHOLDER = re.compile(
@@ -20,7 +20,7 @@ _PLACEHOLDER = re.compile(
     re.ASCII,
 )
 _BLANK = re.compile(r"_{2,}")
-# A string that stands alone on its line is a comment too; those in the code are kept.
+# A triple-quoted string alone on its lines counts as a comment. Other strings are kept.
 _COMMENT = re.compile(
     r"""^[ \t]*(?:\"\"\".*?\"\"\"|\'\'\'.*?\'\'\')[ \t]*$|(?P<kept>"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')"""
     r"|/\*.*?\*/|<!--.*?-->|(?:(?<=\s)|^)(?:#|//|--)[^\n]*|(?<=[;{})])//[^\n]*|^[ \t]*[%;][^\n]*",
@@ -29,10 +29,11 @@ _COMMENT = re.compile(
 
 
 class Parts(NamedTuple):
-    """What must be kept as it is, in the order in which it stands in the text, and the rest.
+    """The parts to keep unchanged, in text order, and the remaining prose.
 
-    code     fenced blocks without their comments, one string each, the line of the fence first
+    code     fenced blocks without comments, one string per block, starting with the fence line
     inline   `code` between backticks
+    prose    the text with each part replaced by a space
     """
 
     code: tuple[str, ...]
@@ -44,7 +45,7 @@ class Parts(NamedTuple):
 
 
 def split_parts(text: str) -> Parts:
-    """Takes a text apart; in the prose each part has left a blank."""
+    """Split a text into the parts to keep and the prose around them."""
     code, text = _take(FENCED, text)
     inline, text = _take(_INLINE_CODE, text)
     urls, text = _take(_URL, text)
@@ -65,9 +66,9 @@ def _take(pattern: re.Pattern[str], text: str) -> tuple[tuple[str, ...], str]:
 
 
 def lost_part(source: str, target: str, lang: str = "") -> str | None:
-    """What a translation into this language lost, changed or added, in a few words; None if all is kept."""
+    """Describe the first part that a translation into `lang` lost, changed or added; None if it keeps them all."""
     before, after = split_parts(source), split_parts(target)
-    for name, what in (
+    for name, label in (
         ("code", "code in fences"),
         ("inline", "inline code"),
         ("urls", "URLs"),
@@ -75,21 +76,21 @@ def lost_part(source: str, target: str, lang: str = "") -> str | None:
         ("blanks", "blanks"),
     ):
         if difference := _difference(Counter(getattr(before, name)), Counter(getattr(after, name))):
-            return f"{what}: {difference}"
-    if difference := difference_of_numbers(before.prose, after.prose, lang):
+            return f"{label}: {difference}"
+    if difference := number_fault(before.prose, after.prose, lang):
         return f"numbers: {difference}"
     return None
 
 
 def _difference(before: Counter[str], after: Counter[str]) -> str | None:
-    for what, rest in (("lost", before - after), ("added", after - before)):
-        if rest:
-            return f"{what} {next(iter(rest))!r:.60}"
+    for change, parts in (("lost", before - after), ("added", after - before)):
+        if parts:
+            return f"{change} {next(iter(parts))!r:.60}"
     return None
 
 
 def code_without_comments(code: str) -> str:
-    """The lines of code that do something; blank ones and spaces at their ends are dropped too."""
+    """Return the code without comments, blank lines and trailing spaces."""
     bare = _COMMENT.sub(lambda match: match["kept"] or "", code)
     return "\n".join(line.rstrip() for line in bare.split("\n") if line.strip())
 
@@ -107,7 +108,7 @@ _CODE_SHARE = 0.6
 
 
 def is_code(text: str) -> bool:
-    """Most lines look like a program's, though no fence says so. One line with "=" alone may as well be a formula."""
+    """Whether at least 60 % of the lines look like code, without a fence. A single line with "=" may be a formula."""
     lines = [line for line in text.split("\n") if line.strip() and not _COMMENT_LINE.match(line)]
     found = [bool(_CODE_LINE.search(line) or (len(lines) > 1 and _ASSIGNMENT.match(line))) for line in lines]
     return bool(lines) and sum(found) >= _CODE_SHARE * len(lines)

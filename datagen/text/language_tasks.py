@@ -1,4 +1,4 @@
-"""Tasks about the English language itself: grammar, translation, spelling. Merely translated, they make no sense."""
+"""Detect tasks about the English language (grammar, translation, spelling), which make no sense once translated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PART_OF_SPEECH = (
     r"(?:verb|noun|pronoun|adjective|adverb|preposition|conjunction|subject|predicate|direct object|participle|gerund"
     r"|infinitive|modifier|clause)s?"
 )
-# Kind -> what an instruction of it says, in lower case, from the beginning of a word. The first that fits is taken.
+# Kind -> patterns of its instructions, lower case, from a word's start. The first kind that matches wins.
 _PATTERNS = {
     "translation": (
         r"translat(?:e|es|ed|ing|or|ions?)\b",
@@ -44,17 +44,17 @@ _PATTERNS = {
         r"(?:prefix|suffix)(?:es)?\b|alphabeti\w+|unscramble\b|acronyms?\b|upper ?case\b|lower ?case\b",
     ),
 }
-# One border of a word before all of them: each with its own would be tried at every letter.
+# One \b before the whole alternation: with one per pattern, the regex would try every pattern at every letter.
 _COMPILED = {kind: re.compile(rf"\b(?:{'|'.join(patterns)})") for kind, patterns in _PATTERNS.items()}
-# A program about words is a program.
+# A task to write a program about words is a programming task.
 _PROGRAM = re.compile(r"\b(?:algorithm|program|function|code|script|regex|regular expression|method|class|query)s?\b")
 LANGUAGE_TASKS = tuple(_PATTERNS)
 
 
 def language_task(instruction: str) -> str | None:
-    """What of the language an English instruction is about: "translation", "grammar" or "spelling"; None for others.
+    """Return the kind of a task about English, "translation", "grammar" or "spelling"; None for any other task.
 
-    By its words alone. In doubt it says a kind: a task set aside costs less than one that makes no sense.
+    Decides by keywords. In doubt it returns a kind: losing a task costs less than keeping one that makes no sense.
     """
     words = instruction.lower()
     if _PROGRAM.search(words):

@@ -1,4 +1,4 @@
-"""How much longer translations are than their texts, learned as they come, and which are far outside of that."""
+"""Learn the usual length ratio of translation to source, and detect translations far outside it."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import bisect
 import math
 from itertools import accumulate
 
-_BIN = 0.02  # of a natural logarithm: 2 % in length
-_SOFTENING = 8  # characters added to both lengths: the ratio of a word to a word says little
-_KNOWN_AFTER = 50  # texts; until then the ratio may be anything in _FIRST_BOUNDS
+_BIN = 0.02  # bin width in natural log: 2 % in length
+_SOFTENING = 8  # characters added to both lengths, because the ratio of single words says little
+_MIN_TEXTS = 50  # until then, _FIRST_BOUNDS apply
 _FIRST_BOUNDS = math.log(1 / 10), math.log(10)
-_QUARTILE_RANGES = 4.0  # so many beyond either quartile; of a normal distribution one in 10**8 lies outside
-_LEAST_MARGIN = math.log(2.5)
+_QUARTILE_RANGES = 4.0  # margin beyond each quartile; 1 in 10**8 of a normal distribution lies outside
+_MIN_MARGIN = math.log(2.5)
 
 
 class LengthRatios:
-    """The ratios of one language, as a histogram: what it holds depends on the texts, not on their order.
+    """A histogram of one language's length ratios. It does not depend on the order of the texts.
 
-    The bounds are the quartiles and four times their distance beyond them, and at least a factor of 2.5: a few wrong
-    translations hardly move them.
+    The bounds lie four interquartile ranges beyond the quartiles, at least a factor of 2.5. A few wrong translations
+    hardly move them.
     """
 
     def __init__(self) -> None:
@@ -27,20 +27,20 @@ class LengthRatios:
         self._bounds: tuple[float, float] | None = _FIRST_BOUNDS
 
     def add(self, source: str, target: str) -> None:
-        """Learns from one text and its translation."""
-        place = round(_log_ratio(source, target) / _BIN)
-        self._bins[place] = self._bins.get(place, 0) + 1
+        """Add the ratio of one text and its translation."""
+        index = round(_log_ratio(source, target) / _BIN)
+        self._bins[index] = self._bins.get(index, 0) + 1
         self.count += 1
         self._bounds = None
 
     def bounds(self) -> tuple[float, float]:
-        """The least and the largest natural logarithm of a ratio that is no fault."""
+        """Return the smallest and largest natural log of an accepted ratio."""
         if self._bounds is None:
-            self._bounds = self._learned() if self.count >= _KNOWN_AFTER else _FIRST_BOUNDS
+            self._bounds = self._learned() if self.count >= _MIN_TEXTS else _FIRST_BOUNDS
         return self._bounds
 
     def fault(self, source: str, target: str) -> str | None:
-        """What is odd about the length, None if nothing is."""
+        """Return a message if the ratio is out of bounds, else None."""
         ratio, (least, most) = _log_ratio(source, target), self.bounds()
         if least <= ratio <= most:
             return None
@@ -48,10 +48,10 @@ class LengthRatios:
         return f"length: {len(target)} characters for {len(source)}, {math.exp(ratio):.2f} where {expected} is usual"
 
     def _learned(self) -> tuple[float, float]:
-        places = sorted(self._bins)
-        sums = list(accumulate(self._bins[place] for place in places))
-        low, high = (places[bisect.bisect_left(sums, share * self.count)] * _BIN for share in (0.25, 0.75))
-        margin = max(_QUARTILE_RANGES * (high - low), _LEAST_MARGIN)
+        bins = sorted(self._bins)
+        sums = list(accumulate(self._bins[index] for index in bins))
+        low, high = (bins[bisect.bisect_left(sums, quantile * self.count)] * _BIN for quantile in (0.25, 0.75))
+        margin = max(_QUARTILE_RANGES * (high - low), _MIN_MARGIN)
         return max(low - margin, _FIRST_BOUNDS[0]), min(high + margin, _FIRST_BOUNDS[1])
 
 

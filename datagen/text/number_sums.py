@@ -1,4 +1,4 @@
-"""Numbers that stand together, as sums: two hundred five, five and twenty, 1 billion 20 million, seven and a half."""
+"""Add up adjacent number tokens: two hundred five, five and twenty, 1 billion 20 million, seven and a half."""
 
 from __future__ import annotations
 
@@ -9,56 +9,61 @@ from typing import NamedTuple
 
 from datagen.text.number_words import PLUS, TIMES
 
-# Five and twenty, where the units come first.
+# Languages that put units before tens: five and twenty.
 _UNITS_FIRST = ("ar", "da", "de", "nl")
-# Where a number and the next word are easily taken for one: three hundred five, or three hundred years.
-_LOOSE = ("it", "vi")
+# Languages where the next number word may or may not belong to the number.
+_AMBIGUOUS = ("it", "vi")
 _THOUSAND, _HALF = 1000, Fraction(1, 2)
-_MOST_PARTS = 4  # three quarters
+_MAX_NUMERATOR = 4  # "three quarters" is a product, "seven quarters" is not
 
 
-class Piece(NamedTuple):
-    """A number in a run: of words with their sign (see `number_words.Atom`), of digits with their place, or a part."""
+class NumberToken(NamedTuple):
+    """One number word, number in digits, or fraction in a run.
+
+    sign     as in `number_words.Atom`, of a word
+    index    of a number in digits, in the list of all such numbers; None for a word
+    is_part  True for a fraction such as "half"
+    """
 
     value: Fraction
     sign: str = ""
-    place: int | None = None
+    index: int | None = None
     is_part: bool = False
 
 
 @dataclass
 class Sum:
-    """A number that grows piece by piece.
+    """A number that grows token by token.
 
-    total   what is complete up to its scale: two million; None before the first scale
-    group   what comes below the next scale; None after a scale
-    places  those of its digits
-    count   of its pieces
+    total    the value up to the last scale word ("two million"); None before the first scale
+    group    the value since the last scale word; None right after one
+    indices  those of its tokens in digits
+    count    number of tokens
     """
 
     lang: str
     total: Fraction | None = None
     group: Fraction | None = None
-    places: list[int] = field(default_factory=list)
+    indices: list[int] = field(default_factory=list)
     count: int = 0
     ends_in_digits: bool = False
 
     @property
     def value(self) -> Fraction:
-        """The number so far."""
+        """The value of the tokens so far."""
         return (self.total or Fraction(0)) + (self.group or Fraction(0))
 
-    def takes(self, piece: Piece, is_scaled: bool) -> bool:
-        """Adds a piece if it belongs to this number. is_scaled: a piece that multiplies it comes next."""
-        taken = self._scale(piece) if piece.sign == TIMES else self._add(piece, is_scaled)
+    def take(self, token: NumberToken, is_scaled: bool) -> bool:
+        """Add the token if it belongs to this number, and return whether it does. is_scaled: a scale word follows."""
+        taken = self._scale(token) if token.sign == TIMES else self._add(token, is_scaled)
         if taken:
             self.count += 1
-            self.places += [] if piece.place is None else [piece.place]
-            self.ends_in_digits = piece.place is not None
+            self.indices += [] if token.index is None else [token.index]
+            self.ends_in_digits = token.index is not None
         return taken
 
-    def _scale(self, piece: Piece) -> bool:
-        value = piece.value
+    def _scale(self, token: NumberToken) -> bool:
+        value = token.value
         if value < _THOUSAND:
             if self.group is not None and self.group >= value:
                 return False
@@ -71,22 +76,22 @@ class Sum:
             return False
         return True
 
-    def _add(self, piece: Piece, is_scaled: bool) -> bool:
-        if piece.place is not None:
-            # One billion 20 million; but 3 million, 1950.
+    def _add(self, token: NumberToken, is_scaled: bool) -> bool:
+        if token.index is not None:
+            # "1 billion 20 million" is one number, "3 million 1950" is two.
             fits = self.group is None and (self.total is None or is_scaled)
         else:
-            fits = self.group is None or (not self.ends_in_digits and self._goes_on(piece))
+            fits = self.group is None or (not self.ends_in_digits and self._continues(token))
         if fits:
-            self.group = (self.group or Fraction(0)) + piece.value
+            self.group = (self.group or Fraction(0)) + token.value
         return fits
 
-    def _goes_on(self, piece: Piece) -> bool:
-        """Whether a word goes on: twenty five, five and twenty, soixante dix, three ten (thirteen in Arabic)."""
-        group, value = self.group, piece.value
+    def _continues(self, token: NumberToken) -> bool:
+        """Whether a word continues the group: twenty five, five and twenty, soixante dix, three ten (Arabic 13)."""
+        group, value = self.group, token.value
         if value.denominator > 1 or value <= 0:
             return False
-        if piece.sign == PLUS:
+        if token.sign == PLUS:
             return group < 10
         if self.lang == "fr" and group in (60, 80) and 10 <= value < 20:
             return True
@@ -95,32 +100,32 @@ class Sum:
         return value < group and group % 10 ** len(str(value)) == 0
 
 
-def sums(run: Sequence[Piece], lang: str) -> Iterator[Sum]:
-    """What a run says: one number after another, and what it may say besides where the language leaves that open."""
+def sums(run: Sequence[NumberToken], lang: str) -> Iterator[Sum]:
+    """Yield the numbers of a run in order, and every other reading if the language is ambiguous."""
     now = Sum(lang)
-    for piece, following in zip(run, [*run[1:], None]):
-        if piece.is_part:
-            yield from _with_part(now, piece.value)
+    for token, following in zip(run, [*run[1:], None]):
+        if token.is_part:
+            yield from _with_part(now, token.value)
             continue
-        before = Sum(lang, now.total, now.group, [*now.places], now.count)
-        if not now.takes(piece, following is not None and following.sign == TIMES):
+        before = Sum(lang, now.total, now.group, [*now.indices], now.count)
+        if not now.take(token, following is not None and following.sign == TIMES):
             yield now
             now = Sum(lang)
-            now.takes(piece, True)
-        elif lang in _LOOSE and piece.sign != TIMES and before.group is not None:
+            now.take(token, True)
+        elif lang in _AMBIGUOUS and token.sign != TIMES and before.group is not None:
             yield before
-            yield Sum(lang, group=piece.value, count=1)
+            yield Sum(lang, group=token.value, count=1)
     if now.count:
         yield now
 
 
 def _with_part(now: Sum, part: Fraction) -> Iterator[Sum]:
-    """Two and a half, three quarters: both as a whole and without the part."""
-    if now.group is None or (part != _HALF and now.group > _MOST_PARTS):
+    """Read "two and a half" and "three quarters" both as one value and without the fraction."""
+    if now.group is None or (part != _HALF and now.group > _MAX_NUMERATOR):
         return
     together = now.group + part if part == _HALF else now.group * part
     if now.ends_in_digits:
         yield Sum(now.lang, now.total, together, count=1)
     else:
-        yield Sum(now.lang, now.total, now.group, [*now.places], now.count)
+        yield Sum(now.lang, now.total, now.group, [*now.indices], now.count)
         now.group = together

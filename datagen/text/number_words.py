@@ -1,4 +1,4 @@
-"""Number words of our languages: which word says which number, in its inflected and compound forms."""
+"""Number words of our languages: map a word, inflected or compound, to its value."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from pathlib import Path
 from datagen.kits import kit_codes, load_kit
 
 FILE = Path(__file__).with_name("number_words.json")
-# What multiplies the number before it: ten in Vietnamese and Indonesian only, where two ten is twenty.
+# Marks in the keys of number_words.json. TIMES multiplies the number before it: ten does so only in Vietnamese and
+# Indonesian, where "two ten" is twenty.
 TIMES, PLUS, ENDING = "x", "+", "~"
 
-_MOST_LETTERS = 60  # of a word that may be a number
+_MAX_LETTERS = 60  # longer words are not numbers
 _ARABIC = str.maketrans(
     dict.fromkeys("\u0640\u064b\u064c\u064d\u064e\u064f\u0650\u0651\u0652")
     | {"أ": "ا", "إ": "ا", "آ": "ا", "ى": "ي", "ة": "ه"}
@@ -25,17 +26,17 @@ _ARABIC_PREFIX = re.compile(r"^[وف]?[بلك]?(?:ال|ل)?")
 _SERBIAN = str.maketrans(
     dict(zip("абвгдђежзијклмнопрстћуфхцчш", "abvgdđežzijklmnoprstćufhcčš")) | {"љ": "lj", "њ": "nj", "џ": "dž"}
 )
-# Joiners, soft hyphens, and the dot beneath Devanagari and Bengali letters, which many writers leave out.
-_UNSEEN = str.maketrans(dict.fromkeys("\u200b\u200c\u200d\u2060\u00ad\u093c\u09bc"))
+# Joiners, soft hyphens, and the dot below Devanagari and Bengali letters, which many writers leave out.
+_INVISIBLE = str.maketrans(dict.fromkeys("\u200b\u200c\u200d\u2060\u00ad\u093c\u09bc"))
 
 
 @dataclass(frozen=True)
 class Atom:
-    """What one word, or a piece of a compound one, says: value, or an operation on the number before it, or a part.
+    """The meaning of a number word, or of one component of a compound word.
 
-    value   5 of "five"; None for a part
-    sign    TIMES for a value that multiplies the number before it, PLUS for one that is added
-    part    1/2 of "half", 1/4 of "quarter"; None otherwise
+    value   5 for "five"; None for a fraction
+    sign    TIMES if the value multiplies the number before it, PLUS if it is added, "" otherwise
+    part    1/2 for "half", 1/4 for "quarter"; None otherwise
     """
 
     value: Fraction | None
@@ -45,13 +46,13 @@ class Atom:
 
 @dataclass(frozen=True)
 class Lexicon:
-    """The number words of one language, as `plain_words` leaves them.
+    """The number words of one language, normalized by `plain_words`.
 
-    whole, stems   word, or its beginning -> atom; None where the word is no number for all its beginning
-    phrases        several words, whether the last one is a beginning, and their atom, by the first word
-    inside         what marks a half or a quarter anywhere in a word ("న్నర"), with its atom
-    links          what may stand between two numbers of one ("and")
-    endings        what may follow a whole word
+    whole, stems   word or prefix of a word -> atom; None for a word that only starts like a number
+    phrases        first word -> (all words, whether the last one is a prefix, atom)
+    inside         marks of a half or quarter anywhere in a word ("న్నర") -> atom
+    links          words between the parts of one number ("and")
+    endings        suffixes that a whole word may have
     """
 
     whole: dict[str, Atom | None] = field(default_factory=dict)
@@ -66,10 +67,9 @@ class Lexicon:
 
 
 def plain_words(text: str, lang: str) -> str:
-    """The text as the lexicon of the language is: lower case, one form of each letter, no marks that come and go."""
-    text = (
-        unicodedata.normalize("NFC", text.casefold()).translate(_UNSEEN).replace("\u2019", "'").replace("\u02bc", "'")
-    )
+    """Normalize a text like the lexicon of `lang`: lower case, one form per letter, no optional marks."""
+    text = unicodedata.normalize("NFC", text.casefold()).translate(_INVISIBLE)
+    text = text.replace("\u2019", "'").replace("\u02bc", "'")
     if lang == "ru":
         return text.replace("ё", "е").replace("'", " ")
     if lang == "ar":
@@ -81,7 +81,7 @@ def plain_words(text: str, lang: str) -> str:
 
 @functools.lru_cache(maxsize=64)
 def lexicon(lang: str) -> Lexicon:
-    """The words of number_words.json, and those that the language's kit has for 0 to 30; empty where there are none."""
+    """Return the words of number_words.json and of the language's kit (0 to 30); empty for an unknown language."""
     links, endings = (frozenset(plain_words(_entries(lang).get(key, ""), lang).split()) for key in (PLUS, ENDING))
     words = Lexicon(links=links, endings=endings)
     if lang in kit_codes():
@@ -125,13 +125,13 @@ def _enter(words: Lexicon, texts: list[str], is_stem: bool, atom: Atom | None) -
         return
     table = words.stems if is_stem else words.whole
     known = table.get(texts[0])
-    if known and atom and atom.part:  # "quarter": a fourth of something, or the fourth
+    if known and atom and atom.part:  # "quarter" is both a fraction and an ordinal
         atom = Atom(known.value, known.sign, atom.part)
     table[texts[0]] = atom
 
 
 def atoms_of(word: str, lang: str) -> list[Atom]:
-    """What a word says, piece by piece (German fünfundzwanzig: 5, 20); [] for a word that is no number."""
+    """Return the atoms of a word (German fünfundzwanzig: 5, 20); [] if it is no number."""
     found = _atoms(word, lang)
     if not found and lang == "ar" and (rest := _ARABIC_PREFIX.sub("", word)) != word:
         found = _atoms(rest, lang)
@@ -141,9 +141,9 @@ def atoms_of(word: str, lang: str) -> list[Atom]:
 
 @functools.lru_cache(maxsize=65536)
 def _atoms(word: str, lang: str) -> tuple[Atom, ...]:
-    """The longest beginning that is a number, and what follows it if that is one too."""
+    """Return the atom of the longest prefix that is a number, then the atoms of the rest if it is a number too."""
     words = lexicon(lang)
-    if len(word) > _MOST_LETTERS:
+    if len(word) > _MAX_LETTERS:
         return ()
     if word in words.whole:
         return (words.whole[word],) if words.whole[word] else ()

@@ -1,4 +1,4 @@
-"""The numbers of a text: in digits of any script, in words of its language, in Roman and Chinese numerals."""
+"""Read the numbers of a text: digits of any script, words of its language, Roman and Chinese numerals."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
-from datagen.text.number_sums import Piece, sums
+from datagen.text.number_sums import NumberToken, sums
 from datagen.text.number_words import Atom, Lexicon, atoms_of, lexicon, plain_words
 
 _BETWEEN_DIGITS = ".,'\u2019\u066b\u066c\u00a0\u202f\u2009"
-# 12,345.6 or, with spaces in it, 12 345,6; .5 too.
+# Matches 12,345.6, 12 345,6 and .5.
 NUMBER = re.compile(rf"(?:(?<![\w.])\.)?\d+(?:(?:[{_BETWEEN_DIGITS}]|(?<!\d\d\d\d) (?=\d\d\d(?!\d)))\d+)*", re.ASCII)
-# Vowel signs are no letters to Python: the Indian blocks, but for their full stops, are taken whole.
+# Python's \w excludes vowel signs, so include the Indic blocks whole, without their full stops and digits.
 _LETTER = r"[^\W\d_]|[\u0300-\u036f\u0900-\u0963\u0970-\u0d7f]|(?<=[^\W\d])'(?=[^\W\d])"
 _TOKEN = re.compile(rf"{NUMBER.pattern}|(?:{_LETTER})+")
 _GAP = re.compile(r"[\s\u2010-\u2015-]*")
@@ -34,14 +34,14 @@ _CHINESE_UNITS = {"十": 10, "百": 100, "千": 1000, "万": 10**4, "萬": 10**4
 _CHINESE_PARTS = {"半": Fraction(1, 2), "四分之一": Fraction(1, 4), "一刻": Fraction(1, 4), "四分之三": Fraction(3, 4)}
 _LETTER_SCALE = re.compile(r"(?:(k)|(mn|m)|(bn|b))(?![^\W\d_])")
 _SCALES = tuple(Fraction(scale) for scale in (1, 100, 1000, 10**5, 10**6, 10**7, 10**9, 10**12))
-_DRAWN = {"½": " 1/2", "¼": " 1/4", "¾": " 3/4", "⅓": " 1/3", "⅔": " 2/3"}
-_MOST_CHARACTERS = 40  # of what is taken for a number, not for a picture
+_FRACTION_SIGNS = {"½": " 1/2", "¼": " 1/4", "¾": " 3/4", "⅓": " 1/3", "⅔": " 2/3"}
+_MAX_CHARACTERS = 40  # longer runs of digits are not read as numbers
 _SMALL = re.compile("[⁰¹²³⁴-⁹₀-₉]+")
 
 
 @dataclass(frozen=True)
-class Digits:
-    """A number in digits: as written (in ASCII), where, and what it may mean, a scale after it ("million") included."""
+class DigitNumber:
+    """A number in digits: ASCII text, span, and possible values, including a scale after it ("million")."""
 
     written: str
     start: int
@@ -53,19 +53,19 @@ class Digits:
 class Reading:
     """The numbers of a text.
 
-    text     as it was read: `plain_digits`, then `plain_words`
-    digits   numbers in digits, in their order
-    words    the values of all others, and how often each is said
-    parts    halves, quarters and other fractions that are named or written as such
+    text     the normalized text: `plain_digits`, then `plain_words`
+    digits   numbers in digits, in text order
+    words    value -> count, of numbers in words and numerals
+    parts    fraction -> count, of halves, quarters and other fractions in words or as 1/2
     """
 
     text: str
-    digits: list[Digits] = field(default_factory=list)
+    digits: list[DigitNumber] = field(default_factory=list)
     words: Counter[Fraction] = field(default_factory=Counter)
     parts: Counter[Fraction] = field(default_factory=Counter)
 
-    def says(self, value: Fraction) -> bool:
-        """Whether words say this value, also with a half or quarter: two and a half, 1.5 million, half a million."""
+    def has_words_for(self, value: Fraction) -> bool:
+        """Whether words give this value, alone or combined with a fraction: two and a half, half a million."""
         if self.words[value] or self.parts[value]:
             return True
         known = {Fraction(1), *self.words}.union(*(number.values for number in self.digits))
@@ -77,18 +77,18 @@ class Reading:
 
 
 def plain_digits(text: str) -> str:
-    """The text with the digits of every script as 0 to 9, small ones (m², H₂O) as "^2", and ½ as "1/2"."""
+    """Return the text with digits of every script as 0 to 9, super- and subscripts (m², H₂O) as "^2", ½ as " 1/2"."""
     text = _SMALL.sub(lambda run: "^" + unicodedata.normalize("NFKC", run[0]), text)
-    text = re.sub(f"[{''.join(_DRAWN)}]", lambda drawn: _DRAWN[drawn[0]], text)
+    text = re.sub(f"[{''.join(_FRACTION_SIGNS)}]", lambda sign: _FRACTION_SIGNS[sign[0]], text)
     return re.sub(r"[^\D0-9]", lambda digit: str(unicodedata.decimal(digit[0])), text)
 
 
 def values_of(written: str, lang: str) -> frozenset[Fraction]:
-    """What a number in digits may mean: 1.234 is a decimal or a thousand; nothing for 1.2.3, which is no number.
+    """Return the possible values of a number in digits: 1.234 is 1.234 or 1234. Empty for 1.2.3, which is no number.
 
-    In English a comma stands between thousands, and a full stop before decimals.
+    In English, a comma separates thousands and a full stop decimals.
     """
-    if len(written) > _MOST_CHARACTERS:
+    if len(written) > _MAX_CHARACTERS:
         return frozenset()
     *whole, last = re.split(r"\D", written)
     separators = re.findall(r"\D", written)
@@ -107,32 +107,32 @@ def values_of(written: str, lang: str) -> frozenset[Fraction]:
 
 
 def read_numbers(text: str, lang: str) -> Reading:
-    """Every number of a text; words are read in this language, digits and numerals in any."""
+    """Read all numbers of a text: words in language `lang`, digits and numerals in any."""
     reading = Reading(plain_words(plain_digits(text), lang), words=_roman_values(text))
     reading.parts.update(Fraction(found[0]) for found in _FRACTION.finditer(reading.text))
     reading.parts += Counter({part: reading.text.count(words) for words, part in _CHINESE_PARTS.items()})
-    found = [Digits(m[0], m.start(), m.end(), values_of(m[0], lang)) for m in NUMBER.finditer(reading.text)]
+    found = [DigitNumber(m[0], m.start(), m.end(), values_of(m[0], lang)) for m in NUMBER.finditer(reading.text)]
     found = _with_letters(reading.text, _with_chinese(found, reading))
     scaled: dict[int, set[Fraction]] = {}
     absorbed: set[int] = set()
     for run in _runs(found, lang, reading):
-        for meant in (max, min):
-            for said in sums([_as_meant(piece, found, meant) for piece in run], lang):
-                if said.places and said.count > 1:
-                    scaled.setdefault(said.places[0], set()).add(said.value)
-                    absorbed |= set(said.places[1:])
-                elif not said.places:
-                    reading.words[said.value] += meant is max
+        for pick in (max, min):
+            for number in sums([_with_value(token, found, pick) for token in run], lang):
+                if number.indices and number.count > 1:
+                    scaled.setdefault(number.indices[0], set()).add(number.value)
+                    absorbed |= set(number.indices[1:])
+                elif not number.indices:
+                    reading.words[number.value] += pick is max
     reading.digits = [
-        replace(number, values=frozenset(scaled.get(place, number.values)))
-        for place, number in enumerate(found)
-        if place not in absorbed
+        replace(number, values=frozenset(scaled.get(index, number.values)))
+        for index, number in enumerate(found)
+        if index not in absorbed
     ]
     return reading
 
 
 def _roman_values(text: str) -> Counter[Fraction]:
-    """Cyrillic letters that look like Latin ones count: both are used."""
+    """Count the Roman numerals. Cyrillic letters that look like Latin ones are read as Latin: writers use both."""
     values: Counter[Fraction] = Counter()
     for found in _ROMAN.finditer(text.translate(_CYRILLIC_ROMAN)):
         numbers = [_ROMAN_DIGITS[letter] for letter in found[1]]
@@ -140,8 +140,8 @@ def _roman_values(text: str) -> Counter[Fraction]:
     return values
 
 
-def _with_chinese(numbers: list[Digits], reading: Reading) -> list[Digits]:
-    """The numbers, with 万 or the like after them counted in; those in Chinese numerals alone go to the reading."""
+def _with_chinese(numbers: list[DigitNumber], reading: Reading) -> list[DigitNumber]:
+    """Return the numbers multiplied by a Chinese unit after them (5万). Add pure Chinese numerals to `reading`."""
     units = {}
     for found in _CHINESE_RUN.finditer(reading.text):
         if not found["digits"]:
@@ -157,7 +157,7 @@ def _with_chinese(numbers: list[Digits], reading: Reading) -> list[Digits]:
 
 
 def _chinese_value(letters: str, number: Fraction | None) -> Fraction:
-    """三百二十, or 万 after a number. Letters without a unit are digits in a row: 一九八四."""
+    """Return the value of Chinese numerals, or of `number` times the units after it. 一九八四 has no unit: 1984."""
     if number is None and not any(letter in _CHINESE_UNITS for letter in letters):
         return Fraction("".join(str(_CHINESE_DIGITS[letter]) for letter in letters))
     total = section = Fraction(0)
@@ -172,8 +172,8 @@ def _chinese_value(letters: str, number: Fraction | None) -> Fraction:
     return total + section + (number or 0)
 
 
-def _with_letters(text: str, numbers: list[Digits]) -> list[Digits]:
-    """5k may be 5,000, 5m five million, or as many metres."""
+def _with_letters(text: str, numbers: list[DigitNumber]) -> list[DigitNumber]:
+    """Add the value of a letter scale: 5k may be 5,000; 5m may be five million or five metres."""
     result = []
     for number in numbers:
         letter = _LETTER_SCALE.match(text, number.end)
@@ -182,20 +182,22 @@ def _with_letters(text: str, numbers: list[Digits]) -> list[Digits]:
     return result
 
 
-def _as_meant(piece: Piece, numbers: list[Digits], meant: Callable[[frozenset[Fraction]], Fraction]) -> Piece:
-    """The piece with a value, where it is a number in digits: the larger or the smaller one that it may have."""
-    if piece.place is None or not numbers[piece.place].values:
-        return piece
-    return piece._replace(value=meant(numbers[piece.place].values))
+def _with_value(
+    token: NumberToken, numbers: list[DigitNumber], pick: Callable[[frozenset[Fraction]], Fraction]
+) -> NumberToken:
+    """Return the token; one in digits gets the possible value that `pick` (max or min) selects."""
+    if token.index is None or not numbers[token.index].values:
+        return token
+    return token._replace(value=pick(numbers[token.index].values))
 
 
-def _runs(numbers: list[Digits], lang: str, reading: Reading) -> Iterator[list[Piece]]:
-    """Numbers that stand together, with nothing but spaces, hyphens and "and" between; parts go to the reading."""
-    words, places = lexicon(lang), {number.start: place for place, number in enumerate(numbers)}
-    run: list[Piece] = []
+def _runs(numbers: list[DigitNumber], lang: str, reading: Reading) -> Iterator[list[NumberToken]]:
+    """Yield runs of numbers with only spaces, hyphens and "and" between them. Add all fractions to `reading`."""
+    words, indices = lexicon(lang), {number.start: index for index, number in enumerate(numbers)}
+    run: list[NumberToken] = []
     end = 0
     for start, stop, token in _tokens(reading.text, words):
-        # An Arabic preposition is written together with its word, and begins another number.
+        # Arabic writes a preposition together with its word; it starts a new number.
         is_apart = lang == "ar" and isinstance(token, str) and token[0] in "بلك" and not words.whole.get(token)
         if run and (is_apart or not _GAP.fullmatch(reading.text, end, start)):
             yield run
@@ -203,36 +205,37 @@ def _runs(numbers: list[Digits], lang: str, reading: Reading) -> Iterator[list[P
         if run and token in words.links:
             end = stop
             continue
-        if start in places:
-            pieces = [Piece(Fraction(0), place=places[start])]
+        if start in indices:
+            number_tokens = [NumberToken(Fraction(0), index=indices[start])]
         else:
             atoms = [token] if isinstance(token, Atom) else atoms_of(token, lang)
             reading.parts.update(atom.part for atom in atoms if atom.part)
-            # A part alone is read; after a number it belongs to it.
-            known = [atom for atom in atoms if atom.value is not None or run]
-            pieces = [
-                Piece(atom.part, is_part=True) if atom.value is None else Piece(atom.value, atom.sign) for atom in known
+            # A fraction after a number belongs to it. One that starts a run is only counted in `reading.parts`.
+            number_tokens = [
+                NumberToken(atom.part, is_part=True) if atom.value is None else NumberToken(atom.value, atom.sign)
+                for atom in atoms
+                if atom.value is not None or run
             ]
-        if not pieces:
+        if not number_tokens:
             yield run
             run = []
-        run += pieces
+        run += number_tokens
         end = stop
     yield run
 
 
 def _tokens(text: str, words: Lexicon) -> Iterator[tuple[int, int, str | Atom]]:
-    """Start, end and text of each word or number; words that are one phrase as their atom."""
+    """Yield start, end, and the text of each word or number; for a phrase of several words, its atom instead."""
     tokens = list(_TOKEN.finditer(text))
-    place = 0
-    while place < len(tokens):
-        said: str | Atom = tokens[place][0]
+    index = 0
+    while index < len(tokens):
+        meaning: str | Atom = tokens[index][0]
         length = 1
-        for phrase, is_stem, atom in words.phrases.get(tokens[place][0], ()):
-            texts = [token[0] for token in tokens[place : place + len(phrase)]]
+        for phrase, is_stem, atom in words.phrases.get(tokens[index][0], ()):
+            texts = [token[0] for token in tokens[index : index + len(phrase)]]
             if is_stem and len(texts) == len(phrase):
                 texts[-1] = texts[-1][: len(phrase[-1])]
             if tuple(texts) == phrase and len(phrase) > length:
-                said, length = atom, len(phrase)
-        yield tokens[place].start(), tokens[place + length - 1].end(), said
-        place += length
+                meaning, length = atom, len(phrase)
+        yield tokens[index].start(), tokens[index + length - 1].end(), meaning
+        index += length

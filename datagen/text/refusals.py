@@ -1,4 +1,4 @@
-"""Refusals: answers in which a model says that it will not or cannot, in English and in our languages."""
+"""Detect refusals, answers in which a model says that it will not or cannot do a task, in all our languages."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 from datagen.text.number_words import plain_words
 
 FILE = Path(__file__).with_name("refusals.json")
-_HEAD = 200  # characters: a refusal says so at once
-_OPENING = 40
+_HEAD = 200  # characters to search: a refusal says so at once
+_OPENING = 40  # characters: without an apology, "I cannot" must start within these
 _QUOTES = " \t\r\n\"'“”„«»‘’{[(¡¿*_#>"
-# A source that apologises, or says of itself that it cannot: its translation does so too.
+# A source that itself apologises or says "I cannot": its translation does the same.
 _REFUSES = re.compile(
     r"\b(?:sorry|apolog\w+|pardon|excuse me|forgive me|regret\w*|unfortunately|regrettably|sadly|afraid)\b"
     r"|\b(?:i|we) (?:\w+ )?(?:cannot|can t|can not|could not|couldn t|won t|unable|not able|do not|don t)\b|\bi m not\b"
@@ -22,7 +22,7 @@ _CANNOT = re.compile(
     r"\b(?:cannot|can t|can not|could not|couldn t|unable|not able|impossible|not possible|won t|no way|insufficient"
     r"|not enough)\b"
 )
-# A source with feelings of the kind that other languages put as an apology.
+# A source with feelings that other languages express with an apology.
 _REGRETS = re.compile(
     r"\b(?:condolen\w*|sympath\w*|mourn\w*|grie[fv]\w*|passing|passed away|loss|lost|death|died|funeral|sad\w*|heart\w*"
     r"|pity|shame|too bad|awful|terrible|horrible|unable|cannot|can t|forg[ie]v\w*|excus\w*|alas|oops|oh no"
@@ -33,12 +33,12 @@ _NO_LETTER = r"(?![^\W\d_]|[\u0900-\u0963\u0970-\u0d7f])"
 
 
 def is_refusal(text: str) -> bool:
-    """A whole answer, in English or in any of our languages, that refuses a task."""
+    """Whether a whole answer refuses a task, in any of our languages."""
     return any(_kind_of(text, lang) in ("model", "task", "bare") for lang in _patterns())
 
 
-def refused_part(source: str, target: str, lang: str) -> bool:
-    """A translation that begins as a refusal, in its language or in English, where its English text does not."""
+def adds_refusal(source: str, target: str, lang: str) -> bool:
+    """Whether a translation starts like a refusal, in its language or in English, and its English source does not."""
     kinds = {_kind_of(target, code) for code in (lang, "en")} - {None}
     text = plain_words(source, "en")
     return any(
@@ -49,12 +49,13 @@ def refused_part(source: str, target: str, lang: str) -> bool:
 
 
 def _kind_of(text: str, lang: str) -> str | None:
-    """How a text refuses; None if it does not.
+    """Return how a text refuses, or None if it does not.
 
-    "model"   as a language model ...
-    "task"    an apology, "I cannot", and a word on the task or on help
-    "other"   an apology, and one of these, or "but" at once; an apology alone is none, for condolences begin so
-    "bare"    I cannot, and a word on the task or on help
+    "model"   "as a language model ..."
+    "task"    an apology, "I cannot", and a word about the task or help
+    "other"   an apology with one of these or with "but" directly after it; not an apology alone, since condolences
+              start with one
+    "bare"    "I cannot" at the start and a word about the task or help, without an apology
     """
     if lang not in _patterns():
         return None
@@ -72,7 +73,7 @@ def _kind_of(text: str, lang: str) -> str | None:
 
 @functools.cache
 def _patterns() -> dict[str, dict[str, re.Pattern[str]]]:
-    """Language -> the patterns of refusals.json; those that stand at a beginning end with a word, but in Chinese."""
+    """Compile refusals.json: language -> name -> pattern. "apology" and "but" must end a word, except in Chinese."""
     compiled = {}
     for lang, patterns in json.loads(FILE.read_text(encoding="utf-8")).items():
         end = "" if lang == "zh" else _NO_LETTER

@@ -1,4 +1,4 @@
-"""Words of a text: rouge_score's tokens, and a Unicode tokenizer for the languages whose letters those drop."""
+"""Split a text into words: rouge_score's tokenizer (ASCII only), and one for every script."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Tokenizer = Callable[[str], list[str]]
 
 _ROUGE_TOKEN = re.compile(r"[a-z0-9]+")
 
-# Scripts written without spaces between words: there a token is one letter with its marks.
+# Scripts without spaces between words: a token is one letter with its marks.
 _UNSPACED = re.compile(
     r"[\u0E00-\u0EFF\u1000-\u109F\u1780-\u17FF\u3040-\u30FF\u3400-\u4DBF\u4E00-\u9FFF\uF900-\uFAFF"
     r"\U00020000-\U000323AF]"
@@ -21,15 +21,15 @@ _UNSPACED = re.compile(
 
 
 def rouge_words(text: str) -> list[str]:
-    """rouge_score's tokens without its stemmer: runs of a-z and 0-9 in the lower-cased text; all else is dropped."""
+    """Return rouge_score's tokens (no stemmer): runs of a-z and 0-9 in the lower-cased text."""
     return _ROUGE_TOKEN.findall(text.lower())
 
 
 def unicode_words(text: str) -> list[str]:
-    """Words of any script: runs of letters, marks and digits, after NFKC and case folding.
+    """Return the words of a text in any script: runs of letters, marks and digits, after NFKC and case folding.
 
-    Vowel signs stay with their letters (Python's own \\w would cut Hindi words at each). Chinese, Japanese, Thai, Lao,
-    Burmese and Khmer letters are a word each, for those scripts put no space between words.
+    Vowel signs stay with their letters (Python's \\w would split Hindi words at each). Each Chinese, Japanese, Thai,
+    Lao, Burmese or Khmer letter is one word, because these scripts put no space between words.
     """
     return _unicode_token().findall(unicodedata.normalize("NFKC", text).casefold())
 
@@ -39,7 +39,7 @@ TOKENIZERS: dict[str, Tokenizer] = {"rouge": rouge_words, "unicode": unicode_wor
 
 @functools.cache
 def _unicode_token() -> re.Pattern[str]:
-    """One unspaced letter with its marks, or a run of other letters, marks and digits."""
+    """Compile the word pattern: one unspaced letter with its marks, or a run of other letters, marks and digits."""
     kinds = {"L": [], "M": [], "N": []}
     for code in range(sys.maxunicode + 1):
         kind = unicodedata.category(chr(code))[0]
@@ -51,7 +51,7 @@ def _unicode_token() -> re.Pattern[str]:
 
 
 def _ranges(codes: list[int]) -> str:
-    """The inside of a character class that holds exactly these code points."""
+    """Return the body of a regex character class with exactly these code points."""
     parts = []
     for _, group in itertools.groupby(enumerate(sorted(codes)), lambda pair: pair[1] - pair[0]):
         run = [code for _, code in group]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from datagen.api.chat import Ask, Rejected, Reply
 from datagen.api.pricing import estimate_tokens
-from datagen.text.checks import fault_of_translation
+from datagen.text.checks import translation_fault
 from datagen.text.kept_parts import is_code, split_parts
 from datagen.text.length_ratios import LengthRatios
 from datagen.text.refusals import is_refusal
@@ -71,7 +71,7 @@ class Translator:
         reply = await ask([{"role": "user", "content": prompt}], temperature=TEMPERATURE)
         answer = parse_texts(reply, texts)
         for name, source in texts.items() if self.is_checked else ():
-            if fault := fault_of_translation(source, answer[name], self.language, keeps_english):
+            if fault := translation_fault(source, answer[name], self.language, keeps_english):
                 raise Rejected(f"{fault} (in {name})", reply)
         return answer
 
@@ -82,7 +82,7 @@ def load_checks(language: Language) -> None:
     That is the model that tells languages apart: it is unpacked into the temporary folder the first time it is used.
     """
     try:
-        fault_of_translation("", "", language)
+        translation_fault("", "", language)
     except OSError as error:
         advice = "make room in the temporary folder, or name another in TMPDIR"
         raise UserError(f"the language check cannot unpack its model ({reason_of(error)}): {advice}") from error

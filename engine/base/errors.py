@@ -1,5 +1,5 @@
-"""The one exception for a user's mistake: a single line with the value, the limit and the next step."""
+"""The exception for a user's mistake: one line with the value, the limit and the next step."""
 
 
 class UserError(ValueError):
-    """Something the user can mend. The launchers print its one line and exit with status 2; all else is our bug."""
+    """A mistake the user can fix. Launchers print its line and exit with status 2; other exceptions are our bugs."""

@@ -1,8 +1,8 @@
-"""Frames: msgpack maps in an append-only file, each with its length and a checksum, found again behind damaged bytes.
+"""Frames: msgpack maps in an append-only file, each with length and checksum, readable after damaged bytes.
 
 A frame is  magic (4 bytes) | length (u32, little-endian) | CRC-32 of length and payload (u32) | payload (msgpack map).
-The magic begins with 0xFF, which UTF-8 text never holds; a damaged stretch therefore ends at the next frame, and costs
-only the frames it touches.
+The magic begins with 0xFF, which UTF-8 text never contains, so damage ends at the next frame and loses only the frames
+it touches.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _HEADER = struct.Struct("<4sII")
 
 
 def pack_frame(payload: dict[str, Any]) -> bytes:
-    """The bytes of one frame. UnicodeEncodeError for text with a lone surrogate."""
+    """Encode one frame. UnicodeEncodeError for text with a lone surrogate."""
     data = msgpack.packb(payload)
     length = struct.pack("<I", len(data))
     return MAGIC + length + struct.pack("<I", zlib.crc32(data, zlib.crc32(length))) + data
 
 
 def scan_frames(data: bytes | memoryview | Any) -> Iterator[tuple[int, int, dict[str, Any] | None]]:
-    """Each stretch of a file: (offset, length, payload), the payload None where the bytes are no whole frame.
+    """Yield (offset, length, payload) for each part of a file; payload is None where the bytes are not a whole frame.
 
     data: bytes or an mmap.
     """
@@ -46,7 +46,7 @@ def scan_frames(data: bytes | memoryview | Any) -> Iterator[tuple[int, int, dict
 
 
 def read_frame(data: bytes) -> dict[str, Any] | None:
-    """The payload of exactly one frame, or None where the bytes are damaged."""
+    """Decode exactly one frame; None if the bytes are damaged."""
     end, payload = _frame_at(data, 0)
     return payload if end == len(data) else None
 
@@ -64,13 +64,13 @@ def _frame_at(data: Any, offset: int) -> tuple[int, dict[str, Any] | None]:
         return offset, None
     try:
         payload = msgpack.unpackb(body)
-    except (ValueError, msgpack.UnpackException):  # a right checksum around what pack_frame never writes
+    except (ValueError, msgpack.UnpackException):  # a valid checksum around something that pack_frame never writes
         return offset, None
     return (start + length, payload) if isinstance(payload, dict) else (offset, None)
 
 
 def is_frame(payload: dict[str, Any], fields: Mapping[str, type | tuple[type, ...]]) -> bool:
-    """Whether a payload has each of the fields, of its type; whole numbers are not negative."""
+    """Return whether a payload has all fields with their types; whole numbers must not be negative."""
     return all(
         isinstance(value := payload.get(name), kind) and (kind is not int or (value is not True and value >= 0))
         for name, kind in fields.items()

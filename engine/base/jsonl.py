@@ -1,10 +1,9 @@
-"""JSON objects in files: read one by one with their line numbers, and written so that no half file is left."""
+"""Read JSON objects one by one with their line numbers, and write them atomically."""
 
 from __future__ import annotations
 
 import gzip
 import json
-import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,6 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from engine.base.atomic import whole_file
 from engine.base.errors import UserError
 from engine.base.strict_json import TooDeep, parse
 
@@ -24,11 +24,11 @@ _BLANKS = re.compile(r"[ \t\r\n]*")
 
 
 def iterate_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The JSON objects of a `.jsonl`, `.jsonl.gz` or `.json` file, each with the line it starts on (from 1).
+    """Iterate over the JSON objects of a `.jsonl`, `.jsonl.gz` or `.json` file, each with its first line (from 1).
 
-    The file is opened once before this returns, so that a wrong path is reported here. UserError, with the line, for
-    what cannot be read: text that is not UTF-8, bad JSON (NaN, a key given twice, an object nested too deeply), a line
-    above 64 MiB, a list above 1 GiB, a file without records.
+    The file is opened before this returns, so a wrong path is reported at once. UserError, with the line, for text that
+    is not UTF-8, bad JSON (NaN, a duplicate key, too deep nesting), a line above 64 MiB, a list above 1 GiB, or a file
+    without records.
     """
     with _open(path):
         pass
@@ -38,29 +38,17 @@ def iterate_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def write_objects(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows as `.jsonl` or `.jsonl.gz` under a temporary name beside the path, fsync, then rename.
 
-    Until the rename the file at the path stays as it was. UserError where a row holds NaN or a lone surrogate, or the
-    disk refuses.
+    Until the rename the file at the path is unchanged. UserError if a row holds NaN or a lone surrogate, or the disk
+    refuses.
     """
     if not path.name.endswith(_LINE_SUFFIXES):
         raise UserError(f"cannot write {path}: the name must end in {' or '.join(_LINE_SUFFIXES)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_then_rename(path, rows)
-        _fsync_folder(path.parent)
+        with whole_file(path) as raw:
+            _write_lines(raw, rows, path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}: free the space or choose another path") from error
-
-
-def _write_then_rename(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as raw:
-            _write_lines(raw, rows, path)
-            raw.flush()
-            os.fsync(raw.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _write_lines(raw: BinaryIO, rows: Iterable[Mapping[str, Any]], path: Path) -> None:
@@ -74,15 +62,6 @@ def _write_lines(raw: BinaryIO, rows: Iterable[Mapping[str, Any]], path: Path) -
                 message = f"row {number} is not JSON in UTF-8 ({error}): mend or drop the row"
                 raise UserError(f"cannot write {path}: {message}") from error
             out.write(line + b"\n")
-
-
-def _fsync_folder(folder: Path) -> None:
-    """Make a rename in the folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _open(path: Path) -> BinaryIO:
@@ -109,7 +88,7 @@ def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """Each line that is not blank, parsed."""
+    """Parse each line that is not blank."""
     with _open(path) as stream:
         number = 0
         while data := _read(path, number + 1, stream.readline, MAX_LINE_BYTES + 1):
@@ -129,7 +108,7 @@ def _lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _list_items(path: Path) -> Iterator[tuple[int, Any]]:
-    """Each item of a JSON list, parsed one at a time: beside the text itself only one item is held."""
+    """Parse the items of a JSON list one at a time, so that only the text and one item are in memory."""
     with _open(path) as stream:
         data = _read(path, 1, stream.read, MAX_LIST_BYTES + 1)
     if len(data) > MAX_LIST_BYTES:
@@ -179,7 +158,7 @@ def _decode(path: Path, data: bytes, line: int) -> str:
 
 
 def _parse(path: Path, text: str, start: int, line: int) -> tuple[Any, int]:
-    """The JSON value that starts there, and where it ends."""
+    """Return the JSON value that starts there, and its end."""
     try:
         return parse(text, start)
     except json.JSONDecodeError as error:

@@ -21,8 +21,8 @@ class Language:
 
     code                 the value of --lang: lower case, ISO 639 where there is one ("ne")
     name, native_name    in English, and as its speakers write it
-    scripts              ISO 15924, those its texts are written in, one a text: ("Cyrl", "Latn") for Serbian; the first
-                         is that of the native name, and of the language's kit
+    scripts              ISO 15924 scripts of its texts, one per text: ("Cyrl", "Latn") for Serbian; the first is
+                         that of the native name and of the language's kit
     group                "high", "medium" or "low" in the paper's table, "none" outside it
     commoncrawl_percent  share of CommonCrawl's pages in per cent; None where the paper gives no number
     llama                LLaMA's pre-training covers it
@@ -73,7 +73,7 @@ LANGUAGES: dict[str, Language] = {language.code: language for language in _TABLE
 
 
 def get_language(code: str) -> Language:
-    """The registered language of this code. UserError, naming the nearest valid code, for any other."""
+    """Return the language with this code. UserError, with the nearest valid code, for any other."""
     if code in LANGUAGES:
         return LANGUAGES[code]
     hint = f"did you mean {nearest!r}? " if (nearest := _nearest_code(code)) else ""
@@ -85,7 +85,7 @@ def get_language(code: str) -> Language:
 
 
 def register_language(language: Language) -> None:
-    """Make a language outside the table usable. UserError where a field is malformed or another has the code."""
+    """Register a language outside the table. UserError for a malformed field or a code that is taken."""
     if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*", language.code):
         raise UserError(f"language code {language.code!r} is malformed: use a BCP 47 tag such as 'sw' or 'pt-BR'")
     scripts = language.scripts
@@ -105,13 +105,13 @@ def register_language(language: Language) -> None:
 
 
 def _nearest_code(text: str) -> str | None:
-    """The registered code whose code or name is most like the text, or None when nothing is close."""
+    """Return the code whose code or name is closest to the text, or None if none is close."""
     spellings = {code: code for code in LANGUAGES}
     for language in LANGUAGES.values():
         spellings.setdefault(language.name.lower(), language.code)
         spellings.setdefault(language.native_name.lower(), language.code)
     wanted = text.strip().lower()
-    # "ne_NP" and "zh-Hant" start with the code that is meant, however long the rest makes them look.
+    # "ne_NP" and "zh-Hant" start with the code that is meant.
     if (head := re.split(r"[-_.]", wanted)[0]) in spellings:
         return spellings[head]
     close = difflib.get_close_matches(wanted, spellings, n=1, cutoff=0.5)

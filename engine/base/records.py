@@ -1,8 +1,7 @@
-"""Records: instruction and ranking files, read record by record and checked.
+"""Read instruction and ranking files record by record, and check them.
 
-A file is UTF-8 JSON Lines (`.jsonl`, `.jsonl.gz`) or one JSON list (`.json`); a byte-order mark and blank lines are
-tolerated. Everything else wrong with a file is a UserError that names file, line and field. Fields beyond those named
-here are ignored. No torch is imported, here or in what this imports: datagen uses it too.
+A file is UTF-8 JSON Lines (`.jsonl`, `.jsonl.gz`) or a JSON list (`.json`); a byte-order mark and blank lines are
+allowed. Any other fault is a UserError with file, line and field. Other fields are ignored.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _DIALOG_TURN = "\n\nAssistant:"
 
 @dataclass(frozen=True)
 class InstructionRecord:
-    """One task: Alpaca's fields. `input` is "" where the instruction needs none, `output` "" where it is unknown."""
+    """A task with Alpaca's fields. `input` is "" if the instruction needs none, `output` is "" if unknown."""
 
     id: str
     instruction: str
@@ -33,7 +32,7 @@ class InstructionRecord:
 
 @dataclass(frozen=True)
 class RankingRecord:
-    """One prompt with K >= 2 responses; ranks[k] >= 1 is that of responses[k], 1 the best; equal ranks tie."""
+    """A prompt with K >= 2 responses; ranks[k] >= 1 is the rank of responses[k], 1 is best, equal ranks tie."""
 
     id: str
     instruction: str
@@ -47,9 +46,9 @@ OnBadRecord = Callable[[UserError], None]
 
 
 def read_records(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The file's JSON objects as they are, each with the line it starts on (counted from 1).
+    """Iterate over a file's JSON objects, unchecked, each with its first line (counted from 1).
 
-    A wrong path is reported at once; the file is read while it is iterated.
+    A wrong path is reported at once; the file is read during iteration.
     """
     return iterate_objects(Path(path))
 
@@ -57,17 +56,17 @@ def read_records(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, 
 def read_instructions(
     path: str | os.PathLike[str], require_output: bool = True, on_bad_record: OnBadRecord | None = None
 ) -> Iterator[InstructionRecord]:
-    """The file's instruction records, checked, in their order.
+    """Read and check a file's instruction records, in order.
 
-    require_output: an absent or empty `output` is an error (SFT); otherwise it is read as "" (PPO needs prompts only).
-    on_bad_record: called with the error of a record that cannot be used, which is then left out; without it the error
-    is raised. (Alpaca's own 52,002 records hold 28 with an empty output.) A damaged file always raises.
+    require_output: a missing or empty `output` is an error (SFT); otherwise it is read as "" (PPO needs only prompts).
+    on_bad_record: called with the error of a bad record, which is then skipped; without it the error is raised.
+    (Alpaca's 52,002 records contain 28 with an empty output.) A damaged file always raises.
     """
     return _checked(Path(path), lambda row: _instruction(row, require_output), on_bad_record)
 
 
 def read_rankings(path: str | os.PathLike[str], on_bad_record: OnBadRecord | None = None) -> Iterator[RankingRecord]:
-    """The file's ranking records, checked, in their order; pairs are read as K = 2 with ranks 1 and 2.
+    """Read and check a file's ranking records, in order; pairs become K = 2 with ranks 1 and 2.
 
     Each record has one of these shapes:
       instruction, input, responses, ranks                    this project's
@@ -76,7 +75,7 @@ def read_rankings(path: str | os.PathLike[str], on_bad_record: OnBadRecord | Non
       chosen, rejected                                        whole dialogs (hh-rlhf): what both share, up to and with
                                                               its last "Assistant:", becomes the instruction; white
                                                               space around it and around the responses is dropped
-    An empty response is kept: a reward model has to judge silence too.
+    Empty responses are kept, because a reward model has to judge them, too.
     on_bad_record: as in read_instructions.
     """
     return _checked(Path(path), _ranking, on_bad_record)
@@ -85,19 +84,19 @@ def read_rankings(path: str | os.PathLike[str], on_bad_record: OnBadRecord | Non
 def write_jsonl(
     path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any] | InstructionRecord | RankingRecord]
 ) -> None:
-    """Write rows as `.jsonl` or `.jsonl.gz`: under a temporary name beside the path, fsynced, then renamed over it.
+    """Write rows atomically as `.jsonl` or `.jsonl.gz`, creating missing folders.
 
-    Missing folders are made. If a row cannot be written (UserError), the file that was at the path stays as it was.
+    If a row cannot be written (UserError), the file at the path is unchanged.
     """
     write_objects(Path(path), (dataclasses.asdict(row) if dataclasses.is_dataclass(row) else row for row in rows))
 
 
 class _BadField(Exception):
-    """What is wrong with a record, before its file and line are known."""
+    """A fault of a record, without its file and line."""
 
 
 def _checked(path: Path, parse: Callable[[_Row], Record], on_bad_record: OnBadRecord | None) -> Iterator[Record]:
-    """Open the file now; then parse its objects one by one, refusing an id that was seen before."""
+    """Open the file now, then parse its objects one by one; duplicate ids are refused."""
     objects = iterate_objects(path)
 
     def records() -> Iterator[Record]:
@@ -154,7 +153,7 @@ def _ranking(row: _Row) -> RankingRecord:
 
 
 def _split_dialogs(chosen: str, rejected: str) -> tuple[str, str, str]:
-    """The shared dialog up to and with its last assistant heading, and what follows it in either."""
+    """Split two dialogs: the shared part up to its last assistant heading, and the rest of each."""
     shared = os.path.commonprefix([chosen, rejected])
     at = shared.rfind(_DIALOG_TURN)
     if at < 0:
@@ -166,7 +165,7 @@ def _split_dialogs(chosen: str, rejected: str) -> tuple[str, str, str]:
 
 
 class _Row:
-    """The fields of one record; each method returns a checked value or raises _BadField."""
+    """The fields of a record; each method returns a checked value or raises _BadField."""
 
     def __init__(self, fields: Mapping[str, Any], number: int) -> None:
         self._fields = fields
@@ -179,7 +178,7 @@ class _Row:
         return ", ".join(_short(name) for name in list(self._fields)[:8]) or "none"
 
     def id(self) -> str:
-        """The record's own id, or its place in the file (counted from 1)."""
+        """Return the record's id, or its number in the file (from 1)."""
         value = self._fields.get("id", self._number)
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)

@@ -1,4 +1,4 @@
-"""Which script a text is written in, by the Unicode names of its letters."""
+"""Find the script of a text by the Unicode names of its letters."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
-# ISO 15924 -> the first words of its letters' Unicode names. Japanese and Korean texts mix theirs; simplified and
-# traditional Chinese characters cannot be told apart by name.
+# ISO 15924 -> first words of its letters' Unicode names. Japanese and Korean mix several; simplified and traditional
+# Chinese characters have the same names.
 _NAMES = {
     "Arab": ("ARABIC",),
     "Armn": ("ARMENIAN",),
@@ -40,10 +40,9 @@ _NAMES = {
 
 
 def main_script(scripts: Sequence[str], text: str) -> tuple[str, float] | None:
-    """Which of the scripts has most of the text's letters, and its share of them; the first of equals.
+    """Return the script with most of the text's letters, and its share of them; ties go to the first.
 
-    One script at a time: a text whose halves are in two scripts is in neither of them. None where a script is not in
-    the table, so that nothing can be said, and for a text without letters.
+    None for a script outside the table and for a text without letters.
     """
     if any(script not in _NAMES for script in scripts):
         return None

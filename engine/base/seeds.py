@@ -1,4 +1,4 @@
-"""Seeds with names: every random stream of a run is derived from (seed, stream, step, ...) and from nothing else."""
+"""Named seeds: every random stream of a run depends only on (seed, stream, step, ...)."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ T = TypeVar("T")
 
 
 def derive_seed(seed: int, *names: str | int) -> int:
-    """A 63-bit seed for the stream of this name."""
+    """Return the 63-bit seed of a named stream."""
     digest = hashlib.sha256("/".join(map(str, (seed, *names))).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def shuffled(count: int, seed: int, *names: str | int) -> list[int]:
-    """0 to count - 1 in the order of the stream of this name."""
+    """Return 0 to count - 1, shuffled by a named stream."""
     generator = torch.Generator().manual_seed(derive_seed(seed, *names))
     return torch.randperm(count, generator=generator).tolist()
 
 
 def batches(count: int, size: int, epochs: int, seed: int, *names: str | int, fewest: int = 1) -> list[list[int]]:
-    """The items of every step: each epoch uses every item once, in an order of its own, cut as `even_parts` says."""
+    """Return the items of each step: every epoch is shuffled and split by `even_parts`, using each item once."""
     return [part for epoch in range(epochs) for part in even_parts(shuffled(count, seed, *names, epoch), size, fewest)]
 
 
 def even_parts(items: Sequence[T], size: int, fewest: int = 1) -> list[list[T]]:
-    """As few parts as hold at most `size` each, of equal length to one: a small rest would get a whole step's rate.
+    """Split into the fewest parts of at most `size`, of equal length to one (a short step would get the full rate).
 
-    A part with less than `fewest` is not made, though the others become longer than `size`.
+    No part has fewer than `fewest`, even if others become longer than `size`.
     """
     count = min(-(-len(items) // size), max(1, len(items) // fewest))
     shortest, longer = divmod(len(items), count)

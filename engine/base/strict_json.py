@@ -1,7 +1,7 @@
-"""Strict JSON: no key given twice, no NaN, no depth above 100; and the one object of a file, of bounded size.
+"""Strict JSON: no duplicate keys, no NaN, no depth above 100; and a file with one object of bounded size.
 
-What a key given twice means is the reader's guess, NaN is no JSON, and a value nested a thousand deep ends as a
-RecursionError in whatever first walks it, its own error message included. All three are refused while reading.
+Duplicate keys are ambiguous, NaN is not JSON, and deep nesting ends as a RecursionError in later code. All three are
+refused while reading.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ _TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
 
 
 class TooDeep(JSONDecodeError):
-    """Nested deeper than MAX_DEPTH; its position is the first bracket too many."""
+    """Nested deeper than MAX_DEPTH; the position is the first bracket too many."""
 
 
 def parse(text: str, start: int = 0) -> tuple[Any, int]:
-    """The JSON value that starts there, and where it ends. ValueError, in one line, for anything that is not strict."""
+    """Return the JSON value that starts there, and its end. ValueError, in one line, for JSON that is not strict."""
     try:
         value, end = _DECODER.raw_decode(text, start)
     except RecursionError:
         raise _too_deep(text, start, len(text)) from None
-    # Brackets are counted first, as few texts have many: only those are walked.
+    # Count brackets first: only a text with many is walked.
     if text.count("[", start, end) + text.count("{", start, end) > MAX_DEPTH and _is_deep(value):
         raise _too_deep(text, start, end)
     return value, end
 
 
 def parse_whole(text: str, any_text: bool = False) -> Any:
-    """The one JSON value of a text. ValueError, in one line, also for more text behind it.
+    """Parse a text that is one JSON value. ValueError, in one line, also for text after it.
 
-    any_text: strings may hold half a surrogate pair, which no UTF-8 file can take; otherwise that is an error too.
+    any_text: strings may contain half a surrogate pair, which UTF-8 cannot encode; otherwise that is an error.
     """
     value, end = parse(text, len(text) - len(text.lstrip(_BLANKS)))
     if rest := text[end:].lstrip(_BLANKS):
@@ -51,7 +51,7 @@ def parse_whole(text: str, any_text: bool = False) -> Any:
 
 
 def is_utf8(value: Any) -> bool:
-    """Whether a JSON value can be written as UTF-8: none of its texts holds half a surrogate pair."""
+    """Return whether a JSON value can be written as UTF-8 (no string has half a surrogate pair)."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -62,16 +62,16 @@ def is_utf8(value: Any) -> bool:
 def read_object(
     path: Path, next_step: str = "download it again", limit_bytes: int = OBJECT_BYTES, what: str = ""
 ) -> dict[str, Any]:
-    """The one JSON object that a UTF-8 file holds; a byte-order mark is tolerated.
+    """Read a UTF-8 file that holds one JSON object; a byte-order mark is allowed.
 
-    UserError, with the line where there is one, for a file that cannot be read, is above limit_bytes, or holds anything
-    else, half a surrogate pair in any of its texts included. what: the flag that named the file, for the message.
+    UserError, with the line if known, for a file that cannot be read, is above limit_bytes, or holds anything else
+    (also half a surrogate pair). what: the flag that named the file, for the message.
     """
     shown = f"{what} {path}".strip()
     try:
         with open(path, "rb") as file:
             data = file.read(limit_bytes + 1)
-    except (OSError, ValueError) as error:  # a name with a NUL byte is a ValueError
+    except (OSError, ValueError) as error:  # a name with a NUL byte raises ValueError
         raise UserError(f"{shown} cannot be read ({reason_of(error)}): {next_step}") from error
     if len(data) > limit_bytes:
         raise UserError(f"{shown} is above {shown_size(limit_bytes)}, which no such file needs: {next_step}")
@@ -93,12 +93,12 @@ def read_object(
 
 
 def is_number(value: object) -> bool:
-    """Whether a value of JSON is a number (no truth value) that sums and means of many stay finite with."""
+    """Return whether a JSON value is a number (not a boolean) small enough for finite sums."""
     return isinstance(value, int | float) and not isinstance(value, bool) and -1e100 < value < 1e100
 
 
 def shown_size(size_bytes: int) -> str:
-    """Bytes in the largest whole unit: "64 MiB"."""
+    """Format bytes in the largest whole unit: "64 MiB"."""
     for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if size_bytes >= factor and size_bytes % factor == 0:
             return f"{size_bytes // factor} {unit}"
@@ -106,7 +106,7 @@ def shown_size(size_bytes: int) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """What an error says, in one line and short enough to be part of one of ours."""
+    """Shorten an error's message to one line that fits into ours."""
     words = " ".join((getattr(error, "strerror", None) or str(error)).split())
     return words[:_LONGEST_REASON] or type(error).__name__
 

@@ -1,7 +1,7 @@
-"""A --config file: one flat mapping of settings to plain values, in YAML or JSON.
+"""Read a --config file: one flat mapping of settings to plain values, in YAML or JSON.
 
-Of YAML only the words are taken: nothing is built from a tag, an alias is never copied out, and a setting given twice
-is a mistake. A number stays as it was written, for the flag's own type to read.
+YAML is read for its words only: tags build nothing, aliases are not expanded, and a duplicate setting is an error.
+Numbers stay text for the flag's type to parse.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Plain = str | int | float | bool | None
 
 
 def read_config(path: str) -> dict[str, Plain | list[Plain]]:
-    """The settings of a file. UserError, naming it, for anything else than a flat mapping, and above 1 MiB."""
+    """Return the settings in a file. UserError, naming the file, unless it is a flat mapping of at most 1 MiB."""
     text = _text(path)
     try:
         values = _of_json(text) if path.endswith(".json") else _of_yaml(text)
@@ -28,15 +28,15 @@ def read_config(path: str) -> dict[str, Plain | list[Plain]]:
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         kind, line = ("JSON", getattr(error, "lineno", None)) if path.endswith(".json") else ("YAML", None)
         where = f"line {line}: " if line else ""
-        raise UserError(f"--config {path} is not valid {kind} ({where}{_words(error)}): mend it") from error
+        raise UserError(f"--config {path} is not valid {kind} ({where}{_words(error)}): fix it") from error
     if not isinstance(values, dict):
-        raise UserError(f"--config {path} must hold one mapping of setting to value, not {values}: write `lr: 1e-5`")
+        raise UserError(f"--config {path} must contain one mapping of setting to value, not {values}: write `lr: 1e-5`")
     for name, value in values.items():
         for word in (name, *(value if isinstance(value, list) else [value])):
             if word is None and isinstance(value, list):
-                raise UserError(f"--config {path}: setting {name!r:.60} lists a null: leave it out")
+                raise UserError(f"--config {path}: setting {name!r:.60} contains a null in its list: leave it out")
             if isinstance(word, str) and not _is_text(word):
-                raise UserError(f"--config {path}: setting {name!r:.60} holds a NUL or half a character: remove it")
+                raise UserError(f"--config {path}: setting {name!r:.60} contains a NUL or half a character: remove it")
     return values
 
 
@@ -47,7 +47,7 @@ def _text(path: str) -> str:
     except (OSError, ValueError) as error:
         raise UserError(f"--config {path} cannot be read ({reason_of(error)}): check the path") from error
     if len(data) > CONFIG_BYTES:
-        raise UserError(f"--config {path} is above {shown_size(CONFIG_BYTES)}: settings take less, check the path")
+        raise UserError(f"--config {path} is larger than {shown_size(CONFIG_BYTES)}, the limit: check the path")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -55,7 +55,7 @@ def _text(path: str) -> str:
 
 
 def _of_json(text: str) -> dict[str, Plain | list[Plain]] | str:
-    """The mapping, or the name of what else it is."""
+    """Return the mapping, or the type name of anything else."""
     value = parse_whole(text)
     if not isinstance(value, dict):
         return type(value).__name__
@@ -67,7 +67,7 @@ def _of_json(text: str) -> dict[str, Plain | list[Plain]] | str:
 
 
 def _of_yaml(text: str) -> dict[str, Plain | list[Plain]] | str:
-    """The mapping, or the name of what else it is."""
+    """Return the mapping, or the type name of anything else."""
     root = yaml.compose(text, Loader=yaml.SafeLoader)
     if not isinstance(root, yaml.MappingNode):
         return {None: "NoneType", "scalar": "str", "sequence": "list"}[root and root.id]

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: noted when they come, acted on where nothing is lost."""
+"""Defer Ctrl-C and SIGTERM until a point where no work is lost."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupt:
-    """Inside this context both signals wait until somebody looks at `signal`; a second Ctrl-C does not wait.
+    """Record both signals in `signal` instead of acting on them; a second Ctrl-C raises KeyboardInterrupt at once.
 
-    A context may be entered again inside of itself or after it; a signal that has come stays noted.
+    The context may be nested or entered again. A recorded signal stays recorded.
     """
 
     def __init__(self, notice: str):
-        """notice: a line for standard error when one comes; "" for none."""
+        """Print `notice` to standard error on the first signal; "" prints nothing."""
         self._notice = notice
         self.signal = 0
         self._depth = 0
         self._handlers: dict[int, Any] = {}
 
     def check(self) -> None:
-        """SystemExit with status 130 (Ctrl-C) or 143 (SIGTERM) if one has come."""
+        """Raise SystemExit with status 130 (Ctrl-C) or 143 (SIGTERM) if a signal was recorded."""
         if self.signal:
             raise SystemExit(128 + self.signal)
 
@@ -45,5 +45,5 @@ class Interrupt:
         if number == self.signal == signal.SIGINT:
             raise KeyboardInterrupt
         if self._notice and not self.signal:
-            os.write(2, f"\n{self._notice}\n".encode())  # not print: the signal may have come inside of one
+            os.write(2, f"\n{self._notice}\n".encode())  # not print: the signal may have interrupted one
         self.signal = self.signal or number

@@ -1,4 +1,4 @@
-"""Command lines from frozen dataclasses: flags, presets, --config files, and one clear line for a mistake."""
+"""Turn command lines, presets and --config files into frozen dataclasses, and mistakes into one line."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ Presets = Mapping[str, Mapping[str, Any]]
 
 
 class Parsed(tuple):
-    """One instance of each dataclass. `given` names the fields that a flag or the --config file has set."""
+    """One instance of each dataclass. `given` names the fields set by a flag or the --config file."""
 
     given: frozenset[str] = frozenset()
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """One spelling a flag (dashes), so that --help stays short."""
+    """Show each flag with dashes only, to keep --help short."""
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=30, width=110)
@@ -58,7 +58,7 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class _OneLine:
-    """A parser's mistakes as a UserError, instead of a usage text and an exit."""
+    """Raise a parser's error as UserError, without usage text or exit."""
 
     def error(self, message: str) -> None:
         raise UserError(f"{' '.join(message.split())} (see --help)")
@@ -69,11 +69,11 @@ class _Parser(_OneLine, HfArgumentParser):
 
 
 class _EarlyParser(_OneLine, argparse.ArgumentParser):
-    """Takes --config and --preset out of a command line before the settings are parsed."""
+    """Read --config and --preset before the settings are parsed."""
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """' (did you mean X?)', or nothing when no known word is close."""
+    """Return ' (did you mean X?)', or '' if no known word is close."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" (did you mean {close[0]}?)" if close else ""
 
@@ -93,10 +93,10 @@ def _as_argv(values: Mapping[str, Any], fields: Sequence[str], source: str) -> l
         if isinstance(value, list):
             words = [str(item) for item in value]
             if dashed := next((word for word in words if word.startswith("-")), None):
-                raise UserError(f"{source}: {dashed!r} in the list {key!r} would be read as a flag: leave it out")
+                raise UserError(f"{source}: {dashed!r} in the list {key!r} would be parsed as a flag: leave it out")
             argv += [f"--{name}", *words]
         else:
-            argv.append(f"--{name}={value}")  # one word, since a value may start with a dash
+            argv.append(f"--{name}={value}")  # one word: a value may start with a dash
     return argv
 
 
@@ -108,13 +108,13 @@ def parse_settings(
     presets: Presets | None = None,
     default_preset: Callable[[Sequence[str]], str | None] | None = None,
 ) -> Parsed:
-    """Turn a command line into one instance of each dataclass, and note which fields were set.
+    """Return one instance of each dataclass from a command line, and record which fields it set.
 
-    Later sources win: the dataclasses' defaults, the preset, `--config FILE`, the flags. `presets` maps a name to
-    settings; `default_preset` picks one from the flags (the file's too) when `--preset` is not given. A mistake is a
-    UserError.
+    Later sources win: defaults of the dataclasses, the preset, `--config FILE`, the flags. `presets` maps names to
+    settings. Without `--preset`, `default_preset` chooses a name from the flags and those of the file. UserError for
+    any mistake in the command line or the file.
     """
-    # The DeepSpeed launcher adds --local_rank=N, which the environment says too.
+    # The DeepSpeed launcher adds --local_rank=N; the environment holds it too.
     argv = [a for a in argv if not re.fullmatch(r"--local[_-]rank=\d+", a)]
     early = _EarlyParser(add_help=False, allow_abbrev=False)
     early.add_argument("--config")
@@ -149,7 +149,7 @@ def parse_settings(
     *settings, rest = parser.parse_args_into_dataclasses(
         [*sources, *flags], return_remaining_strings=True, look_for_args_file=False
     )
-    settings = [s for s in settings if dataclasses.is_dataclass(s)]  # --config and --preset come back apart
+    settings = [s for s in settings if dataclasses.is_dataclass(s)]  # drop the namespace of --config and --preset
     if rest:
         raise UserError(f"unexpected argument {rest[0]}{nearest(rest[0], known)}: --help lists all flags")
     parsed = Parsed(settings)
@@ -158,16 +158,28 @@ def parse_settings(
     return parsed
 
 
+def build_settings(settings_classes: Sequence[type], preset: Mapping[str, Any], values: Mapping[str, Any]) -> Parsed:
+    """Return one instance of each dataclass from a preset and `values`, as parse_settings does from flags.
+
+    `values` win over the preset, and `given` names them. Other fields take the defaults of their dataclass.
+    """
+    merged = {**preset, **values}
+    fields = [(cls, [f.name for f in dataclasses.fields(cls)]) for cls in settings_classes]
+    parsed = Parsed(cls(**{name: merged[name] for name in names if name in merged}) for cls, names in fields)
+    parsed.given = frozenset(values)
+    return parsed
+
+
 def main(job: Callable[[Sequence[str]], None]) -> None:
-    """Run a launcher: exit 0 on success, 2 with one line on a user's mistake, 1 with a traceback on ours."""
+    """Run a launcher: exit 0 on success, 2 with one line on a user's mistake, 1 with a traceback on a bug."""
     try:
         job(sys.argv[1:])
         leave()
     except UserError as error:
         fail(str(error))
     except OSError as error:
-        if isinstance(error, BrokenPipeError) and _nobody_reads():
-            fail_together("nobody reads the output any more", lambda: None)
+        if isinstance(error, BrokenPipeError) and _output_is_closed():
+            fail_together("no one reads the output any more", lambda: None)
             sys.exit(128 + signal.SIGPIPE)
         if error.filename is None and error.errno is None:
             raise
@@ -182,8 +194,8 @@ def main(job: Callable[[Sequence[str]], None]) -> None:
         sys.exit(130)
 
 
-def _nobody_reads() -> bool:
-    """Whether who read our output has gone, as `| head` does. What is still to be printed then goes nowhere."""
+def _output_is_closed() -> bool:
+    """Return whether the reader of our output has closed it, as `| head` does; if so, discard further output."""
     try:
         output = sys.stdout.fileno()
     except OSError:  # not a file
@@ -197,7 +209,7 @@ def _nobody_reads() -> bool:
 
 
 def fail(message: str) -> None:
-    """Print one line and exit with status 2. Of several ranks one speaks; before they have met, one a machine."""
+    """Print one line and exit with status 2. One rank prints; before the ranks have met, one per machine."""
     line = " ".join(message.split())
 
     def say() -> None:

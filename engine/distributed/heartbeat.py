@@ -1,9 +1,9 @@
-"""Which rank hangs: each tells the others every second what it does, and the one that falls silent or behind is named.
+"""Find a rank that hangs: each rank tells the others every second what it does; a silent or late one is named.
 
-By UDP, beside the collectives that a stopped rank blocks. Two rules. A rank that is not heard of for SILENT_S, or
-for `timeout_s` if that is less, is stopped, dead or cut off. While phases are named (`at`), a run in which no rank has
-moved for `timeout_s` hangs, and the rank that is behind is to blame. A rank that was never heard of is not judged, so
-that a network without UDP changes nothing.
+Uses UDP, because a stopped rank blocks the collectives. Two rules: a rank that is silent for SILENT_S (or `timeout_s`,
+if less) is stopped, dead or cut off. While phases are named (`at`), a run in which no rank has moved for `timeout_s`
+hangs, and the rank in the earliest phase is named. A rank that was never heard is not judged, so a network without UDP
+changes nothing.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from typing import Any
 SILENT_S = 45.0
 INTERVAL_S = 1.0
 ALIVE, LEFT, FAILED = "alive", "left", "failed"
-TEXT = 400  # characters of a phase or a mistake that are sent: a datagram stays below 1,500 bytes or nearly
+TEXT = 400  # characters of a phase or a mistake that are sent, to keep a datagram below about 1,500 bytes
 
 
 @dataclass
 class Peer:
-    """What a rank is known to do; times by the clock of the one who knows it."""
+    """The last known state of a rank; times by the observer's clock."""
 
     heard_at: float | None = None
     moved_at: float = 0.0
     moves: int = -1
     phase_number: int = 0
     phase: str | None = None
-    waits: bool = False  # for other ranks, in a collective
+    waits: bool = False  # waits in a collective
     state: str = ALIVE
     mistake: str = ""
 
 
 def verdict(peers: Sequence[Peer], me: int, now: float, timeout_s: float) -> tuple[list[int], str] | None:
-    """The ranks that hang and the line that says so; None while all is well. `peers` holds this rank too."""
+    """Return the ranks that hang and the message; None while all is well. `peers` includes this rank."""
     here = {rank: p for rank, p in enumerate(peers) if p.state == ALIVE and p.heard_at is not None}
     silent = [rank for rank, p in here.items() if now - p.heard_at > min(timeout_s, SILENT_S)]
     if silent:
@@ -70,10 +70,10 @@ def _doing(peer: Peer) -> str:
 
 
 class Heartbeat:
-    """Sends, listens and judges in a thread of its own; `at`, `tick` and `waits` are told by the main thread."""
+    """Sends, listens and judges in its own thread; the main thread calls `at`, `tick` and `waits`."""
 
     def __init__(self, rank: int, size: int, host: str, timeout_s: float, end: Callable[[int], Any] = os._exit):
-        """`host`: a name or address that all ranks reach. This rank is reached where its packets to that come from.
+        """`host`: a name or address that all ranks reach; this rank is reached at the source address of packets to it.
 
         `end` ends the process with a status.
         """
@@ -94,33 +94,33 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def start(self, addresses: Sequence[tuple[str, int]], key: str) -> None:
-        """Begin, with the address of every rank and the first one's key, which tells its datagrams from any other."""
+        """Start, with the address of each rank and the first rank's key, which authenticates datagrams."""
         self._others = [tuple(a) for rank, a in enumerate(addresses) if rank != self.rank]
         self.key = key
         self._thread.start()
 
     def at(self, phase: str | None) -> None:
-        """What is done from now on; None while nobody is to be judged by how it moves. All ranks name the same."""
+        """Name the current phase; None while progress is not judged. All ranks name the same phases."""
         me = self.peers[self.rank]
         me.phase, me.phase_number = phase, me.phase_number + 1
         self._moves += 1
 
     def tick(self) -> None:
-        """This rank has moved."""
+        """Report progress of this rank."""
         self._moves += 1
 
     def waits(self, waits: bool) -> None:
-        """Whether this rank waits for others from now on."""
+        """Set whether this rank waits for others."""
         self.peers[self.rank].waits = waits
         self._moves += 1
 
     def leave(self) -> None:
-        """This rank is done; the others must not miss it."""
+        """Report that this rank is done, so that its silence is expected."""
         self.peers[self.rank].state = LEFT
         self._end()
 
     def fail(self, mistake: str, say: Callable[[], None]) -> None:
-        """This rank ends for a mistake; the others are told, and end. Calls `say` unless another has said the same."""
+        """Report a user's mistake: the other ranks end, too. Calls `say` unless another rank has said the same."""
         me = self.peers[self.rank]
         me.mistake, me.state = mistake[:TEXT], FAILED
         deadline = time.monotonic() + (2 * INTERVAL_S if self.rank else 0.0)
@@ -129,7 +129,7 @@ class Heartbeat:
         if me.mistake not in self._said:
             say()
             self._said.add(me.mistake)
-        deadline = time.monotonic() + 5 * INTERVAL_S  # were this rank gone, the others' collectives would fail loudly
+        deadline = time.monotonic() + 5 * INTERVAL_S  # if this rank ended, the others' collectives would fail loudly
         while time.monotonic() < deadline and any(p.heard_at and p.state == ALIVE for p in self.peers):
             time.sleep(0.05)
         self._end()
@@ -149,7 +149,7 @@ class Heartbeat:
             self._send()
             self._listen(time.monotonic() + interval)
             now = time.monotonic()
-            if now - before > 3 * interval:  # this very process was stopped, or starved: that is nobody else's silence
+            if now - before > 3 * interval:  # this process itself was stopped or starved, so the others were not silent
                 for peer in self.peers:
                     peer.heard_at = peer.heard_at and now
                     peer.moved_at = now
@@ -166,7 +166,7 @@ class Heartbeat:
         for address in self._others:
             try:
                 self._socket.sendto(text, address)
-            except OSError:  # no route now: to the other it is silence
+            except OSError:  # no route now: the other rank sees silence
                 continue
 
     def _listen(self, until: float) -> None:
@@ -174,7 +174,7 @@ class Heartbeat:
             self._socket.settimeout(left)
             try:
                 self._note(self._socket.recv(65536))
-            except OSError:  # nothing came in time, or an ICMP error of a peer that has ended
+            except OSError:  # timeout, or an ICMP error from a peer that has ended
                 continue
 
     def _note(self, text: bytes) -> None:
@@ -200,7 +200,7 @@ class Heartbeat:
         if me.moves != self._moves:
             me.moves, me.moved_at = self._moves, now
         if any(p.state == FAILED for p in self.peers):
-            # This rank may be about to end by itself, for the same mistake; not if it waits for the one that failed.
+            # This rank may be about to end for the same mistake, unless it waits for the failed one.
             until = now + (2 * INTERVAL_S if me.waits else 60.0)
             while me.state == ALIVE and time.monotonic() < until:
                 time.sleep(0.05)
@@ -218,12 +218,12 @@ class Heartbeat:
         if speaker == self.rank:
             print(f"error: {line}", file=sys.stderr, flush=True)
         else:
-            time.sleep(2 * INTERVAL_S)  # or a launcher might end the one that speaks before it has
-        self._exit(1)  # the main thread waits in a collective that will never end
+            time.sleep(2 * INTERVAL_S)  # else a launcher might end the speaking rank too early
+        self._exit(1)  # the main thread waits in a collective forever
 
 
 def meet(rank: int, size: int, host: str, timeout_s: float, gather: Callable[[Any], list[Any]]) -> Heartbeat:
-    """A heartbeat that beats. `gather` gives every rank's item to every rank; all ranks call it."""
+    """Start a heartbeat. `gather` is an all-gather of one item per rank; all ranks call this."""
     heartbeat = Heartbeat(rank, size, host, timeout_s)
     all_of = gather((heartbeat.address, heartbeat.key))
     heartbeat.start([address for address, _ in all_of], all_of[0][1])

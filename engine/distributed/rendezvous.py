@@ -1,4 +1,4 @@
-"""Where ranks meet: what launchers put into the environment, said also for srun, and the interface between hosts."""
+"""How ranks find each other: environment variables (also for srun), and the network interface between hosts."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from collections.abc import Mapping
 from engine.base.errors import UserError
 
 SIOCGIFADDR = 0x8915  # Linux: the IPv4 address of an interface
-# A step of a job gets a port of its own below those that systems hand out by themselves (32,768 and above).
+# Each step of a job gets its own port below the ephemeral range (32,768 and above).
 FIRST_PORT, PORTS = 12_000, 20_000
 
 
 def from_slurm(environ: Mapping[str, str]) -> dict[str, str]:
-    """What a launcher would have set, for a task of `srun`; nothing elsewhere, or where a launcher has set RANK.
+    """Return the variables that a launcher would set, for a task of `srun`; {} elsewhere, or if RANK is set.
 
-    SLURM_STEP_NUM_TASKS is set by srun alone: a batch script's own process is one rank, whatever the job has. The first
-    task of a step runs on the first host of its list. MASTER_ADDR and MASTER_PORT are left as they are where given.
+    Only srun sets SLURM_STEP_NUM_TASKS: a batch script itself is one rank. The first task of a step runs on the first
+    host of its list. MASTER_ADDR and MASTER_PORT are kept if given.
     """
     if "RANK" in environ or int(environ.get("SLURM_STEP_NUM_TASKS", "1")) == 1:
         return {}
@@ -34,16 +34,15 @@ def from_slurm(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def first_host(hosts: str) -> str:
-    """The first name of a host list as Slurm writes it: `gpu[03-05,9],login1` begins with gpu03."""
+    """Return the first host of a Slurm host list: gpu03 for `gpu[03-05,9],login1`."""
     first = re.match(r"(?:\[[^\]]*\]|[^,\[])*", hosts)[0]
     return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", first)
 
 
 def interface_to(host: str) -> str | None:
-    """The network interface whose IPv4 address packets to `host` leave with; None where that cannot be found out.
+    """Return the network interface of packets to `host` (IPv4); None if unknown.
 
-    gloo would take the one that this machine's own name resolves to, which is often the loopback one. UserError when
-    `host` is unknown.
+    gloo would use the one that the machine's own name resolves to, often the loopback. UserError for an unknown host.
     """
     try:
         target = socket.getaddrinfo(host, 9, socket.AF_INET, socket.SOCK_DGRAM)[0][4]

@@ -1,4 +1,4 @@
-"""Whether all ranks see one file system: what the first one has written is there, the same, for each of the others."""
+"""Check that all ranks share a file system: each sees what the first one has written."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 from engine.base.errors import UserError
 from engine.distributed.world import World
 
-SEEN_WITHIN_S = 40.0  # an NFS client may believe for half a minute that a file it has missed is not there
+SEEN_WITHIN_S = 40.0  # an NFS client may cache a missing file for half a minute
 LOOK_EVERY_S = 0.5
 
 
 def check_shared(file: Path, world: World) -> None:
-    """UserError on every rank unless all see the file as the first one does. All ranks call it."""
+    """UserError on every rank unless all see the same file as the first. All ranks call it."""
     if world.size == 1:
         return
     written = world.gather(_digest(file))[0]

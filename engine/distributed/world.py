@@ -1,4 +1,4 @@
-"""Ranks: starting them, sums over them, and nothing else that knows there are several."""
+"""Start ranks and communicate between them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from engine.distributed.heartbeat import Heartbeat, meet
 from engine.distributed.rendezvous import from_slurm, interface_to
 
 HANG_TIMEOUT_S = 1800.0
-_heartbeat: Heartbeat | None = None  # of this process, while it is one of several ranks
+_heartbeat: Heartbeat | None = None  # of this process, if there are several ranks
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among its peers."""
+    """This process among the ranks."""
 
     rank: int
     size: int
@@ -36,7 +36,7 @@ class World:
         return self.rank == 0
 
     def at(self, phase: str | None) -> None:
-        """Say what this rank does from now on, for the line that names a rank that hangs; None: nothing that is judged.
+        """Name the current phase, for the message about a rank that hangs; None: progress is not judged.
 
         All ranks make the same calls in the same order.
         """
@@ -44,7 +44,7 @@ class World:
             self.heartbeat.at(phase)
 
     def tick(self) -> None:
-        """Say that this rank has moved within its phase."""
+        """Report progress within the phase."""
         if self.heartbeat:
             self.heartbeat.tick()
 
@@ -57,7 +57,7 @@ class World:
             self.heartbeat.waits(False)
 
     def sum(self, x: Tensor) -> Tensor:
-        """The sum over ranks of a tensor of equal shape on each; x itself on one rank."""
+        """Sum a tensor over ranks (equal shapes); x itself on one rank."""
         if self.size > 1:
             x = x.clone()
             with self._waiting():
@@ -65,13 +65,13 @@ class World:
         return x
 
     def max(self, value: int) -> int:
-        """The largest of one integer a rank."""
+        """Return the maximum of one integer per rank."""
         if self.size == 1:
             return value
         return int(self.largest(torch.tensor(value, device=self.device)))
 
     def largest(self, x: Tensor) -> Tensor:
-        """The maximum over ranks, element by element, of a tensor of equal shape on each; x itself on one rank."""
+        """Return the elementwise maximum over ranks (equal shapes); x itself on one rank."""
         if self.size > 1:
             x = x.clone()
             with self._waiting():
@@ -79,7 +79,7 @@ class World:
         return x
 
     def gather(self, item: Any) -> list[Any]:
-        """One picklable item of each rank, in order of rank, on every rank."""
+        """Return each rank's picklable item, by rank, on every rank."""
         if self.size == 1:
             return [item]
         items: list[Any] = [None] * self.size
@@ -88,7 +88,7 @@ class World:
         return items
 
     def collect(self, item: Any) -> list[Any] | None:
-        """One picklable item of each rank, in order of rank, on the first; None on the others."""
+        """Return each rank's picklable item, by rank, on the first rank; None on the others."""
         if self.size == 1:
             return [item]
         items: list[Any] | None = [None] * self.size if self.is_first else None
@@ -97,7 +97,7 @@ class World:
         return items
 
     def deal(self, items: list[Any] | None) -> Any:
-        """The inverse of `collect`: this rank's of the items that the first rank holds."""
+        """Return this rank's item of those on the first rank; the inverse of `collect`."""
         if self.size == 1:
             return items[0]
         mine: list[Any] = [None]
@@ -106,14 +106,14 @@ class World:
         return mine[0]
 
     def broadcast(self, x: Tensor) -> Tensor:
-        """The first rank's tensor, written into the one of equal shape that each rank gives."""
+        """Copy the first rank's tensor into each rank's tensor of equal shape."""
         if self.size > 1:
             with self._waiting():
                 dist.broadcast(x, 0)
         return x
 
     def join(self, part: Tensor) -> Tensor:
-        """The flat tensors of equal size of all ranks, end to end, on every rank."""
+        """Concatenate flat tensors of equal size over ranks, on every rank."""
         parts = part.new_empty(self.size * part.numel())
         with self._waiting():
             dist.all_gather_into_tensor(parts, part)
@@ -126,12 +126,12 @@ class World:
 
 
 def start_world(timeout_s: float = HANG_TIMEOUT_S) -> World:
-    """Join the ranks a launcher started, or be the only one when there was no launcher.
+    """Join the ranks that a launcher started, or be the only rank without a launcher.
 
     A rank that hangs for `timeout_s` ends the run with a line that names it (heartbeat.py). The collectives' own
     timeout comes later and names no rank.
-    DeepSpeed looks for MPI when RANK and its companions are absent, so they are set here: to what srun says, or to one
-    rank and a free port.
+    DeepSpeed looks for MPI when RANK and related variables are missing, so they are set here: from srun, or to one rank
+    and a free port.
     """
     os.environ.update(from_slurm(os.environ))
     if "RANK" not in os.environ:
@@ -160,7 +160,7 @@ def start_world(timeout_s: float = HANG_TIMEOUT_S) -> World:
 
 
 def leave() -> None:
-    """This rank is done and will be missed by nobody."""
+    """Stop this rank's heartbeat."""
     global _heartbeat
     if _heartbeat is not None:
         _heartbeat.leave()
@@ -168,9 +168,9 @@ def leave() -> None:
 
 
 def fail_together(mistake: str, say: Callable[[], None]) -> bool:
-    """This rank ends for a mistake: the other ranks end too, and one of those that have the same calls `say`.
+    """End all ranks for a user's mistake; one of the ranks with the same mistake calls `say`.
 
-    False, and nothing happens, where there are no other ranks or none has been met yet.
+    Returns False, and does nothing, if there are no other ranks or none has been met yet.
     """
     if _heartbeat is None:
         return False
@@ -179,7 +179,7 @@ def fail_together(mistake: str, say: Callable[[], None]) -> bool:
 
 
 def why_lost(error: RuntimeError) -> str | None:
-    """The line for an error that says that other ranks cannot be reached, or no longer; None for any other error."""
+    """Return the message for an error about unreachable ranks; None for any other error."""
     text = " ".join(str(error).split())
     if isinstance(error, dist.DistNetworkError | dist.DistStoreError):
         return f"the ranks do not reach each other ({text[:200]}): see docs/clusters.md"
@@ -197,7 +197,7 @@ def why_lost(error: RuntimeError) -> str | None:
 
 
 def stop_world() -> None:
-    """Leave the group; without this PyTorch warns about leaked resources at exit."""
+    """Leave the group; otherwise PyTorch warns about leaked resources at exit."""
     leave()
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -1,7 +1,7 @@
-"""The layers of a decode step as CUDA graphs, one for each of a few batch sizes: launched at once, without Python.
+"""CUDA graphs of a decode step's layers, one for each of a few batch sizes: one launch, without Python.
 
-A graph runs a fixed number of rows; those behind the step's own are blank and write to a page of nobody's. Shapes: S
-rows, D model.
+A graph runs a fixed number of rows. Rows after those of the step are blank and write to the spare page. Shapes: S rows,
+D model.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ Capture = Callable[[Callable[[], Outputs]], tuple[Callable[[], None], Outputs]]
 
 
 def batch_sizes(most: int) -> list[int]:
-    """Powers of two and, from 24 on, what lies half-way between, up to `most`: less than half of the rows is blank."""
+    """Powers of two and, from 24 on, their midpoints, up to `most`: fewer than half of the rows are blank."""
     powers = range(most.bit_length())
     sizes = {1 << k for k in powers} | {3 << k for k in powers if k >= 3}
     return sorted({n for n in sizes if n < most} | {most})
 
 
 class DecodeGraphs:
-    """A graph a batch size: of the largest at once, of the others when they are first wanted."""
+    """One graph per batch size: the largest is captured at once, the others at first use."""
 
     def __init__(self, inputs: DecodeInputs, split: int, capture: Capture):
         self.inputs, self.split, self.capture = inputs, split, capture
@@ -36,7 +36,7 @@ class DecodeGraphs:
 
     @classmethod
     def of(cls, model, cache: KVCache, num_slots: int, pages_a_row: int, split: int) -> DecodeGraphs | None:
-        """None where they cannot be had: without a spare page (on a CPU) or, which is said, where capturing fails."""
+        """Return None without a spare page (on a CPU), or with a note where capturing fails."""
         if cache.spare_page is None:
             return None
         inputs = DecodeInputs(model, cache, num_slots, pages_a_row)
@@ -52,8 +52,10 @@ class DecodeGraphs:
         return self.capture(lambda: self.inputs.run(size, self.split))
 
     def run(self, rows: int) -> Outputs:
-        """Of the rows that the inputs were filled with, [S, D] behind the layers below `split` and behind the last;
-        to be read before the next step."""
+        """Return the hidden states after the layers below `split` and after the last layer, [S, D] each.
+
+        The next step overwrites both.
+        """
         size = next(n for n in self.sizes if n >= rows)
         if size not in self._graphs:
             self._graphs[size] = self._of_size(size)
@@ -63,14 +65,14 @@ class DecodeGraphs:
 
 
 def capture_on_cuda() -> Capture:
-    """Capture into graphs that share the memory of what lies between their kernels: only one runs at a time."""
+    """Return a function that captures graphs; they share intermediate memory, because only one runs at a time."""
     pool = torch.cuda.graph_pool_handle()
 
     def capture(run: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            run()  # compiles what is not compiled, and makes what is made once and kept
+            run()  # compile kernels and fill caches before the capture
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):

@@ -1,6 +1,6 @@
-"""What the layers of a decode step read, at a fixed place: so that a step recorded once can be run again on other rows.
+"""Fixed buffers for the inputs of a decode step, so that a recorded step can run again on other rows.
 
-Shapes: S rows, D model, B pages a row, R groups of neighbouring rows.
+Shapes: S rows, D model, B pages per row, R groups of neighbouring rows.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from engine.generation.kv_cache import KVCache, places
 
 
 class DecodeInputs:
-    """Memory for so many rows, and the layers of a model over the first of them.
+    """Buffers for max_rows rows; runs a model's layers over the first ones.
 
-    With a spare page in the cache a recording may run more rows than a step has: those that nobody filled are blank,
-    each a token at position 0 of that page.
+    With a spare page in the cache, a recording may run more rows than a step has: the others are blank, each a token at
+    position 0 of that page.
     """
 
     def __init__(self, model, cache: KVCache, max_rows: int, pages_a_row: int):
@@ -29,13 +29,13 @@ class DecodeInputs:
         self.shared_R = torch.zeros(max_rows, dtype=torch.int32, device=device)
         self.rotation = model.rotation(position_S)
         self.h_SD = torch.zeros(max_rows, model.hidden_size, dtype=weight.dtype, device=device)
-        self._singles = PackedBatch.of_singles(position_S, position_S)  # asked for the length of its sequences alone
+        self._singles = PackedBatch.of_singles(position_S, position_S)  # only the lengths of its sequences are used
         self._filled = 0
 
     def fill(self, h_SD: Tensor, position_S: Tensor, table_SB: Tensor, cu_groups: Tensor, shared_R: Tensor) -> None:
-        """The rows of a step; arguments as of `KVCache.decode`, h_SD their embeddings."""
+        """Copy in the rows of a step; arguments as in `KVCache.decode`, h_SD are their embeddings."""
         (rows, width), groups = table_SB.shape, len(shared_R)
-        if self.cache.spare_page is not None and rows < self._filled:  # the pages of those that left are others' now
+        if self.cache.spare_page is not None and rows < self._filled:  # the pages of removed rows have new owners
             left = slice(rows, self._filled)
             self.table_SB[left] = self.cache.spare_page
             for kept, blank in zip(self.places, (self.cache.spare_page, 0, 1)):
@@ -44,7 +44,7 @@ class DecodeInputs:
         self.h_SD[:rows] = h_SD
         self.table_SB[:rows, :width] = table_SB
         self.cu_groups[: groups + 1] = cu_groups
-        self.cu_groups[groups + 1 :] = self.max_rows  # the rows behind are one group, which shares nothing
+        self.cu_groups[groups + 1 :] = self.max_rows  # the blank rows are one group that shares nothing
         self.shared_R[:groups] = shared_R
         self.shared_R[groups:] = 0
         for kept, new in zip(self.places, places(table_SB, position_S, self.cache.page_size)):
@@ -54,7 +54,7 @@ class DecodeInputs:
                 kept[:rows] = new
 
     def run(self, rows: int, split: int) -> tuple[Tensor, Tensor]:
-        """The layers over the first `rows` rows: [S, D] behind those below `split`, and behind the last."""
+        """Run the layers over the first `rows` rows; return [S, D] after those below `split` and after the last."""
         attend = self.cache.decode_at(
             self.table_SB[:rows], *(x[:rows] for x in self.places), self.cu_groups[: rows + 1], self.shared_R[:rows]
         )

@@ -1,6 +1,6 @@
-"""The sequences that decode, one row each: columns on the device, counts on the host, those of a prompt side by side.
+"""The decoding sequences, one row each: columns on the device, counts on the host, samples of a prompt adjacent.
 
-Shapes: S rows, C slots, N positions, B pages a slot. A row's place changes as others leave; its slot does not.
+Shapes: S rows, C slots, N positions, B pages per slot. A row's index changes when others leave; its slot does not.
 """
 
 from __future__ import annotations
@@ -12,41 +12,41 @@ import torch
 from torch import Tensor
 
 from engine.generation.random_address import address
-from engine.generation.scheduler import Admitted
+from engine.generation.sample import Sample
 
 NEVER = 1 << 62
 
 
 class DecodeRows:
-    """What is known of each row. Nothing here is done row by row, except when one comes or goes."""
+    """The state of all rows. Only adding and removing rows is done row by row."""
 
     def __init__(self, num_slots: int, max_len: int, pages_a_slot: int, device: torch.device):
         self.device = device
-        # By slot. A row that waits to be noticed as ended runs on, so there is room for one token behind the last.
+        # By slot. A row runs on until its end is noticed, so there is room for one token after the last.
         self.token_CN = torch.full((num_slots, max_len + 1), -1, dtype=torch.int64, device=device)
         self.logprob_CN = torch.zeros(num_slots, max_len + 1, device=device)
         self.table_CB = torch.zeros(num_slots, pages_a_slot, dtype=torch.int32, device=device)
-        # By row, on the device: position_S is where the last token stands, ended_at_S the position of the first EOS.
+        # By row, on the device: position_S is the position of the last token, ended_at_S that of the first EOS.
         self.slot_S = torch.zeros(0, dtype=torch.int64, device=device)
         self.position_S = self.slot_S.clone()
         self.address_S = self.slot_S.clone()
         self.ended_at_S = self.slot_S.clone()
         # By row, on the host.
-        self.samples: list[Admitted] = []
+        self.samples: list[Sample] = []
         self.host_position_S = np.zeros(0, dtype=np.int64)
         self.first_S = self.host_position_S.copy()  # positions of the first and the last token that may be sampled
         self.last_S = self.host_position_S.copy()
-        self.barred_before_S = self.host_position_S.copy()  # no EOS at positions before this
+        self.eos_masked_before_S = self.host_position_S.copy()  # EOS is masked at positions before this
         self.group_S = self.host_position_S.copy()
-        self.read_S = self.host_position_S.copy()  # up to where somebody has read along
+        self.read_S = self.host_position_S.copy()  # first position that no matcher has read
         self._groups: tuple[Tensor, Tensor] | None = None
-        self._read_again = 0  # positions of shared pages, counted for every row but one of each group
+        self._read_again = 0  # positions of shared pages, for all rows but one of each group
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def add(self, samples: Sequence[Admitted], seed: int) -> None:
-        """Rows for new samples, behind the others, each at the last position of its prompt."""
+    def add(self, samples: Sequence[Sample], seed: int) -> None:
+        """Append rows for new samples, each at the last position of its prompt."""
         lengths = [len(s.prompt.tokens) for s in samples]
         slots = [s.slot for s in samples]
         for sample, length in zip(samples, lengths):
@@ -65,24 +65,24 @@ class DecodeRows:
         self.host_position_S = np.concatenate([self.host_position_S, first - 1])
         self.first_S = np.concatenate([self.first_S, first])
         self.last_S = np.concatenate([self.last_S, [s.request.max_length - 1 for s in samples]])
-        barred = first + [s.request.min_new_tokens for s in samples]
-        self.barred_before_S = np.concatenate([self.barred_before_S, barred])
+        masked = first + [s.request.min_new_tokens for s in samples]
+        self.eos_masked_before_S = np.concatenate([self.eos_masked_before_S, masked])
         self.read_S = np.concatenate([self.read_S, first])
         self.group_S = np.concatenate([self.group_S, [id(s.prompt) for s in samples]])
         self._groups = None
 
     def keep(self, kept_S: np.ndarray) -> None:
-        """Drop the rows that are not kept; the others move up in order."""
+        """Keep only the rows of the mask, in order."""
         kept = torch.from_numpy(np.flatnonzero(kept_S)).to(self.device)
         for name in ("slot_S", "position_S", "address_S", "ended_at_S"):
             setattr(self, name, getattr(self, name)[kept])
-        for name in ("host_position_S", "first_S", "last_S", "barred_before_S", "group_S", "read_S"):
+        for name in ("host_position_S", "first_S", "last_S", "eos_masked_before_S", "group_S", "read_S"):
             setattr(self, name, getattr(self, name)[kept_S])
         self.samples = [s for s, keep in zip(self.samples, kept_S) if keep]
         self._groups = None
 
     def groups(self, page_size: int) -> tuple[Tensor, Tensor]:
-        """(cu_groups int32 [R+1], shared_R int32 [R]): rows of one prompt, how many positions they share."""
+        """Return (cu_groups int32 [R+1], shared_R int32 [R]): rows of each prompt, and the positions they share."""
         if self._groups is None:
             starts = np.flatnonzero(np.diff(self.group_S, prepend=-1))
             sizes = np.diff(starts, append=len(self.group_S))
@@ -96,20 +96,20 @@ class DecodeRows:
         return self._groups
 
     def positions_read(self, page_size: int) -> int:
-        """Positions that a step reads of the cache, a shared one once."""
+        """Number of cache positions that a step reads; a shared one counts once."""
         self.groups(page_size)
         return int(self.host_position_S.sum()) + len(self) - self._read_again
 
     def tokens_S(self) -> Tensor:
-        """int64 [S]: the last token of each row."""
+        """Return int64 [S], the last token of each row."""
         return self.token_CN[self.slot_S, self.position_S]
 
     def history_SN(self) -> Tensor:
-        """int64 [S, N]: the tokens of prompt and response so far, and -1 behind them."""
+        """Return int64 [S, N]: the tokens of prompt and response so far, then -1."""
         return self.token_CN[self.slot_S, : int(self.host_position_S.max()) + 1]
 
     def append(self, token_S: Tensor, logprob_S: Tensor, eos_ids_E: Tensor) -> None:
-        """One more token for every row."""
+        """Append one token to each row."""
         self.position_S = self.position_S + 1
         self.token_CN[self.slot_S, self.position_S] = token_S
         self.logprob_CN[self.slot_S, self.position_S] = logprob_S
@@ -118,10 +118,10 @@ class DecodeRows:
         self.host_position_S = self.host_position_S + 1
 
     def num_new_tokens(self) -> int:
-        """Tokens sampled so far in these rows."""
+        """Number of tokens sampled so far in these rows."""
         return int((np.minimum(self.host_position_S, self.last_S) - self.first_S + 1).sum())
 
     def result(self, row: int, end: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
-        """Tokens and log-probabilities of a row whose last token stands at position `end`."""
+        """Return tokens and log-probabilities of a row up to position `end`."""
         slot, columns = self.samples[row].slot, slice(int(self.first_S[row]), end + 1)
         return tuple(self.token_CN[slot, columns].tolist()), tuple(self.logprob_CN[slot, columns].tolist())

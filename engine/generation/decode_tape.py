@@ -1,4 +1,4 @@
-"""The layers of a decode step on tape: recorded once a rollout, run every step without Python between the kernels.
+"""A tape of a decode step's native calls: recorded once per rollout, run every step without Python between kernels.
 
 Shapes: S rows, D model.
 """
@@ -20,7 +20,7 @@ class DecodeTape:
     """One tape for any number of rows."""
 
     def __init__(self, inputs: DecodeInputs, split: int):
-        """Raises tape.NotRecordable for a model that computes something in torch."""
+        """Raises tape.NotRecordable for a model that computes something with torch."""
         self.inputs = inputs
         with tape.record() as self.tape:
             self.trunk_SD, self.out_SD = inputs.run(inputs.max_rows, split)
@@ -28,14 +28,16 @@ class DecodeTape:
     @classmethod
     @torch.no_grad()
     def of(cls, model, cache: KVCache, num_slots: int, pages_a_row: int, split: int) -> DecodeTape | None:
-        """None where it cannot be had: on a GPU, without a compiler, or for a model whose rows need torch."""
+        """Return None on a GPU, without a compiler, or for a model that needs torch for its rows."""
         if model.head_weight.device.type == "cpu" and tape.can_record():
             with suppress(tape.NotRecordable):
                 return cls(DecodeInputs(model, cache, int(min(num_slots, max_rows())), pages_a_row), split)
         return None
 
     def run(self, rows: int) -> tuple[Tensor, Tensor]:
-        """Of the rows that the inputs were filled with, [S, D] behind the layers below `split` and behind the last;
-        to be read before the next step."""
+        """Return the hidden states after the layers below `split` and after the last layer, [S, D] each.
+
+        The next step overwrites both.
+        """
         self.tape.run(rows)
         return self.trunk_SD[:rows], self.out_SD[:rows]

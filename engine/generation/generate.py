@@ -1,6 +1,6 @@
 """Batched generation with a paged key/value cache and slots refilled as sequences finish (continuous batching).
 
-`generate` and `stream` are the doors; `scheduler.py` says who runs when, `step.py` runs it.
+Call `generate` or `stream`. `scheduler.py` decides what runs, `step.py` runs it.
 """
 
 from __future__ import annotations
@@ -15,21 +15,22 @@ import torch
 from engine.base.errors import UserError
 from engine.generation.cache_budget import num_pages_for
 from engine.generation.kv_cache import KVCache
+from engine.generation.sample import Request, Sample
 from engine.generation.sampling import Sampling
-from engine.generation.scheduler import Request, Scheduler
-from engine.generation.step import Response, StepEngine
+from engine.generation.scheduler import Scheduler
+from engine.generation.step import StepEngine
 
 if TYPE_CHECKING:
     from engine.generation.stop_strings import StopMatcher
 
-__all__ = ["Request", "Response", "Step", "generate", "stream"]
+__all__ = ["Request", "Sample", "Step", "generate", "stream"]
 
-CUDA_STEPS_A_READ = 8  # EOS is looked for this often: reading it makes the host wait for the device
+CUDA_STEPS_PER_READ = 8  # how often EOS is looked for: reading makes the host wait for the device
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step, for those who measure. rows are those that decoded; a shared position is read once."""
+    """Statistics of one step. `rows` decoded; a shared position is read once."""
 
     seconds: float
     rows: int
@@ -49,12 +50,12 @@ def generate(
     capture_layer: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     **options,
-) -> list[Response]:
-    """A response to every request, in the order of the requests. Arguments and options as in `stream`.
+) -> list[Sample]:
+    """Generate a response to each request, in their order. Arguments and options as in `stream`.
 
-    A response depends on its request, the seed and the weights, not on its company.
+    A response depends on its request, the seed and the weights only (decoding is batch-invariant).
     """
-    responses: list[Response | None] = [None] * len(requests)
+    responses: list[Sample | None] = [None] * len(requests)
     found = stream(model, requests, sampling, seed, eos_id, num_slots, capture_layer, on_progress, **options)
     for index, response in found:
         responses[index] = response
@@ -79,18 +80,17 @@ def stream(
     steps_a_read: int | None = None,
     new_matcher: Callable[[], StopMatcher] | None = None,
     on_step: Callable[[Step], None] | None = None,
-) -> Iterator[tuple[int, Response]]:
-    """(index of the request, response) as soon as each is finished.
+) -> Iterator[tuple[int, Sample]]:
+    """Yield (index of the request, finished sample) as soon as each is finished.
 
-    At most num_slots run at once; a slot is refilled the step its sequence is seen to have ended, which is looked for
-    every steps_a_read steps. With capture_layer, the input of that layer (the trunk's output) is kept for every token
-    of prompt and response. on_progress(finished, new_tokens) is called once a step, on_step with what it did.
+    At most num_slots sequences run at once. A slot is refilled when its sequence is found to have ended; EOS is looked
+    for every steps_a_read steps. With capture_layer, the input of that layer (the trunk's output) is kept for every
+    token of prompt and response. on_progress(finished, new_tokens) and on_step(Step) are called once per step.
 
-    cache_tokens is the budget of the key/value cache in positions, taken once and never passed; by default what the
-    requests can need, or half of the free memory if that is less. Who runs many rollouts can take a cache before them
-    (`cache`, of this model) and keep it; it is the budget then. order "longest" begins with the requests expected to
-    be longest, whose tail would otherwise run alone. new_matcher gives each response what watches it for stop strings;
-    that is work on the host for every token. Raises UserError for a request that can never fit.
+    cache_tokens is the size of the key/value cache in positions, allocated once; by default what the requests can need,
+    or half of the free memory if that is less. Pass `cache` to reuse one for many rollouts. order "longest" starts with
+    the requests expected to be longest, so that they do not run alone at the end. new_matcher makes each response's
+    watcher for stop strings, which is host work for every token. UserError for a request that can never fit.
     """
     if not requests:
         return
@@ -108,11 +108,11 @@ def stream(
         cache = KVCache(model, num_pages)
     scheduler = Scheduler(requests, order, num_slots, cache.num_pages, cache.page_size, share_prompts)
     eos_ids = (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)
-    eos_ids = tuple(i for i in eos_ids if 0 <= i < model.vocab_size)  # -1 stands for none
+    eos_ids = tuple(i for i in eos_ids if 0 <= i < model.vocab_size)  # -1 means none
     engine = StepEngine(
         model, scheduler, cache, num_slots, max_len, capture_layer, sampling, seed, eos_ids, new_matcher
     )
-    steps_a_read = steps_a_read or (CUDA_STEPS_A_READ if weight.device.type == "cuda" else 1)
+    steps_a_read = steps_a_read or (CUDA_STEPS_PER_READ if weight.device.type == "cuda" else 1)
     finished = delivered = steps = 0
     while finished < len(requests):
         began, rows, before = time.perf_counter(), len(engine.rows), delivered + engine.rows.num_new_tokens()
@@ -121,11 +121,11 @@ def stream(
         steps += 1
         left = engine.leave(steps % steps_a_read == 0)
         finished += len(left)
-        delivered += sum(len(response.tokens) for _, response in left)
+        delivered += sum(len(sample.tokens) for sample in left)
         new_tokens = delivered + engine.rows.num_new_tokens()
         if on_step:
             on_step(Step(time.perf_counter() - began, rows, prompt_tokens, positions_read, new_tokens - before, pages))
-        for admitted, response in left:
-            yield admitted.index, response
+        for sample in left:
+            yield sample.index, sample
         if on_progress:
             on_progress(finished, new_tokens)

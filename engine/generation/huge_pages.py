@@ -1,7 +1,7 @@
-"""Large memory pages for what every decode step reads, weights and cache, on Linux with a CPU; elsewhere nothing.
+"""Ask Linux for 2 MB memory pages for weights and cache on a CPU; elsewhere do nothing.
 
-A step reads all of it. In pages of 4 KB the walks to find them, dear under virtualisation, take a fifth of its time.
-The kernel is asked for 2 MB pages; where it declines, all works as before.
+Every decode step reads all of that memory. With 4 KB pages the page-table walks, expensive in a virtual machine, take a
+fifth of the time. If the kernel declines, everything works as before.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from torch import Tensor
 
 HUGE_BYTES = 2 << 20
 _HUGEPAGE, _COLLAPSE = 14, 25  # MADV_HUGEPAGE, and MADV_COLLAPSE of Linux 6.1
-_NEIGHBOUR_BYTES = 64 << 10  # allocations this close lie in one mapping
+_NEIGHBOUR_BYTES = 64 << 10  # allocations this close are in one mapping
 
 
 def collapse(tensors: Iterable[Tensor]) -> None:
-    """For memory already filled: neighbouring tensors are moved together into large pages, each range once."""
+    """Move filled memory into large pages, neighbouring tensors together, each range once."""
     for start, stop in _ranges(tensors):
         _once(start, stop)
 
 
 def ask(tensor: Tensor) -> None:
-    """For memory not yet filled: it will come in large pages."""
+    """Request large pages for memory that is not filled yet."""
     for start, stop in _ranges([tensor]):
         _advise(start, stop, _HUGEPAGE)
 
@@ -37,7 +37,7 @@ def _once(start: int, stop: int) -> None:
 
 
 def _ranges(tensors: Iterable[Tensor]) -> list[tuple[int, int]]:
-    """The whole 2 MB pages within the memory of the tensors, neighbours taken together."""
+    """Return the ranges of whole 2 MB pages in the tensors' memory, neighbours joined."""
     if sys.platform != "linux":
         return []
     storages = (t.untyped_storage() for t in tensors if t.device.type == "cpu")
@@ -53,6 +53,6 @@ def _ranges(tensors: Iterable[Tensor]) -> list[tuple[int, int]]:
 
 
 def _advise(start: int, stop: int, advice: int) -> bool:
-    """Whether the kernel took the advice. It is free not to: there may be holes, or no such pages."""
+    """Call madvise. Returns False if the kernel declines."""
     madvise = ctypes.CDLL(None).madvise
     return madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), advice) == 0

@@ -1,6 +1,6 @@
-"""The keys and values of sequences in generation: pages taken once, shared by sequences that begin alike.
+"""The paged key/value cache: pages are allocated once and shared by sequences with the same beginning.
 
-Shapes: L layers, P pages, G key/value heads, N positions a page, K head size, S sequences (rows), B pages a row,
+Shapes: L layers, P pages, G key/value heads, N positions per page, K head size, S sequences (rows), B pages per row,
 R groups of neighbouring rows, T tokens.
 """
 
@@ -21,7 +21,7 @@ PAGE_SIZE = 64
 
 
 class PagePool:
-    """Who owns which page, on the host: a page is taken, gains owners by sharing, and is free when the last lets go."""
+    """Reference counts of pages, on the host. A page is free when its last owner has freed it."""
 
     def __init__(self, num_pages: int):
         self.num_pages = num_pages
@@ -33,7 +33,7 @@ class PagePool:
         return len(self._free)
 
     def allocate(self, n: int) -> list[int]:
-        """n pages, each with one owner. There must be as many free ones: ask num_free before."""
+        """Allocate n pages with one owner each. Check num_free before."""
         assert 0 <= n <= len(self._free), f"{n} pages wanted, {len(self._free)} of {self.num_pages} are free"
         pages = [self._free.pop() for _ in range(n)]
         for page in pages:
@@ -41,13 +41,13 @@ class PagePool:
         return pages
 
     def share(self, pages: Iterable[int]) -> None:
-        """One more owner for each of these pages, all of them taken."""
+        """Add an owner to each of these allocated pages."""
         for page in pages:
             assert self._owners[page] > 0, f"page {page} is free and cannot be shared"
             self._owners[page] += 1
 
     def free(self, pages: Iterable[int]) -> None:
-        """One owner fewer for each of these pages; one without owners can be allocated again."""
+        """Remove an owner from each of these pages; a page without owners is free."""
         for page in pages:
             assert self._owners[page] > 0, f"page {page} is free already"
             self._owners[page] -= 1
@@ -56,7 +56,7 @@ class PagePool:
 
 
 def pages_for(num_positions: int, page_size: int = PAGE_SIZE) -> int:
-    """How many pages hold so many positions."""
+    """Number of pages that hold num_positions."""
     return -(-num_positions // page_size)
 
 
@@ -66,14 +66,14 @@ def page_bytes(model, dtype: torch.dtype, page_size: int = PAGE_SIZE) -> int:
 
 
 def spare_pages(device: torch.device) -> int:
-    """How many pages are nobody's: one on a GPU, where the blank rows of a CUDA graph write."""
+    """Number of pages without an owner: one on a GPU, where the blank rows of a CUDA graph write."""
     return int(device.type == "cuda")
 
 
 class KVCache:
-    """The pages of every layer, and the spare one, taken once: of the model's dtype, on its device.
+    """The pages of all layers and the spare page, allocated once, in the model's dtype and on its device.
 
-    Whose each is, the caller says (PagePool). What stands in a page of nobody is never looked at.
+    The caller tracks owners (PagePool). Free pages are never read.
     """
 
     def __init__(self, model, num_pages: int, page_size: int = PAGE_SIZE):
@@ -84,16 +84,16 @@ class KVCache:
         self.k_LPGNK, self.v_LPGNK = empty_pages(
             num_pages + spare, model.num_kv_heads, page_size, model.head_size, dtype, device, (model.num_layers,)
         )
-        huge_pages.ask(self.k_LPGNK)  # the values lie in the same memory
+        huge_pages.ask(self.k_LPGNK)  # the values are in the same memory
 
     def copy_pages(self, source: Sequence[int], target: Sequence[int]) -> None:
-        """Copy pages over others, in every layer: the half-filled last page of a prompt, once for each sample."""
+        """Copy pages in every layer: the half-filled last page of a prompt, once for each sample."""
         for x in (self.k_LPGNK, self.v_LPGNK):
             for old, new in zip(source, target, strict=True):
                 x[:, new].copy_(x[:, old])
 
     def prefill(self, batch: PackedBatch, table_SB: Tensor) -> Attend:
-        """Attention for whole sequences: causal within the pack, keeping keys and values in each sequence's pages.
+        """Return attention for whole sequences: causal within the pack; keys and values go to each sequence's pages.
 
         table_SB int32 [S, B]: position j of sequence s is slot j % N of page table_SB[s, j // N].
         """
@@ -113,12 +113,12 @@ class KVCache:
         cu_groups: Tensor | None = None,
         shared_R: Tensor | None = None,
     ) -> Attend:
-        """Attention for one new token a row, at the given positions (integers [S]), over what its pages hold before it.
+        """Return attention for one new token per row, at the given positions (integers [S]), over its pages.
 
-        A row may be the next token of a sequence, or one of several tokens of a prompt: those have the same pages and
-        consecutive positions, and see each other because all rows are written before any is read. So decoding and
-        pieces of prompts can ride in one step. cu_groups and shared_R as in `attention_decode`: neighbouring rows whose
-        first shared_R positions (whole pages) are the same pages.
+        A row is the next token of a sequence, or one of several tokens of a prompt. Those have the same pages and
+        consecutive positions, and see each other because all rows are written before any is read; so decoding rows and
+        prompt chunks share a step. cu_groups and shared_R as in `attention_decode`: neighbouring rows whose first
+        shared_R positions (whole pages) are the same pages.
         """
         return self.decode_at(table_SB, *places(table_SB, position_S, self.page_size), cu_groups, shared_R)
 
@@ -131,7 +131,7 @@ class KVCache:
         cu_groups: Tensor | None,
         shared_R: Tensor | None,
     ) -> Attend:
-        """`decode` with the rows' `places` known."""
+        """`decode` with a given slot mapping."""
 
         def attend(layer: int, q_SHK: Tensor, k_SGK: Tensor, v_SGK: Tensor, slopes_H: Tensor | None) -> Tensor:
             k_PGNK, v_PGNK = self.k_LPGNK[layer], self.v_LPGNK[layer]
@@ -142,6 +142,6 @@ class KVCache:
 
 
 def places(table_SB: Tensor, position_S: Tensor, page_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(page_S int64, slot_S int64, length_S int32): where each row's token goes, and how much the row sees with it."""
+    """Return the slot mapping (page_S, slot_S, int64) of each row's token, and length_S (int32), how far it sees."""
     page_S = table_SB.gather(1, (position_S // page_size).long()[:, None])[:, 0].long()
     return page_S, position_S.long() % page_size, (position_S + 1).to(torch.int32)

@@ -1,4 +1,4 @@
-"""Random numbers with an address: one uniform per (seed, prompt, sample, position), whoever shares the batch.
+"""Counter-based random numbers: one uniform per (seed, prompt, sample, position), independent of the batch.
 
 Shapes: S sequences.
 """
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def _signed(x: int) -> int:
-    """An unsigned 64-bit constant as torch's int64 writes it."""
+    """Convert an unsigned 64-bit constant to int64."""
     return x - (1 << 64) if x >= 1 << 63 else x
 
 
@@ -20,7 +20,7 @@ _MULTIPLY_2 = _signed(0x94D049BB133111EB)
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift: torch's own keeps the sign."""
+    """Logical right shift; torch's own keeps the sign."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -32,7 +32,7 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def address(seed: int, prompt_S: Tensor, sample_S: Tensor) -> Tensor:
-    """int64 [S]: one stream for each (seed, prompt, sample)."""
+    """Return int64 [S], the stream of each (seed, prompt, sample)."""
     x = torch.full_like(prompt_S, _signed(seed % (1 << 64)))
     for part in (prompt_S, sample_S):
         x = _mix((x + _STEP) ^ _mix(part + _STEP))
@@ -40,6 +40,6 @@ def address(seed: int, prompt_S: Tensor, sample_S: Tensor) -> Tensor:
 
 
 def uniform(address_S: Tensor, position_S: Tensor) -> Tensor:
-    """float64 [S] in [0, 1), 53 random bits: the number at a position of each stream."""
+    """Return float64 [S] in [0, 1) with 53 random bits: the number at a position of each stream."""
     bits = _mix(address_S + (position_S + 1) * _STEP)
     return _shift(bits, 11).double() * 2.0**-53

@@ -1,4 +1,4 @@
-"""Choosing tokens: penalties, temperature, top-k, top-p and min-p by inverse transform of one uniform a sequence.
+"""Sample tokens: penalty, temperature, top-k, top-p and min-p, by inverse transform of one uniform per sequence.
 
 Shapes: S sequences, V vocabulary, N tokens of history, E ids that end a response.
 """
@@ -18,11 +18,11 @@ from kernels.sampling import sample_rows
 class Sampling:
     """How to choose the next token.
 
-    temperature 0 is greedy. Of the tokens sorted by share, one is kept when fewer than top_k are likelier (0: no
-    limit), the likelier ones' part of what top_k left is below top_p (Holtzman et al. 2020; 1: no limit), and its share
-    is at least min_p of the largest (Nguyen et al. 2024; 0: no limit); tokens of equal share are kept or left together.
-    repetition_penalty divides the positive and multiplies the negative logits of tokens already in the prompt or the
-    response (Keskar et al. 2019; 1: none).
+    temperature 0 is greedy. A token is kept if fewer than top_k tokens are likelier (0: no limit), if the likelier ones
+    hold less than top_p of the probability that top_k left (Holtzman et al. 2020; 1: no limit), and if its probability
+    is at least min_p of the largest (Nguyen et al. 2024; 0: no limit). Tokens of equal probability are kept or dropped
+    together. repetition_penalty divides positive and multiplies negative logits of tokens in the prompt or the response
+    (Keskar et al. 2019; 1: none).
     """
 
     temperature: float = 1.0
@@ -57,17 +57,17 @@ def sample(
     sampling: Sampling,
     uniform_S: Tensor,
     history_SN: Tensor | None = None,
-    barred_S: Tensor | None = None,
+    eos_masked_S: Tensor | None = None,
     eos_ids_E: Tensor | None = None,
 ) -> Sampled:
-    """One token a row: the first, in the vocabulary's order, whose cumulative share of what is kept passes uniform.
+    """Sample one token per row: the first, in vocabulary order, whose cumulative probability exceeds uniform.
 
     logits_SV float [S, V]; uniform_S float64 [S] in [0, 1). history_SN int64 [S, N], for the repetition penalty: the
-    tokens of prompt and response so far in any order, -1 where there is none. barred_S bool [S]: rows that may not end
-    yet, whose eos_ids_E (int64 [E]) have no share.
+    tokens of prompt and response in any order, -1 for none. eos_masked_S bool [S]: rows whose eos_ids_E (int64 [E]) are
+    masked.
 
-    logprob_S and logsumexp_S are of the distribution that the trainer sees: the logits divided by the temperature,
-    without penalty, bar or truncation. For greedy choice they are those at temperature 1.
+    logprob_S and logsumexp_S are of the distribution that the trainer sees: logits divided by the temperature, without
+    penalty, mask or truncation. For greedy choice the temperature is 1.
     """
     how = (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, sampling.repetition_penalty)
-    return Sampled(*sample_rows(logits_SV, uniform_S, *how, history_SN, barred_S, eos_ids_E))
+    return Sampled(*sample_rows(logits_SV, uniform_S, *how, history_SN, eos_masked_S, eos_ids_E))

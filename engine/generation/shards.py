@@ -1,7 +1,7 @@
-"""Shards of a sampling run: each response is on file as soon as it is finished, survives a kill, and is found again.
+"""Shards of a sampling run: each response is written when it is finished, and survives a kill.
 
-OUT.rankN.part, one a rank, holds frames (engine/base/frames.py): the first says which run it is of, every other
-one is a response. What one number of ranks has begun, another can go on with.
+OUT.rankN.part, one per rank, holds frames (engine/base/frames.py): the first names the run, each other one is a
+response. Any number of ranks can continue a run.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from engine.base.atomic import sync
 from engine.base.errors import UserError
 from engine.base.frames import MAGIC, is_frame, pack_frame, read_frame, scan_frames
 
 VERSION = 1
-SYNC_EVERY_S = 1.0  # a power cut costs what was finished since; a kill costs nothing
+SYNC_EVERY_S = 1.0  # a power cut loses at most this; a kill loses nothing
 EOS, STOP, LENGTH = "eos", "stop", "length"
 
 
 class SavedResponse(NamedTuple):
-    """A finished response. end says why it ended: EOS, STOP (a stop string, which the text lacks) or LENGTH."""
+    """A finished response. `end` is EOS, STOP (the text excludes the stop string) or LENGTH."""
 
     prompt_id: int
     sample_id: int
@@ -39,7 +40,7 @@ def shard_path(output: Path, rank: int) -> Path:
 
 
 def shard_paths(output: Path) -> list[Path]:
-    """Every shard beside an output, whatever the number of ranks that wrote them."""
+    """List the shards of an output, for any number of ranks."""
     if not output.parent.is_dir():
         return []
     pattern = re.compile(rf"{re.escape(output.name)}\.rank\d+\.part")
@@ -47,14 +48,14 @@ def shard_paths(output: Path) -> list[Path]:
 
 
 class Shards:
-    """What the shards beside an output hold together, as it was when this was made.
+    """The content of an output's shards at the time of construction.
 
-    runs    what each one says of its run: {"run": its identity, "replaces": whether the output may be replaced}
-    damage  bytes that are no frame: torn ends, or a disk's mistakes. What they held counts as never made.
+    runs    {path: {"run": identity of the run, "replaces": whether it may replace the output}}
+    damage  bytes that are not frames (torn ends, disk errors); their responses are generated again
     """
 
     def __init__(self, output: Path):
-        """UserError for a file that is none of ours, or of a version that this program does not read."""
+        """UserError for a file that is not a shard, or of another version."""
         self.runs: dict[Path, dict[str, Any]] = {}
         self.damage = 0
         self._where: dict[tuple[int, int], tuple[Path, int, int]] = {}
@@ -67,10 +68,10 @@ class Shards:
                 self.damage += length
             elif path not in self.runs:
                 if payload.get("t") != "run" or not is_frame(payload, {"v": int}):
-                    raise UserError(f"{path} has lost its beginning: --overwrite starts the run anew")
+                    raise UserError(f"{path} has lost its beginning: --overwrite starts the run again")
                 if payload["v"] != VERSION:
                     raise UserError(
-                        f"{path} is of version {payload['v']}, this program reads {VERSION}: --overwrite starts anew"
+                        f"{path} is of version {payload['v']}, this program reads {VERSION}: --overwrite starts again"
                     )
                 if not is_frame(payload, {"run": dict, "replaces": bool}):
                     raise self._odd(path, offset)
@@ -79,23 +80,23 @@ class Shards:
                 if not is_frame(payload, {"p": int, "k": int, "x": str, "n": int, "e": str}):
                     raise self._odd(path, offset)
                 self._where.setdefault((payload["p"], payload["k"]), (path, offset, length))
-        if path not in self.runs and not MAGIC.startswith(_head(path)):  # otherwise killed as it was begun
-            raise UserError(f"{path} is no shard of a sampling run: move it away, or --overwrite removes it")
+        if path not in self.runs and not MAGIC.startswith(_head(path)):  # else the run was killed while it started
+            raise UserError(f"{path} is not a shard of a sampling run: move it away, or --overwrite removes it")
 
     @staticmethod
     def _odd(path: Path, offset: int) -> UserError:
-        return UserError(f"{path} is no shard of a sampling run at byte {offset}: move it away")
+        return UserError(f"{path} is not a shard of a sampling run at byte {offset}: move it away")
 
     def __len__(self) -> int:
         """The number of responses."""
         return len(self._where)
 
     def keys(self) -> set[tuple[int, int]]:
-        """(prompt id, sample id) of each response."""
+        """Return (prompt id, sample id) of each response."""
         return set(self._where)
 
     def read(self, keys: Iterable[tuple[int, int]]) -> Iterator[SavedResponse]:
-        """The responses of these keys, in this order, one at a time in memory. UserError if one is gone by now."""
+        """Yield the responses of these keys in order, one at a time. UserError if one has changed on disk."""
         with ExitStack() as stack:
             files: dict[Path, int] = {}
             for key in keys:
@@ -110,17 +111,17 @@ class Shards:
 
 
 class Shard:
-    """A rank's own, open for appending: one writer, by an exclusive lock that ends with the process.
+    """A rank's shard, open for appending by one writer, with an exclusive lock that ends with the process.
 
-    A torn end is cut off. One that holds no response is removed when it is closed.
+    A torn end is cut off. A shard without responses is removed on close.
     """
 
     def __init__(self, output: Path, rank: int, run: Mapping[str, Any], replaces: bool = False):
-        """Goes on with it if it is there. UserError if another process writes it, or it cannot be written."""
+        """Open or create. UserError if another process writes it, or it cannot be written."""
         self.path = shard_path(output, rank)
         self._synced_at = time.monotonic()
         self._is_synced = True
-        self._has_responses = True  # until it is known
+        self._has_responses = True  # until the file is read
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
@@ -139,13 +140,13 @@ class Shard:
             if not whole:
                 self._write(_first_frame(run, replaces))
                 self.sync()
-                _sync_folder(self.path.parent)
+                sync(self.path.parent)
         except BaseException:
             self.close()
             raise
 
     def append(self, response: SavedResponse) -> None:
-        """Write a response; it reaches the disk with others, within SYNC_EVERY_S. UserError where the disk refuses."""
+        """Write a response; it is synced within SYNC_EVERY_S. UserError if the disk refuses."""
         p, k, x, n, e = response
         self._write(pack_frame({"t": "response", "p": p, "k": k, "x": x, "n": n, "e": e}))
         self._has_responses = True
@@ -153,7 +154,7 @@ class Shard:
             self.sync()
 
     def sync(self) -> None:
-        """Wait until all that was written is on the disk."""
+        """Wait until everything is on disk."""
         if not self._is_synced:
             try:
                 os.fdatasync(self._file)
@@ -163,7 +164,7 @@ class Shard:
         self._synced_at = time.monotonic()
 
     def close(self) -> None:
-        """Give up the lock. What was written stays."""
+        """Release the lock. The file stays."""
         if not self._has_responses and _is_named(self._file, self.path):
             self.path.unlink()
         os.close(self._file)
@@ -173,7 +174,7 @@ class Shard:
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         try:
-            if not issubclass(kind or object, UserError):  # the disk has refused already
+            if not issubclass(kind or object, UserError):  # the disk has already refused
                 self.sync()
         finally:
             self.close()
@@ -189,13 +190,13 @@ class Shard:
 
     def _refused(self, error: OSError) -> UserError:
         return UserError(
-            f"cannot write {self.path} ({error.strerror}): make room; the same command then goes on with the responses "
-            "that were finished before this"
+            f"cannot write {self.path} ({error.strerror}): make room; the same command then continues after the "
+            "finished responses"
         )
 
 
 def lock(file: int, path: Path) -> None:
-    """UserError if another process holds the lock of a shard, or has just finished with it."""
+    """UserError if another process holds the lock of a shard, or has just removed it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         free = _is_named(file, path)
@@ -206,7 +207,7 @@ def lock(file: int, path: Path) -> None:
 
 
 def remove_shards(output: Path) -> None:
-    """Remove the shards beside an output. UserError, and nothing is removed, if one is being written."""
+    """Remove an output's shards. UserError, and none is removed, if one is being written."""
     with ExitStack() as stack:
         paths = shard_paths(output)
         for path in paths:
@@ -234,17 +235,8 @@ def _head(path: Path) -> bytes:
 
 
 def _is_named(file: int, path: Path) -> bool:
-    """Whether the open file is still the one of this name."""
+    """Return whether the open file is still the one at this path."""
     try:
         return os.path.samestat(os.fstat(file), os.stat(path))
     except FileNotFoundError:
         return False
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a new file's name survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

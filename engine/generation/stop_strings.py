@@ -1,4 +1,4 @@
-"""Stop strings: telling from the tokens of a response, as they come, when its text holds one, and where to cut."""
+"""Find stop strings in a response token by token, and where to cut its text."""
 
 from __future__ import annotations
 
@@ -10,43 +10,43 @@ from transformers import PreTrainedTokenizerFast
 from engine.base.errors import UserError
 from engine.text.tokenizer import decode
 
-UNFINISHED = "\ufffd"  # what bytes that are no character yet decode to
-_WAIT_TOKENS = 4  # a character has at most four bytes, so that after as many tokens the first no longer waits for it
+UNFINISHED = "\ufffd"  # an incomplete character decodes to this
+_WAIT_TOKENS = 4  # a character has at most four bytes, so it needs at most four tokens
 
 
 class Stop(NamedTuple):
-    """text is what comes before the stop string, num_tokens how many tokens hold it: the last may hold more."""
+    """`text` before the stop string, and num_tokens, how many tokens it takes; the last may contain more."""
 
     text: str
     num_tokens: int
 
 
 class StopMatcher:
-    """Follows one response. Only what is new is decoded, so that a token of a long response costs no more.
+    """Follows one response. Only new tokens are decoded, so the cost per token does not grow.
 
-    A stop string may begin and end within tokens and spread over several. A character whose bytes are not all there yet
-    is waited for. Raises UserError for an empty stop string.
+    A stop string may begin and end inside tokens and span several. Incomplete characters wait for their bytes.
+    UserError for an empty stop string.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, stops: Sequence[str]):
         if not all(stops):
-            raise UserError("a stop string is empty: every response would end before it began, leave it out")
+            raise UserError("a stop string is empty: every response would be empty, leave it out")
         self.tokenizer, self.stops = tokenizer, tuple(stops)
         self._text = ""
-        self._ends: list[int] = []  # how much of the text the tokens up to each one make
+        self._ends: list[int] = []  # length of the text up to each token
         self._unread: list[int] = []
 
     @property
     def text(self) -> str:
-        """What the tokens so far make, but for an unfinished character at its end."""
+        """The text of the tokens so far, without an incomplete character at the end."""
         return self._text
 
     def whole_text(self) -> str:
-        """What the tokens so far make, when no more will come."""
+        """The text of all tokens, when no more will come."""
         return self._text + decode(self.tokenizer, self._unread)
 
     def _give_up_waiting(self, new: str) -> None:
-        """Read the tokens, out of many that end in no character, whose text the latest ones can no longer change."""
+        """Take over the oldest unread tokens whose text later tokens cannot change."""
         for cut in range(len(self._unread) - _WAIT_TOKENS, 0, -1):
             head = decode(self.tokenizer, self._unread[:cut])
             if head + decode(self.tokenizer, self._unread[cut:]) == new:
@@ -55,9 +55,9 @@ class StopMatcher:
                 return
 
     def feed(self, tokens: Sequence[int]) -> Stop | None:
-        """Take the response's next tokens; the stop whose string begins first, if they complete one.
+        """Feed the next tokens. Returns the stop string that begins first, if they complete one, else None.
 
-        Once there is one, the matcher has done its work and is not fed again.
+        Do not feed again after a stop.
         """
         for token in tokens:
             self._unread.append(token)

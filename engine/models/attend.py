@@ -1,4 +1,4 @@
-"""How a block's attention is handed out: the signature it calls, and the default, causal attention within a pack."""
+"""The attention function of a block: its signature, and the default, causal attention within a pack."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Attend = Callable[[int, Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
 def causal_attend(batch: PackedBatch) -> Attend:
-    """Causal attention within each sequence of the batch, without a cache."""
+    """Return causal attention within each sequence of the batch, without a cache."""
 
     def attend(_: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, slopes_H: Tensor | None) -> Tensor:
         return attention(q_THK, k_TGK, v_TGK, batch.cu_seqlens, batch.lengths, slopes_H)

@@ -38,7 +38,7 @@ def alibi_slopes(num_heads: int, device: torch.device) -> Tensor:
 
 
 class BloomBlock(nn.Module):
-    """One layer. `index` is its place in the whole model, also for a block held outside it."""
+    """One layer; `index` is its layer number, also for a block held outside the model."""
 
     def __init__(self, config: PretrainedConfig, index: int):
         super().__init__()

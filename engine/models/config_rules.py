@@ -1,4 +1,4 @@
-"""What a model's config.json must say before a model is built, and which of its fields decide what is computed."""
+"""Check a model's config.json before a model is built, and select the fields that change what is computed."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from engine.base.errors import UserError
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-# The largest of each that is built: a hundred times what any published model of these families has. A billion layers
-# would fill the memory with empty modules before a single weight is looked for.
+# Upper limits: a hundred times the largest published model of these families. A billion layers would fill the memory
+# with empty modules before any weight is read.
 SIZES = {
     "vocab_size": 2**24,
     "hidden_size": 2**20,
@@ -32,9 +32,9 @@ _ROPE_NUMBERS = (
 )
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
-# Fields that change nothing a model computes here: names of classes and of labels, how weights are stored and started,
-# which tokens begin, end and pad, what transformers returns, dropout, which is never applied, and the moments of a
-# reward model's scores, which its scorer reads. A tied head is told from an untied one by the weights.
+# Fields that change nothing that is computed here: names, storage and initialisation of weights, special tokens,
+# outputs of transformers, dropout (never applied), and the moments of a reward model's scores (read by its scorer). The
+# weights show whether a head is tied.
 _HARMLESS = {
     *("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "name_or_path"),
     *("id2label", "label2id", "num_labels", "problem_type", "initializer_range", "tie_word_embeddings"),
@@ -45,14 +45,14 @@ _HARMLESS = {
 
 
 def computed_from(config: PretrainedConfig) -> dict[str, Any]:
-    """The fields of a config that may decide what its model computes: all but those that are known not to."""
+    """Return the fields of a config that may change what its model computes: all but known harmless ones."""
     return {name: value for name, value in config.to_dict().items() if name not in _HARMLESS}
 
 
 def check_config(config: PretrainedConfig, file: Path) -> None:
-    """UserError for a size below 1 or beyond reason, an epsilon, rotary number or token id that is none.
+    """UserError for a size below 1 or far too large, or a bad epsilon, rotary number or token id.
 
-    A size that a family does not have, or leaves to be derived (None), is passed over.
+    Sizes that a family lacks or derives (None) are skipped.
     """
     for name, largest in SIZES.items():
         value = getattr(config, name, None)
@@ -71,7 +71,7 @@ def check_config(config: PretrainedConfig, file: Path) -> None:
 
 
 def _check_rotary(config: PretrainedConfig, file: Path) -> None:
-    """The fields that the rotary embedding reads, under the name of transformers 5 and the one before it."""
+    """Check the fields of the rotary embedding, under transformers 5's name and the older one."""
     for place in ("rope_parameters", "rope_scaling"):
         fields = getattr(config, place, None) or {}
         if not isinstance(fields, Mapping) or not all(
@@ -87,7 +87,7 @@ def _check_rotary(config: PretrainedConfig, file: Path) -> None:
 
 
 def refuse_code(fields: Mapping[str, Any], file: Path) -> None:
-    """UserError for a file that names Python code to be run in place of this program's or transformers' own."""
+    """UserError for a file that names Python code to run."""
     if fields.get("auto_map"):
         raise UserError(
             f"{file} names code of its own (auto_map), and none is ever run from a model's folder: remove auto_map if "
@@ -96,7 +96,7 @@ def refuse_code(fields: Mapping[str, Any], file: Path) -> None:
 
 
 def _is_size(value: object) -> bool:
-    """A number from 0, not included, to 1e15."""
+    """Return whether a value is a number above 0, up to 1e15."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1e15
 
 

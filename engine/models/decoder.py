@@ -1,4 +1,4 @@
-"""The part that all families share: the sizes of a model, running a range of its layers, the head's weight.
+"""The base class of all families: sizes, running a range of layers, the head's weight.
 
 Shapes: T tokens, D model, V vocabulary.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def head_size_of(config: PretrainedConfig) -> int:
-    """Return head_dim, or hidden_size / num_attention_heads where the config has none."""
+    """Return head_dim, or hidden_size / num_attention_heads if the config has none."""
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
@@ -75,7 +75,7 @@ class Decoder(nn.Module):
         layers: Sequence[nn.Module], h_TD: Tensor, batch: PackedBatch, attend: Attend | None = None,
         rotation: Rotation | None = None,
     ) -> Tensor:  # fmt: skip
-        """Run the given blocks in turn and return h_TD. The blocks may be held outside the model."""
+        """Run the given blocks in order and return h_TD. They may be held outside the model."""
         if not len(layers):
             return h_TD
         first = layers[0]

@@ -1,9 +1,9 @@
-"""Fast paths: each family's block in a few fused kernels, for rows that attend to a cache without gradients on a CPU.
+"""Fast paths: each family's block in a few fused kernels, for rows that attend to a cache, on a CPU without gradients.
 
-A family not in FAST_PATHS runs its block's own forward: slower, same numbers. So does every pack without a cache, whose
-bits must be those of training, and everything that needs gradients or DeepSpeed's hooks, which hang on the modules.
-Each family has two fast paths. With few rows the time is that of reading the weights once, so every small operation
-is fused into the products. With many rows PyTorch computes the products and one kernel each what stands between them.
+A family not in FAST_PATHS runs its block's own forward: slower, same numbers. So does every pack without a cache (its
+bits must equal those of training), and everything with gradients or DeepSpeed's hooks, which are on the modules. Each
+family has two fast paths. With few rows, reading the weights takes all the time, so small operations are fused into the
+products. With many rows, PyTorch computes the products, and one kernel each the operations between them.
 Shapes: T tokens, D model, N outputs, H heads, G key/value heads, K head size.
 """
 
@@ -26,7 +26,7 @@ Step = Callable[[nn.Module, Tensor, Rotation | None, Attend], Tensor]
 
 
 class FastPath(NamedTuple):
-    """A family's block without gradients, for few and for many rows. `first_weight` gives the weight that decides."""
+    """A family's block without gradients, for few and for many rows; `first_weight` returns the weight that decides."""
 
     few_rows: Step
     many_rows: Step
@@ -34,7 +34,7 @@ class FastPath(NamedTuple):
 
 
 def block_step(block: nn.Module, h_TD: Tensor, attend: Attend | None) -> Step:
-    """Choose how to run blocks like this one: the family's fast path where it has one that fits, else the forward."""
+    """Choose how to run blocks like this one: the family's fast path if it fits, else the forward."""
     path = FAST_PATHS.get(block.config.model_type)
     if path is None or attend is None:
         return nn.Module.__call__
@@ -45,7 +45,7 @@ def block_step(block: nn.Module, h_TD: Tensor, attend: Attend | None) -> Step:
 
 
 def logits(model, h_SD: Tensor) -> Tensor:
-    """Return the logits, float32 [S, V], of rows that decode. h_SD is the output of the last layer."""
+    """Return the logits, float32 [S, V], of decoding rows. h_SD is the output of the last layer."""
     head_VD = model.head_weight
     if model.config.model_type in FAST_PATHS and fits(h_SD, head_VD):
         return skinny_linear(h_SD, [head_VD], [None], _parameters(model.final_norm))
@@ -106,13 +106,13 @@ def _bloom_qkv(block: nn.Module, qkv_TN: Tensor) -> tuple[Tensor, ...]:
 
 
 def _normed_linear(h_TD: Tensor, norm: nn.Module, linears: tuple[nn.Linear, ...], activation: str | None = None):
-    """activation(linear(norm(h))) of all linears side by side, in one pass."""
+    """Return activation(linear(norm(h))) of all linears, concatenated, in one pass."""
     weights, biases = [m.weight for m in linears], [m.bias for m in linears]
     return skinny_linear(h_TD, weights, biases, _parameters(norm), activation)
 
 
 def _add_linear(residual_TD: Tensor, linear: nn.Linear, x_TN: Tensor) -> Tensor:
-    """residual + linear(x), in one pass."""
+    """Return residual + linear(x), in one pass."""
     return skinny_linear(x_TN, [linear.weight], [linear.bias], None, None, residual_TD)
 
 

@@ -1,4 +1,4 @@
-"""Models in and out of Hugging Face directories, and new ones from a config."""
+"""Load and save models in Hugging Face directories, and build new ones from a config."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from engine.base.atomic import sync
 from engine.base.errors import UserError
 from engine.base.strict_json import read_object, reason_of
 from engine.models.bloom import Bloom
 from engine.models.config_rules import check_config, refuse_code
 from engine.models.llama import Llama
 from engine.models.names import LM_HEAD, SCORE, TABLES, match, written_name
-from engine.models.weight_files import StoredTensor, read_weights, sync, write_weights
+from engine.models.weight_files import StoredTensor, read_weights, write_weights
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -25,12 +26,12 @@ if TYPE_CHECKING:
 FAMILIES = {"bloom": Bloom, "llama": Llama, "mistral": Llama, "qwen2": Llama, "qwen3": Llama}
 CLASS_PREFIX = {"bloom": "Bloom", "llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 SHARD_BYTES = 5_000_000_000
-TOKENIZER_FOLDERS = ("additional_chat_templates",)  # the only folder that saving a tokenizer makes
+TOKENIZER_FOLDERS = ("additional_chat_templates",)  # the only folder that a saved tokenizer has
 
 
 def load_config(path: str | Path) -> PretrainedConfig:
-    """The config of a model directory. Raises UserError, naming the path, for anything that is not one of ours."""
-    # transformers takes a second to import: only those who read a directory pay for it.
+    """Load the config of a model directory. UserError, with the path, for anything that is not supported."""
+    # transformers takes a second to import, so import it only here.
     from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING
 
@@ -54,9 +55,9 @@ def load_config(path: str | Path) -> PretrainedConfig:
 
 
 def build_model(config: PretrainedConfig, seed: int) -> Bloom | Llama:
-    """A new float32 model on the CPU: matrices normal(0, initializer_range), norms 1, biases 0.
+    """Build a new float32 model on the CPU: matrices normal(0, initializer_range), norms 1, biases 0.
 
-    The same config and seed give the same bits. Raises UserError for a config the family does not support.
+    The same config and seed give the same bits. UserError for a config that the family does not support.
     """
     model = empty_model(config, "the config").to_empty(device="cpu")
     generator = torch.Generator().manual_seed(seed)
@@ -72,17 +73,17 @@ def build_model(config: PretrainedConfig, seed: int) -> Bloom | Llama:
 def load_model(
     path: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> Bloom | Llama:
-    """A model from a directory in Hugging Face layout, every weight in the given dtype on the given device.
+    """Load a model from a Hugging Face directory, in the given dtype on the given device.
 
-    Tensor by tensor from mapped files: beside the model itself, one tensor is in memory. The directory of a reward
-    model loads too; its score head is read by `load_score_weight`. Raises UserError, naming the path, for a bad
-    directory and for weights that do not fit the config exactly.
+    Reads mapped files tensor by tensor, so only one extra tensor is in memory. Also loads a reward model's directory
+    (`load_score_weight` reads its score head). UserError, with the path, for a bad directory and for weights that do
+    not match the config exactly.
     """
     path = Path(path)
     model = empty_model(load_config(path), str(path / "config.json"))
     stored = read_weights(path)
     if SCORE in stored and LM_HEAD not in stored:
-        model.head = None  # a reward model's directory carries no language head
+        model.head = None  # a reward model's directory has no language head
     names = match(str(path), model, {name: tensor.shape for name, tensor in stored.items()})
     if model.config.tie_word_embeddings and LM_HEAD in stored and names["embedding.weight"] != LM_HEAD:
         _check_tied(path, stored[LM_HEAD], stored[names["embedding.weight"]])
@@ -92,9 +93,9 @@ def load_model(
 
 
 def load_score_weight(path: str | Path) -> Tensor | None:
-    """float32 [D]: the score head of a reward model's directory; None when the directory is of a language model.
+    """Load the score head of a reward model's directory, float32 [D]; None for a language model.
 
-    Raises UserError for a bad directory and for a score head with more than one label.
+    UserError for a bad directory and for a score head with more than one label.
     """
     path = Path(path)
     config, stored = load_config(path), read_weights(path)
@@ -119,10 +120,10 @@ def save_model(
 ) -> None:
     """Write a directory that transformers loads with equal logits, or, with a score head [D], with equal scores.
 
-    The directory appears whole or not at all: it is written under another name beside the target, synced, then renamed.
-    A model that is already there is replaced; UserError for a target that holds anything else. `score_moments` are the
-    mean and deviation of a reward model's scores; without, it keeps those of the model's config. eos_ids are the tokens
-    that may end a response: none of them pads for a reward model.
+    The directory appears as a whole: it is written under another name, synced, then renamed. It replaces a model;
+    UserError if the target holds anything else. `score_moments` are the mean and standard deviation of a reward model's
+    scores; without them, those of the model's config stay. eos_ids may end a response, so a reward model does not pad
+    with them.
     """
     path = Path(path).resolve()
     check_replaceable(path)
@@ -152,7 +153,7 @@ def write_all_but_weights(
     score_moments: tuple[float, float] | None,
     eos_ids: Collection[int],
 ) -> dict[str, Tensor]:
-    """What `save_model` writes into its directory before the weights. Returns the weights by the names they take."""
+    """Write everything but the weights, as `save_model`. Returns the weights by their stored names."""
     config = _config_to_save(model, tokenizer, score_weight_D is not None, score_moments, eos_ids)
     table = TABLES[config.model_type]
     tensors: dict[str, Tensor] = {written_name(table, ours): weight for ours, weight in model.named_parameters()}
@@ -169,7 +170,7 @@ def write_all_but_weights(
 
 
 def empty_model(config: PretrainedConfig, where: str) -> Bloom | Llama:
-    """The model with shapes but no memory. A UserError about the config is given the place it came from."""
+    """Build a model on the meta device. A UserError about the config starts with `where`."""
     try:
         with torch.device("meta"):
             return FAMILIES[config.model_type](config)
@@ -187,7 +188,7 @@ def _check_tied(path: Path, head: StoredTensor, embedding: StoredTensor) -> None
 
 
 def check_replaceable(path: Path) -> None:
-    """Nothing but an empty directory or a model is ever replaced: a mistyped path must not cost somebody's files."""
+    """UserError unless the path is free, an empty directory or a model, so that no other files are lost."""
     if not path.exists():
         return
     entries = list(path.iterdir()) if path.is_dir() else []
@@ -212,7 +213,7 @@ def _config_to_save(
         config.pad_token_id = _score_pad_id(config, tokenizer, eos_ids)
     elif not _can_pad(config.pad_token_id, config, tokenizer):
         config.pad_token_id = None
-    # transformers keeps fields it does not know: whoever copies or saves a reward model again keeps these.
+    # transformers keeps unknown fields, so copies of a reward model keep these.
     if moments is not None:
         config.score_mean, config.score_std = moments
     if not reward:
@@ -222,10 +223,9 @@ def _config_to_save(
 
 
 def _can_pad(token: int | None, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase | None) -> bool:
-    """Whether a padding id has a row of the embedding and a token. Many a config.json names another, such as -1.
+    """Return whether a padding id has an embedding row and a token; some config.json have -1.
 
-    The engine never pads. transformers refuses to build an embedding whose padding row it lacks, and cannot pad with
-    an id for which the tokenizer has no token: what is exported then names none.
+    The engine never pads, but transformers needs both. Without them the export has no padding id.
     """
     if token is None or not 0 <= token < config.vocab_size:
         return False
@@ -235,11 +235,11 @@ def _can_pad(token: int | None, config: PretrainedConfig, tokenizer: PreTrainedT
 def _score_pad_id(
     config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase | None, eos_ids: Collection[int]
 ) -> int | None:
-    """The padding id under which transformers scores the token we score.
+    """Return the padding id with which transformers scores the same token as we do.
 
-    Its classifier reads the last token that is not padding. With padding = EOS, a common makeshift, that is the token
-    before the EOS: so every EOS is passed over, and BOS, which ends no sequence, stands in. Without any, None: one
-    sequence at a time is then scored right, and more are refused.
+    Its classifier reads the last token that is not padding. If padding were EOS, it would read the token before EOS. So
+    no EOS is used, but BOS, which never ends a sequence. Without BOS, None: transformers then scores one sequence at a
+    time and refuses more.
     """
     eos = {*eos_ids, *(config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id])}
     choices = [config.pad_token_id, config.bos_token_id]
@@ -252,7 +252,7 @@ def _score_pad_id(
 def _matching_tokenizer(
     tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, reward: bool
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer to write beside a reward model: it must pad with the id that the config names."""
+    """Return the tokenizer to save with a reward model, which pads with the config's id."""
     if not reward or config.pad_token_id is None or tokenizer.pad_token_id == config.pad_token_id:
         return tokenizer
     tokenizer = copy.deepcopy(tokenizer)

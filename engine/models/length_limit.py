@@ -1,4 +1,4 @@
-"""The longest sequence that a model serves, and the field of its config.json that says so."""
+"""The longest sequence that a model serves, and the field of its config.json that limits it."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ if TYPE_CHECKING:
 
 
 class LengthLimit(NamedTuple):
-    """A number of tokens, and the config's field it comes from."""
+    """A number of tokens, and the config field it comes from."""
 
     tokens: int
     field: str
 
 
 def length_limit(config: PretrainedConfig) -> LengthLimit | None:
-    """The first limit that a sequence reaches; None without one, as for BLOOM, whose ALiBi goes on for ever.
+    """Return the smallest limit; None without one, as for BLOOM with ALiBi.
 
-    A sliding window is a limit because attention here is full: up to its length the two are the same.
+    A sliding window is a limit because attention here is full: up to its length the two are equal.
     """
     if config.model_type == "bloom":
         return None
     limits = [LengthLimit(_trained_positions(config), "max_position_embeddings")]
-    kinds = getattr(config, "layer_types", None)  # Qwen names each layer's attention, Mistral has one kind
+    kinds = getattr(config, "layer_types", None)  # Qwen lists the attention of each layer, Mistral has one kind
     window = getattr(config, "sliding_window", None)
     if window is not None and (kinds is None or "sliding_attention" in kinds):
         limits.append(LengthLimit(window, "sliding_window"))
@@ -33,7 +33,7 @@ def length_limit(config: PretrainedConfig) -> LengthLimit | None:
 
 
 def check_length(config: PretrainedConfig, length: int) -> None:
-    """UserError for a sequence of more tokens than the model serves."""
+    """UserError for a sequence that is longer than the model serves."""
     limit = length_limit(config)
     if limit is not None and length > limit.tokens:
         raise UserError(
@@ -43,9 +43,9 @@ def check_length(config: PretrainedConfig, length: int) -> None:
 
 
 def _trained_positions(config: PretrainedConfig) -> int:
-    """max_position_embeddings, multiplied by the factor of a rotary scaling where it is the length before scaling.
+    """Return max_position_embeddings, times the factor of a rotary scaling if it is the length before scaling.
 
-    It is the length after scaling where the scaling names an original length below it, as LLaMA 3.1 does.
+    It is the length after scaling if the scaling has a smaller original length, as in LLaMA 3.1.
     """
     positions = config.max_position_embeddings
     fields = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}

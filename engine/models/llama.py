@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Traits(NamedTuple):
-    """Where the members of the family differ."""
+    """The differences between members of the family."""
 
     qkv_bias: bool = False
     out_bias: bool = False
@@ -39,7 +39,7 @@ class Traits(NamedTuple):
 
 
 class LlamaBlock(nn.Module):
-    """One layer. `index` is its place in the whole model, also for a block held outside it."""
+    """One layer; `index` is its layer number, also for a block held outside the model."""
 
     def __init__(self, config: PretrainedConfig, index: int):
         super().__init__()

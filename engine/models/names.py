@@ -1,4 +1,4 @@
-"""The table of weight names, ours and Hugging Face's, and the strict match of a checkpoint against a model."""
+"""Map our weight names to Hugging Face's, and match a checkpoint strictly against a model."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import nn
 
 from engine.base.errors import UserError
 
-LISTED = 8  # names shown of each kind of mismatch
+LISTED = 8  # names listed per kind of mismatch
 SCORE = "score.weight"
 LM_HEAD = "lm_head.weight"
 
 
 class Table(NamedTuple):
-    """One family: module names, ours -> Hugging Face's. Some checkpoints carry the prefix, some do not."""
+    """The names of one family: our module names -> Hugging Face's. Some checkpoints have the prefix, some do not."""
 
     prefix: str
     outside_layers: dict[str, str]
     layer: str  # Hugging Face's name of our `layers.{i}`
     in_layer: dict[str, str]
-    harmless: str  # leftovers that hold no weight of the model: buffers that old versions saved
+    harmless: str  # leftovers of old versions: buffers without weights
 
 
 BLOOM = Table(
@@ -73,7 +73,7 @@ TABLES = {"bloom": BLOOM, "llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA, "qwe
 
 
 def hugging_face_name(table: Table, ours: str) -> str:
-    """Hugging Face's name of one of our parameters, without the prefix."""
+    """Return Hugging Face's name of one of our parameters, without the prefix."""
     module, _, leaf = ours.rpartition(".")
     if in_layer := re.fullmatch(r"layers\.(\d+)\.(\w+)", module):
         return f"{table.layer.format(i=in_layer[1])}.{table.in_layer[in_layer[2]]}.{leaf}"
@@ -81,7 +81,7 @@ def hugging_face_name(table: Table, ours: str) -> str:
 
 
 def written_name(table: Table, ours: str) -> str:
-    """The name a weight is written under: with the prefix, which the language head alone does not take."""
+    """Return the name a weight is written under: with the prefix, except for the language head."""
     name = hugging_face_name(table, ours)
     return name if name == LM_HEAD else table.prefix + name
 
@@ -89,8 +89,8 @@ def written_name(table: Table, ours: str) -> str:
 def match(where: str, model: nn.Module, shapes: Mapping[str, Sequence[int]]) -> dict[str, str]:
     """Pair each parameter of the model with a stored name: {ours: stored}.
 
-    shapes gives every stored name its shape. Raises one UserError, which begins with `where` and lists what is missing,
-    what is unused and what has another shape. A tied model may be stored as its head alone: that is the embedding then.
+    shapes maps stored names to shapes. One UserError, which begins with `where`, lists missing and unused weights and
+    wrong shapes. A tied model may be stored with only its head, which is then the embedding.
     """
     table = TABLES[model.config.model_type]
     stored: dict[str, str] = {}
@@ -120,7 +120,7 @@ def match(where: str, model: nn.Module, shapes: Mapping[str, Sequence[int]]) -> 
 
 
 def _ignorable(table: Table, name: str, tied: bool) -> bool:
-    """A score head is read by itself, and a tied head is compared with the embedding by the loader."""
+    """Return whether a stored weight may be unused: a score head, a tied head (compared by the loader), a leftover."""
     bare = name.removeprefix(table.prefix)
     return name == SCORE or (tied and name == LM_HEAD) or re.fullmatch(table.harmless, bare) is not None
 

@@ -1,8 +1,8 @@
 """Rotary position embedding (Su et al. 2021): frequencies from a config, cos and sin of positions, the rotation.
 
-The two halves of a head are paired, (i, i + K/2), as in every Hugging Face checkpoint of the LLaMA family. Frequencies
-are computed in float32 and in the published order of operations: one unit in the last place is 1e-4 rad at position
-2,000, and the models were trained with that rounding. They are no module buffers because DeepSpeed casts those to bf16.
+Pairs are (i, i + K/2), as in Hugging Face checkpoints of the LLaMA family. Frequencies are float32, in the published
+order of operations: one unit in the last place is 1e-4 rad at position 2,000, and models were trained with that
+rounding. They are not module buffers, because DeepSpeed casts those to bf16.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SCALINGS = {
 
 
 class Rotary(NamedTuple):
-    """What the frequencies depend on. Fields after `scaling` count only for the scalings that use them."""
+    """The parameters of the frequencies. Fields after `scaling` are for the scalings that use them."""
 
     head_size: int
     theta: float
@@ -68,8 +68,8 @@ class Rotary(NamedTuple):
 
 @cache
 def inverse_frequencies(rotary: Rotary, device: torch.device) -> Tensor:
-    """float32 [K/2]: radians per position of each pair, kept for the life of the process."""
-    # Generation may be the first caller: an inference tensor kept here could not take part in training afterwards.
+    """Return float32 [K/2]: radians per position of each pair, cached for the life of the process."""
+    # Generation may call first: a cached inference tensor could not be used in training.
     with torch.inference_mode(False):
         exponents = torch.arange(0, rotary.head_size, 2, dtype=torch.float32, device="cpu") / rotary.head_size
         frequencies = 1.0 / rotary.theta**exponents
@@ -81,7 +81,7 @@ def inverse_frequencies(rotary: Rotary, device: torch.device) -> Tensor:
 
 
 def _llama3(frequencies: Tensor, rotary: Rotary) -> Tensor:
-    """Llama 3.1: long wavelengths are slowed by the factor, short ones kept, those between blended."""
+    """Llama 3.1's scaling: divide long wavelengths by the factor, keep short ones, blend between."""
     turns = rotary.original_max_positions / (2 * math.pi / frequencies)  # over the original context
     kept = ((turns - rotary.low_freq_factor) / (rotary.high_freq_factor - rotary.low_freq_factor)).clamp(0, 1)
     return (1 - kept) * frequencies / rotary.factor + kept * frequencies
@@ -91,13 +91,13 @@ Rotation = tuple[Tensor, Tensor]  # cos and sin, as `cos_sin` gives them
 
 
 def cos_sin(rotary: Rotary, positions_T: Tensor) -> Rotation:
-    """cos and sin, float32 [T, 1, K/2] each, of int64 positions [T]."""
+    """Return cos and sin, float32 [T, 1, K/2] each, of int64 positions [T]."""
     angles = positions_T[:, None, None].float() * inverse_frequencies(rotary, positions_T.device)
     return angles.cos(), angles.sin()
 
 
 def rotate(x_THK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair by its position's angle, in float32 when x is bf16; [T, H, K] in the dtype of x."""
+    """Rotate each pair by its position's angle, in float32 if x is bf16; return [T, H, K] in the dtype of x."""
     if bf16_passes.fits(x_THK):
         return bf16_passes.rotate(x_THK, cos, sin)
     a, b = x_THK.chunk(2, dim=-1)

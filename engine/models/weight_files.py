@@ -1,4 +1,4 @@
-"""Tensors in the Hugging Face files: safetensors or .bin, single or sharded, read one at a time, written in shards."""
+"""Read and write tensors in Hugging Face files: safetensors or .bin, single or sharded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from engine.base.strict_json import read_object, reason_of
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 INDEX = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SAFETENSORS_FLOATS = ("F64", "F32", "F16", "BF16")
-# What torch's restricted unpickler and zip reader raise for bytes that are no weights.
+# Errors of torch's restricted unpickler and zip reader for bad files.
 _BIN_ERRORS = (
     *(pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, TypeError, KeyError, IndexError),
     *(AttributeError, AssertionError, OverflowError, MemoryError, struct.error, zipfile.BadZipFile),
@@ -31,18 +31,17 @@ _BIN_ERRORS = (
 
 
 class StoredTensor(NamedTuple):
-    """A tensor on disk: its shape is known, its values are read when asked for."""
+    """A tensor on disk: its shape, and a function that reads it."""
 
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
 
 
 def read_weights(directory: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a model directory by its stored name; safetensors are preferred to .bin.
+    """List the tensors of a model directory by stored name, from safetensors if present, else .bin.
 
-    The files are mapped into memory, not read: only the pages of the tensors asked for are touched. Raises UserError
-    for a directory without weights, an index that names a missing shard or one outside the directory, or a file that is
-    damaged or holds more than plain weights.
+    Files are memory-mapped, so only requested tensors are read. UserError for a directory without weights, an index
+    that names a missing shard or one outside the directory, or a file that is damaged or holds more than plain weights.
     """
     tensors: dict[str, StoredTensor] = {}
     for file in _files(directory):
@@ -76,9 +75,9 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _is_inside(folder: Path, name: str) -> bool:
-    """Whether a shard lies in the folder itself, by its name and, where it is a link, by where that leads.
+    """Return whether a shard is inside the folder, by its name and, for a link, by its target.
 
-    Hugging Face's own cache is made of links, from snapshots/REVISION/NAME to blobs/HASH: those are followed.
+    Links of Hugging Face's cache, from snapshots/REVISION/NAME to blobs/HASH, are followed.
     """
     if name in ("", ".", "..") or len(name.encode("utf-8", "replace")) > 255 or "/" in name or "\0" in name:
         return False
@@ -96,7 +95,7 @@ def _read_safetensors(file: Path) -> dict[str, StoredTensor]:
         ) from error
 
     def read(name: str) -> Tensor:
-        # Other dtypes are quantised weights, which mean nothing without their scales, and some that torch cannot read.
+        # Other dtypes are quantised weights, useless without their scales, or unreadable for torch.
         if (kind := slices[name].get_dtype()) not in SAFETENSORS_FLOATS:
             raise UserError(f"{file} holds {name!r:.60} as {kind}: give weights in {', '.join(SAFETENSORS_FLOATS)}")
         return handle.get_tensor(name)
@@ -108,7 +107,7 @@ def _read_bin(file: Path) -> dict[str, StoredTensor]:
     try:
         is_zip = zipfile.is_zipfile(file)
         packed = is_zip and _is_compressed(file)
-        # Only the zip format, which torch has written since 1.6, can be mapped instead of read whole.
+        # Only the zip format (torch 1.6 and later) can be memory-mapped.
         tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip) if not packed else None
     except _BIN_ERRORS as error:
         raise UserError(f"{file} is cut short or not plain weights ({reason_of(error)}): download it again") from error
@@ -126,13 +125,13 @@ def _read_bin(file: Path) -> dict[str, StoredTensor]:
 
 
 def _is_compressed(file: Path) -> bool:
-    """Whether a small file could unpack into a large one."""
+    """Return whether the archive is compressed, so that a small file could unpack into a large one."""
     with zipfile.ZipFile(file) as archive:
         return any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
 
 
 def _is_plain(value: object) -> bool:
-    """Whether it is a tensor whose every element is in the file: none that a stride of 0 makes from a few bytes."""
+    """Return whether all elements of a tensor are in the file (no stride of 0)."""
     return (
         isinstance(value, Tensor)
         and value.layout == torch.strided
@@ -145,7 +144,7 @@ def _is_plain(value: object) -> bool:
 def write_weights(directory: Path, tensors: Mapping[str, Tensor], max_shard_bytes: int) -> None:
     """Write safetensors, in one file or, above max_shard_bytes, in shards with an index.
 
-    Tensors are brought to the host one shard at a time. A single tensor larger than a shard gets one of its own.
+    Tensors are copied to the host one shard at a time. A tensor larger than a shard gets its own.
     """
     shards: list[list[str]] = [[]]
     filled = 0
@@ -161,7 +160,7 @@ def write_weights(directory: Path, tensors: Mapping[str, Tensor], max_shard_byte
         on_host = {name: tensors[name].detach().cpu().contiguous() for name in names}
         path = directory / file
         path.touch()
-        mode = path.stat().st_mode  # as the umask says; safetensors would let the owner alone read the model
+        mode = path.stat().st_mode  # follow the umask; safetensors would make the file readable for its owner only
         save_file(on_host, path, metadata={"format": "pt"})  # transformers refuses files without the format
         path.chmod(mode)
         weight_map |= dict.fromkeys(names, file)
@@ -169,12 +168,3 @@ def write_weights(directory: Path, tensors: Mapping[str, Tensor], max_shard_byte
         total = sum(t.nbytes for t in tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (directory / INDEX[0]).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def sync(path: Path) -> None:
-    """Wait until a file's content, or a directory's list of names, is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,4 +1,4 @@
-"""Rewards, generalised advantages, returns and whitening over the action columns of a pack."""
+"""Compute rewards, generalised advantages, returns and whitening over the action columns of a pack."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kernels.segment_scan import segment_scan
 
 
 def action_rewards(kl_T: Tensor, action_T: Tensor, sequence_T: Tensor, score_S: Tensor, kl_coef: float) -> Tensor:
-    """-kl_coef * kl at each action, plus the sequence's score at its last action. float32 [T], zero elsewhere.
+    """Return float32 [T]: -kl_coef * kl at each action, plus the sequence's score at its last action, 0 elsewhere.
 
     kl_T float32 [T]; action_T bool [T]; sequence_T int64 [T]; score_S float32 [S].
     """
@@ -28,8 +28,8 @@ def gae(
     """Generalised advantage estimation (Schulman et al. 2016, eq. 16) over the actions of each sequence.
 
     delta_t = r_t + gamma V_{t+1} - V_t, where t + 1 is the sequence's next action and V is 0 after its last one;
-    A_t = delta_t + gamma lambda A_{t+1}. Columns that are no action are skipped, never counted as time.
-    Returns (advantage_T, return_T), float32 [T], zero where there is no action; returns are advantages + values.
+    A_t = delta_t + gamma lambda A_{t+1}. Columns without an action are skipped and do not count as time.
+    Returns (advantage_T, return_T), float32 [T], 0 without an action; returns are advantages + values.
     """
     columns_A = action_T.nonzero()[:, 0]
     owner_A, value_A = sequence_T[columns_A], value_T[columns_A]
@@ -44,13 +44,13 @@ def gae(
 
 
 def moments(x_T: Tensor, select_T: Tensor) -> Tensor:
-    """float64 [3]: count, sum and sum of squares of the selected columns. Moments of several ranks add up."""
+    """Return float64 [3]: count, sum and sum of squares of the selected columns. Sum them over ranks."""
     x = x_T[select_T].double()
     return torch.stack([torch.full_like(x.sum(), x.numel()), x.sum(), x.square().sum()])
 
 
 def whiten(x_T: Tensor, select_T: Tensor, moments_3: Tensor) -> Tensor:
-    """(x - mean) / sqrt(variance + 1e-8) where selected, 0 elsewhere; mean and variance from summed moments."""
+    """Return (x - mean) / sqrt(variance + 1e-8) where selected, 0 elsewhere, from summed moments."""
     count, total, squares = moments_3.unbind()
     mean = total / count
     variance = (squares / count - mean.square()).clamp(min=0)

@@ -1,4 +1,4 @@
-"""Experience: what one rollout leaves behind, one PackedBatch and its columns.
+"""Experience: the rollouts of an iteration as one PackedBatch with columns.
 
 Shapes: T tokens, S sequences, D model. Column t is about the action taken after token t.
 """
@@ -16,12 +16,12 @@ from engine.batch import PackedBatch
 
 @dataclass(frozen=True)
 class Experience:
-    """Columns end in _T or _S for what their first dimension counts; select and concat go by that name."""
+    """A suffix _T or _S names the first dimension of a column; select and concat use it."""
 
     batch: PackedBatch
-    id_S: Tensor  # int64: number of the rollout in its iteration, the same whichever rank made it
+    id_S: Tensor  # int64: index of the rollout in its iteration, independent of the rank
     action_T: Tensor  # bool: the column's target was sampled by the policy
-    trunk_TD: Tensor | None  # output of the frozen layers, may lie in host memory; None when every layer is trained
+    trunk_TD: Tensor | None  # output of the frozen layers, maybe in host memory; None if all layers are trained
     logprob_T: Tensor  # float32, log-probability under the policy that acted
     ref_logprob_T: Tensor  # float32, under the reference
     value_T: Tensor  # float32, the critic's value before the action
@@ -29,10 +29,10 @@ class Experience:
     advantage_T: Tensor  # float32, whitened
     return_T: Tensor  # float32
     score_S: Tensor  # float32, the reward of the whole response, normalised and clipped
-    critic_trunk_TD: Tensor | None = None  # as trunk_TD, of the critic's own trunk where it does not read the policy's
+    critic_trunk_TD: Tensor | None = None  # as trunk_TD, for a critic with its own trunk
 
     def select(self, sequence_ids: Sequence[int]) -> Experience:
-        """The given sequences with all their columns, in the order given."""
+        """Return the given sequences with all columns, in the given order."""
         columns = self.batch.columns(sequence_ids)
         rows = torch.tensor(list(sequence_ids), device=columns.device)
         taken = {
@@ -43,7 +43,7 @@ class Experience:
 
     @staticmethod
     def concat(parts: Sequence[Experience]) -> Experience:
-        """Several experiences end to end."""
+        """Concatenate experiences."""
         columns = [part._columns() for part in parts]
         joined = {
             name: None if columns[0][name] is None else torch.cat([c[name] for c in columns]) for name in columns[0]
@@ -51,7 +51,7 @@ class Experience:
         return Experience(batch=PackedBatch.concat([part.batch for part in parts]), **joined)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of it as plain tensors on the host, to be kept in a file."""
+        """Return everything as plain tensors in host memory, to be saved."""
         lengths_S = torch.tensor(self.batch.lengths, dtype=torch.int64)
         columns = {name: x for name, x in self._columns().items() if x is not None}
         own = {"tokens_T": self.batch.tokens_T, "lengths_S": lengths_S, **columns}
@@ -59,7 +59,7 @@ class Experience:
 
     @classmethod
     def of_tensors(cls, tensors: Mapping[str, Tensor], device: torch.device | str) -> Experience:
-        """What `tensors` made a dictionary of, on a device; outputs of trunks stay where they are."""
+        """Rebuild from `tensors` on a device; trunk outputs stay where they are."""
         x = dict(tensors)
         tokens = x.pop("tokens_T").split(x.pop("lengths_S").tolist())
         batch = PackedBatch.from_sequences([part.tolist() for part in tokens], device)

@@ -1,4 +1,4 @@
-"""The weight of the KL penalty: fixed, or steered towards a target."""
+"""The weight of the KL penalty: fixed, or adapted towards a target."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class KLController:
     """Adaptive as in Ziegler et al. 2019, section 2.2; fixed when there is no target.
 
     coef is multiplied by 1 + error * rollouts / horizon after each iteration, where error is the relative distance of
-    the observed KL (nats a response) from the target, clipped to +-0.2.
+    the observed KL (nats per response) from the target, clipped to +-0.2.
     """
 
     coef: float

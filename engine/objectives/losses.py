@@ -1,4 +1,4 @@
-"""The objectives, as pure functions on columns: float32 in, sums out, no models and no ranks.
+"""The objectives as pure functions of columns: float32 in, sums out, no models and no ranks.
 
 Every loss is a sum; the trainer divides once by the global count. Shapes: A selected action columns, T all columns,
 S sequences, P pairs.
@@ -14,11 +14,10 @@ from torch.nn.functional import logsigmoid
 
 
 def ranking_pairs(ranks: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
-    """All comparisons of a batch of rankings: int64 better_P, worse_P, and float32 weight_P.
+    """Return all pairs of a batch of rankings: int64 better_P, worse_P, and float32 weight_P.
 
-    `ranks` holds one list per prompt, 1 = best, equal = tie; responses are numbered through the batch in order. A tie
-    contributes no pair, and a prompt of ties only none at all. Weights are 1 / (pairs of that prompt), so that prompts
-    weigh equally.
+    `ranks` has one list per prompt, 1 = best, equal = tie; responses are numbered through the batch. Ties give no pair.
+    Weights are 1 / (pairs of the prompt), so that prompts weigh equally.
     """
     better, worse, weight, first = [], [], [], 0
     for prompt in ranks:
@@ -36,7 +35,7 @@ def ranking_loss(score_S: Tensor, better_P: Tensor, worse_P: Tensor, weight_P: T
 
 
 def kl_estimate(logprob_T: Tensor, ref_logprob_T: Tensor, estimator: str) -> Tensor:
-    """Per-action estimate of KL(policy || reference) from samples of the policy (Schulman 2020, "Approximating KL").
+    """Estimate KL(policy || reference) per action from samples of the policy (Schulman 2020, "Approximating KL").
 
     k1: log ratio, unbiased; k2: half its square; k3: exp(-log ratio) - 1 + log ratio, unbiased and never negative.
     """
@@ -50,7 +49,7 @@ def kl_estimate(logprob_T: Tensor, ref_logprob_T: Tensor, estimator: str) -> Ten
 
 
 def policy_loss(logprob_A: Tensor, old_logprob_A: Tensor, advantage_A: Tensor, clip: float) -> tuple[Tensor, Tensor]:
-    """Sum of PPO's clipped surrogate (Schulman et al. 2017, eq. 7), and how many actions the clip decided."""
+    """Return the sum of PPO's clipped surrogate (Schulman et al. 2017, eq. 7), and how many actions are clipped."""
     ratio = (logprob_A - old_logprob_A).exp()
     unclipped = -advantage_A * ratio
     clipped = -advantage_A * ratio.clamp(1 - clip, 1 + clip)
@@ -58,7 +57,7 @@ def policy_loss(logprob_A: Tensor, old_logprob_A: Tensor, advantage_A: Tensor, c
 
 
 def value_loss(value_A: Tensor, old_value_A: Tensor, return_A: Tensor, clip: float) -> tuple[Tensor, Tensor]:
-    """Sum of 0.5 * max(unclipped, clipped) squared error, and how many the clip decided (Ziegler et al. 2019)."""
+    """Return the sum of 0.5 * max(unclipped, clipped) squared error, and how many are clipped (Ziegler et al. 2019)."""
     unclipped = (value_A - return_A).square()
     kept = torch.maximum(torch.minimum(value_A, old_value_A + clip), old_value_A - clip)
     clipped = (kept - return_A).square()

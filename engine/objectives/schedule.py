@@ -1,4 +1,4 @@
-"""The learning rate of a step: linear warm-up, then constant, linear or cosine."""
+"""The learning rate schedule: linear warm-up, then constant, linear or cosine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from engine.settings import OptimizerSettings
 
 
 def learning_rate(step: int, num_steps: int, peak: float, schedule: str, warmup_steps: int) -> float:
-    """The rate of optimizer step `step`, counted from 0, of `num_steps`.
+    """Return the rate of optimizer step `step` (from 0) of `num_steps`.
 
     Rises linearly to the peak over warmup_steps, then stays ("constant") or falls to 0 at the end ("linear", "cosine").
     """
@@ -24,7 +24,7 @@ def learning_rate(step: int, num_steps: int, peak: float, schedule: str, warmup_
 
 
 def rate_line(optimizer: OptimizerSettings, num_steps: int) -> str:
-    """The learning rate of a run of so many steps, for the header; it says so where a preset's warm-up is cut."""
+    """Describe the learning rate of a run for the header, and whether a preset's warm-up is cut."""
     steps, most = optimizer.warmup(num_steps), optimizer.max_warmup_steps
     line = f"{optimizer.lr:g}, {optimizer.schedule}"
     if steps:
@@ -35,7 +35,7 @@ def rate_line(optimizer: OptimizerSettings, num_steps: int) -> str:
 
 
 def warmup_warning(optimizer: OptimizerSettings, num_steps: int) -> str | None:
-    """A line where the warm-up that was asked for is half of the run or more."""
+    """Return a warning if the requested warm-up is half of the run or more, else None."""
     steps = optimizer.warmup(num_steps)
     if 2 * steps < num_steps or not optimizer.warmup_steps:
         return None

@@ -1,4 +1,4 @@
-"""The disk that a run will take, by part, predicted before it starts, and refused where so much is not free."""
+"""Predict the disk space of a run by part; refuse to start without it."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import nn
 from engine.base.errors import UserError
 from engine.training.trunk import trunk_parameters
 
-STATE_BYTES = 12  # of a trained weight in a checkpoint: float32 master and AdamW's two moments
-NUMBER_BYTES = 45 + 75  # of a logged number: in metrics.jsonl, and as an event of TensorBoard
-NUMBERS = {"sft": 6, "reward": 7, "ppo": 40}  # logged in a step (PPO: an iteration), a few to spare
-TEXT_BYTES = 6  # of a token in samples.jsonl, roughly; scripts of three bytes a letter included
-SAMPLES = 4  # written of an iteration
+STATE_BYTES = 12  # per trained weight in a checkpoint: float32 master and AdamW's two moments
+NUMBER_BYTES = 45 + 75  # per logged number: in metrics.jsonl, and as a TensorBoard event
+NUMBERS = {"sft": 6, "reward": 7, "ppo": 40}  # numbers per step (PPO: per iteration), with a few to spare
+TEXT_BYTES = 6  # per token in samples.jsonl, roughly, for scripts of three bytes per letter
+SAMPLES = 4  # per iteration
 SCORE_BYTES = 12
-SPARE = 1.05  # file systems take more than is written into them
+SPARE = 1.05  # file systems use more than is written
 
 
 def num_trained(model: nn.Module, split: int | None) -> int:
-    """How many weights are trained: all, or those of the layers from `split` on and the final norm."""
+    """Number of trained weights: all, or those of the layers from `split` on and the final norm."""
     everything = sum(p.numel() for p in model.parameters())
     if split is None:
         return everything
@@ -31,7 +31,7 @@ def num_trained(model: nn.Module, split: int | None) -> int:
 
 
 def kept_tokens(lengths: Sequence[int], model: nn.Module, epochs: int, budget_gb: float) -> int:
-    """Of how many tokens the trunk's outputs are kept in a file: none in one epoch, else what fits the budget."""
+    """Number of tokens whose trunk outputs are kept in a file: none for one epoch, else what fits the budget."""
     row_bytes = model.hidden_size * next(model.parameters()).element_size()
     return min(sum(lengths), int(budget_gb * 1e9 / row_bytes)) if epochs > 1 else 0
 
@@ -47,10 +47,10 @@ def disk_parts(
     tokens: int = 0,
     kept_tokens: int = 0,
 ) -> dict[str, float]:
-    """Bytes by part, at most: `rollouts` an iteration of up to `tokens` each, `kept_tokens` of a trunk kept in a file.
+    """Upper bounds in bytes by part: `rollouts` per iteration of up to `tokens` each, `kept_tokens` of trunk outputs.
 
-    A run without --save-every still writes one checkpoint when it is stopped; while one is written, the one it replaces
-    is there too.
+    A run without --save-every still writes one checkpoint when it is stopped. While a checkpoint is written, the one it
+    replaces still exists.
     """
     weight_bytes = next(model.parameters()).element_size()
     checkpoint = trained * STATE_BYTES + rollouts * tokens * (model.hidden_size * weight_bytes + 40)
@@ -64,7 +64,7 @@ def disk_parts(
 
 
 def disk_line(parts: Mapping[str, float], run_path: Path) -> str:
-    """The prediction in words. UserError where less is free, what the run's folder holds already counted as free."""
+    """Describe the prediction. UserError if less is free; what the run's folder already holds counts as free."""
     needed = sum(parts.values()) * SPARE
     place = next(p for p in (run_path.absolute(), *run_path.absolute().parents) if p.exists())
     held = sum(p.stat().st_size for p in run_path.rglob("*") if p.is_file()) if run_path.is_dir() else 0

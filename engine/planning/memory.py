@@ -1,7 +1,7 @@
-"""What a stage takes before it is started: memory by part, floating-point operations and bytes by phase.
+"""Predict a stage's memory by part, and floating-point operations and bytes by phase, from a config alone.
 
-Everything comes from the config: the model is built without memory, and the activations are counted by running the
-trained layers forward and backward on no device at all. Shapes: T tokens, D model, H heads, V vocabulary, L layers.
+The model is built on the meta device, and activations are counted by running the trained layers forward and backward
+there. Shapes: T tokens, D model, H heads, V vocabulary, L layers.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from engine.generation.kv_cache import PAGE_SIZE, page_bytes, pages_for
 from engine.planning.memory_tracker import MemoryTracker
 from engine.training.modules import Top
 
-WORKSPACE = 64 << 20  # linear_logprob's, at most
+WORKSPACE = 64 << 20  # upper bound of linear_logprob's
 PREFILL_TOKENS = 512
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is to be run. Sizes in tokens; a rank's share where there are several."""
+    """The workload. Sizes in tokens; for several ranks, the share of one."""
 
     stage: str  # sft, reward or ppo
     dtype: torch.dtype
     ranks: int
     zero: int
-    offload: bool  # the optimizer's state in host memory
+    offload: bool  # optimizer state in host memory
     top_layers: int | None  # None: all
-    rollouts: int  # an iteration, all ranks together
-    slots: int  # of them in generation at once on a rank
+    rollouts: int  # per iteration, all ranks together
+    slots: int  # generated at once on a rank
     prompt_tokens: int
     new_tokens: int
     tokens_per_microbatch: int
@@ -46,7 +46,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Part:
-    """Bytes on one device of one thing, while generating (or, outside of PPO, never) and while updating."""
+    """Bytes of one part on one device, while generating (PPO only) and while updating."""
 
     name: str
     rollout: float
@@ -55,19 +55,19 @@ class Part:
 
 @dataclass(frozen=True)
 class Phase:
-    """Operations and bytes of one phase of an iteration on one rank."""
+    """Operations and bytes of one phase on one rank."""
 
     name: str
     flops: float
     bytes: float
 
     def seconds(self, flops_per_s: float, bytes_per_s: float) -> float:
-        """The longer of arithmetic and memory traffic: what cannot be beaten at the given rates."""
+        """Lower bound of the time: the longer of arithmetic and memory traffic at the given rates."""
         return max(self.flops / flops_per_s, self.bytes / bytes_per_s)
 
 
 class _Attention(torch.autograd.Function):
-    """Allocates what packed attention does: the output and, for the backward, q, k, v and the row's logsumexp."""
+    """Allocates like packed attention: the output and, for the backward, q, k, v and the logsumexp."""
 
     @staticmethod
     def forward(ctx, q, k, v):
@@ -82,7 +82,7 @@ class _Attention(torch.autograd.Function):
 
 
 class _Head(torch.autograd.Function):
-    """Allocates what linear_logprob does for its rows, its bounded workspace aside."""
+    """Allocates like linear_logprob for its rows, without its bounded workspace."""
 
     @staticmethod
     def forward(ctx, h_AD):
@@ -99,14 +99,14 @@ def _attend(_: int, q: Tensor, k: Tensor, v: Tensor, slopes_H: Tensor | None) ->
 
 
 def _pack(tokens: int) -> PackedBatch:
-    """Tokens without values. _attend knows no bounds of sequences, and none is longer than a model serves."""
+    """A batch of tokens without values; sequence bounds do not matter here."""
     columns = (torch.empty(tokens, dtype=torch.int64, device="meta") for _ in range(2))
     return PackedBatch(*columns, None, (1,) * tokens)
 
 
-@lru_cache(maxsize=64)  # the planner asks again and again for one microbatch beside other numbers of rollouts
+@lru_cache(maxsize=64)  # the planner asks for the same microbatch with many numbers of rollouts
 def activation_bytes(model: nn.Module, start: int, tokens: int, actions: int) -> int:
-    """The most that forward and backward of layers from `start` on hold for a microbatch, gradients of weights aside.
+    """Peak bytes of forward and backward of the layers from `start` on for a microbatch, without weight gradients.
 
     `model` is on the meta device in the dtype of the run.
     """
@@ -116,7 +116,7 @@ def activation_bytes(model: nn.Module, start: int, tokens: int, actions: int) ->
     batch = _pack(tokens)
     for weight in top.parameters():
         weight.requires_grad_(True)
-        weight.grad = torch.empty_like(weight)  # there already: what the backward adds is temporary
+        weight.grad = torch.empty_like(weight)  # allocated before, so that only temporary memory is counted
     with MemoryTracker() as tracker:
         trunk_TD = torch.empty(tokens, model.hidden_size, dtype=dtype, device=device)
         h_TD = model.run_layers(list(top.layers.values()), trunk_TD, batch, _attend)
@@ -132,7 +132,7 @@ def activation_bytes(model: nn.Module, start: int, tokens: int, actions: int) ->
 
 @torch.no_grad()
 def forward_bytes(model: nn.Module, tokens: int) -> int:
-    """The most that one layer's forward holds in generation, where nothing is kept for a backward."""
+    """Peak bytes of one layer's forward in generation, where nothing is kept for a backward."""
     device, batch = torch.device("meta"), _pack(tokens)
     with MemoryTracker() as tracker:
         h_TD = torch.empty(tokens, model.hidden_size, dtype=next(model.parameters()).dtype, device=device)
@@ -142,7 +142,7 @@ def forward_bytes(model: nn.Module, tokens: int) -> int:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Numbers of weights of a model's parts."""
+    """Number of weights by part of a model."""
 
     layer: int
     layer_matrices: int
@@ -161,7 +161,7 @@ class Sizes:
 
 
 def memory(model: nn.Module, w: Workload) -> list[Part]:
-    """Bytes by part on one device."""
+    """Return bytes by part on one device."""
     s, L, D, b = Sizes.of(model), model.num_layers, model.hidden_size, w.dtype.itemsize
     top = L if w.top_layers is None else min(w.top_layers, L)
     whole = w.stage == "sft" and w.top_layers is None or w.stage == "ppo" and w.top_layers is None
@@ -169,13 +169,13 @@ def memory(model: nn.Module, w: Workload) -> list[Part]:
     trunk = 0 if whole else (L - top) * s.layer + s.embedding
     trained = top_weights + (s.embedding + s.head if whole else 0) + (0 if w.stage == "sft" else D)
     parts, sharded = [], w.zero == 3 and w.ranks > 1
-    own = 1 / w.ranks if sharded else 1  # share of what ZeRO-3 takes apart
+    own = 1 / w.ranks if sharded else 1  # share of what ZeRO-3 shards
     if w.stage == "ppo":
-        head_in_trunk = 0 if s.head else s.embedding  # tied: read in every update, so it stays whole
+        head_in_trunk = 0 if s.head else s.embedding  # tied: used in every update, so it stays whole
         parts.append(Part("trunk", trunk * b, (head_in_trunk + (trunk - head_in_trunk) * own) * b if trunk else 0))
         if s.head and not whole:
             parts.append(Part("LM head", s.head * b, s.head * b))
-        copy = trained * b if sharded else 0  # the model that generates keeps a top of its own
+        copy = trained * b if sharded else 0  # the generating model keeps its own top
         parts.append(Part("policy" if whole else "policy top", trained * b * own + copy, trained * b * own + copy))
         reference = (trained if whole else top_weights) * b
         parts.append(Part("reference" if whole else "reference top", reference, reference))
@@ -217,18 +217,18 @@ def memory(model: nn.Module, w: Workload) -> list[Part]:
             on_device = kept if kept <= w.trunk_cache_gb * 1e9 else 0
             parts.append(Part("trunk outputs", pages * PAGE_SIZE * D * b + on_device, on_device))
         rows = min(PREFILL_TOKENS, here * w.prompt_tokens)
-        logits = flying * model.vocab_size * 4 * 2  # in float32, and what sampling makes of them
+        logits = flying * model.vocab_size * 4 * 2  # in float32, with sampling's temporaries
         parts.append(Part("a step's activations or logits", max(forward_bytes(model, rows), logits), 0))
     return parts
 
 
 def peaks(parts: Sequence[Part]) -> tuple[float, float]:
-    """Bytes at the rollout's and at the update's peak."""
+    """Return the peak bytes of the rollout and of the update."""
     return sum(p.rollout for p in parts), sum(p.update for p in parts)
 
 
 def phases(model: nn.Module, w: Workload) -> list[Phase]:
-    """Operations (2 a multiply-add) and bytes moved in each phase of an iteration or of an optimizer step, one rank."""
+    """Return operations (2 per multiply-add) and bytes moved in each phase of an iteration or step, on one rank."""
     s, L, D, V, b = Sizes.of(model), model.num_layers, model.hidden_size, model.vocab_size, w.dtype.itemsize
     top = L if w.top_layers is None else min(w.top_layers, L)
     here, length = -(-w.rollouts // w.ranks), w.prompt_tokens + w.new_tokens
@@ -236,7 +236,7 @@ def phases(model: nn.Module, w: Workload) -> list[Phase]:
     tokens, new = here * length, here * w.new_tokens
 
     def layers(count: int, n_tokens: int, context: float) -> float:
-        """Forward of so many layers: matrices, and scores and sums over `context` earlier positions."""
+        """Operations of a forward: matrices, and attention over `context` earlier positions."""
         return count * n_tokens * (2 * s.layer_matrices + 4 * width * context)
 
     head = 2 * V * D

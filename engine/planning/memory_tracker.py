@@ -1,4 +1,4 @@
-"""Bytes alive of every tensor made under it, by storage: what a step takes, on any device and on none (meta)."""
+"""Count live bytes of tensor storages, on any device, including meta."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch.utils._pytree import tree_leaves
 
 
 class MemoryTracker(TorchDispatchMode):
-    """`live` and `peak` bytes of the storages that operations gave out while it was active.
+    """`live` and `peak` bytes of the storages that operations returned while it was active.
 
-    Tensors made before are not counted unless given to `know`. What libraries take for themselves is not seen.
+    Earlier tensors count only if passed to `know`. Memory inside libraries is not seen.
     """
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class MemoryTracker(TorchDispatchMode):
         self._known: set[int] = set()
 
     def know(self, tensors: Iterable[Tensor]) -> None:
-        """Count these tensors' storages too, until they are freed."""
+        """Count these tensors' storages, too, until they are freed."""
         for tensor in tensors:
             storage = tensor.untyped_storage()
             key, size = storage._cdata, storage.nbytes()
@@ -40,5 +40,5 @@ class MemoryTracker(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         given = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
         made = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
-        self.know(x for x in made if x.untyped_storage()._cdata not in given)  # others were written into, or are views
+        self.know(x for x in made if x.untyped_storage()._cdata not in given)  # others are views or in-place results
         return out

@@ -1,1 +1,1 @@
-"""The report of finished or running runs: curves, answers, settings and times on one page."""
+"""Reports of finished or running runs: curves, answers, settings and times on one page."""

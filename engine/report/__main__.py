@@ -1,4 +1,4 @@
-"""`python -m engine.report runs/ne`: a run, or several, as one HTML page with plots, answers, settings and times."""
+"""`python -m engine.report runs/ne`: write one HTML page about one or several runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The curves of a report: which metric of which stage, one line a run and the mean of seeds, smoothed."""
+"""The curves of a report: which metrics, one line per run, and the smoothed mean over seeds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Points = list[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Curve:
-    """One picture: a metric against the step, or against another metric (`against`)."""
+    """One plot: a metric against the step, or against another metric (`against`)."""
 
     name: str
     title: str
@@ -48,7 +48,7 @@ CURVES = (
 
 @dataclass(frozen=True)
 class Line:
-    """What is drawn of one experiment: each of its runs, and their mean over a window of steps."""
+    """The lines of one experiment: each run, and their mean over a window of steps."""
 
     label: str
     each: list[Points]
@@ -57,7 +57,7 @@ class Line:
 
 
 def experiments(runs: Sequence[RunFolder]) -> list[tuple[str, list[RunFolder]]]:
-    """(label, runs): runs that differ in their seed alone are together."""
+    """Return (label, runs), grouping runs that differ only in their seed."""
     by_experiment: dict[str, list[RunFolder]] = defaultdict(list)
     for run in runs:
         by_experiment[run.experiment].append(run)
@@ -68,7 +68,7 @@ def experiments(runs: Sequence[RunFolder]) -> list[tuple[str, list[RunFolder]]]:
 
 
 def lines_of(curve: Curve, runs: Sequence[RunFolder]) -> list[Line]:
-    """The curve's lines, an experiment each; none of an experiment that logged no such metric."""
+    """Return one line per experiment that logged the metric."""
     lines = []
     for label, members in experiments(runs):
         each = [points for run in members if (points := _points(curve, run))]
@@ -80,8 +80,7 @@ def lines_of(curve: Curve, runs: Sequence[RunFolder]) -> list[Line]:
 
 
 def smooth(points: Points, window: int) -> Points:
-    """The mean of each point and its neighbours, `window` in all and fewer at the ends, where the same many lie on both
-    sides: a steep curve is not shifted. Both coordinates, so that a path stays one."""
+    """Smooth both coordinates by a centred window, narrower at the ends, so that a steep curve is not shifted."""
     half, out = window // 2, []
     for i in range(len(points)):
         reach = min(half, i, len(points) - 1 - i)
@@ -102,7 +101,7 @@ def _points(curve: Curve, run: RunFolder) -> Points:
 
 
 def _mean(each: Sequence[Points]) -> Points:
-    """Over the runs that have a step."""
+    """Mean over the runs that have a step."""
     values: dict[float, list[float]] = defaultdict(list)
     for points in each:
         for x, y in points:
@@ -111,14 +110,14 @@ def _mean(each: Sequence[Points]) -> Points:
 
 
 def _mean_in_order(each: Sequence[Points]) -> Points:
-    """Of both coordinates, point by point as far as all runs go."""
+    """Mean of both coordinates, point by point, as far as all runs go."""
     return [tuple(statistics.fmean(c) for c in zip(*points)) for points in zip(*each)]
 
 
 def score_histograms(runs: Sequence[RunFolder]) -> list[tuple[str, list[float], list[float]]]:
-    """(label, scores of the rollouts of the first step, and of the last), the seeds of an experiment together.
+    """Return (label, scores of the first step, scores of the last step), with all seeds of an experiment.
 
-    Runs of before scores.jsonl was written have the few scores of their samples.
+    Old runs without scores.jsonl have only the scores of their samples.
     """
     found = []
     for label, members in experiments(runs):

@@ -1,4 +1,4 @@
-"""The page of a report: its parts in order, one file without scripts or anything fetched."""
+"""The page of a report: one file without scripts or external resources."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from engine.report.style import STYLE
 NO_PLOTS = (
     "matplotlib is not installed, so there are no plots: pip install 'okapi-rlhf[report]' and make the report again"
 )
-# Nothing may be loaded or run, whatever a model's answer holds.
+# Nothing may be loaded or run, whatever a model's answer contains.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def write_report(runs: Sequence[RunFolder], output: Path) -> list[str]:
-    """Write the page, and its plots as PNG files into a folder beside it. Returns what the reader should be told."""
+    """Write the page, and its plots as PNG files into a folder beside it. Returns notes for the user."""
     pictures, said = plots(runs, output.with_name(f"{output.stem}_plots"))
     try:
         output.write_text(page(runs, pictures, said), encoding="utf-8")
@@ -30,7 +30,7 @@ def write_report(runs: Sequence[RunFolder], output: Path) -> list[str]:
 
 
 def plots(runs: Sequence[RunFolder], folder: Path) -> tuple[list[Markup], list[str]]:
-    """The figures, and a line where there can be none."""
+    """Draw the figures; return them and notes for the user."""
     try:
         from engine.report.plots import draw_curve, draw_histograms
     except ModuleNotFoundError as error:
@@ -66,7 +66,7 @@ def _figure(title: str, picture: Markup, caption: str) -> Markup:
 
 
 def page(runs: Sequence[RunFolder], pictures: Sequence[Markup], said: Sequence[str]) -> Markup:
-    """The whole HTML file."""
+    """Return the HTML file."""
     languages = ", ".join(dict.fromkeys(tables.language_of(run) for run in runs))
     stages = [
         {"sft": "SFT", "reward": "reward model", "ppo": "PPO"}[s] for s in STAGES if any(s in r.stages for r in runs)

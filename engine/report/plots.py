@@ -1,4 +1,4 @@
-"""The pictures of a report, by matplotlib: as SVG whose colours are the page's own, and as PNG files."""
+"""The plots of a report by matplotlib: as SVG with the page's colours, and as PNG files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import matplotlib
 
-matplotlib.use("Agg")  # files alone, on machines without a screen too
+matplotlib.use("Agg")  # draw to files, also on machines without a screen
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
@@ -17,13 +17,13 @@ from matplotlib.axes import Axes
 from engine.report.curves import Curve, Line
 from engine.report.markup import Markup
 
-# Okabe and Ito's colours, which colour-blind readers tell apart; the style sheet has lighter ones for the dark.
+# Okabe and Ito's colour-blind safe colours; the style sheet has lighter ones for dark mode.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 DASHES = ("-", "--", "-.", ":")
 INK, FAINT = "#1d2329", "#d7dce1"
 _VARIABLES = {INK: "--ink", FAINT: "--line"} | {colour: f"--series-{i}" for i, colour in enumerate(SERIES)}
 _STYLE = {
-    "svg.fonttype": "none",  # text stays text: the reader's fonts draw it
+    "svg.fonttype": "none",  # keep text as text, drawn in the reader's fonts
     "svg.hashsalt": "report",
     "font.size": 9,
     "axes.titlesize": 9.5,
@@ -36,7 +36,7 @@ _STYLE = {
     "grid.color": FAINT,
     "grid.linewidth": 0.6,
     "text.color": INK,
-    "text.parse_math": False,  # a folder's name may hold a dollar
+    "text.parse_math": False,  # a folder's name may contain a dollar
     "xtick.color": INK,
     "ytick.color": INK,
     "legend.frameon": False,
@@ -45,7 +45,7 @@ _STYLE = {
 
 
 def draw_curve(curve: Curve, lines: Sequence[Line], png: Path) -> Markup:
-    """Thin: each run as logged; thick: the mean of an experiment's runs, smoothed. Writes the PNG, returns the SVG."""
+    """Draw each run (thin) and the smoothed mean of each experiment (thick). Writes the PNG, returns the SVG."""
 
     def draw(axes: Axes) -> None:
         for number, line in enumerate(lines):
@@ -70,7 +70,7 @@ def draw_curve(curve: Curve, lines: Sequence[Line], png: Path) -> Markup:
 
 
 def draw_histograms(found: Sequence[tuple[str, list[float], list[float]]], png: Path) -> Markup:
-    """Outlines of the scores of the first step (thin) and of the last (filled), as shares of the responses."""
+    """Draw histograms of the scores of the first step (outline) and the last (filled)."""
 
     def draw(axes: Axes) -> None:
         values = [x for _, first, last in found for x in (*first, *last)]
@@ -97,7 +97,7 @@ def draw_histograms(found: Sequence[tuple[str, list[float], list[float]]], png: 
 
 
 def _style(number: int) -> tuple[str, str]:
-    """Colour and dashes: no two of the first 24 lines share both."""
+    """Return colour and dashes; the first 24 lines are all different."""
     return SERIES[number % len(SERIES)], DASHES[(number // len(SERIES) + number) % len(DASHES)]
 
 
@@ -113,7 +113,7 @@ def _picture(draw: Callable[[Axes], None], png: Path) -> Markup:
 
 
 def _inline(svg: str) -> Markup:
-    """A part of a page: its colours are the page's variables, and nothing in it reaches outside it."""
+    """Turn a figure into SVG for the page: its colours are the page's variables, and its ids are unique."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r"font: (?:\w+ )*?([\d.]+)px [^;\"]*", r"font-size: \1px", svg)

@@ -1,4 +1,4 @@
-"""What a run left behind, read back: settings, metrics, samples, scores and evaluations of its stages."""
+"""Read a run's folder: settings, metrics, samples, scores and evaluations of its stages."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from engine.base.strict_json import is_number, parse_whole, read_object, shown_s
 
 STAGES = ("sft", "reward", "ppo")
 _RESTORE = "restore the file"
-# What the report shows of a result, of any stage.
+# Fields of a result that the report shows, for any stage.
 _RESULTS = (
     *("seconds", "loss_first", "loss_last", "accuracy_before", "accuracy", "score_first", "score_last"),
     *("kl_first", "kl_last", "exact_match_before", "exact_match", "heldout_loss_before", "heldout_loss"),
 )
-ROWS_BYTES = 2**30  # of a file of rows that is read at all
-# Settings that say where a run lies or how it was started, not what it computes: runs equal but for these are seeds of
-# one experiment.
+ROWS_BYTES = 2**30  # largest file that is read
+# Settings that say where a run is or how it was started, not what it computes. Runs that differ only in these are seeds
+# of one experiment.
 _NOT_THE_EXPERIMENT = {"seed", "output", "runs", "overwrite", "resume", "override", "save_every", "keep"}
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage's folder.
+    """The folder of one stage.
 
-    config    config.json: stage, settings, versions, commit, machine and, of newer runs, hardware
-    metrics   metrics.jsonl, one mapping a step
+    config    config.json: stage, settings, versions, commit, machine and, in newer runs, hardware
+    metrics   metrics.jsonl, one mapping per step
     samples   samples.jsonl: prompts and answers
     scores    step -> score of each rollout (scores.jsonl, PPO only)
-    result    result.json, None while the run has not finished
+    result    result.json; None until the run has finished
     """
 
     path: Path
@@ -48,18 +48,18 @@ class Stage:
 
     @property
     def template(self) -> str:
-        """The name of its prompt template; older runs have it among the settings."""
+        """Return the name of the prompt template; in older runs it is a setting."""
         recorded = self.config.get("template")
         return recorded["name"] if recorded else self.settings.get("template") or ""
 
     def column(self, name: str) -> list[tuple[int, float]]:
-        """(step, value) of a metric, where it was logged."""
+        """Return (step, value) of a metric, where it was logged."""
         return [(row["step"], row[name]) for row in self.metrics if name in row]
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The stages of one run by name, and its evaluations by the folder they lie in."""
+    """The stages of a run by name, and its evaluations by folder."""
 
     name: str
     stages: Mapping[str, Stage]
@@ -71,7 +71,7 @@ class RunFolder:
 
     @property
     def experiment(self) -> str:
-        """Equal for runs that differ in their seed alone."""
+        """Return a key that is equal for runs that differ only in their seed."""
         kept = {
             name: {k: v for k, v in stage.settings.items() if k not in _NOT_THE_EXPERIMENT}
             for name, stage in self.stages.items()
@@ -80,7 +80,7 @@ class RunFolder:
 
 
 def read_run(path: Path) -> RunFolder:
-    """A folder such as runs/ne with its stages, or the folder of one stage. UserError where there is no run."""
+    """Read a folder such as runs/ne with its stages, or the folder of one stage. UserError if there is no run."""
     if not path.is_dir():
         raise UserError(f"{path} is no folder: give a run's, such as runs/ne")
     folders = {name: path / name for name in STAGES} if _config(path) is None else {"": path}
@@ -96,7 +96,7 @@ def read_run(path: Path) -> RunFolder:
 
 
 def _config(folder: Path) -> dict[str, Any] | None:
-    """The config.json of a stage's folder; None where there is none. (A model has a config.json too.)"""
+    """Read a stage's config.json; None if there is none (a model has a config.json, too)."""
     file = folder / "config.json"
     config = read_object(file, _RESTORE) if file.is_file() else {}
     settings = config.get("settings")
@@ -127,7 +127,7 @@ def _read_stage(folder: Path, config: Mapping[str, Any]) -> Stage:
 
 
 def _result(file: Path) -> dict[str, Any]:
-    """Numbers by name, or null where there was nothing to measure; the seconds it took among them."""
+    """Check a result: numbers by name (null if not measured), including the seconds."""
     found = read_object(file, _RESTORE)
     odd = [name for name in _RESULTS if not _is_score(found.get(name))]
     _check(file, is_number(found.get("seconds")) and not odd, f"no number for {odd[0] if odd else 'seconds'}")
@@ -154,9 +154,9 @@ def _rows(
     optional: Mapping[str, Callable[[object], bool]] | None = None,
     others: Callable[[object], bool] = lambda value: True,
 ) -> list[dict[str, Any]]:
-    """The whole lines of a file that a run may be writing at this moment; none when it is not there.
+    """Read the whole lines of a file that a run may still be writing; [] if it is not there.
 
-    fields, optional: what the value of each has to be; others: what that of any other.
+    fields, optional: the type of each field; others: the type of any other field.
     """
     if not file.is_file():
         return []
@@ -208,7 +208,7 @@ def _text(file: Path) -> str:
 
 def _parse(line: str, where: str) -> dict[str, Any]:
     try:
-        value = parse_whole(line, any_text=True)  # engine/report/markup.py shows what a model may have written
+        value = parse_whole(line, any_text=True)  # markup.py escapes what a model may have written
     except ValueError as error:
         raise UserError(f"{where}: bad JSON ({error}): restore the line or remove it") from None
     if not isinstance(value, dict):

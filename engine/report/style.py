@@ -1,4 +1,4 @@
-"""The style sheet of a report: light and dark by the reader's setting, tables that become cards on a narrow screen."""
+"""The style sheet of a report: light and dark mode; tables become cards on a narrow screen."""
 
 STYLE = """
 :root { color-scheme: light dark;

@@ -1,4 +1,4 @@
-"""The tables of a report: what was reached, answers before and after, evaluations, times, settings, machines."""
+"""The tables of a report: results, answers before and after, evaluations, times, settings, machines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engine.report.reading import RunFolder, Stage
 from engine.text.templates import TEMPLATES
 
 MOST_ANSWERS = 20
-# (title, stage, result's field of the start, of the end, whether it is a share)
+# (title, stage, field of the start, field of the end, whether it is a share)
 _REACHED = (
     ("SFT loss, nats a token", "sft", "loss_first", "loss_last", False),
     ("SFT loss on held-out data", "sft", "heldout_loss_before", "heldout_loss", False),
@@ -23,7 +23,7 @@ _REACHED = (
     ("PPO KL to the reference, nats a response", "ppo", "kl_first", "kl_last", False),
     ("right answers on held-out prompts, sampled", "ppo", "exact_match_before", "exact_match", True),
 )
-# Phases of a stage: title -> seconds of a step, from what was logged.
+# Phases of a stage: title -> seconds per step.
 _PHASES: dict[str, Callable[[Mapping[str, float]], float]] = {
     "generation": lambda row: row["time/generation_s"],
     "scoring": lambda row: row.get("time/scoring_s", 0.0),
@@ -36,7 +36,7 @@ _TIMES = ("time/collect_s", "time/generation_s", "time/update_s")
 
 
 def table(head: Sequence[object], rows: Sequence[Sequence[object]], numbers: int = 0) -> Markup:
-    """A table whose last `numbers` columns hold numbers; the first column is each row's header."""
+    """Return a table; its last `numbers` columns are numbers, the first column is the row header."""
 
     def cells(name: str, row: Sequence[object]) -> list[Markup]:
         kinds = ["number" if i >= len(row) - numbers else None for i in range(len(row))]
@@ -47,7 +47,7 @@ def table(head: Sequence[object], rows: Sequence[Sequence[object]], numbers: int
 
 
 def reached(runs: Sequence[RunFolder]) -> Markup | None:
-    """First and last number of every stage that finished, a column each run and the mean of seeds."""
+    """Table of first and last numbers of every finished stage, one column per run, and the mean over seeds."""
     named = [(label, [run]) for label, members in experiments(runs) for run in members for label in (run.name,)]
     means = [(f"mean of {len(m)} seeds", m) for _, m in experiments(runs) if len(m) > 1]
     rows = []
@@ -80,7 +80,7 @@ def _number(value: float, is_share: bool) -> str:
 
 
 def answers(run: RunFolder) -> Markup | None:
-    """Prompts with the answers of the SFT and of the PPO model side by side; where none were asked, sampled ones."""
+    """Table of prompts with answers of the SFT and PPO models side by side, or with sampled answers."""
     rows = [row for row in run.stages["ppo"].samples if "before_ppo" in row] if "ppo" in run.stages else []
     if rows:
         columns = (("SFT", "before_ppo"), ("PPO", "response"), ("the record's own", "expected"))
@@ -114,7 +114,7 @@ def _answer_table(
 
 
 def asked(prompt: str, template: str) -> str:
-    """What a prompt asks, without the words of its template; as it is where the template is not one of ours."""
+    """Strip the template's text from a prompt, if the template is one of ours."""
     for form in (TEMPLATES[template].with_input, TEMPLATES[template].without_input) if template in TEMPLATES else ():
         before, rest = form.split("{instruction}")
         between, mark, after = rest.partition("{input}")
@@ -131,7 +131,7 @@ def _same(answer: str, expected: str) -> bool:
 
 
 def evaluations(runs: Sequence[RunFolder]) -> Markup | None:
-    """Accuracy of each task, group and subject of an evaluation's results.json; subjects folded away."""
+    """Table of accuracy by task, group and (folded) subject from an evaluation's results.json."""
     parts = []
     for run in runs:
         for folder, results in run.evaluations.items():
@@ -163,7 +163,7 @@ def _evaluation_row(results: Mapping[str, Any], name: str) -> list[list[str]]:
 
 
 def times(runs: Sequence[RunFolder]) -> Markup:
-    """Seconds of every stage, and of the phases of PPO, with a bar each."""
+    """Table of seconds by stage and PPO phase, with bars."""
     rows = []
     for run in runs:
         for name, stage in run.stages.items():
@@ -190,7 +190,7 @@ def times(runs: Sequence[RunFolder]) -> Markup:
 
 
 def settings(runs: Sequence[RunFolder]) -> Markup:
-    """Every setting of each stage, a column each run; those that differ between runs first."""
+    """Table of all settings by stage, one column per run; differing settings first."""
     parts = []
     for stage in dict.fromkeys(name for run in runs for name in run.stages):
         with_it = [run for run in runs if stage in run.stages]
@@ -203,7 +203,7 @@ def settings(runs: Sequence[RunFolder]) -> Markup:
 
 
 def machines(runs: Sequence[RunFolder]) -> Markup:
-    """Versions, commit and hardware, as the last stage of each run wrote them."""
+    """Table of versions, commit and hardware of each run's last stage."""
     columns = []
     for run in runs:
         config = list(run.stages.values())[-1].config
@@ -215,7 +215,7 @@ def machines(runs: Sequence[RunFolder]) -> Markup:
 
 
 def language_of(run: RunFolder) -> str:
-    """The English name of a run's language, its code where it is not registered here."""
+    """Return the English name of a run's language, or its code if it is not registered."""
     return LANGUAGES[run.lang].name if run.lang in LANGUAGES else run.lang
 
 

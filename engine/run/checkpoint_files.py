@@ -1,4 +1,4 @@
-"""Checkpoints on disk: written whole or not at all, checked before they are believed, the oldest removed.
+"""Checkpoints on disk: written whole or not at all, verified before use, the oldest removed.
 
 checkpoints/latest                 the name of the newest one
 checkpoints/step-000120/           state.json, trained.safetensors, rollout.safetensors (PPO), manifest.json
@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from engine.base.atomic import sync, write_text
 from engine.base.errors import UserError
 
 STATE, MANIFEST, LATEST = "state.json", "manifest.json", "latest"
@@ -29,24 +30,24 @@ FIELDS = {
     "step": int, "settings": dict, "identity": dict, "versions": dict, "ranks": int, "zero_stage": int, "files": dict,
     "seconds": float, "trainer": dict,
 }  # fmt: skip
-UNFINISHED = ".part-"  # a folder of this prefix is being written or removed, and nobody reads it
-JSON_BYTES = 64 << 20  # of a state or a manifest that is read at all
-SPARE_BYTES = 1 << 20  # beside the tensors: headers, state, manifest, what the file system needs itself
+UNFINISHED = ".part-"  # prefix of a folder that is being written or removed; never read
+JSON_BYTES = 64 << 20  # largest state or manifest that is read
+SPARE_BYTES = 1 << 20  # besides the tensors: headers, state, manifest, file system
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One whose every file has the size and the SHA-256 that its manifest names."""
+    """A checkpoint whose files all have the size and SHA-256 in its manifest."""
 
     path: Path
     state: dict[str, Any]
 
     def open(self, name: str) -> Any:
-        """A safetensors handle: `keys()`, `get_tensor(key)` on the host, one at a time."""
+        """Open a safetensors file: `keys()`, and `get_tensor(key)` into host memory."""
         return safe_open(self.path / name, framework="pt", device="cpu")
 
     def tensors(self, name: str) -> dict[str, Tensor] | None:
-        """All tensors of a file, None when there is no such file."""
+        """Read all tensors of a file; None when it is not there."""
         if not (self.path / name).is_file():
             return None
         with self.open(name) as handle:
@@ -54,7 +55,7 @@ class Checkpoint:
 
 
 def name_of(step: int) -> str:
-    """The folder of a step."""
+    """Name of a step's folder."""
     return f"step-{step:06d}"
 
 
@@ -63,7 +64,7 @@ def bytes_of(tensors: Mapping[str, Tensor]) -> int:
 
 
 def check_room(folder: Path, needed_bytes: int, what: str) -> None:
-    """UserError unless so much of the disk is free."""
+    """UserError unless `needed_bytes` of the disk are free."""
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < needed_bytes + SPARE_BYTES:
         raise UserError(
@@ -82,8 +83,8 @@ def write(
 ) -> None:
     """Write a checkpoint, then point `latest` at it, then remove all but `keep`.
 
-    Each file and folder reaches the disk before the rename that makes it count; so do those `beside`, whose lengths the
-    state names. UserError when it cannot be written; nothing of it is left then and the ones before it are untouched.
+    Files and folders are synced before the rename, and so are the files `beside`, whose lengths the state records.
+    UserError when the disk refuses; then nothing is left of it and earlier checkpoints are unchanged.
     """
     part, target = folder / f"{UNFINISHED}{name_of(step)}", folder / name_of(step)
     try:
@@ -99,11 +100,11 @@ def write(
         manifest = {f.name: {"bytes": f.stat().st_size, "sha256": sha256(f)} for f in sorted(part.iterdir())}
         (part / MANIFEST).write_text(json.dumps({"files": manifest}, indent=1), encoding="utf-8")
         for path in [*part.iterdir(), part, *(p for p in beside if p.exists())]:
-            _sync(path)
+            sync(path)
         if target.exists():  # one that was rejected
             _remove(target)
         os.rename(part, target)
-        _sync(folder)
+        sync(folder)
         _point_latest(folder, target.name)
         for old in _superseded(folder, step, keep):
             _remove(old)
@@ -111,7 +112,7 @@ def write(
         shutil.rmtree(part, ignore_errors=True)
         why = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise UserError(
-            f"checkpoint {target} cannot be written ({why}): mend that (disk space, permissions), then --resume "
+            f"checkpoint {target} cannot be written ({why}): fix that (disk space, permissions), then --resume "
             "continues from the one before"
         ) from error
 
@@ -119,10 +120,10 @@ def write(
 def newest_whole(
     folder: Path, why_not: Callable[[Mapping[str, Any]], str | None] = lambda state: None
 ) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that is whole, and `name: reason` of each that was rejected on the way.
+    """Return the newest whole checkpoint, and `name: reason` for each newer one that was rejected.
 
-    `why_not` may reject one for its state. A whole one newer than what `latest` names counts: the run was stopped
-    between the two.
+    `why_not(state)` may reject one. A whole checkpoint newer than the one `latest` names counts: the run was stopped
+    before it updated `latest`.
     """
     paths = list(reversed(written(folder)))
     rejected, pointed = [], _read_latest(folder)
@@ -139,7 +140,7 @@ def newest_whole(
 
 
 def written(folder: Path) -> list[Path]:
-    """The folders that are called as a checkpoint is, whole or not, by step."""
+    """List the folders named like checkpoints, whole or not, by step."""
     if not folder.is_dir():
         return []
     return sorted((p for p in folder.iterdir() if re.fullmatch(r"step-\d{6,18}", p.name) and p.is_dir()), key=_step_of)
@@ -151,7 +152,7 @@ def sha256(path: Path) -> str:
 
 
 def _checked(path: Path) -> tuple[Checkpoint | None, str | None]:
-    """The checkpoint of a folder, or why it cannot be used."""
+    """Return the checkpoint in a folder, or why it cannot be used."""
     try:
         files = dict(_read_json(path / MANIFEST)["files"])
         if not REQUIRED <= set(files) <= POSSIBLE:
@@ -194,15 +195,11 @@ def _read_latest(folder: Path) -> str | None:
 
 
 def _point_latest(folder: Path, name: str) -> None:
-    part = folder / f"{UNFINISHED}{LATEST}"
-    part.write_text(name + "\n", encoding="utf-8")
-    _sync(part)
-    os.replace(part, folder / LATEST)
-    _sync(folder)
+    write_text(folder / LATEST, name + "\n")
 
 
 def _superseded(folder: Path, step: int, keep: int) -> list[Path]:
-    """All but the `keep` newest up to `step`. Later ones were rejected, or the run would have gone on from them."""
+    """List all but the `keep` newest up to `step`. Later ones were rejected, so they go, too."""
     paths = written(folder)
     upto = [p for p in paths if _step_of(p) <= step]
     return upto[:-keep] + [p for p in paths if _step_of(p) > step]
@@ -213,23 +210,15 @@ def _step_of(path: Path) -> int:
 
 
 def _remove(path: Path) -> None:
-    """Rename, then delete: a checkpoint is there whole or not at all."""
+    """Rename, then delete, so that no half checkpoint is left under its name."""
     gone = path.with_name(f"{UNFINISHED}old-{path.name}")
     os.rename(path, gone)
     shutil.rmtree(gone)
 
 
 def _remove_unfinished(folder: Path) -> None:
-    for path in folder.glob(f"{UNFINISHED}*"):
+    for path in [*folder.glob(f"{UNFINISHED}*"), *folder.glob(f".{LATEST}.*.tmp")]:
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

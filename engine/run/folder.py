@@ -1,4 +1,4 @@
-"""A run's folder: config.json, metrics.jsonl, samples.jsonl, scores.jsonl, tb/, model/, result.json."""
+"""The folder of a run: config.json, metrics.jsonl, samples.jsonl, scores.jsonl, tb/, model/, result.json."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from engine.base.atomic import write_json
 from engine.base.errors import UserError
 from engine.base.strict_json import read_object
 from engine.distributed.shared_folder import check_shared
@@ -25,33 +26,33 @@ from engine.distributed.world import World
 from engine.run.monitors import Monitors
 
 VERSIONS = ("torch", "deepspeed", "transformers", "tokenizers", "sentencepiece", "numpy")
-# Settings that say how to start or what to keep, not what to run. ZeRO's may change when a run is continued.
+# Settings that say how to start or what to keep, not what to run. ZeRO's may change when a run is resumed.
 NOT_COMPARED = ("overwrite", "resume", "override", "save_every", "keep", "hang_timeout", "monitor")
 MAY_CHANGE = (*NOT_COMPARED, "deepspeed_config")
 INPUTS = ("model", "data", "eval_data", "reward")
 
 
 class Run:
-    """One stage's folder. The first rank writes; the others only know the paths."""
+    """The folder of one stage. Only the first rank writes; the others know the paths."""
 
     def __init__(self, path: Path, stage: str, settings: Sequence[Any], world: World, monitors: Any | None = None):
-        """`monitors` is what take_monitors gives: where numbers go besides metrics.jsonl and TensorBoard."""
+        """`monitors` comes from take_monitors: where metrics go besides metrics.jsonl and TensorBoard."""
         self.path, self.stage, self.world = path, stage, world
         self.settings = {k: v for s in settings for k, v in dataclasses.asdict(s).items()}
-        self.template: dict[str, str] | None = None  # the prompt template, as engine/run/template_choice.py records it
-        self.lowered: dict[str, Any] = {}  # settings by their defaults that the model does not allow, and what they are
+        self.template: dict[str, str] | None = None  # the prompt template, as template_choice.py records it
+        self.lowered: dict[str, Any] = {}  # settings that were lowered to what the model allows
         self._writer = None
         self._monitor_config, self._monitors = monitors, None
         self._started = time.monotonic()
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
-        """Versions, commit and machine: what one needs to know to run it again."""
+        """Versions, commit and machine, to run it again."""
         return _provenance()
 
     @property
     def cut_files(self) -> tuple[Path, ...]:
-        """What grows while training, and is cut back to where a continued run goes on."""
+        """Files that grow while training. A resumed run cuts them back to its checkpoint."""
         return tuple(self.path / name for name in ("metrics.jsonl", "samples.jsonl", "scores.jsonl"))
 
     @property
@@ -60,26 +61,26 @@ class Run:
 
     @property
     def trunk_file(self) -> Path:
-        """Where the outputs of frozen layers are kept while training."""
+        """Where the trunk's outputs are kept while training."""
         return self.path / "trunk.bin"
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """What the finished run found, None when it has not finished."""
+        """result.json of the finished run; None when it has not finished."""
         return read_result(self.path)
 
     def finished_before(self) -> bool:
-        """Whether this very run is complete already.
+        """Return whether this run is already complete.
 
-        UserError for a folder that cannot be written or holds other files, and, unless overwritten, another run or,
-        unless continued, one that did not finish.
+        UserError when the folder cannot be written, holds other files, holds another run (unless --overwrite), or holds
+        an unfinished run (unless --resume or --overwrite).
         """
         if not self.path.exists():
             check_writable(self.path)
             return False
         if not self.path.is_dir():
             raise UserError(f"--output {self.path} is a file: give a folder")
-        if all(p.name == "config.json.part" for p in self.path.iterdir()):  # stopped as it was about to start
+        if all(p.name.startswith(".config.json.") for p in self.path.iterdir()):  # a run was stopped while it started
             check_writable(self.path / "config.json")
             return False
         before = _settings_in(self.path)
@@ -103,7 +104,7 @@ class Run:
             )
         if self.result is None:
             raise UserError(
-                f"{self.path} holds a run that did not finish: --resume continues it, --overwrite starts it anew"
+                f"{self.path} holds a run that did not finish: --resume continues it, --overwrite starts it again"
             )
         return True
 
@@ -116,7 +117,7 @@ class Run:
                 )
 
     def start(self) -> None:
-        """Make the folder and write config.json. Every rank waits until it sees it; UserError when one never does."""
+        """Create the folder and write config.json. Ranks wait until they see the file; UserError if one never does."""
         self._started = time.monotonic()
         if self.world.is_first:
             if self.settings["overwrite"] and _settings_in(self.path) is not None:
@@ -125,7 +126,7 @@ class Run:
                 self.path.mkdir(parents=True, exist_ok=True)
                 config = {"stage": self.stage, "settings": self.settings, "template": self.template}
                 lowered = {"lowered": self.lowered} if self.lowered else {}
-                _write_json(self.path / "config.json", {**config, **lowered, **self.provenance})
+                write_json(self.path / "config.json", {**config, **lowered, **self.provenance})
             except OSError as error:
                 raise UserError(
                     f"--output {self.path} cannot be written ({error.strerror}): choose a folder you may write to"
@@ -133,7 +134,7 @@ class Run:
         check_shared(self.path / "config.json", self.world)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Add one line to metrics.jsonl and the same numbers to the monitors; a NaN or infinity stops the run."""
+        """Append a line to metrics.jsonl and send the same numbers to the monitors. UserError for NaN or infinity."""
         bad = {k: v for k, v in metrics.items() if not math.isfinite(v)}
         if bad:
             raise UserError(
@@ -147,7 +148,7 @@ class Run:
         self._monitor(step, metrics)
 
     def _monitor(self, step: int, metrics: Mapping[str, float]) -> None:
-        """The numbers of a step to TensorBoard and DeepSpeed's monitors, which are opened when the first come."""
+        """Send a step's numbers to TensorBoard and DeepSpeed's monitors, opened at the first call."""
         if self._monitor_config is not None:
             self._monitors = self._monitors or Monitors(self._monitor_config, self.settings, self.path, step)
             self._monitors.write(step, metrics)
@@ -156,24 +157,26 @@ class Run:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(self.path / "tb"), purge_step=step)  # of a run that went on from here
+            self._writer = SummaryWriter(
+                str(self.path / "tb"), purge_step=step
+            )  # a resumed run writes these steps again
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
 
     def sample(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Add lines to samples.jsonl: what the model answered at a step."""
+        """Append the model's answers at a step to samples.jsonl."""
         if self.world.is_first:
             with open(self.path / "samples.jsonl", "a", encoding="utf-8") as file:
                 file.writelines(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n" for row in rows)
 
     def scores(self, step: int, scores: Sequence[float]) -> None:
-        """Add a line to scores.jsonl: the score of each rollout of a step, which the metrics give the mean of."""
+        """Append the score of each rollout of a step to scores.jsonl."""
         if self.world.is_first:
             with open(self.path / "scores.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, "scores": [float(f"{x:.6g}") for x in scores]}) + "\n")
 
     def position(self) -> dict[str, Any]:
-        """Where the run stands, as a checkpoint keeps it: settings, versions, lengths of files in bytes, seconds."""
+        """Return what a checkpoint keeps of the run: settings, versions, file lengths in bytes, seconds so far."""
         if self._writer is not None:
             self._writer.flush()
         lengths = {p.name: p.stat().st_size for p in self.cut_files if p.exists()}
@@ -181,14 +184,14 @@ class Run:
         return {"stage": self.stage, "settings": self.settings, **self.provenance, "files": lengths, "seconds": seconds}
 
     def why_cut(self, state: Mapping[str, Any]) -> str | None:
-        """Why a checkpoint of this state cannot be continued here: a file is shorter than it was. None when it can."""
+        """Return why a checkpoint with this state cannot be resumed (a file is shorter than it was), or None."""
         for path in self.cut_files:
             if (size := state["files"].get(path.name, 0)) > (path.stat().st_size if path.exists() else 0):
                 return f"{path.name} was cut below the {size} bytes it had"
         return None
 
     def cut_back(self, lengths: Mapping[str, int], seconds: float) -> None:
-        """Take what was written after a checkpoint out of the files again: `files` and `seconds` of its position."""
+        """Remove what was written after a checkpoint; `lengths` and `seconds` come from its `position`."""
         self._started = time.monotonic() - seconds
         if self.world.is_first:
             for path in self.cut_files:
@@ -199,39 +202,39 @@ class Run:
         self.world.barrier()
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Write result.json, which says that the run is complete."""
+        """Write result.json, which marks the run as complete."""
         if self._writer is not None:
             self._writer.close()
         if self._monitors is not None:
             self._monitors.close()
         if self.world.is_first:
-            _write_json(self.path / "result.json", {**result, "seconds": round(time.monotonic() - self._started, 1)})
+            write_json(self.path / "result.json", {**result, "seconds": round(time.monotonic() - self._started, 1)})
         self.world.barrier()
 
 
 def differences(
     before: Mapping[str, Any], now: Mapping[str, Any], not_compared: Sequence[str] = MAY_CHANGE
 ) -> list[str]:
-    """`name old -> new` of each setting that has changed. Both are compared as JSON holds them."""
+    """List `name old -> new` for each setting that changed, compared as JSON."""
     now = json.loads(json.dumps(now))
     return [f"{k} {before.get(k)!r} -> {v!r}" for k, v in now.items() if k not in not_compared and before.get(k) != v]
 
 
 def read_result(path: Path) -> dict[str, Any] | None:
-    """The result.json of a run's folder, None when it is not there."""
+    """Read result.json from a run's folder; None when it is not there."""
     file = path / "result.json"
     return read_object(file, "delete it to run the stage again") if file.is_file() else None
 
 
 def template_in_run(model_dir: str | os.PathLike[str]) -> tuple[Path, Any]:
-    """(file, template) that the run beside a model's directory has recorded: None without one, older runs a name."""
+    """Return (file, template) recorded by the run whose model this is; template is None without one."""
     folder = _real(model_dir).parent
     config = _config_in(folder) or {"settings": {}}
     return folder / "config.json", config.get("template") or config["settings"].get("template")
 
 
 def check_writable(path: Path) -> None:
-    """UserError unless a file or folder of this name can be made: the nearest folder above it is writable."""
+    """UserError unless the nearest existing folder above `path` is writable."""
     above = path.absolute().parent
     while not above.exists():
         above = above.parent
@@ -242,32 +245,22 @@ def check_writable(path: Path) -> None:
 
 
 def _real(path: str | os.PathLike[str]) -> Path:
-    """The path without links. Not Path.resolve, which raises a RuntimeError for links that point at each other."""
+    """Resolve links. Unlike Path.resolve, no RuntimeError for links that point at each other."""
     return Path(os.path.realpath(path))
 
 
 def _settings_in(path: Path) -> dict[str, Any] | None:
-    """The settings in a run's config.json; None where there is no run."""
+    """Read the settings from a run's config.json; None when there is no run."""
     return (_config_in(path) or {}).get("settings")
 
 
 def _config_in(path: Path) -> dict[str, Any] | None:
-    """A run's config.json; None where there is no run. (A model has a config.json too.)"""
+    """Read a run's config.json; None when there is no run (a model has a config.json, too)."""
     try:
         config = read_object(path / "config.json")
     except UserError:
         return None
     return config if isinstance(config.get("settings"), dict) else None
-
-
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(path.name + ".part")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, ensure_ascii=False, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _provenance() -> dict[str, Any]:
@@ -288,7 +281,7 @@ def _provenance() -> dict[str, Any]:
 
 
 def _hardware() -> dict[str, Any]:
-    """Processor, cores this process may use, memory in GB, and each GPU with its memory."""
+    """The processor, the cores this process may use, memory in GB, and each GPU with its memory."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

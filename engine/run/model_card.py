@@ -1,4 +1,4 @@
-"""What travels with an exported model beside its weights: a card for people, and generation settings."""
+"""The model card and the generation settings that go with an exported model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.base.errors import UserError
 from engine.base.languages import LANGUAGES
 
 STAGES = {"sft": "supervised fine-tuning", "reward": "a reward model", "ppo": "PPO against a reward model"}
-# Settings that a reader of a card asks for; the run's config.json has them all.
+# Settings shown in a card; the run's config.json has all of them.
 _SHOWN = (
     *("preset", "lr", "batch_size", "epochs", "max_steps", "max_length", "template", "loss_on", "top_layers"),
     *("trained_layers", "kl_coef", "kl_controller", "ppo_epochs", "max_new_tokens", "temperature", "seed", "dtype"),
@@ -27,9 +27,9 @@ def write_card(
     tokenizer: Any,
     eos_ids: Sequence[int],
 ) -> None:
-    """Write README.md, and generation_config.json unless it is a reward model's folder.
+    """Write README.md and, except for a reward model, generation_config.json.
 
-    `inputs` says what was read (model, data, reward), `result` what the run found.
+    `inputs` names what was read (model, data, reward); `result` is the run's result.
     """
     try:
         (model_dir / "README.md").write_text(card(stage, settings, inputs, result), encoding="utf-8")
@@ -37,14 +37,11 @@ def write_card(
             text = json.dumps(generation_config(settings, tokenizer, eos_ids), indent=2) + "\n"
             (model_dir / "generation_config.json").write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{model_dir} cannot be written ({error.strerror}): see to its permissions") from error
+        raise UserError(f"{model_dir} cannot be written ({error.strerror}): check its permissions") from error
 
 
 def generation_config(settings: Mapping[str, Any], tokenizer: Any, eos_ids: Sequence[int]) -> dict[str, Any]:
-    """transformers' generation_config.json: sampling as the run sampled, responses as long as it allowed.
-
-    Every token that ended a response in the run does so again.
-    """
+    """Return transformers' generation_config.json: the run's sampling settings, response length and EOS tokens."""
     config = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": eos_ids[0] if len(eos_ids) == 1 else list(eos_ids),
@@ -62,7 +59,7 @@ def generation_config(settings: Mapping[str, Any], tokenizer: Any, eos_ids: Sequ
 
 
 def card(stage: str, settings: Mapping[str, Any], inputs: Mapping[str, Any], result: Mapping[str, Any]) -> str:
-    """The card in Markdown, with the metadata block that the Hugging Face hub reads."""
+    """Return the card in Markdown, with the metadata block that the Hugging Face hub reads."""
     code = settings["lang"]
     name = LANGUAGES[code].name if code in LANGUAGES else code
     tags = ["rlhf", stage]
@@ -91,14 +88,14 @@ def _use(stage: str, name: str) -> list[str]:
             f'Following single instructions in {name}, for research. `pipeline("text-generation")` loads it and',
             "renders chats in the prompt format it was trained with; it was not trained on earlier turns of a chat.",
         ]
-        limits = ["Answers can be wrong, invented or harmful. Nobody has tested it for safety."]
+        limits = ["Answers can be wrong, invented or harmful. Its safety has not been tested."]
     limits += ["Other languages, and prompts longer than `max_length` tokens, are outside what it was trained on."]
     limits += ["The licences and faults of its base model and of its data carry over to it."]
     return ["## Intended use", "", *use, "", "## Limits", "", *(f"- {line}" for line in limits), ""]
 
 
 def _code(value: object) -> str:
-    """In backticks, on one line and with no bar that would end a cell."""
+    """Put a value in backticks, on one line, without a bar that would end the cell."""
     return f"`{' '.join(str(value).split()).replace('`', chr(39)).replace('|', '/')}`"
 
 

@@ -1,4 +1,4 @@
-"""Where else a run's numbers go: DeepSpeed's monitors (CSV, Weights & Biases), by --monitor or a DeepSpeed file."""
+"""DeepSpeed's monitors (CSV, Weights & Biases) for a run's metrics, chosen by --monitor or a DeepSpeed file."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ OWN_FOLDERS = {"tensorboard": "tb", "csv_monitor": "csv"}  # in the run's folder
 def take_monitors(
     ds_config: Mapping[str, Any], settings: RunSettings, stage: str, run_path: Path
 ) -> tuple[dict[str, Any], Any | None]:
-    """(the DeepSpeed configuration without its monitors, their settings in DeepSpeed's form or None).
+    """Return (the DeepSpeed configuration without monitors, the monitors' configuration or None).
 
-    DeepSpeed itself is given the rest alone: it would open every monitor a second time, for its own few numbers. A
-    file's own fields (project, group, team, output_path, job_name) hold where it has them; to its job's name the stage
-    is added, since SFT and PPO both log an "lr". UserError for fields that DeepSpeed refuses and for a monitor whose
-    package is not installed.
+    DeepSpeed gets only the first part: it would open every monitor a second time, for a few numbers of its own. The
+    fields of the file (project, group, team, output_path, job_name) win; the stage is appended to job_name, because SFT
+    and PPO both log an "lr". UserError for fields that DeepSpeed refuses, and for a monitor whose package is missing.
     """
     from deepspeed.monitor.config import get_monitor_config
 
@@ -44,7 +43,7 @@ def take_monitors(
         "tensorboard" in settings.monitors
         and chosen.get("tensorboard", {}).get("job_name") == OWN_FOLDERS["tensorboard"]
     ):
-        del chosen["tensorboard"]  # a run writes that folder itself, and cuts it back when it is continued
+        del chosen["tensorboard"]  # the run writes that folder itself, and cuts it back on --resume
     if "wandb" in settings.monitors:
         default = {"project": "okapi-rlhf", "group": settings.lang}
         chosen["wandb"] = {**default, **chosen.get("wandb", {}), "enabled": True}
@@ -61,10 +60,10 @@ def take_monitors(
 
 
 class Monitors:
-    """Open monitors, on the first rank; DeepSpeed must know the ranks by then, so a run opens them at its first log."""
+    """Open monitors, on the first rank. DeepSpeed must be initialised before, so a run opens them at its first log."""
 
     def __init__(self, config: Any, settings: Mapping[str, Any], run_path: Path, step: int):
-        """`step` is the first that will be written: a run's own CSV files are cut back to what came before it."""
+        """`step` is the first one to be written: the run's own CSV files are cut back to the steps before it."""
         from deepspeed.monitor.monitor import MonitorMaster
 
         self._wandb = None
@@ -76,9 +75,9 @@ class Monitors:
         try:
             self._master = MonitorMaster(config)
         except failures as error:
-            raise UserError(f"a monitor cannot start ({error}): mend that, or leave it out of --monitor") from error
+            raise UserError(f"a monitor cannot start ({error}): fix that, or leave it out of --monitor") from error
         if self._wandb is not None:
-            # A run that is continued there (WANDB_RUN_ID) has other values of --resume and its like.
+            # A run resumed there (WANDB_RUN_ID) has other values of --resume and the like.
             self._wandb.config.update(dict(settings), allow_val_change=True)
         own_csv = run_path / OWN_FOLDERS["csv_monitor"]
         if (csv := self._master.csv_monitor) and Path(csv.log_dir) == own_csv:
@@ -88,13 +87,13 @@ class Monitors:
         self._master.write_events([(name, value, step) for name, value in metrics.items()])
 
     def close(self) -> None:
-        """A stage's numbers must not end up in the W&B run of the stage before it, in the same process."""
+        """Finish the W&B run, so that the next stage in this process starts its own."""
         if self._wandb is not None:
             self._wandb.finish()
 
 
 def cut_csv_back(folder: Path, step: int) -> Sequence[str]:
-    """Take the rows from `step` on out of a folder's CSV files; the names of those that have their header already."""
+    """Remove the rows from `step` on from a folder's CSV files. Returns the names of the files."""
     files = sorted(folder.glob("*.csv"))
     for file in files:
         header, *rows = file.read_bytes().splitlines(keepends=True)

@@ -1,6 +1,6 @@
-"""Which prompt template a command uses, by one rule for all, and the record of it that an exported model keeps.
+"""Choose the prompt template of a command, by one rule for all commands.
 
-What --template gives; else the one that the model was trained with, as the model itself or its run records it; else the
+--template, if given; else the template that the model was trained with, as the model or its run records it; else the
 model's own chat template; else Alpaca's.
 """
 
@@ -25,7 +25,7 @@ DEFAULT = "alpaca"
 
 @dataclass(frozen=True)
 class Choice:
-    """The template of a command, and why it is that one."""
+    """The chosen template, and why it was chosen."""
 
     template: Template | ChatTemplate
     why: str
@@ -37,13 +37,13 @@ class Choice:
 
 
 def check_template(given: str | None) -> None:
-    """UserError for a --template that can be seen to be wrong before a model is there."""
+    """UserError for a --template that is wrong whatever the model."""
     if given not in (None, CHAT):
         load_template(given)
 
 
 def choose_template(given: str | None, model_dir: str | os.PathLike[str], tokenizer: Any) -> Choice:
-    """The template by the rule above; `tokenizer` is the model's."""
+    """Choose the template by the rule above; `tokenizer` is the model's."""
     if given is not None:
         template = ChatTemplate(tokenizer) if given == CHAT else load_template(given)
         return Choice(template, f"given{_trained_otherwise(template, Path(model_dir), tokenizer)}")
@@ -55,9 +55,9 @@ def choose_template(given: str | None, model_dir: str | os.PathLike[str], tokeni
 
 
 def check_reward_template(reward_dir: str | os.PathLike[str], choice: Choice, tokenizer: Any) -> str:
-    """What is known of a reward model's template, for the header. UserError unless it makes the prompts of `choice`.
+    """Compare a reward model's template with the policy's; return a note for the header.
 
-    A chat template alone, without a record, says nothing about records with an input.
+    UserError unless both make the same prompts. Without a record, only prompts without input are compared.
     """
     theirs = load_tokenizer(reward_dir)
     found = _recorded(Path(reward_dir), theirs)
@@ -77,7 +77,7 @@ def check_reward_template(reward_dir: str | os.PathLike[str], choice: Choice, to
 
 
 def _recorded(model_dir: Path, tokenizer: Any) -> Choice | None:
-    """The template that a model was trained with. UserError for a record that cannot be used."""
+    """Return the template that a model was trained with, if recorded. UserError for a record that cannot be used."""
     file = model_dir / "tokenizer_config.json"
     record = read_object(file, "fetch it again", TOKENIZER_BYTES).get(RECORD) if file.is_file() else None
     why = "the model was trained with it"
@@ -103,7 +103,7 @@ def _recorded(model_dir: Path, tokenizer: Any) -> Choice | None:
 
 
 def _trained_otherwise(template: Template | ChatTemplate, model_dir: Path, tokenizer: Any) -> str:
-    """What a header adds where a model is about to see another template than the one it was trained with."""
+    """Return a note for the header when the model was trained with another template, else an empty string."""
     try:
         found = _recorded(model_dir, tokenizer)
     except UserError as error:

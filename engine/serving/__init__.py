@@ -1,1 +1,1 @@
-"""Serving: requests that come at any time share one running batch, and their tokens go out as they are sampled."""
+"""Serve a model: requests join one running batch at any time, and tokens are sent as they are sampled."""

@@ -1,4 +1,4 @@
-"""The HTTP side: OpenAI's routes over one worker, streaming, limits, a bearer token, health and metrics."""
+"""The HTTP server: OpenAI's routes over one worker, streaming, limits, a bearer token, health and metrics."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from engine.serving.text_stream import TextStream
 from engine.serving.token_names import TokenNames
 from engine.serving.worker import FAILED, Delta, Job, Worker
 
-_SECONDS_TO_SEND = 60.0  # a client that takes longer to send its body, or to take a chunk, is gone
+_SECONDS_TO_SEND = 60.0  # a client that needs longer to send its body or read a chunk is disconnected
 _POLL_S = 0.05
 
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """max_open is of choices that run or wait, together; api_key None lets everybody in."""
+    """max_open limits running plus waiting choices; api_key None allows every client."""
 
     max_open: int
     max_body_bytes: int = 1 << 20
@@ -37,7 +37,7 @@ class ServerSettings:
 
 
 class Server:
-    """Serves one model. Use `app` once, within a running event loop; `drain` before it is taken down."""
+    """Serves one model. Use `app` once, inside a running event loop; call `drain` before shutdown."""
 
     def __init__(
         self, engine: LiveEngine, tokenizer: PreTrainedTokenizerFast, reader: AskReader, settings: ServerSettings
@@ -50,11 +50,11 @@ class Server:
         self._draining = False
         self._open: set[Job] = set()
         self._answering = 0
-        # One thread: the event loop is never held up by a long prompt, and tokenizers are not made for several.
+        # One thread: long prompts do not block the event loop, and tokenizers are not thread-safe.
         self._readers = ThreadPoolExecutor(1, "reader")
 
     def app(self) -> web.Application:
-        """The application: its start-up starts the worker, its clean-up stops it."""
+        """Return the application; its start-up starts the worker, its clean-up stops it."""
         app = web.Application(
             middlewares=[self._count, self._form_errors, self._check_key], client_max_size=self._settings.max_body_bytes
         )
@@ -70,7 +70,7 @@ class Server:
         return app
 
     async def drain(self, seconds: float) -> bool:
-        """Take no more requests, and wait for those that are there. Whether all were answered in time."""
+        """Refuse new requests and wait for open ones. Returns whether all were answered in time."""
         self._draining = True
         end = time.monotonic() + seconds
         while self._answering and time.monotonic() < end:
@@ -137,7 +137,7 @@ class Server:
 
     @asynccontextmanager
     async def _deltas(self, ask: Ask) -> AsyncIterator[AsyncIterator[tuple[int, Delta]]]:
-        """(choice, delta) as they come, until every choice has ended; those left are cancelled when this is left."""
+        """Yield (choice, delta) as they come, until all choices have ended. On exit, open choices are cancelled."""
         if len(self._open) + ask.num_choices > self._settings.max_open:
             raise ApiError(
                 429, f"{len(self._open)} responses are open, at most {self._settings.max_open} may be: come back later",
@@ -195,7 +195,7 @@ class Server:
 
         try:
             async for index, delta in deltas:
-                if not response.prepared:  # not before: what fails at once has a status of its own
+                if not response.prepared:  # not earlier: an immediate failure has its own status
                     await response.prepare(request)
                 await send(json.dumps(replies.chunk(replies.choice(index, delta))))
             if replies.tells_usage:

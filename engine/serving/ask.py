@@ -1,4 +1,4 @@
-"""Requests of the API: a body read and checked, field by field, into what is to be generated."""
+"""Parse and check the body of an API request, field by field."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from engine.text.chats import ROLES
 from engine.text.tokenizer import encode_prompt
 
 MAX_TOP, MAX_STOPS, MAX_STOP_CHARACTERS = 20, 16, 1000
-# Known and of no effect here, so that a client that sends them is served.
+# Known fields without effect here; clients may send them.
 _IGNORED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls")
-# Known and not built: taken only where they ask for nothing.
+# Known fields that are not implemented: accepted only with their neutral values.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
@@ -39,22 +39,22 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class Limits:
-    """What a request may ask for. max_length is of prompt and response in tokens, max_choices of prompts times n."""
+    """Limits of a request: max_length of prompt plus response in tokens, max_choices of prompts times n."""
 
     model_name: str
     vocab_size: int
     max_length: int
     max_choices: int
-    chat_tokens: int  # of a chat's answer that names no limit
+    chat_tokens: int  # limit of a chat answer that asks for none
 
 
 @dataclass(frozen=True)
 class Ask:
-    """What a request asks for: n responses to each prompt. num_top is None where no log-probabilities are wanted."""
+    """A parsed request: n responses to each prompt. num_top is None without log-probabilities."""
 
     is_chat: bool
     prompts: tuple[tuple[int, ...], ...]
-    texts: tuple[str | None, ...]  # of the prompts, None where they came as tokens
+    texts: tuple[str | None, ...]  # texts of the prompts; None if they came as tokens
     n: int
     max_tokens: int
     min_tokens: int
@@ -72,13 +72,13 @@ class Ask:
 
 
 class AskReader:
-    """Reads bodies. Its methods raise ApiError for what cannot be served; they take time, tokenisation above all."""
+    """Parses bodies. Methods raise ApiError for what cannot be served. They are slow because they tokenise."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, dialogs: DialogEncoder, limits: Limits):
         self._tokenizer, self._dialogs, self.limits = tokenizer, dialogs, limits
 
     def chat(self, body: bytes) -> Ask:
-        """A request to /v1/chat/completions."""
+        """Parse a request to /v1/chat/completions."""
         fields = self._fields(body)
         prompt = self._dialog(fields.take("messages"))
         wants = fields.flag("logprobs")
@@ -93,7 +93,7 @@ class AskReader:
         return self._ask(fields, True, (prompt,), (None,), max_tokens, (num_top or 0) if wants else None, False)
 
     def completion(self, body: bytes) -> Ask:
-        """A request to /v1/completions."""
+        """Parse a request to /v1/completions."""
         fields = self._fields(body)
         prompts, texts = zip(*self._prompts(fields.take("prompt")))
         echo = fields.flag("echo")
@@ -135,7 +135,7 @@ class AskReader:
         sampling = Sampling(
             fields.number("temperature", 1.0, 0.0, 2.0),
             fields.integer("top_k", 0, 0, 1 << 31),
-            fields.number("top_p", 1.0, 0.0, 1.0) or math.ulp(0.0),  # 0: the likeliest token alone
+            fields.number("top_p", 1.0, 0.0, 1.0) or math.ulp(0.0),  # 0: only the chosen token's
             fields.number("min_p", 0.0, 0.0, 1.0),
             fields.number("repetition_penalty", 1.0, 0.01, 100.0),
         )
@@ -184,7 +184,7 @@ class AskReader:
         return tuple(_checked(stop, "stop") for stop in stops)
 
     def _prompts(self, value: Any) -> list[tuple[tuple[int, ...], str | None]]:
-        """Tokens and text of each prompt: of a text, a list of texts, a list of tokens, or a list of such lists."""
+        """Return tokens and text of each prompt: of a text, a list of texts, a list of tokens, or a list of those."""
         several = isinstance(value, list) and value and not all(_is_token(item) for item in value)
         prompts = value if several else [value]
         if len(prompts) > self.limits.max_choices:
@@ -228,7 +228,7 @@ def _turn(message: Any, param: str) -> dict[str, str]:
 
 
 def _checked(text: str, param: str) -> str:
-    """The text. ApiError for half a character, which no tokenizer can read."""
+    """Return the text. ApiError for half a surrogate pair, which no tokenizer can read."""
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise bad_request(f"{param} holds half a character (a lone surrogate)", param)
     return text

@@ -1,4 +1,4 @@
-"""A dialog's turns to the tokens of a prompt, and a dialog that is too long cut to fit."""
+"""Convert a dialog's turns to the tokens of a prompt, and shorten a dialog that is too long."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Turn = Mapping[str, str]  # {"role": one of engine.text.chats.ROLES, "content": 
 
 
 class DialogEncoder:
-    """Turns dialogs into prompts, in which every turn has the ids that it had in training (engine/text/chats.py)."""
+    """Converts dialogs to prompts with the token ids of training (engine/text/chats.py)."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, template: Template | ChatTemplate):
         self._tokenizer, self._template = tokenizer, template
 
     def encode(self, turns: Sequence[Turn]) -> tuple[int, ...]:
-        """Token ids that end where the next answer begins. UserError for turns that cannot be rendered."""
+        """Return the token ids up to the start of the next answer. UserError for turns that cannot be rendered."""
         if not turns or turns[-1]["role"] != "user":
             raise UserError("the last message must be the user's: the model answers that")
         ids = tuple(encode_chat(self._tokenizer, self._template, turns))
@@ -31,7 +31,7 @@ class DialogEncoder:
 
 
 def cut_to_fit(encoder: DialogEncoder, turns: Sequence[Turn], max_tokens: int) -> tuple[tuple[int, ...], list[Turn]]:
-    """(prompt of at most max_tokens, the turns it holds): the oldest questions and their answers go first.
+    """Return (prompt of at most max_tokens, its turns), dropping the oldest questions and their answers.
 
     System turns stay. UserError if the last question alone is too long.
     """

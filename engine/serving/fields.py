@@ -1,4 +1,4 @@
-"""The fields of a request's body: taken out one by one, each of its kind and within its bounds."""
+"""Take typed and bounded fields from a request's body."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ Default = TypeVar("Default", int, float, None)
 
 
 class Fields:
-    """A JSON object that is emptied field by field. null counts as absent."""
+    """A JSON object whose fields are taken one by one. null counts as absent."""
 
     def __init__(self, values: dict[str, Any]):
         self._left = {name: value for name, value in values.items() if value is not None}
 
     def take(self, name: str) -> Any:
-        """Any value, None where there is none."""
+        """Take any value; None if absent."""
         return self._left.pop(name, None)
 
     def drop(self, *names: str) -> None:
@@ -24,12 +24,12 @@ class Fields:
             self._left.pop(name, None)
 
     def drop_if(self, name: str, nothing: Any) -> None:
-        """Drop a field with this very value, by which clients say that they ask for nothing."""
+        """Drop a field that has this neutral value."""
         if self._left.get(name) is nothing:
             del self._left[name]
 
     def flag(self, name: str) -> bool:
-        """true or false, false where there is none."""
+        """Take true or false; false if absent."""
         value = self.take(name)
         if value is not None and not isinstance(value, bool):
             raise bad_request(f"{name} must be true or false", name)
@@ -42,7 +42,7 @@ class Fields:
         return default if value is None else value
 
     def integer(self, name: str, default: Default, low: int, high: int = (1 << 63) - 1) -> int | Default:
-        """A whole number from low to high."""
+        """Take a whole number from low to high."""
         value = self.take(name)
         if value is None:
             return default
@@ -53,7 +53,7 @@ class Fields:
         return value
 
     def number(self, name: str, default: float, low: float, high: float) -> float:
-        """A number from low to high."""
+        """Take a number from low to high."""
         value = self.take(name)
         if value is None:
             return default
@@ -62,6 +62,6 @@ class Fields:
         return float(value)
 
     def must_be_empty(self) -> None:
-        """ApiError for a field that nobody took."""
+        """ApiError if a field is left over."""
         for name in self._left:
             raise bad_request(f"there is no parameter {name[:100]!r}", name[:100], "unknown_parameter")

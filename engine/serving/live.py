@@ -1,6 +1,6 @@
-"""The live engine: requests join and leave a running batch, each with sampling settings of its own.
+"""The live engine: requests join and leave a running batch, each with its own sampling settings.
 
-Shapes: T tokens of a piece, S rows that decode, V vocabulary, D model.
+Shapes: T tokens of a chunk, S decoding rows, V vocabulary, D model.
 """
 
 from __future__ import annotations
@@ -14,22 +14,23 @@ from torch import Tensor
 
 from engine.generation.kv_cache import PAGE_SIZE, KVCache
 from engine.generation.random_address import uniform
+from engine.generation.sample import Request
 from engine.generation.sampling import Sampled, Sampling, sample
-from engine.generation.scheduler import Piece, Request, Scheduler
+from engine.generation.scheduler import Chunk, Scheduler
 from engine.generation.step import StepEngine
 from engine.models.fused import logits
 from engine.serving.token_scores import TokenScore, score_tokens
 
-STOP, LENGTH, BROKEN = "stop", "length", "broken"  # how a response ends; broken: its probabilities are no numbers
+STOP, LENGTH, BROKEN = "stop", "length", "broken"  # how a response ends; broken: its probabilities are NaN
 _LOGITS_AT_ONCE = 1 << 24  # float32 numbers: 64 MiB
 
 
 @dataclass(frozen=True)
 class LiveRequest(Request):
-    """A request with settings of its own. prompt_id is its seed.
+    """A request with its own settings. prompt_id is its seed.
 
-    num_top, unless None, asks for every token's log-probability and for those of so many likeliest tokens beside it;
-    score_prompt for those of the prompt's tokens too.
+    num_top, unless None, asks for each token's log-probability and those of the num_top likeliest tokens; score_prompt
+    asks for those of the prompt's tokens, too.
     """
 
     sampling: Sampling = Sampling()
@@ -39,10 +40,10 @@ class LiveRequest(Request):
 
 @dataclass(frozen=True)
 class Event:
-    """One token of the request of this index, and how the response ends, if it does with that token.
+    """One new token of a request, and `end` if it is the last.
 
-    score is there if log-probabilities are asked for; prompt_scores, of the prompt's tokens but the first, come with
-    the first token.
+    score is set if log-probabilities were asked for; prompt_scores (all prompt tokens but the first) come with the
+    first token.
     """
 
     index: int
@@ -53,35 +54,35 @@ class Event:
 
 
 class LiveEngine(StepEngine):
-    """Generation without an end: `add` requests, `advance` a step, `cancel`. One thread does all of it.
+    """Endless generation: `add` requests, `advance` one step, `cancel`; all from one thread.
 
-    max_length is of prompt and response together, in tokens. Log-probabilities are the model's own, at temperature 1.
+    max_length limits prompt plus response, in tokens. Log-probabilities are at temperature 1.
     """
 
     def __init__(self, model, num_slots: int, num_pages: int, max_length: int, eos_ids: Sequence[int], seed: int = 0):
         scheduler = Scheduler([], "given", num_slots, num_pages, PAGE_SIZE)
-        # The last token is sampled but never run, so that one fits behind a prompt of the full length.
+        # The last token is sampled but never run, so one fits after a prompt of the full length.
         what = (model, scheduler, KVCache(model, num_pages), num_slots, max_length + 1)
         super().__init__(*what, None, Sampling(), seed, eos_ids, None)
         self.max_length = max_length
         self.prompt_tokens_run = 0
         self._open: set[int] = set()
         self._given_up: set[int] = set()
-        self._scores: dict[int, TokenScore] = {}  # of the step, by row
+        self._scores: dict[int, TokenScore] = {}  # of this step, by row
 
     @property
     def is_idle(self) -> bool:
-        """Whether `advance` has nothing to do."""
+        """Return whether `advance` has nothing to do."""
         return not (self._open or self._given_up)
 
     def add(self, requests: Sequence[LiveRequest]) -> range:
-        """Queue requests. Returns their indices. UserError, and none is queued, for one that can never fit."""
+        """Queue requests and return their indices. UserError, and none is queued, if one can never fit."""
         indices = self.scheduler.add(requests)
         self._open |= set(indices)
         return indices
 
     def cancel(self, index: int) -> None:
-        """No more events of this request. What it holds is free at the next step, or when it has started."""
+        """Stop the events of a request. Its slot and pages are freed at the next step, or once it has started."""
         if index in self._open:
             self._open.remove(index)
             if not self.scheduler.cancel(index):
@@ -89,7 +90,7 @@ class LiveEngine(StepEngine):
 
     @torch.no_grad()
     def advance(self) -> list[Event]:
-        """One step: an event for each request that has a new token."""
+        """Run one step; return an event for each new token."""
         self._scores.clear()
         if self._given_up:
             self._let_go()
@@ -110,41 +111,41 @@ class LiveEngine(StepEngine):
         return events
 
     def _event(self, row: int, token: int, logprob: float) -> Event:
-        rows, admitted = self.rows, self.rows.samples[row]
+        rows, one = self.rows, self.rows.samples[row]
         position, score = rows.host_position_S[row], self._scores.get(row)
-        is_first, asked = position == rows.first_S[row], admitted.request.score_prompt
-        prompt_scores = admitted.prompt.scores if is_first and asked else ()
+        is_first, asked = position == rows.first_S[row], one.request.score_prompt
+        prompt_scores = one.prompt.scores if is_first and asked else ()
         checked = [logprob, *(s.logprob for s in prompt_scores)]
         if any(map(math.isnan, checked)):
-            return Event(admitted.index, token, end=BROKEN)
+            return Event(one.index, token, end=BROKEN)
         end = STOP if token in self.eos_ids else LENGTH if position >= rows.last_S[row] else None
-        return Event(admitted.index, token, score, prompt_scores, end)
+        return Event(one.index, token, score, prompt_scores, end)
 
     def _let_go(self) -> None:
-        """Free what the complete rows hold, and those that were given up."""
+        """Free the slots and pages of complete and cancelled rows."""
         rows = self.rows
-        for row, admitted in enumerate(rows.samples):
-            if admitted.index in self._given_up:
-                self._given_up.remove(admitted.index)
+        for row, one in enumerate(rows.samples):
+            if one.index in self._given_up:
+                self._given_up.remove(one.index)
                 rows.ended_at_S[row] = rows.position_S[row]
         self.leave(True)
 
     def _choose(self, logits_SV: Tensor) -> Sampled:
-        """A token a row, the rows of equal settings together."""
-        requests = [admitted.request for admitted in self.rows.samples]
+        """Sample one token per row, rows with equal settings together."""
+        requests = [one.request for one in self.rows.samples]
         by_sampling: dict[Sampling, list[int]] = {}
         for row, request in enumerate(requests):
             by_sampling.setdefault(request.sampling, []).append(row)
         uniform_S = uniform(self.rows.address_S, self.rows.position_S)
         history_SN = self.rows.history_SN() if any(how.repetition_penalty != 1 for how in by_sampling) else None
-        barred_S = self._barred_S()
+        eos_masked_S = self._eos_masked_S()
         if len(by_sampling) == 1:
-            chosen = sample(logits_SV, *by_sampling, uniform_S, history_SN, barred_S, self.eos_ids_E)
+            chosen = sample(logits_SV, *by_sampling, uniform_S, history_SN, eos_masked_S, self.eos_ids_E)
         else:
             parts = []
             for how, rows in by_sampling.items():
                 at = torch.tensor(rows, device=self.device)
-                own = [x if x is None else x[at] for x in (uniform_S, history_SN, barred_S)]
+                own = [x if x is None else x[at] for x in (uniform_S, history_SN, eos_masked_S)]
                 parts.append(sample(logits_SV[at], how, *own, self.eos_ids_E))
             order = torch.tensor([row for rows in by_sampling.values() for row in rows], device=self.device).argsort()
             chosen = Sampled(*(torch.cat(columns)[order] for columns in zip(*parts)))
@@ -154,10 +155,10 @@ class LiveEngine(StepEngine):
             self._scores = dict(zip(asked, score_tokens(logits_SV[at], chosen.token_S[at], num_top)))
         return chosen
 
-    def _piece_ran(self, piece: Piece, h_ND: Tensor) -> None:
-        super()._piece_ran(piece, h_ND)
-        request, prompt = piece.prompt.admitted[0].request, piece.prompt
-        targets = prompt.tokens[piece.start + 1 : piece.stop + 1]
+    def _chunk_done(self, chunk: Chunk, h_ND: Tensor) -> None:
+        super()._chunk_done(chunk, h_ND)
+        request, prompt = chunk.prompt.admitted[0].request, chunk.prompt
+        targets = prompt.tokens[chunk.start + 1 : chunk.stop + 1]
         if not (request.score_prompt and targets):
             return
         target_N = torch.tensor(targets, device=self.device)

@@ -1,4 +1,4 @@
-"""Counts of a server for Prometheus, in its text format."""
+"""Server metrics in Prometheus' text format."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-# Upper bounds in seconds of the buckets of the times.
+# Upper bounds of the time buckets, in seconds.
 _BOUNDS_S = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
 
@@ -27,7 +27,7 @@ class Times:
 
 @dataclass
 class Metrics:
-    """What the HTTP side counts: answers by path and status, tokens, and how long clients waited."""
+    """Counters of the HTTP server: answers by path and status, tokens, waiting times."""
 
     answers: Counter[tuple[str, int]] = field(default_factory=Counter)
     disconnects: int = 0
@@ -36,7 +36,7 @@ class Metrics:
     whole: Times = field(default_factory=Times)
 
     def lines(self, counters: Mapping[str, float], gauges: Mapping[str, float]) -> str:
-        """The page: these counts, and the given ones of the engine."""
+        """Render these counters and the engine's."""
         return "\n".join(self._lines(counters, gauges)) + "\n"
 
     def _lines(self, counters: Mapping[str, float], gauges: Mapping[str, float]) -> Iterator[str]:

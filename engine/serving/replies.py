@@ -1,4 +1,4 @@
-"""Answers in the API's form: what comes of a request as bodies, whole or in chunks."""
+"""Build response bodies in the API's format, whole or in chunks."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from engine.serving.token_names import TokenNames
 from engine.serving.token_scores import TokenScore
 from engine.serving.worker import Delta
 
-_LEAST = -9999.0  # as the API writes what has no probability: JSON knows no infinity
+_LEAST = -9999.0  # the API's value for probability 0: JSON has no infinity
 
 
 class Replies:
-    """The bodies of one request's answer. A choice's deltas must come in order."""
+    """Builds the bodies of one request's answer. The deltas of a choice must come in order."""
 
     def __init__(self, ask: Ask, model_name: str, names: TokenNames):
         self._ask, self._names = ask, names
@@ -30,17 +30,17 @@ class Replies:
             "created": int(time.time()),
             "model": model_name,
         }
-        self._length: dict[int, int] = {}  # characters of a choice's text so far
+        self._length: dict[int, int] = {}  # length of a choice's text so far
         self._num_tokens = [0] * ask.num_choices
 
     @property
     def tells_usage(self) -> bool:
-        """Whether `last_chunk` was asked for."""
+        """Return whether the client asked for `last_chunk`."""
         return self._ask.include_usage
 
     def choice(self, index: int, delta: Delta) -> dict[str, Any]:
-        """A choice, of a whole answer or of a chunk."""
-        if not self._ask.max_tokens:  # one token was sampled to have the prompt read
+        """Return a choice of a whole answer or of a chunk."""
+        if not self._ask.max_tokens:  # one token was sampled to run the prompt
             delta = delta._replace(text="", scores=(), num_tokens=0, end="length")
         self._num_tokens[index] = delta.num_tokens
         begins = index not in self._length
@@ -58,15 +58,15 @@ class Replies:
         return {"index": index, "text": echoed + delta.text, "logprobs": logprobs, "finish_reason": delta.end}
 
     def whole(self, choices: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """The body of an answer that is not streamed."""
+        """Return the body of an answer that is not streamed."""
         return {**self._head, "choices": sorted(choices, key=lambda c: c["index"]), "usage": self._usage()}
 
     def chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
-        """A streamed event."""
+        """Return a streamed event."""
         return {**self._head, "choices": [choice]} | ({"usage": None} if self._ask.include_usage else {})
 
     def last_chunk(self) -> dict[str, Any]:
-        """What was used, streamed after all choices where it was asked for."""
+        """Return the usage, streamed after all choices if asked for."""
         return {**self._head, "choices": [], "usage": self._usage()}
 
     def _usage(self) -> dict[str, int]:
@@ -110,7 +110,7 @@ class Replies:
         }
 
     def _top(self, score: TokenScore) -> dict[str, float]:
-        """By name, the likeliest first; the token itself is always there."""
+        """Return log-probabilities by token name, likeliest first, always with the token itself."""
         top: dict[str, float] = {}
         for token, logprob in (*score.top, (score.token, score.logprob)):
             top.setdefault(self._names.name(token), max(logprob, _LEAST))

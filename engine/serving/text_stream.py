@@ -1,4 +1,4 @@
-"""A response's text as its tokens come: what is certain goes out, what a stop string may still take is held back."""
+"""Stream a response's text: send what is certain, hold back what may become a stop string."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from engine.generation.stop_strings import Stop, StopMatcher
 
 
 class TextStream:
-    """Follows one response. `stop` is set once its text holds a stop string, which ends it.
+    """Follows one response. `stop` is set when its text contains a stop string, which ends it.
 
-    Held back are the bytes of an unfinished character, and the longest end of the text with which a stop string begins.
+    Held back: bytes of an incomplete character, and the longest end of the text that starts a stop string.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, stops: Sequence[str] = ()):
@@ -21,18 +21,18 @@ class TextStream:
         self.stop: Stop | None = None
 
     def feed(self, token: int) -> str:
-        """The text that is certain with one more token, beyond what went out before. Not to be fed after a stop."""
+        """Feed a token; return the new text that is certain. Do not feed after a stop."""
         assert self.stop is None
         self.stop = self._matcher.feed([token])
         return self._send(self.stop.text if self.stop else self._certain())
 
     def finish(self) -> str:
-        """The rest of the text, when no more tokens will come."""
+        """Return the rest of the text, after the last token."""
         return self._send(self.stop.text if self.stop else self._matcher.whole_text())
 
     @property
     def holds_back(self) -> bool:
-        """Whether the text of some token is not out yet."""
+        """Return whether some text is held back."""
         return self.stop is None and self._sent < len(self._matcher.whole_text())
 
     def _certain(self) -> str:

@@ -1,4 +1,4 @@
-"""What single tokens are called in answers with log-probabilities: their text, and their bytes."""
+"""Names of single tokens in answers with log-probabilities: their text and bytes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from engine.text.tokenizer import decode
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The characters by which byte-level tokenizers write bytes: a printable one by itself, others from U+0100 on."""
+    """Return the characters for bytes in byte-level tokenizers: printable ones for themselves, others from U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
 class TokenNames:
-    """Names of a tokenizer's tokens, each worked out once."""
+    """Names of a tokenizer's tokens, cached."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast):
         self._tokenizer = tokenizer
@@ -29,13 +29,13 @@ class TokenNames:
         self._bytes: dict[int, bytes] = {}
 
     def bytes_of(self, token: int) -> bytes:
-        """The bytes that a token adds to a text: none if it is special, and those of its id if it has no piece."""
+        """Return the bytes that a token adds to a text; none for a special token."""
         if token not in self._bytes:
             self._bytes[token] = self._find_bytes(token)
         return self._bytes[token]
 
     def name(self, token: int) -> str:
-        """Its text; a special token's own name; "bytes:" and its bytes where they are no characters."""
+        """Return a token's text; a special token's name; "bytes:" and the bytes if they are not whole characters."""
         if token in self._special:
             return self._tokenizer.convert_ids_to_tokens(token)
         raw = self.bytes_of(token)
@@ -45,7 +45,7 @@ class TokenNames:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
     def offsets(self, tokens: Iterable[int], start: int = 0) -> list[int]:
-        """Where the character of each token's first byte stands in the text of them all, which begins at `start`."""
+        """Return the text offset of each token's first byte; the text begins at `start`."""
         pieces = [self.bytes_of(token) for token in tokens]
         raw = b"".join(pieces)
         begins, offsets, at = character_starts(raw), [], 0
@@ -55,7 +55,7 @@ class TokenNames:
         return offsets
 
     def text(self, tokens: Iterable[int]) -> str:
-        """The text of tokens, special ones left out; bytes that are no UTF-8 become U+FFFD."""
+        """Return the text of tokens without special ones; invalid UTF-8 becomes U+FFFD."""
         return b"".join(map(self.bytes_of, tokens)).decode("utf-8", "replace")
 
     @cached_property
@@ -77,11 +77,11 @@ class TokenNames:
 
 
 def character_starts(raw: bytes) -> list[int]:
-    """At which byte each character of raw.decode("utf-8", "replace") begins."""
+    """Return the byte offset of each character of raw.decode("utf-8", "replace")."""
     starts, at = [], 0
     while at < len(raw):
         starts.append(at)
-        longest = raw[at : at + 4]  # a character has no more bytes
+        longest = raw[at : at + 4]  # a character has at most four bytes
         try:
             at += len(longest.decode()[0].encode())
         except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""Log-probabilities of given tokens, and of the likeliest ones beside them, from rows of logits.
+"""Log-probabilities of given tokens and of the likeliest ones, from rows of logits.
 
 Shapes: S rows, V vocabulary.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class TokenScore(NamedTuple):
-    """A token's log-probability in nats at temperature 1; top holds the likeliest tokens with theirs, in order."""
+    """A token's log-probability in nats at temperature 1; `top` has the likeliest tokens with theirs, in order."""
 
     token: int
     logprob: float
@@ -20,7 +20,7 @@ class TokenScore(NamedTuple):
 
 
 def score_tokens(logits_SV: Tensor, token_S: Tensor, num_top: Sequence[int]) -> list[TokenScore]:
-    """One score a row: of token_S int64 [S] under the float logits [S, V], with num_top of the likeliest."""
+    """Return one score per row: of token_S (int64 [S]) under the logits (float [S, V]), with the num_top likeliest."""
     logprob_SV = logits_SV.float().log_softmax(-1)
     chosen = logprob_SV.gather(1, token_S[:, None])[:, 0].tolist()
     top = logprob_SV.topk(min(max(num_top), logprob_SV.shape[1]), sorted=True)

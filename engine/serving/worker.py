@@ -1,4 +1,4 @@
-"""The one thread that runs the model: takes jobs from any thread, and hands out what comes of them after each step."""
+"""The thread that runs the model: it takes jobs from any thread and delivers new tokens after each step."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from engine.serving.live import BROKEN, Event, LiveEngine, LiveRequest
 from engine.serving.text_stream import TextStream
 from engine.serving.token_scores import TokenScore
 
-FAILED = "failed"  # how a response ends whose step raised
+FAILED = "failed"  # end of a response whose step raised an error
 
 
 class Delta(NamedTuple):
-    """What is new of a response: text, scores of its tokens where asked for, and how it ends, if it does.
+    """The new part of a response: text, token scores if asked for, and how it ends, if it does.
 
-    num_tokens counts all that were sampled for it so far.
+    num_tokens counts all tokens sampled for it so far.
     """
 
     text: str
@@ -31,7 +31,7 @@ class Delta(NamedTuple):
 
 @dataclass(eq=False)
 class Job:
-    """A response to make: `put` gets each of its deltas if it streams, else one, the last."""
+    """A response to generate: `put` receives each delta if it streams, else one delta at the end."""
 
     request: LiveRequest
     text: TextStream
@@ -44,14 +44,14 @@ class Job:
     _prompt_scores: tuple[TokenScore, ...] = ()
 
     def take(self, event: Event) -> Delta | None:
-        """What to put after an event, if anything."""
+        """Return the delta of an event, or None."""
         self.num_tokens += 1
         self._prompt_scores = self._prompt_scores or tuple(event.prompt_scores)
         if event.score is not None:
             self._scores.append(event.score)
         if event.end == BROKEN:
             return self.failed(BROKEN)
-        # An EOS is no text: what it would decode to is nothing, and a stop string cannot end with it.
+        # An EOS is not text: it decodes to nothing and cannot be part of a stop string.
         self._text += "" if event.end == "stop" else self.text.feed(event.token)
         end = "stop" if self.text.stop else event.end
         if end:
@@ -61,7 +61,7 @@ class Job:
         return None
 
     def failed(self, end: str) -> Delta:
-        """That no answer will come."""
+        """Return the delta that ends a job without an answer."""
         return Delta("", (), (), self.num_tokens, end)
 
     def _delta(self, end: str | None) -> Delta:
@@ -75,7 +75,7 @@ class Job:
 
 @dataclass
 class Counts:
-    """What the worker has done since it began; changed by its thread alone."""
+    """Counters of the worker; only its thread changes them."""
 
     steps: int = 0
     step_seconds: float = 0.0
@@ -84,10 +84,10 @@ class Counts:
 
 
 class Worker:
-    """Starts with `start`, ends with `stop`. `failure` is what a step raised: then it has ended, and all its jobs."""
+    """Runs from `start` to `stop`. `failure` is the error of a step, after which the worker and all jobs have ended."""
 
     def __init__(self, engine: LiveEngine, deliver: Callable[[list[tuple[Job, Delta]]], None]):
-        """deliver is called after each step, in the worker's thread: it has each delta put where its job's owner is."""
+        """`deliver` is called after each step in the worker's thread; it passes each delta to the job's owner."""
         self.engine, self.counts = engine, Counts()
         self.failure: BaseException | None = None
         self._deliver = deliver
@@ -102,18 +102,18 @@ class Worker:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread after its step; what is open gets nothing more."""
+        """End the thread after its step; open jobs get nothing more."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
         self._thread.join()
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Queue jobs; neighbours with equal prompts share its reading. From any thread."""
+        """Queue jobs, from any thread. Neighbours with equal prompts share the prefill."""
         self._send("add", jobs)
 
     def cancel(self, jobs: Sequence[Job]) -> None:
-        """Nothing more is put for these jobs, once this is noticed. From any thread."""
+        """Cancel jobs, from any thread: after the current step they get nothing more."""
         self._send("cancel", jobs)
 
     def _send(self, what: str, jobs: Sequence[Job]) -> None:
@@ -168,10 +168,10 @@ class Worker:
             deltas.append((job, delta))
             if delta.end:
                 del self._job_of[event.index], self._index_of[job]
-                if not event.end:  # a stop string, of which the engine does not know
+                if not event.end:  # a stop string, which the engine does not know
                     self.engine.cancel(event.index)
         self.counts.steps += 1
         self.counts.new_tokens += len(events)
         self.counts.step_seconds += time.perf_counter() - began
-        if deltas:  # last, so that who has an answer finds it counted
+        if deltas:  # last, so that delivered answers are already counted
             self._deliver(deltas)

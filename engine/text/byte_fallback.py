@@ -1,8 +1,8 @@
-"""Text of tokens where some stand for single bytes ("<0xE0>", SentencePiece's byte fallback): whole characters stay.
+"""Decode tokens with byte fallback ("<0xE0>", SentencePiece) without losing whole characters.
 
-The tokenizers library reads neighbouring byte tokens together, and where they are not UTF-8 from end to end it writes
-U+FFFD for each: one wrong or missing byte takes all characters beside it. Here they are read as Python reads bytes with
-errors="replace", as the library itself does for byte-level tokenizers, so more tokens never change a whole character.
+The tokenizers library joins neighbouring byte tokens; if they are not valid UTF-8 as a whole, it writes U+FFFD for each
+of them, so one wrong byte loses its neighbours. This file decodes them as Python does with errors="replace", as the
+library does for byte-level tokenizers. More tokens then never change a whole character.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class _Ids(NamedTuple):
-    byte_of: dict[int, int]  # empty where the decoder knows no byte tokens
+    byte_of: dict[int, int]  # empty if the decoder has no byte tokens
     special: frozenset[int]
 
 
@@ -28,7 +28,7 @@ _known: WeakKeyDictionary[Tokenizer, _Ids] = WeakKeyDictionary()
 
 
 def decode_tokens(backend: Tokenizer, ids: Sequence[int]) -> str:
-    """The text of tokens, special ones left out. Bytes that are no UTF-8 become U+FFFD."""
+    """Return the text of tokens without special ones. Invalid UTF-8 becomes U+FFFD."""
     if backend not in _known:
         _known[backend] = _find(backend)
     byte_of, special = _known[backend]

@@ -1,7 +1,7 @@
-"""A model's own chat template as a prompt template: its tokenizer's Jinja, in which a user's words stay words.
+"""Use a model's own chat template (Jinja) as a prompt template.
 
-The ids are those of transformers' apply_chat_template(add_generation_prompt=True), but for special tokens written in a
-message: transformers makes tokens of them, here they are encoded by their characters.
+Token ids equal transformers' apply_chat_template(add_generation_prompt=True), except for special tokens written in a
+message: transformers makes them tokens, here they are encoded as text.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class ChatTemplate:
     name = CHAT
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast):
-        """UserError for a tokenizer whose chat template cannot render what a user says."""
+        """UserError for a tokenizer whose chat template cannot render a user turn."""
         self._tokenizer = tokenizer
-        self._salt = secrets.token_hex(16)  # no message can hold it
+        self._salt = secrets.token_hex(16)  # cannot occur in a message
         if not tokenizer.chat_template:
             raise UserError(
                 f"--template {CHAT} asks for the chat template of {tokenizer.name_or_path or 'the model'}, which has "
@@ -36,23 +36,23 @@ class ChatTemplate:
             raise UserError("the model's chat template leaves the user's words out: give --template alpaca, or a file")
 
     def pieces(self, instruction: str, input: str = "") -> list[Piece]:
-        """The prompt of one turn: the instruction, and after an empty line the input, are what the user says."""
+        """Return the prompt of one user turn: the instruction and, after an empty line, the input."""
         content = f"{instruction}\n\n{input}" if input.strip() else instruction
         return self.turns([{"role": "user", "content": content}])
 
     def format(self, instruction: str, input: str = "") -> str:
-        """The prompt as text."""
+        """Return the prompt as text."""
         return "".join(piece.text for piece in self.pieces(instruction, input))
 
     def record(self) -> dict[str, str]:
-        """What an exported model keeps of it: the template itself lies among the tokenizer's files."""
+        """Return the record that an exported model keeps; the template itself is in the tokenizer's files."""
         return {"name": self.name}
 
     def turns(self, messages: Sequence[Mapping[str, str]]) -> list[Piece]:
-        """A dialog, ending where the next answer begins. UserError for messages that the template refuses.
+        """Render a dialog up to the start of the next answer. UserError for messages that the template refuses.
 
-        Only special tokens in messages become pieces of their own. While the template renders, each has a stand-in
-        that the template sees as a word: so it may trim and cut a message as it always does.
+        Special tokens in messages become separate pieces. While the template renders, each is replaced by a word, so
+        the template can trim and cut messages as usual.
         """
         special, found = codec_of(self._tokenizer).special, []
 
@@ -63,7 +63,7 @@ class ChatTemplate:
         safe = [{**message, "content": special.sub(stand_in, message["content"])} for message in messages]
         try:
             text = self._tokenizer.apply_chat_template(safe, add_generation_prompt=True, tokenize=False)
-        except Exception as error:  # a template is a program, and may fail in any way
+        except Exception as error:  # a template is a program and may fail in any way
             raise UserError(f"the model's chat template refuses these messages: {error}") from error
         if not text:
             raise UserError("the model's chat template makes an empty prompt of these messages: give --template")

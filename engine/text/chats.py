@@ -1,10 +1,9 @@
-"""Chats: turns as token ids, and the chat template with which transformers' tokenizers render the same ids.
+"""Chats as token ids, and a chat template with which transformers renders the same ids.
 
-A chat is its turns laid end to end, each as it stood in training: a user's words as an instruction in the prompt
-template, begun as every prompt is (with a dummy prefix where the tokenizer has one), and behind it the answer, closed
-by EOS. BOS, where the tokenizer has one, stands before the first alone, unless the template writes it. System turns are
-laid before the next user's words. Nothing was trained on earlier turns. With the model's own chat template the whole
-chat is as that renders it.
+A chat is the concatenation of its turns, each as in training: a user's message as an instruction in the prompt
+template, encoded like every prompt (with a dummy prefix if the tokenizer has one), then the answer and EOS. BOS, if the
+tokenizer has one, comes only before the first turn, unless the template writes it. System turns are put before the next
+user's message. Nothing was trained on earlier turns. With the model's own chat template, that renders the chat.
 """
 
 from __future__ import annotations
@@ -19,25 +18,25 @@ from engine.text.chat_template import ChatTemplate
 from engine.text.templates import RECORD, Piece, Template
 from engine.text.tokenizer import encode_prompt, encode_rendered, encode_response
 
-_BEFORE_PROMPTS = ("", " ")  # the dummy prefix written out, where it is lost
+_BEFORE_PROMPTS = ("", " ")  # the dummy prefix as text, where it would be lost
 ROLES = ("system", "user", "assistant")
-# First characters of answers: where a template's last character merges with one of them, an answer that is rendered
-# behind its prompt as text has other tokens than it was trained and sampled with.
+# First characters of answers: if a template's last character merges with one of them, an answer rendered after its
+# prompt as text has other tokens than in training.
 _ANSWERS = ("x", "The", "1", "(", "да", "न", "ا", "中")
 
 
 def encode_instruction(
     tokenizer: Any, template: Template | ChatTemplate, instruction: str, input: str = ""
 ) -> list[int]:
-    """Token ids of the prompt that a record's fields make."""
+    """Return the token ids of a record's prompt."""
     pieces = template.pieces(instruction, input)
     return (encode_rendered if isinstance(template, ChatTemplate) else encode_prompt)(tokenizer, pieces)
 
 
 def encode_chat(tokenizer: Any, template: Template | ChatTemplate, messages: Sequence[Mapping[str, str]]) -> list[int]:
-    """Token ids of a chat: each message has a role (system, user, assistant) and its content.
+    """Return the token ids of a chat; each message has a role (system, user, assistant) and content.
 
-    What comes back ends where the next answer begins when the last turn is the user's. UserError for another role.
+    After a user's turn they end where the next answer begins. UserError for another role.
     """
     if isinstance(template, ChatTemplate):
         return encode_rendered(tokenizer, template.turns(messages))
@@ -57,9 +56,9 @@ def encode_chat(tokenizer: Any, template: Template | ChatTemplate, messages: Seq
 
 
 def chat_template(template: Template, bos: str, first: str, later: str | None) -> str:
-    """encode_chat as text, in Jinja: `first` and `later` stand before the first prompt and before the others.
+    """Return encode_chat as a Jinja template; `first` and `later` come before the first and the other prompts.
 
-    `bos` is what the tokenizer puts before every text. With `later` None a chat with an answer in it is refused.
+    `bos` is what the tokenizer puts before every text. With `later` None, a chat with an answer is refused.
     """
     pieces = template.pieces("x")
     at = pieces.index(Piece("x", is_own=False))
@@ -82,13 +81,12 @@ def chat_template(template: Template, bos: str, first: str, later: str | None) -
 
 
 def with_chat_template(tokenizer: Any, template: Template | ChatTemplate) -> Any:
-    """A copy of the tokenizer that renders chats to the ids of encode_chat; what trains and encodes is not touched.
+    """Return a copy of the tokenizer whose chat template gives the ids of encode_chat; the original is unchanged.
 
-    What is saved of the copy records the template (template_choice.py). The model's own chat template stays.
-    Otherwise one is written: SentencePiece's dummy prefix is lost after a special token that is written out, unless it
-    is written out too. Where neither spelling gives the ids of training the copy has no chat template. Two limits of
-    rendering by text: an answer that begins with white space may merge with its prompt, and "</s>" in a message is read
-    as the EOS token.
+    The saved copy records the template (template_choice.py). A model's own chat template stays. Otherwise a chat
+    template is written, with or without SentencePiece's dummy prefix after special tokens; if neither gives the ids of
+    training, the copy has none. Two limits of rendering as text: an answer that begins with white space may merge with
+    its prompt, and "</s>" in a message becomes the EOS token.
     """
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.init_kwargs[RECORD] = template.record()

@@ -1,8 +1,8 @@
-"""A tokenizer taken apart: how it begins a text, how it goes on with one, and what it writes special tokens as.
+"""Split a tokenizer into the rules for starting a text, for continuing one, and for special tokens.
 
-transformers reads "</s>" in any text as the special token. Here a special token has another, random name in copies of
-the tokenizer, so that it is found only where we write that name. All else is left to the tokenizers library: what a
-special token does to the blanks around it, and how the text between two of them is encoded.
+transformers turns "</s>" in any text into the special token. Here, copies of the tokenizer give each special token a
+random name, so that it is found only where we write that name. The tokenizers library does everything else: blanks
+around special tokens, and the text between them.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from transformers import PreTrainedTokenizerFast
 
 from engine.text.templates import Piece
 
-# A text that begins so gets no dummy prefix from transformers, and one from sentencepiece, which we follow.
+# Before such a text transformers adds no dummy prefix, sentencepiece does. We follow sentencepiece.
 _PREFIX_LOST_BEFORE = (" ", "\u2581")
 
 
 @dataclass(frozen=True)
 class Codec:
-    """A tokenizer's own rules, as the parts of a sequence need them. Both copies add neither BOS nor EOS."""
+    """A tokenizer's rules for the parts of a sequence. Neither copy adds BOS or EOS."""
 
-    start: Tokenizer  # begins a text, with the dummy prefix where the tokenizer has one
-    middle: Tokenizer  # goes on with a text: without a dummy prefix
-    bos: tuple[int, ...]  # what stands before every text
+    start: Tokenizer  # starts a text, with the dummy prefix if the tokenizer has one
+    middle: Tokenizer  # continues a text, without a dummy prefix
+    bos: tuple[int, ...]  # what comes before every text
     loses_prefix: bool
-    names: dict[str, str]  # of special tokens in the two copies
+    names: dict[str, str]  # names of special tokens in the two copies
     special: re.Pattern[str]  # finds special tokens in a text
 
     def encode_start(self, pieces: Iterable[Piece]) -> list[int]:
-        """Ids of a text that begins here, as transformers gives them, without BOS."""
+        """Return the ids of a text as transformers gives them, without BOS."""
         return self.start.encode(self._named(pieces)).ids
 
     def encode_prompt(self, pieces: Iterable[Piece]) -> list[int]:
-        """encode_start with sentencepiece's dummy prefix before every text, one that begins with a blank too."""
+        """Like encode_start, with sentencepiece's dummy prefix also before a text that begins with a blank."""
         text = self._named(pieces)
         blank = " " if self.loses_prefix and text.startswith(_PREFIX_LOST_BEFORE) else ""
         return self.start.encode(blank + text).ids if text else []
 
     def _named(self, pieces: Iterable[Piece]) -> str:
-        """The text of pieces, in which special tokens of a template's own text have their names in the copies."""
+        """Join pieces; special tokens in a template's own text get their names in the copies."""
         return "".join(
             self.special.sub(lambda match: self.names[match[0]], piece.text) if piece.is_own else piece.text
             for piece in pieces
@@ -57,7 +57,7 @@ _codecs: WeakKeyDictionary[PreTrainedTokenizerFast, Codec] = WeakKeyDictionary()
 
 
 def codec_of(tokenizer: PreTrainedTokenizerFast) -> Codec:
-    """The tokenizer's codec, made once."""
+    """Return the tokenizer's codec, cached."""
     if tokenizer not in _codecs:
         _codecs[tokenizer] = _make(tokenizer)
     return _codecs[tokenizer]
@@ -67,7 +67,7 @@ def _make(tokenizer: PreTrainedTokenizerFast) -> Codec:
     spec = json.loads(tokenizer.backend_tokenizer.to_str())
     spec.update(truncation=None, padding=None, post_processor=None)
     ids = {token["content"]: token["id"] for token in spec["added_tokens"] if token["special"]}
-    salt = secrets.token_hex(16)  # no text can hold it
+    salt = secrets.token_hex(16)  # cannot occur in a text
     names = {content: f"{salt}{number:06x}" for number, content in enumerate(ids)}
     _rename(spec, names)
     start = Tokenizer.from_str(json.dumps(spec))
@@ -90,15 +90,15 @@ def _make(tokenizer: PreTrainedTokenizerFast) -> Codec:
 
 
 def pattern_of(contents: Iterable[str]) -> re.Pattern[str]:
-    """Finds any of these texts, the longest where several begin at one place; without any, nothing."""
+    """Return a pattern for any of these texts, longest first; without texts it matches nothing."""
     longest_first = sorted(filter(None, contents), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
 def _rename(spec: dict[str, Any], names: dict[str, str]) -> None:
-    """Give special tokens other names, in the added tokens and in the model's vocabulary, where they keep their ids.
+    """Rename special tokens in the added tokens and in the vocabulary; ids stay.
 
-    A merge that would make one out of its characters is left out.
+    Merges that would produce one from characters are dropped.
     """
     for token in spec["added_tokens"]:
         if token["special"]:
@@ -116,9 +116,9 @@ def _rename(spec: dict[str, Any], names: dict[str, str]) -> None:
 
 
 def _without_prefix(part: dict[str, Any] | None) -> tuple[dict[str, Any] | None, bool]:
-    """A normalizer, pre-tokenizer or decoder that neither adds a blank before a text nor takes one from it.
+    """Change a normalizer, pre-tokenizer or decoder so that it neither adds nor removes a leading blank.
 
-    The parts and their spellings are those of the tokenizers library's file format. Returns whether anything changed.
+    Works on the tokenizers library's file format. Returns whether anything changed.
     """
     if part is None:
         return None, False

@@ -1,8 +1,8 @@
-"""Records to tokens: prompts and responses encoded, their lengths checked or cut by rule before any work is done.
+"""Encode records as prompts and responses, and check or cut their lengths before any work.
 
-What is cut is a record's own text, never the template's, nor BOS. `left` cuts the start and `right` the end of the
-input, until nothing of it is left, then of the instruction, which keeps a character at least. Beside a response (SFT,
-reward) `left` cuts the prompt so and `right` the response's end, with its EOS. What is still too long is a mistake.
+Only a record's own text is cut, never the template or BOS. `left` cuts the start and `right` the end of the input, then
+of the instruction, which keeps at least one character. With a response (SFT, reward), `left` cuts the prompt that way,
+and `right` cuts the end of the response, including EOS. A record that is still too long is a mistake.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ AnyTemplate: TypeAlias = Template | ChatTemplate
 
 @dataclass(frozen=True)
 class Example:
-    """One sequence: tokens, of which the first prompt_len are the prompt."""
+    """A sequence whose first prompt_len tokens are the prompt."""
 
     id: str
     tokens: tuple[int, ...]
@@ -32,7 +32,7 @@ class Example:
 
 @dataclass(frozen=True)
 class RankedExamples:
-    """One prompt's K responses as K sequences, and their ranks (1 = best, equal = tie)."""
+    """A prompt's K responses as K sequences, and their ranks (1 = best, equal = tie)."""
 
     id: str
     examples: tuple[Example, ...]
@@ -45,18 +45,18 @@ class RankedExamples:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt to roll out, and the text it came from."""
+    """A prompt to generate from, and its text."""
 
     id: str
     tokens: tuple[int, ...]
     text: str
-    output: str  # the record's own answer, "" where there is none
+    output: str  # the record's answer, "" if it has none
 
 
 def encode_instructions(
     records: Iterable[InstructionRecord], tokenizer, template: AnyTemplate, max_length: int, truncate: str
 ) -> list[Example]:
-    """SFT examples of at most max_length tokens."""
+    """Encode SFT examples of at most max_length tokens."""
     examples = []
     for record in records:
         response = encode_response(tokenizer, record.output)
@@ -69,9 +69,9 @@ def encode_instructions(
 def encode_rankings(
     records: Iterable[RankingRecord], tokenizer, template: AnyTemplate, max_length: int, truncate: str
 ) -> list[RankedExamples]:
-    """Rankings whose sequences have at most max_length tokens each; a ranking is dropped whole or not at all.
+    """Encode rankings with sequences of at most max_length tokens; a ranking is dropped as a whole.
 
-    All responses of a ranking follow the same prompt, cut for the longest of them.
+    All responses of a ranking have the same prompt, cut for the longest response.
     """
     rankings = []
     for record in records:
@@ -86,7 +86,7 @@ def encode_rankings(
 def encode_prompts(
     records: Iterable[InstructionRecord], tokenizer, template: AnyTemplate, max_prompt_length: int, truncate: str
 ) -> list[Prompt]:
-    """Prompts of at most max_prompt_length tokens, to generate from."""
+    """Encode prompts of at most max_prompt_length tokens."""
     prompts = []
     for record in records:
         instruction, input, tokens = record.instruction, record.input, _prompt(record, tokenizer, template)
@@ -121,9 +121,9 @@ def _prompt_beside(
     max_length: int,
     truncate: str,
 ) -> list[int] | None:
-    """The prompt of a sequence whose response has response_len tokens; None for a record that is left out.
+    """Return the prompt for a response of response_len tokens; None if the record is dropped.
 
-    With "right" it is the response that is too long for max_length.
+    With "right", the response is cut instead.
     """
     prompt = _prompt(record, tokenizer, template)
     if len(prompt) + response_len <= max_length:
@@ -154,10 +154,10 @@ def _prompt_beside(
 def _cut(
     record: InstructionRecord | RankingRecord, tokenizer, template: AnyTemplate, room: int, side: str
 ) -> tuple[str, str, list[int]] | None:
-    """(instruction, input, prompt) with as much of the record's text as `room` tokens hold; None if none fits."""
+    """Return (instruction, input, prompt) with as much of the record as fits `room` tokens; None if none fits."""
 
     def without(count: int) -> tuple[str, str, list[int]]:
-        """What is left when `count` characters are cut, the input's first."""
+        """Cut `count` characters, first from the input, then from the instruction."""
         of_input = min(count, len(record.input))
         instruction, input = (
             _shorter(record.instruction, count - of_input, side),
@@ -180,7 +180,7 @@ def _cut(
 
 
 def _shorter(text: str, count: int, side: str) -> str:
-    """The text without `count` characters of its start (left) or its end (right)."""
+    """Remove `count` characters from the start (left) or end (right) of a text."""
     return text[count:] if side == "left" else text[: len(text) - count]
 
 

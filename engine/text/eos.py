@@ -1,9 +1,8 @@
-"""Which tokens end a response: one list, read by one rule, for everything that generates.
+"""The tokens that end a response: one list and one rule for all generation.
 
-A response ends with the first token of the list, whichever it is: in PPO that token is the response's last action. What
-SFT appends to an answer, and what stands between the turns of a chat in a prompt template, is the tokenizer's own EOS.
-A model whose chat template ends its turns with another token (ChatML's <|im_end|>) lists it in generation_config.json.
-What is exported lists the same tokens there.
+A response ends with the first of these tokens; in PPO it is the last action. SFT appends the tokenizer's own EOS to
+answers, and so do chats between turns. A model whose chat template ends turns with another token (ChatML's <|im_end|>)
+lists it in generation_config.json. Exported models list the same tokens there.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ from engine.base.strict_json import read_object
 
 
 def eos_ids_of(model_dir: str | Path, tokenizer: Any, vocab_size: int) -> tuple[int, ...]:
-    """The tokenizer's EOS, then those of the model's generation_config.json, or of config.json where that names none.
+    """Return the tokenizer's EOS, then those of the model's generation_config.json, or else of config.json.
 
-    UserError for a list with anything but ids of the model's vocabulary. What a config class would assume is not asked.
+    UserError for anything but ids of the vocabulary. Defaults of config classes are ignored.
     """
     ids: list[int] = []
     for file in (Path(model_dir, "generation_config.json"), Path(model_dir, "config.json")):

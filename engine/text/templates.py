@@ -1,9 +1,8 @@
-"""Prompt templates: how an instruction and its input become the text that a response follows.
+"""Prompt templates: turn an instruction and its input into the text before a response.
 
-`alpaca` is the format of Stanford Alpaca (Taori et al. 2023, github.com/tatsu-lab/stanford_alpaca). Its preambles and
-headings are kept to the letter, because published models, Okapi's among them, were trained on them. Alpaca's prompt
-stops at "### Response:"; the line break before the response is put at the end of the prompt here, as most of its
-descendants do, so that a response is exactly the text that a user reads.
+`alpaca` is the format of Stanford Alpaca (Taori et al. 2023, github.com/tatsu-lab/stanford_alpaca), letter by letter,
+because published models such as Okapi's were trained on it. Here the line break after "### Response:" belongs to the
+prompt, as in most descendants, so that a response is exactly the text that a user reads.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from engine.base.errors import UserError
 from engine.base.strict_json import reason_of
 
 TEMPLATE_CHARACTERS = 100_000
-CHAT = "chat"  # the name of a model's own chat template, see engine/text/chat_template.py
-RECORD = "prompt_template"  # the key of tokenizer_config.json under which an exported model keeps its template
+CHAT = "chat"  # the name of a model's own chat template (chat_template.py)
+RECORD = "prompt_template"  # key of tokenizer_config.json for an exported model's template
 TEMPLATE_HELP = (
     "prompt template: alpaca, plain, chat (the model's chat template), or a file; where none is given, the one that "
     "the model was trained with, else its chat template, else alpaca"
@@ -31,7 +30,7 @@ _SEPARATOR = re.compile(r"^---[ \t]*(?:\r?\n|$)", re.MULTILINE)
 
 
 class Piece(NamedTuple):
-    """Part of a prompt: a template's own text, where special tokens are tokens, or a record's, which is only text."""
+    """Part of a prompt: a template's text, in which special tokens are tokens, or a record's, which is only text."""
 
     text: str
     is_own: bool
@@ -39,28 +38,28 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Template:
-    """Two forms of a prompt: for an instruction with an input, and for one alone."""
+    """Two forms of a prompt: with an input and without."""
 
     with_input: str
     without_input: str
     name: str = field(default="", compare=False)
 
     def pieces(self, instruction: str, input: str = "") -> list[Piece]:
-        """The prompt, ending where the response begins. A blank input takes the form without one."""
+        """Return the prompt up to the response. A blank input uses the form without input."""
         form = self.with_input if input.strip() else self.without_input
         return list(_filled(form, {"instruction": instruction, "input": input}))
 
     def format(self, instruction: str, input: str = "") -> str:
-        """The prompt as text."""
+        """Return the prompt as text."""
         return "".join(piece.text for piece in self.pieces(instruction, input))
 
     def record(self) -> dict[str, str]:
-        """What an exported model keeps of it."""
+        """Return the record that an exported model keeps."""
         return {"name": self.name, "with_input": self.with_input, "without_input": self.without_input}
 
 
 def _filled(form: str, values: dict[str, str]) -> Iterator[Piece]:
-    """The form's pieces, in one pass over the form: braces inside the record's own text are text."""
+    """Fill a form in one pass, so that braces in the record's text stay text."""
     end = 0
     for match in _PLACEHOLDER.finditer(form):
         yield Piece(form[end : match.start()], is_own=True)
@@ -79,19 +78,18 @@ TEMPLATES = {
         "### Instruction:\n{instruction}\n\n### Response:\n",
         "alpaca",
     ),
-    # For small models: no tokens spent on a preamble that they must first learn to ignore.
+    # For small models: no preamble that they would first have to learn to ignore.
     "plain": Template("{instruction}\n{input}\n=> ", "{instruction}\n=> ", "plain"),
 }
 
 
 def load_template(name: str | os.PathLike[str]) -> Template:
-    """A template by name ("alpaca", "plain") or from a UTF-8 text file.
+    """Load a template by name ("alpaca", "plain") or from a UTF-8 text file.
 
-    The file holds {instruction} and {input}, each once. A line `---` may divide it into two forms: above it the form
-    with an input, below it the form without; a file with one form uses it for both. The line break before `---` and
-    the one at the end of the file belong to neither form: leave an empty line to end a prompt with a line break.
-    Special tokens are written by their names: <|im_start|>.
-    UserError where neither a name nor a file fits, or a placeholder is missing, repeated or unknown.
+    The file contains {instruction} and {input}, once each. A line `---` may split it into the form with input (above)
+    and the form without (below); a file with one form uses it for both. The line breaks before `---` and at the end of
+    the file do not count: add an empty line to end a prompt with a line break. Special tokens are written by name:
+    <|im_start|>. UserError for an unknown name or file, or a placeholder that is missing, repeated or unknown.
     """
     if name in TEMPLATES:
         return TEMPLATES[name]
@@ -120,7 +118,7 @@ def load_template(name: str | os.PathLike[str]) -> Template:
 
 
 def recorded_template(record: Mapping[str, Any], file: Path) -> Template:
-    """A template from what Template.record gave, read from a file. UserError for anything else."""
+    """Rebuild a template from Template.record, read from a file. UserError for anything else."""
     name, *forms = (record.get(key) for key in ("name", "with_input", "without_input"))
     if not (isinstance(name, str) and all(isinstance(form, str) for form in forms)):
         raise UserError(f"{file}: {RECORD!r} is no template with a name and two forms: take it out, or fetch it again")

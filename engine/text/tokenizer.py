@@ -1,11 +1,11 @@
-"""Tokenizers: loading one that a run can rely on, training small ones, and the border between prompt and response.
+"""Load and train tokenizers, and encode prompts and responses.
 
-A prompt and its response are tokenised apart and their ids laid end to end, in training as in generation: no token
-spans the border, so a response's ids do not depend on its prompt. A response continues a text, so it carries no dummy
-prefix (the blank that SentencePiece puts before a text) and none is taken from it when it is decoded.
+A prompt and its response are encoded separately and concatenated, in training and in generation: no token spans the
+border, so a response's ids do not depend on its prompt. A response continues a text, so it gets no dummy prefix (the
+blank that SentencePiece puts before a text), and decoding removes none.
 
-A record's text is text: "</s>" written in it is encoded by its characters, never as the end-of-sequence token. Special
-tokens that a template writes are tokens.
+A record's text is only text: "</s>" in it is encoded by its characters, never as EOS. Special tokens that a template
+writes are tokens.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from engine.text.templates import Piece
 from engine.text.tokenizer_files import read_tokenizer_files, refusing
 
 UNK, BOS, EOS, PAD = "<unk>", "<s>", "</s>", "<pad>"
-# As BLOOM splits a text before merging: a word with the blank before it, cut at white space and at punctuation. The
-# stops of Chinese, Arabic and Devanagari count as punctuation, or whole Hindi sentences would end in a merged danda.
+# BLOOM's splitting rule: a word with the blank before it, cut at white space and punctuation. The stops of Chinese,
+# Arabic and Devanagari count as punctuation, else Hindi words would merge with the danda.
 _WORDS = r" ?[^\s.,!?…。，、।۔،]+"
 _BYTES = 256
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
-    """The tokenizer in a model's directory, from local files alone and running no code that lies there.
+    """Load the tokenizer of a model's directory from local files only, without running code from there.
 
-    It is backed by the tokenizers library and has an eos id. UserError otherwise.
+    UserError unless it is backed by the tokenizers library and has an eos id.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -49,7 +49,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
         else:
             tokenizer = _load_sentencepiece(folder, settings)
         if tokenizer.is_fast:
-            codec_of(tokenizer)  # made now, so that what no text can be encoded with is refused here
+            codec_of(tokenizer)  # make the codec now, so that an unusable tokenizer is refused here
     if not tokenizer.is_fast:
         raise UserError(f"the tokenizer in {folder} has no tokenizer.json form: convert it with transformers first")
     if not tokenizer.eos_token or tokenizer.eos_token_id is None:
@@ -58,19 +58,19 @@ def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
 
 
 def _load_sentencepiece(folder: Path, settings: dict[str, Any]) -> PreTrainedTokenizerFast:
-    """A directory with a SentencePiece model alone: LLaMA's conventions hold where tokenizer_config.json says nothing.
+    """Load a directory with only a SentencePiece model; LLaMA's conventions fill gaps of tokenizer_config.json.
 
-    transformers 5.23 would then assume neither BOS nor, without a tokenizer_class, the dummy prefix.
+    transformers 5.23 would assume no BOS and, without a tokenizer_class, no dummy prefix.
     """
     family = AutoTokenizer if "tokenizer_class" in settings else LlamaTokenizer
     return family.from_pretrained(str(folder), add_bos_token=settings.get("add_bos_token", True))
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerFast, prompt: str | Sequence[Piece], first: bool = True) -> list[int]:
-    """Token ids of a prompt: a text, which is a record's throughout, or a template's pieces.
+    """Return the token ids of a prompt: a record's text, or a template's pieces.
 
-    BOS stands first if the tokenizer's own convention says so (LLaMA's does, BLOOM's does not), and once where the
-    template writes it too; without `first` only where the template writes it.
+    BOS comes first if the tokenizer adds it (LLaMA's does, BLOOM's does not), and only once if the template writes it,
+    too; without `first`, only if the template writes it.
     """
     codec = codec_of(tokenizer)
     ids = codec.encode_prompt([Piece(prompt, is_own=False)] if isinstance(prompt, str) else prompt)
@@ -79,20 +79,19 @@ def encode_prompt(tokenizer: PreTrainedTokenizerFast, prompt: str | Sequence[Pie
 
 
 def encode_rendered(tokenizer: PreTrainedTokenizerFast, pieces: Sequence[Piece]) -> list[int]:
-    """Token ids of a chat that a chat template has rendered, as transformers encodes it: it writes its own BOS."""
+    """Return the token ids of a chat rendered by a chat template, as transformers: the template writes BOS."""
     return codec_of(tokenizer).encode_start(pieces)
 
 
 def encode_response(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    """Token ids of a response, to be laid behind a prompt's: no BOS, no dummy prefix, EOS last."""
+    """Return the token ids of a response to append to a prompt: no BOS, no dummy prefix, EOS last."""
     return [*codec_of(tokenizer).middle.encode(text).ids, tokenizer.eos_token_id]
 
 
 def decode(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
-    """The text of a response: up to the first EOS, without special tokens. Bytes that are no UTF-8 become U+FFFD.
+    """Decode a response up to the first EOS, without special tokens. Invalid UTF-8 becomes U+FFFD.
 
-    The inverse of encode_response, with one exception: SentencePiece writes a blank as U+2581, so that character comes
-    back as a blank.
+    The inverse of encode_response, except that SentencePiece's U+2581 comes back as a blank.
     """
     ids = list(ids)
     if tokenizer.eos_token_id in ids:
@@ -101,7 +100,7 @@ def decode(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
 
 
 def check_vocab(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> None:
-    """UserError if the tokenizer can give an id for which a model of this vocabulary has no embedding."""
+    """UserError if the tokenizer has an id without a row in the model's embedding."""
     highest = max(tokenizer.get_vocab().values())
     if highest >= vocab_size:
         raise UserError(
@@ -111,10 +110,10 @@ def check_vocab(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> None:
 
 
 def train_byte_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of BLOOM's shape: <unk>, <s>, </s>, <pad> are ids 0 to 3, then 256 bytes, then merges.
+    """Train a byte-level BPE like BLOOM's: <unk>, <s>, </s>, <pad> are ids 0 to 3, then 256 bytes, then merges.
 
-    Every text can be encoded; no BOS is added. UserError if the texts do not hold vocab_size different tokens (a merge
-    must be seen twice), naming the largest size they allow. save_pretrained writes it.
+    Encodes any text; adds no BOS. UserError, with the largest possible size, if the texts do not allow vocab_size
+    tokens (a merge must occur twice).
     """
     specials = [UNK, BOS, EOS, PAD]
     smallest = len(specials) + _BYTES
@@ -150,10 +149,10 @@ def train_byte_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizer
 
 
 def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> LlamaTokenizer:
-    """A SentencePiece BPE with byte fallback, as LLaMA's: <unk>, <s>, </s> are ids 0 to 2, then 256 bytes, then pieces.
+    """Train a SentencePiece BPE with byte fallback like LLaMA's: <unk>, <s>, </s>, then 256 bytes, then pieces.
 
-    Every text can be encoded; BOS is added. Equal texts give equal tokenizers. UserError if vocab_size is too small for
-    the characters of the texts or larger than they allow, naming the limit. save_pretrained writes it.
+    Encodes any text; adds BOS. Equal texts give equal tokenizers. UserError, with the limit, if vocab_size is too small
+    for the characters of the texts or larger than they allow.
     """
     processor = sentencepiece.SentencePieceProcessor(model_proto=train_sentencepiece_model(texts, vocab_size))
     vocab = {processor.id_to_piece(i): i for i in range(processor.get_piece_size())}
@@ -161,9 +160,9 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> LlamaTokenizer
 
 
 def train_sentencepiece_model(texts: Iterable[str], vocab_size: int) -> bytes:
-    """The model that train_sentencepiece converts, as the sentencepiece library's own file."""
-    # SentencePiece trains on lines; a line break itself is encoded by its byte. A list, because an error raised by the
-    # caller's iterator inside sentencepiece would come back as a RuntimeError.
+    """Return the sentencepiece model file that train_sentencepiece converts."""
+    # SentencePiece trains on lines; a line break is encoded as its byte. A list, because sentencepiece turns an error
+    # of the caller's iterator into a RuntimeError.
     lines = [line for text in texts for line in text.split("\n") if line]
     model = io.BytesIO()
     try:
@@ -178,7 +177,7 @@ def train_sentencepiece_model(texts: Iterable[str], vocab_size: int) -> bytes:
             remove_extra_whitespaces=False,
             allow_whitespace_only_pieces=True,
             character_coverage=0.99995,
-            # Beyond this a line is left out without a word.
+            # Longer lines are dropped silently.
             max_sentence_length=2**30,
             unk_id=0,
             bos_id=1,
@@ -195,7 +194,7 @@ def train_sentencepiece_model(texts: Iterable[str], vocab_size: int) -> bytes:
 
 
 def _users_mistake(vocab_size: int, reason: str) -> UserError | None:
-    """What sentencepiece says in its source's words, in the user's."""
+    """Translate an error of sentencepiece for the user."""
     if limit := re.search(r"Vocabulary size too high .* value <= (\d+)", reason):
         return _too_large(vocab_size, int(limit[1]))
     if limit := re.search(r"smaller than required_chars\. \d+ vs (\d+)", reason):
@@ -210,7 +209,7 @@ def _too_large(wanted: int, largest: int) -> UserError:
 
 
 def _merges(vocab: dict[str, int]) -> list[tuple[str, str]]:
-    """Every way to join two pieces into a third, in the order in which SentencePiece prefers the results."""
+    """List all ways to join two pieces into a third, in SentencePiece's order of preference."""
     return [
         (piece[:cut], piece[cut:])
         for piece in sorted(vocab, key=vocab.__getitem__)

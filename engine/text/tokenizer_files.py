@@ -1,4 +1,4 @@
-"""The files of a tokenizer before a library is given them: what is there, how large it is, and what is refused."""
+"""Check the files of a tokenizer before a library reads them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, ImportError, Attribute
 
 
 def read_tokenizer_files(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """tokenizer_config.json and tokenizer.json, each empty where it is not there.
+    """Read tokenizer_config.json and tokenizer.json, each {} if missing.
 
     UserError for a folder without a tokenizer, a file above TOKENIZER_BYTES, bad JSON, and settings that name code or
     other files.
@@ -46,10 +46,9 @@ def read_tokenizer_files(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 @contextmanager
 def refusing(folder: Path) -> Iterator[None]:
-    """What the libraries raise for files that are no tokenizer, as a UserError.
+    """Context that turns the libraries' errors for bad tokenizer files into a UserError.
 
-    The tokenizers library is in Rust: it raises plain Exceptions, and where it gives up on itself a PanicException,
-    which is no Exception at all.
+    The tokenizers library (Rust) raises plain Exceptions, and on a panic a PanicException, which is not an Exception.
     """
     try:
         yield
@@ -63,7 +62,7 @@ def refusing(folder: Path) -> Iterator[None]:
 
 
 def _check_sizes(folder: Path) -> None:
-    """UserError for a file of a tokenizer that is larger than any tokenizer needs."""
+    """UserError for a tokenizer file that is too large."""
     for path in sorted(folder.iterdir()):
         size_bytes = path.stat().st_size if path.is_file() else 0
         if path.suffix in _SUFFIXES and size_bytes > TOKENIZER_BYTES:
@@ -72,7 +71,7 @@ def _check_sizes(folder: Path) -> None:
 
 
 def _check_settings(settings: Mapping[str, Any], file: Path) -> None:
-    """UserError for a tokenizer_config.json with code of its own, or that names files to read or write by."""
+    """UserError for a tokenizer_config.json that names code or other files."""
     refuse_code(settings, file)
     for name in _OTHER_FILES:
         if settings.get(name):
@@ -85,7 +84,7 @@ def _check_settings(settings: Mapping[str, Any], file: Path) -> None:
 
 
 def _check_ids(backend: Mapping[str, Any], file: Path) -> None:
-    """UserError for a token id beyond any vocabulary: the library would make room for all the ids below it."""
+    """UserError for a token id beyond any vocabulary: the library would allocate all ids below it."""
     vocab, added = backend.get("model", {}).get("vocab"), backend.get("added_tokens")
     ids = list(vocab.values()) if isinstance(vocab, dict) else []
     ids += [token.get("id") for token in added if isinstance(token, dict)] if isinstance(added, list) else []

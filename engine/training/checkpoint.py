@@ -1,4 +1,4 @@
-"""When a run is saved and how it is taken up again: every so many optimizer steps, on SIGTERM and SIGINT, exactly."""
+"""Save and resume a run exactly: every N optimizer steps, and on SIGTERM and SIGINT."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import signal
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -26,17 +26,16 @@ from engine.run.folder import Run, differences
 from engine.settings import RunSettings
 from engine.training.zero import ZeroStep
 
-T = TypeVar("T")
-FAILED = 1000  # above every signal's number: the last checkpoint could not be written
+FAILED = 1000  # larger than any signal number: the last checkpoint could not be written
 
 
-class _Told(BaseException):
-    """A signal has come while something long was done that need not be finished."""
+class _Signalled(BaseException):
+    """A signal has come during long work that need not be finished."""
 
 
 @dataclass(frozen=True)
 class Saved:
-    """Where a run goes on: the optimizer steps done, what the trainer gave beside the weights, this rank's rollouts."""
+    """Where a run resumes: optimizer steps done, the trainer's own state, this rank's rollouts."""
 
     step: int
     trainer: dict[str, Any]
@@ -44,13 +43,13 @@ class Saved:
 
 
 class Checkpoints:
-    """Saves a trainer's weights and optimizer (through `zero`) and whatever else it names, and puts them back.
+    """Saves and restores a trainer's weights, its optimizer (through `zero`) and its own state.
 
-    Tensors are copied to the host, then a thread of the first rank writes them while training goes on. There is no
-    state of random generators: every stream is derived from the seed and from where it is used. Use as a context
-    around the training loop: inside, SIGTERM and SIGINT wait for the next step, are saved and end the process with
-    128 + signal (a second SIGINT ends it at once). `finishing` is the context of what follows the loop. All ranks make
-    each call together.
+    Tensors are copied to the host; a thread of the first rank writes them while training continues. No random state is
+    saved: every random stream is derived from the seed and the place of its use. Use it as a context around the
+    training loop: there, SIGTERM and SIGINT wait for the end of the step, then the run is saved and the process exits
+    with 128 + signal (a second SIGINT exits at once). `finishing` is the context for the work after the loop. All ranks
+    make each call together.
     """
 
     def __init__(
@@ -66,16 +65,16 @@ class Checkpoints:
         self.identity = {**identity, "dtype": str(next(iter(zero.trained.values())).dtype).removeprefix("torch.")}
         self.folder = run.path / "checkpoints"
         self._saved_step: int | None = None
-        self._last: tuple[int, Any] = (0, {})  # the newest step that could be saved, and what the trainer gave
+        self._last: tuple[int, Any] = (0, {})  # the newest step that can be saved, and the trainer's state
         self._interrupt = Interrupt("the run is saved at the next step, then it stops" if world.is_first else "")
         self._pool: ThreadPoolExecutor | None = None
         self._writing: Future[None] | None = None
 
     def restore(self, share: Callable[[int, Mapping[str, Any]], Sequence[int]] | None = None) -> Saved | None:
-        """Put the newest whole checkpoint back, if --resume asks for it; None where the run begins.
+        """Restore the newest whole checkpoint if --resume is given; None when the run starts from the beginning.
 
-        Checkpoints that are not whole are named. `share(rank, trainer state)` are the ids of the rollouts in use that a
-        rank takes. UserError where checkpoints exist and none is whole, or of other settings, model or data.
+        Prints the checkpoints that were rejected. `share(rank, trainer state)` gives the rollouts of the iteration that
+        a rank takes. UserError if checkpoints exist but none is whole, or if settings, model or data differ.
         """
         if not self.settings.resume:
             return None
@@ -99,7 +98,7 @@ class Checkpoints:
         self.run.cut_back(state["files"], state["seconds"])
         self._saved_step = state["step"]
         self._last = state["step"], state["trainer"]
-        return Saved(state["step"], state["trainer"], self._dealt(found, state, share))
+        return Saved(state["step"], state["trainer"], self._rollouts_of_rank(found, state, share))
 
     def after_step(
         self,
@@ -108,9 +107,9 @@ class Checkpoints:
         experience: Experience | None = None,
         last: bool = False,
     ) -> None:
-        """Save if `step` optimizer steps make it due, it is the `last`, or a signal has come; after a signal, exit.
+        """Save if `step` is due, is the `last`, or a signal has come; after a signal, exit.
 
-        `trainer`, or what calling it returns, goes through JSON. `experience` are this rank's rollouts.
+        `trainer`, or what it returns when called, is saved as JSON; `experience` are this rank's rollouts.
         """
         every, self._last = self.settings.save_every, (step, trainer)
         code = self.world.max(FAILED if self._has_failed() else self._interrupt.signal)
@@ -131,39 +130,39 @@ class Checkpoints:
             raise SystemExit(128 + code)
 
     def save(self, step: int, trainer: Any, experience: Experience | None = None) -> Path | None:
-        """Save now, arguments as in `after_step`, and wait for the disk. Where to; None where no step was taken yet."""
+        """Save now (arguments as in `after_step`), wait for the disk, return the path; None before the first step."""
         if step:
             self._save(step, trainer, experience)
             self._wait()
         return self.folder / name_of(step) if step else None
 
-    def unless_told(self, work: Callable[[], T], step: int, trainer: Callable[[], Mapping[str, Any]]) -> T:
-        """What `work()` returns, or, if a signal came meanwhile on any rank, save what was there before it and exit.
+    @contextmanager
+    def abort_on_signal(self, step: int, trainer: Callable[[], Mapping[str, Any]]) -> Iterator[None]:
+        """Context for long work that changes no saved state. After a signal on any rank, save and exit when it ends.
 
-        For what is long and changes nothing that is saved. It ends early where it calls `raise_if_told`.
+        The work ends early where it calls `raise_if_signalled`.
         """
-        try:
-            done = work()
-        except _Told:
-            done = None
+        with suppress(_Signalled):
+            yield
         self.after_step(step, trainer)
-        return done
 
-    def raise_if_told(self) -> None:
-        """Leave the `work` of `unless_told` if a signal has come to this rank."""
+    def raise_if_signalled(self) -> None:
+        """Leave the body of `abort_on_signal` or `part` if this rank has received a signal."""
         if self._interrupt.signal:
-            raise _Told
+            raise _Signalled
 
     @contextmanager
     def finishing(self) -> Iterator[None]:
-        """Around all that follows the last step, which --resume does again: signals wait for the end of a `part`."""
+        """Context for the work after the last step, which --resume repeats. Signals wait for the end of a `part`."""
         with self._interrupt:
             yield
             self.after_step(*self._last)
 
-    def part(self, work: Callable[[], T]) -> T:
-        """What `work()` returns, a part of `finishing`: as `unless_told`."""
-        return self.unless_told(work, *self._last)
+    @contextmanager
+    def part(self) -> Iterator[None]:
+        """Context for a part of `finishing`, as `abort_on_signal`."""
+        with self.abort_on_signal(*self._last):
+            yield
 
     def __enter__(self) -> Checkpoints:
         if self.settings.save_every:
@@ -174,7 +173,7 @@ class Checkpoints:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         try:
             if kind is None:
-                self.after_step(*self._last)  # a signal may have come since
+                self.after_step(*self._last)  # a signal may have come after the last step
                 self._wait()
         finally:
             if self._pool is not None:
@@ -206,7 +205,7 @@ class Checkpoints:
         return self._writing is not None and self._writing.done() and self._writing.exception() is not None
 
     def _wait(self) -> None:
-        """Until the checkpoint under way is on the disk. Raises on every rank what went wrong with it."""
+        """Wait until the current checkpoint is on disk. Raises its error on every rank."""
 
         def finish() -> None:
             if self._writing is not None:
@@ -215,7 +214,7 @@ class Checkpoints:
         self._together(finish)
 
     def _together(self, action: Callable[[], None]) -> None:
-        """Do it on the first rank. A UserError is raised on all."""
+        """Call `action` on the first rank; raise its UserError on all ranks."""
         mistake = None
         if self.world.is_first:
             try:
@@ -226,7 +225,7 @@ class Checkpoints:
             raise UserError(mistake)
 
     def _check_room(self) -> None:
-        # The new one is whole before the oldest goes.
+        # The new checkpoint is written before the oldest is removed.
         missing = max(1, self.settings.keep + 1 - len(written(self.folder)))
         check_room(self.run.path, missing * self.zero.kept_bytes, f"--save-every with --keep {self.settings.keep}")
 
@@ -234,7 +233,7 @@ class Checkpoints:
         if found is None:
             if not rejected:
                 return None
-            return f"no checkpoint in {self.folder} is whole ({'; '.join(rejected)}): --overwrite starts the run anew"
+            return f"no checkpoint in {self.folder} is whole ({'; '.join(rejected)}): --overwrite starts the run again"
         before = {**found.state["settings"], **found.state["identity"]}
         changed = differences(before, {**self.run.settings, **self.identity})
         if not changed or self.settings.override:
@@ -258,10 +257,10 @@ class Checkpoints:
             )
         self.console.say(f"continuing after optimizer step {state['step']:,}, from {self.folder}")
 
-    def _dealt(
+    def _rollouts_of_rank(
         self, found: Checkpoint | None, state: Mapping[str, Any], share: Callable[..., Sequence[int]] | None
     ) -> Experience | None:
-        """This rank's part of the rollouts in use, on its device."""
+        """Return this rank's share of the saved rollouts, on its device."""
         parts: list[Mapping[str, Tensor] | None] = [None] * self.world.size
 
         def deal() -> None:
@@ -283,9 +282,9 @@ class Checkpoints:
 
 
 def fingerprint(model: nn.Module, *sequences: Iterable[Sequence[int]]) -> dict[str, str]:
-    """What tells another model or other data under the same path: digests of some of each weight and of all tokens.
+    """Digests that tell whether a resumed run has the same model and data: a sample of each weight, and all tokens.
 
-    The weights' digest takes in what else decides what the model computes.
+    The weights' digest includes the config fields that change what the model computes.
     """
     weights, data = hashlib.sha256(repr(computed_from(model.config)).encode()), hashlib.sha256()
     for name, weight in model.named_parameters():

@@ -1,16 +1,16 @@
-"""Greedy answers to prompts with a known answer, and the share that match exactly."""
+"""Answer prompts greedily and return the share that match the known answers exactly."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from engine.cli.console import Console
 from engine.distributed.world import World
 from engine.generation.generate import Request, generate
 from engine.generation.sampling import Sampling
-from engine.generation.step import Response
-from engine.packing import dealt
+from engine.packing import shard_of
 from engine.text.encoding import Prompt
 from engine.text.tokenizer import decode
 from engine.training.checkpoint import Checkpoints
@@ -27,13 +27,13 @@ def exact_match(
     slots: int = 128,
     checkpoints: Checkpoints | None = None,
 ) -> tuple[float, list[str]]:
-    """Share of the prompts whose greedy answer is the record's, blanks at the ends and Unicode form aside; the answers.
+    """Return the share of prompts whose greedy answer equals the record's, and the answers.
 
-    An answer ends with one of eos_ids, after max_new_tokens, or where the model's longest sequence does. The prompts
-    are dealt out to the ranks by length; every rank gets the same result. With the `checkpoints` of a
-    trainer that is finishing, a signal ends it early.
+    Outer blanks and the Unicode form are ignored. An answer ends with one of eos_ids, after max_new_tokens, or at the
+    model's maximum length. Prompts are sharded over the ranks by length; every rank gets the same result. With a
+    finishing trainer's `checkpoints`, a signal ends it early.
     """
-    mine = dealt([len(prompt.tokens) for prompt in prompts], world.rank, world.size)
+    mine = shard_of([len(prompt.tokens) for prompt in prompts], world.rank, world.size)
 
     def request(i: int) -> Request:
         prompt = prompts[i].tokens
@@ -42,17 +42,17 @@ def exact_match(
 
     requests = [request(i) for i in mine]
 
-    def answer() -> list[Response]:
-        with console.bar(len(requests), "exact match", "answer") as bar:
+    with (
+        checkpoints.part() if checkpoints else nullcontext(),
+        console.bar(len(requests), "exact match", "answer") as bar,
+    ):
 
-            def progress(finished: int, _: int) -> None:
-                if checkpoints:
-                    checkpoints.raise_if_told()
-                bar.update(finished - bar.n)
+        def progress(finished: int, _: int) -> None:
+            if checkpoints:
+                checkpoints.raise_if_signalled()
+            bar.update(finished - bar.n)
 
-            return generate(model, requests, Sampling(temperature=0.0), 0, eos_ids, slots, on_progress=progress)
-
-    responses = checkpoints.part(answer) if checkpoints else answer()
+        responses = generate(model, requests, Sampling(temperature=0.0), 0, eos_ids, slots, on_progress=progress)
     texts = [""] * len(prompts)
     for part in world.gather({i: decode(tokenizer, r.text_tokens) for i, r in zip(mine, responses)}):
         for i, text in part.items():
@@ -62,5 +62,5 @@ def exact_match(
 
 
 def canonical(text: str) -> str:
-    """What is compared of an answer: its Unicode form NFC, without blanks at the ends."""
+    """Normalise an answer for comparison: NFC, without outer blanks."""
     return unicodedata.normalize("NFC", text).strip()

@@ -1,4 +1,4 @@
-"""A trained module back into a Hugging Face directory, whatever ZeRO stage held it; and whether that can be done."""
+"""Export a trained module as a Hugging Face directory from any ZeRO stage, and check beforehand that it can be."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from engine.training.zero import ZeroStep
 
 
 def body_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Of a module's weights those of its body, under the names that the model gives them."""
+    """Select a module's body weights and rename them as in the model."""
     body = {k.removeprefix("body."): v for k, v in state.items() if k.startswith("body.")}
     return {k.removeprefix("model."): v for k, v in body.items()}
 
@@ -36,9 +36,9 @@ def try_export(
     tokenizer,
     eos_ids: Sequence[int],
 ) -> None:
-    """UserError for what would keep a run from exporting its model, before the run has taken a step.
+    """UserError if the run could not export its model at the end; called before the first step.
 
-    All of the export but its weights is written to a temporary folder, and read back as any model is.
+    Writes everything but the weights to a temporary folder, and loads it as any model.
     """
     score_weight_D = torch.zeros(model.hidden_size) if stage == "reward" else None
     with TemporaryDirectory() as name:
@@ -52,7 +52,7 @@ def try_export(
         except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
             reason = reason_of(error).replace(f"{folder}{os.sep}", "")
             raise UserError(
-                f"what is trained could not be exported ({reason}): correct the config and tokenizer files of --model"
+                f"the model could not be exported ({reason}): correct the config and tokenizer files of --model"
             ) from error
 
 
@@ -66,7 +66,7 @@ def save_trained(
     *,
     score_moments: tuple[float, float] | None = None,
 ) -> None:
-    """Write `model`, whose body or top was trained inside `zero`, to `path`: a reward model when there is a score head.
+    """Write `model` with the weights trained inside `zero` to `path`; with a score head, as a reward model.
 
     All ranks call it; the first one writes. eos_ids and score_moments as in save_model.
     """

@@ -1,13 +1,14 @@
-"""What stops a run whose numbers are no longer finite: the batch kept in a file, the last good weights, one line.
+"""Stop a run whose numbers are not finite: keep the batch in a file, save the last good weights, print one line.
 
-`ZeroStep.step` takes no step where the gradient is not finite and says so on every rank in the number that is read
-anyway; all that is here happens after that. A kept batch is one safetensors file: the tensors, and a note as JSON in
-its header. Shapes: T tokens, S sequences.
+`ZeroStep.step` skips the update when the gradient is not finite, and every rank sees it in the norm it reads anyway;
+this file does the rest. A kept batch is a safetensors file with a note as JSON in its header. Shapes: T tokens, S
+sequences.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,19 +21,22 @@ from torch import Tensor
 
 from engine.base.errors import UserError
 from engine.objectives.experience import Experience
+from engine.packing import Microbatch
 from engine.run.folder import Run
 from engine.training.checkpoint import Checkpoints
+from engine.training.modules import Policy
+from engine.training.ppo_progress import Progress
 
 FOLDER, NOTE = "not_finite", "note"
 STAGES = ("sft", "reward", "ppo")
 FIELDS = {"stage": str, "step": int, "rank": int, "quantity": str, "settings": dict, "ids": list}
-# What a rollout is made of, causes first: what one of these is not, all that follow are not either.
+# The columns of a rollout, causes first: if one is not finite, the later ones are not, either.
 COLUMNS = ("score_S", "logprob_T", "ref_logprob_T", "value_T", "reward_T", "return_T", "advantage_T")
 
 
 @dataclass(frozen=True)
 class Trouble:
-    """A quantity of a rank's batch that is not finite, and the records it belongs to. Causes have the lower order."""
+    """A quantity of a rank's batch that is not finite, and its records. Causes have a lower order than effects."""
 
     order: int
     quantity: str
@@ -40,13 +44,13 @@ class Trouble:
 
 
 def in_losses(losses: Sequence[Tensor], ids: Sequence[Sequence[str]], order: int = 0) -> Trouble | None:
-    """Of the microbatches of a step: their losses, scalars, and their records."""
+    """Find microbatch losses (scalars) that are not finite; `ids` are the records of each microbatch."""
     found = [name for loss, names in zip(losses, ids) if not bool(loss.isfinite()) for name in names]
     return Trouble(order, "the loss", tuple(found)) if found else None
 
 
 def in_rollouts(x: Experience, ids: Sequence[str]) -> Trouble | None:
-    """Of the columns of some rollouts, whose prompts' records have the given ids, one a sequence."""
+    """Find the first column of the rollouts that is not finite; `ids` are the prompts' records, one per sequence."""
     for order, name in enumerate(COLUMNS):
         column = getattr(x, name)
         bad = ~column.isfinite()
@@ -68,11 +72,10 @@ def stop(
     trainer: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
     experience: Experience | None = None,
 ) -> NoReturn:
-    """End the run before a step that would spoil it. All ranks call it.
+    """End the run before a step with numbers that are not finite. All ranks call it and raise the same UserError.
 
-    `trouble` is what this rank found, None where only the gradient or another rank shows it; `ids` are the records of
-    this rank's batch and `tensors` the batch; `trainer` and `experience` as in `Checkpoints.save`. Raises the same
-    UserError on every rank.
+    `trouble` is what this rank found, None if only the gradient or another rank shows it; `ids` and `tensors` are the
+    records and the batch of this rank; `trainer` and `experience` as in `Checkpoints.save`.
     """
     world, step = run.world, steps_done + 1
     found = [(t.order, rank, t) for rank, t in enumerate(world.gather(trouble)) if t]
@@ -96,8 +99,40 @@ def stop(
     which = f" (record {', '.join(first.ids[:4])}{', ...' if len(first.ids) > 4 else ''})" if first.ids else ""
     raise UserError(
         f"step {step}: {first.quantity} is not finite on rank {rank}{which}; the step was not taken and {kept}; "
-        f"{look}; then mend the data, or lower --lr" + (" and go on with --resume --override" if saved else "")
+        f"{look}; then fix the data, or lower --lr" + (" and go on with --resume --override" if saved else "")
     )
+
+
+def stop_ppo(
+    run: Run,
+    checkpoints: Checkpoints,
+    progress: Progress,
+    policy: Policy,
+    state: Callable[[], Mapping[str, Any]],
+    x: Experience,
+    ids: Sequence[str],
+    mine: Sequence[int],
+    plan: Sequence[Microbatch],
+    losses: Sequence[Tensor],
+    files_before: Mapping[str, int],
+) -> NoReturn:
+    """End a PPO run at an update that was not made, as `stop` does. All ranks call it.
+
+    `x` are this rank's rollouts and `ids` their records, `mine` the sequences of the update, `plan` and `losses` its
+    microbatches. Rollouts that are not finite are dropped, with what was logged of them since `files_before`: the
+    resumed run makes them again.
+    """
+    trouble = in_rollouts(x, ids)
+    if run.world.max(trouble is not None):
+        run.cut_back(files_before, run.position()["seconds"])
+        progress.dropped()
+    trouble = trouble or in_losses(losses, [[ids[s] for s in part.ids] for part in plan], len(COLUMNS))
+    # One bad rollout makes all advantages bad: keep them all.
+    chosen = range(len(ids)) if progress.experience is None else mine or [0]
+    kept = {**x.select(chosen).tensors(), "value_offset": torch.tensor(policy.value_offset)}
+    if not math.isfinite(policy.value_offset):  # it came from the dropped rollouts; the next ones give another
+        policy.value_offset = 0.0
+    stop(run, checkpoints, progress.step, trouble, [ids[s] for s in chosen], kept, state, progress.experience)
 
 
 def file_of(run_path: Path, step: int, rank: int) -> Path:
@@ -105,7 +140,7 @@ def file_of(run_path: Path, step: int, rank: int) -> Path:
 
 
 def keep(file: Path, note: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str | None:
-    """Write a batch. Returns why that failed, None when it did not."""
+    """Write a batch. Returns why that failed, or None."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         save_file({name: x.detach().cpu().contiguous() for name, x in tensors.items()}, file, {NOTE: json.dumps(note)})
@@ -115,7 +150,7 @@ def keep(file: Path, note: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
 
 
 def read_kept(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The note and the tensors of a kept batch. UserError where the file is none."""
+    """Read the note and the tensors of a kept batch. UserError if the file is not one."""
     try:
         with safe_open(file, framework="pt", device="cpu") as handle:
             note = json.loads((handle.metadata() or {}).get(NOTE, "null"))
@@ -127,12 +162,12 @@ def read_kept(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise UserError(f"--replay {file} holds a damaged note: give a file of a run's {FOLDER} folder") from error
     wrong = not isinstance(note, dict) or any(not isinstance(note.get(name), kind) for name, kind in FIELDS.items())
     if wrong or note["stage"] not in STAGES or not _fits(tensors):
-        raise UserError(f"--replay {file} is no batch that a run has kept: give a file of a run's {FOLDER} folder")
+        raise UserError(f"--replay {file} is not a batch that a run has kept: give a file of a run's {FOLDER} folder")
     return note, tensors
 
 
 def _fits(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether there are sequences: tokens, and lengths of 1 or more that add up to their number."""
+    """Return whether there are tokens, and sequence lengths of at least 1 that add up to them."""
     tokens_T, lengths_S = tensors.get("tokens_T"), tensors.get("lengths_S")
     if tokens_T is None or lengths_S is None or {tokens_T.dtype, lengths_S.dtype} != {torch.int64}:
         return False

@@ -1,15 +1,15 @@
-"""Held-out prompts answered by sampling, as PPO samples: the score and what can be checked, each with an interval.
+"""Sample answers to held-out prompts, as PPO samples; report score and accuracy with confidence intervals.
 
-A greedy answer says little about a policy: where two answers are about as likely, any small change of the weights flips
-it. Samples measure the distribution that PPO trains.
+Greedy answers say little about a policy: where two answers are about equally likely, any small change of the weights
+flips the choice. Samples measure the distribution that PPO trains.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
@@ -17,8 +17,8 @@ from engine.base.seeds import derive_seed
 from engine.batch import PackedBatch
 from engine.cli.console import Console
 from engine.distributed.world import World
-from engine.generation.generate import Request, Response, generate
-from engine.packing import dealt
+from engine.generation.generate import Request, Sample, generate
+from engine.packing import shard_of
 from engine.settings import PPOSettings
 from engine.text.encoding import Prompt
 from engine.text.tokenizer import decode
@@ -26,28 +26,28 @@ from engine.training.checkpoint import Checkpoints
 from engine.training.exact_match import canonical
 from engine.training.scorers import Scorer
 
-# What a person is shown of the measures, and under which name; shares as percentages.
+# The measures that are printed, and their titles. Shares are printed as percentages.
 SHOWN = {
     "exact_match": "right answers (exact match) on held-out prompts, sampled",
     "right_then_more": "right, then more text",
     "score": "score on held-out prompts",
 }
 SHARES = ("exact_match", "right_then_more", "ended")
-NORMAL_95 = 1.96  # standard errors on each side of a mean that hold it in 95 of 100 experiments
+NORMAL_95 = 1.96  # standard errors on each side of the mean of a 95 % interval
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over prompts and half of the width of its 95 % interval."""
+    """A mean over prompts and the half width of its 95 % interval."""
 
     mean: float
     half: float
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Estimate:
-        """From one value per prompt, such as the share of its samples that are right.
+        """Estimate from one value per prompt, such as the share of its samples that are right.
 
-        By the normal approximation. Prompts are counted, not samples: those of one prompt are not independent.
+        Uses the normal approximation over prompts, because the samples of one prompt are not independent.
         """
         n = len(values)
         mean = math.fsum(values) / n
@@ -59,12 +59,12 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Answers:
-    """Samples of each prompt, and what was measured: one number per prompt, the mean over its samples.
+    """The samples of each prompt, and measures: one number per prompt, the mean over its samples.
 
-    score             what the reward says, neither clipped nor with a penalty
-    ended, length     share that end with an EOS; tokens
-    exact_match       share equal to the record's output, blanks at the ends and Unicode form aside
-    right_then_more   share that give the record's output as their first line, then go on
+    score             the reward, neither clipped nor penalised
+    ended, length     share that end with an EOS; number of tokens
+    exact_match       share equal to the record's output, ignoring outer blanks and the Unicode form
+    right_then_more   share whose first line is the record's output and that continue after it
     """
 
     texts: list[list[str]]
@@ -74,7 +74,7 @@ class Answers:
         return {name: Estimate.of(values) for name, values in self.measures.items()}
 
     def differences(self, before: Answers) -> dict[str, Estimate]:
-        """Of two policies on the same prompts, paired by prompt: this one's numbers less those of `before`."""
+        """Estimate the differences to another policy on the same prompts, paired by prompt: this one minus `before`."""
         return {
             name: Estimate.of([b - a for a, b in zip(before.measures[name], values)])
             for name, values in self.measures.items()
@@ -82,19 +82,19 @@ class Answers:
 
 
 def shown(name: str, x: Estimate) -> str:
-    """A measure with its interval: 24.4 ± 2.1 %, or 0.312 ± 0.040."""
+    """Format a measure with its interval: 24.4 ± 2.1 %, or 0.312 ± 0.040."""
     if name in SHARES:
         return f"{100 * x.mean:.1f} ± {100 * x.half:.1f} %"
     return f"{x.mean:.3f} ± {x.half:.3f}"
 
 
 def in_words(estimates: Mapping[str, Estimate]) -> str:
-    """All that is shown of one policy, in a line."""
+    """Format the printed measures of one policy in a line."""
     return ", ".join(f"{name.replace('_', ' ')} {shown(name, x)}" for name, x in estimates.items() if name in SHOWN)
 
 
 def compared(before: Answers, after: Answers) -> dict[str, dict[str, list[float]]]:
-    """For a run's result: of each measure [mean, half of the interval] before, after, and of the paired difference."""
+    """Return [mean, half interval] of each measure before and after, and of the paired difference, for result.json."""
     sides = {"before": before.estimates(), "after": after.estimates(), "difference": after.differences(before)}
     return {
         name: {side: [estimates[name].mean, estimates[name].half] for side, estimates in sides.items()}
@@ -117,10 +117,10 @@ def sample_answers(
     console: Console,
     checkpoints: Checkpoints | None = None,
 ) -> Answers:
-    """`ppo.eval_samples` sampled answers to each prompt, scored; every rank gets the same result.
+    """Sample and score `ppo.eval_samples` answers to each prompt; every rank gets the same result.
 
-    About `rollouts` answers are held at once, as in training. The same seed gives two policies the same random numbers.
-    With the `checkpoints` of a trainer that is finishing, a signal ends it early.
+    About `rollouts` answers are held in memory at once, as in training. With the same seed, two policies get the same
+    random numbers. With a finishing trainer's `checkpoints`, a signal ends it early.
     """
     samples, per_round = ppo.eval_samples, max(world.size, rollouts // ppo.eval_samples)
     checkable = all(prompt.output for prompt in prompts)
@@ -128,14 +128,14 @@ def sample_answers(
     with console.bar(len(prompts), "held-out prompts", "prompt") as bar:
         for start in range(0, len(prompts), per_round):
             chosen = range(start, min(start + per_round, len(prompts)))
-            mine = [chosen[i] for i in dealt([len(prompts[i].tokens) for i in chosen], world.rank, world.size)]
+            mine = [chosen[i] for i in shard_of([len(prompts[i].tokens) for i in chosen], world.rank, world.size)]
             ids = [i for i in mine for _ in range(samples)]
             requests = [Request(prompts[i].tokens, i, n % samples, ppo.max_new_tokens) for n, i in enumerate(ids)]
-            answer = partial(
-                generate, model, requests, ppo.sampling, derive_seed(seed, "heldout"), eos_ids,
-                ppo.slots, split, None if checkpoints is None else lambda *_: checkpoints.raise_if_told(),
-            )  # fmt: skip
-            responses = checkpoints.part(answer) if checkpoints else answer()
+            with checkpoints.part() if checkpoints else nullcontext():
+                responses = generate(
+                    model, requests, ppo.sampling, derive_seed(seed, "heldout"), eos_ids, ppo.slots, split,
+                    None if checkpoints is None else lambda *_: checkpoints.raise_if_signalled(),
+                )  # fmt: skip
             texts = [decode(tokenizer, r.text_tokens) for r in responses]
             scores = _scores([prompts[i] for i in ids], responses, texts, scorer, world)
             for i, response, text, score in zip(ids, responses, texts, scores):
@@ -152,7 +152,7 @@ def sample_answers(
 
 
 def _scores(
-    prompts: Sequence[Prompt], responses: Sequence[Response], texts: Sequence[str], scorer: Scorer, world: World
+    prompts: Sequence[Prompt], responses: Sequence[Sample], texts: Sequence[str], scorer: Scorer, world: World
 ) -> list[float]:
     if not prompts:
         return []

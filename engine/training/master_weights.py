@@ -1,4 +1,4 @@
-"""float32 masters of a bfloat16 module, for one rank: its gradients are summed in them, AdamW moves them alone."""
+"""float32 master weights of a bfloat16 module, for one rank: they sum its gradients, and AdamW updates them."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ from torch import Tensor, nn
 
 
 class MasterWeights(nn.Module):
-    """A float32 copy of each trained parameter of a module, in place of the module for DeepSpeed and AdamW.
+    """A float32 copy of each trained parameter, which DeepSpeed and AdamW see instead of the module.
 
-    A gradient of the module is added to its master's as soon as backward has it, and is not kept: with one microbatch
-    it is written once, in float32. `write` rounds the masters into the module after a step.
+    The backward pass adds each gradient to its master's at once and frees it. After a step, `write` rounds the masters
+    into the module.
     """
 
     def __init__(self, module: nn.Module):
         super().__init__()
         trained = [p for p in module.parameters() if p.requires_grad]
-        self.masters = nn.ParameterList([p.detach().float() for p in trained])  # registered: DeepSpeed sees them
+        self.masters = nn.ParameterList(
+            [p.detach().float() for p in trained]
+        )  # registered, so that DeepSpeed sees them
         self._of = dict(zip(trained, self.masters))
         for parameter in trained:
             parameter.register_post_accumulate_grad_hook(self._take_gradient)
 
     def of(self, parameter: nn.Parameter) -> nn.Parameter:
-        """The master of one of the module's trained parameters."""
+        """Return the master of a trained parameter."""
         return self._of[parameter]
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Statistics as sums and counts, and maxima: taken on the device, over ranks at the one read a step, divided once."""
+"""Means as sums and counts, and maxima: kept on the device, reduced over ranks once per step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.distributed.world import World
 
 
 class Metrics:
-    """Running sums under the names users know. Nothing waits for the device until `read`."""
+    """Running sums by metric name. The host does not wait for the device until `read`."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor | float] = {}
@@ -19,29 +19,29 @@ class Metrics:
         self._maxima: dict[str, Tensor] = {}
 
     def add(self, name: str, total: Tensor | float, count: Tensor | float = 1) -> None:
-        """Add a sum over `count` things. Every rank adds the same names in the same order."""
+        """Add a sum over `count` items. All ranks add the same names in the same order."""
         total = total.detach().double() if isinstance(total, Tensor) else total
         self._sums[name] = self._sums.get(name, 0.0) + total
         self._counts[name] = self._counts.get(name, 0) + count
 
     def first(self, name: str, total: Tensor | float, count: Tensor | float = 1) -> None:
-        """As `add`, for the first call since the last `read` only."""
+        """As `add`, but only for the first call after a `read`."""
         if name not in self._sums:
             self.add(name, total, count)
 
     def copy(self) -> Metrics:
-        """These sums as they are now; what is added to one is not in the other."""
+        """Return an independent copy."""
         other = Metrics()
         other._sums, other._counts, other._maxima = dict(self._sums), dict(self._counts), dict(self._maxima)
         return other
 
     def maximum(self, name: str, value: Tensor) -> None:
-        """Take a value, a scalar, into a maximum. Every rank gives the same names in the same order."""
+        """Update a maximum with a scalar. All ranks use the same names in the same order."""
         value = value.detach().double()
         self._maxima[name] = torch.maximum(self._maxima[name], value) if name in self._maxima else value
 
     def read(self, world: World) -> dict[str, float]:
-        """The means and maxima over all ranks; empties them. A name that counted nothing is left out."""
+        """Return the means and maxima over all ranks, and clear them. A name with count 0 is left out."""
         names = list(self._sums)
         both = [[torch.as_tensor(x[n], dtype=torch.float64, device=world.device) for n in names]
                 for x in (self._sums, self._counts)]  # fmt: skip
@@ -53,13 +53,13 @@ class Metrics:
         return means | (dict(zip(maxima, world.largest(torch.stack([*maxima.values()])).tolist())) if maxima else {})
 
     def state(self) -> dict[str, list[float]]:
-        """[sum, count] of each name on this rank so far, as float64 holds them; [maximum] where it is one."""
+        """Return [sum, count] of each mean on this rank, and [maximum] of each maximum, as float64."""
         sums = {name: [float(self._sums[name]), float(self._counts[name])] for name in self._sums}
         return sums | {name: [float(value)] for name, value in self._maxima.items()}
 
     @classmethod
     def of_states(cls, states: Sequence[Mapping[str, Sequence[float]]], world: World) -> Metrics:
-        """What `state` returned on each rank, taken up again; all by the first rank if their number has changed."""
+        """Restore what `state` returned on each rank. If the number of ranks has changed, the first rank takes all."""
         if len(states) == world.size:
             mine = states[world.rank]
         else:
@@ -72,7 +72,7 @@ class Metrics:
             }
         metrics = cls()
         for name, kept in mine.items():
-            # As tensors: a Python float added to a tensor of integers would make it float32.
+            # Tensors: a Python float plus an integer tensor would be float32.
             kept = [torch.tensor(x, dtype=torch.float64, device=world.device) for x in kept]
             if len(kept) == 1:
                 metrics._maxima[name] = kept[0]

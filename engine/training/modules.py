@@ -1,4 +1,4 @@
-"""What DeepSpeed wraps: a language model, a reward model and the policy, whole or only their top, over a pack.
+"""The modules that are trained: language model, reward model and policy, whole or only their top layers.
 
 Shapes: T tokens, A selected action columns, S sequences, D model, V vocabulary.
 """
@@ -16,7 +16,7 @@ from kernels.linear_logprob import linear_logprob
 
 
 class Top(nn.Module):
-    """The layers from `start` on and the final norm, run on the trunk's output: the model's own tensors and names."""
+    """The layers from `start` on and the final norm, run on the trunk's output. They are the model's own tensors."""
 
     def __init__(self, model: nn.Module, start: int):
         super().__init__()
@@ -25,37 +25,37 @@ class Top(nn.Module):
         self.final_norm = model.final_norm
 
     def forward(self, batch: PackedBatch, trunk_TD: Tensor | None, columns_A: Tensor) -> Tensor:
-        """h_AD, normed, ready for a head."""
+        """Return h_AD after the final norm."""
         return self.final_norm(self.run_layers(list(self.layers.values()), trunk_TD, batch)[columns_A])
 
 
 class Whole(nn.Module):
-    """All of a model in Top's place, when every layer is trained and there is no trunk to keep."""
+    """A whole model in the place of Top, when every layer is trained and there is no trunk."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
 
     def forward(self, batch: PackedBatch, trunk_TD: Tensor | None, columns_A: Tensor) -> Tensor:
-        """h_AD, normed, ready for a head."""
+        """Return h_AD after the final norm."""
         model = self.model
         return model.norm(model.run(model.embed(batch), batch, 0, model.num_layers)[columns_A])
 
 
 def body_of(model: nn.Module, split: int | None) -> Top | Whole:
-    """The part that is trained: the layers from `split` on, or with None the whole model. Freezes the rest."""
+    """Return the trained part: the layers from `split` on, or all for None. Freezes the rest."""
     body = Whole(model) if split is None else Top(model, split)
     model.requires_grad_(False)
     return body.requires_grad_(True)
 
 
 class LanguageModule(nn.Module):
-    """A language model: log-probabilities of chosen targets. Beside a Top the LM head stays frozen, outside."""
+    """A language model that returns log-probabilities of chosen targets. With a Top, the LM head is frozen."""
 
     def __init__(self, model: nn.Module, split: int | None = None):
         super().__init__()
         self.body = body_of(model, split)
-        # A tuple is not registered: DeepSpeed does not see it.
+        # A tuple is not registered, so DeepSpeed does not see it.
         self.frozen_head: tuple[Tensor, ...] = () if split is None else (model.head_weight,)
 
     @property
@@ -63,25 +63,25 @@ class LanguageModule(nn.Module):
         return self.frozen_head[0] if self.frozen_head else self.body.model.head_weight
 
     def forward(self, batch: PackedBatch, trunk_TD: Tensor | None, columns_A: Tensor) -> Tensor:
-        """float32 [A]: log-probability of the token after each of the columns."""
+        """Return float32 [A]: the log-probability of the token after each column."""
         h_AD = self.body(batch, trunk_TD, columns_A)
         return linear_logprob(h_AD, self.head_VD, batch.target_T[columns_A])[0]
 
 
 class ScalarHead(nn.Linear):
-    """One float32 number a row, whatever the dtype of its weights: in bfloat16 four scores in a thousand would tie."""
+    """One float32 number per row, in any dtype of the weights: in bfloat16, 4 of 1,000 scores would tie."""
 
     def __init__(self, hidden_size: int, bias: bool):
         super().__init__(hidden_size, 1, bias)
 
     def forward(self, h_AD: Tensor) -> Tensor:
-        """float32 [A]."""
+        """Return float32 [A]."""
         bias = None if self.bias is None else self.bias.float()
         return linear(h_AD.float(), self.weight.float(), bias)[:, 0]
 
 
 class RewardModule(nn.Module):
-    """A language model's body with a scalar head on the last token of each sequence."""
+    """A model body with a scalar head on the last token of each sequence."""
 
     def __init__(self, model: nn.Module, score_weight_D: Tensor, split: int | None = None):
         super().__init__()
@@ -91,23 +91,23 @@ class RewardModule(nn.Module):
 
     @staticmethod
     def new_score_weight(model: nn.Module, seed: int) -> Tensor:
-        """float32 [D] from normal(0, 1 / sqrt(D + 1)) (Stiennon et al. 2020): scores begin with deviation about 1.
+        """Draw float32 [D] from normal(0, 1 / sqrt(D + 1)) (Stiennon et al. 2020): first scores have deviation about 1.
 
-        From zero, the body would get no gradient until the head has grown.
+        A head of zeros would pass no gradient to the body at first.
         """
         generator = torch.Generator().manual_seed(seed)
         return torch.randn(model.hidden_size, generator=generator) * (model.hidden_size + 1) ** -0.5
 
     def forward(self, batch: PackedBatch, trunk_TD: Tensor | None) -> Tensor:
-        """float32 [S]: the score of each sequence."""
+        """Return float32 [S], the score of each sequence."""
         return self.score(self.body(batch, trunk_TD, batch.last_S))
 
 
 class Policy(LanguageModule):
-    """What PPO trains: the body and a critic, a value head on it or on a top of its own.
+    """What PPO trains: the body and a critic, a value head on the same body or on its own.
 
-    `value_offset` is added to every value in float32. It carries the level of the scores, which bfloat16 weights could
-    not hold exactly and which a learning rate made for the policy would take long to reach.
+    `value_offset` (float32) is added to every value: the level of the scores, which bfloat16 weights cannot hold
+    exactly and which the policy's learning rate would take long to reach.
     """
 
     def __init__(self, model: nn.Module, split: int | None):
@@ -120,7 +120,7 @@ class Policy(LanguageModule):
         self.value.to(model.head_weight)
 
     def separate_critic(self, reward: RewardModule | None, mean: float = 0.0, std: float = 1.0) -> None:
-        """Give the value head a body of its own: the reward model's, whose value starts as its normalised score.
+        """Give the value head its own body: the reward model's, so that values start as normalised scores.
 
         Without a reward model, a copy of the policy's body with a head of zeros.
         """
@@ -140,9 +140,9 @@ class Policy(LanguageModule):
         temperature: float,
         critic_trunk_TD: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """float32 [A] each: log-probability of the action, entropy, value before the action.
+        """Return float32 [A] each: log-probability of the action, entropy, value before the action.
 
-        `critic_trunk_TD` is given where the critic's top stands on another trunk than the policy's.
+        `critic_trunk_TD` is the trunk's output for a critic with another trunk than the policy's.
         """
         h_AD = self.body(batch, trunk_TD, columns_A)
         logprob_A, _, entropy_A = linear_logprob(h_AD, self.head_VD, batch.target_T[columns_A], temperature)
@@ -151,12 +151,12 @@ class Policy(LanguageModule):
         return logprob_A, entropy_A, self.value(h_AD) + self.value_offset
 
     def reference(self) -> Reference:
-        """A frozen copy of the body as it is now, sharing the frozen head."""
+        """Return a frozen copy of the current body, which shares the frozen head."""
         return Reference(copy.deepcopy(self.body), self.frozen_head)
 
 
 class Reference(nn.Module):
-    """The policy before training: log-probabilities only, never a gradient."""
+    """The policy before training: log-probabilities without gradients."""
 
     def __init__(self, body: Top | Whole, frozen_head: tuple[Tensor, ...]):
         super().__init__()
@@ -165,7 +165,7 @@ class Reference(nn.Module):
 
     @torch.no_grad()
     def forward(self, batch: PackedBatch, trunk_TD: Tensor | None, columns_A: Tensor, temperature: float) -> Tensor:
-        """float32 [A]: log-probability of the action."""
+        """Return float32 [A], the log-probability of each action."""
         h_AD = self.body(batch, trunk_TD, columns_A)
         head_VD = self.frozen_head[0] if self.frozen_head else self.body.model.head_weight
         return linear_logprob(h_AD, head_VD, batch.target_T[columns_A], temperature)[0]

@@ -1,4 +1,4 @@
-"""What of PPO's settings has to fit together, the data and the ranks; looked at before any work is done."""
+"""Checks that PPO's settings, data and ranks fit together, before any work is done."""
 
 from __future__ import annotations
 
@@ -7,21 +7,18 @@ from engine.settings import PPOSettings
 
 
 def check_iteration(ppo: PPOSettings, batch_size: int) -> None:
-    """UserError for an iteration of a single rollout, and for one that could make the KL's adaptive weight negative."""
+    """UserError for an iteration of one rollout, and for one that could make the adaptive KL weight negative."""
     if batch_size < 2:
-        raise UserError(
-            f"--batch-size is {batch_size}: PPO compares the rollouts of an iteration, one alone teaches nothing: "
-            "give 2 or more"
-        )
+        raise UserError(f"--batch-size is {batch_size}: PPO compares the rollouts of an iteration: give 2 or more")
     if ppo.kl_controller == "adaptive" and not ppo.kl_horizon >= batch_size:
         raise UserError(
-            f"--kl-horizon is {ppo.kl_horizon}, --batch-size is {batch_size}: an iteration could turn the KL's weight "
-            "negative, raise the first"
+            f"--kl-horizon is {ppo.kl_horizon}, --batch-size is {batch_size}: an iteration could make the KL weight "
+            "negative, raise --kl-horizon"
         )
 
 
 def check_rollouts(prompts: int, batch_size: int, ranks: int) -> None:
-    """UserError unless an iteration of PPO has a rollout for every rank, and more than one in all."""
+    """UserError unless each iteration has a rollout for every rank, and at least two in all."""
     if min(prompts, batch_size) < ranks:
         raise UserError(
             f"{prompts} prompts in iterations of {batch_size} leave one of {ranks} ranks without any: give more "

@@ -1,4 +1,4 @@
-"""The columns of a rollout that PPO computes before its first update: log-probabilities, values, rewards, advantages.
+"""Columns of a rollout that PPO computes before the first update: log-probabilities, values, rewards, advantages.
 
 Shapes: T tokens, A selected action columns, S sequences, D model.
 """
@@ -29,7 +29,7 @@ def acted_columns(
     plan: Sequence[Microbatch],
     temperature: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """float32 [T] each: log-probability, value and the reference's log-probability; zero where nothing is acted."""
+    """Return float32 [T] each: log-probability, value, reference log-probability; 0 at columns without an action."""
     logprob_T = torch.zeros(batch.num_tokens, device=action_T.device)
     value_T, ref_logprob_T = torch.zeros_like(logprob_T), torch.zeros_like(logprob_T)
     for microbatch in plan:
@@ -44,17 +44,17 @@ def acted_columns(
 
 
 def final_rewards(ppo: PPOSettings, score_S: Tensor, ended_S: Tensor) -> Tensor:
-    """float32 [S]: what the last action of each response is paid: its score, less a penalty without an EOS."""
+    """Return float32 [S], the reward of each response's last action: its score, minus a penalty without an EOS."""
     return score_S - ppo.missing_eos_penalty * ~ended_S
 
 
 def critic_start(
     value_T: Tensor, action_T: Tensor, final_S: Tensor, sum_over_ranks: Callable[[Tensor], Tensor]
 ) -> float:
-    """What a new critic's values lack to the mean final reward of the first rollouts, over all ranks.
+    """Return the mean final reward minus the mean value of the first rollouts, over all ranks: the new critic's offset.
 
-    With lambda below 1, a critic that starts on another level than the scores turns that distance into advantages:
-    PPO would first learn how long answers are, from the sign of a constant.
+    With lambda below 1, a constant gap between critic and scores becomes advantages that depend on the length of the
+    answers: PPO would first learn a length.
     """
     own = [final_S.sum(), torch.full_like(final_S.sum(), len(final_S)), value_T[action_T].sum(), action_T.sum()]
     final, responses, value, actions = sum_over_ranks(torch.stack([x.double() for x in own])).tolist()
@@ -70,9 +70,9 @@ def rewarded_columns(
     final_S: Tensor,
     sum_over_ranks: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """float32 [T] each: the KL that is charged, reward, whitened advantage, return.
+    """Return float32 [T] each: KL estimate, reward, whitened advantage, return.
 
-    `columns` are those of `acted_columns`, `final_S` are `final_rewards`.
+    `columns` come from `acted_columns`, `final_S` from `final_rewards`.
     """
     logprob_T, value_T, ref_logprob_T = columns
     kl_T = kl_estimate(logprob_T, ref_logprob_T, ppo.kl_estimator)

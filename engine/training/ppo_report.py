@@ -1,4 +1,4 @@
-"""What PPO tells of an iteration: the numbers of its rollouts, and its line on the console."""
+"""What PPO reports of an iteration: metrics of its rollouts and updates, and its line on the console."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from statistics import correlation, pstdev
 import torch
 from torch import Tensor
 
-from engine.cli.console import short
+from engine.cli.console import Console, short
+from engine.distributed.world import World
 from engine.objectives.experience import Experience
+from engine.run.folder import Run
 from engine.training.metrics import Metrics
+from engine.training.ppo_loss import PPOTerms
+from engine.training.ppo_progress import Progress
 
-_RETURN, _ERROR = "return", "return - value"  # moments that `derive` takes out again
+_RETURN, _ERROR = "return", "return - value"  # moments that `derive` replaces
 
 
 def measure_rollouts(
@@ -24,10 +28,10 @@ def measure_rollouts(
     rollout_logprob_A: Tensor,
     ranks: int,
 ) -> None:
-    """Add what a rank's rollouts say: sums over responses, under the names users know.
+    """Add the metrics of this rank's rollouts, sums over responses.
 
-    `kl_T` is the estimate that was charged, `ended_S` whether a response has an EOS, `rollout_logprob_A` the
-    log-probability that generation sampled each action with.
+    `kl_T` is the KL estimate in the reward, `ended_S` whether a response has an EOS, `rollout_logprob_A` the
+    log-probability at which generation sampled each action.
     """
     rollouts, actions = x.batch.num_sequences, x.action_T.sum()
     metrics.add("objective/kl", (x.logprob_T - x.ref_logprob_T).sum(), rollouts)
@@ -39,7 +43,7 @@ def measure_rollouts(
     metrics.add("rollout/ended_with_eos", ended_S.sum(), rollouts)
     difference_A = (x.logprob_T[x.action_T] - rollout_logprob_A).abs()
     metrics.add("rollout/logprob_difference", difference_A.sum(), actions)
-    metrics.maximum("rollout/max_logprob_difference", difference_A.max())  # every response has an action
+    metrics.maximum("rollout/max_logprob_difference", difference_A.max())  # no response is without an action
     length_S = actions_of(x)
     metrics.add("rollout/empty", ((length_S == 1) & ended_S).sum(), rollouts)
     metrics.add("rollout/tokens", actions.double(), 1 / ranks)
@@ -50,13 +54,13 @@ def measure_rollouts(
 
 
 def actions_of(x: Experience) -> Tensor:
-    """int64 [S]: how many actions each response has, its EOS among them."""
+    """Return int64 [S], the number of actions of each response, including its EOS."""
     counts_S = torch.zeros(x.batch.num_sequences, dtype=torch.int64, device=x.action_T.device)
     return counts_S.index_add(0, x.batch.sequence_T, x.action_T.long())
 
 
 def derive(x: dict[str, float], scores: Sequence[float], lengths: Sequence[int]) -> None:
-    """Replace moments among the means by what they say; add what scores and lengths of all rollouts say together."""
+    """Replace moments in `x` by explained variance; add statistics of the scores and lengths of all rollouts."""
     spread = {n: x.pop(f"{n}, squared") - x.pop(n) ** 2 for n in (_RETURN, _ERROR)}
     if spread[_RETURN] > 0:
         x["val/explained_variance"] = 1 - spread[_ERROR] / spread[_RETURN]
@@ -65,38 +69,48 @@ def derive(x: dict[str, float], scores: Sequence[float], lengths: Sequence[int])
         x["rollout/score_length_correlation"] = correlation(scores, lengths)
 
 
-def measure_update(
-    metrics: Metrics,
-    log_ratio_A: Tensor,
-    entropy_A: Tensor,
-    policy: tuple[Tensor, Tensor],
-    value: tuple[Tensor, Tensor],
-    weight: float,
-) -> None:
-    """Add what a microbatch of an update says: sums over actions.
-
-    `policy` and `value` are each a loss and the number of actions that its clip decided; `weight` is 0 for a stand-in.
-    """
-    log_ratio_A, count = log_ratio_A.detach(), len(log_ratio_A) * weight
-    metrics.add("loss/policy_avg", policy[0] * weight, count)
-    metrics.add("loss/value_avg", value[0] * weight, count)
+def measure_update(metrics: Metrics, terms: PPOTerms, weight: float) -> None:
+    """Add the sums over actions of one microbatch of an update; `weight` is 0 for a stand-in."""
+    log_ratio_A = terms.log_ratio_A.detach()
+    count = len(log_ratio_A) * weight
+    metrics.add("loss/policy_avg", terms.policy * weight, count)
+    metrics.add("loss/value_avg", terms.value * weight, count)
     metrics.add("policy/approxkl_avg", 0.5 * log_ratio_A.square().sum() * weight, count)
-    metrics.add("policy/clipfrac_avg", policy[1] * weight, count)
-    metrics.add("policy/entropy_avg", entropy_A.sum() * weight, count)
-    metrics.add("val/clipfrac_avg", value[1] * weight, count)
+    metrics.add("policy/clipfrac_avg", terms.policy_clipped * weight, count)
+    metrics.add("policy/entropy_avg", terms.entropy_A.sum() * weight, count)
+    metrics.add("val/clipfrac_avg", terms.value_clipped * weight, count)
     metrics.add("val/ratio", log_ratio_A.exp().sum() * weight, count)
     metrics.first("val/first_ratio_error", (log_ratio_A.exp() - 1).abs().sum() * weight, count)
 
 
+def report(
+    iteration: int, total: int, at: Progress, lr: float, kl_coef: float, world: World, run: Run, console: Console
+) -> dict[str, float]:
+    """Reduce one iteration's numbers over the ranks; log and print them. Returns them by name."""
+    x = at.metrics.read(world)
+    mine = list(zip(at.experience.score_S.tolist(), actions_of(at.experience).tolist()))
+    scores, lengths = zip(*sum(world.gather(mine), []))
+    derive(x, scores, lengths)
+    x |= {"lr": lr, "objective/kl_coef": kl_coef, "time/collect_s": at.collect_s, "time/update_s": at.update_s}
+    x["eps"] = len(scores) / (at.collect_s + at.update_s)
+    x["time/generation_tokens_per_s"] = x["rollout/tokens"] / x["time/generation_s"]
+    run.log(iteration + 1, x)
+    run.scores(iteration + 1, scores)
+    console.row(row(f"{iteration + 1}/{total}", x))
+    for line in at.watch.look(iteration + 1, x):
+        console.say(line)
+    return x
+
+
 def first_and_last(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """What the run's result holds of its first and its last iteration."""
+    """Return score, KL and reward of the first and last iteration, for result.json."""
     names = {"score": "objective/scores", "kl": "objective/kl", "reward": "objective/rlhf_reward"}
     ends = (("first", history[0]), ("last", history[-1]))
     return {f"{what}_{when}": x[name] for what, name in names.items() for when, x in ends}
 
 
 def row(iteration: str, x: Mapping[str, float]) -> dict[str, str]:
-    """The console's line of an iteration, from what was logged."""
+    """Format an iteration's metrics for the console."""
     return {
         "iteration": iteration, "score": short(x["objective/scores"]), "kl": short(x["objective/kl"]),
         "reward": short(x["objective/rlhf_reward"]), "entropy": short(x["policy/entropy_avg"]),

@@ -1,4 +1,4 @@
-"""Rankings by prompt: equal answers taken as one, the records of a prompt merged where their ranks agree, a split."""
+"""Group rankings by prompt: merge equal answers, merge rankings of a prompt that agree, split off held-out prompts."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ Answer = tuple[int, ...]  # a response's tokens
 def by_prompt(
     rankings: Sequence[RankedExamples], prompt_of: Mapping[str, Hashable], most_tokens: int
 ) -> tuple[dict[Hashable, list[RankedExamples]], list[str]]:
-    """{prompt: its rankings}, and lines that say what was left out and merged.
+    """Return {prompt: its rankings}, and lines that report what was left out and merged.
 
-    `prompt_of` names the prompt of each ranking's id. Answers that are equal as tokens are one answer. A ranking that
-    then contradicts itself, or has nothing to compare, is left out. Rankings of one prompt that share answers become
-    one, of at most `most_tokens`, where `common_order` finds an order: prompts weigh equally in the loss.
+    `prompt_of` maps a ranking's id to its prompt. Answers with equal tokens count as one. A ranking that then
+    contradicts itself, or has nothing left to compare, is left out. Rankings of one prompt that share answers are
+    merged into one of at most `most_tokens` where `common_order` finds an order, because prompts weigh equally in the
+    loss.
     """
     groups: dict[Hashable, list[RankedExamples]] = {}
     with_equals, left_out = 0, 0
@@ -51,7 +52,7 @@ def by_prompt(
 def split(
     groups: Mapping[Hashable, Sequence[RankedExamples]], share: float, seed: int, path: object
 ) -> tuple[list[RankedExamples], list[RankedExamples]]:
-    """(trained on, held out): a share of the prompts is held out, each with all its rankings; with 0 none."""
+    """Return (training, held-out) rankings: hold out a share of the prompts, each with all its rankings."""
     members = list(groups.values())
     order = shuffled(len(members), seed, "heldout")
     count = round(len(members) * share)
@@ -65,7 +66,7 @@ def split(
 
 
 def merge(rankings: Sequence[RankedExamples]) -> RankedExamples | None:
-    """One ranking that says what these of one prompt say together; None where there is none, or nothing to compare."""
+    """Merge rankings of one prompt into one; None if they do not agree on one order, or compare nothing."""
     rank_of = common_order([(_answers(r), r.ranks) for r in rankings])
     if rank_of is None or len(set(rank_of.values())) < 2:
         return None
@@ -77,14 +78,14 @@ def merge(rankings: Sequence[RankedExamples]) -> RankedExamples | None:
 
 
 def common_order(rankings: Sequence[tuple[Sequence[Answer], Sequence[int]]]) -> dict[Answer, int] | None:
-    """The rank of each answer, 1 the best, in the one order that all rankings belong to.
+    """Return the rank of each answer (1 is best) in the one order that follows from all rankings.
 
-    None where they contradict each other, or leave open how two answers compare: no pair may be invented. Equal ranks
-    in one ranking are a tie, and two answers that nothing compares are one, if everything else compares to both alike.
+    None if they contradict each other or leave open how two answers compare: no pair is invented. Equal ranks in a
+    ranking are a tie. So are two answers that no ranking compares, if all other answers compare alike to both.
     """
     level: dict[Answer, Answer] = {answer: answer for answers, _ in rankings for answer in answers}
 
-    def find(answer: Answer) -> Answer:  # what stands for all that tie with an answer
+    def find(answer: Answer) -> Answer:  # the representative of all answers that tie with this one
         while level[answer] != answer:
             answer = level[answer]
         return answer
@@ -99,7 +100,7 @@ def common_order(rankings: Sequence[tuple[Sequence[Answer], Sequence[int]]]) -> 
             above[find(worse)] |= {find(b) for b, high in zip(answers, ranks) if high < low and b != worse}
     left, place, last = set(above), {}, set()
     while left:
-        # What nothing left is above comes next. It must be below all that came last, or two of them are not compared.
+        # Next: the answers with none above them. All must be below the last level, or a pair is not compared.
         best = {answer for answer in left if not above[answer] & left}
         if not best or any(not last <= above[answer] for answer in best):
             return None
@@ -109,7 +110,7 @@ def common_order(rankings: Sequence[tuple[Sequence[Answer], Sequence[int]]]) -> 
 
 
 def _merge_parts(rankings: Sequence[RankedExamples], most_tokens: int) -> list[RankedExamples]:
-    """The rankings of one prompt, those that share answers merged where that is possible."""
+    """Merge those rankings of one prompt that share answers, where that is possible."""
     parts: list[tuple[set[Answer], list[RankedExamples]]] = []
     for ranking in rankings:
         answers, members = set(_answers(ranking)), [ranking]

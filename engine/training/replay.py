@@ -1,10 +1,11 @@
-"""A kept batch run again, forward and backward, one sequence (or ranking) at a time: what stops being finite first.
+"""Run a kept batch again, forward and backward, one sequence (or ranking) at a time, to find what is not finite first.
 
 Shapes: T tokens, A selected action columns, S sequences, D model, V vocabulary.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,12 +17,14 @@ from torch import Tensor, nn
 from engine.base.errors import UserError
 from engine.batch import PackedBatch, action_mask
 from engine.objectives.experience import Experience
-from engine.objectives.losses import policy_loss, ranking_loss, ranking_pairs, value_loss
 from engine.settings import PPOSettings
 from engine.training.guards import COLUMNS
+from engine.training.ppo_loss import ppo_loss
+from engine.training.reward import reward_loss
+from engine.training.sft import sft_loss
 from engine.training.trunk import Trunk
 
-LOGIT_ROWS = 64  # whole logits of so many positions are held at once
+LOGIT_ROWS = 64  # positions whose full logits are held at once
 
 # loss_of(module, batch, trunk_TD) -> named quantities in the order they are computed, the last one the loss.
 LossOf = Callable[[nn.Module, PackedBatch, Tensor | None], dict[str, Tensor]]
@@ -29,33 +32,33 @@ LossOf = Callable[[nn.Module, PackedBatch, Tensor | None], dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Group:
-    """What has a loss of its own: a sequence, or the responses of one ranking."""
+    """A unit with its own loss: a sequence, or the responses of one ranking."""
 
     ids: tuple[str, ...]
     sequences: tuple[tuple[int, ...], ...]
     loss_of: LossOf
-    kept: Mapping[str, Tensor]  # what the run had computed before, by name
+    kept: Mapping[str, Tensor]  # what the run had computed, by name
     trunk_TD: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Replayed:
-    """Largest magnitude of each quantity, in the order computed; NaN or infinity where it is not finite."""
+    """Largest magnitude of each quantity, in the order computed; NaN or infinity if it is not finite."""
 
     ids: tuple[str, ...]
     tokens: int
     sizes: dict[str, float]
-    gradients: dict[str, float]  # by parameter, as the backward reaches them: the last layer first
+    gradients: dict[str, float]  # by parameter, in the order of the backward pass: last layer first
 
     @property
     def first_bad(self) -> str | None:
-        """The name of the first quantity that is not finite; gradients come last."""
+        """Name of the first quantity that is not finite; gradients come last."""
         named = {**self.sizes, **{f"gradient of {name}": size for name, size in self.gradients.items()}}
         return next((name for name, size in named.items() if not _finite(size)), None)
 
 
 def groups_of(stage: str, ids: Sequence[str], tensors: Mapping[str, Tensor], ppo: PPOSettings | None) -> list[Group]:
-    """The parts of a kept batch. UserError where it lacks what its stage needs."""
+    """Split a kept batch into groups. UserError if it lacks what its stage needs."""
     tokens = [tuple(part.tolist()) for part in tensors["tokens_T"].split(tensors["lengths_S"].tolist())]
     if len(ids) != len(tokens) or not all(isinstance(name, str) for name in ids):
         raise UserError(f"the kept batch has {len(tokens)} sequences and {len(ids)} records: it is damaged")
@@ -82,12 +85,12 @@ def groups_of(stage: str, ids: Sequence[str], tensors: Mapping[str, Tensor], ppo
 
 
 def replay(model: nn.Module, module: nn.Module, split: int | None, groups: Iterable[Group]) -> Iterator[Replayed]:
-    """Run each group forward and backward. `module` is what is trained of `model`: layers from `split` on, or all."""
+    """Run each group forward and backward. `module` is the trained part of `model`: layers from `split` on, or all."""
     device = model.head_weight.device
     for group in groups:
         if max(max(s) for s in group.sequences) >= model.vocab_size or min(min(s) for s in group.sequences) < 0:
             raise UserError(
-                f"the kept batch has tokens that this model of {model.vocab_size} does not know: replay it with the "
+                f"the kept batch has tokens outside this model's vocabulary of {model.vocab_size}: replay it with the "
                 "model of the run"
             )
         batch = PackedBatch.from_sequences(group.sequences, device)
@@ -106,14 +109,14 @@ def replay(model: nn.Module, module: nn.Module, split: int | None, groups: Itera
 
 
 def bad_weights(*modules: nn.Module) -> list[str]:
-    """Names of the weights that are not finite to begin with."""
+    """List the weights that are not finite."""
     named = {name: w for module in modules for name, w in module.named_parameters()}
     return [name for name, w in named.items() if not bool(w.isfinite().all())]
 
 
 @torch.no_grad()
 def _layers(model: nn.Module, module: nn.Module, batch: PackedBatch) -> dict[str, float]:
-    """The residual stream after each layer, and the logits where there is a language head."""
+    """Sizes of the residual stream after each layer, and of the logits if there is a language head."""
     h_TD = model.embed(batch)
     sizes = {"embedding": _size(h_TD)}
     for i in range(model.num_layers):
@@ -129,32 +132,24 @@ def _layers(model: nn.Module, module: nn.Module, batch: PackedBatch) -> dict[str
 
 def _sft(start: int, module: nn.Module, batch: PackedBatch, trunk_TD: Tensor | None) -> dict[str, Tensor]:
     columns_A = action_mask(batch, [start]).nonzero()[:, 0]
-    logprob_A = module(batch, trunk_TD, columns_A)
-    return {"logprob": logprob_A, "loss": -logprob_A.sum()}
+    logprob_A, loss = sft_loss(module, batch, trunk_TD, columns_A)
+    return {"logprob": logprob_A, "loss": loss}
 
 
 def _reward(ranks: Sequence[int], module: nn.Module, batch: PackedBatch, trunk_TD: Tensor | None) -> dict[str, Tensor]:
     score_S = module(batch, trunk_TD)
-    pairs = [x.to(score_S.device) for x in ranking_pairs([ranks])]
-    return {"score": score_S, "loss": ranking_loss(score_S, *pairs)}
+    return {"score": score_S, "loss": reward_loss(score_S, [ranks])[0]}
 
 
 def _ppo(
     x: Experience, ppo: PPOSettings, offset: float, module: nn.Module, batch: PackedBatch, trunk_TD: Tensor | None
 ) -> dict[str, Tensor]:
     module.value_offset = offset
-    columns_A = x.action_T.nonzero()[:, 0]
-    old_A, advantage_A, old_value_A, return_A = (
-        column[columns_A].to(batch.tokens_T.device) for column in (x.logprob_T, x.advantage_T, x.value_T, x.return_T)
-    )
-    columns_A = columns_A.to(batch.tokens_T.device)
-    critic_trunk_TD = None if x.critic_trunk_TD is None else x.critic_trunk_TD.to(batch.tokens_T.device)
-    logprob_A, entropy_A, value_A = module(batch, trunk_TD, columns_A, ppo.temperature, critic_trunk_TD)
-    policy, _ = policy_loss(logprob_A, old_A, advantage_A, ppo.clip)
-    value, _ = value_loss(value_A, old_value_A, return_A, ppo.value_clip)
+    here = Experience.of_tensors(x.tensors(), batch.tokens_T.device)
+    terms = ppo_loss(module, dataclasses.replace(here, batch=batch, trunk_TD=trunk_TD), ppo)
     return {
-        "logprob": logprob_A, "entropy": entropy_A, "value": value_A, "ratio": (logprob_A - old_A).exp(),
-        "policy loss": policy, "value loss": value, "loss": policy + ppo.vf_coef * value,
+        "logprob": terms.logprob_A, "entropy": terms.entropy_A, "value": terms.value_A,
+        "ratio": terms.log_ratio_A.exp(), "policy loss": terms.policy, "value loss": terms.value, "loss": terms.loss,
     }  # fmt: skip
 
 
@@ -171,7 +166,7 @@ def _rankings(
 
 
 def _kept(x: Experience) -> dict[str, Tensor]:
-    """What a rollout was made of, causes first; only where it acted."""
+    """The columns of a rollout at its actions, causes first."""
     columns: dict[str, Any] = {} if x.trunk_TD is None else {"trunk": x.trunk_TD}
     for name in COLUMNS:
         column = getattr(x, name)
@@ -180,7 +175,7 @@ def _kept(x: Experience) -> dict[str, Tensor]:
 
 
 def _size(x: Tensor) -> float:
-    """The largest magnitude; NaN if one of them is."""
+    """Return the largest magnitude; NaN if any number is NaN."""
     return float(x.detach().float().abs().max()) if x.numel() else 0.0
 
 

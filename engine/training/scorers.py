@@ -1,4 +1,4 @@
-"""Where a rollout's score comes from: a reward model of ours, or any Python callable.
+"""The scores of rollouts: from one of our reward models, or from any Python function.
 
 Shapes: S sequences.
 """
@@ -28,17 +28,17 @@ from engine.training.modules import Policy, RewardModule
 from engine.training.reward import score_sequences
 from engine.training.trunk import Trunk, same_trunk
 
-NORMALISED_CLIP = 10.0  # deviations: where a reward model's normalised scores are clipped when nothing is asked for
-SMALLEST_STD = 1e-6  # relative to the mean, or to 1 where that is more: below, scores differ by rounding only
+NORMALISED_CLIP = 10.0  # standard deviations: default clip of a reward model's normalised scores
+SMALLEST_STD = 1e-6  # relative to max(1, |mean|): below it, scores differ only by rounding
 
 
 def load_scorer(
     reward: str, policy: nn.Module, split: int | None, tokenizer, tokens_per_microbatch: int, offload: bool = False
 ) -> Scorer:
-    """A reward model's directory, or module:function of (prompt, response) -> float.
+    """Load a reward model's directory, or module:function of (prompt, response) -> float.
 
-    A reward model with the policy's layers below `split` is taken without them: its top reads the policy's trunk.
-    With `offload` one that has its own trunk waits in host memory.
+    A reward model with the policy's layers below `split` keeps only its top, which reads the policy's trunk. With
+    `offload`, a reward model with its own trunk stays in host memory between uses.
     """
     if _is_callable_name(reward):
         return FunctionScorer(reward, policy.head_weight.device)
@@ -46,7 +46,7 @@ def load_scorer(
 
 
 class FunctionScorer:
-    """Scores of a Python function of (prompt, response), as it gives them."""
+    """Scores of a Python function of (prompt, response), unchanged."""
 
     note: str | None = None
     shares_trunk, trunk = False, None  # it reads text
@@ -57,7 +57,7 @@ class FunctionScorer:
     def __call__(
         self, batch: PackedBatch, trunk_TD: Tensor | None, prompts: Sequence[str], responses: Sequence[str]
     ) -> Tensor:
-        """float32 [S]: the score of each whole sequence."""
+        """Return float32 [S], the score of each sequence."""
         scores = [self._one(prompt, response) for prompt, response in zip(prompts, responses)]
         return torch.tensor(scores, dtype=torch.float32, device=self.device)
 
@@ -72,7 +72,7 @@ class FunctionScorer:
         return score
 
     def clip(self, asked: float | None) -> float | None:
-        """Where scores are clipped: only where --score-clip says so, as no one knows how large a function's are."""
+        """Return the clip of scores: --score-clip, because the range of a function is not known."""
         return asked
 
     def __str__(self) -> str:
@@ -80,7 +80,7 @@ class FunctionScorer:
 
 
 class RewardModelScorer:
-    """Scores of a reward model, normalised by the mean and deviation that its config.json has from its training run."""
+    """Scores of a reward model, normalised by the mean and standard deviation in its config.json."""
 
     def __init__(
         self, path: Path, policy: nn.Module, split: int | None, tokenizer, tokens_per_microbatch: int, offload: bool
@@ -98,7 +98,7 @@ class RewardModelScorer:
         self.mean, self.std = moments or (0.0, 1.0)
         model = load_model(path, policy.head_weight.dtype, "cpu")
         self.shares_trunk = split is not None and same_trunk(model, policy, split)
-        if split is not None and not self.shares_trunk:  # as many layers above it as the policy has
+        if split is not None and not self.shares_trunk:  # train as many layers above it as the policy has
             split = max(0, model.num_layers - (policy.num_layers - split))
         self.module = RewardModule(model, weight_D, split).requires_grad_(False)
         self.trunk = None if split is None or self.shares_trunk else Trunk(model, split)
@@ -110,16 +110,16 @@ class RewardModelScorer:
     def __call__(
         self, batch: PackedBatch, trunk_TD: Tensor | None, prompts: Sequence[str], responses: Sequence[str]
     ) -> Tensor:
-        """float32 [S]. trunk_TD is the output of the trunk that it reads, on the device or the host.
+        """Return float32 [S]. trunk_TD, on the device or the host, is the output of the trunk that the top reads.
 
-        What the policy's generation kept, or, with a trunk of its own, what `own_trunk` gave; with None it is run.
+        That is the policy's, kept by generation, or that of `own_trunk`. With None the trunk is run.
         """
         with self._on_device():
             score_S = score_sequences(self.module, batch, trunk_TD, self.tokens_per_microbatch, self.trunk)
         return (score_S - self.mean) / self.std
 
     def own_trunk(self, batch: PackedBatch) -> Tensor:
-        """[T, D]: the output of a pack of any size at the model's own trunk, a token budget at a time."""
+        """Run the reward model's own trunk over a pack of any size, a token budget at a time: [T, D]."""
         model = self.trunk.model
         trunk_TD = torch.empty(batch.num_tokens, model.hidden_size, dtype=model.head_weight.dtype, device=self.device)
         with self._on_device():
@@ -141,7 +141,7 @@ class RewardModelScorer:
             self.trunk.model.to(device)
 
     def clip(self, asked: float | None) -> float | None:
-        """Where scores are clipped: where --score-clip says so, else at 10 deviations if they are normalised."""
+        """Return the clip of scores: --score-clip, else 10 standard deviations if they are normalised."""
         return NORMALISED_CLIP if asked is None and self.normalises else asked
 
     def __str__(self) -> str:
@@ -154,7 +154,7 @@ Scorer = FunctionScorer | RewardModelScorer
 
 
 def start_critic(policy: Policy, scorer: Scorer) -> None:
-    """Give the policy a separate critic: the reward model where there is one, else a copy of the policy's body."""
+    """Give the policy a separate critic: the reward model if there is one, else a copy of the policy's body."""
     if isinstance(scorer, RewardModelScorer):
         policy.separate_critic(scorer.module, scorer.mean, scorer.std)
     else:
@@ -162,9 +162,9 @@ def start_critic(policy: Policy, scorer: Scorer) -> None:
 
 
 def score_moments(path: Path) -> tuple[float, float] | None:
-    """Mean and deviation of a reward model's scores on its training data, from its config.json; None without them.
+    """Read the mean and standard deviation of a reward model's training scores from its config.json; None without them.
 
-    UserError for what is no number, and for a deviation of 0: such a model scores everything alike.
+    UserError for a value that is not a number, and for a deviation of 0.
     """
     config = load_config(path)
     mean, std = getattr(config, "score_mean", None), getattr(config, "score_std", None)
@@ -182,9 +182,9 @@ def score_moments(path: Path) -> tuple[float, float] | None:
 
 
 def use_scores(raw_S: Tensor, clip: float | None) -> tuple[Tensor, Tensor]:
-    """float32 [S], the scores that rewards are made of and that are logged, and how many of them were clipped.
+    """Clip scores: return float32 [S], which are logged and rewarded, and how many were clipped.
 
-    One that is not finite becomes NaN, whatever clipping would make of it: the run must stop.
+    A score that is not finite becomes NaN, so that the run stops.
     """
     limit = math.inf if clip is None else clip
     used_S = torch.where(raw_S.isfinite(), raw_S.clamp(-limit, limit), math.nan)
@@ -192,12 +192,12 @@ def use_scores(raw_S: Tensor, clip: float | None) -> tuple[Tensor, Tensor]:
 
 
 def describe(scorer: Scorer, clip: float | None) -> str:
-    """How it scores, for the header."""
+    """Describe the scorer for the header."""
     return f"{scorer}; scores {'not clipped' if clip is None else f'clipped to plus and minus {clip:g}'}"
 
 
 def check_reward(reward: str) -> None:
-    """UserError for a --reward that can be seen to be wrong before a policy is there."""
+    """UserError for a --reward that is wrong whatever the policy."""
     if _is_callable_name(reward):
         _import(reward)
     else:
@@ -206,14 +206,14 @@ def check_reward(reward: str) -> None:
 
 
 def try_scorer(scorer: Scorer, policy: nn.Module, split: int | None, prompt: Prompt, tokenizer) -> None:
-    """Score an empty response, which any policy may give: a scorer that fails does so before anything is written."""
+    """Score an empty response, so that a broken scorer fails before anything is written."""
     tokens = (*prompt.tokens, *encode_response(tokenizer, ""))
     batch = PackedBatch.from_sequences([tokens], policy.head_weight.device)
     trunk_TD = Trunk(policy, split)(batch) if scorer.shares_trunk else None
     score = float(scorer(batch, trunk_TD, [prompt.text], [""])[0])
     if not math.isfinite(score):
         raise UserError(
-            f"the reward model scores prompt {prompt.id} as {score}: its weights are damaged, train it anew"
+            f"the reward model scores prompt {prompt.id} as {score}: its weights are damaged, train it again"
         )
 
 
@@ -229,19 +229,19 @@ def _score_weight(path: Path) -> Tensor:
 
 
 def _import(name: str) -> Callable[[str, str], float]:
-    """The function that module:function names."""
+    """Import the function that module:function names."""
     module_name, _, function_name = name.partition(":")
     if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a launcher's path starts with its own folder, the user's module lies here
+        sys.path.append(os.getcwd())  # sys.path starts with the launcher's folder; the user's module is here
     try:
         function = getattr(importlib.import_module(module_name), function_name)
         if not callable(function):
             raise TypeError(f"it is {function!r:.60}")
-        with contextlib.suppress(ValueError):  # compiled functions may not tell their signature
+        with contextlib.suppress(ValueError):  # a compiled function may have no signature
             inspect.signature(function).bind("prompt", "response")
     except (ImportError, AttributeError, SyntaxError, TypeError, ValueError) as error:
         raise UserError(
-            f"--reward {name} is no function of (prompt, response) that can be imported ({error}): "
+            f"--reward {name} is not an importable function of (prompt, response) ({error}): "
             "give a reward model's directory or module:function"
         ) from error
     return function

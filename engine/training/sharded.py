@@ -1,4 +1,4 @@
-"""Frozen weights of which every rank holds a part while nobody reads them: what ZeRO-3 is to trained ones."""
+"""Shard frozen weights over the ranks while they are not used, as ZeRO-3 does with trained ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.distributed.world import World
 
 
 class ShardedWeights:
-    """Whole at first. `release` leaves this rank's part of each weight, `gather` makes them whole again."""
+    """Whole at first. `release` keeps only this rank's part of each weight; `gather` makes them whole again."""
 
     def __init__(self, weights: Sequence[nn.Parameter], world: World):
         self.weights, self.world = weights, world
@@ -19,14 +19,14 @@ class ShardedWeights:
         self.shapes = [w.shape for w in weights]
 
     def release(self) -> None:
-        """Give the memory of the other ranks' parts back. Reading a weight now is an error."""
+        """Free the other ranks' parts. The weights cannot be used until `gather`."""
         if self.parts is None and self.world.size > 1:
             self.parts = [self._part(w.data) for w in self.weights]
             for weight in self.weights:
                 weight.data = weight.data.new_empty(0)
 
     def gather(self) -> None:
-        """The same bits as before `release`, on every rank. All ranks call it."""
+        """Restore the whole weights, bit for bit, on every rank. All ranks call it."""
         if self.parts is not None:
             for weight, part, shape in zip(self.weights, self.parts, self.shapes):
                 weight.data = self.world.join(part)[: shape.numel()].view(shape)

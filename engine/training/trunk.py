@@ -1,4 +1,4 @@
-"""The frozen lower layers of a model: their output over a pack, and the outputs of a fixed data set, kept on disk.
+"""The frozen lower layers of a model: run them over a pack, or keep their outputs over a fixed data set on disk.
 
 Shapes: T tokens, S sequences, N kept tokens, D model.
 """
@@ -22,9 +22,9 @@ from engine.settings import BatchSettings
 
 
 def same_trunk(a: nn.Module, b: nn.Module, split: int) -> bool:
-    """Whether two models have the same embeddings and the same layers below `split`, to the last bit.
+    """Return whether two models have bitwise equal embeddings and layers below `split`.
 
-    Any field of their configs that may decide what is computed must be the same too.
+    Config fields that may change what is computed must be equal, too.
     """
     if computed_from(a.config) != computed_from(b.config):
         return False
@@ -37,7 +37,7 @@ def same_trunk(a: nn.Module, b: nn.Module, split: int) -> bool:
 
 
 def trunk_parameters(model: nn.Module, split: int) -> list[tuple[str, nn.Parameter]]:
-    """Name and tensor of everything below `split`: the embeddings and the frozen layers."""
+    """List the parameters below `split` by name: the embeddings and the frozen layers."""
     kept = []
     for name, parameter in model.named_parameters():
         above = name.startswith("layers.") and int(name.split(".")[1]) >= split
@@ -47,43 +47,43 @@ def trunk_parameters(model: nn.Module, split: int) -> list[tuple[str, nn.Paramet
 
 
 def rows_of(trunk_TD: Tensor | None, columns_A: Tensor) -> Tensor | None:
-    """The given rows on the device of `columns_A`, wherever the trunk's output is kept; None of None."""
+    """Select rows of the trunk's output, kept on any device, and copy them to that of `columns_A`. None gives None."""
     if trunk_TD is None:
         return None
     return trunk_TD[columns_A.to(trunk_TD.device)].to(columns_A.device, non_blocking=True)
 
 
 def checksums(weights: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """int64 scalar of each named tensor, on its device: the sum of its words as integers, which no order changes.
+    """Return an int64 checksum of each named tensor, on its device: the sum of its words as integers.
 
-    No one weight can change, not even from 0.0 to -0.0, without changing its sum.
+    A change of any single weight, even from 0.0 to -0.0, changes the sum; the order of summation does not.
     """
     sums = {}
     for name, weight in weights:
         words = weight.detach().contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.itemsize])
-        parts = words.flatten().split(1 << 22)  # a sum over a whole tensor of another type would copy it
+        parts = words.flatten().split(1 << 22)  # the sum converts to int64: chunks keep that copy small
         sums[name] = torch.stack([part.sum(dtype=torch.int64) for part in parts]).sum()
     return sums
 
 
 class FrozenWeights:
-    """Weights that no step may change: their checksums when this is made, and `check` at the end."""
+    """Weights that must not change: takes their checksums at the start, and `check` compares them at the end."""
 
     def __init__(self, weights: Iterable[tuple[str, Tensor]]):
         self.weights = list(weights)
         self.before = checksums(self.weights)
 
     def check(self) -> None:
-        """AssertionError that names the first weight whose bits are not those of the beginning."""
+        """AssertionError that names the first weight that has changed."""
         after = checksums(self.weights)
         changed = [name for name, was in self.before.items() if not torch.equal(after[name], was)]
         assert not changed, f"{len(changed)} frozen weights have changed in this run, the first: {changed[0]}"
 
 
 def kept_rows(parts: Sequence[Tensor | None], budget_bytes: float, device: torch.device) -> Tensor | None:
-    """The trunk's outputs of some sequences end to end: on the device within the budget, else in pinned host memory.
+    """Concatenate the trunk's outputs: on the device within the budget, else in pinned host memory.
 
-    None when there is no trunk and the parts are None.
+    None if there is no trunk and the parts are None.
     """
     if parts[0] is None:
         return None
@@ -94,16 +94,16 @@ def kept_rows(parts: Sequence[Tensor | None], budget_bytes: float, device: torch
 
 
 class Trunk:
-    """Layers 0 to split-1 of a model, never trained. Calling it gives trunk_TD, the input of layer `split`."""
+    """Layers 0 to split-1 of a model, frozen. Call it for trunk_TD, the input of layer `split`."""
 
     def __init__(self, model: nn.Module, split: int):
         self.model, self.split = model, split
-        self.starts: list[int] = [0]  # row of each kept sequence, and behind the last one the number of rows
+        self.starts: list[int] = [0]  # first row of each kept sequence, then the number of rows
         self.kept_ND: Tensor | None = None
 
     @torch.no_grad()
     def __call__(self, batch: PackedBatch, ids: Sequence[int] | None = None) -> Tensor:
-        """trunk_TD of a pack; `ids` are its sequences' places in what `keep` was given, read where they are kept."""
+        """Return trunk_TD of a pack. `ids` are the indices of its sequences in `keep`; kept ones are read, not run."""
         if ids is None or self.kept_ND is None:
             return self.model.run(self.model.embed(batch), batch, 0, self.split)
         device, dtype = batch.tokens_T.device, self.kept_ND.dtype
@@ -122,10 +122,10 @@ class Trunk:
     def keep(
         self, sequences: Sequence[Sequence[int]], file: Path, batch: BatchSettings, world: World, console: Console
     ) -> int:
-        """Run the trunk once over as many of the sequences as fit the budget; returns how many are kept.
+        """Run the trunk once over as many sequences as fit the budget. Returns how many are kept.
 
-        The file is mapped, not read: what fits the memory stays in the system's page cache. Every rank makes a share
-        and reads all of it, so the ranks must see one file system.
+        The file is memory-mapped, so what fits stays in the page cache. Each rank writes a shard and reads the whole
+        file, so the ranks must share a file system.
         """
         weight = next(self.model.parameters())
         row_bytes = self.model.hidden_size * weight.element_size()
@@ -156,6 +156,6 @@ class Trunk:
                 bar.update()
         world.barrier()
         if world.is_first:
-            file.unlink()  # every rank has mapped it: the space is given back when the last one ends, however it ends
+            file.unlink()  # all ranks have mapped it: the space is freed when the last one ends
         self.starts, self.kept_ND = starts[: count + 1], kept_ND
         return count

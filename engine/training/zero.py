@@ -1,4 +1,4 @@
-"""The one door to DeepSpeed: ZeRO, offload, precision, clipping and accumulation behind backward() and step()."""
+"""The only file that calls DeepSpeed: ZeRO, offload, precision, clipping and accumulation as backward() and step()."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from engine.settings import OptimizerSettings
 from engine.training.master_weights import MasterWeights
 
 if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # what DeepSpeed would find by itself, with a page of warnings
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would find this itself, with a page of warnings
 import deepspeed
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from deepspeed.utils import (
@@ -31,10 +31,10 @@ from deepspeed.utils import (
     safe_set_local_optimizer_state,
 )
 
-# Of each trained parameter a checkpoint keeps the float32 master and AdamW's two moments, whatever stage held them.
+# A checkpoint keeps the float32 master and AdamW's two moments of each trained parameter, in any ZeRO stage.
 WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")
 
-# What our own settings decide; a ds_config may not say it a second time.
+# Fields that our own settings decide; a ds_config must not set them.
 OURS = {
     "train_batch_size": "--batch-size",
     "train_micro_batch_size_per_gpu": "--tokens-per-microbatch",
@@ -58,12 +58,12 @@ class AdamW:
 
 
 def adamw(settings: OptimizerSettings) -> AdamW:
-    """What the optimizer's settings mean here; the learning rate comes with each step."""
+    """Return AdamW's constants from the settings; the learning rate comes with each step."""
     return AdamW(settings.weight_decay, (settings.beta1, settings.beta2), settings.eps, settings.max_grad_norm)
 
 
 def read_ds_config(path: str | None) -> dict[str, Any]:
-    """A DeepSpeed configuration file, refused where it repeats what our own settings decide."""
+    """Read a DeepSpeed configuration file. UserError if it sets what our own settings decide."""
     if path is None:
         return {}
     config = read_object(Path(path), "see ds_configs/", what="--deepspeed_config")
@@ -87,17 +87,17 @@ def read_ds_config(path: str | None) -> dict[str, Any]:
 class ZeroStep:
     """A module, its AdamW state and DeepSpeed around them.
 
-    Of bfloat16 weights float32 masters are kept: in stage 0 on one rank our own (DeepSpeed would copy all gradients
-    several times a step), else DeepSpeed's, shared out over the ranks. The trainer hands over losses that are sums
-    already divided by the global count. DeepSpeed averages gradients over ranks and over accumulated microbatches; both
-    are undone here, so that the gradient is that of the plain sum.
+    bfloat16 weights have float32 masters: our own in stage 0 on one rank (DeepSpeed would copy all gradients several
+    times per step), else DeepSpeed's, sharded over the ranks. The trainer passes losses that are sums already divided
+    by the global count. DeepSpeed averages gradients over ranks and accumulated microbatches; this class undoes both,
+    so that the gradient is that of the plain sum.
     """
 
     def __init__(
         self, module: nn.Module, optimizer: AdamW, world: World, ds_config: Mapping[str, Any], dtype: torch.dtype
     ):
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-        # On CPU DeepSpeed would compile a shared-memory all-reduce at first use: 20 s, and a compiler.
+        # On CPU, DeepSpeed would compile a shared-memory all-reduce at first use: 20 s, and it needs a compiler.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.world = world
         zero = dict(ds_config.get("zero_optimization", {}))
@@ -106,7 +106,7 @@ class ZeroStep:
         if half and self.stage == 0 and world.size == 1 and "data_types" not in ds_config:
             self.masters = MasterWeights(module)
         elif half and self.stage == 0:
-            self.stage = zero["stage"] = 1  # DeepSpeed shares float32 masters of bf16 weights out from stage 1 on
+            self.stage = zero["stage"] = 1  # DeepSpeed shards float32 masters from stage 1 on
         stepped = self.masters or module
         trained = [p for p in stepped.parameters() if p.requires_grad]
         groups = [
@@ -120,7 +120,7 @@ class ZeroStep:
             **ds_config,
             "zero_optimization": zero,
             "train_micro_batch_size_per_gpu": 1,
-            # Any number above one: step() says where the accumulation ends, and losses are not scaled by it.
+            # Any number above 1: step() ends the accumulation, and losses are not scaled by it.
             "gradient_accumulation_steps": 2,
             "gradient_clipping": optimizer.max_grad_norm,
             "bf16": {"enabled": half and not self.masters},
@@ -130,37 +130,37 @@ class ZeroStep:
         }
         if config["bf16"]["enabled"]:
             config["data_types"] = {"grad_accum_dtype": "fp32", **ds_config.get("data_types", {})}
-            # DeepSpeed's default rounds what was summed in float32 to bfloat16 before the sum over ranks.
+            # By default DeepSpeed rounds float32 sums to bfloat16 before it reduces them over ranks.
             config.setdefault("communication_data_type", "fp32")
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=stepped, optimizer=torch_adamw, config=config, dist_init_required=False
         )
         if world.size == 1 and self.stage == 0:
-            self.engine.enable_backward_allreduce = False  # the sum over one rank: a copy of all gradients and back
+            self.engine.enable_backward_allreduce = False  # for one rank it only copies all gradients and back
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs) if self.masters else self.engine(*args, **kwargs)
 
     def backward(self, loss: Tensor, last: bool) -> None:
-        """Accumulate the gradient of one microbatch's share of the loss; the step's `last` one reduces it."""
-        # Times 1 changes no bit. Where the loss is not finite, times NaN gives gradients that no sum over ranks hides.
+        """Accumulate the gradient of one microbatch's share of the loss; the `last` one of a step reduces it."""
+        # Times 1 changes no bit. A loss that is not finite is multiplied by NaN, so that the sum over ranks shows it.
         whole = torch.where(loss.detach().isfinite(), 1.0, math.nan)
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(loss * whole * self.world.size, scale_wrt_gas=False)
 
     def step(self, lr: float) -> float:
-        """Clip, update, clear. Returns the gradient's norm before clipping; if that is not finite, nothing was updated.
+        """Clip, update, clear. Returns the gradient norm before clipping; if it is not finite, nothing was updated.
 
-        A loss or a gradient that is not finite on one rank gives such a norm on all. There is no loss scaling here (no
-        fp16), so a norm that is not finite is never a scale that was tried in vain.
+        A loss or gradient that is not finite on one rank makes the norm not finite on all. There is no fp16 loss
+        scaling, so this is always an error.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         if self.stage:
-            self.engine.step()  # leaves everything as it is when its norm is not finite, and says inf
+            self.engine.step()  # with a norm that is not finite it changes nothing and reports inf
             return float(self.engine.get_global_grad_norm())
-        # Here DeepSpeed clips the parameters' own gradients, keeps no norm and looks at nothing. AdamW's fused kernel
-        # updates nothing where found_inf is 1, on the device: the host does not wait for it.
+        # In stage 0 DeepSpeed clips, but keeps no norm and checks nothing. AdamW's fused kernel skips the update on the
+        # device if found_inf is 1, so the host does not wait.
         norm = torch.stack([p.grad.norm() for p in self.engine.module.parameters() if p.grad is not None]).norm()
         self.optimizer.found_inf = norm.isfinite().logical_not().float()
         self.engine.step()
@@ -169,7 +169,7 @@ class ZeroStep:
         return float(norm)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The whole module's parameters on the CPU, one gathered at a time; the same on every rank."""
+        """Return all parameters of the module on the CPU, gathered one at a time; the same on every rank."""
         state = {}
         for name, parameter in self.module.named_parameters():
             with deepspeed.zero.GatheredParameters([parameter], enabled=self.stage == 3):
@@ -178,19 +178,19 @@ class ZeroStep:
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
-        """The parameters that the optimizer moves, by name."""
+        """The trained parameters by name."""
         return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
 
     @property
     def kept_bytes(self) -> int:
-        """Size of what `keep` returns."""
+        """Size in bytes of what `keep` returns."""
         return sum(_shape(p).numel() * 4 * (1 + len(MOMENTS)) for p in self.trained.values())
 
     def keep(self) -> dict[str, Tensor]:
-        """All that the next step depends on, on the first rank's host; nothing on the others. All ranks call it.
+        """Return all that the next step depends on, in the first rank's host memory; {} on others. All ranks call it.
 
-        `weight:NAME`, `exp_avg:NAME`, `exp_avg_sq:NAME` float32 of the parameter's shape, `step` of the optimizer. A
-        parameter that never had a gradient has no moments in stage 0.
+        `weight:NAME`, `exp_avg:NAME`, `exp_avg_sq:NAME`: float32, shaped as the parameter; `step`: the optimizer's. In
+        stage 0, a parameter that never had a gradient has no moments.
         """
         kept = {}
         for name, parameter in self.trained.items():
@@ -205,10 +205,10 @@ class ZeroStep:
         return kept
 
     def put_back(self, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], Tensor]) -> None:
-        """Take up what `keep` returned, under any stage and on any number of ranks. All ranks call it.
+        """Restore what `keep` returned, in any stage and on any number of ranks. All ranks call it.
 
-        `shapes` names what there is, `read` is called on the first rank alone, for one tensor after the other.
-        UserError when the parameters are not those that are trained here.
+        `shapes` names the tensors; `read` is called on the first rank only, for one tensor at a time. UserError if the
+        parameters are not those trained here.
         """
         here = {f"{WEIGHT}:{name}": tuple(_shape(p)) for name, p in self.trained.items()}
         there = {name: tuple(shape) for name, shape in shapes.items() if name.startswith(f"{WEIGHT}:")}
@@ -242,13 +242,13 @@ class ZeroStep:
 
     @property
     def _partitions(self) -> list[Tensor]:
-        """The flat float32 tensors that AdamW moves on this rank in place of the parameters; none in stage 0."""
+        """The flat float32 tensors that AdamW updates on this rank instead of the parameters; none in stage 0."""
         if self.stage == 3:
             return list(self.optimizer.fp32_partitioned_groups_flat)
         return [p for group in self._adamw.param_groups for p in group["params"]] if self.stage else []
 
     def _whole(self, parameter: nn.Parameter, key: str) -> Tensor | None:
-        """float32, of the parameter's shape: the master or a moment."""
+        """Return the master or a moment, float32, shaped as the parameter."""
         if self.stage == 0:
             stepped = self.masters.of(parameter) if self.masters else parameter
             return stepped if key == WEIGHT else self._adamw.state.get(stepped, {}).get(key)
@@ -260,13 +260,13 @@ class ZeroStep:
         if parameter._hp_mapping is not None:
             where, part = self._part(parameter, key)
             whole[where] = part.to(whole.device)
-        # As integers: added to the other ranks' zeros as a float, -0.0 would become 0.0.
+        # Sum as integers: as floats, -0.0 plus the other ranks' 0.0 would become 0.0.
         return self.world.sum(whole.view(torch.int32)).view(torch.float32).view_as(parameter)
 
     def _part(self, parameter: nn.Parameter, key: str) -> tuple[slice, Tensor]:
-        """Stages 1 and 2: which elements of a parameter this rank holds, and where it holds the master or a moment.
+        """Stages 1 and 2: return which elements of a parameter this rank holds, and its part of the master or moment.
 
-        Not by DeepSpeed's safe_get_full_optimizer_state: that knows the moments of the first parameter group only.
+        DeepSpeed's safe_get_full_optimizer_state finds the moments of the first parameter group only.
         """
         mapping = parameter._hp_mapping
         there, here = mapping.lp_fragment_address, mapping.hp_fragment_address
@@ -298,5 +298,5 @@ class ZeroStep:
 
 
 def _shape(parameter: nn.Parameter) -> torch.Size:
-    """Of the whole parameter, where ZeRO-3 has left a part."""
+    """Shape of the whole parameter, also where ZeRO-3 holds a part."""
     return getattr(parameter, "ds_shape", parameter.shape)

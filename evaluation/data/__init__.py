@@ -1,1 +1,1 @@
-"""Benchmark records: where they come from, how they are cleaned, and the words around them."""
+"""Benchmark data: read records, check them, clean their texts, and look up prompt words by language."""

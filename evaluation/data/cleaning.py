@@ -1,4 +1,4 @@
-"""Cleaning of benchmark texts, as the protocols that came before do it."""
+"""Clean benchmark texts by the rule of lm-eval and mlmm-evaluation."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ _BRACKETED = re.compile(r"\[.*?\]")
 
 
 def clean(text: str) -> str:
-    """Without WikiHow's marks: " [title]" becomes a stop, other brackets go with what they hold, two blanks become one.
+    """Return the text without WikiHow's marks.
 
-    Made for HellaSwag. lm-eval applies it to ARC and TruthfulQA too, where "[H2O]" is chemistry and goes as well.
+    Strip it, replace " [title]" by ". ", delete brackets with their content, then replace two spaces by one. The rule
+    was made for HellaSwag. lm-eval applies it to ARC and TruthfulQA too, where it also deletes chemistry such as
+    "[H2O]".
     """
     text = text.strip().replace(" [title]", ". ")
     return _BRACKETED.sub("", text).replace("  ", " ")

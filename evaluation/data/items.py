@@ -1,4 +1,4 @@
-"""Items: one question of a benchmark with its options, as its record says them."""
+"""Items: a question of a benchmark with its options, checked but not yet formatted, and the checks of its record."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from engine.base.errors import UserError
 
 @dataclass(frozen=True)
 class Item:
-    """A checked question. Texts are as in the record: what a protocol strips or cleans is its own affair.
+    """A checked question, with its texts as in the record: each protocol strips and cleans them by its own rule.
 
-    options  the candidates
-    truth    1 for each right candidate, else 0
+    id       the record's id
+    index    row number in the file, from 0
+    options  the candidate answers
+    truth    1 for each right option, else 0
+    place    "FILE:LINE", for error messages
     subject  MMLU's subject; None elsewhere
-    record   the record itself, without the fields that are null
-    place    "FILE:LINE", for messages
+    record   the record itself, without null fields
     """
 
     id: str
@@ -31,47 +33,50 @@ class Item:
 
     @property
     def gold(self) -> int:
-        """Index of the first right option."""
+        """The index of the first right option."""
         return self.truth.index(1)
 
 
 class Unlabelled(Exception):
-    """A record that says no answer: left out and counted, not an error."""
+    """A record without an answer. The reader leaves it out and counts it; it is not an error."""
 
 
 def text_of(record: Mapping[str, Any], name: str, place: str) -> str:
-    """The record's field, a text that is not blank. UserError otherwise."""
+    """Return the field of this name. UserError unless it is a text that is not blank."""
     value = record.get(name)
     if not isinstance(value, str) or not value.strip():
         shown = "missing" if value is None else f"{value!r:.60}"
-        raise UserError(f"{place}: field {name!r} is {shown}, it must be a text: mend the record or leave it out")
-    return whole_characters(value, name, place)
+        raise UserError(f"{place}: field {name!r} is {shown}, it must be a text: fix the record or remove it")
+    return valid_unicode(value, name, place)
 
 
-def whole_characters(text: str, name: str, place: str) -> str:
-    """The text. UserError where it holds half a surrogate pair, which no tokenizer takes."""
+def valid_unicode(text: str, name: str, place: str) -> str:
+    """Return the text. UserError if it holds half a surrogate pair, which no tokenizer accepts."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         where = f"half a surrogate pair at character {error.start + 1}"
-        raise UserError(f"{place}: field {name!r} holds {where}: mend the record or leave it out") from None
+        raise UserError(f"{place}: field {name!r} holds {where}: fix the record or remove it") from None
     return text
 
 
 def texts_of(record: Mapping[str, Any], name: str, place: str) -> tuple[str, ...]:
-    """The record's field, a list of at least two texts, none of them blank. UserError otherwise."""
+    """Return the field of this name. UserError unless it is a list of at least two texts, none of them blank."""
     values = record.get(name)
     if not isinstance(values, list) or len(values) < 2:
-        raise UserError(f"{place}: field {name!r} is {values!r:.60}, it must list two options or more: mend the record")
+        raise UserError(f"{place}: field {name!r} is {values!r:.60}, it must list two or more options: fix the record")
     for number, value in enumerate(values, start=1):
         if not isinstance(value, str) or not value.strip():
             raise UserError(f"{place}: field {name!r}, option {number} is {value!r:.60}: give it a text")
-        whole_characters(value, name, place)
+        valid_unicode(value, name, place)
     return tuple(values)
 
 
 def lettered_options(record: Mapping[str, Any], place: str) -> tuple[str, ...]:
-    """option_a, option_b, ... as far as they go; options left empty at the end are no options."""
+    """Return the texts of option_a, option_b, ... without empty ones at the end.
+
+    UserError for a gap, a blank option, and fewer than two options.
+    """
     names = sorted(name for name in record if len(name) == 8 and name.startswith("option_"))
     values = [record[name] for name in names]
     while values and (values[-1] is None or values[-1] == ""):
@@ -80,20 +85,23 @@ def lettered_options(record: Mapping[str, Any], place: str) -> tuple[str, ...]:
     for name, value in zip(expected, values):
         if name not in record or not isinstance(value, str) or not value.strip():
             raise UserError(f"{place}: field {name!r} is {record.get(name)!r:.60}: give the option a text")
-        whole_characters(value, name, place)
+        valid_unicode(value, name, place)
     if len(values) < 2:
-        raise UserError(f"{place}: it has {len(values)} options (option_a, option_b, ...), at least 2 are needed")
+        raise UserError(f"{place}: the record has {len(values)} options (option_a, option_b, ...): give at least 2")
     return tuple(values)
 
 
 def lettered_answer(record: Mapping[str, Any], num_options: int, place: str) -> tuple[int, ...]:
-    """Truth of each option from `answer`, a letter. Unlabelled where there is none, UserError where it is no option."""
+    """Return 1 for the option that field `answer` names by its letter, 0 for the others.
+
+    Unlabelled if the answer is missing or empty, UserError if it names no option.
+    """
     answer = record.get("answer")
     if answer is None or answer == "":
         raise Unlabelled
     letters = [chr(ord("A") + number) for number in range(num_options)]
     if answer not in letters:
         raise UserError(
-            f"{place}: field 'answer' is {answer!r:.60}, the options are A to {letters[-1]}: mend the record"
+            f"{place}: field 'answer' is {answer!r:.60}, the options are A to {letters[-1]}: fix the record"
         )
     return tuple(int(letter == answer) for letter in letters)

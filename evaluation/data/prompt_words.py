@@ -1,4 +1,4 @@
-"""The words around a question in each language: what strict writes in place of "Question:" and "Answer:"."""
+"""Prompt words: the words for "Question:" and "Answer:" that protocol strict writes in each language."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from engine.base.errors import UserError
 
 @dataclass(frozen=True)
 class PromptWords:
-    """The labels with their colons, and what stands between a label and a text ("" where the script has no blank)."""
+    """The two labels with their colons, and the gap between a label and a text ("" in scripts without spaces)."""
 
     question: str
     answer: str
     gap: str = " "
 
 
-# Language, or language and script where it has several -> its words.
+# Language, or language-script for a second script -> its words.
 _WORDS = {
     "en": PromptWords("Question:", "Answer:"),
     "ru": PromptWords("Вопрос:", "Ответ:"),
     "de": PromptWords("Frage:", "Antwort:"),
-    "zh": PromptWords("问题：", "答案：", gap=""),  # traditional files get them too: the scripts are one to us
+    "zh": PromptWords("问题：", "答案：", gap=""),  # for traditional Chinese too: main_script cannot tell the two apart
     "fr": PromptWords("Question :", "Réponse :"),
     "es": PromptWords("Pregunta:", "Respuesta:"),
     "it": PromptWords("Domanda:", "Risposta:"),
@@ -51,18 +51,18 @@ ENGLISH = _WORDS["en"]
 
 
 def words_of(lang: str, script: str | None = None) -> PromptWords:
-    """The words of this language, in this script where it has several. UserError where no one has given them."""
+    """Return the words of a language, in this script if it has words of its own. UserError for an unknown language."""
     if words := _WORDS.get(f"{lang}-{script}"):
         return words
     if lang not in _WORDS:
         raise UserError(
-            f"the strict protocol has no prompt words for {lang!r}: give them with "
+            f"the strict protocol has no prompt words for {lang!r}: add them with "
             "evaluation.data.prompt_words.register_words, or choose --protocol lm-eval"
         )
     return _WORDS[lang]
 
 
 def register_words(lang: str, words: PromptWords) -> None:
-    """The words of a language outside the table. UserError if it has others already."""
+    """Register the words of a language. UserError if it has other words already."""
     if _WORDS.setdefault(lang, words) != words:
-        raise UserError(f"{lang!r} has prompt words already, {_WORDS[lang].question!r}: use them")
+        raise UserError(f"{lang!r} has prompt words already, such as {_WORDS[lang].question!r}: use those")

@@ -1,4 +1,4 @@
-"""Scripts: whether a benchmark file is written in a script of the language it is given for, and in which one."""
+"""Check that a benchmark file is written in a script of its language, and find out in which one."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from engine.base.languages import Language
 from engine.base.scripts import main_script
 
 _SAMPLE = 200
-# Latin is in every text (formulas, names), so a file in another script is told by that script's share.
-_LEAST_SHARE = 0.2
+# Every text holds some Latin letters (formulas, names), so the share of the language's script decides.
+_MIN_SHARE = 0.2
 
 
 def check_script(language: Language, name: str, texts: Iterable[str]) -> str:
-    """The script of the first 200 texts; the language's first one where nothing can be said.
+    """Return the main script of the first 200 texts.
 
-    UserError if hardly a letter is in a script of the language: a file of another language. A file of another language
-    in the same script is not found.
+    Return the language's first script for texts without letters and for a script that engine.base.scripts lacks.
+    UserError if fewer than 20 % of the letters are in a script of the language: the file is in another language. This
+    does not detect another language in the same script.
     """
     found = main_script(language.scripts, "".join(islice(texts, _SAMPLE)))
     if found is None:
         return language.scripts[0]
     script, share = found
-    if share < _LEAST_SHARE:
+    if share < _MIN_SHARE:
         scripts = " or ".join(language.scripts)
         raise UserError(
             f"{name}: {share:.0%} of its letters are in the script of {language.name} ({scripts}): "

@@ -1,10 +1,11 @@
-"""Draws: the order of the questions and the shots before each of them, as each protocol does it."""
+"""Draws: order the questions and draw the shots of each, by the rule of each protocol."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from random import Random
 
 import numpy as np
@@ -17,7 +18,7 @@ from evaluation.tasks import Form
 
 @dataclass(frozen=True)
 class Pool:
-    """Where shots come from: the items of one part of the data."""
+    """The items that shots are drawn from, and the name of their part of the data."""
 
     part: str
     items: Sequence[Item]
@@ -25,10 +26,13 @@ class Pool:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a draw needs to know.
+    """The arguments of a draw.
 
-    limit   questions of each run, the first in the protocol's own order; a run is the task, or a subject by by_subject
-    shared  every question has the same shots (strict alone knows this)
+    items   the questions
+    shots   number of shots per question
+    limit   number of questions per run, the first in the protocol's order; a run is the task, or one subject if the
+            form has by_subject
+    shared  give every question the same shots (strict only)
     """
 
     task: str
@@ -41,7 +45,7 @@ class Plan:
     shared: bool = False
 
     def runs(self) -> Iterator[tuple[Sequence[Item], Sequence[Item]]]:
-        """The questions and the pool of each subject, in the order they first occur; or all of them at once."""
+        """Yield (questions, pool) of each run: of each subject in order of first occurrence, or of the whole task."""
         if not self.form.by_subject:
             yield self.items, self.pool.items
             return
@@ -57,17 +61,17 @@ Draw = Callable[[Plan], Iterator[tuple[Item, Shots]]]
 
 
 def after_shuffle(plan: Plan) -> Iterator[tuple[Item, Shots]]:
-    """lm-eval's draws of 2023: the questions are shuffled, and the same generator goes on to draw their shots.
+    """Draw as lm-eval did in 2023: shuffle the questions, then draw their shots with the same generator.
 
-    Equal questions are told by what the protocol makes of them, not by their ids.
+    Two questions are equal if the protocol formats them equally; their ids do not count.
     """
-    made: dict[int, tuple] = {}
+    formatted: dict[int, tuple] = {}
 
     def content(item: Item) -> tuple:
         form = plan.form
-        if id(item) not in made:
-            made[id(item)] = (form.question(item, ENGLISH), form.options(item), form.truth(item))
-        return made[id(item)]
+        if id(item) not in formatted:
+            formatted[id(item)] = (form.question(item, ENGLISH), form.options(item), form.truth(item))
+        return formatted[id(item)]
 
     for items, pool in plan.runs():
         rng = Random(plan.seed)
@@ -86,7 +90,7 @@ def after_shuffle(plan: Plan) -> Iterator[tuple[Item, Shots]]:
 
 
 def in_file_order(plan: Plan) -> Iterator[tuple[Item, Shots]]:
-    """lm-eval 0.4.13's draws on one GPU: the questions in file order, one generator for all their shots."""
+    """Draw as lm-eval 0.4.13 does on one GPU: questions in file order, one generator for all their shots."""
     for items, pool in plan.runs():
         rng = Random(plan.seed)
         if plan.form.in_order and len(pool) < plan.shots:
@@ -100,7 +104,7 @@ def in_file_order(plan: Plan) -> Iterator[tuple[Item, Shots]]:
                 drawn = _sample(rng, pool, plan.shots + 1, plan)
                 kept = [shot for shot in drawn if shot.record != item.record][: plan.shots]
                 if len(kept) < plan.shots:
-                    # Equal records in the pool: both copies were drawn and left out. lm-eval then draws anew.
+                    # The draw had two copies of the question's record and lost both. lm-eval then draws again.
                     kept = _sample(rng, [shot for shot in pool if shot.record != item.record], plan.shots, plan)
                 yield item, tuple(kept)
             else:
@@ -108,11 +112,11 @@ def in_file_order(plan: Plan) -> Iterator[tuple[Item, Shots]]:
 
 
 def by_document(plan: Plan) -> Iterator[tuple[Item, Shots]]:
-    """The strict draws: the shots of a question follow from the seed, the task and the ids of question and shots alone.
+    """Draw as strict does: a question's shots depend only on the seed, the task and the ids of question and shots.
 
-    Each shot has a hash with the question's id, and the smallest are taken (rendezvous hashing): neither the order of
-    the files, nor --limit, nor the language changes them, as long as the questions are there. A shot that asks the same
-    question is passed over. With in_order, the first of the subject by id. A subject with fewer has fewer.
+    Hash each item of the pool with the question's id and take the smallest hashes (rendezvous hashing). File order,
+    --limit and the language do not change the shots, as long as the same items exist. Skip items with the same question
+    text. With in_order, take the first items of the subject by id. A subject with too few items gives fewer shots.
     """
     pools: dict[str | None, list[Item]] = {}
     for _, pool in plan.runs():
@@ -121,7 +125,7 @@ def by_document(plan: Plan) -> Iterator[tuple[Item, Shots]]:
     if plan.shots and max(map(len, pools.values()), default=0) < plan.shots:
         raise _too_few(plan, max(map(len, pools.values()), default=0))
     if plan.form.in_order:
-        # By length first: "x/dev/2" stands before "x/dev/10".
+        # By length first, so that "x/dev/2" comes before "x/dev/10".
         pools = {subject: sorted(pool, key=lambda shot: (len(shot.id), shot.id)) for subject, pool in pools.items()}
     keys = {
         subject: np.array([_key(plan, shot.id) for shot in pool], dtype=np.uint64) for subject, pool in pools.items()
@@ -134,10 +138,10 @@ def by_document(plan: Plan) -> Iterator[tuple[Item, Shots]]:
             continue
         order: Sequence[int] = range(len(pool))
         if not plan.form.in_order:
-            own = _key(plan, "" if plan.shared else f"document {item.id}")
-            order = np.argsort(_mix(keys[subject] ^ np.uint64(own)), kind="stable").tolist()
-        chosen = (pool[at] for at in order if pool[at].question != item.question)
-        yield item, tuple(shot for shot, _ in zip(chosen, range(plan.shots)))
+            item_key = _key(plan, "" if plan.shared else f"document {item.id}")
+            order = np.argsort(_mix(keys[subject] ^ np.uint64(item_key)), kind="stable").tolist()
+        others = (pool[i] for i in order if pool[i].question != item.question)
+        yield item, tuple(islice(others, plan.shots))
 
 
 def _sample(rng: Random, pool: Sequence[Item], count: int, plan: Plan) -> list[Item]:
@@ -146,22 +150,23 @@ def _sample(rng: Random, pool: Sequence[Item], count: int, plan: Plan) -> list[I
     return rng.sample(pool, count)
 
 
-def _too_few(plan: Plan, there: int, wanted: int | None = None) -> UserError:
-    wanted = plan.shots if wanted is None else wanted
-    kind = "of a subject " if plan.form.by_subject else ""
+def _too_few(plan: Plan, available: int, needed: int | None = None) -> UserError:
+    needed = plan.shots if needed is None else needed
+    scope = "for each subject " if plan.form.by_subject else ""
     return UserError(
-        f"task {plan.task}: {wanted} shots {kind}are to be drawn from {plan.pool.part}, which has {there}: "
+        f"task {plan.task} needs {needed} shots {scope}from {plan.pool.part}, which has {available}: "
         f"lower --shots or add records"
     )
 
 
 def _key(plan: Plan, name: str) -> int:
+    """Return a 64-bit hash of the seed, the task and the name."""
     digest = hashlib.blake2b(f"{plan.seed}/{plan.task}/{name}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014) on each value, modulo 2**64."""
+    """Apply the finalizer of SplitMix64 (Steele, Lea and Flood 2014) to each uint64."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))

@@ -1,4 +1,4 @@
-"""Encodings: context and continuations as text to token ids, as each protocol splits them."""
+"""Encodings: turn the texts of a context and its continuations into token ids, split by the rule of each protocol."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from engine.text.tokenizer import encode_prompt, encode_response
 
 @dataclass(frozen=True)
 class Encoded:
-    """A context with its continuations.
+    """The token ids of a context with its continuations.
 
-    pairs    (context ids, continuation ids) for each continuation, nothing cut
-    resplit  continuations begin earlier than their text does, because a token spans the border
+    pairs    (context ids, continuation ids) for each continuation, uncut
+    resplit  a token spans the border, so the continuation ids begin before the continuation's text
     """
 
     pairs: list[tuple[list[int], list[int]]]
     resplit: bool = False
 
 
-# Made once a tokenizer. It takes the blocks of a context (header, shots, question: their texts laid end to end are the
-# context) and the continuations.
+# (blocks, continuations) -> Encoded. The blocks are the shots and then the question; a header is part of the first
+# block. Concatenated, they are the context.
 Encode = Callable[[Sequence[str], Sequence[str]], Encoded]
-Encoder = Callable[[PreTrainedTokenizerFast], Encode]
+Encoder = Callable[[PreTrainedTokenizerFast], Encode]  # called once per tokenizer
 
 
-def apart(tokenizer: PreTrainedTokenizerFast) -> Encode:
-    """Context and continuation tokenised apart, without special tokens: mlmm-evaluation's way."""
+def separate(tokenizer: PreTrainedTokenizerFast) -> Encode:
+    """Tokenize context and continuation separately, without special tokens, as mlmm-evaluation does."""
 
     def encode(blocks: Sequence[str], continuations: Sequence[str]) -> Encoded:
         context, *rest = _all_ids(tokenizer, ["".join(blocks), *continuations], add_special_tokens=False)
@@ -40,7 +40,7 @@ def apart(tokenizer: PreTrainedTokenizerFast) -> Encode:
 
 
 def joint_without_bos(tokenizer: PreTrainedTokenizerFast) -> Encode:
-    """Context and continuation tokenised as one text, cut where the context's own tokens end; no special tokens."""
+    """Tokenize context and continuation as one text without special tokens. Split after len(context ids) tokens."""
 
     def encode(blocks: Sequence[str], continuations: Sequence[str]) -> Encoded:
         return _joint(tokenizer, "".join(blocks), continuations, add_special_tokens=False)
@@ -48,8 +48,11 @@ def joint_without_bos(tokenizer: PreTrainedTokenizerFast) -> Encode:
     return encode
 
 
-def joint_as_tokenizer(tokenizer: PreTrainedTokenizerFast) -> Encode:
-    """The same with the tokenizer's own special tokens (BOS where it adds one), unless the text begins with that."""
+def joint_with_special_tokens(tokenizer: PreTrainedTokenizerFast) -> Encode:
+    """Like joint_without_bos, but add the tokenizer's special tokens (usually BOS).
+
+    Add none if the text begins with BOS, or with EOS for a tokenizer without BOS.
+    """
     first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     marker = tokenizer.decode(first)
 
@@ -61,36 +64,36 @@ def joint_as_tokenizer(tokenizer: PreTrainedTokenizerFast) -> Encode:
 
 
 def prefix_checked(tokenizer: PreTrainedTokenizerFast) -> Encode:
-    """The strict way: blocks apart, and the question's last line and the continuation as one text, its split checked.
+    """Tokenize as strict does: each block on its own, the question's last line together with each continuation.
 
-    The first block begins as a prompt does (BOS and dummy prefix as the tokenizer has them), the others go on. A block
-    therefore has the same ids in every prompt, and fixed shots are one prefix of ids. Where the last line's own ids are
-    not how the joint text begins, the split moves back to the last token that the line shares with all of its
-    continuations: the same context for each of them, and no continuation without tokens.
+    Only the first block starts as a prompt (with BOS and dummy prefix, if the tokenizer adds them). So a block has the
+    same ids in every prompt, and shared shots give one shared prefix of ids. If a token spans the border, the split
+    moves back to the last token that the last line shares with all joint texts. So all continuations have the same
+    context, and none is empty.
     """
-    known: dict[tuple[str, bool], list[int]] = {}
+    cache: dict[tuple[str, bool], list[int]] = {}
 
     def ids_of(text: str, is_first: bool) -> list[int]:
-        # encode_response puts EOS behind the text, which is no part of a prompt.
+        # encode_response appends EOS, which a prompt must not have.
         return encode_prompt(tokenizer, text) if is_first else encode_response(tokenizer, text)[:-1]
 
     def shot_ids(text: str, is_first: bool) -> list[int]:
-        if (text, is_first) not in known:
-            known[text, is_first] = ids_of(text, is_first)
-        return known[text, is_first]
+        if (text, is_first) not in cache:
+            cache[text, is_first] = ids_of(text, is_first)
+        return cache[text, is_first]
 
     def encode(blocks: Sequence[str], continuations: Sequence[str]) -> Encoded:
         *shots, question = blocks
         context = [token for number, shot in enumerate(shots) for token in shot_ids(shot, number == 0)]
-        body, line_end, line = question.rpartition("\n")
-        if line_end:
-            context += ids_of(body + line_end, is_first=not shots)
-        is_first = not shots and not line_end
+        body, line_break, line = question.rpartition("\n")
+        if line_break:
+            context += ids_of(body + line_break, is_first=not shots)
+        is_first = not shots and not line_break
         line_ids = ids_of(line, is_first)
-        wholes = [ids_of(line + continuation, is_first) for continuation in continuations]
-        cut = min(_num_shared(line_ids, whole) for whole in wholes)
-        context += line_ids[:cut]
-        return Encoded([(context, whole[cut:]) for whole in wholes], resplit=cut < len(line_ids))
+        joint_ids = [ids_of(line + continuation, is_first) for continuation in continuations]
+        split = min(_num_shared(line_ids, ids) for ids in joint_ids)
+        context += line_ids[:split]
+        return Encoded([(context, ids[split:]) for ids in joint_ids], resplit=split < len(line_ids))
 
     return encode
 
@@ -98,12 +101,10 @@ def prefix_checked(tokenizer: PreTrainedTokenizerFast) -> Encode:
 def _joint(
     tokenizer: PreTrainedTokenizerFast, context: str, continuations: Sequence[str], add_special_tokens: bool
 ) -> Encoded:
-    # lm-eval's rule: white space at the end of the context belongs to the continuation.
-    kept = context.rstrip()
-    moved = context[len(kept) :]
-    texts = [kept, *(kept + moved + continuation for continuation in continuations)]
-    first, *wholes = _all_ids(tokenizer, texts, add_special_tokens)
-    return Encoded([(first, whole[len(first) :]) for whole in wholes])
+    # lm-eval moves white space from the end of the context to the continuation.
+    texts = [context.rstrip(), *(context + continuation for continuation in continuations)]
+    context_ids, *joint_ids = _all_ids(tokenizer, texts, add_special_tokens)
+    return Encoded([(context_ids, ids[len(context_ids) :]) for ids in joint_ids])
 
 
 def _all_ids(tokenizer: PreTrainedTokenizerFast, texts: list[str], add_special_tokens: bool) -> list[list[int]]:

@@ -1,1 +1,1 @@
-"""What an evaluation leaves on disk, and the reports made of it."""
+"""The files that an evaluation writes, and the tables and comparisons made from them."""

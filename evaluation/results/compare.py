@@ -1,4 +1,4 @@
-"""Two models on the same documents: paired differences with confidence intervals, in one language and over several."""
+"""Compare two models on the same documents: paired differences with confidence intervals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Z95 = 1.959963984540054  # the normal distribution's two-sided 95 % point
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean of b - a over `count` documents that both have, and its 95 % confidence interval."""
+    """The mean of b - a over the `count` documents that both models have, and its 95 % confidence interval."""
 
     mean: float
     low: float
@@ -22,15 +22,16 @@ class Difference:
     count: int
 
     @property
-    def is_clear(self) -> bool:
-        """Zero lies outside the interval."""
+    def is_significant(self) -> bool:
+        """Whether zero lies outside the interval."""
         return self.low > 0 or self.high < 0
 
 
-def paired(a: Mapping[str, float], b: Mapping[str, float]) -> Difference | None:
-    """Of scores by document. Differences of the same document are averaged: what makes it hard for both cancels out.
+def paired_difference(a: Mapping[str, float], b: Mapping[str, float]) -> Difference | None:
+    """Return the mean difference b - a of two models' scores by document, over the documents that both have.
 
-    The interval is mean +- 1.96 standard errors of the differences. None with fewer than two documents in common.
+    The interval is the mean +- 1.96 standard errors of the differences. Pairing makes it narrow: how hard a document is
+    cancels out. Return None for fewer than two common documents.
     """
     differences = [b[key] - a[key] for key in a if key in b]
     if len(differences) < 2:
@@ -40,21 +41,24 @@ def paired(a: Mapping[str, float], b: Mapping[str, float]) -> Difference | None:
 
 
 def scores_by_item(records: Sequence[Record], metric: str) -> dict[str, float]:
-    """The score of each document by the record's id, which the translations of an item share."""
+    """Return record id -> score. Translations of one item share its id."""
     return {str(record["id"]): record["scores"][metric] for record in records}
 
 
-def has_items(records: Sequence[Record]) -> bool:
-    """Whether documents have ids at all, or are known by their row alone, which means another question elsewhere."""
+def has_item_ids(records: Sequence[Record]) -> bool:
+    """Return whether the records have ids of their own. A row number means another question in another language."""
     return any(str(record["id"]) != str(record["index"]) for record in records)
 
 
 def common_items(sides: Sequence[Mapping[str, float]]) -> list[str]:
-    """The items that every side has, in the order of the first."""
+    """Return the items that are in all mappings, in the order of the first mapping."""
     first, *others = sides
     return [item for item in first if all(item in other for other in others)]
 
 
-def over_languages(languages: Sequence[Mapping[str, float]], items: Sequence[str]) -> dict[str, float]:
-    """Each item's mean score over the languages: an item's answers in several languages are not independent."""
+def mean_over_languages(languages: Sequence[Mapping[str, float]], items: Sequence[str]) -> dict[str, float]:
+    """Return item -> its mean score over the languages.
+
+    The interval needs independent scores, and the scores of one item in several languages are not.
+    """
     return {item: math.fsum(scores[item] for scores in languages) / len(languages) for item in items}

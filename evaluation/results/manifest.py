@@ -1,4 +1,4 @@
-"""The manifest: what a result depends on, as hashes and settings, and when two results may stand together."""
+"""The manifest: hashes and settings of everything that a result depends on, and how two manifests differ."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ FORMAT = 1
 VERSIONS = ("torch", "transformers", "tokenizers", "numpy")
 SCORING_CODE = (
     *("kernels/**/*.py", "kernels/**/*.cpp", "kernels/**/*.h", "engine/models/*.py"),
-    *("evaluation/scoring/branches.py", "evaluation/scoring/prefix_tree.py", "evaluation/scoring/score.py"),
+    *("evaluation/scoring/prefix_tree.py", "evaluation/scoring/score.py", "evaluation/scoring/tree_forward.py"),
 )
 
 
 def run_manifest(model: Any, tokenizer: Any, package_version: str) -> dict[str, Any]:
-    """What all tasks of a run share: the model, and the numerics that its bits come from."""
+    """Return the part of the manifest that all tasks of a run share: model, dtype, device, versions and code."""
     weight = model.head_weight
     return {
         "format": FORMAT,
@@ -46,7 +46,7 @@ def run_manifest(model: Any, tokenizer: Any, package_version: str) -> dict[str, 
 
 
 def task_manifest(built: TaskDocuments, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What one task in one language adds: the data, the protocol with its settings, and every prompt and token."""
+    """Return the part of one task in one language: protocol, settings, and hashes of data, prompts and token ids."""
     return {
         "task": built.task.name,
         "lang": built.lang,
@@ -61,7 +61,7 @@ def task_manifest(built: TaskDocuments, settings: Mapping[str, Any]) -> dict[str
 
 
 def code_sha256() -> str:
-    """SHA-256 of the sources that scores pass through: another order of a sum is another last bit."""
+    """Return the SHA-256 of the sources that compute scores: a new order of summation changes the last bits."""
     root, digest = Path(__file__).parents[2], hashlib.sha256()
     for path in sorted(p for pattern in SCORING_CODE for p in root.glob(pattern)):
         digest.update(f"{path.relative_to(root).as_posix()}\n".encode() + path.read_bytes())
@@ -69,7 +69,10 @@ def code_sha256() -> str:
 
 
 def weights_sha256(model: torch.nn.Module) -> str:
-    """SHA-256 over every weight's name, shape, dtype and bytes, in the order of names, however the files are cut."""
+    """Return the SHA-256 of every weight's name, shape, dtype and bytes, in order of names.
+
+    It does not depend on how the weights are split into files.
+    """
     digest = hashlib.sha256()
     for name, weight in sorted(model.named_parameters()):
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
@@ -80,20 +83,20 @@ def weights_sha256(model: torch.nn.Module) -> str:
 
 
 def config_sha256(config: Any) -> str:
-    """SHA-256 of the config's fields that decide, with the weights, what the model computes."""
+    """Return the SHA-256 of the config's fields that change what the model computes."""
     text = json.dumps(computed_from(config), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def tokenizer_sha256(tokenizer: Any) -> str:
-    """SHA-256 of the tokenizer's rules and of what it puts before a text."""
+    """Return the SHA-256 of the tokenizer's rules and of the ids that it adds to an empty text."""
     digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode())
     digest.update(repr(tokenizer("").input_ids).encode())
     return digest.hexdigest()
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any], ignore: tuple[str, ...] = ()) -> list[str]:
-    """The names of entries, nested ones by their path, that two manifests do not share."""
+    """Return the names of the entries that differ between two manifests, nested ones as "outer.inner"."""
     names: list[str] = []
     for name in sorted({*a, *b}):
         if name in ignore:
@@ -107,7 +110,7 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any], ignore: tuple[str, .
 
 
 def _device_name(device: torch.device) -> str:
-    """A CPU by what decides the rounding of sums: instruction set, matrix unit, C++ kernels; a GPU by its name."""
+    """Return a GPU's name, or for a CPU what decides the rounding of sums: instruction set, AMX, C++ kernels."""
     if device.type == "cuda":
         return f"cuda {torch.cuda.get_device_name(device)}"
     kernels = "without a compiler" if skinny_linear.library() is None else ""

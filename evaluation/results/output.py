@@ -1,14 +1,14 @@
-"""The folder of an evaluation: its manifest, the records of each task, results.json; and what may be added to it."""
+"""The output folder of an evaluation: its lock, manifest, records and results.json, and what a run may add to it."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from engine.base.atomic import write_json
 from engine.base.errors import UserError
 from engine.generation.shards import lock
 from engine.run.folder import check_writable
@@ -20,9 +20,10 @@ MANIFEST, RESULTS, LOCK = "manifest.json", "results.json", "lock"
 
 
 class Output:
-    """Results of one model. Later runs may add tasks and languages, but no other model and no other settings.
+    """The results of one model. Later runs may add tasks and languages, but must have the same model and settings.
 
-    One run writes it at a time: from `start` to `close`, by an exclusive lock that ends with the process.
+    Only one run at a time writes to the folder: it holds an exclusive lock from `start` to `close`. A killed process
+    releases the lock.
     """
 
     def __init__(self, path: Path):
@@ -30,23 +31,23 @@ class Output:
         self._lock: int | None = None
 
     def check(self, manifest: Mapping[str, Any], overwrite: bool) -> None:
-        """UserError where the folder cannot be written, holds other files, or results with another manifest."""
+        """UserError if the folder is not writable, holds other files, or has results with another manifest."""
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--output {self.path} is a file: give a folder")
         check_writable(self.path / MANIFEST if self.path.exists() else self.path)
-        there = self.manifest()
-        if there is None:
+        found = self.manifest()
+        if found is None:
             if self.path.exists() and any(entry.name != LOCK for entry in self.path.iterdir()):
                 raise UserError(f"--output {self.path} holds other files: give an empty or a new folder")
         elif not overwrite:
-            self._refuse(differences(there, manifest, ignore=("tasks",)), "of another model, code or machine")
+            self._raise_if_any(differences(found, manifest, ignore=("tasks",)), "of another model, code or machine")
 
     def check_task(self, key: str, about: Mapping[str, Any]) -> None:
-        """UserError where the folder has this task with another manifest."""
-        if (there := (self.manifest() or {}).get("tasks", {}).get(key)) is not None:
-            self._refuse(differences(there, about), f"of {key} with other settings")
+        """UserError if the folder has this task ("<task>.<lang>") with another manifest."""
+        if (found := (self.manifest() or {}).get("tasks", {}).get(key)) is not None:
+            self._raise_if_any(differences(found, about), f"of {key} with other settings")
 
-    def _refuse(self, names: list[str], what: str) -> None:
+    def _raise_if_any(self, names: list[str], what: str) -> None:
         if names:
             raise UserError(
                 f"{self.path} holds results {what} ({', '.join(names[:5])} differ): give another --output, "
@@ -54,9 +55,9 @@ class Output:
             )
 
     def start(self, manifest: Mapping[str, Any], overwrite: bool) -> None:
-        """Make the folder and lock it, and empty it if it is to be overwritten.
+        """Create the folder, lock it and check it again. With overwrite, delete the earlier run's files.
 
-        UserError where another run is writing it, or has written something else since it was checked.
+        UserError if another run holds the lock, or if the folder fails `check`.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -79,14 +80,14 @@ class Output:
             write_json(self.path / MANIFEST, {**manifest, "tasks": {}})
 
     def close(self) -> None:
-        """Give up the lock, if this is who has it."""
+        """Release the lock if this object holds it."""
         if self._lock is not None:
             (self.path / LOCK).unlink(missing_ok=True)
             os.close(self._lock)
             self._lock = None
 
     def add_task(self, key: str, about: Mapping[str, Any]) -> None:
-        """Write a task into the manifest before its first record is."""
+        """Add a task to the manifest. Call it before the first record of the task is written."""
         self.check_task(key, about)
         manifest = self.manifest()
         assert manifest is not None
@@ -95,18 +96,18 @@ class Output:
             write_json(self.path / MANIFEST, manifest)
 
     def manifest(self) -> dict[str, Any] | None:
-        """What the folder says it holds; None where it is no folder of results."""
+        """Return the content of manifest.json, or None if there is none. UserError for a damaged file."""
         return read_manifest(self.path / MANIFEST)
 
     def results(self) -> dict[str, Any]:
-        """UserError where no evaluation has ended in this folder."""
+        """Return the content of results.json. UserError if no evaluation has finished in this folder."""
         found = read_results(self.path / RESULTS)
         if found is None:
-            raise UserError(f"{self.path} has no {RESULTS} of ours: give a folder that launch/evaluate.py has finished")
+            raise UserError(f"{self.path} has no {RESULTS}: give the --output folder of a finished launch/evaluate.py")
         return found
 
     def add_results(self, new: Mapping[str, Any]) -> None:
-        """Write results.json: the new entries beside those that are there."""
+        """Merge the new entries into results.json."""
         before = read_results(self.path / RESULTS) or {}
         merged = {
             name: {**before.get(name, {}), **value} if isinstance(value, Mapping) else value
@@ -116,14 +117,3 @@ class Output:
 
     def records(self, task: str, lang: str) -> RecordFile:
         return RecordFile(self.path, task, lang)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(path.name + ".part")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, ensure_ascii=False, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

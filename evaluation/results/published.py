@@ -1,7 +1,7 @@
-"""Published averages of the base models, to stand beside a user's own.
+"""Published averages of the base models, for comparison in the report.
 
-From the logs that the authors of Okapi (arXiv 2307.16039) released: their evaluator, HellaSwag without shots. The
-groups are those of the paper's Table 1; "llama" is the 14 languages that LLaMA's pre-training covers.
+Source: the logs that the authors of Okapi (arXiv 2307.16039) released, made with their evaluator on HellaSwag without
+shots. The groups are those of the paper's Table 1; "llama" is the 14 languages in LLaMA's pre-training data.
 """
 
 from __future__ import annotations

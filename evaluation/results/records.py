@@ -1,4 +1,4 @@
-"""Records: one line a document, kept while a run goes on so that it can be killed, and put in order at its end."""
+"""Records: one JSON line per document, appended while a run scores, so that it can be killed, and sorted at its end."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ import numpy as np
 from engine.base.jsonl import write_objects
 from evaluation.results.stored import read_record
 from evaluation.scoring.documents import Document
-from evaluation.scoring.metrics import NORMS, best, chance, document_scores, margin, normed
+from evaluation.scoring.metrics import NORMS, argmax, chance, document_scores, margin, normalized
 
 PARTS = "parts"
 Write = Callable[[dict[str, Any]], None]
 
 
 def record_of(document: Document, lls: Sequence[float], metrics: Sequence[str]) -> dict[str, Any]:
-    """The line of a document. It holds what a reader needs to score it anew under any norm."""
+    """Return the record of a document. It has all that is needed to compute every metric again."""
     choices = document.choices
-    ranked = {metric: normed(document, lls, metric) for metric in metrics if metric in NORMS}
+    ranked = {metric: normalized(document, lls, metric) for metric in metrics if metric in NORMS}
     return {
         "id": document.id,
         "index": document.index,
         **({"subject": document.subject} if document.subject is not None else {}),
         "gold": document.gold,
         "lls": list(lls),
-        "predictions": {metric: best(values) for metric, values in ranked.items()},
+        "predictions": {metric: argmax(values) for metric, values in ranked.items()},
         "margins": {metric: margin(values) for metric, values in ranked.items()},
         "ties": {metric: margin(values) == 0 for metric, values in ranked.items()},
         "scores": document_scores(document, lls, metrics),
@@ -47,7 +47,7 @@ def record_of(document: Document, lls: Sequence[float], metrics: Sequence[str]) 
 
 
 def ids_sha256(documents: Iterable[Document]) -> str:
-    """SHA-256 of the token ids that are scored: of each choice both lengths, the context and the continuation."""
+    """Return the SHA-256 of the scored token ids: for each choice both lengths, the context, the continuation."""
     digest = hashlib.sha256()
     for document in documents:
         for choice in document.choices:
@@ -57,7 +57,7 @@ def ids_sha256(documents: Iterable[Document]) -> str:
 
 
 def prompts_sha256(documents: Iterable[Document]) -> str:
-    """SHA-256 of the texts that are asked: of each document the prompt and the choices."""
+    """Return the SHA-256 of the texts: for each document its id, the prompt and the choices."""
     digest = hashlib.sha256()
     for document in documents:
         texts = (document.id, document.prompt, *(choice.text for choice in document.choices))
@@ -66,11 +66,11 @@ def prompts_sha256(documents: Iterable[Document]) -> str:
 
 
 class RecordFile:
-    """OUT/<task>.<lang>.jsonl and the parts of it that a run has so far.
+    """The file OUT/<task>.<lang>.jsonl, and its parts while it is unfinished.
 
-    Each rank appends whole lines to a part of its own, so that a kill costs at most the line being written. Whatever
-    number of ranks goes on reads every part. At the end the parts become the file, in the order of `index`: its bytes
-    do not depend on ranks, batches or kills.
+    Each rank appends lines to its own part, so that a kill loses at most one line per rank. A resumed run reads all
+    parts, whatever its number of ranks. `merge` sorts them by `index` into the file. Its bytes do not depend on ranks,
+    batches or kills.
     """
 
     def __init__(self, output: Path, task: str, lang: str):
@@ -83,9 +83,9 @@ class RecordFile:
         return sorted(self.folder.glob(f"{self._stem}*.jsonl"))
 
     def done(self, metrics: Collection[str] = ()) -> dict[int, dict[str, Any]]:
-        """The records there are, by index. A last line that was cut short does not count.
+        """Return the finished records by index. Ignore a last line that was cut short.
 
-        UserError, with file and line, for a line that is no record or has no score under one of the metrics.
+        UserError, with file and line, for a line that is not a record or lacks the score of a metric.
         """
         records: dict[int, dict[str, Any]] = {}
         for file in [self.path] if self.path.is_file() else self._parts:
@@ -98,7 +98,7 @@ class RecordFile:
         return _appending(self.folder / f"{self._stem}{rank}.jsonl")
 
     def merge(self, metrics: Collection[str] = ()) -> list[dict[str, Any]]:
-        """Make the file of its parts, remove them, and return all records in order."""
+        """Write the file from its parts, delete the parts, and return all records in order of index."""
         records = [record for _, record in sorted(self.done(metrics).items())]
         if not self.path.is_file():
             write_objects(self.path, records)
@@ -109,7 +109,7 @@ class RecordFile:
 
 @contextmanager
 def _appending(path: Path) -> Iterator[Write]:
-    """Open a part to go on with it. A line is on its way to the disk when the function that this gives returns."""
+    """Open a part for appending, without a last line that was cut short. Yield a function that writes and flushes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = sum(len(line) + 1 for line in _whole_lines(path)) if path.is_file() else 0
     with open(path, "ab") as file:

@@ -1,4 +1,4 @@
-"""Finished evaluations under the name of the model they are of, read and checked before they stand side by side."""
+"""Read finished evaluations by the name of their model, and check that they can be compared."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from evaluation.results.output import Output
 from evaluation.results.summary import Record
 
 Key = tuple[str, str]  # task, language
-# What decides which question is put: two results that differ here do not measure the same.
+# Settings that change the questions: results that differ here do not measure the same.
 SETTINGS = ("protocol", "shots", "shared_shots", "limit", "split", "seed", "bad_records")
 NUMERICS = ("dtype", "device", "versions", "code_sha256")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One task in one language, as one model answered it.
+    """The results of one model on one task in one language.
 
-    metrics  the main one first, each a value and its standard error, in the units of results.json
+    about    the task's entry in the manifest
+    metrics  name -> (value, standard error) as in results.json, the main metric first; nan where there is no error
+    chance   the mean score of guessing
     """
 
     about: Mapping[str, Any]
@@ -33,7 +35,7 @@ class Cell:
 
 @dataclass
 class Runs:
-    """cells by model and by task and language; notes: what a reader must know about how they compare."""
+    """Results by model name and (task, language). notes: what a reader must know to compare them."""
 
     cells: dict[str, dict[Key, Cell]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -60,14 +62,15 @@ class Runs:
 
 
 def read_runs(arguments: Iterable[str], mixed: bool) -> Runs:
-    """Read folders given as DIR or NAME=DIR; folders of one name are put together, so that it may be one a language.
+    """Read folders given as DIR or NAME=DIR. Folders of one name are merged, such as one folder per language.
 
-    UserError where two folders of a name hold the same task and language, and, unless `mixed`, where the settings or
-    the data of a task differ: what differs is then told in the notes.
+    mixed  allow settings or data of a task to differ, and say so in the notes
+
+    UserError if two folders of one name have the same task and language, or if settings or data differ without mixed.
     """
     runs, manifests = Runs(), {}
     for argument in arguments:
-        name, folder = _named(argument)
+        name, folder = _name_and_folder(argument)
         output = Output(folder)
         results = output.results()
         manifests[folder] = results["manifest"]
@@ -82,7 +85,7 @@ def read_runs(arguments: Iterable[str], mixed: bool) -> Runs:
             metrics = _metrics(entry)
             records = [record for _, record in sorted(output.records(task, lang).done(metrics).items())]
             if not records:
-                raise UserError(f"{folder} has results of {key} and no records: restore {key}.jsonl, or evaluate anew")
+                raise UserError(f"{folder} has results of {key} but no records: restore {key}.jsonl or evaluate again")
             chance = sum(record["chance"] for record in records) / len(records)
             cells[task, lang] = Cell(about, metrics, records, chance)
     problems = list(_differences(runs))
@@ -92,12 +95,12 @@ def read_runs(arguments: Iterable[str], mixed: bool) -> Runs:
     return runs
 
 
-def _named(argument: str) -> tuple[str, Path]:
+def _name_and_folder(argument: str) -> tuple[str, Path]:
     name, equals, folder = argument.partition("=")
     if not equals:
         name, folder = Path(argument).name, argument
     if not Path(folder).is_dir():
-        raise UserError(f"{folder} is no folder: give the --output of launch/evaluate.py, or NAME=FOLDER")
+        raise UserError(f"{folder} is not a folder: give the --output of launch/evaluate.py, or NAME=FOLDER")
     return name, Path(folder)
 
 
@@ -110,7 +113,7 @@ def _metrics(entry: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
 
 
 def _differences(runs: Runs) -> Iterable[str]:
-    """Settings of a task that differ anywhere, and data of a task in one language that differ between models."""
+    """Yield a note for each setting that differs within a task, and for data that differ within a task and language."""
     for task in runs.tasks():
         cells = [
             (name, lang, cell) for name in runs.models for (t, lang), cell in runs.cells[name].items() if t == task
@@ -129,7 +132,7 @@ def _differences(runs: Runs) -> Iterable[str]:
 
 
 def _numerics(manifests: Mapping[Path, Mapping[str, Any]]) -> Iterable[str]:
-    """Where the machines or libraries differ, scores may differ in the last digits."""
+    """Yield a note for each folder with another dtype, device, library version or code than the first."""
     (first, reference), *others = manifests.items()
     for folder, manifest in others:
         a, b = ({name: m.get(name) for name in NUMERICS} for m in (reference, manifest))

@@ -1,4 +1,4 @@
-"""results.json: means over the records of a run, in the fields that readers of lm-eval's results know."""
+"""results.json: means over the records of a run, with the field names of lm-eval's results."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Summary:
-    """One line of a result.
+    """The means of a task, a group or a subject.
 
     name      "mmlu_en", "mmlu_en_stem" or "mmlu_en_anatomy"
-    metrics   name -> mean over its documents, the task's main metric first
-    ties      documents whose best two choices score the same, by the norm of each metric that picks a choice
-    chance    what the main metric is for a model that knows nothing
-    members   the names it is made up of: a group's subjects; none for a subject or a task without
+    metrics   name -> mean over documents, the task's main metric first
+    ties      metric -> number of documents with two equal best choices, for the metrics that pick a choice
+    chance    the main metric's value for a model that guesses
+    members   names of the subjects of a group or task; empty for a subject and for a task without subjects
     """
 
     name: str
@@ -42,33 +42,33 @@ def summarise(
     average: str,
     records: Sequence[Record],
 ) -> list[Summary]:
-    """The task as a whole first, then its groups and subjects.
+    """Return the summaries of the whole task, of its groups and of its subjects, in this order.
 
-    average  "documents", or "subjects": then every subject weighs the same in the whole and in its group
+    average  take the means of task and groups over "documents", or over "subjects" with equal weights
     """
     name = f"{task}_{lang}"
     by_subject: dict[str, list[Record]] = {}
     for record in records:
         if subject := record.get("subject"):
             by_subject.setdefault(subject, []).append(record)
-    subjects = {s: _of_records(f"{name}_{s}", metrics, rows) for s, rows in sorted(by_subject.items())}
+    subjects = {s: _summary_of(f"{name}_{s}", metrics, rows) for s, rows in sorted(by_subject.items())}
 
-    def together(title: str, members: Iterable[str], rows: Sequence[Record]) -> Summary:
+    def over_subjects(title: str, members: Iterable[str], rows: Sequence[Record]) -> Summary:
         parts = [subjects[s] for s in members if s in subjects]
-        whole = _of_records(title, metrics, rows)
+        whole = _summary_of(title, metrics, rows)
         if average == "subjects" and parts:
-            means = {metric: Mean.over([part.metrics[metric] for part in parts]) for metric in metrics}
+            means = {metric: Mean.of_means([part.metrics[metric] for part in parts]) for metric in metrics}
             whole = replace(whole, metrics=means)
         return replace(whole, members=tuple(part.name for part in parts))
 
-    lines = [together(name, subjects, records)]
+    lines = [over_subjects(name, subjects, records)]
     for group, members in groups.items():
         if rows := [record for s in members for record in by_subject.get(s, [])]:
-            lines.append(together(f"{name}_{group}", members, rows))
+            lines.append(over_subjects(f"{name}_{group}", members, rows))
     return [*lines, *subjects.values()]
 
 
-def _of_records(name: str, metrics: Sequence[str], records: Sequence[Record]) -> Summary:
+def _summary_of(name: str, metrics: Sequence[str], records: Sequence[Record]) -> Summary:
     means = {metric: Mean.of([record["scores"][metric] for record in records]) for metric in metrics}
     ties = {metric: sum(record["ties"][metric] for record in records) for metric in records[0]["ties"]}
     return Summary(name, means, ties, Mean.of([record["chance"] for record in records]).value)
@@ -81,10 +81,11 @@ def results_json(
     config: Mapping[str, Any],
     run: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The whole file. `summaries`, `counts` and manifest["tasks"] have one entry for each "<task>.<lang>"; `run` says
-    when and how it ran.
+    """Return the content of the file. `summaries`, `counts` and manifest["tasks"] are keyed by "<task>.<lang>".
 
-    As in lm-eval's file a metric's key is "acc,none" (none: no filter), its error's "acc_stderr,none".
+    run  further top-level entries: model, dates, work
+
+    As in lm-eval's file, the key of a metric is "acc,none" (none: no filter) and that of its error "acc_stderr,none".
     """
     results, groups, configs, shots, samples, better = {}, {}, {}, {}, {}, {}
     subtasks: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""Tables of a report: languages down, models across, averages of the paper's groups below; and paired differences."""
+"""Build the tables of a report: a row per language and per average, a column per model; and paired differences."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from engine.base.languages import LANGUAGES
-from evaluation.results.compare import Difference, common_items, has_items, over_languages, paired, scores_by_item
+from evaluation.results.compare import (
+    Difference,
+    common_items,
+    has_item_ids,
+    mean_over_languages,
+    paired_difference,
+    scores_by_item,
+)
 from evaluation.results.published import PUBLISHED
 from evaluation.results.runs import Runs
 
@@ -16,7 +23,7 @@ GROUP_TITLES = {"high": "high-resource", "medium": "medium-resource", "low": "lo
 
 @dataclass(frozen=True)
 class Value:
-    """Per cent, with the standard error and the number of documents where there is one."""
+    """A score in per cent. stderr: in per cent, nan if unknown; count: number of documents, 0 if unknown."""
 
     percent: float
     stderr: float = math.nan
@@ -25,7 +32,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Row:
-    """A language, or an average of languages (is_average). values: None where a model has no number."""
+    """A language, or an average of languages. values: one per column, None where a model has no number."""
 
     label: str
     group: str
@@ -44,7 +51,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Model b against model a on one task and metric; language is a code, or says which languages together."""
+    """Model b compared with model a on one task and metric. language: a code, or a text for several languages."""
 
     task: str
     metric: str
@@ -55,14 +62,14 @@ class Comparison:
 
 
 def in_order(languages: Iterable[str]) -> list[str]:
-    """By the paper's groups, and within one as its tables list them; English and what users registered last."""
+    """Sort languages as in the paper's tables, by group; English and languages that users registered come last."""
     known = list(LANGUAGES)
     groups = list(GROUP_TITLES)
     return sorted(languages, key=lambda code: (groups.index(LANGUAGES[code].group), known.index(code)))
 
 
 def build_tables(runs: Runs) -> list[Table]:
-    """Tables 3 to 8 of the paper, for the tasks, metrics, languages and models that there are."""
+    """Return tables like the paper's tables 3 to 8, one per task and metric."""
     return [_table(runs, task, metric) for task in runs.tasks() for metric in runs.metrics(task)]
 
 
@@ -86,8 +93,8 @@ def _table(runs: Runs, task: str, metric: str) -> Table:
     for group, codes in averages.items():
         values = [_average(runs, task, metric, name, codes) for name in runs.models]
         others = [Value(groups[group]) if group in groups else None for groups in published.values()]
-        says_nothing_new = len(codes) < 2 or (group == "all" and len({LANGUAGES[code].group for code in codes}) < 2)
-        if not any(others) and (says_nothing_new or not any(values)):
+        repeats_a_row = len(codes) < 2 or (group == "all" and len({LANGUAGES[code].group for code in codes}) < 2)
+        if not any(others) and (repeats_a_row or not any(values)):
             continue
         rows.append(Row(_average_label(group, len(codes)), group, [*values, None, *others], is_average=True))
         for name, value in zip(runs.models, values):
@@ -107,7 +114,7 @@ def _average_label(group: str, count: int) -> str:
 
 
 def _average(runs: Runs, task: str, metric: str, name: str, codes: Sequence[str]) -> Value | None:
-    """The plain mean over languages; None unless the model has them all, since another set gives another mean."""
+    """Return the mean over languages, or None if the model lacks one: means over other languages do not compare."""
     cells = [runs.cells[name].get((task, code)) for code in codes]
     if not cells or not all(cells):
         return None
@@ -121,7 +128,10 @@ def _average(runs: Runs, task: str, metric: str, name: str, codes: Sequence[str]
 
 
 def build_comparisons(runs: Runs) -> tuple[list[Comparison], list[str]]:
-    """The first model against each other one: language by language, and on the items that all languages share."""
+    """Compare the first model with each other one, per language and on the items that all languages share.
+
+    Return the comparisons and notes about prompts that differ.
+    """
     found, notes = [], []
     for task, b in ((task, b) for task in runs.tasks() for b in runs.models[1:]):
         a = runs.models[0]
@@ -132,12 +142,12 @@ def build_comparisons(runs: Runs) -> tuple[list[Comparison], list[str]]:
                 {code: scores_by_item(runs.cells[m][task, code].records, metric) for code in both} for m in (a, b)
             )
             for code in both:
-                if difference := paired(left[code], right[code]):
+                if difference := paired_difference(left[code], right[code]):
                     found.append(Comparison(task, metric, code, a, b, difference))
             if len(aligned) > 1:
                 sides = [[side[code] for code in aligned] for side in (left, right)]
                 items = common_items([*sides[0], *sides[1]])
-                if difference := paired(*(over_languages(side, items) for side in sides)):
+                if difference := paired_difference(*(mean_over_languages(side, items) for side in sides)):
                     together = f"{len(aligned)} languages, common items"
                     found.append(Comparison(task, metric, together, a, b, difference))
         notes += _other_prompts(runs, task, a, b, both)
@@ -145,7 +155,7 @@ def build_comparisons(runs: Runs) -> tuple[list[Comparison], list[str]]:
 
 
 def build_common_tables(runs: Runs) -> list[Table]:
-    """The tables on the items alone that all languages and models have: languages differ in what was translated."""
+    """Return tables over only the items that all languages and models have: not every item was translated."""
     tables = []
     for task in runs.tasks():
         languages = [code for code in in_order(runs.languages(task)) if _is_aligned(runs, task, code)]
@@ -170,16 +180,16 @@ def build_common_tables(runs: Runs) -> list[Table]:
 
 
 def _is_aligned(runs: Runs, task: str, code: str) -> bool:
-    """Whether the ids of the task's documents name the same question in other languages of the paper's table.
+    """Return whether a document's id means the same question in every language of the paper.
 
-    English files number their rows (ARC), TruthfulQA has no ids at all.
+    It does not in English, where ARC's files number their rows, and in TruthfulQA, which has no ids.
     """
     cells = [cells[task, code] for cells in runs.cells.values() if (task, code) in cells]
-    return LANGUAGES[code].group != "none" and all(has_items(cell.records) for cell in cells)
+    return LANGUAGES[code].group != "none" and all(has_item_ids(cell.records) for cell in cells)
 
 
 def _other_prompts(runs: Runs, task: str, a: str, b: str, languages: Sequence[str]) -> list[str]:
-    """Settings agree, and still a shorter context or another tokenizer may have dropped other shots."""
+    """Return a note for each language with prompts that differ: a tokenizer or --max-length may drop other shots."""
     notes = []
     for code in languages:
         left, right = ({r["index"]: r["context_sha256"] for r in runs.cells[m][task, code].records} for m in (a, b))

@@ -1,1 +1,1 @@
-"""From documents to the log-likelihoods of their choices, and metrics of them."""
+"""Scoring: build documents, compute the log-likelihoods of their choices, and turn these into metrics."""

@@ -1,4 +1,4 @@
-"""From a task's records to documents that are ready to score, by one protocol."""
+"""Build documents from the records of a task by a protocol: format, tokenize and shorten them to fit."""
 
 from __future__ import annotations
 
@@ -35,18 +35,17 @@ def build(
     split: str | None = None,
     skip_bad: bool = False,
 ) -> TaskDocuments:
-    """Every document of a task in one language, tokenised and fitted to max_length.
+    """Return the documents of a task in one language.
 
-    max_length    tokens the model takes at once; a context and a continuation may hold one more, the last is not fed
-    shots         solved questions before each; None takes the protocol's number for this task
+    max_length    most tokens that the model takes; context + continuation may have one more, as the last is not fed
+    shots         solved questions before each question; None: the protocol's number for this task
     shared_shots  the same shots for every question (strict only)
-    limit         the first so many documents in the protocol's order (of each subject, where the protocol runs them as
-                  tasks of their own)
-    seed          of the draws; None takes the protocol's own
-    split         the part that is evaluated in place of the task's ("validation" where there is no test file)
-    skip_bad      leave out, and count, records that cannot be used, and those that cannot be asked within max_length
+    limit         keep the first documents in the protocol's order, per task or, if the form has by_subject, per subject
+    seed          seed of the draws; None: the protocol's
+    split         the part to evaluate instead of the task's, such as "validation" without a test file
+    skip_bad      leave out and count bad records and questions that do not fit in max_length
 
-    UserError names the file, record and field of what cannot be used, and a prompt or a choice that cannot fit.
+    UserError for a bad record, with its file, line and field, and for a prompt or a choice that does not fit.
     """
     get_language(lang)
     form = task.form(protocol.name, lang)
@@ -83,36 +82,37 @@ def build(
                 raise
             counts["bad_records"] += 1
     if not documents:
-        raise UserError(f"{sources[0].name}: no document can be asked within {max_length} tokens: raise --max-length")
+        raise UserError(f"{sources[0].name}: no document fits in {max_length} tokens: raise --max-length")
     return TaskDocuments(task, lang, protocol.name, num_shots, documents, dict(+counts), tuple(sources))
 
 
 def check_files(
     task: Task, lang: str, data: Data, protocol: Protocol, shots: int | None = None, split: str | None = None
 ) -> None:
-    """UserError for a file that `build` would miss, before a model is loaded for it. Arguments as there."""
+    """UserError for a file that `build` would not find. Needs no model or tokenizer. Arguments as in `build`."""
     form = task.form(protocol.name, lang)
     if not data.has(task.folder, lang, split or task.part):
-        data.read(task.folder, lang, split or task.part)  # says which file is missing
+        data.read(task.folder, lang, split or task.part)  # raises with the name of the missing file
     if form.pools and (form.shots if shots is None else shots):
         _shots_part(task, lang, data, form)
 
 
 def _shots_part(task: Task, lang: str, data: Data, form: Form) -> str:
-    """The first part with solved questions that there is."""
+    """Return the first part that has solved questions. UserError if there is none."""
     for part in form.pools:
         if data.has(task.folder, lang, part):
             return part
-    raise UserError(data.missing(task.folder, lang, form.pools[0], "give --shots 0: its records are the shots"))
+    instead = "give --shots 0 to evaluate without its records as shots"
+    raise UserError(data.missing_message(task.folder, lang, form.pools[0], instead))
 
 
 def read_items(
     task: Task, lang: str, data: Data, part: str, skip_bad: bool, counts: Counter[str], sources: list[Source]
 ) -> list[Item]:
-    """The items of one part, in file order. Adds to counts what was left out, and to sources what was read.
+    """Return the items of one part in file order. Count left-out records in `counts`, add the file to `sources`.
 
-    UserError for a record that cannot be used (unless skip_bad), a file in another script than the language's, and a
-    file without an answer.
+    UserError for a bad record (unless skip_bad), for a file in the script of another language, and for a file without
+    usable records.
     """
     records = data.read(task.folder, lang, part)
     sources.append(records.source)
@@ -127,7 +127,9 @@ def read_items(
                 raise
             counts["bad_records"] += 1
     if not items:
-        raise UserError(f"{records.source.name}: no record of {len(records.rows)} can be used: it needs answers")
+        raise UserError(
+            f"{records.source.name}: no record of {len(records.rows)} can be used: give a file with answers"
+        )
     check_script(get_language(lang), records.source.name, (item.question for item in items))
     return items
 
@@ -136,19 +138,19 @@ def _check(task: Task, protocol: Protocol, form: Form, num_shots: int, shared_sh
     if num_shots < 0:
         raise UserError(f"--shots {num_shots} is below 0: give 0 or more")
     if num_shots and not form.pools:
-        raise UserError(f"--shots {num_shots}: task {task.name} names no part to draw shots from; leave --shots out")
+        raise UserError(f"--shots {num_shots}: task {task.name} has no part to draw shots from: leave --shots out")
     if form.fixed_shots and num_shots != form.shots:
         raise UserError(
-            f"--shots {num_shots}: {protocol.name} runs {task.name} with {form.shots} shots; leave --shots out for it"
+            f"--shots {num_shots}: {protocol.name} runs {task.name} with {form.shots} shots: leave --shots out for it"
         )
     if shared_shots and not protocol.own_words:
         raise UserError(f"--shared-shots is no part of protocol {protocol.name}: choose --protocol strict")
     if limit is not None and limit < 1:
-        raise UserError(f"--limit {limit} is below 1: give the number of documents, or leave it out for all")
+        raise UserError(f"--limit {limit} is below 1: give 1 or more, or leave it out to evaluate all documents")
 
 
 class _Writer:
-    """Writes documents of one task: text, ids, what has to go for them to fit."""
+    """Makes the documents of one task: formats the text, tokenizes it, shortens it to fit and counts special cases."""
 
     def __init__(
         self,
@@ -164,7 +166,7 @@ class _Writer:
     ) -> None:
         self.task, self.lang, self.form, self.protocol, self.words = task, lang, form, protocol, words
         self.encode, self.max_length, self.num_shots, self.counts = encode, max_length, num_shots, counts
-        # One object for each id, however often it occurs: a large id costs 28 bytes more for each copy.
+        # Keep one int object per token id: each further object of a large id would cost 28 bytes.
         self.interned: dict[int, int] = {}
 
     def write(self, item: Item, shots: Sequence[Item]) -> Document:
@@ -197,17 +199,17 @@ class _Writer:
         return f"{self.form.question(item, self.words)}{self.words.gap}{answer}\n\n"
 
     def _excess(self, encoded: Encoded) -> int:
-        """Tokens that do not fit, of the longest choice. The last token of a continuation is predicted, never fed."""
+        """Return how many tokens of the longest choice do not fit. The last token of a continuation is never fed."""
         return max(len(context) + len(ids) for context, ids in encoded.pairs) - self.max_length - 1
 
     def _num_to_drop(self, item: Item, blocks: list[str], continuations: list[str]) -> int:
-        """The fewest shots whose going makes the rest fit. UserError if the question alone does not."""
+        """Return the fewest shots to drop so that the rest fits. UserError if the question alone does not fit."""
         low, high = 1, len(blocks) - 1
-        alone = self._excess(self.encode(blocks[high:], continuations))
-        if alone > 0:
+        excess = self._excess(self.encode(blocks[high:], continuations))
+        if excess > 0:
             raise UserError(
-                f"{item.place}: the question has {alone} tokens more than the {self.max_length} that fit, even without "
-                f"shots: raise --max-length, or leave it out with --bad-records skip"
+                f"{item.place}: the question has {excess} tokens more than the {self.max_length} that fit, even "
+                f"without shots: raise --max-length, or leave it out with --bad-records skip"
             )
         while low < high:
             middle = (low + high) // 2
@@ -224,11 +226,11 @@ class _Writer:
         choices = []
         for option, text, (context, ids) in zip(options, continuations, encoded.pairs):
             if not context:
-                raise UserError(f"{item.place}: the text before the choices is empty: nothing can be predicted from it")
+                raise UserError(f"{item.place}: the text before the choices has no tokens: fix the record")
             if not ids or len(ids) > self.max_length:
                 raise UserError(
                     f"{item.place}: the choice {option!r:.60} has {len(ids)} tokens under {self.protocol.name}, "
-                    f"1 to {self.max_length} can be scored: mend the record, or choose --protocol strict"
+                    f"1 to {self.max_length} can be scored: fix the record, or choose --protocol strict"
                 )
             start = max(0, len(context) + len(ids) - self.max_length - 1)
             if start not in contexts:

@@ -1,4 +1,4 @@
-"""How many tokens of context a model is evaluated with, as lm-eval and the protocols before it settle it."""
+"""The context length of a model, found by the rule of lm-eval."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 DEFAULT_CONTEXT_LENGTH = 2048
 _NAMES = ("n_positions", "max_position_embeddings", "n_ctx")
-# What transformers puts where a tokenizer names no length: int(1e30).
+# transformers sets model_max_length to int(1e30) for a tokenizer without a length.
 _NO_LENGTH = 10**29
 
 
 def context_length(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Tokens, from the model's config, else from its tokenizer, else 2,048.
+    """Return the number of tokens from the model's config, else from its tokenizer, else 2,048.
 
-    BLOOM's configs name no length, and with ALiBi it has none; 2,048 is what it was trained with and published with.
+    BLOOM's configs have no length, because ALiBi needs none. BLOOM was trained and evaluated with 2,048 tokens.
     """
     for name in _NAMES:
         length = getattr(config, name, None)

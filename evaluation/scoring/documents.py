@@ -1,4 +1,4 @@
-"""What a protocol hands to the scorer: documents with their choices as token ids, nothing left to tokenise."""
+"""Documents: tokenized questions with their choices, ready to score."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from evaluation.tasks import Task
 
 @dataclass(frozen=True)
 class Choice:
-    """One candidate answer. Its score is the sum of log p(continuation_ids | context_ids).
+    """One candidate answer. Its score is log p(continuation_ids | context_ids).
 
-    context_ids       ids before it, already cut to fit; never empty. Choices of a document share the object if equal
-    continuation_ids  ids that are scored; never empty
+    context_ids       ids before the answer, cut to fit, never empty; equal contexts of a document are one object
+    continuation_ids  ids to score, never empty
     text              the continuation as text, with the gap before it: " fifty"
-    characters        length of the candidate without that gap, in Unicode code points (acc_norm divides by it); 0 where
-                      lm-eval's cleaning left nothing of it
-    bytes             the same in UTF-8 bytes (acc_bytes divides by it)
-    truncated         ids or whole shots of the prompt were dropped to fit
+    characters        length of the option without the gap in Unicode code points, the divisor of acc_norm; 0 if
+                      lm-eval's cleaning deleted all of it
+    bytes             the same length in UTF-8 bytes, the divisor of acc_bytes
+    truncated         whether ids or whole shots of the prompt were dropped to fit
     """
 
     context_ids: tuple[int, ...]
@@ -33,12 +33,12 @@ class Choice:
 class Document:
     """One question with its choices.
 
-    id       the record's own id, or its row number where the benchmark has none (TruthfulQA)
-    index    row number in the file, from 0
-    gold     index of the right choice; for a task scored by mc2, 1.0 or 0.0 for each choice: true or not
-    shot_ids ids of the solved questions before it, in the order of the prompt
-    prompt   the whole text before the choices, before anything is cut from the left of its ids
-    subject  MMLU's subject; None elsewhere
+    id        the record's id, or its row number in a benchmark without ids (TruthfulQA)
+    index     row number in the file, from 0
+    gold      index of the right choice; for a task with metric mc2, 1.0 (true) or 0.0 (false) for each choice
+    shot_ids  ids of the solved questions before it, in the order of the prompt
+    prompt    the whole text before the choices, without the cut from the left that its ids may have
+    subject   MMLU's subject; None elsewhere
     """
 
     task: str
@@ -54,10 +54,11 @@ class Document:
 
 @dataclass(frozen=True)
 class TaskDocuments:
-    """One task in one language, ready to score.
+    """The documents of one task in one language.
 
+    shots      number of shots per question
     documents  in the protocol's order
-    counts     what was handled by rule, by name: left out, cut, equal options; only counts above zero
+    counts     name -> number of documents, tokens and special cases (left out, cut, equal options), if above zero
     sources    the files that were read, with their hashes
     """
 

@@ -1,4 +1,4 @@
-"""From the log-likelihoods of a document's choices to predictions, scores, ties and margins."""
+"""Compute predictions, scores, ties and margins from the log-likelihoods of a document's choices."""
 
 from __future__ import annotations
 
@@ -8,30 +8,33 @@ from dataclasses import dataclass
 
 from evaluation.scoring.documents import Document
 
-# The metrics that pick a choice, and what they rank choices by.
+# The metrics that pick a choice, and the value that they rank choices by.
 NORMS = {
     "acc": "log-likelihood",
-    "acc_norm": "log-likelihood a character",
-    "acc_bytes": "log-likelihood a UTF-8 byte",
+    "acc_norm": "log-likelihood per character",
+    "acc_bytes": "log-likelihood per UTF-8 byte",
     "mc1": "log-likelihood",
 }
 
 
-def normed(document: Document, lls: Sequence[float], metric: str) -> list[float]:
-    """What the choices are ranked by: nats, nats a character or nats a byte. A choice without text comes last."""
+def normalized(document: Document, lls: Sequence[float], metric: str) -> list[float]:
+    """Return the value that the metric ranks each choice by: nats, nats per character or nats per byte.
+
+    A choice without text gets -inf per character and per byte.
+    """
     if metric in ("acc_norm", "acc_bytes"):
         lengths = [c.characters if metric == "acc_norm" else c.bytes for c in document.choices]
         return [ll / length if length else -math.inf for ll, length in zip(lls, lengths)]
     return list(lls)
 
 
-def best(values: Sequence[float]) -> int:
-    """The first of the greatest, as everyone's argmax has it."""
+def argmax(values: Sequence[float]) -> int:
+    """Return the index of the largest value, the first one of equals."""
     return max(range(len(values)), key=lambda i: (values[i], -i))
 
 
 def margin(values: Sequence[float]) -> float | None:
-    """How far the best is ahead of the second; 0 is a tie, None where the second has no text to be normed by."""
+    """Return the largest value minus the second largest: 0 for a tie, None if the second is -inf."""
     second, first = sorted(values)[-2:]
     if first == second:
         return 0.0
@@ -39,21 +42,21 @@ def margin(values: Sequence[float]) -> float | None:
 
 
 def mc2(lls: Sequence[float], truth: Sequence[float]) -> float:
-    """The share of probability on the true choices, normalised over all choices (Lin et al. 2022).
+    """Return the share of the probability of all choices that is on the true ones (Lin et al. 2022).
 
-    By log-sum-exp: exp(ll) itself is 0 below about -745, and a share of 0/0 is no number.
+    Uses log-sum-exp, because exp(ll) is 0 below about -745 and the share would be 0/0.
     """
     return math.exp(log_sum_exp([ll for ll, true in zip(lls, truth) if true]) - log_sum_exp(lls))
 
 
 def log_sum_exp(values: Sequence[float]) -> float:
-    """log of the sum of exponentials; -inf of nothing."""
+    """Return the log of the sum of exponentials; -inf for no values."""
     top = max(values, default=-math.inf)
     return top if math.isinf(top) else top + math.log(math.fsum(math.exp(v - top) for v in values))
 
 
 def chance(document: Document, metric: str) -> float:
-    """What a model that knows nothing is expected to score: the share of right choices."""
+    """Return the expected score of guessing: the share of right choices."""
     if metric == "mc2":
         assert isinstance(document.gold, tuple)
         return sum(document.gold) / len(document.gold)
@@ -61,20 +64,23 @@ def chance(document: Document, metric: str) -> float:
 
 
 def document_scores(document: Document, lls: Sequence[float], metrics: Sequence[str]) -> dict[str, float]:
-    """Each metric of one document: 1 or 0 for right or wrong, for mc2 a share."""
+    """Return metric -> score of one document: 1 for right, 0 for wrong, for mc2 a share of probability."""
     scores = {}
     for metric in metrics:
         if metric == "mc2":
             assert isinstance(document.gold, tuple), "mc2 needs the truth of each choice"
             scores[metric] = mc2(lls, document.gold)
         else:
-            scores[metric] = float(best(normed(document, lls, metric)) == document.gold)
+            scores[metric] = float(argmax(normalized(document, lls, metric)) == document.gold)
     return scores
 
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over documents and its standard error (sample deviation / sqrt(n); nan below two documents)."""
+    """A mean over `count` documents and its standard error.
+
+    The error is the sample standard deviation / sqrt(count), and nan for a single document.
+    """
 
     value: float
     stderr: float
@@ -89,8 +95,8 @@ class Mean:
         return cls(mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n), n)
 
     @classmethod
-    def over(cls, means: Sequence[Mean]) -> Mean:
-        """The plain mean of means, each weighing the same whatever its count."""
+    def of_means(cls, means: Sequence[Mean]) -> Mean:
+        """Return the mean of means with equal weights, whatever their counts."""
         n = len(means)
         return cls(
             math.fsum(m.value for m in means) / n,

@@ -1,6 +1,6 @@
-"""Tasks as data: how a benchmark's records are read and how each protocol writes them, one small file a benchmark.
+"""Tasks: how to read a benchmark's records and how each protocol formats them, one small file per benchmark.
 
-A file of this folder, or any other .py file named on the command line, adds tasks by its TASKS, a tuple of Task.
+A file adds tasks by its TASKS, a tuple of Task. It is a file of this folder, or any .py file named in --tasks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from engine.base.errors import UserError
 from evaluation.data.items import Item
 from evaluation.data.prompt_words import PromptWords
 
-TASK_NAME = re.compile(r"\w[\w.-]{0,99}")  # part of the names of files
+TASK_NAME = re.compile(r"\w[\w.-]{0,99}")  # safe as part of a file name
 METRICS = ("acc", "acc_norm", "acc_bytes", "mc1", "mc2")
 
 
@@ -36,18 +36,18 @@ def _truth(item: Item) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Form:
-    """How one protocol writes a task.
+    """How one protocol formats a task.
 
-    question      the text of a question up to where its answer follows, without the gap before the answer
-    options       the candidates that are scored; a solved shot shows options[gold]
-    truth         1 for each right candidate
-    shots         how many solved questions come before, unless the user says another number
-    pools         parts that shots are drawn from; the first that there is
-    spare         of these pools one shot more is drawn than needed, and the question itself left out
-    header        text before the first shot, with its own line ends
-    by_subject    shots come from the question's own subject, which the protocol treats as a task of its own
-    in_order      the pool's first ones in file order, not drawn
-    fixed_shots   the number of shots cannot be changed
+    question      formats a question up to its answer, without the gap before the answer
+    shots         number of solved questions before each question, unless --shots sets another
+    pools         parts to draw shots from; the first one with a file is used
+    options       the candidate answers to score; a shot shows its first right one
+    truth         1 for each right option, else 0
+    spare         pools that hold the question itself: draw one shot more than needed, then leave the question out
+    header        text before the first shot, with its own line breaks
+    by_subject    treat each subject as a task of its own: draw a question's shots from its subject
+    in_order      take the first items of the pool instead of drawing: in file order, under strict by id
+    fixed_shots   --shots may not change the number of shots
     """
 
     question: Callable[[Item, PromptWords], str]
@@ -66,14 +66,14 @@ class Form:
 class Task:
     """One benchmark.
 
-    name     the value of --tasks, and of the result's files
-    folder   where its files lie under --data-dir
-    part     the part that is evaluated: "test" reads <lang>_test.json
-    metrics  of METRICS, the first is the main one; "mc2" makes a document's gold the truth of each choice
-    read     a record, its place and its row number to an Item; items.Unlabelled where it says no answer
-    forms    by protocol, "lm-eval", or by protocol and language, "lm-eval/en"
-    groups   subjects by group, for averages
-    family   a second name, which tasks that belong together share
+    name     the value of --tasks, and the start of the names of its result files
+    folder   the folder of its files under --data-dir
+    part     the part to evaluate: "test" reads <lang>_test.json
+    metrics  some of METRICS, the main one first; with "mc2", a document's gold is the truth of each choice
+    read     (record, "FILE:LINE", row number) -> Item; raises items.Unlabelled for a record without an answer
+    forms    forms by protocol ("lm-eval"), or by protocol and language ("lm-eval/en"), which comes first
+    groups   group -> its subjects, for averages
+    family   a second name, shared by tasks that belong together
     """
 
     name: str
@@ -86,24 +86,24 @@ class Task:
     family: str = ""
 
     def form(self, protocol: str, lang: str) -> Form:
-        """UserError where the task has no form for this protocol."""
+        """Return the form of this protocol and language. UserError if the task has none."""
         form = self.forms.get(f"{protocol}/{lang}") or self.forms.get(protocol)
         if form is None:
             known = ", ".join(sorted({name.split("/")[0] for name in self.forms}))
-            raise UserError(f"task {self.name} has no form for --protocol {protocol}: it has {known}; choose one")
+            raise UserError(f"task {self.name} has no form for --protocol {protocol}: choose from {known}")
         return form
 
 
 def all_tasks() -> dict[str, Task]:
-    """The tasks of this folder by name, in the order of the files' names."""
+    """Return the tasks of this folder by name, in the order of the file names."""
     modules = (importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__))
     return {task.name: task for module in modules for task in module.TASKS}
 
 
 def get_tasks(names: Sequence[str]) -> list[Task]:
-    """Tasks by name, by family ("truthfulqa": both scores of it), or by the path of a .py file with TASKS.
+    """Return tasks by name, by family ("truthfulqa" is mc1 and mc2), or by the path of a .py file with TASKS.
 
-    UserError, naming the nearest, for any other name, and for two tasks of one name.
+    UserError for an unknown name, with the nearest known one, and for two tasks of one name.
     """
     known = all_tasks()
     chosen: list[Task] = []
@@ -118,7 +118,7 @@ def get_tasks(names: Sequence[str]) -> list[Task]:
             valid = sorted({*known, *(task.family for task in known.values() if task.family)})
             close = difflib.get_close_matches(name, valid, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
-            raise UserError(f"unknown task {name!r}: {hint}valid ones are {', '.join(valid)}, or a .py file with TASKS")
+            raise UserError(f"unknown task {name!r}: {hint}choose from {', '.join(valid)}, or a .py file with TASKS")
     taken = [task.name for task in chosen]
     if twice := next((name for name in taken if taken.count(name) > 1), None):
         raise UserError(f"task {twice!r} is named twice in --tasks: name it once")
@@ -127,17 +127,17 @@ def get_tasks(names: Sequence[str]) -> list[Task]:
 
 def _tasks_of_file(path: Path) -> list[Task]:
     if not path.is_file():
-        raise UserError(f"task file {path} is not there: check the path")
+        raise UserError(f"task file {path} does not exist: check the path")
     spec = importlib.util.spec_from_file_location(f"evaluation_task_{path.stem}", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     tasks = getattr(module, "TASKS", None)
     if not isinstance(tasks, tuple) or not tasks or not all(isinstance(task, Task) for task in tasks):
-        raise UserError(f"{path} has no TASKS: give it a tuple of evaluation.tasks.Task")
+        raise UserError(f"{path} has no valid TASKS: set it to a tuple of evaluation.tasks.Task")
     for task in tasks:
         if not TASK_NAME.fullmatch(task.name):
-            raise UserError(f"{path}: task name {task.name!r:.60}: give one of letters, digits, '.', '_' and '-'")
+            raise UserError(f"{path}: bad task name {task.name!r:.60}: use up to 100 letters, digits, '.', '_' and '-'")
         if not task.metrics or set(task.metrics) - set(METRICS):
-            raise UserError(f"{path}: metrics {task.metrics!r} of {task.name!r}: use of {', '.join(METRICS)}")
+            raise UserError(f"{path}: metrics {task.metrics!r} of {task.name!r}: choose from {', '.join(METRICS)}")
     return list(tasks)

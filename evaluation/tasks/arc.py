@@ -1,4 +1,4 @@
-"""ARC-Challenge (Clark et al. 2018): science questions with three to five options, scored as the text of the option."""
+"""ARC-Challenge (Clark et al. 2018): science questions with three to five options; the option's text is scored."""
 
 from __future__ import annotations
 

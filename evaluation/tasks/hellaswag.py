@@ -1,4 +1,4 @@
-"""HellaSwag (Zellers et al. 2019): which of four endings goes on with a scene."""
+"""HellaSwag (Zellers et al. 2019): choose the right one of four endings of a scene."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from engine.base.errors import UserError
 from evaluation.data.cleaning import clean
-from evaluation.data.items import Item, Unlabelled, text_of, texts_of, whole_characters
+from evaluation.data.items import Item, Unlabelled, text_of, texts_of, valid_unicode
 from evaluation.data.prompt_words import PromptWords
 from evaluation.tasks import Form, Task
 
@@ -18,10 +18,10 @@ def _read(record: Mapping[str, Any], place: str, index: int) -> Item:
         raise Unlabelled
     endings = texts_of(record, "endings", place)
     if label not in [str(number) for number in range(len(endings))]:
-        raise UserError(f"{place}: field 'label' is {label!r:.60}, the endings are 0 to {len(endings) - 1}: mend it")
+        raise UserError(f"{place}: field 'label' is {label!r:.60}, the endings are 0 to {len(endings) - 1}: fix it")
     if not isinstance(second := record.get("ctx_b", ""), str):
-        raise UserError(f"{place}: field 'ctx_b' is {second!r:.60}, it must be a text: mend the record or leave it out")
-    second = whole_characters(second, "ctx_b", place).capitalize()
+        raise UserError(f"{place}: field 'ctx_b' is {second!r:.60}, it must be a text: fix the record or remove it")
+    second = valid_unicode(second, "ctx_b", place).capitalize()
     scene = f"{text_of(record, 'ctx_a', place)} {second}"
     return Item(
         id=str(record.get("id", record.get("ind", index))),

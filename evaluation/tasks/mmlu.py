@@ -1,4 +1,4 @@
-"""MMLU (Hendrycks et al. 2021): exam questions of 57 subjects in four groups, four options each."""
+"""MMLU (Hendrycks et al. 2021): exam questions with four options, 57 subjects in four groups."""
 
 from __future__ import annotations
 

@@ -25,9 +25,9 @@ def attention(
 
     q_THK [T, H, K], k_TGK and v_TGK [T, G, K] with H a multiple of G, float32 or bfloat16; cu_seqlens int32 [S+1];
     lengths the same on the host; slopes_H float32 [H] adds slope * key position to the scores (Press et al. 2022; the
-    usual -slope * distance differs by a constant a row, which softmax drops); scale defaults to 1/sqrt(K).
-    Returns [T, H, K] in the dtype of q, differentiable in q, k and v; the same bits each time. `cpu` runs it in C++
-    (or `eager` where that cannot be built, which is said once), `fused` in Triton.
+    usual -slope * distance differs by a constant per row, which softmax drops); scale defaults to 1/sqrt(K).
+    Returns [T, H, K] in the dtype of q, differentiable in q, k and v, with the same bits every time. `cpu` runs in C++
+    (or `eager` with a note, if that cannot be built), `fused` in Triton.
     """
     scale = q_THK.shape[2] ** -0.5 if scale is None else scale
     if q_THK.device.type == "cuda":
@@ -38,18 +38,17 @@ def attention(
 
 
 def has_attention_after(x: Tensor) -> bool:
-    """Whether `attention_after` takes tensors of this dtype on this device: on a CPU that has a compiler."""
+    """Return whether `attention_after` supports this dtype and device: a CPU with a compiler."""
     return x.device.type == "cpu" and x.dtype in DTYPES and library() is not None
 
 
 def attention_after(
     q_NHK: Tensor, segments: Sequence[tuple[Tensor, Tensor]], slopes_H: Tensor | None, scale: float, out_NHK: Tensor
 ) -> None:
-    """Attention of the last N of P tokens of one sequence whose keys and values may lie in several places.
+    """Attend from the last N of P tokens of a sequence whose keys and values are in several segments.
 
-    segments are (k, v), [n, G, K] each, of its tokens in order, P together; the result is written to out_NHK,
-    contiguous. Otherwise as `attention`, and with its bits: a row depends neither on N nor on how keys are cut. Float32
-    segments with token behind token (and K a multiple of 16) are read in place. No gradients; ask
-    `has_attention_after` first.
+    segments are (k, v), [n, G, K] each, of its tokens in order, P in total; the result is written to out_NHK
+    (contiguous). Otherwise as `attention`, bit for bit: a row depends neither on N nor on the segments. Contiguous
+    float32 segments (K a multiple of 16) are read in place. No gradients; check `has_attention_after` first.
     """
     attention_after_cpu(q_NHK, segments, slopes_H, scale, out_NHK)

@@ -1,4 +1,4 @@
-"""The bench of packed attention: time and memory beside one masked call, calls a sequence, and the bare products.
+"""Bench of packed attention: time and memory against one masked call, one call per sequence, and the bare products.
 
 python -m kernels.attention.bench [--lengths 30 64 ...] [--heads 8] [--kv-heads 8] [--head-size 64] [--device cuda]
 """
@@ -21,7 +21,7 @@ FLOOR = "one bare product"
 
 
 def masks(lengths: list[int], slopes_H: Tensor) -> tuple[Tensor, Tensor]:
-    """bool [1, T, T], who sees whom, and float32 [H, T, T], the same with ALiBi's biases."""
+    """Return the mask, bool [1, T, T], and the mask with ALiBi's biases, float32 [H, T, T]."""
     device = slopes_H.device
     owner_T = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(device)
     column_T = torch.arange(sum(lengths), device=device)
@@ -31,14 +31,14 @@ def masks(lengths: list[int], slopes_H: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """One call over the whole pack. Four dimensions: with fewer, PyTorch leaves its fused kernel (5 times slower)."""
+    """One call over the whole pack, in four dimensions: with fewer, PyTorch leaves its fused kernel (5x slower)."""
     heads_first = (x.transpose(0, 1)[None] for x in (q, k, v))
     grouped = q.shape[1] != k.shape[1]
     return scaled_dot_product_attention(*heads_first, attn_mask=mask[None], enable_gqa=grouped)[0].transpose(0, 1)
 
 
 def by_sequence(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
-    """A causal call a sequence, which has no ALiBi."""
+    """One causal call per sequence, without ALiBi."""
     parts = zip(*(x.transpose(0, 1)[None].split(lengths, 2) for x in (q, k, v)))
     grouped = q.shape[1] != k.shape[1]
     calls = [scaled_dot_product_attention(*part, is_causal=True, enable_gqa=grouped) for part in parts]
@@ -46,7 +46,7 @@ def by_sequence(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
 
 
 def contenders(args: argparse.Namespace, dtype: torch.dtype) -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]:
-    """Functions of q, k and v, by name."""
+    """Return functions of q, k and v by name."""
     lengths, device = args.lengths, args.device
     slopes_H = torch.tensor([2 ** (-8 * (h + 1) / args.heads) for h in range(args.heads)], device=device)
     cu = torch.tensor([0, *lengths]).cumsum(0).int().to(device)
@@ -69,7 +69,7 @@ def contenders(args: argparse.Namespace, dtype: torch.dtype) -> dict[str, Callab
 
 
 def measure(args: argparse.Namespace, dtype: torch.dtype, backward: bool) -> list[dict]:
-    """A row for each contender; the floor is one large product with as many operations as the visible scores need."""
+    """Time each contender; the floor is one large product with as many operations as the visible scores."""
     tokens, heads, size = sum(args.lengths), args.heads, args.head_size
     generator = torch.Generator().manual_seed(0)
 

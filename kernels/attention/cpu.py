@@ -39,7 +39,7 @@ class _Geometry(Structure):
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The C++ kernel, built on first use; None where that is not possible."""
+    """Return the C++ kernel, built at first use; None if it cannot be built."""
     folder = Path(__file__).parent
     lib = native.load("attention", [folder / "cpu.cpp", folder.parent / "common" / "vector.h"])
     if lib is not None:
@@ -86,7 +86,7 @@ def attention_after_cpu(
 
 
 def _rows(x_THK: Tensor) -> Tensor:
-    """The same values with the head size contiguous, which the kernel asks for; heads and tokens may lie anywhere."""
+    """Make the head size contiguous, as the kernel requires; heads and tokens may have any stride."""
     return x_THK if x_THK.stride(2) == 1 else x_THK.contiguous()
 
 
@@ -120,7 +120,7 @@ class _Attention(torch.autograd.Function):
         geometry = _geometry(q, k, cu_seqlens, slopes_H, ctx.scale)
         groups, half = q.shape[1] // k.shape[1], int(q.dtype == torch.bfloat16)
         dq = torch.empty(q.shape, dtype=q.dtype)
-        # Heads that share a key head each write their own gradient, added up below in a fixed order.
+        # Heads that share a key head write separate gradients, summed below in a fixed order.
         dk, dv = (torch.empty(q.shape, dtype=q.dtype if groups == 1 else torch.float32) for _ in range(2))
         packed = [byref(_Packed.of(x)) for x in (q, k, v, out, grad)]
         library().attention_backward(

@@ -1,4 +1,4 @@
-"""Packed causal attention in plain PyTorch: one fused causal call a sequence, ALiBi as one bias a key."""
+"""Packed causal attention in plain PyTorch: one fused causal call per sequence, ALiBi as one bias per key."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# scaled_dot_product_attention refuses a mask beside is_causal, and a whole mask costs [H, n, n]; the operator beneath
-# takes both, float32 biases beside bfloat16 queries, and grouped heads.
+# scaled_dot_product_attention refuses a mask with is_causal, and a whole mask costs [H, n, n]; the underlying operator
+# takes both, float32 biases with bfloat16 queries, and grouped heads.
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 

@@ -1,4 +1,4 @@
-"""The specification of packed causal attention: float32 (or float64), one masked softmax a sequence."""
+"""Specification of packed causal attention: float32 (or float64), one masked softmax per sequence."""
 
 from __future__ import annotations
 

@@ -12,27 +12,26 @@ __all__ = ["attention_decode", "attention_decode_reference", "empty_pages", "wri
 def attention_decode(
     q_SHK, k_PGNK, v_PGNK, table_SB, length_S, slopes_H=None, scale=None, cu_groups=None, shared_R=None
 ):
-    """Attend from one query a row to the row's own pages.
+    """Attend from one query per row to the row's pages.
 
     Shapes: S rows (sequences), H heads, G key/value heads with H a multiple of G, K head size, P pages of N positions
-    each, B pages a row, R groups of neighbouring rows.
+    each, B pages per row, R groups of neighbouring rows.
 
     q_SHK [S, H, K], k_PGNK and v_PGNK [P, G, N, K], float32 or bfloat16; table_SB int32 [S, B]: position j of row s is
-    slot j % N of page table_SB[s, j // N]; length_S int32 [S], at least 1: a row sees positions 0 to length - 1, and
-    entries of its table behind them are not looked at. slopes_H float32 [H] adds slope * key position to the scores
+    slot j % N of page table_SB[s, j // N]; length_S int32 [S], at least 1: a row sees positions 0 to length - 1;
+    later entries of its table are not read. slopes_H float32 [H] adds slope * key position to the scores
     (Press et al. 2022); scale defaults to 1/sqrt(K). Returns [S, H, K] in the dtype of q. No gradients.
 
-    cu_groups int32 [R+1] and shared_R int32 [R] say which neighbours share what: rows cu_groups[r] to cu_groups[r+1]
-    have the same pages for the first shared_R[r] positions (a multiple of N, at most the shortest length of the group),
-    which are then read once for all of them. The last group may go on behind row S. Sharing changes the time it takes,
-    not the result.
+    cu_groups int32 [R+1] and shared_R int32 [R] define groups: rows cu_groups[r] to cu_groups[r+1] have the same pages
+    for the first shared_R[r] positions (a multiple of N, at most the shortest length of the group), which are read once
+    for the group. The last group may extend beyond row S. Sharing changes the time, not the result.
 
-    The tokens of one prompt are rows too, with the same pages and growing lengths, once all their keys are written.
+    Tokens of one prompt can be rows, too, with the same pages and growing lengths, once all their keys are written.
     """
     if q_SHK.dtype in DTYPES:
         groups = (cu_groups, shared_R)
         if q_SHK.device.type == "cuda":
-            from kernels.attention_decode.fused import attention_decode_triton  # triton is there where a GPU is
+            from kernels.attention_decode.fused import attention_decode_triton  # triton is installed with GPUs
 
             return attention_decode_triton(q_SHK, k_PGNK, v_PGNK, table_SB, length_S, slopes_H, scale, *groups)
         if q_SHK.device.type == "cpu" and library() is not None:
@@ -41,10 +40,9 @@ def attention_decode(
 
 
 def empty_pages(num_pages, num_kv_heads, page_size, head_size, dtype, device, layers=()):
-    """(k_PGNK, v_PGNK), not filled, dimensions `layers` in front.
+    """Allocate (k_PGNK, v_PGNK), uninitialised, with leading dimensions `layers`.
 
-    In memory a page is all its keys and then all its values, position by position: what a row has written of a page is
-    read without gaps, however little it is.
+    In memory a page is all its keys, then all its values, by position, so a partly filled page is read without gaps.
     """
     both = torch.empty(*layers, num_pages, 2, page_size, num_kv_heads, head_size, dtype=dtype, device=device)
     k_PNGK, v_PNGK = both.unbind(-4)
@@ -52,7 +50,7 @@ def empty_pages(num_pages, num_kv_heads, page_size, head_size, dtype, device, la
 
 
 def write_pages(k_TGK, v_TGK, k_PGNK, v_PGNK, page_T, slot_T):
-    """Put the keys and values of T tokens, [T, G, K], where they belong: slot slot_T of page page_T, int64 [T]."""
+    """Write the keys and values of T tokens, [T, G, K], by slot mapping: slot slot_T of page page_T, int64 [T]."""
     if k_TGK.device.type == "cpu" and k_TGK.dtype in DTYPES and library() is not None:
         write_pages_cpu(k_TGK, v_TGK, k_PGNK, v_PGNK, page_T, slot_T)
     else:

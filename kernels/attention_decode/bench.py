@@ -1,11 +1,11 @@
-"""How long attention over the paged cache takes: beside the memory it must read, and one masked call over padded slots.
+"""Bench of attention over the paged cache: against reading its memory, and one masked call over padded slots.
 
     python -m kernels.attention_decode.bench [--rows 64] [--positions 512] [--dtype bfloat16] [--device cuda]
 
 Rows have uneven lengths (log-normal, up to --positions); in the last case eight rows share a prompt of --positions.
 The floor is the bytes of the keys and values that must be read, each once, over the bandwidth of summing or dotting a
-large vector, measured in the same run. Several layers' caches are gone through in turn, as in generation, so that none
-of them waits in the processor's cache.
+large vector, measured in the same run. Several layers' caches are used in turn, as in generation, so that none
+stays in the processor's cache.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ SAMPLES = 8
 
 
 def read_bandwidth(dtype_bytes: float, device: str, repeats: int) -> float:
-    """Bytes a second of the faster of two passes over a vector of so many bytes."""
+    """Return bytes per second of the faster of two passes over a vector of that size."""
     x = torch.ones(int(dtype_bytes) // 4, device=device)
     seconds = median_s({"sum": x.sum, "dot": lambda: torch.dot(x, x)}, device, repeats)
     return x.numel() * 4 / min(seconds.values())
 
 
 def paged(lengths: list[int], shared: int, arguments: argparse.Namespace, dtype: torch.dtype):
-    """Caches of every layer, a table with pages in random order, and the groups: SAMPLES rows each where they share."""
+    """Return caches of every layer, a table with pages in random order, and groups (of SAMPLES rows if they share)."""
     pages_of, used = [], 0
     for row, length in enumerate(lengths):
         common = shared // PAGE_SIZE
@@ -52,12 +52,12 @@ def paged(lengths: list[int], shared: int, arguments: argparse.Namespace, dtype:
 
 
 def seconds_of(works: dict, arguments: argparse.Namespace) -> dict[str, float]:
-    """Median seconds a layer."""
+    """Return median seconds per layer."""
     return {name: s / arguments.layers for name, s in median_s(works, arguments.device, arguments.repeats).items()}
 
 
 def uneven_rows(arguments: argparse.Namespace, alibi: bool, rows: int, bandwidth: float) -> dict:
-    """Rows of uneven lengths: ours, and one masked call a layer over slots as long as the longest."""
+    """Rows of uneven lengths: ours, and one masked call per layer over slots as long as the longest."""
     dtype, device = getattr(torch, arguments.dtype), arguments.device
     generator = torch.Generator().manual_seed(1)
     spread = torch.randn(rows, generator=generator).mul(0.7).exp() * arguments.positions / 3
@@ -99,7 +99,7 @@ def uneven_rows(arguments: argparse.Namespace, alibi: bool, rows: int, bandwidth
 
 
 def shared_prompts(arguments: argparse.Namespace, bandwidth: float) -> dict:
-    """SAMPLES rows to each prompt of --positions, 64 positions of their own: read once for all, and by each."""
+    """SAMPLES rows per prompt of --positions, with 64 positions of their own: read once for all, and by each."""
     dtype, device = getattr(torch, arguments.dtype), arguments.device
     prompt = arguments.positions // PAGE_SIZE * PAGE_SIZE
     rows = max(arguments.rows // SAMPLES, 1) * SAMPLES

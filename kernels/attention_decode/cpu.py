@@ -1,4 +1,4 @@
-"""attention_decode on CPU in C++ (cpu.cpp): its arguments as pointers and strides, and writing into pages."""
+"""attention_decode on CPU in C++ (cpu.cpp): pass arguments as pointers and strides, and write into pages."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Write(ctypes.Structure):
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The built kernel, or None where there is no compiler."""
+    """Return the built kernel, or None without a compiler."""
     lib = native.load("attention_decode", SOURCES)
     if lib is not None:
         lib.decode.restype, lib.decode.argtypes = None, [ctypes.POINTER(Call)]

@@ -1,4 +1,4 @@
-"""attention_decode in plain PyTorch for all rows at once: what runs where nothing faster can be built."""
+"""attention_decode in plain PyTorch for all rows at once, where nothing faster can be built."""
 
 from __future__ import annotations
 
@@ -32,6 +32,6 @@ def attention_decode_eager(
         behind_SN = (positions_N - length_S[:, None] + 1)[:, None, None]
         scores_SGJN = scores_SGJN + slopes_H.view(num_kv_heads, -1, 1) * behind_SN
     weights_SGJN = scores_SGJN.masked_fill(~visible_SN[:, None, None], float("-inf")).softmax(-1)
-    # What lies behind a row's length may be anything, and 0 * NaN is NaN.
+    # Memory after a row's length may hold NaN, and 0 * NaN is NaN.
     v_SGNK = v_SGNK.masked_fill(~visible_SN[:, None, :, None], 0.0)
     return (weights_SGJN @ v_SGNK).reshape(num_rows, num_heads, head_size).to(q_SHK.dtype)

@@ -1,8 +1,8 @@
-"""attention_decode on CUDA, in Triton: keys split among programs (Dao et al. 2023), parts put together by logsumexp.
+"""attention_decode on CUDA, in Triton: split keys over programs (Dao et al. 2023), combine by logsumexp.
 
-A part is one piece of fixed length of the positions of a row, or of the positions that a group's rows share; the latter
-is read once for a tile of them. Whatever else is in the batch, a row's parts are cut and added up in the same way.
-Nothing waits for the device: the grid has room for the widest row, and programs with nothing to do leave at once.
+A part is a chunk of fixed length of a row's positions, or of positions that a group shares; the latter is read once
+for a tile of rows. A row's parts do not depend on the rest of the batch. Nothing waits for the device: the grid is
+sized for the widest row, and idle programs return at once.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kernels.common.triton import dot
 
-PIECE = 256  # positions a program
+PIECE = 256  # positions per program
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
@@ -25,16 +25,16 @@ def _piece(
     H: tl.constexpr, J: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, PAGE: tl.constexpr, PIECE: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, ALIBI: tl.constexpr, GROUPS: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
-    """One piece of positions for the J query heads of one key/value head: of one row, or of a tile of rows that share.
+    """One chunk of positions for the J query heads of a key/value head: of one row, or of a tile of rows that share it.
 
-    Writes sums [2, rows, H, pieces, ...]: first those of the shared positions, then those of the rows' own.
+    Writes sums [2, rows, H, chunks, ...]: first those of shared positions, then those of the rows' own.
     """
     first, g, piece = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     begin, stop = piece * PIECE, (piece + 1) * PIECE
     last = first + 1
     if SHARED:
         group = tl.load(group_of + first)
-        # The first row of a tile works for all of it, the other rows have nothing to do.
+        # The first row of a tile does the work of all rows.
         mine = (first - tl.load(cu_groups + group)) % (M // J) == 0
         last = tl.minimum(tl.minimum(tl.load(cu_groups + group + 1), rows), first + M // J)
         stop = tl.where(mine, tl.minimum(stop, tl.load(shared + group)), 0)
@@ -91,7 +91,7 @@ def _merge(
     part, top_in, total_in, out, rows, pieces,
     H: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
-    """One head of one row from its parts, in the order of its positions. A part that was not made has no weight."""
+    """Combine one head of one row from its parts, in order of positions. A missing part has no weight."""
     place, d = tl.program_id(0).to(tl.int64), tl.arange(0, KP)
     acc = tl.zeros([KP], tl.float32)
     top, total = float("-inf"), 0.0

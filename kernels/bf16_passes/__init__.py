@@ -1,7 +1,7 @@
 """RMSNorm, rotation and gated activation of bfloat16 rows on a CPU, one pass over memory forward and one backward.
 
-PyTorch makes them of up to fifteen float32 passes each; with bfloat16 products on a matrix unit those take longer than
-the products. Here all is float32 inside a pass, and rounded once. Ask `fits` first. The same bits each time.
+PyTorch takes up to fifteen float32 passes for each; with bfloat16 products on a matrix unit, that is longer than the
+products. Here each is one pass, float32 inside, rounded once. Check `fits` first. Equal inputs give equal bits.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ __all__ = ["fits", "rms_norm", "rotate", "swiglu"]
 
 
 def fits(x: Tensor) -> bool:
-    """bfloat16 on a CPU with a compiler."""
+    """Return whether x is bfloat16 on a CPU with a compiler."""
     return x.dtype == torch.bfloat16 and x.device.type == "cpu" and library() is not None
 
 
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean of x^2 + eps) * weight over the last dimension; differentiable in x and weight, both bfloat16."""
+    """Return x / sqrt(mean of x^2 + eps) * weight over the last dimension; differentiable in x, weight (bfloat16)."""
     return RMSNorm.apply(x, weight_D, eps)
 
 
 def rotate(x_THK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Each pair (i, i + K/2) of the last dimension turned by its row's angle; differentiable in x_THK.
+    """Rotate each pair (i, i + K/2) of the last dimension by its row's angle; differentiable in x_THK.
 
     cos and sin float32 [T, 1, K/2].
     """
@@ -33,5 +33,5 @@ def rotate(x_THK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """gate * sigmoid(gate) * up; differentiable in both."""
+    """Return gate * sigmoid(gate) * up; differentiable in both."""
     return SwiGLU.apply(gate, up)

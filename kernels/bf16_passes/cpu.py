@@ -1,4 +1,4 @@
-"""The passes in C++ (cpu.cpp) as autograd functions: their arguments as pointers and sizes."""
+"""The passes in C++ (cpu.cpp) as autograd functions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kernels.common import native
 
 FOLDER = Path(__file__).parent
 SOURCES = (FOLDER / "cpu.cpp", *(FOLDER.parent / "common" / name for name in ("activations.h", "parts.h", "vector.h")))
-BLOCK_ROWS = 64  # whose share of a norm's weight gradient is summed at a time: it must not depend on the threads
+BLOCK_ROWS = 64  # rows whose weight gradient is summed together; independent of the number of threads
 POINTER, LONG, REAL, INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
 ARGUMENTS = {
     "rms_norm": (POINTER, POINTER, REAL, LONG, LONG, POINTER, POINTER, INT),
@@ -27,7 +27,7 @@ ARGUMENTS = {
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The built kernels, or None where there is no compiler."""
+    """Return the built kernels, or None without a compiler."""
     lib = native.load("bf16_passes", SOURCES)
     for name, arguments in ARGUMENTS.items() if lib is not None else ():
         function = getattr(lib, name)

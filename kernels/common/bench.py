@@ -1,4 +1,4 @@
-"""What every kernel's bench shares: alternating timing, measured floors, allocation hooks, a table and a JSON line."""
+"""Shared code of the benches: alternating timing, measured floors, allocation hooks, a table and a JSON line."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def median_s(works: dict[str, Callable[[], object]], device: str, repeats: int) -> dict[str, float]:
-    """Median seconds of each work: all of them run in turn, `repeats` times, after one round that does not count.
+    """Return median seconds of each work: all run in turn, `repeats` times, after one warm-up round.
 
-    Turns keep a machine that slows down for a while from favouring whoever ran before.
+    With turns, a machine that slows down for a while favours none.
     """
 
     def wait() -> None:
@@ -35,7 +35,7 @@ def median_s(works: dict[str, Callable[[], object]], device: str, repeats: int) 
 
 
 def gemm(rows: int, inner: int, columns: int, dtype: torch.dtype, device: str) -> Callable[[], Tensor]:
-    """The bare product [rows, inner] x [columns, inner]^T into memory that is there already: the floor of a linear."""
+    """The bare product [rows, inner] x [columns, inner]^T into existing memory: the floor of a linear layer."""
     a = torch.randn(rows, inner, dtype=dtype, device=device)
     b = torch.randn(columns, inner, dtype=dtype, device=device)
     out = torch.empty(rows, columns, dtype=dtype, device=device)
@@ -43,17 +43,16 @@ def gemm(rows: int, inner: int, columns: int, dtype: torch.dtype, device: str) -
 
 
 def copy(elements: int, dtype: torch.dtype, device: str) -> Callable[[], Tensor]:
-    """A memory copy: the floor of what reads and writes each element once."""
+    """A memory copy: the floor of an operation that reads and writes each element once."""
     a = torch.ones(elements, dtype=dtype, device=device)
     b = torch.empty_like(a)
     return lambda: b.copy_(a)
 
 
 def extra_bytes(work: Callable[[], object], device: str = "cpu") -> int:
-    """The most memory `work` holds at a time, less the tensors it returns: seen by hooks in torch's own allocator.
+    """Return the peak memory of `work` minus the returned tensors, measured by hooks in torch's allocator.
 
-    A tensor that another of the returned ones shares memory with is counted once. What libraries below torch take for
-    themselves (a product's packing buffers) is not seen.
+    Shared memory counts once. Buffers of libraries below torch (for packing) are not seen.
     """
     if device == "cuda":
         torch.cuda.synchronize()
@@ -78,7 +77,7 @@ def _bytes_of(kept: object) -> int:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Columns as wide as they need to be: words to the left, numbers to the right, two digits after the point."""
+    """Format a table: words left-aligned, numbers right-aligned with two decimals."""
     cells = [[f"{c:,.2f}" if isinstance(c, float) else str(c) for c in row] for row in rows]
     numbers = [all(not isinstance(row[i], str) for row in rows) for i in range(len(header))]
     widths = [max(len(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
@@ -90,5 +89,5 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def json_line(results: object) -> str:
-    """The last line of every bench, for programs."""
+    """Return the last line of a bench, for programs."""
     return json.dumps(results, separators=(",", ":"))

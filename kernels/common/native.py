@@ -1,17 +1,17 @@
-"""C++ kernels without a build step: compiled on first use by the system's compiler, loaded with ctypes, cached.
+"""C++ kernels without a build step: compiled at first use by the system's compiler, loaded with ctypes, cached.
 
-A kernel is a small C++ file with plain `extern "C"` functions that take pointers and sizes. It includes no torch
-header, so that it compiles in two seconds where one with them takes a minute, and needs no ninja and no Python headers.
+A kernel is a small C++ file with plain `extern "C"` functions that take pointers and sizes. Without torch headers it
+compiles in two seconds instead of a minute, and needs neither ninja nor Python headers.
 
     lib = native.load("linear_logprob", [folder / "cpu.cpp"])      # None: no compiler; the caller runs its eager code
     lib.statistics.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int]
     lib.statistics(x_TD.data_ptr(), x_TD.shape[0], native.threads())
 
-Declare `argtypes` of every function: without them ctypes cuts integers, addresses included, to 32 bits.
+Declare `argtypes` of every function: without them ctypes truncates integers and addresses to 32 bits.
 
-OpenMP threads are torch's own: the library asks for libgomp.so.1, which torch has loaded under that name already, so
-no second pool spins against the first. Say `num_threads(n)` with `native.threads()` in every parallel region: a thread
-that torch did not start (one of autograd's, a test's) would otherwise take every core.
+OpenMP threads are torch's: the library links libgomp.so.1, which torch has already loaded, so there is no second pool.
+Use `num_threads(n)` with `native.threads()` in every parallel region: a thread that torch did not start (of autograd or
+a test) would otherwise use every core.
 """
 
 from __future__ import annotations
@@ -39,18 +39,17 @@ COMPILE_LIMIT_S = 300
 
 
 def load(name: str, sources: Sequence[Path]) -> ctypes.CDLL | None:
-    """The library built from `sources`, or None where it cannot be built; which of the two is said once a process.
+    """Return the library built from `sources`, or None if it cannot be built (noted once per process).
 
-    `sources` are C++ files (.cpp, compiled) and the headers they include (.h, only watched for changes). The library
-    lies in torch's extension folder under a name that holds the hash of the sources, the flags, the compiler and the
-    processor: a change in any builds anew. Processes that build at the same moment do the work twice and agree:
-    each writes its own file and renames it into place.
+    `sources` are C++ files (.cpp, compiled) and their headers (.h, only hashed). The library is in torch's extension
+    folder under a hash of sources, flags, compiler and processor; a change of any builds again. Processes that build at
+    the same time do so twice; each writes its own file and renames it.
     """
     return _load(name, tuple(Path(source) for source in sources))
 
 
 def threads() -> int:
-    """How many threads a parallel region may use: as many as torch does."""
+    """Number of threads of a parallel region: as many as torch's."""
     return torch.get_num_threads()
 
 
@@ -92,7 +91,7 @@ def _run(command: list[str]) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """One line: the compiler's first error where it got so far."""
+    """Return one line: the compiler's first error, if it ran."""
     text = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
     lines = text.strip().splitlines() or [str(error)]
     return next((line for line in lines if "error" in line), lines[0])

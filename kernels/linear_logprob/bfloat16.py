@@ -28,7 +28,7 @@ def available(h_TD: Tensor) -> bool:
 
 
 def chunk_tokens(h_TD: Tensor) -> int:
-    """Tokens whose gradient is summed at a time."""
+    """Number of tokens whose gradient is summed together."""
     return max(UNIT, min(CHUNK_TOKENS, CHUNK_ELEMENTS // h_TD.shape[1] // UNIT * UNIT))
 
 

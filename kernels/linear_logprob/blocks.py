@@ -22,11 +22,11 @@ EAGER_TILE_ELEMENTS = 1 << 20  # `eager` holds up to ten tiles
 LARGEST_TILE_ELEMENTS = 1 << 22  # with so many tokens that a block would else have too few rows for a good product
 NARROW_BLOCK_ELEMENTS = 1 << 20  # of W made float32
 NARROW_CHUNK_ELEMENTS = 2 << 20  # of h made float32, and as many of its gradient's sum
-FORWARD_TOKENS = 4096  # tokens of one walk over W
+FORWARD_TOKENS = 4096  # tokens per walk over W
 
 
 def chunk_tokens(h_TD: Tensor) -> int:
-    """Tokens whose gradient is summed at a time."""
+    """Number of tokens whose gradient is summed together."""
     wide = h_TD.dtype in (torch.float32, torch.float64)
     return max(1, h_TD.shape[0] if wide else NARROW_CHUNK_ELEMENTS // h_TD.shape[1])
 
@@ -57,7 +57,7 @@ def _blocks(W_VD: Tensor, bias_V: Tensor | None, rows: int) -> Iterator[tuple[in
 
 
 class _Tiles:
-    """Memory for the tiles of one or two sets of hidden states, taken once."""
+    """Buffers for the tiles of one or two sets of hidden states, allocated once."""
 
     def __init__(self, like: Tensor, rows: int, tokens: int, count: int):
         self.store = [like.new_empty(rows * tokens + cpu.SPARE) for _ in range(count)]

@@ -34,7 +34,7 @@ ARGUMENTS = {
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels, or None where they cannot be built."""
+    """Return the compiled kernels, or None if they cannot be built."""
     lib = native.load("linear_logprob", SOURCES)
     for name, arguments in ARGUMENTS.items() if lib is not None else ():
         function = getattr(lib, name)
@@ -43,7 +43,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def address(x: Tensor | None) -> int | None:
-    """Where x begins, for C++; None for None. The caller keeps x alive."""
+    """Return the address of x for C++; None for None. The caller keeps x alive."""
     return None if x is None else x.data_ptr()
 
 

@@ -16,7 +16,7 @@ PARTS = 1  # of the kept totals, to be merged at the end
 def nothing_kept(parts: int, tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """kept_P6T of no tile, and found_3T, for the targets' logits: the policy's, the reference's, the difference."""
     kept_P6T = torch.zeros(parts, KEPT, tokens, dtype=torch.float64, device=device)
-    kept_P6T[:, [0, 3]] = torch.finfo(torch.float32).min  # finite: -inf less -inf would be no number
+    kept_P6T[:, [0, 3]] = torch.finfo(torch.float32).min  # finite, because -inf - -inf is NaN
     return kept_P6T, torch.zeros(3, tokens, dtype=torch.float64, device=device)
 
 

@@ -18,13 +18,13 @@ from torch import Tensor
 from kernels.common.triton import INTERPRET, dot, tuned
 from kernels.linear_logprob import eager
 
-FORWARD_TOKENS = 4096  # tokens of one walk over W
+FORWARD_TOKENS = 4096  # tokens per walk over W
 CHUNK_BYTES = 32 << 20  # of dz, held at a time
 LEAST_COLUMNS = 256  # of dz
 SUM_ELEMENTS = 6 << 20  # of a float32 sum of bfloat16 products: 24 MiB
 WAVES = 16  # programs for each multiprocessor: of the last round of them, little stands idle
-PART_COLUMNS = 1024  # the least that a part is worth
-LOWEST = tl.constexpr(torch.finfo(torch.float32).min)  # finite: -inf less -inf would be no number
+PART_COLUMNS = 1024  # smallest useful part
+LOWEST = tl.constexpr(torch.finfo(torch.float32).min)  # finite, because -inf - -inf is NaN
 
 
 @triton.jit
@@ -175,7 +175,7 @@ _GRADIENT = tuned(_gradient, _TABLE, _config(16, 32, 16, 1, 1), _KEY)
 def _operands(
     h_TD: Tensor, ref_TD: Tensor | None, W_VD: Tensor, bias_V: Tensor | None, scale: float, target_T: Tensor
 ) -> dict:
-    """The arguments that both kernels take."""
+    """The arguments of both kernels."""
     ref = h_TD if ref_TD is None else ref_TD
     named = {"h": h_TD, "ref": ref, "W": W_VD}
     strides = {f"{name}_row": x.stride(0) for name, x in named.items()}
@@ -186,14 +186,14 @@ def _operands(
 
 
 def _part_columns(tokens: int, vocab: int, device: torch.device) -> int:
-    """How many entries one program of the forward walks over."""
+    """Number of vocabulary entries per program of the forward."""
     multiprocessors = 1 if INTERPRET.value else torch.cuda.get_device_properties(device).multi_processor_count
     parts = max(1, WAVES * multiprocessors // triton.cdiv(tokens, 128))
     return max(PART_COLUMNS, triton.cdiv(vocab, parts * 256) * 256)
 
 
 def chunk_tokens(h_TD: Tensor) -> int:
-    """Tokens whose gradient is summed at a time."""
+    """Number of tokens whose gradient is summed together."""
     tokens = CHUNK_BYTES // (LEAST_COLUMNS * h_TD.element_size())
     if h_TD.dtype != torch.float32:
         tokens = min(tokens, SUM_ELEMENTS // h_TD.shape[1])

@@ -1,4 +1,4 @@
-"""The specification of linear_logprob: all logits at once, float32 (or float64)."""
+"""Specification of linear_logprob: all logits at once, float32 (or float64)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What stands between the products of a block, one pass over memory each: for many float32 rows on a CPU, no gradients.
+"""The operations between a block's products, one memory pass each: for many float32 rows on a CPU, without gradients.
 
-PyTorch's RMSNorm makes seven passes and its gated activation two; with the products at the processor's rate that is a
-tenth of a forward. Ask `fits` first. A row's bits do not depend on the rows beside it.
+PyTorch's RMSNorm takes seven passes and its gated activation two, a tenth of a forward when products run at full rate.
+Check `fits` first. A row's bits do not depend on other rows.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["fits", "gelu_in_place", "rms_norm", "swiglu_in_place"]
 
 
 def fits(x_TD: Tensor, weight: Tensor) -> bool:
-    """Float32 rows and weights on a CPU with a compiler, no gradient wanted."""
+    """Return whether rows and weights are float32 on a CPU with a compiler, without gradients."""
     return (
         x_TD.device.type == "cpu"
         and x_TD.dtype == weight.dtype == torch.float32

@@ -1,4 +1,4 @@
-"""Norm and activations on CPU in C++ (cpu.cpp): their arguments as pointers and sizes."""
+"""Norm and activations on CPU in C++ (cpu.cpp)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ POINTER, LONG, INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The built kernels, or None where there is no compiler."""
+    """Return the built kernels, or None without a compiler."""
     lib = native.load("passes", SOURCES)
     if lib is not None:
         lib.rms_norm.argtypes = [POINTER, POINTER, ctypes.c_float, LONG, LONG, POINTER, INT]

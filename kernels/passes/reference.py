@@ -1,4 +1,4 @@
-"""The specification of the passes: plain PyTorch, in the dtype of its input."""
+"""Specification of the passes: plain PyTorch, in the dtype of its input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rotary position embedding (Su et al. 2021) in place, for rows that decode."""
+"""Rotary position embedding (Su et al. 2021) in place, for decoding rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["rotate_in_place", "rotate_reference"]
 
 
 def rotate_in_place(x_THK: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """Turn each pair (i, i + K/2) of the last dimension by its row's angle.
+    """Rotate each pair (i, i + K/2) of the last dimension by its row's angle.
 
     x_THK float32 [T, H, K], its last two dimensions dense; cos and sin float32 [T, 1, K/2]. No gradients.
     """

@@ -1,4 +1,4 @@
-"""Rotation in place on CPU in C++ (cpu.cpp): its arguments as pointers and sizes."""
+"""Rotation in place on CPU in C++ (cpu.cpp)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Call(ctypes.Structure):
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The built kernel, or None where there is no compiler."""
+    """Return the built kernel, or None without a compiler."""
     lib = native.load("rotary", SOURCES)
     if lib is not None:
         lib.rotate.restype, lib.rotate.argtypes = None, [ctypes.POINTER(Call)]

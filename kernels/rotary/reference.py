@@ -1,4 +1,4 @@
-"""The specification of rotation in plain PyTorch."""
+"""Specification of rotation in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from torch import Tensor
 
 
 def rotate_reference(x_THK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """A new tensor with what `kernels.rotary.rotate_in_place` would leave."""
+    """Return a new tensor with the result of `kernels.rotary.rotate_in_place`."""
     a, b = x_THK.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)

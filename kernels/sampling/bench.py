@@ -1,4 +1,4 @@
-"""How long sampling from a row of logits takes: beside reading it once, and what one would write in PyTorch.
+"""Bench of sampling from logits: against reading them once, and plain PyTorch.
 
     python -m kernels.sampling.bench [--rows 32] [--vocab 250880] [--dtype bfloat16] [--device cuda]
 

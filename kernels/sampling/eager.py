@@ -1,4 +1,4 @@
-"""Sampling in plain PyTorch: what runs on a GPU, and where nothing faster can be built.
+"""Sampling in plain PyTorch, for GPUs and where nothing faster can be built.
 
 Shapes: S rows, V vocabulary, N tokens of history, E ids that end a response, C candidates, B blocks.
 """
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-HEAD = 512  # candidates tried before a full sort: nearly every top-p nucleus is smaller
+HEAD = 512  # candidates before a full sort; nearly every nucleus is smaller
 BLOCK = 1024
 
 
@@ -22,7 +22,7 @@ def sample_eager(
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
     history_SN: Tensor | None = None,
-    barred_S: Tensor | None = None,
+    eos_masked_S: Tensor | None = None,
     eos_ids_E: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `kernels.sampling.sample_rows`."""
@@ -33,15 +33,15 @@ def sample_eager(
     score_SV = tempered_SV
     if repetition_penalty != 1.0:
         score_SV = _penalised(score_SV, history_SN, repetition_penalty)
-    if barred_S is not None:
-        score_SV = _without(score_SV, barred_S, eos_ids_E)
+    if eos_masked_S is not None:
+        score_SV = _without(score_SV, eos_masked_S, eos_ids_E)
     if temperature == 0:
         token_S = score_SV.argmax(-1)
     elif top_k > 0 or top_p < 1 or min_p > 0:
         token_S = _sample_truncated(score_SV, uniform_S, top_k, top_p, min_p)
     else:
         token_S = _invert((score_SV - score_SV.amax(-1, keepdim=True)).exp(), uniform_S)
-    # A NaN, an infinity or nothing to choose from: the log-probability says so.
+    # NaN, infinity or nothing to choose from: return a NaN log-probability.
     possible_S = score_SV.amax(-1).isfinite()
     token_S = torch.where(possible_S, token_S, 0)
     logprob_S = tempered_SV.gather(1, token_S[:, None])[:, 0] - logsumexp_S
@@ -49,9 +49,9 @@ def sample_eager(
 
 
 def _penalised(score_SV: Tensor, history_SN: Tensor, penalty: float) -> Tensor:
-    """Scores with those of the history divided or multiplied, each once. (Dividing all by a temperature commutes.)"""
+    """Apply the repetition penalty to tokens of the history, once each. (It commutes with the temperature.)"""
     present_SN = history_SN >= 0
-    # Where there is none, any token of the row's own history stands in: penalised twice from the same old score.
+    # Without one, a token of the row's history stands in; both writes use the same old score.
     stand_in_S1 = history_SN.amax(-1, keepdim=True).clamp(min=0)
     token_SN = torch.where(present_SN, history_SN, stand_in_S1)
     old_SN = score_SV.gather(1, token_SN)
@@ -60,25 +60,25 @@ def _penalised(score_SV: Tensor, history_SN: Tensor, penalty: float) -> Tensor:
     return score_SV.scatter(1, token_SN, torch.where(some_S1, new_SN, old_SN))
 
 
-def _without(score_SV: Tensor, barred_S: Tensor, ids_E: Tensor) -> Tensor:
+def _without(score_SV: Tensor, eos_masked_S: Tensor, ids_E: Tensor) -> Tensor:
     old_SE = score_SV[:, ids_E]
     score_SV = score_SV.clone()
-    score_SV[:, ids_E] = old_SE.masked_fill(barred_S[:, None], -torch.inf)
+    score_SV[:, ids_E] = old_SE.masked_fill(eos_masked_S[:, None], -torch.inf)
     return score_SV
 
 
 def _invert(weights_SC: Tensor, uniform_S: Tensor) -> Tensor:
-    """int64 [S]: the first candidate whose cumulative weight passes uniform * total. Sums in float64.
+    """Return int64 [S], the first candidate whose cumulative weight exceeds uniform * total; sums in float64.
 
-    In two steps, the block and then the place in it, since the cumulative sum of a large vocabulary is slow. A float64
-    below 1 times a total stays below the total after rounding, so there always is one; within the block rounding may
-    differ, and the last one of positive weight is taken. NaN weights give any candidate.
+    Finds the block first, then the candidate in it, because the cumulative sum of a large vocabulary is slow. A float64
+    below 1 times a total rounds to less than the total, so a block exists; inside it rounding may differ, and the last
+    candidate of positive weight is taken. NaN weights give any candidate.
     """
     count = weights_SC.shape[1]
     weights_SBC = pad(weights_SC, (0, -count % BLOCK)).unflatten(1, (-1, BLOCK))
     cumulative_SB = weights_SBC.sum(-1, dtype=torch.float64).cumsum(-1)
     wanted_S1 = uniform_S[:, None] * cumulative_SB[:, -1:]
-    # A search for NaN ends past the end, and an index out of range would end a GPU's whole process.
+    # A search for NaN ends after the last index, which would end the process on a GPU.
     block_S1 = torch.searchsorted(cumulative_SB, wanted_S1, right=True).clamp(max=cumulative_SB.shape[1] - 1)
     before_S1 = pad(cumulative_SB, (1, 0)).gather(1, block_S1)
     inside_SC = weights_SBC.gather(1, block_S1[..., None].expand(-1, -1, BLOCK))[:, 0].double().cumsum(-1)
@@ -87,7 +87,7 @@ def _invert(weights_SC: Tensor, uniform_S: Tensor) -> Tensor:
 
 
 def _sample_truncated(score_SV: Tensor, uniform_S: Tensor, top_k: int, top_p: float, min_p: float) -> Tensor:
-    """Sample among the tokens that top-k, then top-p, then min-p keep, from as few sorted candidates as suffice."""
+    """Sample among the tokens kept by top-k, then top-p, then min-p, from as few sorted candidates as possible."""
     vocabulary = score_SV.shape[1]
     weight_SV = (score_SV - score_SV.amax(-1, keepdim=True)).exp()
     threshold_S1 = weight_SV.new_full((weight_SV.shape[0], 1), min_p)
@@ -103,7 +103,7 @@ def _sample_truncated(score_SV: Tensor, uniform_S: Tensor, top_k: int, top_p: fl
         in_nucleus_SC = (likelier_SC < wanted_S1) | (top_p == 1)
         nucleus_S1 = top_SC.masked_fill(~in_nucleus_SC, torch.inf).amin(-1, keepdim=True)
         lowest_S1 = torch.maximum(threshold_S1, nucleus_S1)
-        # Only when the last candidate is left out are all that are kept, ties included, among the candidates.
+        # If the last candidate is dropped, all kept tokens, including ties, are among the candidates.
         if size == vocabulary or bool((top_SC[:, -1:] < lowest_S1).all()):
             break
         size = vocabulary

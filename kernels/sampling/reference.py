@@ -1,4 +1,4 @@
-"""The specification of what sampling keeps: float64, one sorted row at a time."""
+"""Specification of sampling: float64, one sorted row at a time."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def kept_reference(score_V: Tensor, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> Tensor:
-    """bool [V]: the tokens kept, as `kernels.sampling.sample_rows` defines them, of scores already tempered."""
+    """Return bool [V], the kept tokens as in `kernels.sampling.sample_rows`, from tempered scores."""
     share_V = score_V.double().softmax(-1)
-    # Tokens of one score stand or fall together: each is judged by those above it.
+    # Tokens with equal scores are kept or dropped together.
     above_VV = score_V[None, :] > score_V[:, None]
     kept_V = above_VV.sum(-1) < (top_k or len(score_V))
     left_V = share_V * kept_V / (share_V * kept_V).sum()
@@ -19,6 +19,6 @@ def kept_reference(score_V: Tensor, top_k: int = 0, top_p: float = 1.0, min_p: f
 
 
 def token_reference(score_V: Tensor, kept_V: Tensor, uniform: float) -> int:
-    """The first kept token, in the vocabulary's order, whose cumulative share of what is kept passes `uniform`."""
+    """Return the first kept token, in vocabulary order, whose cumulative probability exceeds `uniform`."""
     cumulative_V = (score_V.double().softmax(-1) * kept_V).cumsum(-1)
     return int(torch.nonzero(cumulative_V > uniform * cumulative_V[-1])[0])

@@ -1,4 +1,4 @@
-"""Discounted reverse sums within segments: the recurrence of GAE and of discounted returns."""
+"""Discounted reverse sums within segments, the recurrence of GAE and of returns."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["segment_scan", "segment_scan_reference"]
 
 
 def segment_scan(x_T: Tensor, segment_T: Tensor, decay: float, max_len: int) -> Tensor:
-    """y[t] = x[t] + decay * y[t + 1] while t + 1 is of the same segment.
+    """Return y[t] = x[t] + decay * y[t + 1] while t + 1 is in the same segment.
 
     x_T float [T], a constant: gradients are not followed; segment_T int64 [T], equal within a segment, segments
     contiguous, neighbours different; max_len at least the longest segment, known on the host. Returns y [T] in the

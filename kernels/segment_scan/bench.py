@@ -1,4 +1,4 @@
-"""The bench of segment_scan: time beside a memory copy of as many numbers, and beside the loop over time.
+"""Bench of segment_scan: against a memory copy, and against a loop over time.
 
 python -m kernels.segment_scan.bench [--tokens 32768] [--max-len 512] [--device cuda]
 """
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--loop", action="store_true", help="also the loop over time, which takes a second or so")
     args = parser.parse_args()
     generator = torch.Generator().manual_seed(0)
-    # Enough lengths even if all of them were the shortest; what lies behind the last token is cut off.
+    # Enough lengths even if all were the shortest; the rest is cut off.
     lengths = torch.randint(1, args.max_len + 1, (args.tokens,), generator=generator)
     segment_T = torch.repeat_interleave(torch.arange(args.tokens), lengths)[: args.tokens].to(args.device)
     x_T = torch.randn(args.tokens, generator=generator).to(args.device)

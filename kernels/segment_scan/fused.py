@@ -1,7 +1,7 @@
-"""segment_scan on CUDA, in Triton: a program for each block of columns looks ahead as far as a segment can reach.
+"""segment_scan on CUDA, in Triton: each program looks ahead as far as a segment can reach.
 
-Looking ahead, at most max_len columns, costs less than passing a carry from program to program would, and the answer
-does not depend on which of them comes first.
+Looking ahead at most max_len columns costs less than passing a carry between programs, and does not depend on their
+order.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BLOCK = 16 if INTERPRET.value else 1024
 
 @triton.jit
 def _then(x, d, next_x, next_d):
-    """The maps y -> x + d y of two neighbouring columns as one; the second one is the earlier in time."""
+    """Compose the maps y -> x + d y of two neighbouring columns; the second is earlier in time."""
     return next_x + next_d * x, next_d * d
 
 

@@ -1,4 +1,4 @@
-"""The specification of segment_scan: one loop from the last column to the first."""
+"""Specification of segment_scan: one loop from the last column to the first."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def segment_scan_reference(x_T: Tensor, segment_T: Tensor, decay: float) -> Tensor:
-    """y[t] = x[t] + decay * y[t + 1] while t + 1 is of the same segment."""
+    """Return y[t] = x[t] + decay * y[t + 1] while t + 1 is in the same segment."""
     y_T = torch.empty_like(x_T)
     for t in reversed(range(x_T.shape[0])):
         y_T[t] = x_T[t]

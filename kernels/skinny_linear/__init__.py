@@ -1,4 +1,4 @@
-"""Linear layers on a few rows, or on any number with AMX: norm before, activation and residual after, in one pass."""
+"""Linear layers on a few rows (any number with AMX), fused with norm, activation and residual."""
 
 from __future__ import annotations
 
@@ -26,21 +26,20 @@ class Norm(NamedTuple):
 
 
 def max_rows() -> float:
-    """Up to how many rows it is faster than a general matrix product: any number on a matrix unit (Intel AMX).
+    """Return up to how many rows it is faster than a general matrix product: any number with a matrix unit (Intel AMX).
 
-    No smaller limit there: the two products round differently, so a row that changes from one to the other because of
-    the rows beside it changes its bits.
+    There a smaller limit would change a row's bits with the number of rows, because the two products round differently.
     """
     return math.inf if cpu.has_matrix_unit() else MAX_ROWS_ON_VECTORS
 
 
 def fits(x_TD: Tensor, weight_ND: Tensor) -> bool:
-    """Whether `skinny_linear` is the fast way: at most `max_rows` float32 rows on a CPU, whole weights, no gradient."""
+    """Return whether `skinny_linear` applies: at most `max_rows` float32 rows on a CPU, whole weights, no gradient."""
     return (
         x_TD.shape[0] <= max_rows()
         and x_TD.dtype == weight_ND.dtype == torch.float32
         and x_TD.device.type == "cpu"
-        and weight_ND.ndim == 2  # ZeRO-3 leaves flat stumps of weights that are elsewhere
+        and weight_ND.ndim == 2  # ZeRO-3 leaves empty flat tensors of sharded weights
         and not torch.is_grad_enabled()
         and cpu.library() is not None
     )
@@ -54,11 +53,11 @@ def skinny_linear(
     activation: str | None = None,
     residual_TN: Tensor | None = None,
 ) -> Tensor:
-    """activation(norm(x) W^T + b) + residual, the weights' outputs side by side: [T, sum of N].
+    """Return activation(norm(x) W^T + b) + residual, the weights' outputs concatenated: [T, sum of N].
 
     x_TD float32 [T, D]; weights [N, D] each; biases [N] or None. activation is None, "gelu" (its tanh
     form) or "swiglu" (Shazeer 2020), which makes [T, N] of two weights: silu of the first times the second. residual
-    has the shape of the result. The weights are read where they are, once, and not copied. A row's result does not
-    depend on the other rows, to the bit. No gradients; ask `fits` first.
+    has the shape of the result. The weights are read in place, once. A row's bits do not depend on other rows.
+    No gradients; check `fits` first.
     """
     return cpu.skinny_linear_cpu(x_TD, weights, biases, norm, activation, residual_TN)

@@ -1,4 +1,4 @@
-"""The specification of skinny_linear: plain PyTorch, in the dtype of its input."""
+"""Specification of skinny_linear: plain PyTorch, in the dtype of its input."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""PPO here against TRL's PPOTrainer, alternating in one process: the same model, reward, prompts, batch and epochs.
+"""Compare our PPO with TRL's PPOTrainer on the same model, reward, prompts, batch and epochs.
 
-TRL dropped PPO after 1.12: `pip install trl==1.12.0` after requirements.txt, in a virtual environment of its own.
+Both sides alternate in one process. TRL removed PPO after 1.12: run `pip install trl==1.12.0` after requirements.txt,
+in a separate virtual environment.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-if __name__ == "__main__":  # started as a file, whose folder is on the path: the packages are beside it
+if __name__ == "__main__":  # run as a script: put the repository root on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
@@ -24,15 +25,16 @@ import torch
 from datagen.embedded import make_embedded
 from engine.base.errors import UserError
 from engine.cli.console import Console
-from engine.cli.parse import main, parse_settings
+from engine.cli.parse import build_settings, main, parse_settings
 from engine.distributed.world import start_world
 from engine.init_model import init_model
 from engine.models import load_model, save_model
 from engine.presets import presets
 from engine.run.folder import Run
-from engine.settings import BatchSettings, OptimizerSettings, PPOSettings, RunSettings, flag, split_of
+from engine.settings import STAGE_SETTINGS, flag, split_of
 from engine.text.encoding import Prompt
 from engine.text.tokenizer import load_tokenizer
+from engine.training.context import Context
 from engine.training.modules import RewardModule
 from engine.training.ppo import PPOTrainer
 from engine.training.scorers import load_scorer
@@ -40,36 +42,39 @@ from engine.training.scorers import load_scorer
 
 @dataclass(frozen=True)
 class CompareSettings:
-    """The model that both sides train, and for how long."""
+    """The model that both sides train, the batch, and the number of iterations."""
 
     _argument_group_name = "comparison"
     family: str = flag("bloom or llama", "llama", choices=["bloom", "llama"])
     layers: int = flag("number of blocks", 24)
     hidden: int = flag("width", 512)
     vocab_size: int = flag("tokens in the vocabulary", 2048)
-    top_layers: int = flag("how many top layers both sides train, of the policy (TRL: and of its value model)", 4)
-    reward: str = flag("ours: the reward model on the shared trunk, or one with a trunk of its own", "shared",
+    top_layers: int = flag("top layers of the policy (and of TRL's value model) that both sides train", 4)
+    reward: str = flag("ours: reward model on the shared trunk, or with its own trunk", "shared",
                        choices=["shared", "own"])  # fmt: skip
-    rollouts: int = flag("rollouts an iteration", 16)
-    minibatch: int = flag("rollouts an optimizer step", 4)
+    rollouts: int = flag("rollouts per iteration", 16)
+    minibatch: int = flag("rollouts per optimizer step", 4)
     epochs: int = flag("PPO epochs", 4)
-    new_tokens: int = flag("tokens of each response (a random model ends one in thirty early)", 64)
-    shortest: int = flag("tokens of the shortest prompt; lengths are spread evenly", 16)
+    new_tokens: int = flag("tokens per response (a random model ends one in thirty early)", 64)
+    shortest: int = flag("tokens of the shortest prompt; lengths are evenly spaced", 16)
     longest: int = flag("tokens of the longest prompt", 112)
-    iterations: int = flag("measured iterations of each side, after one that is not", 2)
-    side: str = flag("run one side alone and report its peak memory, or both for speed", "both",
+    iterations: int = flag("measured iterations per side, after one warm-up iteration", 2)
+    side: str = flag("both: compare speed; ours or trl: run one side and print its peak memory", "both",
                      choices=["both", "ours", "trl"])  # fmt: skip
-    memory: bool = flag("measure the peak memory of each side, each in a process of its own, instead of time", False)
+    memory: bool = flag("compare peak memory instead of time, each side in its own process", False)
 
 
 def prompt_lengths(s: CompareSettings) -> list[int]:
-    """The length of each rollout's prompt, from the shortest to the longest in even steps."""
+    """Return the prompt length of each rollout, evenly spaced from shortest to longest."""
     span = s.longest - s.shortest
     return [s.shortest + round(i * span / max(1, s.rollouts - 1)) for i in range(s.rollouts)]
 
 
 def make_models(s: CompareSettings, folder: Path) -> None:
-    """`policy` and `reward`: random weights; the reward model differs from its trunk on in the layers it trains."""
+    """Write random models `policy` and `reward` to the folder.
+
+    The reward model is the policy with noise: in the top layers if its trunk is shared, else in all layers.
+    """
     texts = (f"{r['instruction']} {r['input']} {r['output']}" for r in make_embedded("ne", 0, 3000).sft)
     shape = {"layers": s.layers, "hidden": s.hidden, "heads": s.hidden // 64, "max_positions": 1024}
     init_model(texts, s.vocab_size, str(folder / "policy"), 0, family=s.family, **shape)
@@ -84,32 +89,30 @@ def make_models(s: CompareSettings, folder: Path) -> None:
 
 
 def prompts_of(s: CompareSettings) -> list[list[int]]:
-    """Random prompts: their tokens are ordinary ones, of which there are more than the special ones in front."""
+    """Return random prompts. Their tokens start at 8, above the special tokens."""
     generator = torch.Generator().manual_seed(3)
     return [torch.randint(8, s.vocab_size, (n,), generator=generator).tolist() for n in prompt_lengths(s)]
 
 
 class Ours:
-    """One iteration after another of this project's trainer."""
+    """Iterations of our PPOTrainer."""
 
     def __init__(self, s: CompareSettings, folder: Path, world):
-        values = presets("ppo")["default"] | {
+        settings = build_settings(STAGE_SETTINGS["ppo"], presets("ppo")["default"], {
             "lang": "ne", "lr": 1e-5, "batch_size": s.rollouts, "epochs": s.iterations + 1,
             "max_length": s.longest + s.new_tokens, "minibatch_size": s.minibatch, "ppo_epochs": s.epochs,
             "max_new_tokens": s.new_tokens, "top_layers": str(s.top_layers), "kl_controller": "fixed", "kl_coef": 0.05,
             "tokens_per_microbatch": s.minibatch * (s.longest + s.new_tokens),
-        }  # fmt: skip
-        classes = (RunSettings, OptimizerSettings, BatchSettings, PPOSettings)
-        groups = [c(**{k: v for k, v in values.items() if k in c.__dataclass_fields__}) for c in classes]
-        run = Run(folder / "run", "ppo", groups, world)
+        })  # fmt: skip
+        _, _, batch, ppo = settings
+        run = Run(folder / "run", "ppo", settings, world)
         run.start()
         model, tokenizer = load_model(folder / "policy"), load_tokenizer(folder / "policy")
-        split = split_of(str(s.top_layers), model.num_layers)
-        scorer = load_scorer(str(folder / "reward"), model, split, tokenizer, groups[2].tokens_per_microbatch)
+        split = split_of(ppo.top_layers, model.num_layers)
+        scorer = load_scorer(str(folder / "reward"), model, split, tokenizer, batch.tokens_per_microbatch)
         prompts = [Prompt(str(i), tuple(tokens), "", "") for i, tokens in enumerate(prompts_of(s))]
-        self.trainer = PPOTrainer(
-            model, tokenizer, [tokenizer.eos_token_id], prompts, scorer, *groups, world, run, Console(False), {}
-        )  # fmt: skip
+        context = Context(*settings, world, run, Console(False), {})
+        self.trainer = PPOTrainer(model, tokenizer, [tokenizer.eos_token_id], prompts, scorer, context)
         self.iteration = 0
 
     def iterate(self) -> dict[str, float]:
@@ -122,7 +125,7 @@ class Ours:
 
 
 class Theirs:
-    """One iteration after another of TRL's trainer: lower layers frozen, the best of its settings."""
+    """Iterations of TRL's PPOTrainer with frozen lower layers and its best settings."""
 
     def __init__(self, s: CompareSettings, folder: Path):
         try:
@@ -134,7 +137,7 @@ class Theirs:
         tokenizer = load_tokenizer(folder / "policy")
         tokenizer.padding_side = "left"
         if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.unk_token  # the prompts have none of it
+            tokenizer.pad_token = tokenizer.unk_token  # the prompts do not contain it
         policy = AutoModelForCausalLM.from_pretrained(folder / "policy", dtype=torch.float32)
         reference = AutoModelForCausalLM.from_pretrained(folder / "policy", dtype=torch.float32)
         reward, value = (
@@ -183,7 +186,7 @@ class Theirs:
 
 
 def compare_time(s: CompareSettings, folder: Path, console: Console) -> dict[str, float]:
-    """Alternating iterations; medians, and the ratios of TRL's to ours."""
+    """Alternate iterations, print medians, and return the ratios of TRL's times to ours."""
     make_models(s, folder)
     sides = {"ours": Ours(s, folder, start_world()), "trl": Theirs(s, folder)}
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
@@ -203,21 +206,21 @@ def compare_time(s: CompareSettings, folder: Path, console: Console) -> dict[str
     ratios = {k: medians["trl"][k] / medians["ours"][k] for k in medians["ours"]}
     console.say()
     table = [[k, f"{medians['ours'][k]:.2f} s", f"{medians['trl'][k]:.2f} s", f"{ratios[k]:.1f}x"] for k in ratios]
-    console.table([f"an iteration of {s.rollouts} rollouts", "ours", "TRL", "ratio"], table)
+    console.table([f"per iteration of {s.rollouts} rollouts", "ours", "TRL", "ratio"], table)
     return {f"{k} ratio": v for k, v in ratios.items()}
 
 
 def memory_mib(field: str) -> float:
-    """A line of Linux's account of this process: VmRSS is what it holds now, VmHWM the most it ever held.
+    """Return a field of /proc/self/status in MiB: VmRSS is the current resident memory, VmHWM its peak.
 
-    Not getrusage: its peak is handed down from the process that started this one.
+    Not getrusage: a process inherits its peak from the process that started it.
     """
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) / 1024
 
 
 def peak_memory_mib(s: CompareSettings, folder: Path) -> float:
-    """Peak resident memory of this process above what it had before its side was built, after one iteration."""
+    """Return the rise of peak resident memory in MiB while one side is built and runs one iteration."""
     before = memory_mib("VmRSS")
     side = Ours(s, folder, start_world()) if s.side == "ours" else Theirs(s, folder)
     side.iterate()
@@ -225,7 +228,7 @@ def peak_memory_mib(s: CompareSettings, folder: Path) -> float:
 
 
 def compare_memory(s: CompareSettings, folder: Path, console: Console) -> dict[str, float]:
-    """One iteration of each side in a process of its own."""
+    """Run one iteration of each side in its own process; print and return the peaks."""
     make_models(s, folder)
     peaks = {}
     for side in ("ours", "trl"):
@@ -237,7 +240,7 @@ def compare_memory(s: CompareSettings, folder: Path, console: Console) -> dict[s
         peaks[side] = json.loads(done.stdout.splitlines()[-1])["peak MiB"]
     weights = sum(p.numel() * 4 for p in load_model(folder / "policy").parameters()) / 2**20
     ratio = peaks["ours"] / peaks["trl"]
-    console.table(["peak memory above start-up, one iteration", "MiB", "models' worth"], [
+    console.table(["peak memory above start-up, one iteration", "MiB", "x model size"], [
         [name, f"{mib:.0f}", f"{mib / weights:.1f}"] for name, mib in peaks.items()
     ])  # fmt: skip
     console.say(f"  ours / TRL: {ratio:.2f}")
@@ -246,19 +249,19 @@ def compare_memory(s: CompareSettings, folder: Path, console: Console) -> dict[s
 
 @dataclass(frozen=True)
 class FolderSettings:
-    """Where the models of a comparison lie."""
+    """The folder of the models."""
 
     _argument_group_name = "files"
-    folder: str | None = flag("folder of models made before (default: a temporary one)", None)
+    folder: str | None = flag("folder of existing models (default: make them in a temporary folder)", None)
 
 
 def job(argv: Sequence[str]) -> None:
-    """Compare, say what was compared, and print one JSON line last."""
+    """Print what is compared, compare it, and print one JSON line last."""
     s, files = parse_settings(
         (CompareSettings, FolderSettings), argv, "launch/bench/ppo_trl.py", __doc__.split("\n")[0]
     )
     if s.rollouts % s.minibatch:
-        raise UserError(f"--rollouts {s.rollouts} is no multiple of --minibatch {s.minibatch}: TRL needs one")
+        raise UserError(f"--rollouts {s.rollouts} is not a multiple of --minibatch {s.minibatch}: TRL needs one")
     console = Console()
     if s.side != "both":
         with tempfile.TemporaryDirectory() as scratch:
@@ -271,11 +274,11 @@ def job(argv: Sequence[str]) -> None:
     console.header("PPO against TRL 1.12", {
         "model": f"{s.family}, {s.layers} layers of {s.hidden}, vocabulary {s.vocab_size:,}, float32, random weights",
         "trained": f"top {s.top_layers} (TRL: of the policy and of its value model), AdamW, lr 1e-5",
-        "batch": f"{s.rollouts} rollouts, {s.minibatch} a step, {s.epochs} PPO epochs, temperature 1",
+        "batch": f"{s.rollouts} rollouts, {s.minibatch} per step, {s.epochs} PPO epochs, temperature 1",
         "tokens": f"prompts of {lengths[0]} to {lengths[-1]} ({padded / sum(lengths):.2f}x when padded), "
         f"{s.new_tokens} new each",
-        "ours": f"packed; trunk kept; reward model on the {s.reward} trunk; critic a head on the policy's top",
-        "TRL": "left-padded, one batch for rollouts, no gradient checkpointing, value model started from the reward's",
+        "ours": f"packed; trunk kept; reward model on the {s.reward} trunk; value head on the policy's top layers",
+        "TRL": "left-padded, one batch for rollouts, no gradient checkpointing, value model starts as the reward model",
         "threads": torch.get_num_threads(),
     })  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:

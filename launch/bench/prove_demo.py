@@ -1,8 +1,8 @@
-"""What PPO learns in the demo, beside a control: `python launch/bench/prove_demo.py --lang ne --seeds 0,1,2`.
+"""Compare the demo's PPO with a control: `python launch/bench/prove_demo.py --lang ne --seeds 0,1,2`.
 
-For each seed the demo is made from nothing, then PPO runs a second time from the same SFT model on the same prompts
-with a reward that carries no information. The trained reward must gain more right answers than both intervals span,
-the control must not. What is finished is used again, so an interrupted command continues.
+For each seed, run the demo, then run PPO again from the same SFT model and prompts with a reward that carries no
+information. The gain in right answers must exceed both confidence intervals with the trained reward, and must not with
+the control. The command reuses finished runs, so run it again after an interruption.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__":  # started as a file, whose folder is on the path: the packages are beside it
+if __name__ == "__main__":  # run as a script: put the repository root on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from engine.base.errors import UserError
@@ -30,20 +30,20 @@ CONTROL = "engine.reward_functions:noise"
 
 @dataclass(frozen=True)
 class ProofSettings:
-    """What is proved, and where the runs go."""
+    """Language, seeds and folder of the runs."""
 
     _argument_group_name = "proof"
     lang: str = flag("language code: ru, zh, ne, ... (26 languages and en)", "ne")
-    seeds: str = flag("seeds of the demo, with commas between them", "0,1,2")
+    seeds: str = flag("seeds of the demo, separated by commas", "0,1,2")
     runs: str = flag("folder of the runs", "runs/proof")
 
     def __post_init__(self) -> None:
         if not all(seed.isdecimal() for seed in self.seeds.split(",")):
-            raise UserError(f"--seeds is {self.seeds!r}: give numbers with commas between them, such as 0,1,2")
+            raise UserError(f"--seeds is {self.seeds!r}: give numbers separated by commas, such as 0,1,2")
 
 
 def job(argv: Sequence[str]) -> None:
-    """Run what is missing, then print the table and the verdict. UserError where the claim does not hold."""
+    """Run what is missing, then print the table and the verdict. UserError if the claim does not hold."""
     (settings,) = parse_settings((ProofSettings,), argv, "python launch/bench/prove_demo.py", __doc__.split("\n")[0])
     get_language(settings.lang)
     rows, failed = [], []
@@ -57,12 +57,14 @@ def job(argv: Sequence[str]) -> None:
     console.say()
     console.table(["seed, reward", *titles, "gain in right answers", "KL"], rows)
     if failed:
-        raise UserError(f"not shown for {'; '.join(failed)}: a reward model must win by both intervals, noise must not")
-    console.say("\n  every reward model wins by more than both intervals, no control does")
+        raise UserError(
+            f"not shown for {'; '.join(failed)}: a reward model must gain more than both intervals, noise must not"
+        )
+    console.say("\n  every reward model gains more than both intervals, no control does")
 
 
 def both(lang: str, seed: int, runs: Path) -> dict[str, dict[str, Any]]:
-    """The results of the demo's PPO and of its control."""
+    """Run the demo and its control, and return their PPO results."""
     common = ["--lang", lang, "--seed", str(seed), "--runs", str(runs)]
     stages = runs / lang
     run(common, stages / "ppo")
@@ -73,7 +75,7 @@ def both(lang: str, seed: int, runs: Path) -> dict[str, dict[str, Any]]:
 
 
 def run(flags: Sequence[str], folder: Path) -> None:
-    """PPO in a process of its own, unless its folder holds a finished run; one that was stopped is continued."""
+    """Run PPO in its own process, or resume it. Does nothing if the folder contains a finished run."""
     if read_result(folder) is not None:
         return
     ppo = Path(__file__).parents[1] / "ppo.py"
@@ -90,12 +92,13 @@ def run(flags: Sequence[str], folder: Path) -> None:
 
 
 def learned(result: dict[str, Any]) -> bool:
-    """Whether right answers were gained by more than the intervals of before and after together."""
+    """Return whether the gain in right answers exceeds the sum of both half intervals."""
     right = {when: Estimate(*pair) for when, pair in result["heldout"]["exact_match"].items()}
     return right["after"].mean - right["before"].mean > right["before"].half + right["after"].half
 
 
 def cells(result: dict[str, Any]) -> list[str]:
+    """Return the table cells of one run: held-out metrics, the gain, and the KL."""
     heldout = {n: {w: Estimate(*pair) for w, pair in sides.items()} for n, sides in result["heldout"].items()}
     changes = [f"{shown(n, heldout[n]['before'])} -> {shown(n, heldout[n]['after'])}" for n in SHOWN]
     return [*changes, shown("exact_match", heldout["exact_match"]["difference"]), f"{result['kl_last']:.2f}"]

@@ -1,4 +1,4 @@
-"""How fast rollouts are: `python launch/bench/rollout.py --model DIR`, against the machine's floor and transformers."""
+"""Time rollouts against the machine's floor and transformers: `python launch/bench/rollout.py --model DIR`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-if __name__ == "__main__":  # started as a file, whose folder is on the path: the packages are beside it
+if __name__ == "__main__":  # run as a script: put the repository root on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
@@ -41,28 +41,30 @@ PEERS = ("unshared", "generate", "continuous", "transformers")
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """What is generated, and against whom."""
+    """The workload, and the sides to compare."""
 
     _argument_group_name = "bench"
     model: str = flag("the model, a Hugging Face directory")
-    data: str | None = flag("prompts: instruction records (default: random tokens)", None)
-    num_prompts: int = flag("prompts", 64)
-    prompt_tokens: int = flag("tokens of a random prompt; real ones are cut to it", 32)
-    max_new_tokens: int = flag("longest response", 512)
+    data: str | None = flag("file of prompts, instruction records (default: random tokens)", None)
+    num_prompts: int = flag("number of prompts", 64)
+    prompt_tokens: int = flag("tokens per random prompt; longest prompt from --data", 32)
+    max_new_tokens: int = flag("longest response in tokens", 512)
     mean_new_tokens: float = flag("mean of the log-normal lengths", 128.0)
-    lengths: str = flag("of responses: fixed (all the longest), uniform, lognormal, or a file of them", "lognormal")
-    responses: int = flag("responses to each prompt", 1)
-    slots: int = flag("sequences at once", 64)
-    order: str = flag("which requests begin: as given, or the longest first", "given", choices=list(ORDERS))
-    cache_tokens: int | None = flag("budget of the key/value cache in positions (default: half the free memory)", None)
-    vs: list[str] | None = flag(f"also run, alternating: {', '.join(PEERS)} (both of its ways)", None)
-    peer_batch: list[int] | None = flag("batch sizes tried for transformers", None)
-    repeats: int = flag("runs of each side, of which the medians are shown", 1)
-    warmups: int = flag("runs of each side before, not counted: what is compiled or taken once, is then", 1)
+    lengths: str = flag(
+        "response lengths: fixed (all the longest), uniform, lognormal, or a file of lengths", "lognormal"
+    )
+    responses: int = flag("responses per prompt", 1)
+    slots: int = flag("sequences generated at once", 64)
+    order: str = flag("order in which requests start: as given, or the longest first", "given", choices=list(ORDERS))
+    cache_tokens: int | None = flag("key/value cache size in tokens (default: half of the free memory)", None)
+    vs: list[str] | None = flag(f"also run, alternating: {', '.join(PEERS)} (generate and continuous)", None)
+    peer_batch: list[int] | None = flag("batch sizes to try for transformers", None)
+    repeats: int = flag("measured runs per side; the table shows medians", 1)
+    warmups: int = flag("uncounted runs per side before, for compilation and allocation", 1)
     seed: int = flag("seed of prompts and lengths", 0)
     dtype: str = flag("auto is bfloat16 on a GPU, float32 on CPU", "auto", choices=["auto", "float32", "bfloat16"])
-    json: bool = flag("print the numbers as one JSON line, last", False)
-    plot: str | None = flag("draw rows and seconds of every step into this file (needs matplotlib)", None)
+    json: bool = flag("also print the numbers as one JSON line at the end", False)
+    plot: str | None = flag("plot rows and seconds of every step to this file (needs matplotlib)", None)
 
     def __post_init__(self) -> None:
         for name in ("num_prompts", "prompt_tokens", "max_new_tokens", "responses", "slots", "repeats"):
@@ -78,7 +80,7 @@ class BenchSettings:
 
 
 def job(argv: Sequence[str]) -> None:
-    """Measure the machine, run every side in turn, show the table."""
+    """Measure the machine, run the sides in turn, print the table."""
     (settings,) = parse_settings((BenchSettings,), argv, "python launch/bench/rollout.py", __doc__)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype, console = choose_dtype(settings.dtype, device), Console()
@@ -94,14 +96,14 @@ def job(argv: Sequence[str]) -> None:
                  f"vocabulary {model.vocab_size:,}, {str(dtype).removeprefix('torch.')})",
         "work": f"{len(workload.prompts)} prompts of up to {max(map(len, workload.prompts))} tokens, "
                 f"{settings.responses} responses each, {settings.lengths} lengths: {min(new)}-{max(new)}, "
-                f"mean {statistics.fmean(new):.0f}, together {sum(new):,}",
+                f"mean {statistics.fmean(new):.0f}, {sum(new):,} in total",
         "machine": f"{device.type}, {torch.get_num_threads()} threads, {machine.bandwidth / 1e9:.1f} GB/s, "
                    f"{machine.flops / 1e9:.0f} GFLOP/s, measured now",
     })  # fmt: skip
     cache = take_cache(model, workload, settings)
     sides = make_sides(model, workload, settings, cache, console)
     results: dict[str, list[Result]] = {name: [] for name in sides}
-    peak_bytes = dict.fromkeys(sides, 0)  # caches are taken in the first run, counted or not
+    peak_bytes = dict.fromkeys(sides, 0)  # includes warm-ups, where caches are allocated
     for turn in range(-settings.warmups, settings.repeats):
         for name, run in sides.items():
             result = run()
@@ -124,7 +126,7 @@ def job(argv: Sequence[str]) -> None:
 
 
 def take_cache(model, workload: Workload, settings: BenchSettings) -> KVCache:
-    """Our cache, once for all runs, as sampling and serving have it."""
+    """Allocate our cache once for all runs, as sampling and serving do."""
     requests, slots = workload.requests(), min(settings.slots, len(workload.new_tokens))
     return KVCache(model, num_pages_for(model, requests, slots, settings.cache_tokens, False, model.head_weight))
 
@@ -132,7 +134,7 @@ def take_cache(model, workload: Workload, settings: BenchSettings) -> KVCache:
 def make_sides(
     model, workload: Workload, settings: BenchSettings, cache: KVCache, console: Console
 ) -> dict[str, Callable[[], Result]]:
-    """Every side as a function of nothing, ours first. Each takes its cache in its first run and keeps it."""
+    """Return {side: function without arguments}, ours first. Each side allocates its cache in the first run."""
     ours = [model, workload.requests(), settings.slots, settings.order, cache]
     sides = {"ours": lambda: run_ours(*ours, True)}
     wanted = set(settings.vs or ())
@@ -153,7 +155,7 @@ def make_sides(
 
 
 def summary(runs: Sequence[Result], ours: Sequence[Result], workload: Workload) -> dict[str, float | None]:
-    """What can be said of every side: medians over its runs, and our speed over its."""
+    """Return the numbers of one side: medians over its runs, and its time over ours."""
     seconds = statistics.median(r.seconds for r in runs)
     steps = sorted(runs[-1].step_seconds)
     same = sum(a == b for a, b in zip(runs[-1].outputs, ours[-1].outputs))
@@ -176,7 +178,7 @@ def own_numbers(
     cost: ModelCost,
     machine: Machine,
 ) -> dict[str, float]:
-    """What only our own steps tell."""
+    """Return the numbers that need our recorded steps."""
     steps, slots = result.steps, min(settings.slots, len(workload.new_tokens))
     decoding = [s for s in steps if s.rows and not s.prompt_tokens]
     seconds = sum(s.seconds for s in steps)
@@ -193,7 +195,7 @@ def own_numbers(
 
 
 def show(console: Console, numbers: dict[str, dict[str, float | None]]) -> None:
-    """The table of all sides, then our own numbers."""
+    """Print the table of all sides, then our own numbers."""
 
     def cell(x: float | None, form: str) -> str:
         return "-" if x is None else form.format(x)
@@ -212,7 +214,7 @@ def show(console: Console, numbers: dict[str, dict[str, float | None]]) -> None:
     own = numbers["ours"]
     console.say(
         f"\n  ours: prefill {own['prefill_tokens_per_s']:,.0f} tokens/s; decode {own['decode_tokens_per_s']:,.0f} "
-        f"tokens/s, {own['decode_share_of_floor']:.0%} of the floor ({own['floor_ms']:.1f} ms a step);\n"
+        f"tokens/s, {own['decode_share_of_floor']:.0%} of the floor ({own['floor_ms']:.1f} ms per step);\n"
         f"  slots {own['slot_occupancy']:.0%} occupied; cache at most {own['cache_peak_tokens']:,.0f} tokens, "
         f"{own['cache_peak_mb']:,.0f} MB"
     )

@@ -1,4 +1,4 @@
-"""The floor of a rollout step: bytes over the memory's measured bandwidth, arithmetic over the measured GEMM rate."""
+"""Lower bound of a rollout step's time: bytes over measured bandwidth, or operations over the measured GEMM rate."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GEMM_SIDE = 2048
 
 @dataclass(frozen=True)
 class Machine:
-    """What was measured in this run, with this run's threads: bytes read and floating-point operations, a second."""
+    """Bytes read and floating-point operations per second, as measured in this run with its threads."""
 
     bandwidth: float
     flops: float
@@ -27,9 +27,10 @@ class Machine:
 
 @torch.no_grad()
 def measure(device: torch.device, dtype: torch.dtype) -> Machine:
-    """Reading a large tensor once, by the fastest reader there is; a large square product in dtype.
+    """Measure the fastest read of a large tensor, and a large square product in dtype.
 
-    Readers are a sum, a dot product, and on a CPU the product of one row with a matrix, our own and PyTorch's.
+    The readers are a sum, a dot product, and the product of one row with a matrix by PyTorch and, on a CPU, by our
+    kernel.
     """
     x = torch.empty(READ_BYTES // 4, device=device)
     huge_pages.ask(x)
@@ -56,10 +57,10 @@ def _median(run: Callable[[], object], device: torch.device, repeats: int = 7) -
 
 @dataclass(frozen=True)
 class ModelCost:
-    """What every token and every position of the cache costs.
+    """Bytes and operations per token and per cache position.
 
-    A step reads the weights once (of the embedding only its tokens' rows, which are not counted), and each position
-    that its rows see once; a token multiplies every weight of the layers, and of the head where it is sampled.
+    A step reads all weights once (embedding rows are not counted) and each cache position that its rows attend to once.
+    A token multiplies all weights of the layers, and those of the head if it is sampled.
     """
 
     layer_bytes: int
@@ -84,7 +85,7 @@ class ModelCost:
         )
 
     def floor_s(self, step: Step, machine: Machine) -> float:
-        """Seconds below which no step of this work can be on this machine: the larger of the two floors."""
+        """Return the lower bound of a step in seconds: the larger of its memory and arithmetic times."""
         nbytes = self.layer_bytes + self.head_bytes + self.position_bytes * step.positions_read
         flops = self.layer_flops * (step.rows + step.prompt_tokens) + self.head_flops * step.rows
         flops += self.position_flops * step.positions_read
@@ -92,6 +93,6 @@ class ModelCost:
 
 
 def decode_share(steps: Sequence[Step], cost: ModelCost, machine: Machine) -> float:
-    """Floor over time, of the steps in which nothing but decoding happened."""
+    """Return the floor over the measured time, summed over the steps that only decode."""
     decoding = [s for s in steps if not s.prompt_tokens and s.rows]
     return sum(cost.floor_s(s, machine) for s in decoding) / max(sum(s.seconds for s in decoding), 1e-9)

@@ -1,4 +1,4 @@
-"""The steps of a rollout as a picture: how many rows decoded, and how long each step took."""
+"""Plot the steps of a rollout: decoding rows and step time over time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine.generation.generate import Step
 
 
 def plot_steps(path: str, steps: Sequence[Step]) -> None:
-    """Two curves over time. UserError where matplotlib is not installed."""
+    """Save the plot to `path`. UserError if matplotlib is not installed."""
     try:
         import matplotlib
 
@@ -21,9 +21,9 @@ def plot_steps(path: str, steps: Sequence[Step]) -> None:
     ends = list(accumulate(s.seconds for s in steps))
     figure, (upper, lower) = pyplot.subplots(2, 1, sharex=True, figsize=(8, 5), layout="constrained")
     upper.step(ends, [s.rows for s in steps], where="pre")
-    upper.set_ylabel("rows that decode")
+    upper.set_ylabel("decoding rows")
     lower.plot(ends, [1e3 * s.seconds for s in steps], ".", markersize=3)
-    lower.set_ylabel("ms a step")
+    lower.set_ylabel("ms per step")
     lower.set_yscale("log")
     lower.set_xlabel("seconds")
     figure.savefig(path, dpi=120)

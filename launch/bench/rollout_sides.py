@@ -1,6 +1,6 @@
-"""The sides of a rollout benchmark: this engine, transformers' generate, and transformers' continuous batching.
+"""Sides of the rollout benchmark: our engine, transformers' generate, and its continuous batching.
 
-Each makes the workload's tokens greedily, without an EOS, and says what it made and how long it took.
+Each generates the workload greedily without EOS, and returns its tokens and times.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ CALIBRATION_TOKENS = 6
 
 @dataclass(frozen=True)
 class Result:
-    """One run of one side: what it made, how long it took in all and a step, and how much memory it added at most."""
+    """One run of one side: tokens per response, total and step seconds, and the rise of peak memory in bytes."""
 
     outputs: list[list[int]]
     seconds: float
-    step_seconds: list[float]  # those of steps that only decoded
+    step_seconds: list[float]  # of steps that only decode
     peak_bytes: int
     steps: list[Step] = field(default_factory=list)
 
 
 def run_ours(model, requests: Sequence[Request], slots: int, order: str, cache: KVCache, share: bool) -> Result:
-    """This engine, with every step recorded."""
+    """Run our engine and record every step."""
     steps: list[Step] = []
     memory = PeakMemory(model.head_weight.device)
     began = time.perf_counter()
@@ -50,7 +50,7 @@ def run_ours(model, requests: Sequence[Request], slots: int, order: str, cache: 
 
 
 def load_peer(model_dir: str, dtype: torch.dtype, device: torch.device):
-    """The same directory in transformers, with its fused attention where it has it."""
+    """Load the model in transformers, with its default (fused) attention."""
     transformers_logging.set_verbosity_error()
     peer = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype).to(device).eval()
     peer.generation_config = GenerationConfig(do_sample=False, pad_token_id=0, eos_token_id=None)
@@ -59,7 +59,7 @@ def load_peer(model_dir: str, dtype: torch.dtype, device: torch.device):
 
 @torch.inference_mode()
 def check_same_weights(model, peer, prompts: Sequence[tuple[int, ...]]) -> float:
-    """The largest difference of the logits after the first prompt; an assertion where it is more than rounding."""
+    """Return the largest logit difference over the first prompt. AssertionError if it exceeds rounding."""
     from engine.batch import PackedBatch
 
     batch = PackedBatch.from_sequences(prompts[:1], model.head_weight.device)
@@ -72,7 +72,7 @@ def check_same_weights(model, peer, prompts: Sequence[tuple[int, ...]]) -> float
 
 
 class _Clock(StoppingCriteria):
-    """Stops nothing; notes when each step ended."""
+    """Record when each step ends; never stop."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -84,7 +84,7 @@ class _Clock(StoppingCriteria):
 
 @dataclass(frozen=True)
 class GenerateSettings:
-    """How transformers' generate is called: prompts at a time, and its kind of cache."""
+    """Arguments of transformers' generate: batch size and cache type."""
 
     batch: int
     cache: str
@@ -94,9 +94,9 @@ class GenerateSettings:
 
 
 class StaticCaches:
-    """transformers' static caches, one for each batch size, taken once and long enough for all of the work.
+    """transformers' static caches, one per batch size, allocated once and long enough for the whole workload.
 
-    generate itself would take one anew in every call, as long as the longest it has made before.
+    generate would allocate a new one in each call, as long as its longest so far.
     """
 
     def __init__(self, peer, workload: Workload):
@@ -105,7 +105,7 @@ class StaticCaches:
         self._of_batch: dict[int, StaticCache] = {}
 
     def get(self, batch: int) -> StaticCache:
-        """The cache of this batch size, empty."""
+        """Return the empty cache of this batch size."""
         cache = self._of_batch.setdefault(batch, StaticCache(self.config, max_cache_len=self.length))
         cache.reset()
         return cache
@@ -113,7 +113,7 @@ class StaticCaches:
 
 @torch.inference_mode()
 def run_generate(peer, workload: Workload, settings: GenerateSettings, caches: StaticCaches) -> Result:
-    """transformers' generate over batches in the given order, each as long as its longest response."""
+    """Run transformers' generate over batches in order, each up to its longest response."""
     prompts, new_tokens, device = workload.repeated_prompts, workload.new_tokens, peer.device
     outputs: list[list[int]] = []
     step_seconds: list[float] = []
@@ -142,7 +142,7 @@ def _generate(
 
 @torch.inference_mode()
 def best_generate_settings(peer, workload: Workload, batches: Sequence[int]) -> GenerateSettings:
-    """The batch and the cache with the least predicted time: a few steps timed half-way, times the steps needed."""
+    """Return the batch size and cache with the least predicted time: steps needed times a step timed at half length."""
     all_prompts, new_tokens, caches = workload.repeated_prompts, workload.new_tokens, StaticCaches(peer, workload)
     best, least = None, float("inf")
     for batch in sorted({min(b, len(all_prompts)) for b in batches}):
@@ -151,7 +151,7 @@ def best_generate_settings(peer, workload: Workload, batches: Sequence[int]) -> 
         prompts = [prompt + (0,) * (steps // len(longest) // 2) for prompt in all_prompts[:batch]]
         for cache in ("dynamic", "static"):
             if cache == "static" and not getattr(peer, "_can_compile_fullgraph", False):
-                continue  # what transformers itself asks before it builds one
+                continue  # transformers checks the same before it builds one
             _, times = _generate(peer, prompts, CALIBRATION_TOKENS, caches if cache == "static" else None)
             predicted = steps * min(b - a for a, b in zip(times, times[1:]))
             if predicted < least:
@@ -161,7 +161,7 @@ def best_generate_settings(peer, workload: Workload, batches: Sequence[int]) -> 
 
 
 def run_continuous(peer, workload: Workload, slots: int, page_size: int = 64) -> Result:
-    """transformers' continuous batching, each request with its own limit. Its thread chooses its own inference mode."""
+    """Run transformers' continuous batching with a limit per request. Its thread sets inference mode itself."""
     prompts, new_tokens = workload.repeated_prompts, workload.new_tokens
     longest = max(len(p) + n for p, n in zip(prompts, new_tokens))
     blocks = slots * -(-longest // page_size) + slots
@@ -172,7 +172,7 @@ def run_continuous(peer, workload: Workload, slots: int, page_size: int = 64) ->
     memory = PeakMemory(peer.device)
     began = time.perf_counter()
     made: dict[str, list[int]] = {}
-    kept = {"continuous_batching_config": config, "block": True, "persistent_manager": True}  # its cache too
+    kept = {"continuous_batching_config": config, "block": True, "persistent_manager": True}  # and so its cache
     with peer.continuous_batching_context_manager(**kept) as manager:
         ids = [
             manager.add_request(list(p), f"request {i}", max_new_tokens=n, eos_token_id=NO_EOS)
@@ -190,20 +190,20 @@ def run_continuous(peer, workload: Workload, slots: int, page_size: int = 64) ->
 
 
 class PeakMemory:
-    """How far the memory of this process, or of its GPU, rose above where it was."""
+    """Measure the rise of this process's memory, or of its GPU's, since construction."""
 
     def __init__(self, device: torch.device):
         self.device = device
-        gc.collect()  # what an earlier side has dropped would be given back meanwhile, and hide as much of the rise
+        gc.collect()  # else memory freed later from an earlier side would hide part of the rise
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         elif os.path.exists("/proc/self/clear_refs"):
             with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
-                file.write("5")  # the peak starts anew from what is resident now
+                file.write("5")  # reset the peak to the current resident memory
         self.before = self._read("VmRSS")
 
     def peak(self) -> int:
-        """Bytes."""
+        """Return the rise in bytes."""
         return self._read("VmHWM") - self.before
 
     def _read(self, name: str) -> int:

@@ -1,4 +1,4 @@
-"""What a rollout benchmark generates: prompts, synthetic or real, and how many tokens follow each."""
+"""Workload of a rollout benchmark: random or real prompts, and a length for each response."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ LENGTHS = ("fixed", "uniform", "lognormal")
 
 @dataclass(frozen=True)
 class Workload:
-    """Prompts, and for each of their responses the number of tokens that every side must make."""
+    """Prompts, and the number of tokens that every side must generate for each response."""
 
     prompts: list[tuple[int, ...]]
     responses: int
-    new_tokens: list[int]  # [prompts x responses], those of one prompt together
+    new_tokens: list[int]  # [prompts x responses], grouped by prompt
 
     def requests(self, most: int | None = None) -> list[Request]:
-        """As many tokens as asked for, or at most `most` of them, whatever the model would rather do."""
+        """Return requests with exact lengths (min = max), each cut to `most` tokens if given."""
         counts = [n if most is None else min(n, most) for n in self.new_tokens]
         return [
             Request(self.prompts[i // self.responses], i // self.responses, i % self.responses, n, n)
@@ -37,7 +37,7 @@ class Workload:
 
     @property
     def repeated_prompts(self) -> list[tuple[int, ...]]:
-        """The prompt of each response."""
+        """The prompt of each response, in order."""
         return [prompt for prompt in self.prompts for _ in range(self.responses)]
 
     @property
@@ -57,17 +57,17 @@ def make_workload(
     data: str | None,
     seed: int,
 ) -> Workload:
-    """Random tokens, or with `data` the prompts of a records file, cut to prompt_tokens; lengths as `draw_lengths`."""
+    """Return random prompts, or prompts of the records in `data` cut to prompt_tokens; lengths by `draw_lengths`."""
     rng = random.Random(seed)
     if data is None:
         prompts = [tuple(rng.randrange(3, vocab_size) for _ in range(prompt_tokens)) for _ in range(num_prompts)]
     else:
         records = list(read_instructions(data, require_output=False))
         if len(records) < num_prompts:
-            raise UserError(f"--data {data} holds {len(records)} prompts, --num-prompts is {num_prompts}: lower it")
+            raise UserError(f"--data {data} contains {len(records)} prompts, --num-prompts is {num_prompts}: lower it")
         tokenizer = load_tokenizer(model_dir)
         template = choose_template(None, model_dir, tokenizer).template
-        # Cut by the token, template and all: a benchmark wants lengths, and reads no answer.
+        # Cut tokens, even of the template: only lengths matter here, not answers.
         drawn = rng.sample(records, num_prompts)
         prompts = [
             tuple(encode_instruction(tokenizer, template, r.instruction, r.input))[-prompt_tokens:] for r in drawn
@@ -77,10 +77,10 @@ def make_workload(
 
 
 def draw_lengths(how: str, count: int, cap: int, mean: float, rng: random.Random) -> list[int]:
-    """`count` response lengths from 1 to cap.
+    """Return `count` response lengths from 1 to cap.
 
-    fixed: all cap. uniform: 1 to cap. lognormal: sigma 1 and the given mean before the cap cuts it. Anything else is a
-    file of recorded lengths: JSON Lines of numbers or of objects with `length`, drawn from with replacement.
+    fixed: all cap. uniform: 1 to cap. lognormal: sigma 1, with the given mean before capping. Any other value names a
+    file of recorded lengths, drawn with replacement: JSON Lines of numbers or of objects with `length`.
     """
     if how == "fixed":
         return [cap] * count
@@ -94,19 +94,19 @@ def draw_lengths(how: str, count: int, cap: int, mean: float, rng: random.Random
 
 
 def read_lengths(path: str) -> list[int]:
-    """Recorded response lengths. UserError for a file that holds none or something else."""
+    """Return recorded response lengths. UserError if the file is empty or contains anything else."""
     if not Path(path).is_file():
-        raise UserError(f"--lengths {path} is none of {', '.join(LENGTHS)} and no file: choose one")
+        raise UserError(f"--lengths {path} is neither a file nor one of {', '.join(LENGTHS)}: choose one")
     lengths = []
     try:
         lines = Path(path).read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
-        raise UserError(f"--lengths {path} is not UTF-8 (byte {error.start}): give one length a line") from None
+        raise UserError(f"--lengths {path} is not UTF-8 (byte {error.start}): give one length per line") from None
     for number, line in enumerate(lines, start=1):
         if line.strip():
             lengths.append(_length(line, f"{path}:{number}"))
     if not lengths:
-        raise UserError(f"--lengths {path} is empty: give one length a line")
+        raise UserError(f"--lengths {path} is empty: give one length per line")
     return lengths
 
 
@@ -123,6 +123,6 @@ def _length(line: str, where: str) -> int:
 
 
 def check_same_lengths(name: str, outputs: Sequence[Sequence[int]], workload: Workload) -> None:
-    """Every side must have made exactly the tokens that were asked for."""
+    """AssertionError unless every response has the requested number of tokens."""
     wrong = [i for i, (tokens, n) in enumerate(zip(outputs, workload.new_tokens, strict=True)) if len(tokens) != n]
     assert not wrong, f"{name}: response {wrong[0]} has {len(outputs[wrong[0]])} tokens"

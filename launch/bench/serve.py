@@ -1,4 +1,4 @@
-"""What sharing a batch gains a server: `python launch/bench/serve.py --model DIR`, many clients or one at a time."""
+"""Compare a server's speed with many clients and with one at a time: `python launch/bench/serve.py --model DIR`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-if __name__ == "__main__":  # started as a file, whose folder is on the path: the packages are beside it
+if __name__ == "__main__":  # run as a script: put the repository root on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import aiohttp
@@ -34,17 +34,17 @@ _STARTS_WITHIN_S = 120.0
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """What is asked, and by how many."""
+    """The requests, and the number of clients."""
 
     _argument_group_name = "bench"
     model: str = flag("the model, a Hugging Face directory")
-    clients: int = flag("clients at once; each asks for one answer", 64)
-    alone: int = flag("of these requests, how many are also asked one after another", 8)
-    prompt_tokens: int = flag("tokens of a prompt, drawn at random", 32)
+    clients: int = flag("concurrent clients; each sends one request", 64)
+    alone: int = flag("number of these requests to also send one after another", 8)
+    prompt_tokens: int = flag("random tokens per prompt", 32)
     min_tokens: int = flag("shortest answer", 16)
-    max_tokens: int = flag("longest answer; the lengths are drawn evenly between the two", 64)
+    max_tokens: int = flag("longest answer; lengths are uniform between the two", 64)
     seed: int = flag("seed of prompts and lengths", 0)
-    json: bool = flag("print the numbers as one JSON line, last", False)
+    json: bool = flag("also print the numbers as one JSON line at the end", False)
 
     def __post_init__(self) -> None:
         for name in ("clients", "alone", "prompt_tokens", "min_tokens"):
@@ -58,14 +58,14 @@ class BenchSettings:
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer: its tokens, and when its chunks came, in seconds from when it was asked for."""
+    """One answer: its tokens, and the arrival time of each chunk in seconds after the request."""
 
     tokens: int
     chunk_s: tuple[float, ...]
 
 
 def job(argv: Sequence[str]) -> None:
-    """Ask a server of its own, one after another and all at once; then the same work without a server."""
+    """Start a server, send requests one after another and all at once; then run the same work without a server."""
     (settings,) = parse_settings((BenchSettings,), argv, "python launch/bench/serve.py", __doc__)
     console = Console()
     with served(settings.model, settings.clients) as url:
@@ -92,7 +92,7 @@ def job(argv: Sequence[str]) -> None:
     }
     console.header(
         f"{settings.clients} clients, answers of {settings.min_tokens} to {settings.max_tokens} tokens, "
-        f"{tokens:,} together",
+        f"{tokens:,} in total",
         {name: f"{value:,.2f}" if isinstance(value, float) else value for name, value in numbers.items()},
     )
     if settings.json:
@@ -101,7 +101,7 @@ def job(argv: Sequence[str]) -> None:
 
 @contextmanager
 def served(model: str, slots: int) -> Iterator[str]:
-    """The base URL of a server in a process of its own."""
+    """Start a server in its own process and yield its base URL. UserError if it does not start."""
     command = [sys.executable, str(Path(__file__).parents[1] / "serve.py"), "--model", model, "--port", "0"]
     environment = {name: value for name, value in os.environ.items() if name != KEY_VARIABLE}
     process = subprocess.Popen(
@@ -123,7 +123,7 @@ def served(model: str, slots: int) -> Iterator[str]:
 
 
 def requests(settings: BenchSettings, vocab_size: int) -> list[dict]:
-    """The bodies. No answer may end before its length."""
+    """Return the request bodies. min_tokens keeps answers from ending early."""
     rng = random.Random(settings.seed)
     bodies = []
     for number in range(settings.clients):
@@ -134,9 +134,9 @@ def requests(settings: BenchSettings, vocab_size: int) -> list[dict]:
 
 
 async def measure(url: str, bodies: list[dict], num_alone: int) -> tuple[list[Answer], float, list[Answer], float]:
-    """Answers and seconds of the first num_alone one after another, and of all at once."""
+    """Return answers and seconds of the first num_alone requests in sequence, then those of all at once."""
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        await ask(session, url, bodies[0])  # warm
+        await ask(session, url, bodies[0])  # warm-up
         began = time.perf_counter()
         alone = [await ask(session, url, body) for body in bodies[:num_alone]]
         alone_s = time.perf_counter() - began
@@ -146,7 +146,7 @@ async def measure(url: str, bodies: list[dict], num_alone: int) -> tuple[list[An
 
 
 async def ask(session: aiohttp.ClientSession, url: str, body: dict) -> Answer:
-    """One streamed answer."""
+    """Send one request and return its streamed answer."""
     began, times, tokens = time.perf_counter(), [], 0
     async with session.post(f"{url}/completions", json={**body, "stream_options": {"include_usage": True}}) as response:
         if response.status != 200:
@@ -162,7 +162,7 @@ async def ask(session: aiohttp.ClientSession, url: str, body: dict) -> Answer:
 
 
 def without_a_server(model_dir: str, bodies: list[dict], num_alone: int) -> tuple[float, float]:
-    """Seconds of the first num_alone requests one after another, and of all of them as one rollout."""
+    """Return the seconds of the first num_alone requests in sequence, and of all requests as one rollout."""
     model = load_model(model_dir)
     work = [Request(tuple(b["prompt"]), b["seed"], 0, b["max_tokens"], b["min_tokens"]) for b in bodies]
 
@@ -172,7 +172,7 @@ def without_a_server(model_dir: str, bodies: list[dict], num_alone: int) -> tupl
             generate(model, requests, Sampling(), 0, -1, len(requests))
         return time.perf_counter() - began
 
-    seconds(work[:1])  # warm
+    seconds(work[:1])  # warm-up
     return seconds(*([request] for request in work[:num_alone])), seconds(work)
 
 

@@ -1,4 +1,4 @@
-"""How long an SFT step takes in float32 and in bfloat16, and on what: `python launch/bench/sft.py`, steps in turn."""
+"""Time SFT steps in float32 and bfloat16, alternating, and list their operations: `python launch/bench/sft.py`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-if __name__ == "__main__":  # started as a file, whose folder is on the path: the packages are beside it
+if __name__ == "__main__":  # run as a script: put the repository root on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
@@ -19,13 +19,14 @@ from torch.profiler import ProfilerActivity, profile
 
 from engine.base.errors import UserError
 from engine.cli.console import Console
-from engine.cli.parse import main, parse_settings
+from engine.cli.parse import build_settings, main, parse_settings
 from engine.distributed.world import World, start_world
 from engine.models import build_model
 from engine.presets import presets
 from engine.run.folder import Run
-from engine.settings import BatchSettings, OptimizerSettings, RunSettings, SFTSettings, flag
+from engine.settings import STAGE_SETTINGS, flag
 from engine.text.encoding import Example
+from engine.training.context import Context
 from engine.training.sft import SFTTrainer
 from engine.training.zero import read_ds_config
 from kernels.common.bench import json_line
@@ -35,7 +36,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """The model (random weights; the defaults are SmolLM2-135M's shape), the work of a step, and how often."""
+    """The model (random weights; by default the shape of SmolLM2-135M), the size of a step, and the repeats."""
 
     _argument_group_name = "bench"
     layers: int = flag("number of blocks", 30)
@@ -43,15 +44,15 @@ class BenchSettings:
     intermediate: int = flag("width inside the MLP", 1536)
     heads: int = flag("attention heads", 9)
     kv_heads: int = flag("key/value heads", 3)
-    vocab_size: int = flag("tokens in the vocabulary; the head is the embedding (tied)", 49_152)
-    sequences: int = flag("sequences a step", 16)
-    shortest: int = flag("tokens of the shortest sequence; lengths are spread evenly, half of each is the prompt", 32)
+    vocab_size: int = flag("tokens in the vocabulary; the head is tied to the embedding", 49_152)
+    sequences: int = flag("sequences per step", 16)
+    shortest: int = flag("tokens of the shortest sequence; lengths are evenly spaced, half of each is the prompt", 32)
     longest: int = flag("tokens of the longest sequence", 224)
-    tokens_per_microbatch: int = flag("tokens of one forward", 2048)
-    top_layers: str = flag("how many top layers are trained", "all")
-    deepspeed_config: str | None = flag("DeepSpeed's configuration: ZeRO stage, offload", None)
-    repeats: int = flag("measured steps of each dtype, after one that is not", 5)
-    operations: int = flag("how many of a step's most expensive operations to list", 12)
+    tokens_per_microbatch: int = flag("tokens per forward", 2048)
+    top_layers: str = flag("number of top layers to train", "all")
+    deepspeed_config: str | None = flag("DeepSpeed config: ZeRO stage, offload", None)
+    repeats: int = flag("measured steps per dtype, after one warm-up step", 5)
+    operations: int = flag("number of the most expensive operations to list", 12)
 
     def __post_init__(self) -> None:
         for name in ("layers", "sequences", "repeats"):
@@ -65,7 +66,7 @@ class BenchSettings:
 
 
 def examples_of(s: BenchSettings) -> list[Example]:
-    """As many random sequences as a step takes."""
+    """Return the random sequences of one step."""
     rng, made = random.Random(0), []
     for i in range(s.sequences):
         length = s.shortest + round(i * (s.longest - s.shortest) / max(1, s.sequences - 1))
@@ -74,7 +75,7 @@ def examples_of(s: BenchSettings) -> list[Example]:
 
 
 def trainer_of(s: BenchSettings, dtype: torch.dtype, folder: Path, world: World) -> SFTTrainer:
-    """The real trainer, every step over the same sequences."""
+    """Return an SFTTrainer whose every step runs the same sequences."""
     from transformers import LlamaConfig
 
     config = LlamaConfig(
@@ -82,22 +83,20 @@ def trainer_of(s: BenchSettings, dtype: torch.dtype, folder: Path, world: World)
         num_attention_heads=s.heads, num_key_value_heads=s.kv_heads, vocab_size=s.vocab_size,
         max_position_embeddings=s.longest, tie_word_embeddings=True, initializer_range=s.hidden**-0.5,
     )  # fmt: skip
-    values = presets("sft")["default"] | {
+    settings = build_settings(STAGE_SETTINGS["sft"], presets("sft")["default"], {
         "lang": "en", "lr": 1e-4, "warmup_steps": 0, "schedule": "constant", "batch_size": s.sequences,
         "epochs": s.repeats + 2, "max_length": s.longest, "tokens_per_microbatch": s.tokens_per_microbatch,
         "top_layers": s.top_layers, "trunk_cache": 0.0,
-    }  # fmt: skip
-    classes = (RunSettings, OptimizerSettings, BatchSettings, SFTSettings)
-    groups = [c(**{k: v for k, v in values.items() if k in c.__dataclass_fields__}) for c in classes]
-    run = Run(folder, "sft", groups, world)
+    })  # fmt: skip
+    run = Run(folder, "sft", settings, world)
     run.start()
     model = build_model(config, 0).to(dtype)
     ds_config = read_ds_config(s.deepspeed_config)
-    return SFTTrainer(model, examples_of(s), [], *groups, world, run, Console(enabled=False), ds_config)
+    return SFTTrainer(model, examples_of(s), [], Context(*settings, world, run, Console(enabled=False), ds_config))
 
 
 def operations(step, count: int) -> list[dict]:
-    """The operations on which one step spends most of its time: their own time, without what they call."""
+    """Return the `count` operations with the largest self time in one step."""
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         step()
     found = [x for x in profiler.key_averages() if x.self_cpu_time_total > 0]
@@ -108,7 +107,7 @@ def operations(step, count: int) -> list[dict]:
 
 
 def job(argv: Sequence[str]) -> None:
-    """Steps of both dtypes in turn, their medians and ratio, the operations of one more of each, a JSON line last."""
+    """Alternate steps of both dtypes; print medians, their ratio, the operations of one more step, and a JSON line."""
     (s,) = parse_settings((BenchSettings,), argv, "python launch/bench/sft.py", __doc__)
     console = Console()
     with tempfile.TemporaryDirectory() as scratch:

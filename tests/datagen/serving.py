@@ -1,4 +1,4 @@
-"""A simulator in a thread of its own, for tests of commands that run their own loop."""
+"""Run a simulator in a separate thread, for tests of commands with their own event loop."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from datagen.simulate import Simulator
 
 
 @contextmanager
-def serving(**how: Any) -> Iterator[Simulator]:
-    """how: of Simulator."""
+def serving(**options: Any) -> Iterator[Simulator]:
+    """Yield a running Simulator(**options)."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    simulator = Simulator(**how)
+    simulator = Simulator(**options)
     try:
         asyncio.run_coroutine_threadsafe(simulator.__aenter__(), loop).result(10)
         yield simulator

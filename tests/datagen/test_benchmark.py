@@ -1,4 +1,4 @@
-"""`benchmark`: every schema field by field, keys and counts untouched, options that became equal or empty, mistakes."""
+"""`benchmark`: translated and unchanged fields of each schema, faulty options, and user errors."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TRUTHFULQA = {
 
 
 def translated(item, render):
-    """The item by a model that renders each text so; and the objects that it was asked for."""
+    """Return the item, translated by a model that applies `render` to each text, and the objects requested."""
     asked = []
 
     async def ask(messages, **params):
@@ -50,13 +50,13 @@ def translated(item, render):
 
 
 def nepali(text):
-    """Different for different texts, with their numbers."""
+    """Return Nepali words, different for different texts, with the numbers of the text."""
     words = load_kit("ne").words
     return " ".join(word if word.isdigit() else words[sum(map(ord, word)) % len(words)] for word in text.split())
 
 
 @pytest.mark.parametrize("item", [ARC, HELLASWAG, TRUTHFULQA], ids=["arc", "hellaswag", "truthfulqa"])
-def test_texts_are_translated_in_their_fields_and_nothing_else_moves(item):
+def test_only_text_fields_change(item):
     there, asked = translated(item, nepali)
     texts = {place: text for place, text in item_texts(item).items() if text}
     assert item_texts(there) == {place: nepali(text) if text else "" for place, text in item_texts(item).items()}
@@ -64,23 +64,23 @@ def test_texts_are_translated_in_their_fields_and_nothing_else_moves(item):
     assert len(asked) == 1 and sorted(asked[0].values()) == sorted(set(texts.values()))
 
 
-def test_which_fields_are_texts():
+def test_text_fields_of_each_schema():
     assert list(item_texts(ARC)) == ["instruction", "option_a", "option_b", "option_c", "option_d", "option_e"]
     assert list(item_texts(HELLASWAG)) == ["activity_label", "ctx", "ctx_a", "ctx_b", "endings[0]", "endings[1]"]
     assert sum(place.startswith("mc") for place in item_texts(TRUTHFULQA)) == 5
 
 
-def test_the_linter_finds_equal_and_empty_options():
+def test_equal_and_empty_options_are_found():
     assert option_faults({**ARC, "option_e": "Sand"}) == []
     assert option_faults(ARC) == ["empty options: option_e"]
     equal = {**HELLASWAG, "endings": ["Sinks  slowly.", "sinks slowly."]}
     assert option_faults(equal) == ["equal options: endings[0] and endings[1]"]
-    assert option_faults(TRUTHFULQA) == []  # the two lists share a choice, neither repeats one
+    assert option_faults(TRUTHFULQA) == []  # the two lists share a choice, but neither repeats one
     twice = {**TRUTHFULQA, "mc2_targets_choices": ["a", "b", "A"]}
     assert option_faults(twice) == ["equal options: mc2_targets_choices[0] and mc2_targets_choices[2]"]
 
 
-def test_options_that_become_equal_are_rejected():
+def test_options_that_become_equal_or_empty_are_rejected():
     with pytest.raises(Rejected, match=r"equal options: endings\[0\] and endings\[1\]"):
         translated(HELLASWAG, lambda text: nepali("boat") if "loudly" in text or "slowly" in text else nepali(text))
     with pytest.raises(Rejected, match="empty: "):
@@ -100,7 +100,7 @@ def _write(path, items):
 
 
 def is_text(field):
-    """Of a field's name."""
+    """Return whether a field, by its name, contains text to translate."""
     return field in item_texts({field: ""}) or field == "endings" or field.endswith("_choices")
 
 
@@ -109,8 +109,8 @@ def _benchmark(url, files, output, *more, lang="ne"):
 
 
 @pytest.mark.parametrize("lang", ["ne", "vi", "ar"])
-def test_the_embedded_benchmarks_through_the_simulator(tmp_path, capsys, lang):
-    """All four, few-shot parts too; the parts of one run have one journal, and a restart asks nothing."""
+def test_embedded_benchmarks_through_the_simulator(tmp_path, capsys, lang):
+    """All four benchmarks and their few-shot files share one run and journal. A restart sends no requests."""
     made = {name: items[:6] for name, items in make_benchmarks(load_kit("en"), 0).items()}
     files = [_write(tmp_path / "src" / name, items) for name, items in made.items()]
     output = tmp_path / "out"
@@ -141,10 +141,10 @@ def test_the_embedded_benchmarks_through_the_simulator(tmp_path, capsys, lang):
         ("m_arc/en_test.json", {k: v for k, v in ARC.items() if k != "answer"}, "field 'answer' is missing: every ARC"),
         ("m_arc/en_test.json", {**ARC, "option_b": 3}, "en_test.json:1: field 'option_b' is 3"),
         ("m_h/en_validation.json", {**HELLASWAG, "endings": "x"}, "field 'endings' is 'x': it must be a list"),
-        ("m_h/validation.json", HELLASWAG, "validation.json: English items are in files named like"),
+        ("m_h/validation.json", HELLASWAG, "validation.json: the name must be like m_arc/en_test.json"),
     ],
 )
-def test_a_mistake_is_one_line_before_anything_is_asked(tmp_path, monkeypatch, capsys, name, item, message):
+def test_user_errors_are_one_line_before_any_request(tmp_path, monkeypatch, capsys, name, item, message):
     monkeypatch.chdir(tmp_path)
     _write(tmp_path / name, [item])
     assert main(["benchmark", "--lang", "ne", "--data", name, "--output", "out"]) == 2
@@ -153,16 +153,18 @@ def test_a_mistake_is_one_line_before_anything_is_asked(tmp_path, monkeypatch, c
     assert not (tmp_path / "out").exists()
 
 
-def test_where_not_one_item_came_out_the_status_says_so(tmp_path, capsys):
+def test_run_without_items_fails(tmp_path, capsys):
     items = make_benchmarks(load_kit("en"), 0)["m_arc/en_test.json"][:3]
     file = _write(tmp_path / "m_arc/en_test.json", items)
     with serving(answer=lambda messages, seed: "no JSON") as simulator:
         assert _benchmark(simulator.url, [file], tmp_path / "out") == 2
-    told = capsys.readouterr()
-    assert "0 of 3" in told.out and "3 of 3 records were rejected, the first: JSON: " in told.err.splitlines()[-1]
+    captured = capsys.readouterr()
+    assert (
+        "0 of 3" in captured.out and "3 of 3 records were rejected, the first: JSON: " in captured.err.splitlines()[-1]
+    )
 
 
-def test_files_that_would_meet(tmp_path, monkeypatch, capsys):
+def test_equal_targets_and_english_are_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     files = [_write(tmp_path / folder / "m_arc" / "en_test.json", [ARC]) for folder in "ab"]
     assert main(["benchmark", "--lang", "ne", "--data", *files, "--output", "out"]) == 2
@@ -171,8 +173,8 @@ def test_files_that_would_meet(tmp_path, monkeypatch, capsys):
     assert "--lang en: the items are in English already" in capsys.readouterr().err
 
 
-def test_real_items_of_every_schema(tmp_path, real_data, capsys):
-    """English ones, and TruthfulQA's schema; the plan asks for one request an item, or a few where one is long."""
+def test_dry_run_on_real_items(tmp_path, real_data, capsys):
+    """English ARC and HellaSwag, and TruthfulQA's schema. The plan has one request per item, more for long items."""
     files = [str(real_data / name) for name in ("m_arc/en_test.json", "m_hellaswag/en_validation.json")]
     small = [_write(tmp_path / "/".join(name.rsplit("/")[-2:]), read(name)[:50]) for name in files]
     truthful = read(real_data / "m_truthfulqa" / "vi_validation.json")[:20]

@@ -1,4 +1,4 @@
-"""13-gram overlap with benchmarks, against plain Python sets, and where it is reported."""
+"""13-gram overlap with benchmarks: compared with plain Python sets, and its report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _benchmarks(folder, *records, name="m.json"):
     return Benchmarks([str(folder / name)])
 
 
-def test_thirteen_words_in_a_row_overlap_and_twelve_do_not(tmp_path):
+def test_13_grams_overlap_and_12_grams_do_not(tmp_path):
     benchmarks = _benchmarks(tmp_path, {"id": "1", "question": f"Why did {_SENTENCE}?", "choices": ["a", "b"]})
     words = _SENTENCE.split()
     found = benchmarks.overlap({"instruction": "Say why.", "input": f"HERE: {', '.join(words[:13])}!", "output": "so"})
@@ -30,7 +30,7 @@ def test_thirteen_words_in_a_row_overlap_and_twelve_do_not(tmp_path):
     assert benchmarks.overlap({"input": " ".join(words[:12])}) is None
 
 
-def test_every_string_of_a_benchmark_counts(tmp_path):
+def test_all_strings_of_a_benchmark_are_indexed(tmp_path):
     benchmarks = _benchmarks(tmp_path, {"q": "short"}, {"mc1": {"choices": ["x", _SENTENCE], "labels": [1, 0]}})
     assert benchmarks.overlap({"output": _SENTENCE}).where == "1 mc1.choices[1]"
     assert (benchmarks.texts, benchmarks.short_texts) == (3, 2)
@@ -50,7 +50,7 @@ def test_other_scripts(tmp_path):
     st.lists(st.lists(st.sampled_from("ab"), max_size=24).map(" ".join), min_size=1, max_size=4),
     st.lists(st.sampled_from("ab"), max_size=24).map(" ".join),
 )
-def test_as_plain_sets_decide(tmp_path_factory, texts, text):
+def test_overlap_matches_plain_sets(tmp_path_factory, texts, text):
     def ngrams(text):
         words = text.split()
         return {tuple(words[i : i + 13]) for i in range(len(words) - 12)}
@@ -60,31 +60,31 @@ def test_as_plain_sets_decide(tmp_path_factory, texts, text):
     assert (benchmarks.overlap({"x": text}) is not None) == expected
 
 
-def test_equal_hashes_are_not_taken_for_equal_words(tmp_path, monkeypatch):
+def test_hash_collisions_are_verified(tmp_path, monkeypatch):
     monkeypatch.setattr(Benchmarks, "_hash", lambda self, word: 1)
     benchmarks = _benchmarks(tmp_path, {"q": _SENTENCE})
     assert benchmarks.overlap({"x": "completely " * 20}) is None
     assert benchmarks.overlap({"x": _SENTENCE}) is not None
 
 
-def test_the_report_counts_by_file(tmp_path):
+def test_report_counts_by_file(tmp_path):
     benchmarks = _benchmarks(tmp_path, {"q": _SENTENCE}, {"q": "short"}, name="my bench.json")
     lines = report([benchmarks.overlap({"x": _SENTENCE})] * 2, benchmarks)
-    assert lines[0] == "2 benchmark texts, of which 1 under 13 words overlap nothing"
-    assert lines[1] == f"       2  dropped for 13 words in a row of {tmp_path / 'my bench.json'}"
+    assert lines[0] == "2 benchmark texts, of which 1 have fewer than 13 words and cannot overlap"
+    assert lines[1] == f"       2  dropped: 13 words in a row from {tmp_path / 'my bench.json'}"
 
 
-def test_no_benchmarks_overlap_nothing():
+def test_no_benchmarks_no_overlap():
     assert Benchmarks([]).overlap({"x": _SENTENCE}) is None
 
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path):
+def test_unreadable_file_is_named(tmp_path):
     (tmp_path / "bad.json").write_text("[1]")
     with pytest.raises(UserError, match=r"bad\.json:1: the record is a number"):
         Benchmarks([str(tmp_path / "bad.json")])
 
 
-def test_real_benchmarks_find_themselves(real_data):
+def test_real_benchmarks_overlap_themselves(real_data):
     path = str(real_data / "m_arc" / "ne_validation.json")
     benchmarks = Benchmarks([path])
     records = json.loads((real_data / "m_arc" / "ne_validation.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""The embedded data: schemas, sizes, no leakage, careless answers and ranks, equal bits, whole files."""
+"""The embedded data: schemas, sizes, no leakage, careless answers, ranks, reproducibility, files."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_default_sizes(data):
     ]
 
 
-def test_nothing_held_out_occurs_in_training(data):
+def test_held_out_prompts_do_not_occur_in_training(data):
     rows = [*data.sft, *data.rl, *data.ranking]
     trained = {(row["instruction"], row["input"]) for row in rows}
     for row in (*data.heldout, *data.ranking_heldout):
@@ -60,7 +60,7 @@ def test_nothing_held_out_occurs_in_training(data):
         assert not questions & {_question(item) for item in items}
 
 
-def test_no_benchmark_asks_in_one_file_what_it_asks_in_another(data):
+def test_files_of_a_benchmark_share_no_question(data):
     for benchmark in ("m_arc", "m_mmlu", "m_hellaswag", "m_truthfulqa"):
         asked = [
             _question(item) for name, items in data.benchmarks.items() if name.startswith(benchmark) for item in items
@@ -68,7 +68,7 @@ def test_no_benchmark_asks_in_one_file_what_it_asks_in_another(data):
         assert len(set(asked)) == len(asked)
 
 
-def test_rankings_have_one_to_four_legal_ranks_and_about_a_tenth_tie(data):
+def test_ranks_are_valid_and_a_tenth_of_rankings_tie(data):
     ties = 0
     for row in data.ranking:
         ranks = row["ranks"]
@@ -83,7 +83,7 @@ def test_rankings_have_one_to_four_legal_ranks_and_about_a_tenth_tie(data):
 
 
 def grades(row, texts):
-    """[(rank, grade)] by rank. Right is the rank 1 that is given; careless is any answer, a newline, and a text."""
+    """Return [(rank, grade)] sorted by rank. Rank 1 is right; an answer, a newline and a text is careless."""
     right = row["responses"][row["ranks"].index(1)]
     graded = []
     for response, rank in sorted(zip(row["responses"], row["ranks"]), key=lambda pair: pair[1]):
@@ -96,8 +96,8 @@ def grades(row, texts):
 
 
 @pytest.mark.parametrize("code", kit_codes())
-def test_right_is_better_than_careless_is_better_than_wrong(code):
-    """In every language; and what is careless never counts as right, where it is ranked and where it is measured."""
+def test_right_ranks_above_careless_above_wrong(code):
+    """In every language. A careless answer never counts as correct, in rankings or in `check`."""
     made, texts = make_embedded(code, size=48), set(load_kit(code).texts)
     for row in (*made.ranking, *made.ranking_heldout):
         places = {}
@@ -111,8 +111,8 @@ def test_right_is_better_than_careless_is_better_than_wrong(code):
         assert careless <= {2} and not careless & wrong and not places
 
 
-def test_the_worst_response_is_careless_as_often_as_not(data):
-    """So that a tail alone says as little of the answer before it as the answer says of the tail."""
+def test_worst_response_is_careless_half_of_the_time(data):
+    """So an extra sentence does not predict whether the answer before it is right, and the reverse."""
     texts = set(load_kit("ne").texts)
     untied = [grades(row, texts) for row in data.ranking if len(set(row["ranks"])) == 4]
     assert {tuple(grade for _, grade in row[:3]) for row in untied} == {("right", "right but careless", "wrong")}
@@ -121,7 +121,7 @@ def test_the_worst_response_is_careless_as_often_as_not(data):
     assert 0.45 < worst.count("wrong but careless") / len(worst) < 0.55
 
 
-def test_half_of_the_sft_answers_are_careless_and_no_other_answer_is(data):
+def test_half_of_the_sft_answers_and_no_others_are_careless(data):
     texts = set(load_kit("ne").texts)
     careless = [row["output"] for row in data.sft if "\n" in row["output"]]
     assert abs(len(careless) / len(data.sft) - CARELESS_SHARE) < 0.03
@@ -131,8 +131,8 @@ def test_half_of_the_sft_answers_are_careless_and_no_other_answer_is(data):
     assert not any("\n" in row["output"] for row in (*data.rl, *data.heldout))
 
 
-def test_a_careless_answer_begins_with_the_right_one_and_does_not_count_as_right(data):
-    """The same prompt in rl has the right answer alone (finite kinds share prompts)."""
+def test_careless_answer_begins_right_but_is_not_correct(data):
+    """Compare with rl, where the same prompt has the bare right answer (finite kinds share prompts)."""
     answers = {(row["instruction"], row["input"]): row["output"] for row in data.rl}
     shared = [row for row in data.sft if (row["instruction"], row["input"]) in answers]
     assert len(shared) > 1_000
@@ -142,13 +142,13 @@ def test_a_careless_answer_begins_with_the_right_one_and_does_not_count_as_right
         assert check({"output": right}, row["output"]) == ("\n" not in row["output"])
 
 
-def test_the_right_response_stands_in_every_place(data):
+def test_right_response_is_equally_often_at_each_position(data):
     places = [row["ranks"].index(1) for row in data.ranking]
     assert all(0.2 < places.count(place) / len(places) < 0.3 for place in range(4))
 
 
-def test_rank_one_is_what_the_reference_says(data):
-    """The same prompt in another split has the same answer (finite kinds share prompts)."""
+def test_rank_one_matches_the_reference(data):
+    """Compare with rl, where the same prompt has the same answer (finite kinds share prompts)."""
     answers = {(row["instruction"], row["input"]): row["output"] for row in data.rl}
     shared = [row for row in data.ranking if (row["instruction"], row["input"]) in answers]
     assert len(shared) > 1_000
@@ -157,7 +157,7 @@ def test_rank_one_is_what_the_reference_says(data):
         assert best == answers[row["instruction"], row["input"]]
 
 
-def test_files_read_back_as_records(data, folder):
+def test_files_round_trip_as_records(data, folder):
     for split in ("sft", "rl", "heldout"):
         records = list(read_instructions(folder / f"{split}.jsonl"))
         assert [(r.id, r.output) for r in records] == [(row["id"], row["output"]) for row in getattr(data, split)]
@@ -168,7 +168,7 @@ def test_files_read_back_as_records(data, folder):
     assert kinds == set(KINDS)
 
 
-def test_the_corpus_is_the_text_of_training_and_of_nothing_else(data, folder):
+def test_corpus_contains_only_training_texts(data, folder):
     lines = set((folder / "corpus.txt").read_text(encoding="utf-8").splitlines())
     assert {line for row in data.sft for line in row["output"].split("\n")} <= lines
     assert {row["instruction"] for row in data.rl} <= lines
@@ -178,7 +178,7 @@ def test_the_corpus_is_the_text_of_training_and_of_nothing_else(data, folder):
     assert not list(folder.rglob("*.tmp"))
 
 
-def test_multiple_choice_items_have_four_distinct_choices_and_one_right(data):
+def test_multiple_choice_items_have_distinct_choices_and_one_right_answer(data):
     for name in ("m_arc/ne_test.json", "m_arc/ne_train.json", "m_mmlu/ne_dev.json", "m_mmlu/ne_test.json"):
         items = data.benchmarks[name]
         assert {item["answer"] for item in items} == set("ABCD")
@@ -195,7 +195,7 @@ def test_multiple_choice_items_have_four_distinct_choices_and_one_right(data):
             assert sum(labels) == labels[0] == 1
 
 
-def test_the_right_option_of_a_sum_is_the_sum(data):
+def test_right_option_of_a_sum_is_the_sum(data):
     sums = [item for item in data.benchmarks["m_arc/ne_test.json"] if item["kind"] == "add"]
     assert sums
     for item in sums:
@@ -207,7 +207,7 @@ def _numbers(text):
     return "".join(c if c.isdigit() else " " for c in text).split()
 
 
-def test_mmlu_has_five_shots_for_each_subject(data):
+def test_mmlu_has_five_shots_per_subject(data):
     subjects = [item["id"].split("/")[0] for item in data.benchmarks["m_mmlu/ne_dev.json"]]
     assert {subjects.count(subject) for subject in subjects} == {5}
     tested = {item["id"].split("/")[0] for item in data.benchmarks["m_mmlu/ne_test.json"]}
@@ -247,32 +247,32 @@ def test_equal_arguments_give_equal_bytes_in_another_process(tmp_path):
     assert digests[0] == digests[1]
 
 
-def test_other_seeds_draw_other_tasks_but_hold_out_the_same_prompts(data):
+def test_seed_changes_tasks_but_not_held_out_prompts(data):
     other = make_embedded("ne", seed=1, size=480)
     trained = {(row["instruction"], row["input"]) for row in (*other.sft, *other.rl, *other.ranking)}
     assert trained != {(row["instruction"], row["input"]) for row in data.sft}
     assert not trained & {(row["instruction"], row["input"]) for row in (*data.heldout, *data.ranking_heldout)}
 
 
-def test_a_size_below_two_a_kind_is_refused():
-    with pytest.raises(UserError, match="--size 47 leaves kinds of tasks out: give at least 48"):
+def test_size_below_two_per_kind_is_refused():
+    with pytest.raises(UserError, match="--size 47 leaves kinds of tasks out: pass at least 48"):
         make_embedded("en", size=47)
     assert {row["kind"] for row in make_embedded("en", size=48).ranking} == set(KINDS)
 
 
-def test_a_folder_that_holds_something_is_refused_unless_overwritten(tmp_path):
+def test_nonempty_folder_is_refused_without_overwrite(tmp_path):
     data = make_embedded("en", size=48)
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(UserError, match="is not empty: give another folder, or --overwrite"):
+    with pytest.raises(UserError, match="is not empty: pass another folder, or --overwrite"):
         write_embedded(data, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
     write_embedded(data, tmp_path, overwrite=True)
     assert (tmp_path / "mine.txt").read_text() == "mine"
-    with pytest.raises(UserError, match="is a file: give a folder"):
+    with pytest.raises(UserError, match="is a file: pass a folder"):
         write_embedded(data, tmp_path / "mine.txt")
 
 
-def test_making_the_data_imports_no_torch():
+def test_main_imports_no_torch():
     code = "import sys, datagen.__main__; print([m for m in sys.modules if m in ('torch', 'transformers')])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"

@@ -1,4 +1,4 @@
-"""`instruct` through the simulator: what is kept, in which order, and that neither faults nor restarts change it."""
+"""`instruct` through the simulator: kept tasks and their order, unchanged by faults and restarts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _rows(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_kept_tasks_pass_every_rule_and_a_restart_asks_nothing(tmp_path, capsys):
+def test_kept_tasks_pass_all_rules_and_a_restart_sends_no_requests(tmp_path, capsys):
     output = tmp_path / "new.jsonl"
     with serving() as simulator:
         assert _instruct(simulator, output, 60) == 0
@@ -59,7 +59,7 @@ def test_kept_tasks_pass_every_rule_and_a_restart_asks_nothing(tmp_path, capsys)
     assert "25  kept" in capsys.readouterr().err
 
 
-def test_faults_and_the_order_of_answers_change_nothing(tmp_path):
+def test_result_does_not_depend_on_faults_or_answer_order(tmp_path):
     calm, rough = tmp_path / "calm.jsonl", tmp_path / "rough.jsonl"
     with serving() as simulator:
         assert _instruct(simulator, calm, 80, "--concurrency", 1) == 0
@@ -68,7 +68,7 @@ def test_faults_and_the_order_of_answers_change_nothing(tmp_path):
     assert rough.read_bytes() == calm.read_bytes()
 
 
-def test_pool_and_benchmarks_are_kept_away_from(tmp_path, capsys):
+def test_tasks_from_the_pool_or_a_benchmark_are_rejected(tmp_path, capsys):
     plain, output = tmp_path / "plain.jsonl", tmp_path / "new.jsonl"
     with serving() as simulator:
         assert _instruct(simulator, plain, 40) == 0
@@ -87,27 +87,27 @@ def test_pool_and_benchmarks_are_kept_away_from(tmp_path, capsys):
     assert why[rows[0]["id"]]["nearest_at"] == f"{tmp_path / 'pool.jsonl'}:1"
     assert why[secret["id"]]["reason"] == "overlaps a benchmark"
     assert why[secret["id"]]["where"] == "1 question"
-    assert "dropped for 13 words in a row of" in capsys.readouterr().err
+    assert "dropped: 13 words in a row from" in capsys.readouterr().err
 
 
-def test_useless_answers_end_the_run(tmp_path, capsys):
+def test_useless_answers_stop_the_run(tmp_path, capsys):
     output = tmp_path / "new.jsonl"
     with serving(answer=lambda messages, seed: "I would rather not.") as simulator:
         assert _instruct(simulator, output, 2000) == 2
         assert simulator.counts.requests == 50
     err = capsys.readouterr().err
-    assert "50 requests gave nothing to keep" in err
+    assert "no task kept from 50 requests" in err
     quarantine = _rows(tmp_path / "new.jsonl.quarantine.jsonl")
     assert len(quarantine) == 50
     assert quarantine[0]["reason"] == "no task in the answer (text that is no task)"
 
 
-def test_a_quarantined_request_is_asked_again_on_request(tmp_path):
+def test_retry_quarantined_sends_the_request_again(tmp_path):
     output = tmp_path / "new.jsonl"
-    moody = iter([True])
+    first_answer = iter([True])
 
     def answer(messages, seed):
-        return "Sorry." if next(moody, False) else simulated_answer(messages, seed)
+        return "Sorry." if next(first_answer, False) else simulated_answer(messages, seed)
 
     with serving(answer=answer) as simulator:
         assert _instruct(simulator, output, 30, "--concurrency", 1) == 0
@@ -117,7 +117,7 @@ def test_a_quarantined_request_is_asked_again_on_request(tmp_path):
     assert _rows(output)[0]["id"].startswith("0-")
 
 
-def test_dry_run_prints_a_plan_and_asks_nothing(tmp_path, capsys):
+def test_dry_run_prints_a_plan_and_sends_no_requests(tmp_path, capsys):
     assert _instruct(None, tmp_path / "new.jsonl", 120, "--dry-run") == 0
     out = capsys.readouterr().out
     assert "en" in out.split()
@@ -133,7 +133,7 @@ def _work_on(text, finish_reason="stop"):
     return asyncio.run(make_work(read_template(TEMPLATE_FILE), SEEDS, 7)({"request": 5}, ask))
 
 
-def test_twenty_are_taken_by_count_and_a_cut_one_is_dropped():
+def test_extra_and_cut_tasks_are_dropped():
     tasks = [Task(f"Name {n} red fruits", "", "a") for n in range(25)]
     rows = _work_on(format_tasks(tasks, 4))
     assert [row["id"] for row in rows[:20]] == [f"5-{n}" for n in range(4, 24)]
@@ -144,7 +144,7 @@ def test_twenty_are_taken_by_count_and_a_cut_one_is_dropped():
         _work_on('{"number": 4, "ins', "length")
 
 
-def test_the_prompt_shows_three_seeds_and_asks_for_twenty():
+def test_prompt_shows_three_seeds_and_asks_for_twenty():
     prompt = make_prompt(read_template(TEMPLATE_FILE), SEEDS, 0, 3)
     shown = [json.loads(line) for line in prompt.splitlines() if line.startswith("{")]
     assert [row["number"] for row in shown] == [1, 2, 3]
@@ -158,12 +158,12 @@ def test_the_prompt_shows_three_seeds_and_asks_for_twenty():
     [
         ("Write $n tasks: $examples $first $last", r"has \$n: the names are \$examples"),
         ("Write tasks $first $last", r"lacks \$examples"),
-        ("For $5 write $examples $first $last", r"has a \$ before no name"),
+        ("For $5 write $examples $first $last", r"has a \$ without a name"),
         (None, "No such file"),
         (b"\xff", "is not UTF-8"),
     ],
 )
-def test_a_template_that_cannot_be_used(tmp_path, text, message):
+def test_invalid_template_is_refused(tmp_path, text, message):
     path = tmp_path / "t.txt"
     if text is not None:
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -178,12 +178,12 @@ def test_a_template_that_cannot_be_used(tmp_path, text, message):
         (["--seeds", "none.jsonl"], "none.jsonl: there is no such file"),
         (["--pool", "bad.jsonl"], "bad.jsonl:2: field 'instruction' is missing"),
         (["--decontaminate", "none.json"], "none.json: there is no such file"),
-        (["--rejected", "new.jsonl"], "--rejected new.jsonl is another file of this command"),
+        (["--rejected", "new.jsonl"], "--rejected new.jsonl is also another file of this command"),
         (["--output", "new.csv"], "--output new.csv: the name must end in .jsonl"),
         (["--template", "none.txt"], "--template none.txt: No such file"),
     ],
 )
-def test_a_mistake_is_one_line_before_anything_is_asked(tmp_path, monkeypatch, capsys, flags, message):
+def test_user_errors_are_one_line_before_any_request(tmp_path, monkeypatch, capsys, flags, message):
     monkeypatch.chdir(tmp_path)
     write_jsonl("bad.jsonl", [{"instruction": "a b c"}, {"input": ""}])
     assert _instruct(None, "new.jsonl", 5, *flags) == 2

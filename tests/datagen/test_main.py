@@ -1,4 +1,4 @@
-"""`python -m datagen`: what it prints, and the one line it says about a mistake."""
+"""`python -m datagen`: its output, and one line per user error."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _error(capsys, *argv):
 
 
 @pytest.mark.parametrize("argv", [(), ("--help",), ("-h",)])
-def test_without_a_command_it_lists_them_with_an_example(capsys, argv):
+def test_no_command_prints_all_commands_and_an_example(capsys, argv):
     assert main(argv) == 0
     out = capsys.readouterr().out
     assert re.search(r"^  embedded +write the data sets", out, re.MULTILINE)
@@ -27,7 +27,7 @@ def test_without_a_command_it_lists_them_with_an_example(capsys, argv):
     assert len(out.splitlines()) < 15
 
 
-def test_the_help_of_a_command_is_short_and_has_an_example(capsys):
+def test_command_help_is_short_and_has_an_example(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["embedded", "--help"])
     assert stopped.value.code == 0
@@ -49,17 +49,17 @@ def test_the_help_of_a_command_is_short_and_has_an_example(capsys):
         (["embedded", "--lang", "en", "--output", "x", "more"], "unrecognized arguments: more"),
     ],
 )
-def test_a_mistake_is_one_line(capsys, argv, message):
+def test_user_errors_are_one_line(capsys, argv, message):
     assert message in _error(capsys, *argv)
 
 
-def test_an_unknown_language_names_the_nearest_and_writes_nothing(capsys, tmp_path):
+def test_unknown_language_suggests_the_nearest_and_writes_nothing(capsys, tmp_path):
     message = _error(capsys, "embedded", "--lang", "nepali", "--output", str(tmp_path / "out"))
     assert "did you mean 'ne'" in message
     assert not (tmp_path / "out").exists()
 
 
-def test_it_says_what_it_wrote(capsys, tmp_path):
+def test_embedded_prints_the_files_it_wrote(capsys, tmp_path):
     assert main(["embedded", "--lang", "en", "--output", str(tmp_path / "out"), "--size", "48"]) == 0
     out = capsys.readouterr().out
     assert f"48  {tmp_path / 'out' / 'sft.jsonl'}" in out
@@ -67,7 +67,7 @@ def test_it_says_what_it_wrote(capsys, tmp_path):
     assert "is not empty" in _error(capsys, "embedded", "--lang", "en", "--output", str(tmp_path / "out"))
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(capsys, tmp_path):
+def test_folder_that_cannot_be_created_is_one_line(capsys, tmp_path):
     (tmp_path / "file").write_text("")
     message = _error(capsys, "embedded", "--lang", "en", "--output", str(tmp_path / "file" / "out"), "--size", "48")
     assert "file" in message

@@ -1,4 +1,4 @@
-"""`rank`: the order shown and its way back, the strict parser, the two turns, the report, what a reward model reads."""
+"""`rank`: the order shown, the strict parser, the two turns, the report, and the output for a reward model."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ RANKS = st.lists(st.integers(1, 6), min_size=1, max_size=26)
 
 
 def line_of(ranks, spaces="  "):
-    """A ranking as a model would write it, dense or not."""
+    """Format ranks as a model would. The ranks need not be dense."""
     groups = [[name for name, rank in zip(labels(len(ranks)), ranks) if rank == value] for value in sorted(set(ranks))]
     return f"{spaces}>{spaces}".join(f"{spaces}={spaces}".join(group) for group in groups)
 
 
 @given(RANKS, st.sampled_from(["", " ", "  "]))
-def test_a_line_is_read_as_it_was_written(ranks, spaces):
+def test_ranking_round_trip(ranks, spaces):
     dense = {rank: place for place, rank in enumerate(sorted(set(ranks)), 1)}
     assert parse_ranking(line_of(ranks, spaces) + "\n", len(ranks)) == [dense[rank] for rank in ranks]
 
@@ -49,14 +49,14 @@ def test_a_line_is_read_as_it_was_written(ranks, spaces):
         ("`B > A > C`", "not of the form"), ("B < A < C", "not of the form"), ("1 > 2 > 3", "not of the form"),
     ],
 )  # fmt: skip
-def test_nothing_else_is_read(text, says):
+def test_other_forms_are_refused(text, says):
     assert parse_ranking("B > A = C", 3) == [2, 1, 2]
     with pytest.raises(ValueError, match=says):
         parse_ranking(text, 3)
 
 
 @given(st.text(alphabet="ABCD>= \n", max_size=12), st.integers(2, 4))
-def test_what_is_read_names_each_response_once(text, count):
+def test_parsed_ranking_names_each_response_once(text, count):
     try:
         ranks = parse_ranking(text, count)
     except ValueError as error:
@@ -67,7 +67,7 @@ def test_what_is_read_names_each_response_once(text, count):
 
 
 @given(RESPONSES, st.integers(0, 3))
-def test_the_distinct_responses_are_shown_once_each(responses, seed):
+def test_distinct_responses_are_shown_once(responses, seed):
     shown = show_order("i", "", responses, seed)
     assert sorted(responses[k] for k in shown) == sorted(set(responses))
     assert shown == show_order("i", "", responses, seed)
@@ -79,7 +79,7 @@ def test_the_distinct_responses_are_shown_once_each(responses, seed):
     )
 
 
-def test_no_place_is_favoured():
+def test_no_position_is_favoured():
     places = [0] * 4
     for n in range(2000):
         places[show_order(f"{n}", "", ["a", "b", "c", "d"], 0).index(0)] += 1
@@ -101,7 +101,7 @@ def judge(lang="ne", seed=0, rerank_share=0.0):
 
 
 def ranked(record, lang="ne", order=("good", "fine", "bad"), turn1=lambda shown: shown, reply=None, **options):
-    """One row, by a model that prefers the responses in this order; and the conversations it had."""
+    """Return one row, ranked by a model that prefers responses in `order`, and the messages of each request."""
     asked = []
 
     async def ask(messages, **params):
@@ -118,7 +118,7 @@ def ranked(record, lang="ne", order=("good", "fine", "bad"), turn1=lambda shown:
     return row, asked
 
 
-def test_two_turns_in_one_conversation_and_identical_responses_tie():
+def test_dialog_has_two_turns_and_identical_responses_tie():
     row, asked = ranked(RECORD)
     assert row["ranks"] == [3, 1, 3, 2] and {**row, "ranks": 0, "shown": 0} == {**RECORD, "ranks": 0, "shown": 0}
     assert [[message["role"] for message in messages] for messages in asked] == [
@@ -131,7 +131,7 @@ def test_two_turns_in_one_conversation_and_identical_responses_tie():
     assert '"bad"' in first and '"bad"' not in second
 
 
-def test_an_empty_input_that_turn_1_adds_is_no_fault():
+def test_empty_input_added_by_turn_1_is_allowed():
     record = {**RECORD, "input": ""}
     row, asked = ranked(record, turn1=lambda shown: {**shown, "input": "", "note": None})
     assert "input" not in asked[0][0]["content"].rsplit("\n{\n", 1)[1] and row["ranks"] == [3, 1, 3, 2]
@@ -143,7 +143,7 @@ def test_english_needs_one_turn():
     assert len(asked) == 1 and len(asked[0]) == 1 and '"instruction": "Say something"' in asked[0][0]["content"]
 
 
-def test_ranked_again_in_the_opposite_order():
+def test_second_ranking_uses_the_reverse_order():
     row, asked = ranked(RECORD, rerank_share=1.0)
     assert row["ranks_again"] == row["ranks"] and len(asked) == 4
     shown = [json.loads(messages[0]["content"].split("\n\n")[-1])["responses"] for messages in (asked[0], asked[2])]
@@ -167,13 +167,13 @@ def test_ranked_again_in_the_opposite_order():
         ({"reply": Reply("A > B = C", "length", 1, 1)}, "turn 2: finish_reason: length"),
     ],
 )  # fmt: skip
-def test_what_is_no_answer_is_rejected(options, says):
+def test_invalid_answer_is_rejected(options, says):
     with pytest.raises(Rejected) as rejected:
         ranked(RECORD, **options)
     assert rejected.value.reason.startswith(says) and rejected.value.reply is not None
 
 
-def test_a_second_ranking_that_fails_costs_only_itself():
+def test_failed_second_ranking_keeps_the_first():
     replies = iter(["A > B > C", "nonsense"])
 
     async def ask(messages, **params):
@@ -185,7 +185,7 @@ def test_a_second_ranking_that_fails_costs_only_itself():
     assert row["ranks_again"] is None and max(row["ranks"]) == 3
 
 
-def test_the_report_by_hand():
+def test_report_by_hand():
     report = RankReport()
     report.add({"responses": ["long one", "b", "cc"], "ranks": [1, 2, 2], "shown": [1, 0, 2], "ranks_again": [1, 2, 3]})
     report.add({"responses": ["x", "yy", "x"], "ranks": [1, 1, 1], "shown": [0, 1], "ranks_again": None})
@@ -193,19 +193,20 @@ def test_the_report_by_hand():
     assert (report.records, report.pairs, report.ties) == (3, 5, 2)
     assert report.shown == [3, 3, 1] and report.best == [1.5, 1.5, 0.0]
     assert report.expected == pytest.approx([1 / 3 + 1, 1 / 3 + 1, 1 / 3])
-    # Pairs without a tie, in the order shown: b < long, long > cc, yy > x.
+    # Untied pairs, in the order shown: b < long, long > cc, yy > x.
     assert (report.first_wins, report.longer_wins, report.longer_pairs) == (2, 3, 3)
-    # Again: b < long and long > cc as before, b = cc now b > cc; yy > x turned round.
+    # Second ranking: b < long and long > cc unchanged, b = cc becomes b > cc, yy > x is reversed.
     assert (report.again_records, report.again_pairs, report.again_same, report.again_opposite) == (2, 4, 2, 1)
     assert report.again_failed == 1
     lines = "\n".join(report.lines())
-    for part in ("40.0% of them ties", "A 50.0% (44.4%), B 50.0% (44.4%), C 0.0% (33.3%)", "the longer one won 100.0%",
-                 "2 records ranked again", "50.0% of the pairs as before, 25.0% the other way round"):  # fmt: skip
+    for part in ("40.0% of them ties", "A 50.0% (44.4%), B 50.0% (44.4%), C 0.0% (33.3%)",
+                 "the longer response won 100.0%", "2 records ranked again",
+                 "50.0% of the pairs unchanged, 25.0% reversed"):  # fmt: skip
         assert part in lines
     assert "none of them ties" in RankReport().lines()[0]
 
 
-def test_a_judge_that_takes_the_first_is_found_out():
+def test_report_shows_position_bias():
     first, fair = RankReport(), RankReport()
     for n in range(200):
         record = {
@@ -219,7 +220,7 @@ def test_a_judge_that_takes_the_first_is_found_out():
 
 
 def sampled(code, count):
-    """What launch/sample.py would write, with the embedded ranks kept beside it."""
+    """Return records as launch/sample.py writes them, with the embedded ranks as `kit_ranks`."""
     rows = make_embedded(code, size=48).ranking[:count]
     names = ("instruction", "input", "responses")
     return [
@@ -234,14 +235,14 @@ def _rank(url, data, output, *more, lang="ne"):
 
 
 @pytest.mark.parametrize("lang", ["ne", "ar", "en"])
-def test_a_reward_model_can_read_the_file_and_the_right_answer_is_first(tmp_path, capsys, lang):
+def test_rankings_are_readable_and_put_the_right_answer_first(tmp_path, capsys, lang):
     data, output = tmp_path / "responses.jsonl", tmp_path / "ranking.jsonl"
     rows = sampled(lang, 24)
     rows.insert(2, {**rows[0], "id": "same", "responses": ["a", "a"]})
     write_jsonl(data, rows)
     with serving(faults={"500": 0.1}) as simulator:
         assert _rank(simulator.url, data, output, "--rerank-share", "0.5", lang=lang) == 0
-        told, asked = capsys.readouterr().err, simulator.counts.requests
+        err, asked = capsys.readouterr().err, simulator.counts.requests
         first = output.read_bytes()
         assert _rank(simulator.url, data, output, "--rerank-share", "0.5", lang=lang) == 0
         assert simulator.counts.requests == asked and output.read_bytes() == first
@@ -257,10 +258,10 @@ def test_a_reward_model_can_read_the_file_and_the_right_answer_is_first(tmp_path
     report = read_lines(tmp_path / "ranking.jsonl.report.jsonl")[0]
     assert report["records"] == 24 and report["again_records"] > 4
     assert report["again_same"] == report["again_pairs"]
-    assert "ranked again in the opposite order: 100.0% of the pairs as before" in told
+    assert "ranked again in reverse order: 100.0% of the pairs unchanged" in err
 
 
-def test_all_that_tie_are_kept_apart_and_counted(tmp_path, capsys):
+def test_records_with_only_ties_are_separated(tmp_path, capsys):
     data, output = tmp_path / "responses.jsonl", tmp_path / "ranking.jsonl"
     write_jsonl(data, sampled("en", 6))
     with serving(answer=lambda messages, seed: "A = B = C = D") as simulator:
@@ -268,12 +269,12 @@ def test_all_that_tie_are_kept_apart_and_counted(tmp_path, capsys):
     assert output.read_bytes() == b""
     unranked = read_lines(tmp_path / "ranking.jsonl.unranked.jsonl")
     assert {row["reason"] for row in unranked} == {"all responses tie"} and len(unranked) == 6
-    told = capsys.readouterr().err
-    assert "100.0% of them ties" in told
-    assert told.splitlines()[-1] == f"error: not one row in {output}: of 6 records none was rejected, and none was left"
+    err = capsys.readouterr().err
+    assert "100.0% of them ties" in err
+    assert err.splitlines()[-1] == f"error: no rows in {output}: none of 6 records was rejected, but none was kept"
 
 
-def test_nothing_is_asked_where_all_responses_are_the_same(tmp_path):
+def test_equal_responses_send_no_requests(tmp_path):
     data, output = tmp_path / "responses.jsonl", tmp_path / "ranking.jsonl"
     write_jsonl(data, [{"instruction": "a", "responses": ["x", "x"]}])
     with serving() as simulator:
@@ -283,7 +284,7 @@ def test_nothing_is_asked_where_all_responses_are_the_same(tmp_path):
     assert len(read_lines(tmp_path / "ranking.jsonl.unranked.jsonl")) == 1
 
 
-def test_a_line_that_cannot_be_read_is_quarantined(tmp_path):
+def test_invalid_ranking_is_quarantined(tmp_path):
     data, output = tmp_path / "responses.jsonl", tmp_path / "ranking.jsonl"
     write_jsonl(data, sampled("en", 3))
     with serving(answer=lambda messages, seed: "A > B > C") as simulator:
@@ -297,14 +298,14 @@ def test_a_line_that_cannot_be_read_is_quarantined(tmp_path):
     [
         ({"instruction": "a"}, [], "r.jsonl:1: field 'responses' is None: it must be a list of strings"),
         ({"instruction": "a", "responses": ["x", 3]}, [], "r.jsonl:1: field 'responses' is ['x', 3]"),
-        ({"instruction": "a", "responses": ["x"]}, [], "r.jsonl:1: field 'responses' holds 1: give 2 to 26"),
+        ({"instruction": "a", "responses": ["x"]}, [], "r.jsonl:1: field 'responses' has 1: give 2 to 26"),
         ({"responses": ["x", "y"]}, [], "r.jsonl:1: field 'instruction' is missing"),
         ({"instruction": "a", "responses": ["x", "y"]}, ["--rerank-share", "2"], "--rerank-share 2.0 must be from 0"),
         ({"instruction": "a", "responses": ["x", "y"]}, ["--translate-template", "t"], "--translate-template t lacks"),
-        ({"instruction": "a", "responses": ["x", "y"]}, ["--report", "r.jsonl"], "--report r.jsonl is another file"),
+        ({"instruction": "a", "responses": ["x", "y"]}, ["--report", "r.jsonl"], "--report r.jsonl is also another"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_one_line_before_anything_is_asked(tmp_path, monkeypatch, capsys, row, flags, message):
+def test_user_errors_are_one_line_before_any_request(tmp_path, monkeypatch, capsys, row, flags, message):
     monkeypatch.chdir(tmp_path)
     write_jsonl("r.jsonl", [row])
     (tmp_path / "t").write_text("$record")
@@ -314,7 +315,7 @@ def test_a_mistake_is_one_line_before_anything_is_asked(tmp_path, monkeypatch, c
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r.jsonl", "t"]
 
 
-def test_the_plan_counts_both_turns_whatever_the_simulator_says(tmp_path, capsys, monkeypatch):
+def test_dry_run_counts_both_turns(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("datagen.rank._fault_of_translation", lambda *args: "odd")
     write_jsonl(tmp_path / "r.jsonl", sampled("ne", 5))
     assert (

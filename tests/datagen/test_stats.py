@@ -1,4 +1,4 @@
-"""`stats`: the length table by hand, the languages and sources of files, the verbs, and the figure's geometry."""
+"""`stats`: the length table, the language and source of records, the verbs, and the figure's geometry."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_lengths_by_hand():
     assert groups["zh", "zh"].averages() == (3.0, 3.0, 3.0, 4.0)
 
 
-def test_nothing_divides_by_zero():
+def test_averages_of_no_records_are_zero():
     assert Lengths().averages() == (0.0, 0.0, 0.0, 0.0)
 
 
@@ -57,7 +57,7 @@ def test_nothing_divides_by_zero():
     ],
 )
 def test_language_of_a_record(path, fields, language):
-    """A code counts where it begins or ends a name; this record is too short to contradict it."""
+    """A language code counts at the start or end of a name. This record is too short to contradict it."""
     assert languages_of([_record(path, instruction="3 + 4", output="7", **fields)]) == [language]
 
 
@@ -74,13 +74,13 @@ def test_language_of_a_record(path, fields, language):
         ("okapi_zh/sft.jsonl", "zh", "zh"),
     ],
 )
-def test_a_code_in_a_name_is_believed_where_the_texts_do_not_contradict_it(path, lang, language):
+def test_language_code_in_a_path_counts_unless_the_texts_contradict(path, lang, language):
     texts = load_kit(lang).texts
     records = [_record(path, instruction=texts[n], output=texts[n + 10]) for n in range(10)]
     assert languages_of([*records, _record(path, lang="sr")]) == [language] * 10 + ["sr"]
 
 
-def test_sources_are_told_apart():
+def test_sources_are_separate_groups():
     records = [_record("en.jsonl", source="alpaca"), _record("en.jsonl", source="generated"), _record("en.jsonl")]
     groups = measure(records, languages_of(records))
     assert list(groups) == [("en", "alpaca"), ("en", "generated"), ("en", "en")]
@@ -99,7 +99,7 @@ def test_top_verbs_by_hand():
     ]
 
 
-def test_arcs_fill_the_circle_in_proportion_to_the_pairs_listed():
+def test_arcs_fill_the_circle_in_proportion_to_the_pairs():
     verbs = [Verb("write", 60, [("poem", 3), ("story", 3)]), Verb("list", 2, [("fact", 2)])]
     pieces = list(arcs(verbs))
     inner = [arc for arc in pieces if arc.ring == 0]
@@ -112,7 +112,7 @@ def test_arcs_fill_the_circle_in_proportion_to_the_pairs_listed():
     assert (fact.begin, fact.end) == (inner[1].begin, inner[1].end)
 
 
-def test_the_svg_is_well_formed_and_escapes_words():
+def test_svg_is_well_formed_and_escapes_words():
     for verbs in ([], [Verb("a<b&c", 1, [('"q"', 1)])], [Verb("write", 6, [("poem", 3)]), Verb("list", 2, [])]):
         root = ElementTree.fromstring(svg(verbs, 10))
         titles = [element.text for element in root.iter("{http://www.w3.org/2000/svg}title")]
@@ -120,7 +120,7 @@ def test_the_svg_is_well_formed_and_escapes_words():
     assert titles == ["poem: 3 (30.00%)", "write: 6 (60.00%)", "list: 2 (20.00%)"]
 
 
-def test_the_command(tmp_path, monkeypatch, capsys):
+def test_stats_command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     rows = [{"instruction": f"Write a poem about {n}.", "input": "", "output": "la la"} for n in "abc"]
     write_jsonl("new_en.jsonl", [*rows, {"instruction": "List four facts", "source": "alpaca"}])
@@ -136,10 +136,10 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert "write              3  75.0%  poem 3" in out
     assert "poem: 3 (75.00%)" in (tmp_path / "verbs.svg").read_text()
     assert main(["stats", "ne.jsonl"]) == 0
-    assert "the rules read English" in capsys.readouterr().out
+    assert "the rules read only English" in capsys.readouterr().out
 
 
-def test_png(tmp_path, monkeypatch, capsys):
+def test_png_figure(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_jsonl("en.jsonl", [{"instruction": "Write a poem."}])
     try:
@@ -158,12 +158,12 @@ def test_png(tmp_path, monkeypatch, capsys):
         (["en.jsonl", "--figure", "v.pdf"], "--figure v.pdf: the name must end in .svg or .png"),
         (["en.jsonl", "--top", "0"], "--top 0 must be 1 or more"),
         (["none.jsonl"], "none.jsonl: there is no such file"),
-        (["bad.jsonl"], "bad.jsonl:1: field 'input' is None: every record needs a text there"),
+        (["bad.jsonl"], "bad.jsonl:1: field 'input' is None: every record needs a string there"),
         (["ne.jsonl", "--figure", "v.svg"], "no record is in English"),
         ([], "the following arguments are required: FILE"),
     ],
 )
-def test_a_mistake_is_one_line(tmp_path, monkeypatch, capsys, argv, message):
+def test_user_errors_are_one_line(tmp_path, monkeypatch, capsys, argv, message):
     monkeypatch.chdir(tmp_path)
     write_jsonl("en.jsonl", [{"instruction": "Write a poem."}])
     write_jsonl("ne.jsonl", [{"instruction": "नमस्ते"}])

@@ -1,4 +1,4 @@
-"""`translate`, one record: what is sent and put together, each check with its reason, what the work keeps."""
+"""`translate`, one record: requests, splitting and joining, the reason of each check, and unchanged fields."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from datagen.decontaminate import Benchmarks
 from datagen.kits import load_kit
 from datagen.run.prompt_templates import read_template
 from datagen.simulate.answers import simulated_answer
-from datagen.simulate.translation import recognise
+from datagen.simulate.translation import recognize_task
 from datagen.text import language_faults
 from datagen.text.length_ratios import LengthRatios
 from datagen.translate import TEMPLATE_FILE, make_review, make_work
@@ -33,7 +33,7 @@ FRENCH = {
 
 
 def asked(texts, answer, lang="fr", limit=500, **options):
-    """The translation by a model that answers so: a text, an object, a Reply, or a function of the request's object."""
+    """Return the translation and the requested objects. answer: text, object, Reply, or function of the object."""
     requests = []
 
     async def ask(messages, **params):
@@ -48,7 +48,7 @@ def asked(texts, answer, lang="fr", limit=500, **options):
     return asyncio.run(translator.translate(texts, ask, **options)), requests
 
 
-def test_one_object_with_the_texts_that_are_not_empty():
+def test_request_contains_only_nonempty_texts():
     translated, requests = asked(RECORD, FRENCH)
     assert translated == {**FRENCH, "input": ""}
     assert list(translated) == list(RECORD)
@@ -56,13 +56,13 @@ def test_one_object_with_the_texts_that_are_not_empty():
     assert asked({"a": "12 + 3", "b": "?"}, "not asked") == ({"a": "12 + 3", "b": "?"}, [])
 
 
-def test_the_prompt_names_the_language_and_shows_no_placeholder():
+def test_prompt_names_the_language_and_has_no_placeholders():
     prompt = TEMPLATE.substitute(language="French", native_name="Français", note="", record="{}")
     assert "from English into French (Français)" in prompt and "$" not in prompt
 
 
 @pytest.mark.parametrize("fenced", [False, True])
-def test_a_code_fence_around_the_object_is_taken_off(fenced):
+def test_code_fence_around_the_answer_is_removed(fenced):
     answer = json.dumps(FRENCH)
     assert asked(RECORD, f"```json\n{answer}\n```" if fenced else answer)[0]["output"] == FRENCH["output"]
 
@@ -104,23 +104,23 @@ def test_each_check_gives_its_reason(answer, reason):
 
 
 @pytest.mark.parametrize("finish_reason", ["eos_token", "eos", "end_turn", "STOP", "full moon"])
-def test_any_spelling_of_a_whole_answer_is_taken(finish_reason):
+def test_all_complete_finish_reasons_are_accepted(finish_reason):
     assert asked(RECORD, Reply(json.dumps(FRENCH), finish_reason, 1, 1))[0]["output"] == FRENCH["output"]
 
 
 @pytest.mark.parametrize("nothing", ["", " \n", None])
-def test_a_key_that_holds_nothing_and_was_not_asked_for_is_no_fault(nothing):
+def test_added_empty_key_is_allowed(nothing):
     texts = {name: text for name, text in RECORD.items() if text}
     assert asked(texts, {**FRENCH, "input": nothing})[0] == asked(texts, FRENCH)[0]
 
 
-def test_a_translation_that_says_what_its_source_says_is_no_refusal():
+def test_translated_refusal_of_the_source_is_no_refusal():
     texts = {"output": "I cannot translate this text, said the monk, and went to bed."}
     answer = {"output": "No puedo traducir este texto, dijo el monje, y se fue a la cama."}
     assert asked(texts, answer, lang="es")[0] == answer
 
 
-def test_code_without_a_fence_may_change_in_comments_only():
+def test_unfenced_code_may_change_only_in_comments():
     code = {"output": "def add(a, b):\n    # add both\n    return a + b"}
     assert asked(code, {"output": code["output"].replace("add both", "ajoute")})[0]["output"].endswith("return a + b")
     with pytest.raises(Rejected, match="code: changed beyond its comments"):
@@ -156,7 +156,7 @@ def test_tasks_about_english_may_keep_english():
         asked(record, answer)
 
 
-def test_lengths_are_learned_from_what_passes():
+def test_length_ratios_are_learned_from_accepted_texts():
     ratios = LengthRatios()
     for n in range(100):
         check_lengths(ratios, {"a": "word " * (20 + n)}, {"a": "mot " * (20 + n)})
@@ -168,7 +168,7 @@ def test_lengths_are_learned_from_what_passes():
     assert ratios.count == 101
 
 
-def test_a_translation_that_overlaps_a_benchmark(tmp_path):
+def test_translation_that_overlaps_a_benchmark_is_rejected(tmp_path):
     words = "un deux trois quatre cinq six sept huit neuf dix onze douze treize quatorze"
     write_jsonl(tmp_path / "b.jsonl", [{"question": words}])
     review = make_review(LengthRatios(), Benchmarks([str(tmp_path / "b.jsonl")]))
@@ -178,7 +178,7 @@ def test_a_translation_that_overlaps_a_benchmark(tmp_path):
         review(record, [{**record, "instruction": words}])
 
 
-def test_the_work_keeps_every_other_field():
+def test_work_keeps_other_fields():
     async def ask(messages, **params):
         return Reply(simulated_answer(messages), "stop", 1, 1)
 
@@ -186,10 +186,10 @@ def test_the_work_keeps_every_other_field():
     translator = Translator(LANGUAGES["ne"], TEMPLATE)
     (row,) = asyncio.run(make_work({"ne": translator})(record, ask))
     assert {**row, "instruction": "", "output": ""} == {**record, "instruction": "", "output": ""}
-    assert recognise(load_kit("ne"), row["instruction"], "").output == row["output"] == "७"
+    assert recognize_task(load_kit("ne"), row["instruction"], "").output == row["output"] == "७"
 
 
-def test_what_is_loaded_before_the_first_request_is_all_that_the_checks_load(tmp_path, monkeypatch):
+def test_load_checks_loads_everything_the_checks_need(tmp_path, monkeypatch):
     language_faults._identifier.cache_clear()
     load_checks(LANGUAGES["fr"])
     monkeypatch.setattr("tempfile.TemporaryFile", None)

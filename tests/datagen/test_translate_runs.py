@@ -1,4 +1,4 @@
-"""`translate` as a command: records set aside, restarts, the exit status, what is found before anything is asked."""
+"""`translate` as a command: records set aside, restarts, exit status, and errors before the first request."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def records(count):
     return [{**row, "id": f"r{n}", "source": "made up"} for n, row in enumerate(rows)]
 
 
-def test_a_run_sets_aside_repeats_nothing_and_can_be_read(tmp_path, capsys):
+def test_run_sets_records_aside_and_a_restart_sends_no_requests(tmp_path, capsys):
     data, output = tmp_path / "en.jsonl", tmp_path / "ne.jsonl"
     long_text = "The cat that sat on the warm mat by the old door was asleep the whole day long."
     rows = records(30)
@@ -48,13 +48,13 @@ def test_a_run_sets_aside_repeats_nothing_and_can_be_read(tmp_path, capsys):
     write_jsonl(tmp_path / "bench.jsonl", [{"question": f"Once: {long_text}"}])
     with serving(faults={"500": 0.2}) as simulator:
         assert _translate(simulator.url, data, output, "--decontaminate", tmp_path / "bench.jsonl") == 0
-        told = capsys.readouterr().err
+        err = capsys.readouterr().err
         asked_before, first = simulator.counts.requests, output.read_bytes()
         assert _translate(simulator.url, data, output, "--decontaminate", tmp_path / "bench.jsonl") == 0
         assert simulator.counts.requests == asked_before and output.read_bytes() == first
         assert _translate(simulator.url, data, tmp_path / "all.jsonl", "--language-tasks", "translate") == 0
     for line in ("30  to translate", "1  set aside: about grammar", "1  set aside: overlaps a benchmark"):
-        assert f" {line}" in told
+        assert f" {line}" in err
     assert [(row["id"], row["reason"]) for row in read_lines(tmp_path / "ne.jsonl.aside.jsonl")] == [
         ("g", "grammar"),
         ("b", "overlaps a benchmark"),
@@ -66,21 +66,21 @@ def test_a_run_sets_aside_repeats_nothing_and_can_be_read(tmp_path, capsys):
     assert len(read_lines(tmp_path / "all.jsonl")) == 32
 
 
-def wrong_now_and_then(messages, seed=0):
-    """Of the texts that hold a number divisible by 7, the first answer is too short, the second no JSON."""
+def too_short_for_some(messages, seed=0):
+    """Answer like the simulator, but with an output of one number for the records 7, 14 and 21."""
     answer = json.loads(simulated_answer(messages))
     if answer["output"].split()[-1] in ("7", "14", "21"):
         answer["output"] = answer["output"].split()[-1]
     return json.dumps(answer)
 
 
-def test_a_wrong_length_is_quarantined_and_asked_again_on_request(tmp_path, capsys):
-    """In the order of the records, so that a restart decides as the first run did."""
+def test_wrong_length_is_quarantined_and_retried_on_request(tmp_path, capsys):
+    """Lengths are checked in record order, so a restart makes the same decisions."""
     data, output, quarantine = (tmp_path / name for name in ("en.jsonl", "vi.jsonl", "vi.jsonl.quarantine.jsonl"))
     long_tail = "He told me about it, and I told her, and she told everybody in the village where we live."
     rows = [{**row, "output": f"{long_tail} {long_tail} {n}"} for n, row in enumerate(records(80))]
     write_jsonl(data, rows)
-    with serving(answer=wrong_now_and_then) as simulator:
+    with serving(answer=too_short_for_some) as simulator:
         assert _translate(simulator.url, data, output, "--concurrency", "3", lang="vi") == 0
         first = [row["index"] for row in read_lines(quarantine)]
         reasons = {row["reason"].split(":")[0] for row in read_lines(quarantine)}
@@ -95,30 +95,30 @@ def test_a_wrong_length_is_quarantined_and_asked_again_on_request(tmp_path, caps
     assert [row["id"] for row in read_lines(output)] == [row["id"] for row in rows]
 
 
-def test_where_not_one_row_came_out_the_status_says_so(tmp_path, capsys):
-    """No server listens; every answer is rejected; every record is set aside."""
+def test_run_without_rows_fails(tmp_path, capsys):
+    """No server listens; then all answers are rejected; then all records are set aside."""
     data, output = tmp_path / "en.jsonl", tmp_path / "ne.jsonl"
     write_jsonl(data, records(2))
     with serving() as simulator:
         gone = simulator.url
     assert _translate(gone, data, output, "--max-attempts", "1") == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith(f"error: not one row in {output}: 2 of 2 records were rejected, the first: gave up after 1")
+    assert last.startswith(f"error: no rows in {output}: 2 of 2 records were rejected, the first: gave up after 1")
     assert last.endswith("run again with --retry-quarantined")
     with serving(answer=lambda messages, seed: "no JSON") as simulator:
         assert _translate(simulator.url, data, output, "--retry-quarantined") == 2
     assert "2 of 2 records were rejected, the first: JSON: " in capsys.readouterr().err.splitlines()[-1]
     write_jsonl(data, [{"instruction": "Correct the grammar of this sentence.", "output": "x"}])
     assert _translate(gone, data, output) == 2
-    assert capsys.readouterr().err.splitlines()[-1] == f"error: not one row in {output}: there was no record to work on"
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: no rows in {output}: there were no records to process"
     with serving() as simulator:
         write_jsonl(data, records(2))
         assert _translate(simulator.url, data, output, "--retry-quarantined") == 0
 
 
 @pytest.mark.parametrize("verb", ["translate", "benchmark"])
-def test_a_full_temporary_folder_is_told_before_anything_is_asked(tmp_path, monkeypatch, capsys, verb):
-    """The model that tells languages apart is unpacked there."""
+def test_full_temporary_folder_fails_before_any_request(tmp_path, monkeypatch, capsys, verb):
+    """The language identification model is unpacked there."""
     data = tmp_path / "m_arc" / "en_test.json"
     data.parent.mkdir()
     data.write_text(json.dumps(records(2) if verb == "translate" else [made_up.arc(n) for n in range(2)]))
@@ -132,12 +132,12 @@ def test_a_full_temporary_folder_is_told_before_anything_is_asked(tmp_path, monk
         argv = [verb, "--lang", "fr", "--data", data, "--output", tmp_path / "out.jsonl", "--base-url", simulator.url]
         assert main([*map(str, argv)]) == 2
         assert simulator.counts.requests == 0
-    told = capsys.readouterr().err.splitlines()[-1]
-    assert "cannot unpack its model (No space left on device): make room in the temporary folder" in told
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert "cannot unpack its model (No space left on device): make room in the temporary folder" in err
     assert [path.name for path in tmp_path.iterdir()] == ["m_arc"]
 
 
-def test_a_dry_run_over_several_languages(tmp_path, capsys):
+def test_dry_run_over_several_languages(tmp_path, capsys):
     write_jsonl(tmp_path / "en.jsonl", records(10))
     argv = [
         "translate",
@@ -158,13 +158,13 @@ def test_a_dry_run_over_several_languages(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("verb", ["translate", "benchmark"])
-def test_a_dry_run_checks_no_answer_of_the_simulator(tmp_path, monkeypatch, capsys, verb):
-    """Checks took nine tenths of its time, and one that failed left out the requests for the record's later parts."""
+def test_dry_run_skips_answer_checks(tmp_path, monkeypatch, capsys, verb):
+    """Checks took nine tenths of the time, and a failed check skipped the requests for later parts of a record."""
     data = tmp_path / "m_arc" / "en_test.json"
     data.parent.mkdir()
     long = "\n\n".join(f"The year {n} was warm, and we walked along the river." for n in range(1901, 1951))
     data.write_text(json.dumps([{"instruction": long}] if verb == "translate" else [made_up.arc(1)]))
-    monkeypatch.setattr("datagen.translation.texts.fault_of_translation", lambda *args: pytest.fail("a check was run"))
+    monkeypatch.setattr("datagen.translation.texts.translation_fault", lambda *args: pytest.fail("a check was run"))
     argv = [verb, "--lang", "fr", "--data", data, "--output", tmp_path / "out.jsonl", "--dry-run"]
     assert main([*map(str, argv), *(["--split-above", "50"] if verb == "translate" else [])]) == 0
     row = capsys.readouterr().out.splitlines()[1].split()
@@ -184,13 +184,13 @@ def test_a_dry_run_checks_no_answer_of_the_simulator(tmp_path, monkeypatch, caps
         ([{"instruction": "a", "id": 2}, {"instruction": "b"}], [], "en.jsonl:2: field 'id' is '2', as in en.jsonl:1"),
         ([{"instruction": "a"}], ["--lang", "en"], "--lang en: the records are in English already"),
         ([{"instruction": "a"}], ["--lang", "nep"], "did you mean 'ne'"),
-        ([{"instruction": "a"}], ["--output", "en.jsonl", "--journal", "j"], "--output en.jsonl is"),
+        ([{"instruction": "a"}], ["--output", "en.jsonl", "--journal", "j"], "--output en.jsonl exists"),
         ([{"instruction": "a"}], ["--split-above", "0"], "--split-above 0 must be 1 or more"),
         ([{"instruction": "a"}], ["--template", "t.txt"], "--template t.txt lacks $language"),
         ([{"instruction": "a"}], ["--decontaminate", "none.jsonl"], "none.jsonl: there is no such file"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_one_line_before_anything_is_asked(tmp_path, monkeypatch, capsys, rows, flags, message):
+def test_user_errors_are_one_line_before_any_request(tmp_path, monkeypatch, capsys, rows, flags, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "en.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     (tmp_path / "t.txt").write_text("$record")
@@ -208,7 +208,7 @@ def test_a_mistake_is_one_line_before_anything_is_asked(tmp_path, monkeypatch, c
         ("$language $record 5$", "has a"),
     ],
 )
-def test_a_template_that_cannot_be_used(tmp_path, text, message):
+def test_invalid_template_is_refused(tmp_path, text, message):
     (tmp_path / "t").write_text(text)
     with pytest.raises(UserError, match=message):
         read_template(tmp_path / "t", **TEMPLATE_NAMES)
@@ -216,7 +216,7 @@ def test_a_template_that_cannot_be_used(tmp_path, text, message):
         read_template(tmp_path / "none", **TEMPLATE_NAMES, flag="--flag")
 
 
-def test_ids_are_the_numbers_of_the_records(tmp_path):
+def test_default_ids_are_record_numbers(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", [{"instruction": "a"}, {"instruction": "b", "id": 9, "more": 1}])
     assert read_instructions([str(tmp_path / "a.jsonl")]) == [
         {"id": "1", "instruction": "a", "input": "", "output": ""},

@@ -1,4 +1,4 @@
-"""The peer, lm-eval, on local files: its own tasks, fed without a network, and what it says of each choice."""
+"""The peer lm-eval: run its own tasks on local files without a network, and return the scores of each choice."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from unittest import mock
 
 from engine.base.jsonl import iterate_objects
 
-# The folders of lm-eval's tasks that are indexed: all of them would take half a minute.
+# The folders of lm-eval's tasks to index. Indexing all folders would take half a minute.
 _FOLDERS = ("okapi", "arc", "hellaswag", "mmlu/default", "truthfulqa")
 _OKAPI = {"alexandrainst/m_arc", "alexandrainst/m_hellaswag", "alexandrainst/m_mmlu", "alexandrainst/m_truthfulqa"}
 
@@ -20,11 +20,11 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def splits(folder: Path, dataset: str, name: str | None) -> dict[str, list[dict[str, Any]]]:
-    """The splits that lm-eval asks the hub for, from files in Okapi's layout."""
+    """Return split -> rows of a hub dataset, read from files in Okapi's layout."""
     if dataset in _OKAPI:
         paths = (folder / dataset.split("/")[1]).glob(f"{name}_*.json")
         parts = {path.stem.split("_")[1]: _filled(read(path)) for path in paths}
-        # The hub's names: ARC has a validation part, the others a val part; MMLU's dev is called train.
+        # On the hub, the dev part is called train. m_arc has a split "validation", the others a split "val".
         renamed = {"dev": "train"} if dataset.endswith("m_arc") else {"dev": "train", "validation": "val"}
         return {renamed.get(part, part): rows for part, rows in parts.items()}
     if dataset == "allenai/ai2_arc":
@@ -44,7 +44,7 @@ def splits(folder: Path, dataset: str, name: str | None) -> dict[str, list[dict[
 
 
 def _filled(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every row with every column, as on the hub: null where the record has no such field, a fifth option too."""
+    """Return rows with the same columns in all, as on the hub: null for a missing field, and always a fifth option."""
     names = dict.fromkeys(name for row in rows for name in row)
     if "option_a" in names:
         names["option_e"] = None
@@ -75,7 +75,7 @@ def _nested(row: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def local_datasets(folder: Path) -> Iterator[None]:
-    """datasets.load_dataset reads the files of this folder while it lasts."""
+    """Let datasets.load_dataset read the files of this folder."""
     import datasets
 
     def load(path: str, name: str | None = None, **_: Any) -> datasets.DatasetDict:
@@ -88,7 +88,7 @@ def local_datasets(folder: Path) -> Iterator[None]:
 
 
 class Peer:
-    """lm-eval with one model, in float32."""
+    """lm-eval with one model in float32."""
 
     def __init__(self, model_folder: Path, data_folder: Path, batch_size: int = 1):
         import lm_eval
@@ -101,7 +101,7 @@ class Peer:
         self.lm = HFLM(pretrained=str(model_folder), dtype="float32", batch_size=batch_size, device="cpu")
 
     def samples(self, task: str, shots: int, limit: int) -> list[dict[str, Any]]:
-        """For each document in its order: prompt, continuations, lls."""
+        """Return for each document, in lm-eval's order, its prompt, continuations and lls."""
         import lm_eval
 
         with local_datasets(self.data_folder):

@@ -1,4 +1,4 @@
-"""Small made-up benchmark files and tokenizers whose ids can be worked out by hand."""
+"""Test helpers: small benchmark files, and tokenizers with ids that are easy to compute by hand."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def write(folder: Path, name: str, rows: list[Row]) -> None:
 
 
 def everything(folder: Path, lang: str = "en") -> LocalData:
-    """Four tasks in one language, thirty shots or more for each that draws them."""
+    """Write all four benchmarks in one language. The parts that shots are drawn from have thirty records or more."""
     write(folder, f"m_arc/{lang}_test", [arc(n, "ABCD"[n % 4]) for n in range(5)])
     write(folder, f"m_arc/{lang}_train", [arc(n, "ABC"[n % 3], part="train") for n in range(100, 130)])
     write(folder, f"m_hellaswag/{lang}_validation", [hellaswag(n, str(n % 4)) for n in range(30)])
@@ -59,12 +59,12 @@ def everything(folder: Path, lang: str = "en") -> LocalData:
     return LocalData(folder)
 
 
-def byte_tokenizer(*merges: tuple[str, str], pieces_cross_words: bool = False) -> PreTrainedTokenizerFast:
-    """A byte-level BPE without BOS: id of a byte b is 3 + b, of merge number n is 259 + n. " " is written "Ġ"."""
+def byte_tokenizer(*merges: tuple[str, str], tokens_cross_words: bool = False) -> PreTrainedTokenizerFast:
+    """A byte-level BPE without BOS. Byte b has id 3 + b, merge number n has id 259 + n; merges write " " as "Ġ"."""
     ordered = sorted(pre_tokenizers.ByteLevel.alphabet(), key=_byte_of().__getitem__)
-    pieces = ["<unk>", "<s>", "</s>", *ordered, *(left + right for left, right in merges)]
-    backend = Tokenizer(models.BPE({piece: number for number, piece in enumerate(pieces)}, list(merges)))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not pieces_cross_words)
+    tokens = ["<unk>", "<s>", "</s>", *ordered, *(left + right for left, right in merges)]
+    backend = Tokenizer(models.BPE({token: number for number, token in enumerate(tokens)}, list(merges)))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not tokens_cross_words)
     backend.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -76,21 +76,22 @@ def byte_tokenizer(*merges: tuple[str, str], pieces_cross_words: bool = False) -
 
 
 def _byte_of() -> dict[str, int]:
-    """ByteLevel's own letter of each byte: printable ones stand for themselves, the rest for U+0100 on, in order."""
+    """ByteLevel's letter -> byte. A printable byte is its own letter, the others have letters from U+0100 on."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = iter(range(256, 512))
     return {chr(byte if byte in printable else next(others)): byte for byte in range(256)}
 
 
-LLAMA_PIECES = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *map(chr, range(33, 127))]
+LLAMA_TOKENS = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *map(chr, range(33, 127))]
 
 
 def llama_tokenizer(add_bos_token: bool = True) -> PreTrainedTokenizerFast:
-    """LLaMA-1's own conversion, of characters: the blank is 259 ("▁"), "!" to "~" are 260 to 353, a line break is 13.
+    """A tokenizer of characters like the Hugging Face conversion of LLaMA-1's.
 
-    One merge, "▁" with "t" (354). The dummy prefix comes always: "t" is [354], and " t" is [259, 354].
+    A space ("▁") has id 259, "!" to "~" have 260 to 353, a line break has 13. The only merge is "▁" + "t", id 354. It
+    always adds the dummy prefix: "t" is [354], and " t" is [259, 354].
     """
-    vocab = {piece: number for number, piece in enumerate([*LLAMA_PIECES, "▁t"])}
+    vocab = {token: number for number, token in enumerate([*LLAMA_TOKENS, "▁t"])}
     backend = Tokenizer(models.BPE(vocab, [("▁", "t")], unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     backend.decoder = decoders.Sequence(
@@ -108,12 +109,12 @@ def llama_tokenizer(add_bos_token: bool = True) -> PreTrainedTokenizerFast:
 
 
 def byte_ids(text: str) -> list[int]:
-    """What byte_tokenizer makes of a text without any merge."""
+    """The ids of a text under byte_tokenizer() without merges."""
     return [3 + byte for byte in text.encode()]
 
 
 def llama_ids(text: str) -> list[int]:
-    """What llama_tokenizer makes of a text behind another: no BOS, no dummy prefix."""
+    """The ids of a text under llama_tokenizer() in the middle of a text: without BOS and dummy prefix."""
     ids = []
     for char in text.replace(" t", "\0"):
         ids.append(354 if char == "\0" else 259 if char == " " else 13 if char == "\n" else 260 + ord(char) - 33)

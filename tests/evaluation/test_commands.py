@@ -1,4 +1,4 @@
-"""`python -m evaluation`: each command is found, and a misspelt one is named with its nearest."""
+"""`python -m evaluation`: help, exit statuses, and the suggestion for a misspelt command."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ def test_help_lists_the_commands(capsys):
     assert all(name in said for name in commands.COMMANDS)
 
 
-def test_a_misspelt_command_is_named():
-    with pytest.raises(UserError, match=r"unknown command 'repport' \(did you mean report\?\): one of report, lint"):
+def test_misspelt_command_gets_a_suggestion():
+    message = r"unknown command 'repport' \(did you mean report\?\): choose from report, lint"
+    with pytest.raises(UserError, match=message):
         commands.job(["repport"])
 
 
-def test_a_command_ends_with_its_own_status(monkeypatch):
+def test_exit_status_is_the_commands(monkeypatch):
     ran = []
     command = commands.Command("x", lambda arguments: ran.append(arguments) or 3)
     monkeypatch.setitem(commands.COMMANDS, "report", command)

@@ -1,4 +1,4 @@
-"""Lint: every oddity that is put into a folder is found, and a clean folder has none."""
+"""Lint finds each fault that a test puts into a folder, and nothing in a clean folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def put(folder, name: str, rows: list[dict]) -> None:
+def append(folder, name: str, rows: list[dict]) -> None:
     benchmark, rest = name.split("/")
     lang, part = rest.split("_")
     write(folder, name, [row for _, row in LocalData(folder).read(benchmark, lang, part).rows] + rows)
@@ -34,13 +34,13 @@ def kinds(folder) -> set[tuple[str, str, bool]]:
     return {(finding.file, finding.kind, finding.is_error) for finding in lint(folder).findings}
 
 
-def test_a_clean_folder_has_no_findings(folder, capsys):
+def test_clean_folder_has_no_findings(folder, capsys):
     assert kinds(folder) == set()
     assert main([str(folder)]) == 0
     assert "m_arc test" in capsys.readouterr().out
 
 
-TRUE_LATE = "a true choice after an untrue one (protocol okapi takes it for untrue)"
+TRUE_AFTER_FALSE = "a true choice after a false one (protocol okapi counts it as false)"
 
 
 @pytest.mark.parametrize(
@@ -56,18 +56,18 @@ TRUE_LATE = "a true choice after an untrue one (protocol okapi takes it for untr
         ("m_mmlu/en_test", [mmlu("astrology", 0)], "unknown subject", False),
         ("m_mmlu/en_test", [{**mmlu("anatomy", 9), "id": "9"}], "no subject in the id", False),
         ("m_mmlu/en_test", [mmlu("anatomy", 99, part="dev")], "id of another part", False),
-        ("m_truthfulqa/en_validation", [truthfulqa(50, (1, 0, 1, 0))], TRUE_LATE, False),
+        ("m_truthfulqa/en_validation", [truthfulqa(50, (1, 0, 1, 0))], TRUE_AFTER_FALSE, False),
     ],
 )
-def test_each_oddity_is_found(folder, name, rows, kind, is_error):
-    put(folder, name, rows)
+def test_each_fault_is_found(folder, name, rows, kind, is_error):
+    append(folder, name, rows)
     found = kinds(folder)
     assert {(kind, is_error)} == {(found_kind, error) for _, found_kind, error in found}
     assert any(file == f"{name}.json" for file, _, _ in found)
     assert main([str(folder)]) == int(is_error)
 
 
-def test_missing_and_short_subjects(folder):
+def test_missing_subjects_and_subjects_with_few_shots(folder):
     rows = [row for _, row in LocalData(folder).read("m_mmlu", "en", "dev").rows]
     write(folder, "m_mmlu/en_dev", [row for row in rows if row["id"] not in ("anatomy/dev/2", "virology/dev/0")])
     (finding,) = lint(folder).findings
@@ -77,18 +77,18 @@ def test_missing_and_short_subjects(folder):
     assert "virology" in missing.detail and "anatomy" not in missing.detail
 
 
-def test_files_that_cannot_be_read_or_are_another_language_s(folder):
+def test_unreadable_file_and_wrong_or_unknown_language(folder):
     (folder / "m_arc/fr_test.json").write_text("[{")
     write(folder, "m_arc/te_test", [arc(0)])
     write(folder, "m_arc/tlh_test", [arc(0)])
     assert kinds(folder) == {
         ("m_arc/fr_test", "unreadable", True),
-        ("m_arc/te_test.json", "another language's script", True),
+        ("m_arc/te_test.json", "script of another language", True),
         ("m_arc/tlh_test.json", "language not registered", True),
     }
 
 
-def test_counts_are_against_english(folder):
+def test_counts_are_relative_to_english(folder):
     write(folder, "m_arc/te_test", [{**arc(n), "instruction": GREETINGS["te"] + str(n)} for n in range(4)])
     report = lint(folder)
     assert report.counts["m_arc", "test", "en"] == 5
@@ -96,20 +96,20 @@ def test_counts_are_against_english(folder):
     assert "te 4 (80.0%)" in render(report)
 
 
-def test_an_empty_folder_is_one_line(tmp_path):
+def test_empty_folder_is_an_error(tmp_path):
     with pytest.raises(UserError, match="holds no benchmark file: give the folder that holds m_arc"):
         lint(tmp_path)
 
 
-def test_the_real_files(real_data):
-    """What is known of them: English MMLU has five test questions in dev, and nothing is unusable."""
+def test_real_files_have_no_errors_and_known_overlaps(real_data):
+    """No record is unusable. Only English MMLU has questions of another part in its test file."""
     report = lint(real_data)
     assert not [finding for finding in report.findings if finding.is_error]
     overlaps = [finding for finding in report.findings if finding.kind == "also in another part"]
     assert {finding.file for finding in overlaps} == {"m_mmlu/en_test.json"}
     for finding in overlaps:
         rows = []
-        for place in finding.detail.split(" is "):
+        for place in finding.detail.split(" equals "):
             path, line = place.rsplit(":", 1)
             text = "\n".join(Path(path).read_text(encoding="utf-8").split("\n")[int(line) - 1 :])
             rows.append(json.JSONDecoder().raw_decode(text)[0])

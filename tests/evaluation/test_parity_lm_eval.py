@@ -1,8 +1,9 @@
-"""Parity with lm-eval on real files: the same prompts, byte for byte, and every choice's log-likelihood.
+"""Parity with lm-eval on real files: equal prompts, byte for byte, and equal log-likelihoods of every choice.
 
     pip install '.[peers]' && HF_HUB_OFFLINE=1 python -m pytest -m slow tests/evaluation/test_parity_lm_eval.py
 
-BLOOM- and LLaMA-shaped models with sharp attention: a random one hardly notices which shots stand before the question.
+The models have the shapes of BLOOM and LLaMA and sharp attention: with plain random weights, scores would hardly
+depend on the shots.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ pytest.importorskip("datasets", reason="pip install '.[peers]'")
 
 LANGS = ("ne", "vi", "fr", "te", "zh")
 LIMIT = 2
-# Both sides compute in float32, and lm-eval sums there too: its total is rounded to 2e-7 of itself at every addition.
+# Both sides compute in float32. lm-eval also sums in float32, which rounds its total by up to 2e-7 at every addition.
 TOLERANCE, RELATIVE = 1e-4, 5e-7
 
 
 @pytest.fixture(scope="module")
 def data_folder(real_data, tmp_path_factory) -> Path:
-    """The real files, and where the release has none in a language, files of the same shape made of real questions."""
+    """The real files. If the release lacks a file in a language, make one in its format from real questions."""
     folder = tmp_path_factory.mktemp("data")
 
     def write(name: str, rows: list[dict]) -> None:
@@ -56,7 +57,7 @@ def data_folder(real_data, tmp_path_factory) -> Path:
         write(f"m_truthfulqa/{lang}_validation.json", read(real_data / f"m_truthfulqa/{lang}_validation.json"))
         write(f"m_hellaswag/{lang}_validation.json", [*map(scene, read(real_data / f"m_arc/{lang}_test.json")[:60])])
     for part in ("train", "validation", "test"):
-        write(f"m_arc/mr_{part}.json", [*map(long_winded, read(real_data / f"m_arc/ne_{part}.json")[:60])])
+        write(f"m_arc/mr_{part}.json", [*map(with_long_options, read(real_data / f"m_arc/ne_{part}.json")[:60])])
     write("m_hellaswag/hi_validation.json", [*map(scene, read(real_data / "m_arc/ne_train.json")[:60])])
     english = read(real_data / "m_arc/en_test.json")
     write("m_arc/en_test.json", english[:500])
@@ -69,7 +70,7 @@ def data_folder(real_data, tmp_path_factory) -> Path:
 
 
 def scene(row: dict) -> dict:
-    """An ARC question as a HellaSwag record, with the marks that its cleaning takes away and a text drawn twice."""
+    """An ARC question as a HellaSwag record, with the marks that HellaSwag's cleaning removes."""
     endings = [row[f"option_{letter}"] + " [step] 2" for letter in "abcd" if f"option_{letter}" in row]
     return {
         "ind": 0,
@@ -81,8 +82,8 @@ def scene(row: dict) -> dict:
     }
 
 
-def long_winded(row: dict) -> dict:
-    """An ARC question whose options have some hundred tokens."""
+def with_long_options(row: dict) -> dict:
+    """An ARC question with options of some hundred tokens each."""
     return {name: " ".join([text] * 20) if name.startswith("option_") else text for name, text in row.items()}
 
 
@@ -103,7 +104,7 @@ def tokenizer_of(kind: str, texts: tuple[str, ...]) -> transformers.PreTrainedTo
     tokenizer = train_sentencepiece(texts, 2500)
     if kind == "SentencePiece, BOS":
         return tokenizer
-    # As LLaMA-1 was converted: the dummy prefix comes before a text that begins with a blank, too.
+    # As in the conversion of LLaMA-1: a text that begins with a space gets a dummy prefix too.
     assert kind == "LLaMA-1's SentencePiece"
     backend = tokenizer.backend_tokenizer
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -115,7 +116,7 @@ def tokenizer_of(kind: str, texts: tuple[str, ...]) -> transformers.PreTrainedTo
 
 
 def model_of(family: str, vocab_size: int, folder: Path) -> None:
-    """A model of two layers whose attention picks single tokens: its scores move by nats when a shot changes."""
+    """Save a model of two layers with sharp attention: another shot changes its scores by some nats."""
     sizes = {"vocab_size": vocab_size, "hidden_size": 32}
     if family == "bloom":
         config = transformers.BloomConfig(n_layer=2, n_head=4, **sizes)
@@ -135,7 +136,7 @@ def model_of(family: str, vocab_size: int, folder: Path) -> None:
             if name.endswith(("query_key_value.weight", "q_proj.weight", "k_proj.weight")):
                 weight.mul_(3)
             elif "embed" in name and weight.ndim == 2:
-                # Some seven nats a token, as real models have.
+                # This gives about seven nats per token, as in real models.
                 weight.mul_(0.2)
     model.save_pretrained(folder)
 
@@ -150,7 +151,7 @@ CASES = {
 
 @pytest.fixture(scope="module", params=CASES)
 def both(request, real_data, data_folder, tmp_path_factory):
-    """The peer and what we need to do the same: data, tokenizer, model, context length."""
+    """The peer, and our data, tokenizer, model and context length."""
     folder = tmp_path_factory.mktemp("model")
     tokenizer = tokenizer_of(request.param, sample_of(real_data))
     model_of(CASES[request.param], len(tokenizer), folder)
@@ -177,10 +178,10 @@ def compare(both, peer_task: str, documents: list[Document], shots: int) -> None
     samples = peer.samples(peer_task, shots, LIMIT)
     assert len(samples) == len(documents) == LIMIT
     scores = dict(Scorer(model).score(documents))
-    for place, (sample, document) in enumerate(zip(samples, documents)):
+    for index, (sample, document) in enumerate(zip(samples, documents)):
         assert document.prompt == sample["prompt"]
         assert [choice.text for choice in document.choices] == sample["continuations"]
-        for choice, ours, expected in zip(document.choices, scores[place], sample["lls"], strict=True):
+        for choice, ours, expected in zip(document.choices, scores[index], sample["lls"], strict=True):
             allowed = max(TOLERANCE, RELATIVE * abs(expected))
             assert abs(ours - expected) <= allowed, (peer_task, document.id, choice.text)
 
@@ -194,11 +195,11 @@ def test_arc(both, lang, shots):
 
 
 def test_long_choices(both):
-    """A log-likelihood of some thousand nats: Nepali questions with long options, as Marathi ones."""
+    """Log-likelihoods below -1,000 nats, from Nepali questions with long options in a Marathi file."""
     documents = documents_of(both, "arc", "mr", 0)
     compare(both, "arc_mr", documents, 0)
     lowest = min(min(lls) for lls in dict(Scorer(both[3]).score(documents)).values())
-    assert lowest < -1000, "TOLERANCE alone would do"
+    assert lowest < -1000, "the choices are too short to need RELATIVE"
 
 
 def test_arc_in_english(both):
@@ -207,7 +208,7 @@ def test_arc_in_english(both):
 
 @pytest.mark.parametrize(("lang", "shots"), [("ne", 0), ("vi", 4), ("fr", 7), ("te", 2), ("hi", 1)])
 def test_hellaswag(both, lang, shots):
-    """lm-eval has no HellaSwag in Chinese; Hindi, of Nepali questions, stands in."""
+    """lm-eval has no HellaSwag in Chinese, so this uses Hindi, with Nepali questions."""
     compare(both, f"hellaswag_{lang}", documents_of(both, "hellaswag", lang, shots), shots)
 
 
@@ -237,14 +238,14 @@ def test_truthfulqa_in_english(both, targets):
     compare(both, f"truthfulqa_{targets}", documents_of(both, f"truthfulqa_{targets}", "en", 0), 0)
 
 
-def test_these_models_notice_swapped_shots(both):
-    """Otherwise wrong shots would pass the tests above."""
+def test_swapped_shots_change_the_scores(both):
+    """If they did not, the tests above would pass with wrong shots."""
     _, _, tokenizer, model, length = both
     document = documents_of(both, "arc", "vi", 2)[0]
     first, second, question = document.prompt.split("\n\n")
     swapped = "\n\n".join([second, first, question])
     choice = document.choices[0]
-    moved = replace(choice, context_ids=tuple(tokenizer(swapped).input_ids))
-    pair = [replace(document, choices=(choice,)), replace(document, choices=(moved,))]
+    choice_after_swap = replace(choice, context_ids=tuple(tokenizer(swapped).input_ids))
+    pair = [replace(document, choices=(choice,)), replace(document, choices=(choice_after_swap,))]
     scores = dict(Scorer(model).score(pair))
     assert abs(scores[1][0] - scores[0][0]) > 100 * TOLERANCE

@@ -1,4 +1,4 @@
-"""The report: paired intervals and averages by hand, what may stand side by side, and the files it writes."""
+"""The report: intervals and averages against values by hand, which runs may be compared, and the files it writes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from engine.base.errors import UserError
 from evaluation import report
-from evaluation.results.compare import Difference, common_items, over_languages, paired
+from evaluation.results.compare import Difference, common_items, mean_over_languages, paired_difference
 from evaluation.results.output import write_json
 from evaluation.results.runs import read_runs
 from evaluation.results.tables import build_common_tables, build_comparisons, build_tables, in_order
@@ -18,7 +18,7 @@ from tests.launch.small import write_rows
 
 
 def make_run(folder, rights, task="hellaswag", metric="acc", ids=None, **changes):
-    """An evaluation's folder: rights is language -> 0 or 1 for each document."""
+    """Write an evaluation's folder and return its path. rights: language -> 0 or 1 for each document."""
     folder.mkdir()
     tasks, results = {}, {}
     for lang, values in rights.items():
@@ -37,29 +37,29 @@ def make_run(folder, rights, task="hellaswag", metric="acc", ids=None, **changes
     return str(folder)
 
 
-def test_a_paired_interval_by_hand():
+def test_paired_difference_and_its_interval():
     # Differences 1, 0, 0, 1 of the four common documents: mean 1/2, sample variance 1/3, standard error sqrt(1/12).
-    found = paired({"a": 0, "b": 1, "c": 0, "d": 0, "x": 1}, {"a": 1, "b": 1, "c": 0, "d": 1, "y": 0})
+    found = paired_difference({"a": 0, "b": 1, "c": 0, "d": 0, "x": 1}, {"a": 1, "b": 1, "c": 0, "d": 1, "y": 0})
     half = 1.959964 * math.sqrt(1 / 12)
     assert (found.mean, found.count) == (0.5, 4)
     assert (found.low, found.high) == (pytest.approx(0.5 - half, abs=1e-6), pytest.approx(0.5 + half, abs=1e-6))
-    assert not found.is_clear
-    assert Difference(0.1, 0.01, 0.2, 9).is_clear
-    assert paired({"a": 1}, {"a": 0}) is None
-    assert paired({"a": 1.0, "b": 0.0}, {"c": 0.0}) is None
+    assert not found.is_significant
+    assert Difference(0.1, 0.01, 0.2, 9).is_significant
+    assert paired_difference({"a": 1}, {"a": 0}) is None
+    assert paired_difference({"a": 1.0, "b": 0.0}, {"c": 0.0}) is None
 
 
-def test_common_items_and_their_means_over_languages():
+def test_common_items_and_means_over_languages():
     sides = [{"a": 1.0, "b": 0.0, "c": 1.0}, {"c": 0.0, "a": 1.0}]
     assert common_items(sides) == ["a", "c"]
-    assert over_languages(sides, ["a", "c"]) == {"a": 1.0, "c": 0.5}
+    assert mean_over_languages(sides, ["a", "c"]) == {"a": 1.0, "c": 0.5}
 
 
-def test_languages_stand_in_the_order_of_the_papers_tables():
+def test_languages_are_in_the_order_of_the_papers_tables():
     assert in_order(["ne", "en", "uk", "ru", "vi", "ar", "bn"]) == ["ru", "vi", "ar", "uk", "bn", "ne", "en"]
 
 
-def test_group_averages_by_hand_with_published_ones_beside_them(tmp_path):
+def test_table_has_group_averages_and_published_ones(tmp_path):
     base = make_run(tmp_path / "base", {"ru": [1, 0], "vi": [0, 0], "ne": [1, 1], "en": [1, 1]})
     tuned = make_run(tmp_path / "tuned", {"ru": [1, 1], "ne": [0, 1]})
     (table,) = build_tables(read_runs([f"BLOOM={base}", tuned], mixed=False))
@@ -70,13 +70,7 @@ def test_group_averages_by_hand_with_published_ones_beside_them(tmp_path):
         "Vietnamese (vi)": [0, None, 25, None, None],
         "Nepali (ne)": [100, 50, 25, None, None],
         "English (en)": [100, None, 25, None, None],
-        "average, high-resource (2)": [
-            25,
-            None,
-            None,
-            35.6,
-            None,
-        ],  # no average over fewer languages than its neighbour
+        "average, high-resource (2)": [25, None, None, 35.6, None],  # `tuned` lacks a language, so has no average
         "average, medium-resource (0)": [None, None, None, 30.9, None],
         "average, low-resource (1)": [100, 50, None, 26.7, None],
         "average, all of them (3)": [50, None, None, None, None],  # without English, as in the paper
@@ -85,7 +79,7 @@ def test_group_averages_by_hand_with_published_ones_beside_them(tmp_path):
     assert "tuned has 1 of the 2 languages of 'high': no average" in table.notes
 
 
-def test_an_average_that_repeats_a_row_is_left_out(tmp_path):
+def test_average_that_repeats_a_row_is_left_out(tmp_path):
     rights = {"ru": [1, 0], "ne": [1, 1], "bn": [0, 0]}
     labels = {}
     for name, langs in {"one": ["ne"], "group": ["ne", "bn"], "groups": ["ne", "ru"]}.items():
@@ -95,7 +89,7 @@ def test_an_average_that_repeats_a_row_is_left_out(tmp_path):
     assert labels == {"one": [], "group": ["average, low-resource (2)"], "groups": ["average, all of them (2)"]}
 
 
-def test_differences_of_documents_that_both_have(tmp_path):
+def test_differences_are_over_common_documents(tmp_path):
     ids = {"ru": ["a", "b", "c", "d"], "ne": ["d", "c", "a", "z"]}
     a = make_run(tmp_path / "a", {"ru": [0, 1, 0, 0], "ne": [0, 0, 0, 0]}, ids=ids)
     b = make_run(tmp_path / "b", {"ru": [1, 1, 0, 1], "ne": [1, 0, 1, 1]}, ids=ids)
@@ -104,7 +98,7 @@ def test_differences_of_documents_that_both_have(tmp_path):
     ru, ne, both = found
     assert (ru.language, ru.difference.mean, ru.difference.count) == ("ru", 0.5, 4)
     assert (ne.language, ne.difference.mean) == ("ne", 0.75)
-    # On a, c, d: ru gains 1, 0, 1 and ne 1, 0, 1.
+    # On items a, c and d, ru gains 1, 0, 1 and ne gains 1, 0, 1.
     assert (both.language, both.difference.count) == ("2 languages, common items", 3)
     assert both.difference.mean == pytest.approx(2 / 3)
     assert notes == []
@@ -113,7 +107,7 @@ def test_differences_of_documents_that_both_have(tmp_path):
     assert table.notes == ["3 items that all have"]
 
 
-def test_items_known_by_their_row_alone_are_not_taken_for_the_same_in_other_languages(tmp_path):
+def test_row_numbers_are_not_matched_across_languages(tmp_path):
     rights = {"ru": [1, 0, 1], "ne": [0, 0, 1]}
     rows = dict.fromkeys(rights, ["0", "1", "2"])
     paths = [make_run(tmp_path / n, rights, "truthfulqa_mc1", "mc1", ids=rows) for n in "ab"]
@@ -128,7 +122,7 @@ def test_items_known_by_their_row_alone_are_not_taken_for_the_same_in_other_lang
     ({"limit": 10}, "limit None, b .* has 10"),
     ({"data": ["other"]}, "hellaswag.ru: a and b read different data files"),
 ])  # fmt: skip
-def test_what_does_not_measure_the_same_is_not_compared_in_silence(tmp_path, about, words):
+def test_runs_with_other_settings_need_mixed_and_get_a_note(tmp_path, about, words):
     a = make_run(tmp_path / "a", {"ru": [1, 0]})
     b = make_run(tmp_path / "b", {"ru": [1, 1]}, about=about)
     with pytest.raises(UserError, match=f"{words}: report them apart, or side by side with --mixed"):
@@ -137,14 +131,14 @@ def test_what_does_not_measure_the_same_is_not_compared_in_silence(tmp_path, abo
     assert note in report.markdown(read_runs([a, b], mixed=True), [], [], [], [])
 
 
-def test_another_machine_is_said(tmp_path):
+def test_another_device_gets_a_note(tmp_path):
     a = make_run(tmp_path / "a", {"ru": [1, 0]})
     b = make_run(tmp_path / "b", {"ru": [1, 1]}, manifest={"device": "cuda", "versions": {"torch": "3"}})
     (note,) = read_runs([a, b], mixed=False).notes
     assert note.endswith("differ in device, versions.torch: scores may differ in the last digits")
 
 
-def test_prompts_that_differ_though_the_settings_agree_are_counted(tmp_path):
+def test_different_prompts_under_equal_settings_get_a_note(tmp_path):
     a, b = (make_run(tmp_path / n, {"ru": [1, 0]}) for n in "ab")
     rows = [json.loads(line) for line in (tmp_path / "b" / "hellaswag.ru.jsonl").read_text().splitlines()]
     write_rows(tmp_path / "b" / "hellaswag.ru.jsonl", [rows[0], {**rows[1], "context_sha256": "shorter"}])
@@ -153,18 +147,18 @@ def test_prompts_that_differ_though_the_settings_agree_are_counted(tmp_path):
     ]
 
 
-def test_one_name_may_have_a_folder_for_each_language_but_not_two_for_one(tmp_path):
+def test_one_name_takes_one_folder_per_language(tmp_path):
     ru, ne = (make_run(tmp_path / lang, {lang: [1, 0]}) for lang in ("ru", "ne"))
     assert list(read_runs([f"RLHF={ru}", f"RLHF={ne}"], mixed=False).cells["RLHF"]) == [
         ("hellaswag", "ru"), ("hellaswag", "ne"),
     ]  # fmt: skip
     with pytest.raises(UserError, match="RLHF has hellaswag.ru twice"):
         read_runs([f"RLHF={ru}", f"RLHF={ru}"], mixed=False)
-    with pytest.raises(UserError, match="absent is no folder: give the --output of launch/evaluate.py"):
+    with pytest.raises(UserError, match="absent is not a folder: give the --output of launch/evaluate.py"):
         read_runs(["absent"], mixed=False)
 
 
-def test_the_command_writes_markdown_csv_and_a_picture(tmp_path, capsys):
+def test_command_writes_markdown_csv_and_a_picture(tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="the picture needs the extra [report]")
     a = make_run(tmp_path / "a", {"ru": [0, 0, 0, 0, 0], "ne": [1, 0, 0, 1, 0]})
     b = make_run(tmp_path / "b", {"ru": [1, 1, 1, 1, 0], "ne": [1, 0, 0, 0, 0]})

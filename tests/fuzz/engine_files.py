@@ -21,11 +21,11 @@ from engine.report.page import page
 from engine.report.reading import read_run
 from engine.run.folder import read_result
 from engine.run.template_choice import choose_template
+from engine.settings import STAGE_SETTINGS
 from engine.text.templates import load_template
 from engine.training.guards import file_of, keep, read_kept
 from engine.training.zero import read_ds_config
 from launch.bench.rollout_workload import read_lengths
-from launch.sft import SETTINGS
 from tests.fuzz.reader import Reader
 from tests.fuzz.spoil import Inputs, any_bytes, frames_file, gzip_file, json_file, lines_file
 from tests.launch.small import INSTRUCTIONS, RANKINGS, write_rows
@@ -75,7 +75,7 @@ def settings_of(path: Path) -> None:
     from engine.cli.parse import parse_settings
 
     read_config(str(path))
-    parse_settings(SETTINGS, ["--config", str(path)], "sft", "x", presets("sft"), lambda flags: "default")
+    parse_settings(STAGE_SETTINGS["sft"], ["--config", str(path)], "sft", "x", presets("sft"), lambda flags: "default")
 
 
 def ranks_and_responses(path: Path) -> None:

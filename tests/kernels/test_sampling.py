@@ -142,9 +142,9 @@ def test_greedy_takes_the_first_of_the_largest_after_penalty_and_bar(sample):
     logits_SV = torch.tensor([[1.0, 4.0, 3.5, 4.0, -2.0]]).repeat(4, 1)
     uniform_S = torch.zeros(4, dtype=torch.float64)
     history_SN = torch.tensor([[-1, -1], [1, -1], [1, 3], [4, -1]])
-    barred_S = torch.tensor([False, False, False, True])
+    eos_masked_S = torch.tensor([False, False, False, True])
     token_S, logprob_S, logsumexp_S = sample(
-        logits_SV, uniform_S, 0.0, 0, 1.0, 0.0, 2.0, history_SN, barred_S, torch.tensor([1])
+        logits_SV, uniform_S, 0.0, 0, 1.0, 0.0, 2.0, history_SN, eos_masked_S, torch.tensor([1])
     )
     assert token_S.tolist() == [1, 3, 2, 3]
     torch.testing.assert_close(logprob_S, logits_SV.log_softmax(-1).gather(1, token_S[:, None])[:, 0])
@@ -188,8 +188,8 @@ def test_a_row_without_a_distribution_gives_nan_and_token_0_and_leaves_the_other
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_row_whose_only_token_is_barred_gives_nan(sample, temperature):
     logits_SV = torch.tensor([[1.0, -torch.inf], [1.0, 0.0]])
-    barred_S, eos = torch.tensor([True, True]), torch.tensor([0])
-    arguments = (torch.zeros(2, dtype=torch.float64), temperature, 0, 1.0, 0.0, 1.0, None, barred_S, eos)
+    eos_masked_S, eos = torch.tensor([True, True]), torch.tensor([0])
+    arguments = (torch.zeros(2, dtype=torch.float64), temperature, 0, 1.0, 0.0, 1.0, None, eos_masked_S, eos)
     token_S, logprob_S, _ = sample(logits_SV, *arguments)
     assert token_S.tolist() == [0, 1]
     assert logprob_S.isnan().tolist() == [True, False]

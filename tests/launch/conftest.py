@@ -1,4 +1,4 @@
-"""Fixtures: a folder of good and of spoilt files, a working directory with them, and what a refusal must look like."""
+"""Fixtures: good and damaged input files, a working directory with them, and a check of error lines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.launch.jobs import everything, run
 
 @pytest.fixture(scope="session")
 def good_and_bad(tmp_path_factory):
-    """Everything good that a job reads, and models that are wrong each in one way."""
+    """Return a folder with valid inputs of each job, and models with one fault each."""
     folder = tmp_path_factory.mktemp("files")
     model = small.make_model(folder / "m")
     small.make_reward_model(folder / "rm", model)
@@ -51,7 +51,7 @@ def edit_json(path, **changes):
 
 @pytest.fixture
 def here(good_and_bad, tmp_path, monkeypatch):
-    """An empty working directory, with the good files in it under their short names."""
+    """Change to a temporary directory with links to the files of good_and_bad."""
     for path in good_and_bad.iterdir():
         (tmp_path / path.name).symlink_to(path)
     monkeypatch.chdir(tmp_path)
@@ -61,7 +61,7 @@ def here(good_and_bad, tmp_path, monkeypatch):
 
 @pytest.fixture
 def refused(here, monkeypatch, capfd):
-    """refused(job, changes) runs a job that must refuse, and returns its line without "error: "."""
+    """Return refuse(job, changes): run a job that must fail and change no file; return its line without "error: "."""
 
     def refuse(job, changes, *more):
         before = everything(here)

@@ -1,4 +1,4 @@
-"""Helpers: the jobs with flags that run, one of which a test then spoils."""
+"""Helpers: valid flags of each job, of which a test changes one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ JOBS = {"sft": sft.job, "reward": reward.job, "ppo": ppo.job, "sample": sample.j
 TRAINERS = ("sft", "reward", "ppo")
 ALL = (*TRAINERS, "sample")
 SHORT = {"template": "plain", "max-length": "64"}
-# What runs, so that a refusal is the doing of the one flag that a test changes.
+# Valid flags: an error then comes from the one flag that a test changes.
 GOOD = {
     "sft": {"data": "prompts.jsonl", "output": "out", "max-steps": "1", **SHORT},
     "reward": {"data": "rankings.jsonl", "output": "out", "max-steps": "1", "heldout": "0.4", **SHORT},
@@ -38,7 +38,7 @@ def run(monkeypatch, job, changes, *more):
 
 
 def everything(folder):
-    """Each file's path and content, those behind links too."""
+    """Return path and content of each file, following links, and the entries of the folder."""
     paths = [Path(parent, name) for parent, _, names in os.walk(folder, followlinks=True) for name in names]
     return {path: path.read_bytes() if path.is_file() else None for path in paths}, sorted(folder.iterdir())
 
@@ -49,7 +49,7 @@ def assert_says(line, *words):
 
 
 def cases(*rows):
-    """(jobs, changes, words that the line must hold), once for each job."""
+    """Expand rows of (jobs, changes, *words in the error line) to one parameter set per job."""
     return [
         pytest.param(job, changes, words, id=f"{job}-{' '.join(map(str, changes.values()))}"[:60])
         for jobs, changes, *words in rows

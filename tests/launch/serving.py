@@ -1,4 +1,4 @@
-"""Helpers: a served model within the test's own process, with a client, and servers in a thread for commands."""
+"""Helpers: serve a model in the test's process with a client, or in a thread for blocking clients."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAME, MAX_OPEN = "small", 12
 async def running(
     loaded: Loaded, max_open: int = MAX_OPEN, **settings: Any
 ) -> AsyncIterator[tuple[TestClient, Server]]:
-    """A client of a server of this model. The engine must be idle."""
+    """Yield a client and a server of this model. The engine must be idle."""
     engine = loaded.engine
     limits = Limits(NAME, engine.model.vocab_size, engine.max_length, max_open, 16)
     server = Server(
@@ -39,7 +39,7 @@ async def running(
 
 @contextmanager
 def in_a_thread(loaded: Loaded, **settings: Any) -> Iterator[str]:
-    """The base URL of a server whose loop runs beside the test, for clients that block."""
+    """Yield the base URL of a server in another thread, for blocking clients."""
     address: list[str] = []
     ready, done = threading.Event(), threading.Event()
 
@@ -60,7 +60,7 @@ def in_a_thread(loaded: Loaded, **settings: Any) -> Iterator[str]:
 
 
 def with_client(loaded: Loaded, test: Callable[[TestClient, Server], Any], **settings: Any) -> Any:
-    """Run `test(client, server)`, which then must have left nothing open."""
+    """Run `test(client, server)` and check that it leaves no open request."""
 
     async def run() -> Any:
         async with running(loaded, **settings) as (client, server):
@@ -68,7 +68,7 @@ def with_client(loaded: Loaded, test: Callable[[TestClient, Server], Any], **set
                 result = await test(client, server)
             except AssertionError:
                 if server.worker.failure:
-                    raise server.worker.failure  # noqa: B904  the cause of all that came after
+                    raise server.worker.failure  # noqa: B904  the cause of the failed assertion
                 raise
             await idle(server)
             return result
@@ -77,7 +77,7 @@ def with_client(loaded: Loaded, test: Callable[[TestClient, Server], Any], **set
 
 
 def served(test: Callable[[TestClient, Server], Any], **settings: Any) -> Callable[[Loaded], None]:
-    """A test with the fixture `loaded`, of a coroutine that takes a client and the server."""
+    """Turn a coroutine test(client, server) into a test with the fixture `loaded`."""
 
     def run(loaded: Loaded) -> None:
         with_client(loaded, test, **settings)
@@ -87,7 +87,7 @@ def served(test: Callable[[TestClient, Server], Any], **settings: Any) -> Callab
 
 
 async def idle(server: Server) -> None:
-    """Wait until nothing is open and all pages and slots have come back; TimeoutError if they do not."""
+    """Wait until no request is open and all pages and slots are free. TimeoutError after 10 s."""
     engine = server.worker.engine
     pool = engine.scheduler.pool
     async with asyncio.timeout(10):
@@ -96,13 +96,13 @@ async def idle(server: Server) -> None:
 
 
 async def post(client: TestClient, path: str, body: Any, **how: Any) -> tuple[int, Any]:
-    """(status, JSON) of an answer."""
+    """Send a POST request and return (status, JSON)."""
     async with client.post(f"/v1/{path}", json=body, **how) as response:
         return response.status, await response.json()
 
 
 async def events(client: TestClient, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
-    """The events of a streamed answer, without the last, which must be [DONE]."""
+    """Return the events of a streamed answer without the last one, which must be [DONE]."""
     async with client.post(f"/v1/{path}", json={**body, "stream": True}) as response:
         assert response.status == 200, await response.text()
         assert response.content_type == "text/event-stream"

@@ -1,4 +1,4 @@
-"""Helpers: models, reward models and record files that a launcher runs on within a second."""
+"""Helpers: models, reward models and record files small enough for a launcher to run in a second."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ RANKINGS = [
 
 
 def make_model(path: Path, family: str = "bloom", seed: int = 0, vocabulary: int = VOCABULARY) -> Path:
-    """A random language model with its tokenizer."""
+    """Write a random language model with its tokenizer."""
     texts = list(GREETINGS.values()) * 2 if family == "bloom" else list(GREETINGS.values())[:4] * 2
     init_model(texts, vocabulary, path, seed=seed, **SHAPES[family])
     return path
 
 
 def make_reward_model(path: Path, base: Path, score: float = 0.1) -> Path:
-    """A reward model of the base's tensors, every weight of its head the given score."""
+    """Write a reward model with the tensors of `base` and a head whose weights all equal `score`."""
     model = load_model(base)
     save_model(model, path, load_tokenizer(base), score_weight_D=torch.full((model.hidden_size,), score))
     return path
 
 
 def make_ending_model(folder: Path) -> Path:
-    """A folder with a model `m` that ends about every fifth token, and five prompts, prompts.jsonl."""
+    """Write a model `m` that samples EOS about every fifth token, and prompts.jsonl with five prompts."""
     base = make_model(folder / "base")
     model, tokenizer = load_model(base), load_tokenizer(base)
     with torch.no_grad():
@@ -65,7 +65,7 @@ def make_ending_model(folder: Path) -> Path:
     return folder
 
 
-# Some words in the last message make the template fail, each in another way.
+# A chat template that fails in a different way for each of these words in the last message.
 FAILS = "{% set said = messages[-1]['content'] %}{% if 'divide' in said %}{{ 1 // 0 }}{% endif %}"
 FAILS += "{% if 'call' in said %}{{ said() }}{% endif %}"
 FAILS += "{% if 'lines' in said %}{{ raise_exception('two\\nlines') }}{% endif %}"
@@ -73,7 +73,7 @@ FAILS += "{% if 'nothing' not in said %}{{ said }}{% endif %}"
 
 
 def with_failing_chat_template(model: Path, copy: Path) -> Path:
-    """A copy of the model whose tokenizer has such a chat template."""
+    """Copy a model and give its tokenizer the failing chat template."""
     shutil.copytree(model, copy)
     (copy / "chat_template.jinja").write_text(FAILS)
     return copy
@@ -90,11 +90,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """This process as the only rank, and none of it left behind for other tests."""
+    """Run as the only rank, and clean up for other tests."""
     before = {name: os.environ.pop(name, None) for name in RANK_VARIABLES}
     yield
     if deepspeed.comm.is_initialized():
-        deepspeed.comm.destroy_process_group()  # torch's own would leave DeepSpeed with a group that is gone
+        deepspeed.comm.destroy_process_group()  # not torch's, which would leave DeepSpeed with a destroyed group
     stop_world()
     for name, value in before.items():
         os.environ.pop(name, None)

@@ -1,4 +1,4 @@
-"""A mistake in flags, --config or ds_config costs nothing: status 2, one line with the next step, no file touched."""
+"""Errors in flags, --config or ds_config: status 2, one line with the next step, no file changed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def alone():
 
 
 @pytest.mark.parametrize("job", ALL)
-def test_the_good_flags_run(here, monkeypatch, job):
+def test_good_flags_run(here, monkeypatch, job):
     run(monkeypatch, job, {})
     assert (here / GOOD[job]["output"]).exists()
 
@@ -64,7 +64,7 @@ def test_the_good_flags_run(here, monkeypatch, job):
     (("ppo", "sample"), {"top-p": "0"}, "--top-p is 0.0", "above 0, up to 1"),
     (("ppo", "sample"), {"top-k": "-2"}, "--top-k is -2", "give 0 (all tokens) or more"),
     (("ppo",), {"kl-horizon": "0"}, "--kl-horizon is 0.0: give more than 0"),
-    (("ppo",), {"kl-horizon": "127"}, "--kl-horizon is 127.0, --batch-size is 128", "negative", "raise the first"),
+    (("ppo",), {"kl-horizon": "127"}, "--kl-horizon is 127.0, --batch-size is 128", "negative", "raise --kl-horizon"),
     (("ppo",), {"kl-coef": "-0.1"}, "--kl-coef is -0.1: give 0 or more"),
     (("ppo",), {"kl-coef": "nan"}, "--kl-coef is nan: give 0 or more"),
     (("ppo",), {"vf-coef": "-1"}, "--vf-coef is -1.0: give 0 or more"),
@@ -79,7 +79,7 @@ def test_the_good_flags_run(here, monkeypatch, job):
     (("sample",), {"min-new-tokens": "9"}, "--min-new-tokens is 9, --max-new-tokens is 8", "lower the first"),
     (("sample",), {"min-p": "1.5"}, "--min-p is 1.5", "0 to 1"),
     (("sample",), {"repetition-penalty": "0"}, "--repetition-penalty is 0.0", "more than 0"),
-    (("sample",), {"stop": ""}, "--stop holds an empty text", "leave it out"),
+    (("sample",), {"stop": ""}, "--stop contains an empty text", "leave it out"),
     (("sample",), {"cache-tokens": "63"}, "--cache-tokens is 63: give 64, one page, or more"),
     (("sample",), {"cache-tokens": "64"}, "needs 2 pages of 64 tokens", "raise --cache-tokens to 128"),
     (("reward",), {"heldout": "1"}, "--heldout is 1.0", "below 1"),
@@ -90,7 +90,7 @@ def test_flags(refused, job, changes, words):
     assert_says(refused(job, changes), *words)
 
 
-def test_words_that_are_no_flags(refused):
+def test_unknown_words(refused):
     assert_says(refused("sft", {}, "prompts.jsonl"), "unexpected argument prompts.jsonl")
     assert_says(refused("sft", {}, "--config"), "--config", "expected one argument")
     assert_says(refused("sft", {}, "--preset"), "--preset", "expected one argument")
@@ -99,8 +99,8 @@ def test_words_that_are_no_flags(refused):
 
 @pytest.mark.parametrize(("content", "words"), [
     (None, ["c.yaml cannot be read (No such file", "check the path"]),
-    ("lr: [1", ["c.yaml is not valid YAML", "mend it"]),
-    ("- lr", ["must hold one mapping of setting to value, not list"]),
+    ("lr: [1", ["c.yaml is not valid YAML", "fix it"]),
+    ("- lr", ["must contain one mapping of setting to value, not list"]),
     ("max_lenght: 9", ["unknown setting 'max_lenght'", "did you mean max_length?"]),
     ("lr: {peak: 1}", ["setting 'lr' must be a plain value"]),
     ("lr: high", ["--lr", "invalid float"]),
@@ -113,9 +113,9 @@ def test_config_files(here, refused, content, words):
     assert_says(refused("sft", {"config": "c.yaml", "lr": None, "max-length": None}), *words)
 
 
-def test_a_config_file_that_is_json_or_a_folder(here, refused):
+def test_config_file_that_is_json_or_a_folder(here, refused):
     (here / "c.json").write_text("{'lr': 1}")
-    assert_says(refused("ppo", {"config": "c.json"}), "c.json is not valid JSON", "mend it")
+    assert_says(refused("ppo", {"config": "c.json"}), "c.json is not valid JSON", "fix it")
     assert_says(refused("ppo", {"config": "m"}), "--config m cannot be read (Is a directory)")
 
 
@@ -142,7 +142,7 @@ def test_deepspeed_configs(here, refused, content, words):
     ("ppo", {"reward": "m"}, "--reward m has no score head"),
     ("sample", {"data": "m"}, "it is a directory"),
 ])  # fmt: skip
-def test_the_commands_themselves(here, job, changes, word):
+def test_command_as_subprocess(here, job, changes, word):
     environment = {k: v for k, v in os.environ.items() if k not in small.RANK_VARIABLES} | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(ROOT / "launch" / f"{job}.py"), *argv_of(job, changes)]
     before = everything(here)

@@ -1,4 +1,4 @@
-"""A mistake in data, models, rewards or outputs costs nothing: status 2, one line, the next step, no file touched."""
+"""Errors in data, models, rewards or outputs: status 2, one line with the next step, no file changed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_data_files(here, refused, job, changes, words):
     assert_says(refused(job, changes), *words)
 
 
-def test_a_file_that_may_not_be_read(here, refused):
+def test_unreadable_file(here, refused):
     if os.geteuid() == 0:
         pytest.skip("root may read every file: the same branch is taken by the loop of links above")
     shutil.copy(here / "prompts.jsonl", here / "locked.jsonl")
@@ -88,8 +88,8 @@ def test_rankings(here, refused, responses, ranks, words):
 
 
 @pytest.mark.parametrize("job", ALL)
-def test_prompts_that_are_too_long(here, refused, monkeypatch, job):
-    # Record b has an input of some thirty tokens, the others are short.
+def test_too_long_prompts(here, refused, monkeypatch, job):
+    # Record b has an input of about thirty tokens; the others are short.
     limit = {"max-length": "40"}
     what = ("prompt b has", "limit is 32") if job in ("ppo", "sample") else ("sequence b has", "--max-length is 40")
     assert_says(refused(job, limit), *what, "--max-length", "--truncate left, right or drop")
@@ -105,7 +105,7 @@ def test_prompts_that_are_too_long(here, refused, monkeypatch, job):
     assert_says(refused(job, {**nothing, "truncate": "drop"}), "no record is left", "raise --max-length")
 
 
-def test_responses_that_are_too_long(here, refused, monkeypatch):
+def test_too_long_responses(here, refused, monkeypatch):
     rows = [{"id": "long", "instruction": "x", "input": "", "output": "abc " * 60}]
     small.write_rows(here / "d.jsonl", rows)
     assert_says(
@@ -137,7 +137,7 @@ def test_responses_that_are_too_long(here, refused, monkeypatch):
     (("ppo",), {"reward": "cut"}, "cut/model.safetensors is cut short"),
     (("ppo",), {"reward": "m"}, "--reward m has no score head", "launch/reward.py", "module:function"),
     (("ppo",), {"reward": "rm_other"}, "--reward rm_other has another tokenizer than the policy", "same base model"),
-    (("ppo",), {"reward": "rm_nan"}, "scores prompt a as nan", "train it anew"),
+    (("ppo",), {"reward": "rm_nan"}, "scores prompt a as nan", "train it again"),
     (("ppo",), {"reward": None}, "--model is given without --reward"),
     (("ppo",), {"reward": "absent_module:score"}, "--reward absent_module:score", "No module named", "module:function"),
     (("ppo",), {"reward": ":score"}, "--reward :score", "Empty module name"),
@@ -171,10 +171,10 @@ def test_models_and_rewards(here, refused, monkeypatch, job, changes, words):
     (("ppo",), {"reward": "absent_module:score"}, "No module named 'absent_module'"),
     (("ppo",), {"max-new-tokens": "64"}, "--max-new-tokens is 64, --max-length is 64"),
     (("ppo",), {"batch-size": "1"}, "--batch-size is 1: PPO compares"),
-    (("ppo",), {"kl-horizon": "9", "kl-controller": "adaptive"}, "--kl-horizon is 9.0", "raise the first"),
+    (("ppo",), {"kl-horizon": "9", "kl-controller": "adaptive"}, "--kl-horizon is 9.0", "raise --kl-horizon"),
 ))  # fmt: skip
-def test_no_stage_is_run_for_a_mistake_that_shows_before_it(refused, monkeypatch, job, changes, words):
-    # Without --model an embedded model is made: from data, by earlier stages.
+def test_errors_show_before_earlier_stages_run(refused, monkeypatch, job, changes, words):
+    # Without --model, earlier stages would make the model.
     def begun(*args):
         raise AssertionError("an earlier stage has begun")
 
@@ -183,27 +183,27 @@ def test_no_stage_is_run_for_a_mistake_that_shows_before_it(refused, monkeypatch
 
 
 @pytest.mark.parametrize("job", ALL)
-def test_outputs_that_cannot_be_written(here, refused, monkeypatch, job):
+def test_unwritable_outputs(here, refused, monkeypatch, job):
     suffix = ".jsonl" if job == "sample" else ""
     line = refused(job, {"output": f"prompts.jsonl/deep/out{suffix}"})
     assert_says(line, f"prompts.jsonl/deep/out{suffix} cannot be made", "prompts.jsonl is a file")
     (here / "locked").mkdir(mode=0o500)
-    access = os.access  # told what it would say to somebody else: root may write everywhere
+    access = os.access  # simulate another user, for root may write everywhere
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "locked" and access(path, mode))
     assert_says(refused(job, {"output": f"locked/out{suffix}"}), "you may not write to", "locked")
 
 
-def test_outputs_of_sample(here, refused):
+def test_sample_outputs(here, refused):
     (here / "mine.jsonl").write_text("mine")
     assert_says(refused("sample", {"output": "out"}), "--output out must end in .jsonl")
-    assert_says(refused("sample", {"output": "mine.jsonl"}), "mine.jsonl is there already", "--overwrite")
+    assert_says(refused("sample", {"output": "mine.jsonl"}), "mine.jsonl exists", "--overwrite")
     assert_says(refused("sample", {"output": "prompts.jsonl"}, "--overwrite"), "prompts.jsonl is the --data file")
     (here / "folder.jsonl").mkdir()
     assert_says(refused("sample", {"output": "folder.jsonl"}, "--overwrite"), "is a folder", "responses.jsonl")
 
 
 @pytest.mark.parametrize("job", TRAINERS)
-def test_outputs_that_hold_something(here, refused, monkeypatch, job):
+def test_existing_outputs(here, refused, monkeypatch, job):
     shutil.copytree(here / "m", here / "a_model")
     (here / "notes").mkdir()
     (here / "notes" / "thesis.txt").write_text("mine")
@@ -223,7 +223,7 @@ def test_outputs_that_hold_something(here, refused, monkeypatch, job):
     assert (here / "out" / "result.json").is_file()
 
 
-def test_windows_line_endings_and_byte_order_marks_are_fine(here, monkeypatch):
+def test_crlf_and_byte_order_marks(here, monkeypatch):
     for name in ("prompts", "rankings"):
         text = (here / f"{name}.jsonl").read_bytes()
         (here / f"{name}_windows.jsonl").write_bytes(b"\xef\xbb\xbf" + text.replace(b"\n", b"\r\n"))
@@ -237,7 +237,7 @@ def test_windows_line_endings_and_byte_order_marks_are_fine(here, monkeypatch):
     assert json.loads((here / "out" / "config.json").read_text())["settings"]["lr"] == 0.5
 
 
-def test_a_reward_function_in_the_working_directory_is_found(here, monkeypatch):
+def test_reward_function_in_working_directory(here, monkeypatch):
     (here / "length_reward.py").write_text("def score(prompt, response):\n    return len(response)\n")
     run(monkeypatch, "ppo", {"reward": "length_reward:score"})
     assert json.loads((here / "out" / "result.json").read_text())["score_first"] > 0

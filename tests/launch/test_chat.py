@@ -1,4 +1,4 @@
-"""The terminal chat: its commands, its memory, Ctrl-C; and all of it once through a pseudo-terminal."""
+"""The terminal chat: commands, memory and Ctrl-C, also through a pseudo-terminal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from engine.base.errors import UserError
 from engine.generation.sampling import Sampling
-from launch.chat import Chat, ChatSettings, noted, talk
+from launch.chat import Chat, ChatSettings, record_signal, talk
 from launch.serve import ModelSettings, load
 from tests.launch import small
 
@@ -35,14 +35,14 @@ def loaded(folder):
 
 @pytest.fixture
 def chat(loaded):
-    """A chat whose lines and text are kept."""
+    """Return a chat that records its lines and text."""
     chat = Chat(loaded.engine, loaded.tokenizer, loaded.dialogs, ChatSettings(max_new_tokens=12, seed=1), None, None)
     chat.lines, chat.text = [], []
     chat.say, chat.write = chat.lines.append, chat.text.append
     return chat
 
 
-def test_an_answer_comes_in_pieces_and_is_remembered(chat):
+def test_answer_is_streamed_and_remembered(chat):
     chat.hear("Good morning")
     answer = "".join(chat.text)
     assert len([part for part in chat.text if part]) > 3
@@ -53,7 +53,7 @@ def test_an_answer_comes_in_pieces_and_is_remembered(chat):
     chat.hear("/reset")
     chat.text.clear()
     chat.hear("Good morning")
-    assert "".join(chat.text) == answer, "the same seed and dialog"
+    assert "".join(chat.text) == answer, "equal seeds and dialogs"
     chat.hear("Good morning")
     assert len(chat.turns) == 4
 
@@ -69,7 +69,7 @@ def test_without_a_seed_answers_differ(chat):
     assert text[:third] != text[third : 2 * third]
 
 
-def test_what_is_too_old_is_cut_and_said(chat):
+def test_long_dialogs_are_cut(chat):
     for _ in range(6):
         chat.hear("Good morning")
     cut = [line for line in chat.lines if "the oldest" in line]
@@ -81,7 +81,7 @@ def test_what_is_too_old_is_cut_and_said(chat):
         chat.hear("a" * 200)
 
 
-def test_a_system_text_stands_first_and_is_never_cut(chat, monkeypatch):
+def test_system_message_is_first_and_never_cut(chat, monkeypatch):
     seen = []
     monkeypatch.setattr(chat, "_generate", lambda request: (seen.append(request.prompt), ("Gut.", "stop"))[1])
     chat.hear("/system Be brief.")
@@ -115,7 +115,7 @@ def test_settings_change_by_commands(chat):
         assert word in chat.lines[-1]
     before = chat.settings
     for line, words in (
-        ("/temprature 1", "there is no command /temprature (did you mean temperature?): /help lists them"),
+        ("/temprature 1", "unknown command /temprature (did you mean temperature?): /help lists them"),
         ("/temperature hot", "/temperature needs a number, not 'hot'"),
         ("/top-k 1.5", "/top-k needs a number, not '1.5'"),
         ("/top-p 7", "--top-p is 7.0"),
@@ -126,11 +126,11 @@ def test_settings_change_by_commands(chat):
         assert words in str(error.value)
     assert chat.settings is before
     chat.hear("/max-new-tokens 500")
-    with pytest.raises(UserError, match="max-new-tokens is 500, the context has 128: lower it by /max-new-tokens"):
+    with pytest.raises(UserError, match="max-new-tokens is 500, the context has 128: lower it with /max-new-tokens"):
         chat.hear("hi")
 
 
-def test_ctrl_c_stops_an_answer_and_what_was_said_stays(chat):
+def test_ctrl_c_stops_the_answer_and_keeps_its_text(chat):
     chat.hear("/max-new-tokens 100")
     chat.hear("/temperature 0")
 
@@ -150,16 +150,16 @@ def test_ctrl_c_stops_an_answer_and_what_was_said_stays(chat):
     assert chat.engine.scheduler.pool.num_free == chat.engine.scheduler.pool.num_pages
 
 
-def test_a_signal_inside_is_noted_and_the_handler_comes_back():
+def test_record_signal_restores_the_handler():
     before = signal.getsignal(signal.SIGINT)
-    with noted(signal.SIGINT) as came:
+    with record_signal(signal.SIGINT) as came:
         assert not came
         signal.raise_signal(signal.SIGINT)
         assert came
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_talking_goes_on_after_mistakes_and_ends_with_the_input(chat):
+def test_dialog_continues_after_errors_and_ends_with_input(chat):
     typed = iter(["/zzz", KeyboardInterrupt(), "", "   ", "/quit", "never read"])
 
     def read_line():
@@ -169,7 +169,7 @@ def test_talking_goes_on_after_mistakes_and_ends_with_the_input(chat):
         return line
 
     talk(chat, read_line)
-    assert chat.lines == ["(there is no command /zzz: /help lists them)", "\n(/quit or Ctrl-D ends)"]
+    assert chat.lines == ["(unknown command /zzz: /help lists them)", "\n(/quit or Ctrl-D ends)"]
     assert next(typed) == "never read"
 
     def ended():
@@ -179,7 +179,7 @@ def test_talking_goes_on_after_mistakes_and_ends_with_the_input(chat):
     talk(chat, ended)
 
 
-def test_lines_from_a_pipe_and_one_that_is_not_utf8_is_said_and_the_dialog_goes_on(folder):
+def test_piped_input_that_is_not_utf8(folder):
     lines = b"Good \xff\xfe morning\n/system \xff\n/system Be brief.\n/temperature 0.5\n/seed none\nGood morning\n"
     flags = ["--template", "plain", "--max-new-tokens", "4", "--max-length", str(ROOM)]
     run = subprocess.run(
@@ -188,25 +188,27 @@ def test_lines_from_a_pipe_and_one_that_is_not_utf8_is_said_and_the_dialog_goes_
     )  # fmt: skip
     said = run.stdout.decode("utf-8")
     assert (run.returncode, run.stderr) == (0, b"")
-    assert said.count("(the line holds bytes that are not UTF-8: set the terminal, or convert the file, to UTF-8)") == 2
+    assert (
+        said.count("(the line contains bytes that are not UTF-8: set the terminal, or convert the file, to UTF-8)") == 2
+    )
     answered = said.index("(cut at max-new-tokens)")
     for line in ("(system is 'Be brief.')", "(temperature is 0.5)", "(seed is None)"):
         assert said.index(line) < answered
 
 
-def test_a_system_text_that_is_not_utf8_is_refused():
-    with pytest.raises(UserError, match="--system holds bytes that are not UTF-8"):
+def test_system_message_that_is_not_utf8():
+    with pytest.raises(UserError, match="--system contains bytes that are not UTF-8"):
         ChatSettings(system="a\udcffb")
 
 
 @pytest.fixture(scope="module")
 def failing(folder, tmp_path_factory):
-    """A model whose chat template fails in several ways."""
+    """Return a model with the failing chat template."""
     failing = small.with_failing_chat_template(folder, tmp_path_factory.mktemp("failing") / "m")
     return load(ModelSettings(str(failing), max_length=ROOM, slots=1))
 
 
-def test_a_chat_template_that_fails_or_renders_nothing_is_one_line_and_the_dialog_goes_on(failing):
+def test_failing_chat_template_is_one_line(failing):
     said: list[str] = []
     settings = ChatSettings(max_new_tokens=4, seed=1)
     chat = Chat(failing.engine, failing.tokenizer, failing.dialogs, settings, said.append, lambda _: None)
@@ -222,11 +224,11 @@ def test_a_chat_template_that_fails_or_renders_nothing_is_one_line_and_the_dialo
 
 
 class Terminal:
-    """A program in a pseudo-terminal of its own, which is what its Ctrl-C comes from."""
+    """A program with its own pseudo-terminal as controlling terminal, so that Ctrl-C reaches it."""
 
     def __init__(self, argv):
-        self.master, self.slave = pty.openpty()  # the slave stays open: without one, reading fails
-        # A new session's first terminal that is opened becomes the one it is controlled by.
+        self.master, self.slave = pty.openpty()  # keep the slave open, else reading fails
+        # The first terminal that a new session opens becomes its controlling terminal.
         begin = (
             "import os, sys; terminal = os.open(sys.argv[1], os.O_RDWR); [os.dup2(terminal, n) for n in (0, 1, 2)]; "
             "os.execv(sys.argv[2], sys.argv[2:])"
@@ -241,7 +243,7 @@ class Terminal:
         self.seen = b""
 
     def wait_for(self, words, seconds=60):
-        """What came up to these words."""
+        """Return the output up to these words."""
         end = time.monotonic() + seconds
         while words.encode() not in self.seen:
             left = end - time.monotonic()
@@ -274,7 +276,7 @@ def test_in_a_terminal(folder):
         answer = terminal.wait_for("\n> ")
         assert "शुभ प्रभात" in answer, "what is typed is shown"
         terminal.type("/reset\n")
-        assert "(the dialog begins anew)" in terminal.wait_for("\n> ")
+        assert "(the dialog starts again)" in terminal.wait_for("\n> ")
         terminal.type("शुभ प्रभात\n")
         assert terminal.wait_for("\n> ") == answer
         terminal.type("/max-new-tokens 1900\n")
@@ -286,7 +288,7 @@ def test_in_a_terminal(folder):
         terminal.type("\x03")
         assert "(stopped)" in terminal.wait_for("\n> ", 10)
         terminal.type("/oops\n")
-        assert "there is no command /oops" in terminal.wait_for("\n> ")
+        assert "unknown command /oops" in terminal.wait_for("\n> ")
         terminal.type("\x04")
         assert terminal.process.wait(20) == 0
     finally:

@@ -1,4 +1,4 @@
-"""The offline chain: instruct, translate, sample, rank through the simulator, and the reward trainer takes the file."""
+"""The offline chain: instruct, translate, sample and rank with the simulator, then train a reward model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.launch import small
 
 
 @pytest.mark.parametrize("lang", ["ne", "vi", "ar"])
-def test_from_seeds_to_a_ranking_that_a_reward_model_learns_from(tmp_path, monkeypatch, lang):
+def test_seeds_to_reward_model(tmp_path, monkeypatch, lang):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("no_proxy", "*")
     small.make_model(tmp_path / "m")

@@ -1,4 +1,4 @@
-"""launch/evaluate.py: the same records from any batch, ranks and kills; what a folder takes and what is refused."""
+"""launch/evaluate.py: records do not depend on batch, ranks or kills; folders, locks and errors."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def reference(files):
     return records(files / "reference")
 
 
-def test_a_run_writes_records_results_and_a_manifest(files, reference, capsys):
+def test_run_writes_records_results_and_manifest(files, reference, capsys):
     output = files / "reference"
     assert sorted(reference) == ["arc.en.jsonl", "mmlu.en.jsonl", "truthfulqa_mc1.en.jsonl", "truthfulqa_mc2.en.jsonl"]
     rows = small.read_rows(output / "mmlu.en.jsonl")
@@ -63,12 +63,12 @@ def test_a_run_writes_records_results_and_a_manifest(files, reference, capsys):
     assert results["work"]["positions_computed"] == results["work"]["tree_tokens"] > 0
     assert results["manifest"] == json.loads((output / "manifest.json").read_text())
     assert results["manifest"]["tasks"]["arc.en"]["shots"] == 2
-    evaluate.job(argv(files, output))  # everything is there: nothing is scored again
+    evaluate.job(argv(files, output))  # all scores are stored: nothing is scored again
     said = capsys.readouterr().out
     assert_says(
         said,
         "template  none: the protocol's own prompts",
-        "5 documents are there, 0 are left",
+        "5 documents are already scored, 0 are left",
         "mmlu_en_stem",
         "results.json",
     )
@@ -77,12 +77,12 @@ def test_a_run_writes_records_results_and_a_manifest(files, reference, capsys):
 
 
 @pytest.mark.parametrize("batch_tokens", ["1", "8192"])
-def test_the_same_bytes_from_any_batch(files, reference, tmp_path, batch_tokens):
+def test_records_are_batch_invariant(files, reference, tmp_path, batch_tokens):
     evaluate.job(argv(files, tmp_path / "out", **{"batch-tokens": batch_tokens}))
     assert records(tmp_path / "out") == reference
 
 
-def test_the_same_bytes_from_other_tasks_one_by_one(files, reference, tmp_path):
+def test_records_do_not_depend_on_other_tasks(files, reference, tmp_path):
     for task in ("mmlu", "truthfulqa_mc1", "arc"):
         evaluate.job(argv(files, tmp_path / "out", tasks=task))
     found = records(tmp_path / "out")
@@ -95,7 +95,7 @@ class Killed(Exception):
     pass
 
 
-def test_the_same_bytes_on_two_ranks_after_a_kill_on_one(files, reference, tmp_path, monkeypatch):
+def test_records_equal_on_two_ranks_after_a_kill_on_one(files, reference, tmp_path, monkeypatch):
     left = 7
 
     def die(*args):
@@ -134,7 +134,7 @@ def test_the_same_bytes_on_two_ranks_after_a_kill_on_one(files, reference, tmp_p
     ({"limit": "2", "output": "reference"}, ["holds results of arc.en with other settings", "limit"]),
     ({"protocol": "okapi", "shared-shots": "true"}, ["--shared-shots is no part of protocol okapi"]),
 ])  # fmt: skip
-def test_a_mistake_is_one_line_and_costs_nothing(files, reference, monkeypatch, capfd, changes, words):
+def test_errors_are_one_line_and_change_nothing(files, reference, monkeypatch, capfd, changes, words):
     monkeypatch.chdir(files)
     if not (files / "no_tokenizer").exists():
         shutil.copytree(files / "model", files / "no_tokenizer")
@@ -152,11 +152,11 @@ def test_a_mistake_is_one_line_and_costs_nothing(files, reference, monkeypatch, 
     assert everything(files) == before
 
 
-def test_two_runs_do_not_write_one_folder_at_once(files, tmp_path, monkeypatch):
+def test_concurrent_runs_in_one_folder(files, tmp_path, monkeypatch):
     output, other = tmp_path / "out", {}
 
     def meanwhile(run, group):
-        """While the first run scores, a second one is started on its folder."""
+        """Start a second run in the folder while the first one scores."""
         monkeypatch.setattr(evaluate, "score", score)
         for more in ((), ("--overwrite",)):
             before = everything(output)
@@ -171,10 +171,10 @@ def test_two_runs_do_not_write_one_folder_at_once(files, tmp_path, monkeypatch):
     evaluate.job(argv(files, output, tasks="arc"))
     assert other == {"refused": True}
     assert sorted(path.name for path in output.iterdir()) == ["arc.en.jsonl", "manifest.json", "parts", "results.json"]
-    evaluate.job(argv(files, output, tasks="arc,mmlu"))  # the lock went with the first run
+    evaluate.job(argv(files, output, tasks="arc,mmlu"))  # the first run has released its lock
 
 
-def test_a_folder_that_another_run_began_since_it_was_checked(files, reference, tmp_path, monkeypatch):
+def test_folder_started_by_another_run_after_the_check(files, reference, tmp_path, monkeypatch):
     output, check = tmp_path / "out", Output.check
 
     def began(self, manifest, overwrite):
@@ -190,14 +190,14 @@ def test_a_folder_that_another_run_began_since_it_was_checked(files, reference, 
     assert not (output / "lock").exists()
 
 
-def test_what_a_killed_run_left_of_its_lock_stops_nobody(files, reference, tmp_path):
+def test_stale_lock_is_ignored(files, reference, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "lock").touch()
     evaluate.job(argv(files, tmp_path / "out"))
     assert records(tmp_path / "out") == reference
 
 
-def test_what_was_left_out_is_told_beside_what_was_scored(files, tmp_path, capsys):
+def test_skipped_records_are_printed(files, tmp_path, capsys):
     shutil.copytree(files / "data", tmp_path / "data")
     path = tmp_path / "data" / "m_arc" / "en_test.json"
     rows = json.loads(path.read_text())
@@ -205,4 +205,4 @@ def test_what_was_left_out_is_told_beside_what_was_scored(files, tmp_path, capsy
     path.write_text(json.dumps(rows))
     changes = {"tasks": "arc", "data-dir": tmp_path / "data", "bad-records": "skip"}
     evaluate.job(argv(files, tmp_path / "out", **changes))
-    assert_says(capsys.readouterr().out, "arc.en: 4 documents, 1 bad records left out")
+    assert_says(capsys.readouterr().out, "arc.en: 4 documents, 1 bad records skipped")

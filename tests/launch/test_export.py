@@ -1,4 +1,4 @@
-"""What is exported loads in transformers, and what could not be is found before the first step and leaves nothing."""
+"""Exported models load in transformers; export errors show before the first step and leave no file."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def alone():
 
 @pytest.mark.parametrize("pad", [-1, 320])
 @pytest.mark.parametrize("job", TRAINERS)
-def test_a_model_whose_padding_id_is_none_is_trained_and_exported(here, monkeypatch, job, pad):
-    """With a tokenizer that has no padding token, as LLaMA's: transformers pads for a reward model with BOS then."""
+def test_model_without_padding_id(here, monkeypatch, job, pad):
+    """For a tokenizer without padding token, as LLaMA's. transformers then pads reward models with BOS."""
     base = small.make_model(here / "padded", "llama")
     edit_json(base / "config.json", pad_token_id=pad)
     own = {"ppo": {"reward": "rewards_of_exports:length"}}.get(job, {})
@@ -37,22 +37,22 @@ def test_a_model_whose_padding_id_is_none_is_trained_and_exported(here, monkeypa
 
 
 @pytest.mark.parametrize("job", TRAINERS)
-def test_what_cannot_be_exported_is_found_before_the_first_step(refused, monkeypatch, job):
+def test_export_errors_show_before_the_first_step(refused, monkeypatch, job):
     def overflows(*_, **__):
         raise OverflowError("can't convert negative int to unsigned")
 
     monkeypatch.setattr("engine.models.hf._matching_tokenizer", overflows)
     line = refused(job, {})
-    assert_says(line, "what is trained could not be exported (can't convert negative int to unsigned)", "of --model")
+    assert_says(line, "the model could not be exported (can't convert negative int to unsigned)", "of --model")
 
 
 @pytest.mark.parametrize("job", TRAINERS)
-def test_a_card_that_cannot_be_written_is_found_before_the_first_step(refused, monkeypatch, job):
+def test_model_card_errors_show_before_the_first_step(refused, monkeypatch, job):
     monkeypatch.setattr("engine.run.model_card._SHOWN", (["no name"],))
-    assert_says(refused(job, {}), "what is trained could not be exported (")
+    assert_says(refused(job, {}), "the model could not be exported (")
 
 
-def test_a_trial_reads_back_what_it_wrote_and_names_no_temporary_folder(good_and_bad, monkeypatch):
+def test_trial_export_is_read_back(good_and_bad, monkeypatch):
     model, tokenizer = load_model(good_and_bad / "m"), load_tokenizer(good_and_bad / "m")
     settings = {"lang": "ne"}
     assert try_export(model, "sft", settings, {}, tokenizer, (2,)) is None
@@ -65,8 +65,8 @@ def test_a_trial_reads_back_what_it_wrote_and_names_no_temporary_folder(good_and
         try_export(model, "ppo", settings, {}, tokenizer, (2, 320))
 
 
-def test_a_folder_in_the_place_of_the_model_is_found_before_the_first_step(here, refused, monkeypatch):
-    """As in a run that is taken up again, with another folder in the place of its model."""
+def test_foreign_model_folder_shows_before_the_first_step(here, refused, monkeypatch):
+    """A resumed run finds another folder in place of its model."""
     (here / "out" / "model").mkdir(parents=True)
     (here / "out" / "model" / "thesis").write_text("years of work")
     run_config = {"settings": {}}

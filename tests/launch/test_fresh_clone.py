@@ -1,4 +1,4 @@
-"""A fresh clone works where the package is not installed, and its programs import from it, not from another one."""
+"""A fresh clone works without installing the package, and its programs import from that clone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LAUNCH = ROOT / "launch"
 PROGRAMS = sorted(
     path.relative_to(LAUNCH).as_posix() for path in LAUNCH.rglob("*.py") if "\n    main(" in path.read_text("utf-8")
 )
-# What `python FILE` does, in an interpreter that has forgotten where the package is installed.
+# Run `python FILE` in an interpreter that does not know where the package is installed.
 START = """
 import runpy, sys
 from pathlib import Path
@@ -31,12 +31,12 @@ except SystemExit as stopped:
 """
 
 
-def test_the_programs_are_found():
+def test_programs_are_found():
     assert {"sft.py", "ppo.py", "evaluate.py", "serve.py", "bench/ppo_trl.py", "init.py", "plan.py"} <= set(PROGRAMS)
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_a_program_puts_its_clone_on_the_path_before_it_imports_from_it(program):
+def test_program_puts_its_clone_on_the_path_first(program):
     above = len(Path(program).parts)
     for node in ast.parse((LAUNCH / program).read_text(encoding="utf-8")).body:
         if isinstance(node, ast.If) and "__main__" in ast.unparse(node.test):
@@ -47,7 +47,7 @@ def test_a_program_puts_its_clone_on_the_path_before_it_imports_from_it(program)
         assert not ROOMS & {name.split(".")[0] for name in names if name}, f"line {node.lineno}"
 
 
-def test_a_program_starts_from_any_folder_without_the_package(tmp_path):
+def test_program_starts_from_any_folder_without_the_package(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, "-c", START, str(ROOT / "launch" / "init.py"), "--help"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)

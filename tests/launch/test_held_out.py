@@ -1,4 +1,4 @@
-"""What the trainers hold out, measure and say at the start: held-out data, merged records, warm-up, scores."""
+"""Held-out data, merged rankings, warm-up and score statistics of the trainers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def result_of(folder):
     return json.loads((folder / "result.json").read_text())
 
 
-def test_sft_measures_the_held_out_loss_and_answers_only_where_asked(here, monkeypatch, capfd):
+def test_sft_held_out_loss_and_exact_match(here, monkeypatch, capfd):
     asked, generate = [], exact_match.generate
     monkeypatch.setattr(exact_match, "generate", lambda *args, **more: asked.append(1) or generate(*args, **more))
     small.write_rows(here / "other.jsonl", [{"instruction": "x", "input": "", "output": "Good morning"}])
@@ -41,8 +41,8 @@ def test_sft_measures_the_held_out_loss_and_answers_only_where_asked(here, monke
     assert_says(capfd.readouterr().out, "5 of 5 held-out records have a prompt that is trained on")
 
 
-def test_a_reward_model_without_held_out_rankings(here, monkeypatch, capfd):
-    """Its moments are in its own folder, and PPO uses them from there."""
+def test_reward_model_without_held_out_rankings(here, monkeypatch, capfd):
+    """The model folder contains its score moments, and PPO reads them from there."""
     run(monkeypatch, "reward", {"heldout": "0", "output": "all"})
     result, said = result_of(here / "all"), capfd.readouterr().out
     assert not {"accuracy", "accuracy_before"} & result.keys()
@@ -57,7 +57,7 @@ def test_a_reward_model_without_held_out_rankings(here, monkeypatch, capfd):
     assert_says(capfd.readouterr().out, "note: rm/config.json has no score_mean and score_std", "scores not clipped")
 
 
-def test_a_reward_model_that_scores_all_alike_is_refused_before_any_work(here, refused):
+def test_constant_reward_model_is_refused_before_any_work(here, refused):
     small.make_reward_model(here / "flat", here / "m", score=0.0)
     config = json.loads((here / "flat" / "config.json").read_text())
     (here / "flat" / "config.json").write_text(json.dumps({**config, "score_mean": 0.0, "score_std": 0.0}))
@@ -65,7 +65,7 @@ def test_a_reward_model_that_scores_all_alike_is_refused_before_any_work(here, r
     assert_says(refused("ppo", {"reward": "flat", "model": None}), "score_std 0.0")
 
 
-def test_records_of_a_prompt_are_merged_and_stay_on_one_side(here, monkeypatch, capfd):
+def test_rankings_of_a_prompt_are_merged_and_split_together(here, monkeypatch, capfd):
     pairs = [("yes", "no"), ("no", "good"), ("oh", "ah")]
     rows = [
         {"instruction": f"Say it {p}", "input": "", "prefered_output": better, "rejected_output": worse}
@@ -78,10 +78,10 @@ def test_records_of_a_prompt_are_merged_and_stay_on_one_side(here, monkeypatch, 
     monkeypatch.setattr(reward, "RewardTrainer", lambda *args: made.append(trainer(*args)) or made[-1])
     run(monkeypatch, "reward", {"data": "pairs.jsonl", "heldout": "0.5"})
     sides = [{r.examples[0].tokens[: r.examples[0].prompt_len] for r in side}
-             for side in (made[0].rankings, made[0].heldout)]  # fmt: skip
+             for side in (made[0].records, made[0].heldout)]  # fmt: skip
     assert not sides[0] & sides[1] and sum(map(len, sides)) == 7
-    assert len(made[0].rankings) + len(made[0].heldout) == 13
-    assert sorted(len(r.examples) for r in (*made[0].rankings, *made[0].heldout)) == [2] * 6 + [3] * 7
+    assert len(made[0].records) + len(made[0].heldout) == 13
+    assert sorted(len(r.examples) for r in (*made[0].records, *made[0].heldout)) == [2] * 6 + [3] * 7
     assert_says(
         capfd.readouterr().out,
         "pairs.jsonl: 19 rankings of 7 prompts merged into 13",
@@ -89,7 +89,7 @@ def test_records_of_a_prompt_are_merged_and_stay_on_one_side(here, monkeypatch, 
     )
 
 
-def test_answers_that_are_cut_to_the_same_tokens_are_counted(here, refused, monkeypatch, capfd):
+def test_responses_cut_to_equal_tokens_are_counted(here, refused, monkeypatch, capfd):
     same = {**small.RANKINGS[0], "responses": ["good " * 60 + "yes", "good " * 60 + "no"], "ranks": [1, 2]}
     small.write_rows(here / "k.jsonl", [{**same, "id": "long"}, *small.RANKINGS[1:]])
     run(monkeypatch, "reward", {"data": "k.jsonl", "truncate": "right", "tokens-per-microbatch": "300"})
@@ -99,10 +99,10 @@ def test_answers_that_are_cut_to_the_same_tokens_are_counted(here, refused, monk
     changes = {"data": "none.jsonl", "truncate": "right"}
     with pytest.raises(SystemExit):
         run(monkeypatch, "reward", {**changes, "output": "none"})
-    assert "none.jsonl has no ranking left: give answers that differ" in capfd.readouterr().err
+    assert "none.jsonl has no usable ranking: give responses that differ" in capfd.readouterr().err
 
 
-def test_the_header_says_which_warm_up_is_taken(here, monkeypatch, capfd):
+def test_header_shows_the_warmup(here, monkeypatch, capfd):
     run(monkeypatch, "sft", {"preset": "okapi"})
     said = capfd.readouterr().out
     assert_says(said, "rate      2e-05, cosine (a tenth of the run, where the preset has 300: --warmup-steps 300 takes")

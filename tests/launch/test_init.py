@@ -1,4 +1,4 @@
-"""A model from nothing: what is written loads in transformers and here, repeats bit for bit, and mistakes are named."""
+"""New models load in transformers and here, repeat bit for bit, and errors name their cause."""
 
 import gzip
 import json
@@ -35,7 +35,7 @@ def text_file(tmp_path):
 
 
 @pytest.mark.parametrize("family", ["bloom", "llama"])
-def test_the_written_model_is_one_for_transformers_too(tmp_path, family):
+def test_model_loads_in_transformers(tmp_path, family):
     weights = init_model(TEXTS, 640, tmp_path / "m", seed=3, **SHAPES[family])
     tokenizer, model = load_tokenizer(tmp_path / "m"), load_model(tmp_path / "m")
     check_vocab(tokenizer, model.vocab_size)
@@ -52,7 +52,7 @@ def test_the_written_model_is_one_for_transformers_too(tmp_path, family):
         torch.testing.assert_close(ours, theirs(torch.tensor([ids])).logits[0], atol=1e-5, rtol=1e-5)
 
 
-def test_the_shape_asked_for_is_the_shape_written(tmp_path):
+def test_shape_is_written(tmp_path):
     init_model(TEXTS, 640, tmp_path / "m", **SHAPES["llama"], max_positions=64)
     config = json.loads((tmp_path / "m" / "config.json").read_text())
     expected = {
@@ -68,7 +68,7 @@ def test_the_shape_asked_for_is_the_shape_written(tmp_path):
     assert {name: config[name] for name in expected} == expected
 
 
-def test_equal_arguments_give_equal_files_and_the_seed_changes_only_weights(tmp_path):
+def test_equal_arguments_give_equal_files_and_seed_changes_only_weights(tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         init_model(TEXTS, 640, tmp_path / name, seed=seed, **SHAPES["bloom"])
     a, b, c = ({f.name: f.read_bytes() for f in (tmp_path / name).iterdir()} for name in "abc")
@@ -105,12 +105,12 @@ def test_overwrite(tmp_path):
         ({"max_positions": 0}, "--max-positions is 0"),
     ],
 )
-def test_shapes_that_cannot_be_are_refused(sizes, words):
+def test_impossible_shapes(sizes, words):
     with pytest.raises(UserError, match=words):
         ModelShape(**{**SHAPES["llama"], **sizes})
 
 
-def test_texts_come_from_text_and_record_files(tmp_path):
+def test_texts_from_text_and_record_files(tmp_path):
     record = {"id": "q/1", "instruction": "अब", "responses": ["x", "y"], "ranks": [1, 2], "meta": {"note": "z"}}
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\ntwo")
     (tmp_path / "b.jsonl").write_text(json.dumps(record))
@@ -120,7 +120,7 @@ def test_texts_come_from_text_and_record_files(tmp_path):
     assert list(read_texts(paths)) == ["one\n", "two", "अब", "x", "y", "z", "three", "four"]
 
 
-def test_files_that_cannot_be_read_are_named(tmp_path):
+def test_unreadable_files_are_named(tmp_path):
     (tmp_path / "bad.txt").write_bytes(b"good\n\xff\n")
     with pytest.raises(UserError, match=r"bad\.txt:2: byte 0xff is not UTF-8"):
         list(read_texts([tmp_path / "bad.txt"]))

@@ -1,4 +1,4 @@
-"""The embedded default in every language: data, tokenizer, SFT, reward model, PPO and a model transformers loads."""
+"""The embedded default in each language: data, tokenizer, SFT, reward model, PPO, and loading in transformers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine.base.languages import LANGUAGES
 from launch import common, ppo, reward, sft
 from tests.launch import small
 
-# One default case a script family, right-to-left and unspaced among them; all of them with -m slow.
+# By default one language per script family, including right-to-left and unspaced scripts; all with -m slow.
 DEFAULT = ("ar",)
 
 
@@ -28,7 +28,9 @@ def test_a_few_steps_from_nothing(tmp_path, monkeypatch, capsys, lang):
     few = ["--lang", lang, "--runs", str(tmp_path), "--batch-size", "16"]
     sft.job([*few, "--max-steps", "3"])
     reward.job([*few, "--max-steps", "2"])
-    ppo.job([*few, "--max-steps", "2"])
+    heldout = (tmp_path / lang / "data" / "heldout.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "some.jsonl").write_text("".join(heldout[:32]))
+    ppo.job([*few, "--max-steps", "2", "--eval-data", str(tmp_path / "some.jsonl")])
     out = capsys.readouterr().out
     assert "held-out" in out and "go on" in out
     rows = [json.loads(line) for line in (tmp_path / lang / "ppo" / "metrics.jsonl").read_text().splitlines()]
@@ -38,7 +40,7 @@ def test_a_few_steps_from_nothing(tmp_path, monkeypatch, capsys, lang):
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
     folder = tmp_path / lang / "ppo" / "model"
-    text = json.loads((tmp_path / lang / "data" / "heldout.jsonl").read_text().splitlines()[0])["instruction"]
+    text = json.loads(heldout[0])["instruction"]
     assert AutoTokenizer.from_pretrained(folder).decode(AutoTokenizer.from_pretrained(folder)(text).input_ids) == text
     assert AutoModelForCausalLM.from_pretrained(folder).num_parameters() > 0
     assert AutoModelForSequenceClassification.from_pretrained(tmp_path / lang / "reward" / "model").num_labels == 1

@@ -1,4 +1,4 @@
-"""How long a sequence may be: a default that the model does not serve is lowered and said, a flag is refused."""
+"""Sequence lengths above the model's limit: defaults are lowered with a note, flags are refused."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def alone():
 
 @pytest.fixture(scope="module")
 def windowed(tmp_path_factory):
-    """Mistral's layout: 2,048 positions, of which attention sees 256."""
+    """Return a model in Mistral's layout: 2,048 positions with a sliding window of 256."""
     path = small.make_model(tmp_path_factory.mktemp("windowed") / "m", "llama")
     edit_json(path / "config.json", model_type="mistral", sliding_window=256)
     return path
@@ -36,14 +36,14 @@ def windowed(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def short(tmp_path_factory):
-    """A LLaMA of 128 positions."""
+    """Return a LLaMA with 128 positions."""
     path = small.make_model(tmp_path_factory.mktemp("short") / "m", "llama")
     edit_json(path / "config.json", max_position_embeddings=128)
     return path
 
 
 @pytest.mark.parametrize("job", ALL)
-def test_default_lengths_are_lowered_to_what_the_model_serves(here, windowed, monkeypatch, capfd, job):
+def test_default_lengths_are_lowered_to_the_models_limit(here, windowed, monkeypatch, capfd, job):
     own = {"ppo": {"reward": "lengths_reward:length"}, "sample": {"num-responses": "1", "temperature": "0"}}.get(
         job, {}
     )
@@ -65,22 +65,22 @@ def test_default_lengths_are_lowered_to_what_the_model_serves(here, windowed, mo
 
 
 @pytest.mark.parametrize("job", ALL)
-def test_a_length_that_was_asked_for_is_not_lowered(refused, short, job):
+def test_given_max_length_is_not_lowered(refused, short, job):
     line = refused(job, {"model": str(short), "max-length": "129"})
     assert_says(line, f"--max-length is 129, {short} serves 128 tokens (max_position_embeddings in its config.json)")
 
 
-def test_a_response_that_was_asked_for_is_not_shortened(refused, short):
+def test_given_max_new_tokens_is_not_lowered(refused, short):
     for job in ("ppo", "sample"):
         line = refused(job, {"model": str(short), "max-length": None, "max-new-tokens": "128"})
         assert_says(line, "--max-new-tokens is 128, --max-length is 128: no prompt fits")
 
 
-def test_what_fits_stays_as_it_is(short):
+def test_fitting_lengths_stay(short):
     assert fit_lengths([], short, (), pytest.fail) == []
 
 
-def test_a_server_takes_the_limit_where_no_length_is_given(windowed, short):
+def test_server_defaults_to_the_limit(windowed, short):
     loaded = serve.load(serve.ModelSettings(str(windowed), slots=1))
     assert loaded.engine.max_length == 256
     assert loaded.room == "256 tokens a sequence (sliding_window in its config.json; without it 2,048)"
@@ -89,7 +89,7 @@ def test_a_server_takes_the_limit_where_no_length_is_given(windowed, short):
         serve.load(serve.ModelSettings(str(windowed), max_length=257))
 
 
-def test_a_chat_takes_the_limit_and_leaves_room_for_a_question(windowed, monkeypatch, capsys):
+def test_chat_defaults_to_the_limit_with_room_for_a_question(windowed, monkeypatch, capsys):
     def no_input(_):
         raise EOFError
 
@@ -103,7 +103,7 @@ def test_a_chat_takes_the_limit_and_leaves_room_for_a_question(windowed, monkeyp
     assert "answers of up to 250" in capsys.readouterr().out
 
 
-def test_an_evaluation_takes_the_limit_where_no_length_is_given(windowed, tmp_path, capsys):
+def test_evaluation_defaults_to_the_limit(windowed, tmp_path, capsys):
     made_up.everything(tmp_path / "data")
     flags = ["--lang=en", f"--model={windowed}", f"--data-dir={tmp_path / 'data'}", "--tasks=arc", "--limit=2"]
     evaluate.job([*flags, "--shots=0", f"--output={tmp_path / 'out'}"])

@@ -1,4 +1,4 @@
-"""A mistake that one rank alone meets in mid-run: it says its line and exits 2, and the others end with it."""
+"""A user's mistake on one rank in mid-run: that rank prints its line, and all ranks end with status 2."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def nothing(prompt, response):
 """
 
 
-def test_a_reward_that_fails_on_the_second_rank(good_and_bad, tmp_path):
+def test_reward_fails_on_the_second_rank(good_and_bad, tmp_path):
     (tmp_path / "my_reward.py").write_text(REWARD)
     for name in ("m", "prompts.jsonl"):
         (tmp_path / name).symlink_to(good_and_bad / name)

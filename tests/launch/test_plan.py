@@ -1,4 +1,4 @@
-"""launch/plan.py: tables from a name, a directory or a config.json; what is wrong in one line."""
+"""launch/plan.py: plans from a name, a directory or a config.json; errors in one line."""
 
 import json
 
@@ -16,13 +16,13 @@ def printed(capsys, *argv: str) -> dict:
 
 
 def test_known_names_have_the_published_sizes(capsys):
-    """Weights in the header, to the hundredth of a billion, as their authors give them."""
+    """The header shows the published number of weights, to 0.01 billion."""
     for name, billions in {"bloom-560m": "0.56", "bloom-7b1": "7.07", "llama-7b": "6.74", "llama-65b": "65.29"}.items():
         job(["--model", name, "--gpu-memory", "1000"])
         assert f"{name}, {billions} B weights" in capsys.readouterr().out
 
 
-def test_a_directory_and_its_config_give_the_same_plan(capsys, tmp_path):
+def test_directory_and_its_config_give_equal_plans(capsys, tmp_path):
     save_model(tiny_model("bloom"), tmp_path / "m")
     plans = [
         printed(capsys, "--model", str(path), "--top-layers", "2", "--dtype", "float32")
@@ -42,7 +42,7 @@ def test_more_memory_holds_more_rollouts_and_offload_helps(capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--model", "bloom-8b"], "no path and no known name: give one of bloom-560m"),
+        (["--model", "bloom-8b"], "neither a path nor a known name: give one of bloom-560m"),
         (["--top-layers", "99"], "--top-layers is 99, the model has 30 layers"),
         (["--top-layers", "x"], "--top-layers is 'x'"),
         (["--gpu-memory", "0"], "--gpu-memory is 0.0: give more than 0"),

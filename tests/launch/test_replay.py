@@ -1,4 +1,4 @@
-"""--replay: a run that stopped, its batch again from the saved weights, and the first number not finite named."""
+"""--replay: rerun the batch that stopped a run from the saved weights, and name the first non-finite value."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def here(good_and_bad, tmp_path, monkeypatch):
 
 
 def refusal(monkeypatch, capfd, job, *argv):
-    """The line of a job that exits with 2."""
+    """Run a job that exits with 2 and return its error line."""
     capfd.readouterr()
     monkeypatch.setattr(sys, "argv", [f"launch/{job}.py", *argv])
     with pytest.raises(SystemExit) as stopped:
@@ -47,7 +47,7 @@ def replayed(monkeypatch, capfd, job, file):
 
 
 def stopped(monkeypatch, capfd, job, changes, *more):
-    """Run until it stops; the file that its line names."""
+    """Run a job until it stops, and return the file named in its line."""
     capfd.readouterr()
     with pytest.raises(SystemExit) as end:
         run(monkeypatch, job, changes, *more)
@@ -58,7 +58,7 @@ def stopped(monkeypatch, capfd, job, changes, *more):
 
 
 def damaged_model(folder, spoil):
-    """The good model with one of its weights spoilt."""
+    """Write a copy of the good model with damaged weights."""
     model, tokenizer = load_model(folder / "m"), load_tokenizer(folder / "m")
     with torch.no_grad():
         spoil(model)
@@ -66,20 +66,20 @@ def damaged_model(folder, spoil):
 
 
 @pytest.mark.parametrize("job", ["sft", "reward"])
-def test_weights_that_exploded(here, monkeypatch, capfd, job):
-    """From the last weights that were good, saved when the run stopped."""
+def test_exploded_weights(here, monkeypatch, capfd, job):
+    """The replay starts from the last good weights, saved when the run stopped."""
     file = stopped(monkeypatch, capfd, job, {**ENOUGH, "eval-data": "rankings.jsonl"} if job == "reward" else ENOUGH)
     note, _ = read_kept(file)
     assert note["step"] > 1 and note["checkpoint"] == f"step-{note['step'] - 1:06d}"
     out = replayed(monkeypatch, capfd, job, file)
     assert f"Replay of step {note['step']}" in out and f"checkpoints/{note['checkpoint']}" in out
-    assert "is the first that is not finite" in out and ("layer" in out or "gradient of" in out)
+    assert "is the first value that is not finite" in out and ("layer" in out or "gradient of" in out)
     shutil.rmtree(here / "out" / "checkpoints")
     assert "is gone" in refusal(monkeypatch, capfd, job, "--replay", file)
 
 
-def test_a_layer_that_overflows(here, monkeypatch, capfd):
-    """Layer 1 gives infinity: that is what is named, not the NaN that it becomes further on."""
+def test_overflowing_layer(here, monkeypatch, capfd):
+    """Layer 1 returns infinity: the replay names it, not the NaN that follows later."""
 
     def spoil(model):
         model.layers[1].qkv.bias[:] = 3e38
@@ -87,12 +87,12 @@ def test_a_layer_that_overflows(here, monkeypatch, capfd):
     damaged_model(here, spoil)
     file = stopped(monkeypatch, capfd, "sft", {"model": "damaged"})
     out = replayed(monkeypatch, capfd, "sft", file)
-    assert "layer 1 is the first that is not finite" in out
-    assert "gradients, in the order of the backward: body.model" in out
+    assert "layer 1 is the first value that is not finite" in out
+    assert "gradients in backward order: body.model" in out
 
 
 def test_one_record_of_a_batch(here, monkeypatch, capfd):
-    """The embedding of a token that one record alone has: the others are shown as finite."""
+    """Damage the embedding of a token in one record: the replay shows the other records as finite."""
     ids = {row["id"]: set(load_tokenizer(here / "m")(row["output"])["input_ids"]) for row in small.INSTRUCTIONS}
     only = next(iter(ids["c"] - set().union(*(tokens for name, tokens in ids.items() if name != "c"))))
 
@@ -104,7 +104,7 @@ def test_one_record_of_a_batch(here, monkeypatch, capfd):
     small.write_rows(here / "some.jsonl", rows)
     file = stopped(monkeypatch, capfd, "sft", {"model": "damaged", "data": "some.jsonl", "top-layers": "1"})
     out = replayed(monkeypatch, capfd, "sft", file)
-    assert "1 weights are not finite to begin with: embedding.weight" in out
+    assert "1 weights are not finite before the replay: embedding.weight" in out
     lines = {line.split()[0]: line.split() for line in out.splitlines() if line.startswith("  ") and line.split()}
     assert lines["c"][3] in ("inf", "nan")
 
@@ -114,29 +114,29 @@ def bad_when_long(prompt: str, response: str) -> float:
 
 
 def test_ppo(here, monkeypatch, capfd):
-    """A policy that explodes in its second update, and a score that was never finite, by the kept rollouts."""
+    """Replay kept rollouts of a policy that explodes in its second update, and of a score that is never finite."""
     argv = {**ENOUGH, "reward": "tests.launch.test_replay:bad_when_long", "max-new-tokens": "6"}
     file = stopped(monkeypatch, capfd, "ppo", argv, "--critic", "separate")
     out = replayed(monkeypatch, capfd, "ppo", file)
-    assert "is the first that is not finite" in out and "policy loss" in out and "kept" in out
+    assert "is the first value that is not finite" in out and "policy loss" in out and "kept" in out
 
 
 def test_all_is_finite(here, monkeypatch, capfd):
-    """The batch of a gradient that was not finite elsewhere: said so, with the largest gradients."""
+    """If the bad gradient came from elsewhere, the replay says so and prints the largest gradients."""
     file = stopped(monkeypatch, capfd, "sft", ENOUGH)
     note, _ = read_kept(file)
     healthy = file_of(here / "out", 1, 3)
     _, tensors = read_kept(file)
     assert keep(healthy, {**note, "checkpoint": None, "step": 1}, tensors) is None
     out = replayed(monkeypatch, capfd, "sft", healthy)
-    assert "all is finite here" in out and "largest gradients: body.model." in out and "as the run began" in out
+    assert "all is finite here" in out and "largest gradients: body.model." in out and "the initial ones" in out
 
 
 @pytest.mark.parametrize("change", [
     {"stage": "reward"}, {"settings": {"lang": "ne"}}, {"settings": {"lang": 7, "model": [], "max_length": "x"}},
     {"ids": ["a"]}, {"ids": [1, 2]}, {"checkpoint": "../../m"}, {"checkpoint": 5}, {"step": 9},
 ])  # fmt: skip
-def test_what_cannot_be_replayed(here, monkeypatch, capfd, change):
+def test_files_that_cannot_be_replayed(here, monkeypatch, capfd, change):
     tensors = {
         "tokens_T": torch.tensor([5, 6, 7, 8, 2]), "lengths_S": torch.tensor([3, 2]),
         "prompt_len_S": torch.tensor([1, 1]),
@@ -152,7 +152,9 @@ def test_what_cannot_be_replayed(here, monkeypatch, capfd, change):
     assert line.startswith("error: ") and "bad.safetensors" in line or "batch" in line
 
 
-def test_flags_beside_it(here, monkeypatch, capfd):
-    assert "--replay stands alone" in refusal(monkeypatch, capfd, "ppo", "--replay", "x", "--lang", "ne")
-    assert "--replay stands alone" in refusal(monkeypatch, capfd, "ppo", "--replay")
+def test_replay_takes_no_other_flags(here, monkeypatch, capfd):
+    assert "--replay takes a file and no other flag" in refusal(
+        monkeypatch, capfd, "ppo", "--replay", "x", "--lang", "ne"
+    )
+    assert "--replay takes a file and no other flag" in refusal(monkeypatch, capfd, "ppo", "--replay")
     assert "cannot be read" in refusal(monkeypatch, capfd, "ppo", "--local_rank=0", "--replay=absent")

@@ -1,4 +1,4 @@
-"""--resume of the jobs: a run that a signal stopped goes on to the same files, and the embedded chain where it was."""
+"""--resume: a run stopped by a signal continues to equal files, and so does the embedded chain."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.settings import RunSettings
 from engine.training import exact_match, heldout
 from engine.training.zero import ZeroStep
 from launch import common, ppo, reward, sft
-from launch.common import make_whole, stage_model, upstream_argv
+from launch.common import make_whole, parse_stage, stage_model
 from tests.launch import small
 from tests.launch.jobs import TRAINERS, assert_says, run
 from tests.reliability.remains import assert_same
@@ -24,7 +23,7 @@ def alone():
 
 
 def stop_at(monkeypatch, number, start):
-    """Have SIGTERM come during the so-manieth optimizer step after the start."""
+    """Call start() and send SIGTERM during optimizer step `number`."""
     step, calls = ZeroStep.step, []
 
     def stepping(self, lr):
@@ -40,7 +39,7 @@ def stop_at(monkeypatch, number, start):
 
 
 @pytest.mark.parametrize("job", TRAINERS)
-def test_a_stopped_job_goes_on(here, refused, monkeypatch, capfd, job):
+def test_stopped_job_resumes(here, refused, monkeypatch, capfd, job):
     changes = {"max-steps": "3", "epochs": "3", "batch-size": "2", "save-every": "100"}
     if job == "ppo":
         changes |= {"eval-data": "prompts.jsonl", "minibatch-size": "1"}
@@ -60,8 +59,8 @@ def test_a_stopped_job_goes_on(here, refused, monkeypatch, capfd, job):
 
 @pytest.mark.parametrize("after", ["export", "answers"])
 @pytest.mark.parametrize("job", TRAINERS)
-def test_a_job_stopped_after_its_last_step_goes_on_there(here, monkeypatch, capfd, job, after):
-    """Without --save-every, too: the last step is saved then, and --resume takes none again."""
+def test_job_stopped_after_its_last_step_resumes_there(here, monkeypatch, capfd, job, after):
+    """Also without --save-every: the signal saves the last step, and --resume repeats no step."""
     changes = {"max-steps": "2", "batch-size": "2", "save-every": "100"}
     if job == "ppo":
         changes |= {"minibatch-size": "1"}
@@ -76,27 +75,29 @@ def test_a_job_stopped_after_its_last_step_goes_on_there(here, monkeypatch, capf
         ("answers", "ppo"): (heldout, "generate"),
     }.get((after, job), (exact_match, "generate"))  # fmt: skip
     own, times = getattr(where, name), []
-    rounds = -(-len(small.INSTRUCTIONS) // 2)  # of held-out prompts, a batch at once
+    rounds = -(-len(small.INSTRUCTIONS) // 2)  # batches of held-out prompts
 
-    def told(*args, **options):
+    def signalling(*args, **options):
         times.append(name)
-        if len(times) == (1 + rounds if (job, after) == ("ppo", "answers") else 1):  # the first are those before PPO
+        if len(times) == (
+            1 + rounds if (job, after) == ("ppo", "answers") else 1
+        ):  # the first rounds are those before PPO
             signal.raise_signal(signal.SIGTERM)
         return own(*args, **options)
 
     with monkeypatch.context() as patched, pytest.raises(SystemExit) as stopped:
-        patched.setattr(where, name, told)
+        patched.setattr(where, name, signalling)
         run(monkeypatch, job, {**changes, "save-every": "0"})
     assert stopped.value.code == 143
-    steps = {"sft": 2, "reward": 2, "ppo": 20}[job]  # PPO: of 5 prompts 3 and 2, alone in a minibatch, 4 times
+    steps = {"sft": 2, "reward": 2, "ppo": 20}[job]  # PPO: 3 and 2 of 5 prompts, minibatches of 1, 4 epochs
     assert f"SIGTERM: saved out/checkpoints/step-{steps:06d}, --resume continues there" in capfd.readouterr().out
     run(monkeypatch, job, changes, "--resume")
     assert_same(here / "out", here / "whole")
 
 
-def test_a_start_that_was_stopped_at_once_is_no_obstacle(here, monkeypatch, capfd):
+def test_resume_of_a_run_stopped_at_its_start(here, monkeypatch, capfd):
     (here / "out").mkdir()
-    (here / "out" / "config.json.part").write_text("{")
+    (here / "out" / ".config.json.7.tmp").write_text("{")
     run(monkeypatch, "sft", {}, "--resume")
     assert "holds no checkpoint: the run starts from the beginning" in capfd.readouterr().out
 
@@ -107,21 +108,24 @@ def test_a_start_that_was_stopped_at_once_is_no_obstacle(here, monkeypatch, capf
     (("--keep=0",), "--keep is 0: give 1 or more"),
     (("--save-every=-1",), "--save-every is -1: give 0 or more"),
 ])  # fmt: skip
-def test_flags_that_make_no_sense(refused, flags, words):
+def test_inconsistent_flags(refused, flags, words):
     assert_says(refused("sft", {}, *flags), words)
 
 
-def test_an_earlier_stage_that_was_stopped_is_continued(tmp_path):
-    """The flags of the last stage's command reach the stages it depends on."""
-    settings = RunSettings(lang="ne", runs=str(tmp_path), resume=True, save_every=7, keep=3)
-    asked = []
-    assert stage_model(settings, "sft", asked.append, None, None) == tmp_path / "ne" / "sft" / "model"
-    assert asked[0][-1] == "--resume"
-    assert [asked[0][asked[0].index(name) + 1] for name in ("--save-every", "--keep")] == ["7", "3"]
-    assert "--resume" not in upstream_argv(RunSettings(lang="ne"), None)
+@pytest.mark.parametrize("stage", ["sft", "reward"])
+@pytest.mark.parametrize("template", [None, "mine.txt"])
+@pytest.mark.parametrize("more", [(), ("--resume", "--deepspeed-config", "ds_configs/zero1.json")])
+def test_earlier_stages_share_settings(tmp_path, stage, template, more):
+    """An earlier stage gets the settings that its own command would parse from the shared flags."""
+    flags = ["--lang", "ne", "--runs", str(tmp_path), "--save-every", "7", "--keep", "3", "--seed", "5"]
+    flags += ["--dtype", "float32", "--monitor", "none", "--hang-timeout", "60.5", *more]
+    settings = parse_stage("ppo", [*flags, "--max-steps", "9", "--preset", "okapi", "--batch-size", "8"], "PPO")[0]
+    ran = []
+    assert stage_model(settings, stage, ran.append, None, template) == tmp_path / "ne" / stage / "model"
+    assert ran == [parse_stage(stage, [*flags, *(["--template", template] if template else [])], stage)]
 
 
-def test_what_is_made_first_is_whole_or_not_there(tmp_path):
+def test_make_whole_leaves_no_partial_folder(tmp_path):
     def stop(part: Path):
         part.mkdir()
         (part / "half").write_text("")
@@ -140,8 +144,8 @@ def test_what_is_made_first_is_whole_or_not_there(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_chain_from_nothing(tmp_path, monkeypatch, capfd):
-    """Stopped in SFT and again in the reward model, the same command with --resume goes on to the same end."""
+def test_embedded_chain_resumes(tmp_path, monkeypatch, capfd):
+    """Stop in SFT and again in reward training; the same command with --resume ends with equal files."""
     monkeypatch.setattr(common, "DEMO_RECORDS", 600)
     flags = ["--lang", "ne", "--max-steps", "3", "--batch-size", "16", "--save-every", "100"]
     reward.job([*flags, "--runs", str(tmp_path / "whole")])

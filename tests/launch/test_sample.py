@@ -1,4 +1,4 @@
-"""launch/sample.py: what is written, in which order, on any number of ranks; the template; a file that is there."""
+"""launch/sample.py: rows and their order on any number of ranks; templates; existing outputs."""
 
 import json
 import re
@@ -49,7 +49,7 @@ def rows_of(files, output, *more):
     return small.read_rows(output)
 
 
-def test_each_response_is_the_one_at_its_address(files, tmp_path):
+def test_responses_match_their_addresses(files, tmp_path):
     rows = rows_of(files, tmp_path / "o.jsonl", "--seed", "7")
     model, tokenizer = load_model(files / "m"), load_tokenizer(files / "m")
     records = list(read_instructions(files / "prompts.jsonl"))
@@ -69,18 +69,18 @@ def test_each_response_is_the_one_at_its_address(files, tmp_path):
     assert len({text for row in rows for text in row["responses"]}) > 12
 
 
-def test_company_does_not_matter(files, tmp_path):
+def test_responses_are_batch_invariant(files, tmp_path):
     rows = rows_of(files, tmp_path / "a.jsonl")
     assert rows_of(files, tmp_path / "b.jsonl", "--slots", "1") == rows
-    # The second record is too long and left out; the others keep their places in the file, and so their responses.
+    # The second record is too long and skipped; the others keep their index in the file, and so their responses.
     kept = rows_of(files, tmp_path / "c.jsonl", "--max-length", "40", "--truncate", "drop")
     assert kept == [row for row in rows if row["id"] != "b"]
     assert rows_of(files, tmp_path / "d.jsonl", "--seed", "1") != rows
 
 
 @given(st.lists(st.tuples(st.integers(1, 50), st.integers(1, K)), max_size=40), st.integers(1, 8))
-def test_prompts_are_dealt_out_evenly(prompts, ranks):
-    """Some with fewer responses to make than others, as after an interruption."""
+def test_prompts_are_balanced_over_ranks(prompts, ranks):
+    """Some prompts need fewer responses than others, as after an interruption."""
     requests = [Request((0,) * n, i, k, NEW) for i, (n, left) in enumerate(prompts) for k in range(left)]
     shares = sample_rank.share(requests, ranks)
     assert len(shares) == ranks
@@ -93,7 +93,7 @@ def test_prompts_are_dealt_out_evenly(prompts, ranks):
     assert max(lengths) - min(lengths) <= max((left * (n + NEW) for n, left in prompts), default=0)
 
 
-def test_a_response_is_on_file_as_soon_as_it_is_finished_in_whatever_order(files, tmp_path, monkeypatch):
+def test_responses_are_saved_as_they_finish_in_any_order(files, tmp_path, monkeypatch):
     requests = [Request((5, 6, 7), i, k, NEW) for i in range(5) for k in range(K)]
     answers = generate(load_model(files / "m"), requests, Sampling(), 0, 2)
     order = [3, 4, 5, 0, 2, 1, 8, 7, 12, 6, 9, 10, 11, 14, 13]
@@ -112,16 +112,16 @@ def test_a_response_is_on_file_as_soon_as_it_is_finished_in_whatever_order(files
     assert [text for row in rows for text in row["responses"]] == [decode(tokenizer, a.tokens) for a in answers]
 
 
-def test_line_breaks_of_any_kind_stay_in_their_response(files, tmp_path, monkeypatch):
+def test_line_breaks_stay_in_their_response(files, tmp_path, monkeypatch):
     text = "a\nb\r\nc\rd\x0be\x85f\u2028g\u2029h"
     monkeypatch.setattr(sample_rank, "decode", lambda tokenizer, tokens: text)
     assert [row["responses"] for row in rows_of(files, tmp_path / "o.jsonl")] == [[text] * K] * 5
 
 
-def test_a_file_that_is_there_is_kept_until_the_new_one_is_complete(files, tmp_path, monkeypatch):
+def test_existing_output_is_kept_until_the_new_one_is_complete(files, tmp_path, monkeypatch):
     output = tmp_path / "o.jsonl"
     output.write_text("mine")
-    with pytest.raises(ValueError, match="is there already: --overwrite"):
+    with pytest.raises(ValueError, match="exists: --overwrite"):
         sample.job(flags(files, output))
     assert output.read_text() == "mine"
 
@@ -137,7 +137,7 @@ def test_a_file_that_is_there_is_kept_until_the_new_one_is_complete(files, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["o.jsonl"]
 
 
-def test_the_template_is_the_one_of_the_models_run(files, tmp_path, capsys):
+def test_template_comes_from_the_models_run(files, tmp_path, capsys):
     common = ["--lang", "ne", "--model", str(files / "m"), "--data", str(files / "prompts.jsonl")]
     sft.job([*common, "--output", str(tmp_path / "run"), "--template", "plain", "--max-steps", "1"])
     trained = tmp_path / "run" / "model"
@@ -157,7 +157,7 @@ def test_the_template_is_the_one_of_the_models_run(files, tmp_path, capsys):
         assert f"  template  {said}\n" in capsys.readouterr().out
 
 
-def test_the_last_line_says_what_was_written(files, tmp_path, capsys):
+def test_summary_line(files, tmp_path, capsys):
     rows = rows_of(files, tmp_path / "o.jsonl", "--num-responses", "1", "--temperature", "0")
     ended = sum(row["finished"][0] for row in rows)
     assert all(row["finished"] in ([True], [False]) and len(row["responses"]) == 1 for row in rows)
@@ -166,7 +166,7 @@ def test_the_last_line_says_what_was_written(files, tmp_path, capsys):
     assert 5 <= int(re.fullmatch(f"  {tmp_path / 'o.jsonl'}: {said}", last)[1]) <= 5 * NEW
 
 
-def test_a_stop_string_ends_a_response_and_is_cut_off_it(files, tmp_path, capsys):
+def test_stop_string_ends_a_response_and_is_cut(files, tmp_path, capsys):
     rows = rows_of(files, tmp_path / "o.jsonl")
     texts = [text for row in rows for text in row["responses"]]
     stops = [next(t[3:5] for t in texts if len(t) > 6), next(t[2] for t in reversed(texts) if len(t) > 6)]
@@ -183,7 +183,7 @@ def test_a_stop_string_ends_a_response_and_is_cut_off_it(files, tmp_path, capsys
     assert f", {stopped / len(texts):.0%} at a stop string; " in said[-1]
 
 
-def test_every_eos_of_the_generation_config_ends_a_response(files, tmp_path, monkeypatch):
+def test_every_eos_of_generation_config_ends_a_response(files, tmp_path, monkeypatch):
     output, tokens = tmp_path / "o.jsonl", []
     with monkeypatch.context() as patch:
         finish = sample_rank.finish
@@ -202,17 +202,17 @@ def test_every_eos_of_the_generation_config_ends_a_response(files, tmp_path, mon
     assert all(ended and old.startswith(text.rstrip("\ufffd")) for text, ended, old in cut)
 
 
-def test_probabilities_that_are_no_numbers_are_an_error_and_no_text(files, tmp_path):
+def test_nan_probabilities_are_an_error(files, tmp_path):
     model, tokenizer = load_model(files / "m"), load_tokenizer(files / "m")
     with torch.no_grad():
         model.final_norm.weight[3] = float("nan")
     save_model(model, tmp_path / "m", tokenizer)
-    with pytest.raises(UserError, match="m are no numbers: its weights are damaged, or too large for --dtype"):
+    with pytest.raises(UserError, match="m are NaN or infinite: its weights are damaged, or too large for --dtype"):
         rows_of(files, tmp_path / "o.jsonl", "--model", str(tmp_path / "m"))
     assert not (tmp_path / "o.jsonl").exists()
 
 
-def test_a_shortest_length_a_penalty_and_a_small_cache(files, tmp_path):
+def test_min_new_tokens_penalty_and_small_cache(files, tmp_path):
     rows = rows_of(files, tmp_path / "o.jsonl")
     assert rows_of(files, tmp_path / "c.jsonl", "--cache-tokens", "192") == rows
     longer = rows_of(files, tmp_path / "l.jsonl", "--min-new-tokens", str(NEW))
@@ -222,7 +222,7 @@ def test_a_shortest_length_a_penalty_and_a_small_cache(files, tmp_path):
     assert rows_of(files, tmp_path / "q.jsonl", "--min-p", "0.9") != rows
 
 
-def test_where_there_is_no_terminal_a_line_now_and_then_says_how_far_it_is(files, tmp_path, monkeypatch, capsys):
+def test_progress_lines_without_a_terminal(files, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sample_rank, "LINE_EVERY_S", 0.0)
     rows_of(files, tmp_path / "o.jsonl")
     lines = [line for line in capsys.readouterr().out.splitlines() if "time left" in line]

@@ -1,4 +1,4 @@
-"""launch/sample.py stopped and started again: nothing finished is lost or made twice, and the file is the same."""
+"""Interrupted sampling: no finished response is lost or sampled twice, and the output is equal."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected(files):
-    """The file that a run writes which nothing interrupts."""
+    """Return the output of an uninterrupted run."""
     sample.job(flags(files, files / "expected.jsonl"))
     return (files / "expected.jsonl").read_bytes()
 
@@ -49,7 +49,7 @@ def flags(files, output, *more):
 
 
 def stop_after(num_responses, number):
-    """A stream whose process gets a signal when it has finished so many responses."""
+    """Return a stream that signals its process after this many responses."""
     stream = sample_rank.stream
 
     def watched(*args, **kwargs):
@@ -62,7 +62,7 @@ def stop_after(num_responses, number):
 
 
 def interrupted(files, output, num_responses, number=signal.SIGTERM, *more):
-    """The exit status of a run that gets a signal."""
+    """Run until a signal after num_responses, and return the exit status."""
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stopped:
         patch.setattr(sample_rank, "stream", stop_after(num_responses, number))
         sample.job(flags(files, output, *more))
@@ -70,14 +70,14 @@ def interrupted(files, output, num_responses, number=signal.SIGTERM, *more):
 
 
 def ranks_work(files, whole, stopped, continued):
-    """On each of two ranks. Importable, as run_ranks asks."""
+    """Work of each of two ranks. At module level, for run_ranks imports it."""
     sample.job(flags(files, whole))
     status = interrupted(files, stopped, 5)
     sample.job(flags(files, continued))
     return status
 
 
-def test_killed_again_and_again_nothing_is_lost_or_made_twice(files, expected, tmp_path):
+def test_repeated_kills_lose_and_repeat_nothing(files, expected, tmp_path):
     output, draw = tmp_path / "o.jsonl", random.Random(4)
     kills = [[signal.SIGKILL, draw.randrange(120), draw.random() * 0.003] for _ in range(5)]
     signals = [[signal.SIGINT, 700, 0], *kills, [signal.SIGTERM, 60, 0], [0, 0, 0]]
@@ -98,17 +98,17 @@ def test_killed_again_and_again_nothing_is_lost_or_made_twice(files, expected, t
     counts = [r["frames"] for r in results[:-1]]
     assert 0 < counts[0] < counts[-1] < ALL
     for result in (results[0], results[-2]):
-        said = f"  stopped: {result['frames']} of 40 responses are kept, the same command goes on with the others\n"
+        said = f"  stopped: {result['frames']} of 40 responses are kept, the same command samples the others\n"
         assert said in result["out"]
         assert "Traceback" not in result["err"]
         assert "sampling stops after this step" in result["err"]
-    again = f"  resumed   {counts[-1]} of 40 responses are there already\n"
+    again = f"  resumed   {counts[-1]} of 40 responses already saved\n"
     assert again in results[-1]["out"]
     made, now = re.search(r"EOS; ([\d,]+) tokens, ([\d,]+) of them in", results[-1]["out"]).groups()
     assert 0 < int(now) < int(made)
 
 
-def test_one_rank_and_two_go_on_with_each_others_responses(files, expected, tmp_path):
+def test_one_and_two_ranks_continue_each_others_responses(files, expected, tmp_path):
     whole, stopped, continued = (tmp_path / f"{name}.jsonl" for name in ("whole", "stopped", "continued"))
     assert interrupted(files, continued, 7) == 143
     assert run_ranks(ranks_work, 2, files, whole, stopped, continued) == [143, 143]
@@ -131,13 +131,13 @@ def test_one_rank_and_two_go_on_with_each_others_responses(files, expected, tmp_
     assert sorted(os.listdir(tmp_path)) == ["continued.jsonl", "stopped.jsonl", "whole.jsonl"]
 
 
-def test_what_another_run_has_left_is_refused_until_overwritten(files, expected, tmp_path, capsys):
+def test_responses_of_another_run_are_refused_without_overwrite(files, expected, tmp_path, capsys):
     output = tmp_path / "o.jsonl"
     assert interrupted(files, output, 7, signal.SIGINT, "--seed", "1", "--stop", "zzz") == 130
     before = shard_path(output, 0).read_bytes()
-    with pytest.raises(ValueError, match="holds responses of another run") as said:
+    with pytest.raises(ValueError, match="contains responses of another run") as said:
         sample.job(flags(files, output))
-    assert "(stop ['zzz'] -> None; seed 1 -> 0): give the same" in str(said.value)
+    assert "(stop ['zzz'] -> None; seed 1 -> 0): give equal" in str(said.value)
     other = tmp_path / "other.jsonl"
     small.write_rows(other, small.INSTRUCTIONS[1:])
     with pytest.raises(ValueError, match=r"\(prompts '\w+' -> '\w+'\)"):
@@ -150,21 +150,21 @@ def test_what_another_run_has_left_is_refused_until_overwritten(files, expected,
     assert "resumed" not in capsys.readouterr().out
 
 
-def test_only_an_output_that_the_run_may_replace_is_replaced(files, expected, tmp_path, capsys):
+def test_existing_output_is_replaced_only_if_allowed(files, expected, tmp_path, capsys):
     output = tmp_path / "o.jsonl"
     assert interrupted(files, output, 7) == 143
     output.write_text("mine")
-    with pytest.raises(ValueError, match="is there already: --overwrite"):
+    with pytest.raises(ValueError, match="exists: --overwrite"):
         sample.job(flags(files, output))
     assert output.read_text() == "mine"
     assert interrupted(files, output, 7, signal.SIGTERM, "--overwrite") == 143
-    assert "the same command without --overwrite goes on" in capsys.readouterr().out
+    assert "the same command without --overwrite samples the others" in capsys.readouterr().out
     assert output.read_text() == "mine"
     sample.job(flags(files, output))
     assert output.read_bytes() == expected
 
 
-def test_killed_between_the_last_rename_and_the_removal_of_the_shards(files, expected, tmp_path, monkeypatch):
+def test_kill_between_last_rename_and_removal_of_shards(files, expected, tmp_path, monkeypatch):
     output = tmp_path / "o.jsonl"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(sample, "remove_shards", lambda output: signal.raise_signal(signal.SIGINT) or interrupt())
@@ -179,7 +179,7 @@ def interrupt():
     raise KeyboardInterrupt
 
 
-def test_a_full_disk_is_one_line_and_costs_nothing_that_was_finished(files, expected, tmp_path):
+def test_full_disk_is_one_line_and_loses_no_response(files, expected, tmp_path):
     output = tmp_path / "o.jsonl"
     for room, what, kept in ((1000, "make room", range(5, ALL)), (len(expected) - 10, "free the space", [ALL])):
         if kept == [ALL]:

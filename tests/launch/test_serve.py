@@ -1,4 +1,4 @@
-"""The server's answers: whole and streamed, seeds, several at once, stops, log-probabilities; models, metrics."""
+"""The server's answers: whole and streamed, seeds, batches, stop strings, log-probabilities; models, metrics."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def loaded(folder):
 
 
 @served
-async def test_a_chat_and_its_text_are_the_same_answer(client, server):
+async def test_chat_equals_completion_of_its_prompt(client, server):
     status, chat = await post(client, "chat/completions", {**CHAT, "seed": 3})
     assert status == 200
     (choice,) = chat["choices"]
@@ -43,7 +43,7 @@ async def test_a_chat_and_its_text_are_the_same_answer(client, server):
 
 
 @served
-async def test_what_is_streamed_is_the_whole_answer(client, server):
+async def test_streamed_answer_equals_whole_answer(client, server):
     for path, body in (("chat/completions", CHAT), ("completions", TEXT)):
         body = {**body, "n": 3, "seed": 5, "max_tokens": 30, "logprobs": True if path[1] == "h" else 2}
         _, whole = await post(client, path, body)
@@ -66,7 +66,7 @@ async def test_what_is_streamed_is_the_whole_answer(client, server):
 
 
 @served
-async def test_a_seed_gives_the_same_answers_whoever_shares_the_batch(client, server):
+async def test_seeded_answers_are_batch_invariant(client, server):
     alone = (await post(client, "completions", {**TEXT, "seed": 1, "n": 3}))[1]["choices"]
     assert len({choice["text"] for choice in alone}) == 3
     bodies = [{**TEXT, "seed": 1, "n": 3}, {**TEXT, "seed": 2}, {**TEXT, "temperature": 0}, {**TEXT}, {**TEXT}]
@@ -77,7 +77,7 @@ async def test_a_seed_gives_the_same_answers_whoever_shares_the_batch(client, se
 
 
 @served
-async def test_several_prompts_are_answered_in_order(client, server):
+async def test_prompts_are_answered_in_order(client, server):
     asked = {**TEXT, "temperature": 0, "n": 2, "prompt": ["Chào", "Good morning", "Chào"]}
     _, many = await post(client, "completions", asked)
     texts = [choice["text"] for choice in many["choices"]]
@@ -88,8 +88,8 @@ async def test_several_prompts_are_answered_in_order(client, server):
 
 
 @served
-async def test_a_stop_string_ends_an_answer_before_itself(client, server):
-    for seed in range(50):  # until there is one that begins with six characters
+async def test_stop_string_is_cut(client, server):
+    for seed in range(50):  # until an answer begins with six characters
         body = {**TEXT, "seed": seed, "max_tokens": 60}
         whole = (await post(client, "completions", body))[1]["choices"][0]["text"]
         if "\ufffd" not in whole[:6] and len(whole) > 10:
@@ -107,7 +107,7 @@ async def test_a_stop_string_ends_an_answer_before_itself(client, server):
     assert "".join(event["choices"][0]["text"] for event in streamed) == whole[: whole.index(stop)]
 
 
-def test_echoed_log_probabilities_are_those_of_a_forward(loaded):
+def test_echoed_logprobs_equal_a_forward(loaded):
     model, ids = loaded.engine.model, encode_prompt(loaded.tokenizer, "Good शुभ morning")
 
     async def test(client, server):
@@ -136,7 +136,7 @@ def test_echoed_log_probabilities_are_those_of_a_forward(loaded):
 
 
 def whole_logprobs(model, ids):
-    """Of each token but the first, by one packed forward."""
+    """Return the log-probability of each token but the first, by one packed forward."""
     from engine.batch import PackedBatch
 
     batch = PackedBatch.from_sequences([ids])

@@ -1,4 +1,4 @@
-"""datagen's commands against the server: with a model that knows the answers, and with one that knows nothing."""
+"""datagen commands with our server: one model knows the answers, one is random."""
 
 from __future__ import annotations
 
@@ -33,10 +33,7 @@ def folder(tmp_path_factory):
 
 
 class Knowing(LiveEngine):
-    """Everything as it is but for the choice of tokens: those of the answer that the API's simulator gives.
-
-    Prompts are the messages as JSON.
-    """
+    """A LiveEngine that chooses the tokens of the API simulator's answer. Prompts are the messages as JSON."""
 
     def _choose(self, logits_SV):
         tokens = []
@@ -52,7 +49,7 @@ class Knowing(LiveEngine):
 
 @pytest.fixture
 def knowing(folder):
-    """A served model that answers as the simulator does."""
+    """Return a model that answers like the simulator."""
     loaded = load(ModelSettings(str(folder), max_length=ROOM, slots=8, template="plain"))
     tokenizer = copy.deepcopy(loaded.tokenizer)
     tokenizer.chat_template = "{{ messages | tojson }}"
@@ -65,7 +62,7 @@ def flags(url, output, max_tokens):
     return ["--output", str(output), "--base-url", url, "--model", NAME, "--max-tokens", str(max_tokens)]
 
 
-def test_rank_and_translate_get_usable_answers_from_a_model_that_knows_them(tmp_path, knowing, monkeypatch):
+def test_rank_and_translate_with_a_knowing_model(tmp_path, knowing, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     responses, english = tmp_path / "responses.jsonl", tmp_path / "en.jsonl"
     rows = sampled("ne", 4)
@@ -85,7 +82,7 @@ def test_rank_and_translate_get_usable_answers_from_a_model_that_knows_them(tmp_
     assert read_lines(tmp_path / "ne.jsonl.quarantine.jsonl") == []
 
 
-def test_what_a_model_without_sense_answers_is_quarantined_and_the_run_ends_cleanly(tmp_path, folder, monkeypatch):
+def test_answers_of_a_random_model_are_quarantined(tmp_path, folder, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     write_jsonl(tmp_path / "responses.jsonl", sampled("ne", 3))
     write_jsonl(tmp_path / "en.jsonl", records(3))

@@ -1,4 +1,4 @@
-"""Requests made of nonsense, and clients that leave: the server answers in its form and stays healthy."""
+"""Malformed requests and clients that disconnect: the server answers in its format and stays healthy."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ GARBAGE = [
 ]
 
 
-def nonsense(rng: Random) -> tuple[str, bytes]:
-    """(path, body): a good request with some of its fields replaced, taken out or added; or with bytes that are off."""
+def malformed(rng: Random) -> tuple[str, bytes]:
+    """Return (path, body) of a valid request with fields replaced, removed or added, or with damaged bytes."""
     path, body = rng.choice(GOOD)
     body = {**body, "stream": rng.random() < 0.4}
     for _ in range(rng.choice((0, 0, 0, 1, 1, 2, 4))):
@@ -68,11 +68,11 @@ def nonsense(rng: Random) -> tuple[str, bytes]:
 
 
 async def ask(client, rng: Random, seen: dict[int, int]) -> None:
-    """One client: sends its request, and reads the answer or leaves."""
+    """Send one request, then read the answer or disconnect."""
     if rng.random() < 0.05:
         await send_garbage(client, rng.choice(GARBAGE))
         return
-    path, data = nonsense(rng)
+    path, data = malformed(rng)
     leaves = rng.random()
     try:
         async with asyncio.timeout(rng.random() * 0.02 if leaves < 0.1 else 30):
@@ -97,7 +97,7 @@ async def ask(client, rng: Random, seen: dict[int, int]) -> None:
 
 
 async def send_garbage(client, data: bytes) -> None:
-    """Bytes that are no request, and then nothing."""
+    """Send bytes that are not a request, then close."""
     reader, writer = await asyncio.open_connection(client.host, client.port)
     writer.write(data)
     await writer.drain()
@@ -140,10 +140,10 @@ def folder(tmp_path_factory):
     return small.make_model(tmp_path_factory.mktemp("served") / "m")
 
 
-def test_300_requests_of_nonsense(folder):
+def test_300_malformed_requests(folder):
     stays_healthy(folder, 300, 16)
 
 
 @pytest.mark.slow
-def test_10_000_requests_of_nonsense(folder):
+def test_10_000_malformed_requests(folder):
     stays_healthy(folder, 10_000, 64)

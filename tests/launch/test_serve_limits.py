@@ -1,4 +1,4 @@
-"""The server's limits: wrong requests, keys, full queues, clients that leave, broken models, its end."""
+"""The server's limits: wrong requests, keys, full queues, disconnects, broken models, shutdown."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ WRONG = [
 
 
 @served
-async def test_what_cannot_be_served_is_said_in_the_apis_form(client, server):
+async def test_errors_have_the_apis_form(client, server):
     for path, body, status, param, code in WRONG:
         got, answer = await post(client, path, body)
         error = answer["error"]
@@ -108,7 +108,7 @@ async def test_what_cannot_be_served_is_said_in_the_apis_form(client, server):
     assert server.worker.counts.steps == 0, "none of these reached the model"
 
 
-def test_a_chat_template_that_fails_or_renders_nothing_is_the_requests_mistake(folder, tmp_path):
+def test_failing_chat_template_is_a_request_error(folder, tmp_path):
     failing = load(
         ModelSettings(str(small.with_failing_chat_template(folder, tmp_path / "m")), max_length=128, slots=2)
     )
@@ -124,14 +124,14 @@ def test_a_chat_template_that_fails_or_renders_nothing_is_the_requests_mistake(f
 
 
 @served
-async def test_what_asks_for_nothing_special_is_served(client, server):
+async def test_neutral_values_are_served(client, server):
     neutral = {"presence_penalty": 0, "logit_bias": {}, "tools": None, "user": "u", "response_format": {"type": "text"}}
     status, _ = await post(client, "chat/completions", {**CHAT, **neutral, "model": NAME, "max_tokens": None, "n": 1.0})
     assert status == 200
 
 
 @served
-async def test_what_openais_api_takes_for_nothing_is_nothing(client, server):
+async def test_disabled_options_are_ignored(client, server):
     for body in ({"top_logprobs": 0}, {"top_logprobs": 0, "logprobs": False}, {"logprobs": False, "audio": None}):
         status, answer = await post(client, "chat/completions", {**CHAT, **body})
         assert (status, answer["choices"][0]["logprobs"]) == (200, None), body
@@ -148,7 +148,7 @@ async def test_top_p_0_takes_the_likeliest_token(client, server):
     assert len(set(texts)) == 1
 
 
-def test_a_key_opens_everything_but_health(loaded):
+def test_api_key_protects_everything_but_health(loaded):
     async def test(client, server):
         for given in (None, "Bearer wrong", "sésame", "Bearer "):
             headers = {"Authorization": given} if given else {}
@@ -165,7 +165,7 @@ def test_a_key_opens_everything_but_health(loaded):
 
 
 @served
-async def test_more_than_may_wait_are_told_to_come_back(client, server):
+async def test_full_queue_answers_with_retry(client, server):
     body = {**TEXT, "max_tokens": 100, "n": 5, "logprobs": 20}
     answers = await asyncio.gather(*(post(client, "completions", body) for _ in range(6)))
     statuses = [status for status, _ in answers]
@@ -180,8 +180,8 @@ async def test_more_than_may_wait_are_told_to_come_back(client, server):
 
 
 @served
-async def test_a_client_that_leaves_takes_its_requests_with_it(client, server):
-    # Twelve in four slots: however slow the machine is, most still wait when the client leaves.
+async def test_disconnect_cancels_requests(client, server):
+    # Twelve requests for four slots: on any machine, most still wait when the client disconnects.
     long = {**TEXT, "max_tokens": 110, "min_tokens": 110, "n": 12}
     response = await client.post("/v1/completions", json={**long, "stream": True})
     await response.content.readany()
@@ -197,7 +197,7 @@ async def test_a_client_that_leaves_takes_its_requests_with_it(client, server):
     assert (await post(client, "completions", TEXT))[0] == 200
 
 
-def test_probabilities_that_are_no_numbers_are_a_500_and_the_server_stays(loaded):
+def test_nan_probabilities_are_a_500(loaded):
     async def test(client, server):
         weight = loaded.engine.model.final_norm.bias
         before = weight.clone()
@@ -216,7 +216,7 @@ def test_probabilities_that_are_no_numbers_are_a_500_and_the_server_stays(loaded
     with_client(loaded, test)
 
 
-def test_a_step_that_fails_ends_every_request_and_health_says_so(folder):
+def test_failed_step_ends_every_request(folder):
     class Failing(LiveEngine):
         def advance(self):
             if self.steps_left == 0:
@@ -245,7 +245,7 @@ def test_a_step_that_fails_ends_every_request_and_health_says_so(folder):
     with_client(loaded, test)
 
 
-def test_sigterm_lets_open_answers_end_and_takes_no_others(folder, capsys, monkeypatch):
+def test_sigterm_finishes_open_answers_and_takes_no_others(folder, capsys, monkeypatch):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -283,14 +283,16 @@ def test_sigterm_lets_open_answers_end_and_takes_no_others(folder, capsys, monke
     assert out.endswith("ended\n")
 
 
-def test_a_name_comes_from_the_folder():
+def test_name_of_model_folder():
     assert name_of("runs/ne/ppo/model") == "ne-ppo"
     assert name_of("models/bloom-560m/") == "bloom-560m"
 
 
 def test_wrong_settings_are_one_line(folder, monkeypatch):
     monkeypatch.delenv(serve.KEY_VARIABLE, raising=False)
-    with pytest.raises(UserError, match="--host 0.0.0.0 can be reached by others and SERVE_API_KEY is not set: set it"):
+    with pytest.raises(
+        UserError, match="--host 0.0.0.0 can be reached from other machines and SERVE_API_KEY is not set: set it"
+    ):
         serve.job(["--model", str(folder), "--host", "0.0.0.0"])
     for how, words in (
         ({"port": 70_000}, "--port is 70000"),
@@ -301,7 +303,7 @@ def test_wrong_settings_are_one_line(folder, monkeypatch):
             HttpSettings(**how)
     with pytest.raises(UserError, match="--slots is 0"):
         ModelSettings("m", slots=0)
-    with pytest.raises(UserError, match=r"the cache holds 192 tokens, --max-length is 512: lower it to 127, or raise "):
+    with pytest.raises(UserError, match=r"the cache has 192 tokens, --max-length is 512: lower it to 127, or raise "):
         load(ModelSettings(str(folder), max_length=512, cache_tokens=200))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""The server through other people's clients: the openai package, and lm-eval's local-completions.
+"""The server with third-party clients: the openai package, and lm-eval's local-completions.
 
 pip install '.[peers]' openai
 HF_HUB_OFFLINE=1 python -m pytest -m 'slow or not slow' tests/launch/test_serve_peers.py
@@ -74,7 +74,7 @@ def test_completions_with_everything(client):
     assert "Good morning" + "".join(part.choices[0].text for part in parts) == answer.choices[0].text
 
 
-def test_errors_are_the_packages_own(client, openai):
+def test_errors_are_openai_exceptions(client, openai):
     assert [model.id for model in client.models.list()] == [NAME]
     assert client.models.retrieve(NAME).owned_by == "local"
     how = {"model": NAME, "messages": MESSAGES}
@@ -88,7 +88,7 @@ def test_errors_are_the_packages_own(client, openai):
         client.with_options(api_key="sk-wrong").models.list()
     with client.chat.completions.create(**how, n=12, max_tokens=100, stream=True), pytest.raises(openai.RateLimitError):
         client.chat.completions.create(**how)
-    time.sleep(0.5)  # what the closed stream held comes free when the server notices
+    time.sleep(0.5)  # the server frees the slot when it notices the closed stream
     with client.chat.completions.create(**how, max_tokens=100, stream=True) as stream:
         next(iter(stream))
     assert client.chat.completions.create(**how, max_tokens=1).usage.completion_tokens == 1

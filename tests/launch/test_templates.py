@@ -1,4 +1,4 @@
-"""One rule for prompt templates in all commands: what they say they use, what they encode, and what is refused."""
+"""Prompt templates follow one rule in all commands: the printed choice, the encoding, and errors."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ import pytest
 
 from engine.base.records import read_instructions
 from engine.run.template_choice import choose_template
-from engine.settings import RunSettings
 from engine.text.chats import encode_instruction
 from engine.text.tokenizer import load_tokenizer
 from launch import sample
-from launch.common import stage_model
 from launch.serve import ModelSettings, load
 from tests.launch import small
 from tests.launch.jobs import assert_says, run
@@ -34,7 +32,7 @@ def alone():
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """A published model with a chat template."""
+    """Return a model with a chat template."""
     folder = small.make_model(tmp_path_factory.mktemp("base") / "m")
     tokenizer = load_tokenizer(folder)
     tokenizer.chat_template = JINJA
@@ -46,7 +44,7 @@ def said(capsys):
     return capsys.readouterr().out
 
 
-def test_a_models_chat_template_goes_from_stage_to_stage(here, base, monkeypatch, capsys):
+def test_chat_template_passes_from_stage_to_stage(here, base, monkeypatch, capsys):
     changes = {**UNSAID, "model": str(base), "output": "sft"}
     run(monkeypatch, "sft", changes)
     assert f"  template  {OWN}\n" in said(capsys)
@@ -66,7 +64,7 @@ def test_a_models_chat_template_goes_from_stage_to_stage(here, base, monkeypatch
     loaded = load(ModelSettings(policy, max_length=200, slots=1))
     assert loaded.template == TRAINED
     assert loaded.tokenizer.chat_template == JINJA
-    # A chat of one turn is the prompt that was trained on, and what transformers renders.
+    # A chat of one turn equals the training prompt and the rendering of transformers.
     turn = [{"role": "user", "content": "Bon </s> dia"}]
     prompt = encode_instruction(
         loaded.tokenizer, choose_template(None, policy, loaded.tokenizer).template, "Bon </s> dia"
@@ -78,8 +76,8 @@ def test_a_models_chat_template_goes_from_stage_to_stage(here, base, monkeypatch
     assert list(loaded.dialogs.encode(harmless)) == rendered
 
 
-def test_sample_makes_the_prompts_of_training(here, base, monkeypatch):
-    """Told by what generation is asked for."""
+def test_sample_uses_the_prompts_of_training(here, base, monkeypatch):
+    """Checked by the requests that reach generation."""
     asked = []
 
     def spy(model, tokenizer, requests, *rest):
@@ -96,7 +94,7 @@ def test_sample_makes_the_prompts_of_training(here, base, monkeypatch):
         assert list(prompt) == tokenizer.apply_chat_template(turn, add_generation_prompt=True)["input_ids"]
 
 
-def test_a_reward_model_of_another_template_stops_ppo_before_it_begins(here, refused, monkeypatch, capfd):
+def test_ppo_refuses_a_reward_model_with_another_template(here, refused, monkeypatch, capfd):
     run(monkeypatch, "reward", {"template": "alpaca", "output": "reward", "max-length": "300"})
     run(monkeypatch, "reward", {"template": "plain", "output": "plain", "max-length": "300"})
     line = refused("ppo", {"reward": "reward/model"})
@@ -111,22 +109,14 @@ def test_a_reward_model_of_another_template_stops_ppo_before_it_begins(here, ref
 
 
 @pytest.mark.parametrize("job", ["sft", "reward", "ppo", "sample"])
-def test_chat_is_refused_where_the_model_has_none(refused, job):
+def test_chat_template_is_refused_if_the_model_has_none(refused, job):
     assert_says(refused(job, {"template": "chat"}), "asks for the chat template of m, which has none: give alpaca")
 
 
-def test_a_run_goes_on_where_no_template_is_given(here, base, monkeypatch, capsys):
-    """The rule is asked again, and gives the same."""
+def test_finished_run_without_a_template_flag(here, base, monkeypatch, capsys):
+    """The rule chooses the same template again."""
     changes = {**UNSAID, "model": str(base), "max-steps": "2"}
     run(monkeypatch, "sft", changes)
     said(capsys)
     run(monkeypatch, "sft", changes)
     assert "out is complete with these settings" in said(capsys)
-
-
-@pytest.mark.parametrize(("template", "handed"), [("mine.txt", ["--template", "mine.txt"]), (None, [])])
-def test_earlier_stages_are_run_with_the_template_that_is_given(tmp_path, template, handed):
-    asked = []
-    settings = RunSettings(lang="ne", runs=str(tmp_path))
-    assert stage_model(settings, "sft", asked.extend, None, template) == tmp_path / "ne" / "sft" / "model"
-    assert asked[asked.index("--template") :] == handed if handed else "--template" not in asked

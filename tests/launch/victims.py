@@ -1,9 +1,9 @@
-"""Helper, run as a program: samples in one forked process after another, each stopped by a signal at a given moment.
+"""Helper program: sample in forked processes, one after another, and send each a signal at a given moment.
 
-One import of PyTorch serves all of them. Reads {"argv", "output", "signals": [[number, bytes, seconds], ...]} as JSON
-from its argument: a process gets its signal so long after its shards have grown by so many bytes; 0 is none. Prints a
-JSON list of {"status", "frames", "keys", "out", "err"}: the exit status (minus the signal that killed it), the
-responses on file and their addresses, what it printed.
+All processes share one import of PyTorch. The argument is JSON: {"argv", "output", "signals": [[number, bytes,
+seconds], ...]}. Each process gets signal `number` (0: none) `seconds` after its shards have grown by `bytes`. Prints a
+JSON list of {"status", "frames", "keys", "out", "err"}: exit status (minus the signal that killed it), number and
+addresses of saved responses, and the output.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def grown(output: Path) -> int:
 
 
 def frames(output: Path) -> list[tuple[int, int]]:
-    """The addresses of all responses on file, in their order."""
+    """Return the addresses of all saved responses in file order."""
     found = [payload for path in shard_paths(output) for _, _, payload in scan_frames(path.read_bytes())]
     return [(p["p"], p["k"]) for p in found if p and p["t"] == "response"]
 

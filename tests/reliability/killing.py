@@ -31,6 +31,7 @@ import torch.utils.tensorboard
 
 from engine.distributed.world import start_world
 from tests.engine.training.trainers import make_trainer, tiny_model, train
+from tests.ranks import PRELOADED
 
 # A moment is the n-th call, of Python or of C, made from files of these names.
 PLACES = {
@@ -63,7 +64,7 @@ def run(
 ) -> bool:
     """Train on so many ranks, going on from what is there. Whether it ended; False when it was killed."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload(PRELOADED)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""What the tests of the API client share: quick settings, simple work functions, a loop with its own clock."""
+"""Helpers for tests of the API client: fast settings, simple work functions, an event loop with a virtual clock."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from datagen.translation.answer_json import parse_answer_object
 
 
 def quick_settings(*urls: str, **changes: Any) -> ApiSettings:
-    """Settings for a local server: back-off in milliseconds, timeouts below half a second."""
+    """Return settings for a local server: back-off in milliseconds, timeouts below half a second."""
     quick = {"backoff_s": 0.002, "max_backoff_s": 0.01, "concurrency": 8, "max_tokens": 64, "model": "gpt-4o-mini"}
     timeouts = {"connect_timeout_s": 0.3, "first_byte_timeout_s": 0.3, "total_timeout_s": 0.4}
     return ApiSettings(**{"base_urls": urls, "key_variables": ("TEST_API_KEY",), **quick, **timeouts, **changes})
 
 
 def echo(messages, seed=0) -> str:
-    """A JSON object with the last message, as an answer."""
+    """Answer with a JSON object that contains the last message."""
     return json.dumps({"answer": messages[-1]["content"], "turns": len(messages)})
 
 
 async def ask_twice(record, ask) -> list[dict]:
-    """Work in two turns: the second repeats the first answer; answers must be JSON objects with both keys."""
+    """Work function of two turns: the second repeats the first answer. Answers must be JSON objects with both keys."""
     messages = [{"role": "user", "content": f"say {record['n']}"}]
     replies = []
     for turn in range(2):
@@ -49,30 +49,30 @@ async def ask_twice(record, ask) -> list[dict]:
 
 
 async def ask_once(record, ask) -> list[dict]:
-    """Work in one turn."""
+    """Work function of one turn."""
     reply = await ask([{"role": "user", "content": f"say {record['n']}"}])
     return [{"n": record["n"], "text": reply.text}]
 
 
 def numbers(count: int) -> list[dict]:
-    """Records."""
+    """Return the records {"n": 0}, {"n": 1}, ..."""
     return [{"n": n} for n in range(count)]
 
 
 async def run_in(folder: Path, records, work, settings: ApiSettings, **more: Any) -> Summary:
-    """`run` with its three files in a folder."""
+    """Call `run` with its three files in a folder."""
     return await run(
         records, work, settings, folder / "journal", folder / "out.jsonl", folder / "quarantine.jsonl", **more
     )
 
 
 def read_lines(path: Path) -> list[dict]:
-    """The objects of a JSON Lines file; [] where there is none."""
+    """Return the objects of a JSON Lines file, or [] if it does not exist."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 class _Jump(selectors.SelectSelector):
-    """Instead of waiting, lets the loop's clock jump."""
+    """A selector that moves the loop's clock forward instead of waiting."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,13 +81,13 @@ class _Jump(selectors.SelectSelector):
     def select(self, timeout: float | None = None):
         ready = super().select(0)
         if not ready:
-            assert timeout is not None, "everything waits, and for nothing that will come"
+            assert timeout is not None, "deadlock: all tasks wait, and no timer is set"
             self.now_s += timeout
         return ready
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop whose clock jumps to the next timer: hours pass in no time."""
+    """An event loop with a virtual clock that jumps to the next timer."""
 
     def __init__(self) -> None:
         self._jump = _Jump()
@@ -99,6 +99,6 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 def run_virtually(coroutine) -> Any:
-    """asyncio.run in virtual time."""
+    """Like asyncio.run, in virtual time."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(coroutine)

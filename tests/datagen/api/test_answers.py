@@ -1,4 +1,4 @@
-"""What responses mean: answers, other attempts, refused requests, ends of the run; and that no key is ever shown."""
+"""Classification of responses: replies, retries, refused requests, fatal errors; keys are never shown."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def error(code, message="because", kind=None):
     return {"error": {"code": code, "type": kind, "message": message}}
 
 
-def test_an_answer():
+def test_answer_with_and_without_finish_reason():
     assert read(200, answer("नेपाल")) == Reply("नेपाल", "stop", 5, 7)
     assert read(200, answer(finish_reason=None)) == Reply("hello", "", 5, 7)
 
@@ -52,7 +52,7 @@ def test_an_answer():
         [{"type": "output_text", "text": "नेपा", "annotations": []}, {"text": "ल"}],
     ],
 )
-def test_a_content_in_parts_is_the_text_of_its_parts(parts):
+def test_content_parts_are_joined(parts):
     assert read(200, answer(parts)) == Reply("नेपाल", "stop", 5, 7)
 
 
@@ -65,7 +65,7 @@ def test_a_content_in_parts_is_the_text_of_its_parts(parts):
         (UNKNOWN, ["full moon", "tool_calls"]),
     ],
 )
-def test_the_spellings_of_finish_reason(ending, spellings):
+def test_finish_reason_spellings(ending, spellings):
     for spelling in spellings:
         reply = read(200, answer(finish_reason=spelling))
         assert (reply.ending, reply.finish_reason) == (ending, spelling)
@@ -73,7 +73,7 @@ def test_the_spellings_of_finish_reason(ending, spellings):
 
 
 @pytest.mark.parametrize("key", ["test", "null", "e", "5", "content", "sk-secret-0123456789"])
-def test_no_key_is_cut_out_of_an_answer(key):
+def test_answers_keep_text_equal_to_the_key(key):
     text = "getestet: the test was null, 5 e's, content sk-secret-0123456789"
     assert read(200, answer(text), key=key) == Reply(text, "stop", 5, 7)
     assert read(200, answer(text, None), key=key) == Reply(text, "", 5, 7)
@@ -89,15 +89,15 @@ def test_no_key_is_cut_out_of_an_answer(key):
         ("rate_limit_exceeded", "slow down", "slow down"),
     ],
 )
-def test_no_message_of_ours_shows_the_key(key, message, shown):
-    """A key that is an everyday word, as local servers take them, is replaced where it is a word of its own."""
+def test_error_messages_hide_the_key(key, message, shown):
+    """A key that is a common word, as local servers accept, is replaced only as a separate word."""
     outcome = read(500, error("rate_limit_exceeded", message), key=key)
     code = "[key]" if key == "rate_limit_exceeded" else "rate_limit_exceeded"
     assert outcome.reason == f"500 {code}: {shown}"
 
 
 @pytest.mark.parametrize("usage", [None, (-1, 7), ("5", 7), (True, 7), (None, None), (2**50, 1)])
-def test_without_a_usage_that_makes_sense_the_bound_is_charged(usage):
+def test_invalid_usage_charges_the_bound(usage):
     assert read(200, answer("é!", usage=usage)) == Reply("é!", "stop", BOUND[0], 3)
 
 
@@ -124,7 +124,7 @@ def test_without_a_usage_that_makes_sense_the_bound_is_charged(usage):
         (error("overloaded", "try later"), "overloaded: try later", None),
     ],
 )
-def test_malformed_answers_are_tried_again(body, reason, tokens):
+def test_malformed_answers_are_retried(body, reason, tokens):
     outcome = read(200, body)
     assert isinstance(outcome, TryAgain)
     assert outcome.reason.startswith(reason)
@@ -144,12 +144,12 @@ def test_malformed_answers_are_tried_again(body, reason, tokens):
         (answer(7), "the answer's content is no text, but a number", (5, 7)),
     ],
 )
-def test_answers_that_would_come_again_are_refused(body, reason, tokens):
+def test_unusable_answers_are_refused_without_retry(body, reason, tokens):
     assert read(200, body) == Refused(reason, tokens)
 
 
 @pytest.mark.parametrize("status", [408, 409, 425, 429, 500, 502, 503, 504, 520, 529])
-def test_statuses_that_pass(status):
+def test_temporary_statuses_are_retried(status):
     outcome = read(status, error("rate_limit_exceeded"), 2.5)
     assert outcome == TryAgain(
         f"{status} rate_limit_exceeded: because", overloaded=outcome.overloaded, retry_after_s=2.5
@@ -159,7 +159,7 @@ def test_statuses_that_pass(status):
 
 
 @pytest.mark.parametrize("status", [400, 413, 415, 422])
-def test_statuses_of_the_request(status):
+def test_request_errors_are_refused(status):
     assert read(status, error("context_length_exceeded")) == Refused(
         f"the API refused the request: {status} context_length_exceeded: because"
     )
@@ -172,15 +172,15 @@ def test_statuses_of_the_request(status):
         (429, error(None, kind="insufficient_quota"), "the account of MY_KEY has no credit left"),
         (429, error("x", kind="billing_hard_limit_reached"), "the account of MY_KEY has no credit left"),
         (401, error("invalid_api_key"), "refuses the key in MY_KEY (401)"),
-        (403, b"<html>", "forbids this to the key in MY_KEY (403)"),
+        (403, b"<html>", "forbids this request (403): check the rights of the key in MY_KEY"),
         (404, error("model_not_found"), "has no model 'gpt-4o-mini' for the key in MY_KEY"),
         (400, error("model_not_found"), "has no model 'gpt-4o-mini'"),
-        (404, b"not found", "no chat completions there (404): check --base-url and --model"),
-        (405, b"", "no chat completions there (405)"),
+        (404, b"not found", "serves no chat completions at this URL (404): check --base-url and --model"),
+        (405, b"", "serves no chat completions at this URL (405)"),
         (301, b"", "redirects to another address (301)"),
     ],
 )
-def test_what_ends_the_run(status, body, says):
+def test_fatal_errors(status, body, says):
     outcome = read(status, body)
     assert isinstance(outcome, Fatal)
     assert says in outcome.reason
@@ -212,7 +212,7 @@ def parameter_error(param, message, code=None, status=400):
         ),
     ],
 )  # fmt: skip
-def test_a_parameter_that_the_model_refuses_ends_the_run(outcome, advice):
+def test_refused_parameter_is_fatal(outcome, advice):
     assert isinstance(outcome, Fatal)
     assert outcome.reason.startswith("api.example refuses ") and "'gpt-4o-mini'" in outcome.reason
     assert advice in outcome.reason and "\n" not in outcome.reason
@@ -228,18 +228,18 @@ def test_a_parameter_that_the_model_refuses_ends_the_run(outcome, advice):
         parameter_error("top_p", "'top_p' was not sent"),
     ],
 )
-def test_what_is_wrong_with_one_request_ends_no_run(outcome):
+def test_error_in_one_request_is_not_fatal(outcome):
     assert isinstance(outcome, Refused)
 
 
 @pytest.mark.parametrize("body", [b"<html>\n<b>no</b>", b'"plain"', b"{", b"null", b'{"error": "why"}', b"x" * 9999])
-def test_any_body_of_an_error_becomes_a_short_line(body):
+def test_error_bodies_become_one_short_line(body):
     outcome = read(500, body)
     assert outcome.reason.startswith("500") and "\n" not in outcome.reason and len(outcome.reason) < 250
 
 
 @pytest.mark.parametrize("shown", ["sk-proj-abc123", "sk-ab****yz", "Bearer abcdefgh", "key-0123"])
-def test_messages_that_repeat_a_key_are_cleaned(shown):
+def test_keys_repeated_by_the_server_are_hidden(shown):
     outcome = read(500, error("x", f"Incorrect API key provided: {shown}. Find yours elsewhere"))
     assert shown not in outcome.reason and "[key]" in outcome.reason
 
@@ -259,7 +259,7 @@ def test_endpoints_and_keys():
     assert [(e.host, e.headers["Authorization"]) for e in each] == [("a", "Bearer k1"), ("b", "Bearer k2")]
 
 
-def test_a_local_server_needs_no_key():
+def test_local_server_needs_no_key():
     (one,) = endpoints(settings("http://localhost:8080/v1"), {})
     assert "Authorization" not in one.headers
 
@@ -276,16 +276,16 @@ def test_proxies_come_from_the_environment(monkeypatch):
 @pytest.mark.parametrize(
     ("url", "key", "says"),
     [
-        ("https://me:secretword@api.example/v1", "k", "holds a password or a query"),
-        ("https://api.example/v1?key=secretword", "k", "holds a password or a query"),
-        ("ftp://api.example/v1", "k", "is no http(s) URL"),
-        ("api.example/v1", "k", "is no http(s) URL"),
+        ("https://me:secretword@api.example/v1", "k", "contains a password or a query"),
+        ("https://api.example/v1?key=secretword", "k", "contains a password or a query"),
+        ("ftp://api.example/v1", "k", "is not an http(s) URL"),
+        ("api.example/v1", "k", "is not an http(s) URL"),
         ("https://api.example/v1", "", "set the environment variable MY_KEY"),
-        ("https://api.example/v1", "secret\nword", "MY_KEY holds a character that no API key has"),
-        ("https://api.example/v1", "“secretword”", "MY_KEY holds a character that no API key has"),
+        ("https://api.example/v1", "secret\nword", "MY_KEY contains a character not allowed in an API key"),
+        ("https://api.example/v1", "“secretword”", "MY_KEY contains a character not allowed in an API key"),
     ],
 )
-def test_bad_endpoints_are_one_line_without_the_secret(url, key, says):
+def test_bad_endpoint_errors_hide_the_secret(url, key, says):
     with pytest.raises(UserError) as caught:
         endpoints(settings(url), {"MY_KEY": key})
     assert says in str(caught.value) and "word" not in str(caught.value).replace("password", "")
@@ -297,7 +297,7 @@ def test_endpoints_and_key_variables_must_match():
 
 
 @pytest.mark.parametrize("text", ['{"a": 1}', ' {"a": 1}\n', '```json\n{"a": 1}\n```', '```\n{"a": 1}\n```\n'])
-def test_an_object_bare_or_fenced(text):
+def test_answer_object_bare_or_fenced(text):
     assert parse_answer_object(text) == {"a": 1}
 
 
@@ -307,12 +307,12 @@ def test_an_object_bare_or_fenced(text):
     + ['{"a": "cut \\ud83d"}', '{"a": ["\\ude00"]}', '{"\\ud83d": 1}']
     + ['```json\n{"a": 1}\n```\n```json\n{"a": 2}\n```', "```python\nx\n```", "[" * 100_000],
 )
-def test_anything_else_is_refused(text):
+def test_other_answer_texts_are_refused(text):
     with pytest.raises(ValueError):
         parse_answer_object(text)
 
 
-def test_equal_requests_have_equal_keys_whatever_the_order():
+def test_request_key_ignores_field_order():
     messages = [{"role": "user", "content": "x"}]
     a = make_request("m", 50, messages, temperature=0, top_p=1)
     b = make_request("m", 99, [{"content": "x", "role": "user"}], top_p=1, temperature=0, max_tokens=50)
@@ -322,7 +322,7 @@ def test_equal_requests_have_equal_keys_whatever_the_order():
     assert len({request.key for request in [a, *others]}) == 5
 
 
-def test_a_nonce_is_not_sent():
+def test_nonce_is_not_sent():
     request = make_request("m", 50, [{"role": "user", "content": "x"}], nonce=7, temperature=0)
     sent = json.loads(replace(request, max_tokens_field="max_completion_tokens").body())
     assert sent == {

@@ -1,4 +1,4 @@
-"""The budget: never passed, well used, earlier runs and answers that never came counted."""
+"""The budget: never exceeded, well used; earlier runs and lost answers count."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def environment(monkeypatch):
 
 
 def cost(n):
-    """Dollars of one `ask_once`, at a dollar a token, as the simulator counts, and the most it could cost."""
+    """Return the cost of one `ask_once` as the simulator counts it, and its upper bound, at one dollar per token."""
     request = make_request("gpt-4o-mini", 64, [{"role": "user", "content": f"say {n}"}])
     answer = echo(request.messages)
     return 3 + 4 + estimate_tokens(f"say {n}") + estimate_tokens(answer), sum(token_bound(request))
 
 
 @pytest.mark.parametrize("concurrency", [1, 8])
-def test_the_budget_is_never_passed_and_well_used(tmp_path, concurrency):
+def test_budget_is_used_but_never_exceeded(tmp_path, concurrency):
     one, most = cost(0)
     budget = 7.5 * one + most
 
@@ -40,7 +40,7 @@ def test_the_budget_is_never_passed_and_well_used(tmp_path, concurrency):
             first = await run_in(tmp_path, numbers(10), ask_once, settings)
             assert f"--budget ${budget:.4f} reached" in first.stopped
             assert first.usd <= budget and first.asked == 8 == len(read_lines(tmp_path / "out.jsonl"))
-            again = await run_in(tmp_path, numbers(10), ask_once, settings)  # earlier runs count
+            again = await run_in(tmp_path, numbers(10), ask_once, settings)  # earlier runs count against the budget
             assert again.asked == 0 and "reached" in again.stopped
             raised = quick_settings(server.url, budget_usd=2 * budget, **BUDGET_PRICES)
             assert (await run_in(tmp_path, numbers(10), ask_once, raised)).asked == 2
@@ -48,8 +48,8 @@ def test_the_budget_is_never_passed_and_well_used(tmp_path, concurrency):
     asyncio.run(go())
 
 
-def test_what_may_have_been_charged_counts_against_the_budget(tmp_path):
-    """Every answer is lost on its way: the budget ends the run although nothing was surely paid."""
+def test_lost_answers_count_against_the_budget(tmp_path):
+    """Every answer is lost in transit. The budget stops the run although no payment is certain."""
     _, most = cost(0)
 
     async def go():
@@ -59,13 +59,13 @@ def test_what_may_have_been_charged_counts_against_the_budget(tmp_path):
             summary = await run_in(tmp_path, numbers(1), ask_once, settings)
             assert server.counts.requests == 3
             assert summary.usd == 0 and summary.maybe_usd == pytest.approx(3 * most)
-            assert "perhaps for answers that never came" in summary.stopped
+            assert "more for lost answers" in summary.stopped
 
     asyncio.run(go())
 
 
-def test_a_budget_needs_a_price(tmp_path):
+def test_budget_needs_a_price(tmp_path):
     settings = quick_settings("http://127.0.0.1:9/v1", model="own-model", budget_usd=1.0)
     with pytest.raises(UserError, match="--budget needs the price of own-model"):
         asyncio.run(run_in(tmp_path, numbers(1), ask_once, settings))
-    Journal(tmp_path / "journal").release()  # the lock was given up
+    Journal(tmp_path / "journal").release()  # succeeds only if the lock was released

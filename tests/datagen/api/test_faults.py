@@ -1,4 +1,4 @@
-"""The matrix of faults, against the simulator: every record once, every answer paid for once, no key anywhere."""
+"""All faults of the simulator: each record is written once, each answer is paid once, no key is shown."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.datagen.api.api_helpers import ask_once, ask_twice, echo, numbers, qu
 KEY = "sk-test-0123456789-do-not-show"
 FATAL = {"401": "refuses the key", "403": "forbids", "404": "has no model", "insufficient_quota": "no credit left"}
 FATAL["400_temperature"] = "refuses the parameter 'temperature'"
-# What reaches the work function as an answer, and what it must see in it.
+# Faults that reach the work function as an answer.
 ANSWERED = {"cut_off", "chatty", "truncated_content", "duplicate_keys", "wrong_counts", "fenced", "no_usage"}
 REFUSED = {"400", "content_filter"}
 HARMLESS = {"limits_minus_one", "limits_zero", "limits_absent", "fenced", "no_usage"}
@@ -29,7 +29,7 @@ def environment(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
 
 
-def nothing_shows_the_key(folder, *texts):
+def assert_key_is_hidden(folder, *texts):
     for path in folder.rglob("*"):
         if path.is_file():
             assert KEY.encode() not in path.read_bytes(), path
@@ -46,7 +46,7 @@ def expected_rows(count=12):
     return [{"n": n, "replies": [f"say {n}", f"and 0 {n}"]} for n in range(count)]
 
 
-def test_the_matrix_is_complete():
+def test_fault_matrix_is_complete():
     statuses = {fault for fault in RETRIED if fault.isdigit()}
     assert {int(status) for status in statuses} <= RETRIED_STATUSES
     assert RETRIED - statuses == {
@@ -57,8 +57,8 @@ def test_the_matrix_is_complete():
 
 
 @pytest.mark.parametrize("fault", sorted(RETRIED - {"429_seconds", "429_date"}))
-def test_a_fault_that_passes_is_tried_again(tmp_path, fault):
-    """Half of the requests are spoiled; every record ends well, and nothing that was answered is asked again."""
+def test_temporary_fault_is_retried(tmp_path, fault):
+    """Half of the requests fail once or more. All records succeed, and no answered request is sent again."""
     is_slow = fault in ("hang", "drip")
     changes = {"first_byte_timeout_s": 0.05, "total_timeout_s": 0.1} if is_slow else {}
     share = 0.2 if is_slow else 0.5
@@ -70,12 +70,12 @@ def test_a_fault_that_passes_is_tried_again(tmp_path, fault):
     assert summary.asked == 24
     if fault not in ("empty_body", "truncated_json", "empty_choices", "null_content", "error_in_200"):
         assert set(counts.answers.values()) == {1} and len(counts.answers) == 24
-    nothing_shows_the_key(tmp_path, summary)
+    assert_key_is_hidden(tmp_path, summary)
 
 
 @pytest.mark.parametrize("fault", ["429_seconds", "429_date"])
-def test_retry_after_is_waited_for(tmp_path, fault):
-    """Both ask for a second: no sooner does anything leave by that key."""
+def test_retry_after_is_respected(tmp_path, fault):
+    """Both faults ask for one second. No request uses that key earlier."""
     summary, counts = asyncio.run(run_faulty(tmp_path, {fault: 0.4}, count=2, work=ask_once))
     assert counts.faults[fault] > 0
     assert summary.seconds > (1.0 if fault == "429_seconds" else 0.5)  # a date has whole seconds
@@ -83,15 +83,15 @@ def test_retry_after_is_waited_for(tmp_path, fault):
 
 
 @pytest.mark.parametrize("fault", sorted(HARMLESS))
-def test_a_harmless_fault_is_no_fault(tmp_path, fault):
+def test_harmless_fault_has_no_effect(tmp_path, fault):
     summary, counts = asyncio.run(run_faulty(tmp_path, {fault: 1.0}))
     assert read_lines(tmp_path / "out.jsonl") == expected_rows()
     assert (summary.asked, summary.retries) == (24, 0)
     assert set(counts.answers.values()) == {1}
 
 
-def test_a_connection_that_is_reset_after_its_answer_costs_nothing_but_the_connection(tmp_path):
-    """The next request may be on that connection already: it is sent again, and the server has not seen it before."""
+def test_reset_after_an_answer_loses_only_the_connection(tmp_path):
+    """If the next request was on that connection, it is sent again. The server has not seen it before."""
     summary, counts = asyncio.run(run_faulty(tmp_path, {"reset_after": 1.0}, max_attempts=30))
     assert read_lines(tmp_path / "out.jsonl") == expected_rows()
     assert counts.requests == summary.asked == 24
@@ -110,7 +110,7 @@ def test_a_connection_that_is_reset_after_its_answer_costs_nothing_but_the_conne
         ("content_filter", "no text: finish_reason is content_filter"),
     ],
 )
-def test_an_answer_that_is_no_good_is_quarantined_then_taken_up(tmp_path, fault, reason):
+def test_bad_answer_is_quarantined_and_retried_on_request(tmp_path, fault, reason):
     async def go():
         async with Simulator(faults={fault: 0.3}, answer=echo) as server:
             first = await run_in(tmp_path, numbers(12), ask_twice, quick_settings(server.url))
@@ -133,32 +133,32 @@ def test_an_answer_that_is_no_good_is_quarantined_then_taken_up(tmp_path, fault,
                 assert runs < 30
             assert last.rejected == 0
         assert read_lines(tmp_path / "out.jsonl") == expected_rows()
-        # What was good the first time was never asked for again.
+        # Good answers were never requested again.
         assert server.counts.requests == 24 + server.counts.faults[fault]
 
     asyncio.run(go())
 
 
 @pytest.mark.parametrize(("fault", "says"), FATAL.items())
-def test_what_no_retry_mends_ends_the_run_at_once(tmp_path, fault, says):
+def test_fatal_fault_stops_the_run_at_once(tmp_path, fault, says):
     summary, counts = asyncio.run(run_faulty(tmp_path, {fault: 1.0}, count=50))
     assert says in summary.stopped and "\n" not in summary.stopped
     assert "TEST_API_KEY" in summary.stopped or fault == "400_temperature"
     assert counts.requests <= 8
     assert (summary.records, summary.asked) == (0, 0)
-    nothing_shows_the_key(tmp_path, summary)
+    assert_key_is_hidden(tmp_path, summary)
 
 
-def test_everything_at_once(tmp_path):
-    """A tenth of a quarter of all faults that pass, at the same time."""
+def test_many_faults_at_once(tmp_path):
+    """Almost all temporary faults at once, with a total share of about 0.3."""
     faults = {fault: 0.3 / len(RETRIED) for fault in RETRIED - {"429_seconds", "429_date", "hang", "drip"}}
     summary, counts = asyncio.run(run_faulty(tmp_path, faults, count=100, max_attempts=30))
     assert read_lines(tmp_path / "out.jsonl") == expected_rows(100)
     assert sum(counts.faults.values()) == summary.retries > 20
-    nothing_shows_the_key(tmp_path, summary)
+    assert_key_is_hidden(tmp_path, summary)
 
 
-def test_a_request_that_is_never_answered_is_given_up(tmp_path):
+def test_unanswered_request_is_given_up(tmp_path):
     async def go():
         async with Simulator(faults={"503": 1.0}, answer=echo) as server:
             settings = quick_settings(server.url, max_attempts=3)
@@ -176,13 +176,13 @@ def test_a_request_that_is_never_answered_is_given_up(tmp_path):
     asyncio.run(go())
 
 
-def test_where_nothing_is_ever_answered_the_run_stops_soon(tmp_path):
+def test_run_stops_early_if_no_request_is_answered(tmp_path):
     summary, counts = asyncio.run(run_faulty(tmp_path, {"400": 1.0}, count=500))
     assert "none of 20 requests was answered" in summary.stopped
     assert counts.requests < 40
 
 
-def test_nobody_listens(tmp_path):
+def test_no_server_listens(tmp_path):
     async def go():
         async with Simulator() as server:
             url = server.url
@@ -192,8 +192,8 @@ def test_nobody_listens(tmp_path):
     assert "gave up after 2 attempts: cannot connect" in read_lines(tmp_path / "quarantine.jsonl")[0]["reason"]
 
 
-def test_a_server_that_shows_the_key_in_every_part_of_its_answer(tmp_path):
-    """In an error's message, a header and a body that is no JSON; an answer that holds it is kept as it came."""
+def test_key_is_hidden_wherever_the_server_repeats_it(tmp_path):
+    """In an error message, a header and an invalid body. An answer that contains the key is kept unchanged."""
 
     async def serve(reader, writer):
         shown = 0
@@ -216,13 +216,13 @@ def test_a_server_that_shows_the_key_in_every_part_of_its_answer(tmp_path):
             head = f"HTTP/1.1 {status} {KEY}\r\nx-key: {KEY}\r\ncontent-length: {len(body)}\r\n\r\n"
             writer.write((head + body).encode())
 
-    told = []
+    logged = []
 
     async def go():
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
         settings = quick_settings(url, concurrency=1, max_attempts=3)
-        summary = await run_in(tmp_path, numbers(3), ask_once, settings, tell=told.append)
+        summary = await run_in(tmp_path, numbers(3), ask_once, settings, log=logged.append)
         server.close()
         return summary
 
@@ -230,12 +230,12 @@ def test_a_server_that_shows_the_key_in_every_part_of_its_answer(tmp_path):
     assert summary.rejected == 2 and read_lines(tmp_path / "out.jsonl")[0]["text"] == f"your key is {KEY}"
     for path in (tmp_path / "out.jsonl", tmp_path / "journal"):
         path.write_bytes(path.read_bytes().replace(f"your key is {KEY}".encode(), b"").replace(KEY.encode(), b"", 1))
-    nothing_shows_the_key(tmp_path, summary, *told)
+    assert_key_is_hidden(tmp_path, summary, *logged)
 
 
 @pytest.mark.parametrize("key", ["test", "null", "e", "5"])
-def test_a_short_key_spoils_no_answer(tmp_path, monkeypatch, key):
-    """Local servers take any key: it stands in texts, in the JSON's own words and in the counts of tokens."""
+def test_short_key_does_not_damage_answers(tmp_path, monkeypatch, key):
+    """Local servers accept any key. A short one can occur in texts, in JSON keywords and in token counts."""
     monkeypatch.setenv("TEST_API_KEY", key)
 
     async def go():
@@ -247,7 +247,7 @@ def test_a_short_key_spoils_no_answer(tmp_path, monkeypatch, key):
     assert sum(summary.tokens) == estimate_prompt_tokens([{"content": "say 0"}]) + estimate_tokens("getestet: null, 5")
 
 
-def test_a_body_without_end_is_cut(tmp_path, monkeypatch):
+def test_endless_body_is_cut(tmp_path, monkeypatch):
     monkeypatch.setattr("datagen.api.client.MAX_BODY_BYTES", 10_000)
 
     async def serve(reader, writer):

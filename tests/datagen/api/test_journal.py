@@ -1,4 +1,4 @@
-"""The journal: cut and flipped bytes cost their own record, one writer, a full disk, and what counts as paid."""
+"""The journal: damage loses only the damaged frames; one writer; a full disk; the cost of attempts."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def reply(text, tokens=(3, 4)):
 
 
 def write(path, texts):
-    """A journal of one answer for each text, under the key of its number."""
+    """Write a journal with one answer per text, keyed by its number. Returns its bytes."""
 
     async def go():
         journal = Journal(path)
         for number, text in enumerate(texts):
-            await journal.put(bytes([number]) * 16, reply(text), await journal.sent(BOUND))
+            await journal.put(bytes([number]) * 16, reply(text), await journal.begin_attempt(BOUND))
         await journal.close()
 
     asyncio.run(go())
@@ -39,7 +39,7 @@ def write(path, texts):
 
 
 def read(path):
-    """What a journal holds: number -> text, the damage, what was paid, attempts without an end."""
+    """Return a journal's answers (number -> text), damage, paid tokens and number of unsettled attempts."""
     journal = Journal(path)
     texts = {n: answer.text for n in range(50) if (answer := journal.answer(bytes([n]) * 16))}
     result = texts, journal.damage, journal.paid, len(journal.unsettled)
@@ -48,24 +48,24 @@ def read(path):
 
 
 @given(st.lists(VALUES, max_size=5), st.binary(max_size=30))
-def test_frames_come_back_whatever_lies_before_and_behind(values, junk):
+def test_frames_are_found_between_other_bytes(values, junk):
     frames = b"".join(map(pack_frame, values))
     found = [payload for _, _, payload in scan_frames(junk + frames + junk) if payload is not None]
     assert found == values
     assert sum(length for _, length, _ in scan_frames(junk + frames + junk)) == len(junk + frames + junk)
 
 
-def test_no_text_holds_the_magic():
+def test_payload_never_contains_the_magic():
     assert MAGIC[0] == 0xFF
     assert pack_frame({"x": MAGIC.decode("latin-1") * 3}).count(MAGIC) == 1
 
 
-def test_answers_come_back(tmp_path):
+def test_answers_round_trip(tmp_path):
     write(tmp_path / "j", ["one", "दुई", "3" * 100_000])
     assert read(tmp_path / "j") == ({0: "one", 1: "दुई", 2: "3" * 100_000}, [], (9, 12), 0)
 
 
-def test_cut_at_every_byte_of_the_last_frame(tmp_path):
+def test_truncation_at_every_byte_of_the_last_frame(tmp_path):
     path = tmp_path / "j"
     data = write(path, ["first", "second", "third"])
     *_, (last, length, _) = scan_frames(data)
@@ -74,12 +74,12 @@ def test_cut_at_every_byte_of_the_last_frame(tmp_path):
         texts, damage, paid, unsettled = read(path)
         assert texts == {0: "first", 1: "second"}
         assert [tuple(d) for d in damage] == ([(last, end - last)] if end > last else [])
-        # The third attempt was sent, and its end is unknown: it may have been charged.
+        # The third attempt was sent but has no end: it may have been charged.
         assert (paid, unsettled) == ((6, 8), 1)
     assert length > 50
 
 
-def test_what_is_written_behind_a_torn_frame_is_found(tmp_path):
+def test_frames_after_a_torn_frame_are_found(tmp_path):
     path = tmp_path / "j"
     data = write(path, ["first", "second"])
     path.write_bytes(data[:-7])
@@ -89,7 +89,7 @@ def test_what_is_written_behind_a_torn_frame_is_found(tmp_path):
     assert len(damage) == 1
 
 
-def test_a_bit_flipped_in_any_byte_costs_one_frame(tmp_path):
+def test_bit_flip_loses_one_frame(tmp_path):
     path = tmp_path / "j"
     data = write(path, ["first", "second", "third"])
     frames = [(offset, length, payload) for offset, length, payload in scan_frames(data)]
@@ -106,14 +106,14 @@ def test_a_bit_flipped_in_any_byte_costs_one_frame(tmp_path):
         assert texts == kept, position
 
 
-def test_a_later_answer_replaces_an_earlier_one_and_a_refusal(tmp_path):
+def test_later_answer_replaces_earlier_answer_and_refusal(tmp_path):
     async def go():
         journal = Journal(tmp_path / "j")
         key = b"k" * 16
         await journal.put_refusal(key, "no")
         assert journal.refusal(key) == "no" and journal.answer(key) is None
-        await journal.put(key, reply("a"), await journal.sent(BOUND))
-        await journal.put(key, reply("b"), await journal.sent(BOUND))
+        await journal.put(key, reply("a"), await journal.begin_attempt(BOUND))
+        await journal.put(key, reply("b"), await journal.begin_attempt(BOUND))
         assert journal.refusal(key) is None and journal.answer(key).text == "b"
         await journal.close()
         journal = Journal(tmp_path / "j")
@@ -124,7 +124,7 @@ def test_a_later_answer_replaces_an_earlier_one_and_a_refusal(tmp_path):
     asyncio.run(go())
 
 
-def test_one_writer(tmp_path):
+def test_only_one_writer(tmp_path):
     first = Journal(tmp_path / "j")
     with pytest.raises(UserError, match="is being written by another run"):
         Journal(tmp_path / "j")
@@ -132,7 +132,7 @@ def test_one_writer(tmp_path):
     Journal(tmp_path / "j").release()
 
 
-def test_other_files_are_not_taken_for_journals(tmp_path):
+def test_other_files_are_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("dear diary, " * 20)
     with pytest.raises(UserError, match="is not a journal of this program"):
         Journal(tmp_path / "notes.txt")
@@ -141,61 +141,61 @@ def test_other_files_are_not_taken_for_journals(tmp_path):
         Journal(tmp_path)
 
 
-def test_a_newer_version_is_refused(tmp_path):
+def test_newer_version_is_refused(tmp_path):
     (tmp_path / "j").write_bytes(pack_frame({"t": "journal", "v": 99}))
-    with pytest.raises(UserError, match="is of version 99, this program reads 1"):
+    with pytest.raises(UserError, match="has version 99, this program reads 1"):
         Journal(tmp_path / "j")
 
 
-def test_a_journal_that_was_torn_at_birth_is_begun_again(tmp_path):
+def test_torn_first_frame_is_rewritten(tmp_path):
     (tmp_path / "j").write_bytes(pack_frame({"t": "journal", "v": 1})[:-2])
     write(tmp_path / "j", ["x"])
     assert read(tmp_path / "j")[0] == {0: "x"}
 
 
-def test_what_attempts_cost(tmp_path):
+def test_cost_of_attempts(tmp_path):
     async def go():
         journal = Journal(tmp_path / "j")
-        refused, malformed, lost = [await journal.sent(BOUND) for _ in range(3)]
-        journal.closed(refused)
-        journal.closed(malformed, Tokens(7, 8))
+        refused, malformed, lost = [await journal.begin_attempt(BOUND) for _ in range(3)]
+        journal.end_attempt(refused)
+        journal.end_attempt(malformed, Tokens(7, 8))
         assert journal.paid == (7, 8)
         assert journal.unsettled == {lost: BOUND}
         await journal.close()
         journal = Journal(tmp_path / "j")
         assert journal.paid == (7, 8)
         assert journal.unsettled == {lost: BOUND}
-        assert await journal.sent(BOUND) == 3  # numbers are not used twice
+        assert await journal.begin_attempt(BOUND) == 3  # numbers are never reused
         await journal.close()
 
     asyncio.run(go())
 
 
 @pytest.mark.parametrize("partial", [0, 5])
-def test_a_full_disk_keeps_answers_in_memory_until_there_is_room(tmp_path, monkeypatch, partial):
-    """The disk takes `partial` bytes of a frame and then nothing, for a while."""
-    told, full = [], True
+def test_answers_wait_in_memory_while_the_disk_is_full(tmp_path, monkeypatch, partial):
+    """The disk accepts `partial` bytes of a frame, and then none until it has room again."""
+    logged, full = [], True
     real_write = os.write
 
     def write_or_not(descriptor, data):
         if not full:
             return real_write(descriptor, data)
-        if partial and len(data) > partial and not told:
+        if partial and len(data) > partial and not logged:
             return real_write(descriptor, data[:partial])
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     async def go():
         nonlocal full
-        journal = Journal(tmp_path / "j", on_full=told.append, disk_retry_s=0.001)
-        attempts = [await journal.sent(BOUND) for _ in range(3)]
+        journal = Journal(tmp_path / "j", on_full=logged.append, disk_retry_s=0.001)
+        attempts = [await journal.begin_attempt(BOUND) for _ in range(3)]
         monkeypatch.setattr(journal_module.os, "write", write_or_not)
         puts = [asyncio.create_task(journal.put(bytes([n]) * 16, reply(f"t{n}"), a)) for n, a in enumerate(attempts)]
         await asyncio.sleep(0.02)
         assert not any(put.done() for put in puts)
-        assert len(told) == 1 and "is full" in told[0]
-        sending = asyncio.create_task(journal.sent(BOUND))
+        assert len(logged) == 1 and "is full" in logged[0]
+        sending = asyncio.create_task(journal.begin_attempt(BOUND))
         await asyncio.sleep(0.01)
-        assert not sending.done()  # nothing leaves whose answer could not be kept
+        assert not sending.done()  # no attempt starts if its answer could not be stored
         full = False
         await asyncio.gather(*puts)
         assert journal.answer(bytes([1]) * 16).text == "t1"
@@ -209,13 +209,13 @@ def test_a_full_disk_keeps_answers_in_memory_until_there_is_room(tmp_path, monke
     assert (paid, unsettled, len(damage)) == ((9, 12), 1, int(partial > 0))
 
 
-def test_a_disk_that_stays_full_ends_the_run_in_one_line(tmp_path, monkeypatch):
+def test_disk_that_stays_full_is_a_user_error(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     async def go():
         journal = Journal(tmp_path / "j", disk_wait_s=0.01, disk_retry_s=0.001)
-        attempt = await journal.sent(BOUND)
+        attempt = await journal.begin_attempt(BOUND)
         monkeypatch.setattr(journal_module.os, "write", refuse)
         with pytest.raises(UserError, match="No space left on device: make room and run again"):
             await journal.put(b"k" * 16, reply("x"), attempt)
@@ -224,7 +224,7 @@ def test_a_disk_that_stays_full_ends_the_run_in_one_line(tmp_path, monkeypatch):
     asyncio.run(go())
 
 
-def test_a_failed_fsync_writes_again_and_counts_once(tmp_path, monkeypatch):
+def test_failed_fsync_is_retried_and_counted_once(tmp_path, monkeypatch):
     calls = []
     real = os.fdatasync
 
@@ -238,14 +238,14 @@ def test_a_failed_fsync_writes_again_and_counts_once(tmp_path, monkeypatch):
 
     async def go():
         journal = Journal(tmp_path / "j", disk_retry_s=0.001)
-        await journal.put(b"\0" * 16, reply("x"), await journal.sent(BOUND))
+        await journal.put(b"\0" * 16, reply("x"), await journal.begin_attempt(BOUND))
         await journal.close()
 
     asyncio.run(go())
     assert read(tmp_path / "j")[:3] == ({0: "x"}, [], (3, 4))
 
 
-def test_an_answer_counts_after_its_fsync_and_many_share_one(tmp_path, monkeypatch):
+def test_answers_are_synced_and_share_fsyncs(tmp_path, monkeypatch):
     synced = []
     real = os.fdatasync
     monkeypatch.setattr(journal_module.os, "fdatasync", lambda d: (synced.append(os.fstat(d).st_size), real(d)))
@@ -254,7 +254,7 @@ def test_an_answer_counts_after_its_fsync_and_many_share_one(tmp_path, monkeypat
         journal = Journal(tmp_path / "j")
 
         async def put(n):
-            await journal.put(bytes([n]) * 16, reply(f"answer {n}"), await journal.sent(BOUND))
+            await journal.put(bytes([n]) * 16, reply(f"answer {n}"), await journal.begin_attempt(BOUND))
             offset, length = journal._where[bytes([n]) * 16]
             assert synced[-1] >= offset + length
 
@@ -268,7 +268,7 @@ def test_an_answer_counts_after_its_fsync_and_many_share_one(tmp_path, monkeypat
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.text(max_size=30), min_size=1, max_size=4), st.data())
-def test_any_damage_costs_only_the_frames_it_touches(tmp_path_factory, texts, data):
+def test_damage_loses_only_the_frames_it_touches(tmp_path_factory, texts, data):
     path = tmp_path_factory.mktemp("journal") / "j"
     whole = write(path, texts)
     start = data.draw(st.integers(0, len(whole) - 1))
@@ -277,7 +277,7 @@ def test_any_damage_costs_only_the_frames_it_touches(tmp_path_factory, texts, da
     left = whole[:start] + noise + whole[end:]
     path.write_bytes(left)
     if len(left) >= len(pack_frame({"t": "journal", "v": 1})) and all(p is None for _, _, p in scan_frames(left)):
-        with pytest.raises(UserError, match="is not a journal"):  # not one frame is whole: it may be anybody's file
+        with pytest.raises(UserError, match="is not a journal"):  # no valid frame: it may be another program's file
             read(path)
         return
     untouched = {
@@ -300,7 +300,7 @@ def test_any_damage_costs_only_the_frames_it_touches(tmp_path_factory, texts, da
         {"t": "refused", "k": "k", "x": ""},
     ],
 )
-def test_a_right_checksum_around_something_else(tmp_path, odd):
+def test_valid_checksum_with_wrong_fields_is_refused(tmp_path, odd):
     whole = write(tmp_path / "j", ["a"])
     (tmp_path / "j").write_bytes(whole + pack_frame(odd))
     with pytest.raises(UserError, match=f"is not a journal of this program at byte {len(whole)}"):

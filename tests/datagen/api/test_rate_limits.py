@@ -1,4 +1,4 @@
-"""Limits: no window holds more than it may, sensible headers are believed, overload halves, waiting is fair."""
+"""Rate limits: windows never exceed their limit, valid headers count, overload halves concurrency, waiting is fair."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from datagen.api.rate_limits import Concurrency, Lane, Lanes, Window, parse_dura
 from tests.datagen.api.api_helpers import run_virtually
 
 
-def most_in_any_window(times_amounts, window_s):
-    """The largest sum of amounts whose times lie within one period, half open."""
+def max_in_any_window(times_amounts, window_s):
+    """Return the largest sum of amounts in any half-open period of window_s."""
     return max(sum(a for t, a in times_amounts if start <= t < start + window_s) for start, _ in times_amounts)
 
 
 async def ask_many(lanes, requests, latency, rng):
-    """Sends the requests (reserved, used); when each came to the server, and what it used."""
+    """Send requests (reserved, used). Returns (arrival time at the server, used) for each."""
     loop = asyncio.get_running_loop()
     arrived = []
 
     async def one(reserved, used):
-        index = await lanes.take(reserved)
-        on_the_way_s = rng.uniform(0, latency)
-        await asyncio.sleep(on_the_way_s)
+        index = await lanes.acquire(reserved)
+        delay_s = rng.uniform(0, latency)
+        await asyncio.sleep(delay_s)
         arrived.append((loop.time(), used))
-        await asyncio.sleep(latency - on_the_way_s)
-        lanes.lanes[index].concurrency.succeeded()
-        lanes.lanes[index].give_back(reserved, used, loop.time())
+        await asyncio.sleep(latency - delay_s)
+        lanes.lanes[index].concurrency.record_success()
+        lanes.lanes[index].release(reserved, used, loop.time())
         lanes.wake()
 
     await asyncio.gather(*(one(*request) for request in requests))
@@ -40,44 +40,44 @@ async def ask_many(lanes, requests, latency, rng):
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 40), st.integers(0, 2**32), st.floats(0.01, 30))
-def test_the_server_never_counts_more_requests_than_the_limit(limit, seed, latency):
+def test_request_limit_is_never_exceeded(limit, seed, latency):
     rng = random.Random(seed)
     lanes = Lanes([Lane(50, limit, None, 60.0)])
     arrived = run_virtually(ask_many(lanes, [(1, 1)] * (3 * limit + 5), latency, rng))
     assert len(arrived) == 3 * limit + 5
-    assert most_in_any_window(arrived, 60.0) <= limit
+    assert max_in_any_window(arrived, 60.0) <= limit
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(500, 5000), st.integers(0, 2**32), st.floats(0.01, 30))
-def test_the_server_never_counts_more_tokens_than_the_limit(limit, seed, latency):
+def test_token_limit_is_never_exceeded(limit, seed, latency):
     rng = random.Random(seed)
     requests = [(reserved, rng.randint(1, reserved)) for reserved in (rng.randint(1, 500) for _ in range(40))]
     arrived = run_virtually(ask_many(Lanes([Lane(50, None, limit, 60.0)]), requests, latency, rng))
-    assert most_in_any_window(arrived, 60.0) <= limit
+    assert max_in_any_window(arrived, 60.0) <= limit
 
 
-def test_the_limit_is_used_well():
-    """120 a minute at half a second's latency: at least nine in ten of what the limit allows."""
+def test_nine_tenths_of_the_limit_are_used():
+    """A limit of 120 per minute, with 0.5 s latency: at least nine tenths of it are used."""
     lanes = Lanes([Lane(100, 120, None, 60.0)])
     arrived = run_virtually(ask_many(lanes, [(1, 1)] * 600, 0.5, random.Random(0)))
     minutes = (arrived[-1][0] - arrived[0][0]) / 60
     assert 600 / minutes > 0.9 * 120
 
 
-def test_starts_are_spread():
-    """Servers cut the minute into shorter periods: no second sees more than two seconds' worth."""
+def test_starts_are_spread_evenly():
+    """Servers divide the minute into shorter periods: no second gets more than two seconds' share of the limit."""
     arrived = run_virtually(ask_many(Lanes([Lane(100, 600, None, 60.0)]), [(1, 1)] * 300, 0.001, random.Random(0)))
-    assert most_in_any_window(arrived, 1.0) <= 21
+    assert max_in_any_window(arrived, 1.0) <= 21
 
 
-def test_a_request_above_the_limit_goes_alone():
+def test_request_above_the_limit_runs_alone():
     arrived = run_virtually(ask_many(Lanes([Lane(9, None, 100, 60.0)]), [(500, 50), (500, 50)], 1.0, random.Random(0)))
     assert len(arrived) == 2
     assert arrived[1][0] - arrived[0][0] >= 60
 
 
-def test_two_keys_have_a_limit_each():
+def test_each_key_has_its_own_limit():
     lanes = Lanes([Lane(50, 10, None, 60.0), Lane(50, 10, None, 60.0)])
     arrived = run_virtually(ask_many(lanes, [(1, 1)] * 20, 0.1, random.Random(0)))
     assert max(t for t, _ in arrived) < 61
@@ -89,10 +89,10 @@ def test_first_come_first_served():
         order = []
 
         async def one(number):
-            index = await lanes.take(1)
+            index = await lanes.acquire(1)
             order.append(number)
             await asyncio.sleep(1)
-            lanes.lanes[index].give_back(1, 1, asyncio.get_running_loop().time())
+            lanes.lanes[index].release(1, 1, asyncio.get_running_loop().time())
             lanes.wake()
 
         await asyncio.gather(*map(one, range(9)))
@@ -101,38 +101,38 @@ def test_first_come_first_served():
     assert run_virtually(go()) == list(range(9))
 
 
-def test_who_is_cancelled_while_waiting_takes_nothing():
+def test_cancelled_waiter_acquires_nothing():
     async def go():
         lanes = Lanes([Lane(1, None, None, 60.0)])
-        index = await lanes.take(1)
-        waiting = [asyncio.create_task(lanes.take(1)) for _ in range(2)]
+        index = await lanes.acquire(1)
+        waiting = [asyncio.create_task(lanes.acquire(1)) for _ in range(2)]
         await asyncio.sleep(0)
         waiting[0].cancel()
-        lanes.lanes[index].give_back(1, 1, 0.0)
+        lanes.lanes[index].release(1, 1, 0.0)
         lanes.wake()
         assert await waiting[1] == 0
-        assert lanes.lanes[0].concurrency.on_their_way == 1
+        assert lanes.lanes[0].concurrency.in_flight == 1
 
     run_virtually(go())
 
 
-def test_who_is_cancelled_in_the_moment_it_is_let_go_gives_back():
+def test_waiter_cancelled_as_it_acquires_releases_the_lane():
     async def go():
         lanes = Lanes([Lane(1, None, None, 60.0)])
-        first = await lanes.take(1)
-        waiting = asyncio.create_task(lanes.take(1))
+        first = await lanes.acquire(1)
+        waiting = asyncio.create_task(lanes.acquire(1))
         await asyncio.sleep(0)
-        lanes.lanes[first].give_back(1, 1, 0.0)
+        lanes.lanes[first].release(1, 1, 0.0)
         lanes.wake()
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-        assert lanes.lanes[0].concurrency.on_their_way == 0
+        assert lanes.lanes[0].concurrency.in_flight == 0
 
     run_virtually(go())
 
 
-def test_a_limit_is_learned_and_only_ever_lowered():
+def test_learned_limit_only_decreases():
     window = Window(None)
     window.learn(100, None, None, 0.0)
     assert window.limit == 100
@@ -142,20 +142,20 @@ def test_a_limit_is_learned_and_only_ever_lowered():
     assert window.limit == 40
 
 
-def test_what_others_took_with_the_same_key_is_believed():
+def test_usage_by_others_counts():
     window = Window(100)
     window.learn(100, 30, 20.0, now_s=0.0)
     assert window.used(0.0) == 70
-    window.learn(100, 30, 20.0, now_s=1.0)  # the same again: nothing is counted twice
+    window.learn(100, 30, 20.0, now_s=1.0)  # the same headers again: usage is not counted twice
     assert window.used(20.5) == 70
     assert window.used(21.0) == 0
 
 
-def test_what_others_took_counts_until_the_told_reset_and_ours_for_a_whole_period():
-    """The server says that its second is used up; our own answer, which counts for a minute, must not prolong that."""
+def test_usage_by_others_counts_until_reset_and_own_usage_for_a_period():
+    """The server's limit per second is used up. Our own request counts for a minute, but must not extend the wait."""
     window = Window(240)
-    window.take(1, 0.0)
-    window.give_back(1, 1, 0.0)
+    window.acquire(1, 0.0)
+    window.release(1, 1, 0.0)
     window.learn(240, 0, 1.0, now_s=0.0)
     assert window.wait_s(1, 0.5) == 0.5
     assert window.wait_s(1, 1.5) == 0
@@ -163,7 +163,7 @@ def test_what_others_took_counts_until_the_told_reset_and_ours_for_a_whole_perio
     assert window.used(60.5) == 0
 
 
-def test_a_later_reset_is_believed_too():
+def test_later_reset_counts():
     window = Window(240)
     window.learn(240, 0, 1.0, now_s=0.0)
     window.learn(240, 0, 5.0, now_s=0.5)
@@ -173,36 +173,36 @@ def test_a_later_reset_is_believed_too():
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 60), st.integers(0, 60)), max_size=12))
-def test_of_all_that_headers_told_the_strictest_that_still_holds_counts(told):
+def test_strictest_valid_header_counts(headers):
     window, now_s, statements = Window(60), 0, []
-    for after_s, remaining, reset_s in told:
+    for after_s, remaining, reset_s in headers:
         now_s += after_s
         window.learn(60, remaining, reset_s, now_s)
         statements.append((now_s + reset_s, 60 - remaining))
         for later_s in range(now_s, now_s + 61, 7):
             expected = max((amount for until_s, amount in statements if until_s > later_s), default=0)
-            assert max((amount for until_s, amount in window._told if until_s > later_s), default=0) == expected
+            assert max((amount for until_s, amount in window._others if until_s > later_s), default=0) == expected
         assert window.used(now_s) == max((amount for until_s, amount in statements if until_s > now_s), default=0)
 
 
-def test_headers_of_a_server_that_allows_four_a_second_do_not_stop_the_run():
-    """Limit 240 a minute, enforced and told in periods of a second: in 300 s 1,200 may pass, nine in ten do."""
+def test_limits_per_second_in_headers_do_not_stall_the_run():
+    """A limit of 240 per minute, enforced per second: of 1,200 possible requests in 300 s, nine tenths pass."""
     second = {"number": -1, "taken": 0}
 
     async def one(lanes, passed):
         loop = asyncio.get_running_loop()
-        index = await lanes.take(1)
+        index = await lanes.acquire(1)
         await asyncio.sleep(0.02)
         if int(loop.time()) != second["number"]:
             second.update(number=int(loop.time()), taken=0)
         second["taken"] += 1
         passed.append((loop.time(), second["taken"]))
-        told = {"limit": "240", "remaining": str(4 - second["taken"]), "reset": f"{1 - loop.time() % 1:.3f}s"}
+        limits = {"limit": "240", "remaining": str(4 - second["taken"]), "reset": f"{1 - loop.time() % 1:.3f}s"}
         await asyncio.sleep(0.02)
         lane = lanes.lanes[index]
-        lane.learn(read_headers({f"x-ratelimit-{name}-requests": text for name, text in told.items()}), loop.time())
-        lane.concurrency.succeeded()
-        lane.give_back(1, 1, loop.time())
+        lane.learn(read_headers({f"x-ratelimit-{name}-requests": text for name, text in limits.items()}), loop.time())
+        lane.concurrency.record_success()
+        lane.release(1, 1, loop.time())
         lanes.wake()
 
     async def go():
@@ -217,9 +217,9 @@ def test_headers_of_a_server_that_allows_four_a_second_do_not_stop_the_run():
     assert len(passed) > 0.9 * 1200
 
 
-def test_more_remaining_than_known_changes_nothing():
+def test_higher_remaining_is_ignored():
     window = Window(100)
-    window.take(10, 0.0)
+    window.acquire(10, 0.0)
     window.learn(100, 100, 0.0, now_s=0.0)
     assert window.used(0.0) == 10
 
@@ -241,8 +241,8 @@ def test_limit_headers(headers, limits):
     assert (read.limit_requests, read.remaining_requests, read.limit_tokens, read.remaining_tokens) == limits
 
 
-def test_headers_without_a_limit_do_not_stop_a_lane():
-    """Some gateways send zeros for what they do not limit; nothing remaining until a time is believed."""
+def test_zero_headers_without_a_limit_do_not_block_a_lane():
+    """Some gateways send zeros for absent limits. Zero remaining counts only with a reset time."""
     lane = Lane(5, None, None, 60.0)
     lane.learn(read_headers(dict.fromkeys(("x-ratelimit-limit-requests", "x-ratelimit-remaining-requests"), "0")), 0.0)
     assert lane.wait_s(10, 0.0) == 0
@@ -255,11 +255,11 @@ def test_headers_without_a_limit_do_not_stop_a_lane():
     [("1s", 1), ("6m0s", 360), ("20ms", 0.02), ("1h2m3.5s", 3723.5), ("1.5", 1.5), ("0", 0), ("0s", 0)]
     + [(bad, None) for bad in ("", "-1", "-1s", "soon", "1d", "1s2", "nan", "inf")],
 )
-def test_durations(text, seconds):
+def test_parse_duration(text, seconds):
     assert parse_duration(text) == seconds
 
 
-def test_retry_after_in_seconds_milliseconds_and_as_a_date():
+def test_retry_after_formats():
     def seconds(**headers):
         return read_headers({name.replace("_", "-"): value for name, value in headers.items()}).retry_after_s
 
@@ -274,54 +274,54 @@ def test_retry_after_in_seconds_milliseconds_and_as_a_date():
         assert seconds(retry_after=bad) is None, bad
 
 
-def test_concurrency_probes_doubles_halves_and_creeps():
-    concurrency = Concurrency(most=100, start=16)
+def test_concurrency_probes_doubles_halves_and_grows_by_one():
+    concurrency = Concurrency(maximum=100, start=16)
 
     def round_of_answers(count):
         for _ in range(count):
-            concurrency.on_their_way = int(concurrency.limit)
+            concurrency.in_flight = int(concurrency.limit)
             assert not concurrency.has_room()
-            concurrency.succeeded()
+            concurrency.record_success()
 
     assert concurrency.limit == 1
     round_of_answers(1)
     assert concurrency.limit == 16
     round_of_answers(16)
     assert concurrency.limit == 32
-    concurrency.overloaded(sent_s=5.0, now_s=10.0)
+    concurrency.record_overload(sent_s=5.0, now_s=10.0)
     assert concurrency.limit == 16
-    concurrency.overloaded(sent_s=9.0, now_s=11.0)  # sent before the halving: says nothing new
+    concurrency.record_overload(sent_s=9.0, now_s=11.0)  # sent before the last halving: ignored
     assert concurrency.limit == 16
     round_of_answers(16)
     assert concurrency.limit == pytest.approx(17, abs=0.1)
     for now_s in range(20, 40):
-        concurrency.overloaded(now_s, now_s + 0.5)
+        concurrency.record_overload(now_s, now_s + 0.5)
     assert concurrency.limit == 1
     round_of_answers(10_000)
     assert concurrency.limit == 100
 
 
-def test_a_limit_that_is_not_reached_does_not_grow():
-    concurrency = Concurrency(most=100, start=16)
-    concurrency.succeeded()
-    concurrency.on_their_way = 3
+def test_concurrency_below_the_limit_does_not_grow():
+    concurrency = Concurrency(maximum=100, start=16)
+    concurrency.record_success()
+    concurrency.in_flight = 3
     assert concurrency.has_room()
-    concurrency.succeeded()
+    concurrency.record_success()
     assert concurrency.limit == 16
 
 
-def test_concurrency_doubles_where_answers_come_all_at_once():
-    """Rounds of the same latency: the limit is reached by whole rounds, not by single answers."""
+def test_concurrency_doubles_if_answers_arrive_together():
+    """All answers of a round have the same latency, so the limit is reached in rounds, not one by one."""
 
     async def go():
         lanes = Lanes([Lane(2000, None, None, 60.0)])
         loop = asyncio.get_running_loop()
 
         async def one():
-            index = await lanes.take(1)
+            index = await lanes.acquire(1)
             await asyncio.sleep(2.0)
-            lanes.lanes[index].concurrency.succeeded()
-            lanes.lanes[index].give_back(1, 1, loop.time())
+            lanes.lanes[index].concurrency.record_success()
+            lanes.lanes[index].release(1, 1, loop.time())
             lanes.wake()
 
         await asyncio.gather(*(one() for _ in range(6000)))

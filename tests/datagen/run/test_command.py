@@ -1,4 +1,4 @@
-"""A run from a command line: flags, files, --dry-run, the progress line and the summary."""
+"""Commands: flags, files, --dry-run, the progress line and the summary."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datagen.api.chat import Rejected
-from datagen.api.client import _allow_connections
+from datagen.api.client import _raise_file_limit
 from datagen.api.known_models import MODELS, Price
 from datagen.api.pricing import estimate_tokens, price_of
 from datagen.api.settings import add_api_arguments, api_settings
@@ -51,13 +51,13 @@ def test_flags_become_settings(tmp_path):
 
 
 def sent_by(tmp_path, *flags):
-    """The parameters of a request beside its messages, for a command that asks for a temperature of 0.3."""
+    """Return the request parameters, without model and messages, of a command with temperature 0.3."""
     settings = api_settings(arguments(tmp_path / "o", *flags))
     body = json.loads(settings.request([{"role": "user", "content": "x"}], temperature=0.3).body())
     return {name: value for name, value in body.items() if name not in ("model", "messages")}
 
 
-def test_a_temperature_is_sent_where_the_model_takes_one(tmp_path):
+def test_temperature_is_sent_if_the_model_accepts_it(tmp_path):
     assert sent_by(tmp_path, "--max-tokens", "9") == {"temperature": 0.3, "max_tokens": 9}
     assert sent_by(tmp_path, "--temperature", "1", "--max-tokens", "9") == {"temperature": 1.0, "max_tokens": 9}
     assert sent_by(tmp_path, "--temperature", "none", "--max-tokens", "9") == {"max_tokens": 9}
@@ -68,36 +68,36 @@ def test_a_temperature_is_sent_where_the_model_takes_one(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["-1", "2.5", "nan", "warm", ""])
-def test_a_temperature_that_makes_no_sense(tmp_path, text):
-    with pytest.raises(UserError, match="--temperature .*: give a number from 0 to 2, or none"):
+def test_invalid_temperature_is_refused(tmp_path, text):
+    with pytest.raises(UserError, match="--temperature .*: pass a number from 0 to 2, or none"):
         api_settings(arguments(tmp_path / "o", f"--temperature={text}"))
 
 
 @pytest.mark.parametrize("flag", ["--rpm", "--tpm", "--concurrency", "--budget", "--max-tokens", "--timeout"])
-def test_numbers_that_make_no_sense(tmp_path, flag):
+def test_numbers_must_be_positive(tmp_path, flag):
     with pytest.raises(UserError, match=f"{flag} 0.* must be above 0"):
         api_settings(arguments(tmp_path / "o", flag, "0"))
 
 
-def test_files(tmp_path):
+def test_run_files(tmp_path):
     files = run_files(arguments(tmp_path / "o.jsonl"))
     assert (files.journal.name, files.quarantine.name) == ("o.jsonl.journal", "o.jsonl.quarantine.jsonl")
     with pytest.raises(UserError, match="must be three files"):
         run_files(arguments(tmp_path / "o.jsonl", "--journal", str(tmp_path / "o.jsonl")))
     (tmp_path / "o.jsonl").write_text("precious\n")
-    with pytest.raises(UserError, match="is there, but not the journal"):
+    with pytest.raises(UserError, match="exists, but not the journal"):
         run_files(arguments(tmp_path / "o.jsonl"))
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--journal", "file/j"], r"--journal .*file/j: nothing can be written into .*file: choose another path"),
-        (["--quarantine", "file/a/q"], r"--quarantine .*file/a/q: nothing can be written into .*file: choose"),
-        (["--journal", "folder"], r"--journal .*folder is a folder: name a file in it"),
+        (["--journal", "file/j"], r"--journal .*file/j: cannot write to .*file: choose another path"),
+        (["--quarantine", "file/a/q"], r"--quarantine .*file/a/q: cannot write to .*file: choose"),
+        (["--journal", "folder"], r"--journal .*folder is a folder: pass a file path"),
     ],
 )
-def test_where_nothing_can_be_written_is_told_before_anything_is_asked(tmp_path, flags, message):
+def test_unwritable_paths_fail_before_any_request(tmp_path, flags, message):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
     with pytest.raises(UserError, match=message):
@@ -111,8 +111,8 @@ async def served(task, **options):
         return await asyncio.to_thread(task, server)
 
 
-def test_a_command_says_what_it_did(tmp_path, capsys, monkeypatch):
-    """Signals belong to the main thread, where the tests' server runs: they are left out here (see test_runs)."""
+def test_command_prints_a_summary(tmp_path, capsys, monkeypatch):
+    """Without signal handlers: they need the main thread, where the server runs here (see test_runs)."""
     monkeypatch.setattr("datagen.run.command._SIGNALS", ())
 
     def task(server):
@@ -125,7 +125,7 @@ def test_a_command_says_what_it_did(tmp_path, capsys, monkeypatch):
     assert len(read_lines(tmp_path / "o.jsonl")) == 3
 
 
-def test_a_run_that_stops_says_why_after_its_rows_are_written(tmp_path, capsys, monkeypatch):
+def test_stopped_run_writes_its_rows_and_says_why(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("datagen.run.command._SIGNALS", ())
 
     def task(server):
@@ -138,14 +138,14 @@ def test_a_run_that_stops_says_why_after_its_rows_are_written(tmp_path, capsys, 
     assert 0 < len(read_lines(tmp_path / "o.jsonl")) < 9
 
 
-def test_a_dry_run_asks_nothing_and_counts_every_turn(tmp_path, capsys):
+def test_dry_run_counts_every_turn_without_requests(tmp_path, capsys):
     args = arguments(tmp_path / "o.jsonl", "--dry-run", "--base-url", "http://127.0.0.1:9/v1", "--rpm", "60")
 
     async def two_turns(record, ask):
         first = await ask([{"role": "user", "content": f'Translate into Nepali: {{"x": "{record["n"]}"}}'}])
         await ask([{"role": "user", "content": first.text}])
         if record["n"] == 1:
-            raise Rejected("it is counted all the same")
+            raise Rejected("its requests still count")
         return []
 
     assert run_command(numbers(120), two_turns, args, lambda record: "ne" if record["n"] < 20 else "vi") is None
@@ -155,12 +155,12 @@ def test_a_dry_run_asks_nothing_and_counts_every_turn(tmp_path, capsys):
         ["vi", "100", "0", "200"],
         ["total", "120", "0", "240"],
     ]
-    assert table[-1][-1] == "0.07"  # 240 requests at 60 a minute: 4 minutes
+    assert table[-1][-1] == "0.07"  # 240 requests at 60 per minute: 4 minutes
     assert float(table[-1][-2]) > float(table[-1][-3]) > 0
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dry_run_leaves_out_what_is_in_the_journal(tmp_path, monkeypatch):
+def test_dry_run_excludes_journaled_answers(tmp_path, monkeypatch):
     settings = quick_settings("http://127.0.0.1:9/v1")
     monkeypatch.setenv("TEST_API_KEY", "k")
 
@@ -181,7 +181,7 @@ def test_prices():
     assert price_of(quick_settings(model="gpt-4o", usd_per_m_prompt=0.0)) == Price(0.0, 10.0)
 
 
-def test_estimates_of_tokens():
+def test_estimate_tokens():
     assert estimate_tokens("") == 0
     assert estimate_tokens("four") == 1 and estimate_tokens("five!") == 2
     assert estimate_tokens("नेपाल") == 5
@@ -189,13 +189,13 @@ def test_estimates_of_tokens():
 
 
 @given(st.text(st.characters()))
-def test_estimates_of_tokens_count_ascii_by_four_and_other_bytes_by_three(text):
+def test_estimate_tokens_formula(text):
     ascii_characters = sum(character < "\x80" for character in text)
     others = len("".join(c for c in text if c >= "\x80").encode("utf-8", "replace"))
     assert estimate_tokens(text) == math.ceil(ascii_characters / 4) + math.ceil(others / 3)
 
 
-def test_the_progress_line(tmp_path, monkeypatch):
+def test_progress_line(tmp_path, monkeypatch):
     monkeypatch.setenv("TEST_API_KEY", "k")
     stream = io.StringIO()
 
@@ -207,27 +207,27 @@ def test_the_progress_line(tmp_path, monkeypatch):
             progress = Progress(session, 8, stream)
             async for outcome in session.outcomes(numbers(6), ask_once):
                 progress.add(outcome)
-            progress.tell("a line of its own")
+            progress.log("a line of its own")
             line = progress.line()
             progress.stop()
             return line
 
     line = asyncio.run(go())
     assert line.startswith("[###############.....] 6/8, ")
-    for part in (" answers/min", "0 on their way", " tokens", "$0.000", " retries (500 server_error)", " left"):
+    for part in (" answers/min", "0 in flight", " tokens", "$0.000", " retries (500 server_error)", " left"):
         assert part in line, part
     assert stream.getvalue() == "a line of its own\n"
     assert [clock(seconds) for seconds in (0, 59.6, 3599, 3600)] == ["0:00", "1:00", "59:59", "1:00:00"]
 
 
-def test_open_files_are_allowed_for_as_many_connections(monkeypatch):
+def test_open_file_limit_is_raised(monkeypatch):
     limits, given = (1024, 4096), []
     monkeypatch.setattr("datagen.api.client.resource.getrlimit", lambda _: limits)
     monkeypatch.setattr("datagen.api.client.resource.setrlimit", lambda _, new: given.append(new))
-    _allow_connections(900)
+    _raise_file_limit(900)
     assert given == []
-    _allow_connections(2000)
+    _raise_file_limit(2000)
     assert given == [(2064, 4096)]
-    with pytest.raises(UserError, match="5000 requests at once need 5064 open files, 4096 are allowed"):
-        _allow_connections(5000)
+    with pytest.raises(UserError, match="5000 concurrent requests need 5064 open files, the limit is 4096"):
+        _raise_file_limit(5000)
     assert given == [(2064, 4096)]

@@ -1,4 +1,4 @@
-"""Runs that are cut short: killed at random points, interrupted, started twice, out of disk."""
+"""Interrupted runs: killed at random points, Ctrl-C, started twice, disk full."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def expected_rows(count=RECORDS):
 
 
 def all_requests(settings):
-    """Every request of `ask_twice` for the records: the journal's key -> the server's."""
+    """Return the journal key -> server key of all requests of `ask_twice`."""
     keys = {}
     for record in numbers(RECORDS):
         messages = [{"role": "user", "content": f"say {record['n']}"}]
@@ -48,7 +48,7 @@ def all_requests(settings):
 
 
 def child_run(folder, settings, stderr_path=None, work=ask_twice, count=RECORDS):
-    """One run in a process of its own; exit status 0 only if it was complete."""
+    """Body of a child process: one run. Exit status 0 only if the run is complete."""
     if stderr_path is not None:
         os.dup2(os.open(stderr_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     try:
@@ -71,8 +71,8 @@ async def ended(process):
     return process.exitcode
 
 
-async def kill_until_complete(folder, most_kills, rng):
-    """Runs again and again, each killed after a random time, until one of them is complete; how many were killed."""
+async def kill_until_complete(folder, max_kills, rng):
+    """Restart a run and kill it after a random time, until one completes. Returns the number of kills."""
     faults = {"500": 0.05, "reset_half": 0.05, "429": 0.05}
     async with Simulator(answer=echo, latency_s=0.002, faults=faults) as server:
         settings = quick_settings(server.url, concurrency=4, max_attempts=40)
@@ -86,16 +86,16 @@ async def kill_until_complete(folder, most_kills, rng):
                 journal.release()
                 assert all(journaled.values())
             process = start(child_run, folder, settings)
-            if killed < most_kills:
+            if killed < max_kills:
                 await asyncio.sleep(rng.uniform(0.0, 0.08))
                 process.kill()
             status = await ended(process)
             killed += status != 0
-            # What was in the journal when the run began was not asked again.
+            # Requests in the journal at the start of the run were not sent again.
             assert all(server.counts.answers[keys[key]] == count for key, count in journaled.items())
         assert len(server.counts.answers) == len(keys)
     assert read_lines(folder / "out.jsonl") == expected_rows()
-    # An answer can be paid for twice only where the process was killed between its arrival and its fsync.
+    # An answer can be paid twice only if the process was killed between its arrival and its fsync.
     paid_twice = sum(server.counts.answers.values()) - len(keys)
     assert 0 <= paid_twice <= killed * settings.concurrency
     assert sorted(path.name for path in folder.iterdir()) == ["journal", "out.jsonl"]
@@ -103,7 +103,7 @@ async def kill_until_complete(folder, most_kills, rng):
 
 
 async def kill(folder, kills, seed):
-    """So many kills, over as many whole jobs as that takes."""
+    """Kill runs `kills` times in total, over as many complete jobs as needed."""
     rng, killed, jobs = random.Random(seed), 0, 0
     while killed < kills:
         (folder / str(jobs)).mkdir()
@@ -120,8 +120,8 @@ def test_killed_at_fifty_random_points(tmp_path):
     asyncio.run(kill(tmp_path, 50, seed=2))
 
 
-def test_two_processes_at_once(tmp_path):
-    """One of them works, the other says so and asks nothing."""
+def test_second_process_is_refused(tmp_path):
+    """One process runs. The other prints an error and sends no requests."""
 
     async def go():
         async with Simulator(answer=echo, latency_s=0.01) as server:
@@ -137,14 +137,14 @@ def test_two_processes_at_once(tmp_path):
     assert read_lines(tmp_path / "out.jsonl") == expected_rows()
 
 
-def test_a_disk_that_is_full_for_a_while(tmp_path):
-    """A limit on the size of files, as the kernel enforces it, raised when the run says that it waits."""
+def test_disk_full_for_a_while(tmp_path):
+    """A file-size limit of the kernel simulates the full disk. It is raised once the run reports that it waits."""
 
     def limited():
         resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
         os.dup2(os.open(tmp_path / "stderr", os.O_WRONLY | os.O_CREAT), 2)
-        tell = lambda line: os.write(2, line.encode())  # noqa: E731
-        asyncio.run(run_in(tmp_path, numbers(RECORDS), ask_twice, settings, tell=tell))
+        log = lambda line: os.write(2, line.encode())  # noqa: E731
+        asyncio.run(run_in(tmp_path, numbers(RECORDS), ask_twice, settings, log=log))
         os._exit(0)
 
     async def go():
@@ -165,7 +165,7 @@ def test_a_disk_that_is_full_for_a_while(tmp_path):
 
 
 def run_as_command(folder, url, work=ask_twice, count=RECORDS, **changes):
-    """`command._watched_run` in a process of its own, with signals and the progress line."""
+    """Body of a child process: `command._watched_run`, with signals and the progress line."""
     settings = quick_settings(url, **changes)
     files = command.RunFiles(folder / "out.jsonl", folder / "journal", folder / "quarantine.jsonl")
     sys.stderr = (folder / "stderr").open("w")
@@ -194,7 +194,7 @@ def test_ctrl_c_drains_and_loses_nothing(tmp_path):
     assert read_lines(tmp_path / "out.jsonl") == expected_rows()
 
 
-def test_a_second_ctrl_c_waits_for_nothing(tmp_path):
+def test_second_ctrl_c_aborts(tmp_path):
     async def go():
         async with Simulator(answer=echo, latency_s=60) as server:
             timeouts = {"first_byte_timeout_s": 90, "total_timeout_s": 90}

@@ -1,4 +1,4 @@
-"""Sessions: limits as the server counts them, concurrency, several endpoints, order, equal requests, early ends."""
+"""Sessions: rate limits, concurrency, several endpoints, output order, equal requests, early stops."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def environment(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
 
 
-def test_limits_are_kept_as_the_server_counts_them(tmp_path):
-    """Limits told by flag, and limits learned from the headers of the first answer; periods of 0.15 s."""
+def test_rate_limits_hold_on_the_server(tmp_path):
+    """Limits set by flags, and limits learned from the first answer's headers. A period is 0.15 s."""
 
-    async def go(folder, told, **limits):
+    async def go(folder, by_flag, **limits):
         async with Simulator(answer=echo, window_s=0.15, latency_s=0.005, **limits) as server:
-            settings = quick_settings(server.url, window_s=0.15, concurrency=20, **(limits if told else {}))
+            settings = quick_settings(server.url, window_s=0.15, concurrency=20, **(limits if by_flag else {}))
             summary = await run_in(folder, numbers(24), ask_twice, settings)
             assert server.counts.over_limit == 0
             assert summary.retries == 0
@@ -38,7 +38,7 @@ def test_limits_are_kept_as_the_server_counts_them(tmp_path):
     asyncio.run(go(tmp_path / "d", False, tokens_per_min=400))
 
 
-def test_no_more_are_on_their_way_than_allowed(tmp_path):
+def test_concurrency_is_never_exceeded(tmp_path):
     async def go():
         async with Simulator(answer=echo, latency_s=0.01) as server:
             await run_in(tmp_path, numbers(60), ask_once, quick_settings(server.url, concurrency=5))
@@ -47,8 +47,8 @@ def test_no_more_are_on_their_way_than_allowed(tmp_path):
     asyncio.run(go())
 
 
-def test_overload_makes_room(tmp_path):
-    """Where half of all requests are refused as too many, fewer are on their way at once."""
+def test_overload_lowers_concurrency(tmp_path):
+    """If half of all requests get a 429, fewer are in flight at once."""
 
     async def go(folder, faults):
         most = 0
@@ -76,7 +76,7 @@ def test_overload_makes_room(tmp_path):
     assert asyncio.run(go(tmp_path / "storm", {"429": 0.5})) <= 16
 
 
-def test_several_endpoints_share_the_work_and_a_dead_one_is_survived(tmp_path, monkeypatch):
+def test_endpoints_share_the_work_and_one_may_be_dead(tmp_path, monkeypatch):
     monkeypatch.setenv("TEST_API_KEY", "sk-one,sk-two")
 
     async def go():
@@ -92,21 +92,21 @@ def test_several_endpoints_share_the_work_and_a_dead_one_is_survived(tmp_path, m
     asyncio.run(go())
 
 
-def test_a_session_that_is_left_early_keeps_what_was_on_its_way(tmp_path):
+def test_leaving_early_journals_requests_in_flight(tmp_path):
     async def go():
         async with Simulator(answer=echo, latency_s=0.02) as server:
             async with Session(quick_settings(server.url), tmp_path / "j") as session:
                 async for outcome in session.outcomes(numbers(100), ask_once):
                     if outcome.index == 2:
                         break
-            await asyncio.sleep(0.05)  # the server sends what it was asked for, whether anybody listens or not
+            await asyncio.sleep(0.05)  # the server answers even if no client listens
             async with Session(quick_settings(server.url), tmp_path / "j") as session:
                 assert len(session.journal) == sum(server.counts.answers.values())
 
     asyncio.run(go())
 
 
-def test_a_work_function_that_breaks_is_our_bug_and_loses_nothing(tmp_path):
+def test_exception_in_work_is_raised_and_loses_no_answer(tmp_path):
     async def broken(record, ask):
         rows = await ask_once(record, ask)
         if record["n"] == 3:
@@ -124,7 +124,7 @@ def test_a_work_function_that_breaks_is_our_bug_and_loses_nothing(tmp_path):
     asyncio.run(go())
 
 
-def test_records_that_cannot_be_read_stop_the_run_in_good_order(tmp_path):
+def test_unreadable_record_stops_the_run(tmp_path):
     def records():
         yield from numbers(5)
         raise UserError("in.jsonl:6: bad JSON")
@@ -137,8 +137,8 @@ def test_records_that_cannot_be_read_stop_the_run_in_good_order(tmp_path):
     assert summary.stopped == "in.jsonl:6: bad JSON"
 
 
-def test_a_rejection_may_name_the_answer_at_fault(tmp_path):
-    """Three parts are asked for at once; the second one is no good, and only that one is asked again."""
+def test_rejection_can_name_the_faulty_answer(tmp_path):
+    """Three requests run at once. The second answer is bad, and only that request is sent again."""
     is_bad = True
 
     async def parts(record, ask):
@@ -159,7 +159,7 @@ def test_a_rejection_may_name_the_answer_at_fault(tmp_path):
     asyncio.run(go())
 
 
-def test_equal_requests_are_asked_once_and_a_nonce_asks_again(tmp_path):
+def test_equal_requests_are_sent_once_unless_their_nonces_differ(tmp_path):
     async def same(record, ask):
         reply = await ask([{"role": "user", "content": "the same"}], nonce=record.get("nonce"))
         return [{"text": reply.text}]
@@ -174,7 +174,7 @@ def test_equal_requests_are_asked_once_and_a_nonce_asks_again(tmp_path):
     assert asyncio.run(go([{"nonce": n} for n in range(5)])) == 5
 
 
-def test_output_is_in_input_order_whoever_answers_first(tmp_path):
+def test_output_is_in_input_order(tmp_path):
     async def uneven(record, ask):
         await asyncio.sleep(random.Random(record["n"]).uniform(0, 0.02))
         return [{"n": record["n"], "part": part} for part in range(record["n"] % 3)]
@@ -184,19 +184,19 @@ def test_output_is_in_input_order_whoever_answers_first(tmp_path):
     assert rows == [{"n": n, "part": part} for n in range(100) for part in range(n % 3)]
 
 
-def test_the_quarantine_of_an_earlier_run_goes_when_nothing_is_left_in_it(tmp_path):
+def test_quarantine_file_is_deleted_if_nothing_is_rejected(tmp_path):
     (tmp_path / "quarantine.jsonl").write_text('{"index": 0}\n')
     asyncio.run(run_in(tmp_path, [], ask_once, quick_settings("http://127.0.0.1:9/v1")))
     assert not (tmp_path / "quarantine.jsonl").exists()
     assert read_lines(tmp_path / "out.jsonl") == []
 
 
-def test_a_row_with_half_a_character_is_rejected_for_no_trainer_would_read_it(tmp_path):
-    async def passed_on(record, ask):
+def test_row_with_half_a_surrogate_pair_is_rejected(tmp_path):
+    async def return_unchanged(record, ask):
         return [record]
 
     records = [{"x": "a\ud83d"}, {"x": "a\U0001f600"}]
-    summary = asyncio.run(run_in(tmp_path, records, passed_on, quick_settings("http://127.0.0.1:9/v1")))
+    summary = asyncio.run(run_in(tmp_path, records, return_unchanged, quick_settings("http://127.0.0.1:9/v1")))
     assert (summary.rows, summary.rejected) == (1, 1)
     assert read_lines(tmp_path / "out.jsonl") == records[1:]
     (rejected,) = read_lines(tmp_path / "quarantine.jsonl")

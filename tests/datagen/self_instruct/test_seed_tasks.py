@@ -1,4 +1,4 @@
-"""Seed tasks: the 30 built in, files of others, and draws that depend on the request alone."""
+"""Seed tasks: the 30 built in, user files, and draws that depend only on seed and request."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from datagen.text.words import rouge_words
 from engine.base.errors import UserError
 
 
-def test_the_built_in_seeds_are_thirty_usable_tasks():
+def test_built_in_seeds_are_thirty_valid_tasks():
     seeds = read_seeds(SEEDS_FILE)
     assert len(seeds) == 30
     assert [fault for seed in seeds if (fault := fault_of(seed.task))] == []
@@ -23,7 +23,7 @@ def test_the_built_in_seeds_are_thirty_usable_tasks():
         assert sum(name.startswith(kind) for name in names) >= 3
 
 
-def test_the_built_in_seeds_repeat_neither_each_other_nor_the_175(real_data):
+def test_built_in_seeds_are_no_near_duplicates(real_data):
     others = [seed.task.instruction for seed in read_seeds(real_data / "seed_tasks.jsonl")]
     assert len(others) == 175
     texts = [*others, *(seed.task.instruction for seed in read_seeds(SEEDS_FILE))]
@@ -31,7 +31,7 @@ def test_the_built_in_seeds_repeat_neither_each_other_nor_the_175(real_data):
     assert sum(len(block.query) for block in matches) == 0
 
 
-def test_draws_depend_on_seed_and_request_alone():
+def test_draws_depend_only_on_seed_and_request():
     seeds = read_seeds(SEEDS_FILE)
     draws = [draw_seeds(seeds, 3, 0, request) for request in range(200)]
     assert [draw_seeds(seeds, 3, 0, request) for request in range(200)] == draws
@@ -44,14 +44,14 @@ def test_draws_depend_on_seed_and_request_alone():
     ("line", "message"),
     [
         ('{"instruction": "a", "instances": []}', "field 'instances' is [{}]: it must be a list"),
-        ('{"instruction": "a", "instances": [{"input": ""}]}', "field 'output' is None: a seed needs a text there"),
+        ('{"instruction": "a", "instances": [{"input": ""}]}', "field 'output' is None: a seed needs a string there"),
         ('{"instruction": 3, "input": "", "output": "b"}', "field 'instruction' is 3"),
         ('{"instruction": " ", "input": "", "output": "b"}', "field 'instruction' is ' '"),
         ('{"instruction": "a", "input": [], "output": "b"}', "field 'input' is []"),
         ('{"instruction": "a \\ud83d", "input": "", "output": "b"}', "field 'instruction' holds half a surrogate pair"),
     ],
 )
-def test_a_bad_seed_names_file_line_and_field(tmp_path, line, message):
+def test_bad_seed_error_names_file_line_and_field(tmp_path, line, message):
     path = tmp_path / "seeds.jsonl"
     path.write_text('{"instruction": "a", "input": "i", "output": "b"}\n' + line + "\n")
     with pytest.raises(UserError) as error:

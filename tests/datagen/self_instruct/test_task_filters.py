@@ -1,4 +1,4 @@
-"""Alpaca's rules for generated tasks: each at its border, and Alpaca's own records under them."""
+"""Alpaca's rules for generated tasks: each rule at its limit, and Alpaca's own records."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ from engine.base.records import read_instructions
         ("   ", "empty instruction"),
     ],
 )
-def test_each_rule_at_its_border(instruction, fault):
+def test_each_rule_at_its_limit(instruction, fault):
     assert fault_of(Task(instruction, "", "yes")) == fault
 
 
-def test_an_output_is_needed():
+def test_output_is_required():
     assert fault_of(Task("Name four red fruits", "", " \n")) == "empty output"
 
 
 @pytest.mark.parametrize("word", BLOCKED)
-def test_blocked_words_stand_alone(word):
+def test_blocked_words_match_whole_words(word):
     assert fault_of(Task(f"Please use the {word} here", "", "x")) == f"blocked word: {word}"
     assert fault_of(Task(f"Please use the {word}xx here", "", "x")) is None
 
 
-def test_alpacas_own_records_pass(real_data):
-    """Released records went through the same rules: all that fail here have empty outputs or were edited later."""
+def test_alpaca_records_pass(real_data):
+    """Alpaca's records passed the same rules. The few that fail here have empty outputs or were edited later."""
     faults = [
         (record.instruction, fault)
         for record in read_instructions(real_data / "alpaca_en.jsonl.gz", require_output=False)

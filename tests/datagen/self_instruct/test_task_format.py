@@ -1,4 +1,4 @@
-"""Numbered tasks: what is written is read back, and whatever is not exactly a task is dropped with its reason."""
+"""The task format: round trip, and a reason for each dropped part."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_round_trip(tasks, first):
 
 
 @given(_TASKS, st.sampled_from(["```\n{}\n```", "```json\n{}\n```", "```jsonl\n{}\n```\n", "\n\n{}\n", "[{}]"]))
-def test_fences_and_lists_around_the_tasks_are_passed_over(tasks, around):
+def test_fences_and_list_brackets_are_skipped(tasks, around):
     body = format_tasks(tasks)
     if around == "[{}]":
         body = body.replace("\n", ",\n")
@@ -32,7 +32,7 @@ def test_fences_and_lists_around_the_tasks_are_passed_over(tasks, around):
 
 
 @given(_TASKS, st.data())
-def test_a_cut_answer_loses_only_its_last_task(tasks, data):
+def test_cut_answer_loses_only_its_last_task(tasks, data):
     body = format_tasks(tasks)
     cut = body[: data.draw(st.integers(1, len(body)))]
     whole = sum(
@@ -45,7 +45,7 @@ def test_a_cut_answer_loses_only_its_last_task(tasks, data):
 
 
 @given(_TASKS, st.integers(0, 5), st.sampled_from(["number", "instruction", "input", "output"]))
-def test_a_missing_field_costs_its_own_task_alone(tasks, which, name):
+def test_missing_field_drops_only_its_task(tasks, which, name):
     which %= len(tasks)
     lines = format_tasks(tasks).split("\n")
     fields = json.loads(lines[which])
@@ -57,7 +57,7 @@ def test_a_missing_field_costs_its_own_task_alone(tasks, which, name):
 
 
 @given(st.text())
-def test_any_answer_is_read_and_nothing_is_lost(text):
+def test_any_text_is_parsed(text):
     parsed = parse_tasks(text, 1, 20)
     assert parsed.tasks == []
     for _, part in parsed.dropped:
@@ -84,23 +84,23 @@ def test_any_answer_is_read_and_nothing_is_lost(text):
         ('{"a":' * 100_000, "not JSON"),
     ],
 )
-def test_what_is_no_task_is_dropped_with_its_reason(line, reason):
+def test_invalid_task_is_dropped_with_a_reason(line, reason):
     text = "\n".join([format_tasks([A], 1), line, format_tasks([B], 3)])
     parsed = parse_tasks(text, 1, 3)
     assert parsed.tasks == [(1, A), (3, B)]
     assert [why for why, _ in parsed.dropped] == ([reason] if reason else [])
 
 
-def test_an_input_that_says_there_is_none():
+def test_noinput_becomes_an_empty_input():
     line = '{"number": 1, "instruction": "a", "input": " <NoInput> ", "output": "b"}'
     assert parse_tasks(line, 1, 1).tasks == [(1, Task("a", "", "b"))]
 
 
-def test_a_field_that_holds_nothing_and_was_not_asked_for_is_no_fault():
+def test_unknown_empty_field_is_allowed():
     line = '{"number": 1, "instruction": "a", "input": "", "output": "b", "note": "", "lang": null}'
     assert parse_tasks(line, 1, 1).tasks == [(1, Task("a", "", "b"))]
 
 
-def test_cut_off_is_told_from_wrong():
+def test_cut_off_and_invalid_json_have_different_reasons():
     assert parse_tasks('{"number": 1, "instr', 1, 1, was_cut=True).dropped == [("cut off", '{"number": 1, "instr')]
     assert parse_tasks('{"number": 1, "instr', 1, 1).dropped[0][0] == "not JSON"

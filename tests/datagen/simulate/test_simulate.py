@@ -1,4 +1,4 @@
-"""The simulator: kit tasks stay tasks in any language, other text keeps what must stay, rankings follow the answers."""
+"""The simulator: translation of tasks and other texts, rankings, instructions, HTTP, and faults."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from datagen.self_instruct.task_format import parse_tasks
 from datagen.simulate import Simulator
 from datagen.simulate.answers import rank_responses, right_answer, simulated_answer
 from datagen.simulate.faults import FAULTS, parse_faults
-from datagen.simulate.translation import Translator, recognise
+from datagen.simulate.translation import Translator, recognize_task
 from engine.base.errors import UserError
 from engine.base.languages import LANGUAGES
 
@@ -35,8 +35,8 @@ def ask(*contents):
 
 
 @pytest.mark.parametrize("code", [code for code in kit_codes() if code != "en"])
-def test_tasks_are_translated_into_the_same_tasks(code):
-    """At least nine in ten of the English kit's tasks become a task of the language, with its right answer."""
+def test_translated_tasks_are_the_same_tasks(code):
+    """At least nine tenths of the English kit's tasks become tasks of the language, with the right answer."""
     kit, carried = load_kit(code), 0
     rows = embedded("en").sft[:60]
     for row in rows:
@@ -44,27 +44,27 @@ def test_tasks_are_translated_into_the_same_tasks(code):
         translated = Translator(EN, kit).record(record)
         assert list(translated) == list(record)
         assert [name for name in record if bool(record[name]) != bool(translated[name])] == []
-        task = recognise(kit, translated["instruction"], translated["input"])
+        task = recognize_task(kit, translated["instruction"], translated["input"])
         if task is not None:
             carried += 1
             assert task.kind == row["kind"]
             assert (translated["output"].split("\n")[0] == task.output) == (
-                row["output"].split("\n")[0] == recognise(EN, row["instruction"], row["input"]).output
+                row["output"].split("\n")[0] == recognize_task(EN, row["instruction"], row["input"]).output
             )
     assert carried >= 0.9 * len(rows)
 
 
-def test_every_task_of_a_kit_is_recognised():
+def test_every_kit_task_is_recognized():
     for code in ("en", "zh", "ar", "ne"):
         kit = load_kit(code)
         for row in embedded(code).heldout[:200]:
-            task = recognise(kit, row["instruction"], row["input"])
+            task = recognize_task(kit, row["instruction"], row["input"])
             assert task is not None and (task.kind, task.output) == (row["kind"], row["output"]), row
-    assert recognise(EN, "Add 3 and cheese.", "") is None
-    assert recognise(EN, "Tell me about cheese.", "") is None
+    assert recognize_task(EN, "Add 3 and cheese.", "") is None
+    assert recognize_task(EN, "Tell me about cheese.", "") is None
 
 
-def test_a_translation_keeps_keys_numbers_code_urls_and_placeholders():
+def test_translation_keeps_keys_numbers_code_urls_and_placeholders():
     record = {
         "instruction": "Write `print(x)` for {user}, 42 times, as on https://a.example/b?c=1.",
         "input": "",
@@ -85,7 +85,7 @@ def test_a_translation_keeps_keys_numbers_code_urls_and_placeholders():
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.text(max_size=60), min_size=1, max_size=5))
-def test_different_texts_stay_different_and_empty_ones_empty(texts):
+def test_different_texts_stay_different_and_empty_texts_empty(texts):
     translated = Translator(EN, NE).record(texts)
     for text, there in zip(texts, translated):
         assert bool(text.strip()) == bool(there.strip())
@@ -94,7 +94,7 @@ def test_different_texts_stay_different_and_empty_ones_empty(texts):
 
 
 @pytest.mark.parametrize("code", ["vi", "ar", "zh"])
-def test_the_language_is_the_one_that_is_named(code):
+def test_prompt_selects_the_language(code):
     name = LANGUAGES[code].name
     words = load_kit(code).words
     answer = json.loads(simulated_answer(ask(f'Translate this from English into {name}: {{"x": "cheese"}}')))
@@ -103,7 +103,7 @@ def test_the_language_is_the_one_that_is_named(code):
     assert set(back["x"].split()) <= {part for word in EN.words for part in word.split()}
 
 
-def test_a_ranking_prefers_right_then_short_then_anything_then_silence():
+def test_ranking_puts_right_answers_first_and_empty_ones_last():
     for row in embedded("ne").ranking[:60]:
         shown = {
             "instruction": row["instruction"],
@@ -128,14 +128,14 @@ def test_a_ranking_prefers_right_then_short_then_anything_then_silence():
     assert rank_responses([{"responses": {"A": "", "B": "some", "C": "some"}}]) == "B = C > A"
 
 
-def test_instructions_have_the_numbers_that_are_asked_for():
+def test_instructions_have_the_requested_numbers():
     answer = simulated_answer(ask("Invent tasks. The examples are numbers 1 to 3; yours are numbers 4 to 23."))
     parsed = parse_tasks(answer, first=4, count=20)
     assert [number for number, _ in parsed.tasks] == list(range(4, 24)) and not parsed.dropped
     assert simulated_answer(ask("Invent tasks: numbers 4 to 23, once more.")) != answer
 
 
-def test_answers_over_http_and_what_was_counted():
+def test_http_answers_limits_and_counters():
     async def go():
         async with Simulator(requests_per_min=2) as server:
             statuses, headers = [], None
@@ -165,7 +165,7 @@ def post(url, messages):
         return error.code, error.headers
 
 
-def test_faults_are_the_same_for_the_same_seed_and_other_at_another_attempt():
+def test_faults_depend_on_seed_and_attempt():
     async def statuses(seed):
         async with Simulator(faults={"500": 0.5}, seed=seed) as server:
             return [(await asyncio.to_thread(post, server.url, ask(f"x {n % 6}")))[0] for n in range(18)]
@@ -176,11 +176,11 @@ def test_faults_are_the_same_for_the_same_seed_and_other_at_another_attempt():
     assert first[:6] != first[6:12] and set(first) == {200, 500}
 
 
-def test_faults_as_a_flag():
+def test_parse_faults():
     assert parse_faults("429:0.1, hang:0.01") == {"429": 0.1, "hang": 0.01}
     assert parse_faults("401") == {"401": 1.0}
     assert parse_faults("") == {}
-    for bad, says in (("hung:0.1", "unknown fault 'hung'"), ("429:x", "'x' is no share"), ("429:2", "the share 2")):
+    for bad, says in (("hung:0.1", "unknown fault 'hung'"), ("429:x", "'x' is not a number"), ("429:2", "the share 2")):
         with pytest.raises(UserError, match=re.escape(says)):
             parse_faults(bad)
     with pytest.raises(UserError, match="add up to 1.2"):
@@ -188,11 +188,11 @@ def test_faults_as_a_flag():
     assert len(FAULTS) >= 35
 
 
-def test_a_port_in_use_is_one_line(capsys):
+def test_port_in_use_is_one_line(capsys):
     async def go():
         async with Simulator() as server:
             port = server.url.split(":")[2].split("/")[0]
             return await asyncio.to_thread(main, ["simulate", "--port", port])
 
     assert asyncio.run(go()) == 2
-    assert "cannot be listened on (Address already in use): choose another" in capsys.readouterr().err
+    assert re.search(r"cannot listen on --port \d+ \(Address already in use\): choose another", capsys.readouterr().err)

@@ -1,4 +1,4 @@
-"""Tasks: the answer to every kind by hand in English, recomputed from the prompt in every language."""
+"""Tests of tasks: answers of every kind by hand in English, and recomputed from the prompt in every language."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from datagen.kits import kit_codes, load_kit
 from datagen.kits.rules import PLACEHOLDERS
 from datagen.tasks.kinds import KINDS, all_tasks, check, draw_task, is_finite, make_task
 
-# kind, arguments, what is shown in the prompt, the answer: worked out by hand.
+# Kind, arguments, arguments as shown in the prompt, answer; computed by hand.
 BY_HAND = [
     ("add", (17, 8), ("17", "8"), "25"),
     ("subtract", (21, 4), ("21", "4"), "17"),
@@ -42,7 +42,7 @@ BY_HAND = [
 
 
 @pytest.mark.parametrize(("kind", "arguments", "shown", "output"), BY_HAND)
-def test_answers_worked_out_by_hand(kind, arguments, shown, output):
+def test_answers_by_hand(kind, arguments, shown, output):
     kit = load_kit("en")
     for phrasing, template in enumerate(kit.templates[kind]):
         task = make_task(kit, kind, arguments, phrasing)
@@ -53,7 +53,7 @@ def test_answers_worked_out_by_hand(kind, arguments, shown, output):
         assert (task.instruction + "\n" + task.input) == prompt
 
 
-def test_every_kind_is_worked_out_by_hand():
+def test_every_kind_has_an_answer_by_hand():
     assert {kind for kind, *_ in BY_HAND} == set(KINDS)
 
 
@@ -84,7 +84,7 @@ def _tasks(kit, kind, count, rng):
 
 
 @pytest.mark.parametrize("code", kit_codes())
-def test_numbers_in_the_prompt_give_the_number_in_the_answer(code):
+def test_answer_recomputed_from_the_numbers_of_the_prompt(code):
     kit = load_kit(code)
     for kind, recompute in RECOMPUTED.items():
         for drawn in _tasks(kit, kind, 30, Random(1)):
@@ -101,7 +101,7 @@ def _numerals(text):
 
 
 @pytest.mark.parametrize("code", kit_codes())
-def test_a_language_has_thousands_of_distinct_prompts(code):
+def test_every_language_has_5000_distinct_prompts(code):
     kit, rng, prompts = load_kit(code), Random(0), set()
     for kind in KINDS:
         tasks = all_tasks(kit, kind) if is_finite(kind) else [draw_task(kit, kind, rng) for _ in range(500)]
@@ -110,7 +110,7 @@ def test_a_language_has_thousands_of_distinct_prompts(code):
 
 
 @pytest.mark.parametrize("code", kit_codes())
-def test_lists_hold_distinct_items_and_one_stranger(code):
+def test_lists_have_distinct_items_and_one_odd_one_out(code):
     kit, rng = load_kit(code), Random(2)
     for kind in ("odd_one_out", "count_items", "first_item", "last_item", "reverse", "largest", "sort_up"):
         for task in _tasks(kit, kind, 20, rng):
@@ -130,7 +130,7 @@ def test_numbers_stay_small():
             assert max(numbers) <= 30
 
 
-def test_check_forgives_white_space_and_normalisation_only():
+def test_check_ignores_only_white_space_and_normalisation():
     record = {"output": "caf\u00e9"}
     assert check(record, "  cafe\u0301\n")
     for wrong in ("caf\u00e9 caf\u00e9", "Caf\u00e9", "cafe", "", "caf\u00e9."):

@@ -1,4 +1,4 @@
-"""Splits: nothing held out is trained on, whatever the size and the seed; kinds have equal shares."""
+"""Tests of splits: no held-out prompt is trained on, whatever the size and seed; kinds have equal shares."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _prompts(tasks, finite=None):
     return {(task.instruction, task.input) for task in tasks if finite is None or is_finite(task.kind) == finite}
 
 
-def test_no_split_shares_a_prompt_it_need_not_share_over_seeds_and_sizes():
+def test_splits_are_disjoint_over_seeds_and_sizes():
     kit = load_kit("en")
     drawn = {
         split: draw_split(kit, split, 1_200, KINDS, "a") + draw_split(kit, split, 300, KINDS, "b")
@@ -32,7 +32,7 @@ def test_no_split_shares_a_prompt_it_need_not_share_over_seeds_and_sizes():
                 assert not _prompts(tasks) & _prompts(others)
 
 
-def test_a_finite_kind_is_divided_whole_and_both_ways():
+def test_finite_kind_is_divided_into_training_and_held_out():
     kit = load_kit("en")
     for kind in filter(is_finite, KINDS):
         trained = _prompts(draw_split(kit, "sft", 2_000, [kind], "x"))
@@ -42,13 +42,13 @@ def test_a_finite_kind_is_divided_whole_and_both_ways():
 
 
 @pytest.mark.parametrize("split", TRAINING_SPLITS)
-def test_training_weighs_the_kinds_evenly(split):
+def test_training_has_equally_many_tasks_per_kind(split):
     counts = Counter(task.kind for task in draw_split(load_kit("en"), split, 24 * 30 + 5, KINDS, "x"))
     assert set(counts) == set(KINDS)
     assert set(counts.values()) == {30, 31}
 
 
-def test_held_out_prompts_occur_once_and_short_kinds_leave_their_share_to_the_others():
+def test_held_out_prompts_occur_once_and_small_kinds_leave_their_share():
     tasks = draw_split(load_kit("en"), "heldout", 600, KINDS, "x")
     assert len(tasks) == len(_prompts(tasks)) == 600
     counts = Counter(task.kind for task in tasks)
@@ -58,7 +58,7 @@ def test_held_out_prompts_occur_once_and_short_kinds_leave_their_share_to_the_ot
     } <= {*range(22, 31)}
 
 
-def test_a_held_out_kind_ends_and_a_trained_one_starts_again():
+def test_held_out_kind_ends_and_training_kind_repeats():
     kit = load_kit("en")
     assert len(draw_split(kit, "heldout", 100, ["day_after"], "x")) == 6
     tasks = draw_split(kit, "sft", 100, ["day_after"], "x")
@@ -68,7 +68,7 @@ def test_a_held_out_kind_ends_and_a_trained_one_starts_again():
 
 
 @pytest.mark.parametrize("split", TRAINING_SPLITS)
-def test_training_repeats_a_prompt_eight_times_and_then_leaves_the_share_to_the_others(split):
+def test_training_repeats_a_prompt_at_most_eight_times(split):
     kit = load_kit("en")
     alone = draw_split(kit, split, 2_000, ["day_after"], "x")
     assert set(Counter((task.instruction, task.input) for task in alone).values()) == {8}
@@ -77,7 +77,7 @@ def test_training_repeats_a_prompt_eight_times_and_then_leaves_the_share_to_the_
     assert counts == {"day_after": 8 * 22, "add": 600 - 8 * 22}
 
 
-def test_a_kind_that_is_not_finite_can_be_used_up_to_the_last_few_prompts():
+def test_splits_reach_nearly_all_prompts_of_a_kind_that_is_not_finite():
     kit = load_kit("en")
     possible = 4 * sum(min(20, 30 - a) + 1 for a in range(21))  # phrasings x pairs whose sum is at most 30
     splits = (*TRAINING_SPLITS, *HELDOUT_SPLITS)
@@ -85,7 +85,7 @@ def test_a_kind_that_is_not_finite_can_be_used_up_to_the_last_few_prompts():
     assert possible * 0.97 < sum(drawn) <= possible
 
 
-def test_equal_streams_give_equal_tasks_and_other_streams_others():
+def test_equal_streams_give_equal_tasks():
     kit = load_kit("en")
     first = draw_split(kit, "rl", 200, KINDS, "x")
     assert first == draw_split(kit, "rl", 200, KINDS, "x")
@@ -93,7 +93,7 @@ def test_equal_streams_give_equal_tasks_and_other_streams_others():
 
 
 @pytest.mark.parametrize("code", kit_codes())
-def test_every_language_fills_every_split_with_every_kind(code):
+def test_every_split_has_every_kind_in_every_language(code):
     kit = load_kit(code)
     for split in (*TRAINING_SPLITS, *HELDOUT_SPLITS):
         assert {task.kind for task in draw_split(kit, split, 48, KINDS, "x")} == set(KINDS)

@@ -1,4 +1,4 @@
-"""Wrong answers: never right, never twice, and of the grade they are said to be."""
+"""Tests of wrong answers: never right, never repeated, and of the stated grade."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ NEAR = [
 
 
 @pytest.mark.parametrize(("kind", "arguments", "expected"), NEAR)
-def test_near_misses_are_the_mistakes_of_the_kind(kind, arguments, expected):
+def test_near_misses_by_hand(kind, arguments, expected):
     assert expected <= set(_wrong(kind, arguments).near)
 
 
@@ -62,36 +62,36 @@ def test_far_numbers_are_more_than_two_away():
         assert all(abs(int(text) - 13) > 2 for text in _wrong("add", (9, 4), seed).far)
 
 
-def test_the_category_of_no_other_word_is_given_as_far():
+def test_far_categories_are_words_of_the_right_category():
     kit = load_kit("en")
     wrong = _wrong("category", ("banana",))
     assert set(wrong.near) < set(kit.categories)
     assert set(wrong.far) <= {*kit.categories["fruits"]}
 
 
-def test_off_task_holds_the_question_and_the_answer_to_another():
+def test_off_task_contains_the_question_and_another_answer():
     wrong = _wrong("add", (9, 4))
     assert "Calculate the sum of 9 and 4." in wrong.off_task
     assert "It rained all night." in wrong.off_task
 
 
-def test_an_answer_of_the_same_type_is_no_off_task_answer():
+def test_answer_of_the_same_type_is_not_off_task():
     assert "28" not in _wrong("add", (9, 4), other=("subtract", (30, 2))).off_task
 
 
-def test_off_task_drowns_the_answer_and_changes_the_language():
-    drowned, foreign, silent = 0, 0, 0
+def test_off_task_contains_buried_foreign_and_empty_answers():
+    buried, foreign, silent = 0, 0, 0
     words = set(load_kit("ne").words)
     for seed in range(40):
         off_task = _wrong("opposite", ("hot",), seed).off_task
-        drowned += any(text.startswith("cold") for text in off_task)
+        buried += any(text.startswith("cold") for text in off_task)
         foreign += bool(words & set(off_task))
         silent += bool({"", ".", "…", "?", "-"} & set(off_task))
-    assert drowned == foreign == silent == 40
+    assert buried == foreign == silent == 40
 
 
-def test_no_wrong_answer_is_the_right_one_and_a_sentence_more():
-    """Those are a grade of their own in the rankings, above every wrong answer."""
+def test_no_wrong_answer_is_the_right_one_with_an_extra_sentence():
+    """A right answer with an extra sentence is a grade of its own in the rankings, above every wrong answer."""
     texts = load_kit("en").texts
     for seed in range(60):
         wrong = _wrong("opposite", ("hot",), seed)
@@ -99,7 +99,7 @@ def test_no_wrong_answer_is_the_right_one_and_a_sentence_more():
         assert not answers & {f"cold{space}{text}" for text in texts for space in " \n"}
 
 
-def test_a_slip_of_the_pen_keeps_marks_with_their_letters():
+def test_typo_keeps_marks_with_their_letters():
     kit = load_kit("ne")
     task = make_task(kit, "opposite", ("सानो",), 0)
     slips = {text for seed in range(60) for text in wrong_answers(kit, task, task, Random(seed)).near}

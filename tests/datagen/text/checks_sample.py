@@ -1,10 +1,9 @@
-"""How often the checks reject a good translation, and miss a faulty one: `python -m tests.datagen.text.checks_sample`.
+"""Measure the checks' false alarms and misses on a labelled sample: `python -m tests.datagen.text.checks_sample`.
 
-The sample is checks_sample.txt: English texts with translations into the 26 languages, written for this purpose, some
-good and some faulty, in two parts of different texts. The checks were tuned on one; the other was judged once before
-anything was changed for it: docs/troubleshooting.md has that figure.
-More faults are made from the good translations, the same ones in each run: another digit in a number, a number left
-out, English left, the translation into another language in its place.
+The sample is checks_sample.txt: English texts with good and faulty translations into the 26 languages, written for this
+purpose, in two halves with different texts. The checks were tuned on one half. The other half was judged once before
+any change was made for it; docs/troubleshooting.md has that figure. More faults are derived from the good translations,
+the same in each run: a changed digit, a number left out, the English source, the translation into another language.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from typing import NamedTuple
 from datagen.kits import kit_codes, load_kit
 from datagen.simulate.translation import carry
 from datagen.tasks.kinds import KINDS, all_tasks, draw_task, is_finite
-from datagen.text.checks import fault_of_translation
+from datagen.text.checks import translation_fault
 from engine.base.languages import LANGUAGES
 
 SAMPLE = Path(__file__).with_name("checks_sample.txt")
 HALVES = ("tune", "report")
-# The language whose translation is put in place of each one's: a relative where there is one.
+# Language -> the language whose translation replaces it as a fault: a related one if there is one.
 OTHER = {
     "ru": "uk", "uk": "ru", "de": "nl", "nl": "de", "zh": "vi", "fr": "es", "es": "it", "it": "ro", "ro": "it",
     "vi": "id", "id": "vi", "ar": "hi", "hu": "sk", "da": "de", "sk": "hu", "ca": "es", "sr": "ru", "hr": "sk",
@@ -35,7 +34,7 @@ OTHER = {
 
 
 class Case(NamedTuple):
-    """One translation and what it is; kind is the name of its block, or how it was made."""
+    """One labelled translation. kind: the name of its block in the file, or how the fault was made."""
 
     half: str
     kind: str
@@ -46,7 +45,7 @@ class Case(NamedTuple):
 
 
 def written_cases(path: Path = SAMPLE) -> Iterator[Case]:
-    """The cases of the file."""
+    """Read the cases of the sample file."""
     name = half = source = ""
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("## "):
@@ -59,7 +58,7 @@ def written_cases(path: Path = SAMPLE) -> Iterator[Case]:
 
 
 def made_faults(good: list[Case]) -> Iterator[Case]:
-    """Faults made from good translations."""
+    """Derive faults from good translations."""
     texts = {(case.kind, case.lang): case.target for case in good}
     for case in good:
         for kind, target in {
@@ -76,7 +75,7 @@ _NUMBER = re.compile(r"(?<![\d.,])\d[\d.,\u00a0]*\d|(?<![\d.,])\d(?!\d|\.\s)")
 
 
 def _change_a_number(case: Case, change: Callable[[str], str]) -> str:
-    """The target with the last number changed that both texts have in digits; "" without one."""
+    """Return the target with one number changed, the last one that both texts have in digits; "" if there is none."""
     text = re.sub(r"[^\D0-9]", lambda digit: str(unicodedata.decimal(digit[0])), case.target)
     numbers = set(_NUMBER.findall(case.source))
     found = [number for number in _NUMBER.finditer(text) if number[0] in numbers]
@@ -86,41 +85,41 @@ def _change_a_number(case: Case, change: Callable[[str], str]) -> str:
     return case.target[:start] + change(found[-1][0]) + case.target[end:]
 
 
-# Kinds of the kits' tasks whose phrasings differ in their numbers ("add 1 to 7", "which number is next to 7").
-_NOT_ALIKE = ("number_to_word", "word_to_number", "next_number", "previous_number")
+# Task kinds whose phrasings differ in their numbers between languages ("add 1 to 7", "which number is next to 7").
+_DIFFERENT_NUMBERS = ("number_to_word", "word_to_number", "next_number", "previous_number")
 
 
-def kit_cases(tasks_a_kind: int = 5) -> Iterator[Case]:
-    """Tasks of the English kit as the kits of the other languages have them, question and answer each on its own."""
+def kit_cases(tasks_per_kind: int = 5) -> Iterator[Case]:
+    """Yield tasks of the English kit with the same prompts from the kits of the other languages, as good cases."""
     english = load_kit("en")
     for lang in (code for code in kit_codes() if code != "en"):
         rng = Random(f"checks {lang}")
         for kind in KINDS:
             every = all_tasks(english, kind) if is_finite(kind) else []
-            for _ in range(tasks_a_kind):
+            for _ in range(tasks_per_kind):
                 task = rng.choice(every) if every else draw_task(english, kind, rng)
                 there = carry(task, english, load_kit(lang))
-                if there is None or kind in _NOT_ALIKE:
+                if there is None or kind in _DIFFERENT_NUMBERS:
                     continue
                 before, after = (f"{one.instruction}\n{one.input}".strip() for one in (task, there))
                 yield Case("kits", kind, lang, before, after, True)
 
 
 def fault_of(case: Case) -> str | None:
-    """What the checks say of a case."""
-    return fault_of_translation(case.source, case.target, LANGUAGES[case.lang])
+    """Return the fault that the checks find, or None."""
+    return translation_fault(case.source, case.target, LANGUAGES[case.lang])
 
 
 def all_cases() -> list[Case]:
-    """Everything: written, made, and from the kits."""
+    """Return all cases: written, derived, and from the kits."""
     written = list(written_cases())
     return [*written, *made_faults([case for case in written if case.is_good]), *kit_cases()]
 
 
 def main() -> None:
-    """Print, for each part, the good translations that are rejected and the faults that are missed."""
+    """Print the rejected good translations and the missed faults of each part."""
     parser = argparse.ArgumentParser(prog="python -m tests.datagen.text.checks_sample", description=__doc__)
-    parser.add_argument("--show", choices=(*HALVES, "kits"), help="list the wrongly judged ones of this part")
+    parser.add_argument("--show", choices=(*HALVES, "kits"), help="list the wrongly judged cases of this part")
     shown = parser.parse_args().show
     counts: dict[tuple[str, str], Counter[bool]] = defaultdict(Counter)
     for case in all_cases():

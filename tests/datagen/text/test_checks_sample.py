@@ -1,4 +1,4 @@
-"""The labelled sample of translations: what it holds, and how often the checks are wrong about it, both ways."""
+"""Tests of the labelled sample of translations: its size, and the error rates of the checks on it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ GOOD = [case for case in WRITTEN if case.is_good]
 TRANSLATED = set(LANGUAGES) - {"en"}
 
 
-def test_the_sample_is_large_enough_for_its_claim_and_holds_every_language():
-    """None wrong of 300 is less than 1 % (95 %)."""
+def test_sample_is_large_enough_and_covers_every_language():
+    """300 cases without an error show an error rate below 1 % (95 % confidence)."""
     for half in HALVES:
         langs = Counter(case.lang for case in GOOD if case.half == half)
         assert langs.total() >= 300 and set(langs) == TRANSLATED and min(langs.values()) >= 12
@@ -32,18 +32,18 @@ def test_good_translations_pass(half):
     assert len(rejected) < 0.01 * sum(case.half == half for case in GOOD), rejected
 
 
-def test_the_kits_tasks_pass():
-    assert not [case for case in kit_cases(tasks_a_kind=1) if fault_of(case)]
+def test_kit_tasks_pass():
+    assert not [case for case in kit_cases(tasks_per_kind=1) if fault_of(case)]
 
 
-def test_faults_of_the_reported_half_are_found():
+def test_finds_faults_of_the_report_half():
     faults = [case for case in (*WRITTEN, *made_faults(GOOD)) if case.half == "report" and not case.is_good]
     missed = Counter(case.kind for case in faults if not fault_of(case))
     assert len(faults) > 900 and missed.total() <= 0.005 * len(faults), missed
     assert set(missed) <= {"another language", "another digit", "a number left out"}
 
 
-def test_every_language_has_its_refusals():
+def test_every_language_has_refusal_patterns():
     refusals = json.loads(FILE.read_text(encoding="utf-8"))
     assert set(refusals) == set(LANGUAGES)
     assert {tuple(patterns) for patterns in refusals.values()} == {

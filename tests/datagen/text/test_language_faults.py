@@ -1,4 +1,4 @@
-"""Whether a text is in its language: script, English left over, neighbours; every kit's own sentences pass."""
+"""Tests of the language checks: script, English left over, similar languages. Every kit's own sentences pass."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SOURCE = "The weather was so pleasant that my whole family went for a long walk 
 
 
 def sentences(code, least=60):
-    """Sentences of a kit, in groups that are long enough to be told."""
+    """Yield a kit's sentences, joined until they are long enough for the language check."""
     texts, group = load_kit(code).texts, ""
     for text in texts:
         group = f"{group} {text}".strip()
@@ -24,7 +24,7 @@ def sentences(code, least=60):
 
 
 @pytest.mark.parametrize("code", [code for code in kit_codes() if code != "en"])
-def test_sentences_of_a_language_are_in_it(code):
+def test_kit_sentences_pass(code):
     groups = list(sentences(code))
     assert len(groups) > 10
     for group in groups:
@@ -36,7 +36,7 @@ def test_sentences_of_a_language_are_in_it(code):
     [("ne", "hi"), ("ne", "mr"), ("hi", "mr"), ("mr", "ne"), ("uk", "ru"), ("ru", "uk"), ("sr", "ru"), ("ca", "es"),
      ("es", "it"), ("ro", "it"), ("nl", "de"), ("da", "de"), ("sk", "hr"), ("hr", "sk"), ("id", "vi"), ("hu", "sk")],
 )  # fmt: skip
-def test_a_neighbour_is_told_by_its_words(wanted, got):
+def test_finds_a_similar_language(wanted, got):
     groups = list(sentences(got, 100))
     faults = [language_fault(SOURCE, group, LANGUAGES[wanted]) for group in groups]
     assert sum(fault is not None for fault in faults) >= 0.9 * len(groups)
@@ -46,7 +46,7 @@ def test_a_neighbour_is_told_by_its_words(wanted, got):
 @pytest.mark.parametrize(
     ("wanted", "got"), [("ne", "vi"), ("sr", "hi"), ("zh", "ru"), ("ar", "hi"), ("fr", "ru"), ("ta", "te")]
 )
-def test_another_script(wanted, got):
+def test_finds_another_script(wanted, got):
     for text in load_kit(got).texts[:10]:
         assert language_fault(SOURCE, text * 2, LANGUAGES[wanted]).startswith("script: 0% of the letters are ")
 
@@ -54,7 +54,7 @@ def test_another_script(wanted, got):
 SERBIAN = str.maketrans(dict(zip("абвгдђежзијклмнопрстћуфхцчш", "abvgdđežzijklmnoprstćufhcčš"), љ="lj", њ="nj", џ="dž"))
 
 
-def test_serbian_in_either_script_but_not_in_both():
+def test_serbian_passes_in_either_script_but_not_mixed():
     assert language_fault("Explain how a volcano works.", "Objasni kako funkcioniše vulkan.", LANGUAGES["sr"]) is None
     for group in sentences("sr"):
         latin = group.lower().translate(SERBIAN)
@@ -64,9 +64,8 @@ def test_serbian_in_either_script_but_not_in_both():
         assert script_fault(mixed, LANGUAGES["sr"]).endswith("are Cyrl or Latn")
 
 
-def test_serbian_is_not_taken_for_its_neighbours_in_latin_letters():
-    """Slovak, Slovenian and Polish are told by their words; Croatian, of which a sentence may well be Serbian, is not
-    always."""
+def test_finds_neighbours_of_latin_serbian():
+    """Slovak, Slovenian and Polish are faults. Croatian is not tested: a Croatian sentence may be valid Serbian."""
     for other in (
         "Počasie bolo také príjemné, že celá moja rodina šla včera na dlhú prechádzku popri rieke.",
         "Vreme je bilo tako prijetno, da je šla vsa moja družina včeraj na dolg sprehod ob reki.",
@@ -75,7 +74,7 @@ def test_serbian_is_not_taken_for_its_neighbours_in_latin_letters():
         assert language_fault(SOURCE, other, LANGUAGES["sr"]).startswith("language: looks like")
 
 
-def test_names_acronyms_and_code_stay():
+def test_names_acronyms_and_code_pass():
     source = "Ada Lovelace compared HTML with `body { }` and JavaScript at https://example.org/long/path/to/it"
     target = "Ada Lovelace ले HTML लाई `body { }` र JavaScript सँग https://example.org/long/path/to/it मा दाँजिन्"
     assert language_fault(source, target, LANGUAGES["ne"]) is None
@@ -84,7 +83,7 @@ def test_names_acronyms_and_code_stay():
     assert language_fault("a*(b + c) = d", "a*(b + c) = d", LANGUAGES["fr"]) is None
 
 
-def test_left_in_english():
+def test_finds_text_left_in_english():
     assert language_fault(SOURCE, SOURCE, LANGUAGES["fr"]) == "left in English"
     assert language_fault("The sun", "The sun", LANGUAGES["vi"]) == "left in English"
     assert language_fault("red apples taste sweet", "red  apples taste sweet", LANGUAGES["da"]) == "left in English"
@@ -94,18 +93,18 @@ def test_left_in_english():
     assert language_fault(SOURCE, half, LANGUAGES["fr"]).startswith("left in English: 'the weather was so")
 
 
-def test_english_that_is_not_the_sources_is_english_too():
+def test_finds_english_that_is_not_from_the_source():
     answer = "I would be glad to help with that, but first tell me which river you walked along with them."
     assert language_fault(SOURCE, answer, LANGUAGES["id"]) == "language: looks like English"
 
 
-def test_a_script_that_is_not_in_the_table_is_not_checked():
+def test_unknown_script_is_not_checked():
     unknown = Language("xx", "X", "X", ("Zzzz",), "none", None, False)
     assert script_fault("whatever it may be written in", unknown) is None
 
 
-def test_hindi_in_okapis_nepali_is_found(real_data):
-    """Machine translations of MMLU into Nepali, some of them into Hindi instead ("है" ends a Hindi sentence)."""
+def test_finds_hindi_in_okapis_nepali(real_data):
+    """Machine translations of MMLU into Nepali; some are in Hindi instead ("है" ends a Hindi sentence)."""
     english = {item["id"]: item["instruction"] for item in json.loads((real_data / "m_mmlu/en_dev.json").read_text())}
     items = json.loads((real_data / "m_mmlu" / "ne_dev.json").read_text())
     found = {

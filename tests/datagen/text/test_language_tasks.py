@@ -1,4 +1,4 @@
-"""Which tasks are about the English language, and which answers are refusals."""
+"""Tests of detecting tasks about the English language, and of detecting refusals."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from datagen.text.language_tasks import language_task
-from datagen.text.refusals import is_refusal, refused_part
+from datagen.text.refusals import adds_refusal, is_refusal
 from engine.base.records import read_records
 
 
@@ -33,11 +33,11 @@ from engine.base.records import read_records
         ("Write a haiku about spring.", None),
     ],
 )
-def test_kinds(instruction, kind):
+def test_language_task_kinds(instruction, kind):
     assert language_task(instruction) == kind
 
 
-def test_alpacas_tasks_about_language_are_few(real_data):
+def test_alpaca_has_few_language_tasks(real_data):
     counts = Counter(language_task(row["instruction"]) for _, row in read_records(real_data / "alpaca_en.jsonl.gz"))
     assert sum(counts.values()) == 52_002
     assert 0.03 < 1 - counts[None] / 52_002 < 0.08
@@ -57,16 +57,16 @@ def test_alpacas_tasks_about_language_are_few(real_data):
         ("Icy roads", False),
     ],
 )
-def test_refusals(text, expected):
+def test_is_refusal(text, expected):
     assert is_refusal(text) is expected
 
 
-def test_a_translation_may_refuse_only_what_its_source_refuses():
-    assert refused_part("Write a poem.", "عذراً، لا أستطيع ذلك.", "ar")
-    assert refused_part("Write a poem.", "I'm sorry, I can't do that.", "ar")
-    assert not refused_part("I am sorry, there is no poem.", "عذراً، لا توجد قصيدة.", "ar")
-    assert not refused_part("Write a poem.", "اكتب قصيدة.", "ar")
-    assert not refused_part("Write a poem.", "Skribu poemon.", "eo")
+def test_adds_refusal_unless_the_source_refuses():
+    assert adds_refusal("Write a poem.", "عذراً، لا أستطيع ذلك.", "ar")
+    assert adds_refusal("Write a poem.", "I'm sorry, I can't do that.", "ar")
+    assert not adds_refusal("I am sorry, there is no poem.", "عذراً، لا توجد قصيدة.", "ar")
+    assert not adds_refusal("Write a poem.", "اكتب قصيدة.", "ar")
+    assert not adds_refusal("Write a poem.", "Skribu poemon.", "eo")
 
 
 @pytest.mark.parametrize(
@@ -85,18 +85,18 @@ def test_a_translation_may_refuse_only_what_its_source_refuses():
         ("fr", "As an AI language model, I have no body.", "En tant que modèle de langage, je n'ai pas de corps."),
     ],
 )
-def test_what_only_begins_like_a_refusal(lang, source, target):
-    assert not refused_part(source, target, lang)
+def test_false_friends_of_refusals_pass(lang, source, target):
+    assert not adds_refusal(source, target, lang)
 
 
-def test_a_refusal_is_found_though_its_source_says_cannot():
+def test_finds_refusal_although_the_source_says_cannot():
     source = "Why can't we see the stars during the day?"
-    assert refused_part(source, "Lo siento, pero no puedo ayudarte con esa solicitud.", "es")
-    assert refused_part(source, "Žao mi je, ali ne mogu da prevedem ovaj tekst.", "sr")
-    assert refused_part("Name a fruit.", "Nem tudom teljesíteni ezt a kérést.", "hu")
+    assert adds_refusal(source, "Lo siento, pero no puedo ayudarte con esa solicitud.", "es")
+    assert adds_refusal(source, "Žao mi je, ali ne mogu da prevedem ovaj tekst.", "sr")
+    assert adds_refusal("Name a fruit.", "Nem tudom teljesíteni ezt a kérést.", "hu")
 
 
-def test_outputs_of_alpaca_that_are_taken_for_refusals_are_few(real_data):
-    """Of all 52,002 they are 39, 22 of which are refusals indeed."""
+def test_few_alpaca_outputs_are_taken_for_refusals(real_data):
+    """Of all 52,002 outputs, 39 are taken for refusals and 22 of these are refusals."""
     outputs = [row["output"] for _, row in read_records(real_data / "alpaca_en.jsonl.gz")]
     assert sum(map(is_refusal, outputs[::26])) <= 5

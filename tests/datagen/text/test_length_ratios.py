@@ -1,4 +1,4 @@
-"""Learned length ratios: what is usual in a language passes, what is far off does not, in whatever order it came."""
+"""Tests of learned length ratios: usual ratios pass, others do not, and the order of texts does not matter."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def learned(ratio, count=400, spread=0.15, seed=0):
 
 
 @pytest.mark.parametrize("ratio", [0.35, 1.0, 1.6])
-def test_each_language_has_its_own(ratio):
+def test_bounds_follow_the_learned_ratio(ratio):
     ratios = learned(ratio)
     text = "x" * 200
     assert ratios.fault(text, "y" * round(200 * ratio)) is None
@@ -30,24 +30,24 @@ def test_each_language_has_its_own(ratio):
     assert "where" in ratios.fault(text, "y" * round(200 * ratio * 4))
 
 
-def test_until_something_is_known_only_the_absurd_is_a_fault():
+def test_before_learning_only_extreme_ratios_are_faults():
     ratios = LengthRatios()
     assert ratios.fault("x" * 100, "y" * 20) is None
     assert ratios.fault("x" * 100, "y" * 2) is not None
     assert ratios.fault("x", "yyyyyyyy") is None
 
 
-def test_a_few_wrong_ones_do_not_move_the_bounds():
-    ratios, spoiled = learned(1.0), learned(1.0)
+def test_few_outliers_hardly_move_the_bounds():
+    ratios, with_outliers = learned(1.0), learned(1.0)
     for _ in range(40):
-        spoiled.add("x" * 100, "y" * 900)
-    assert spoiled.fault("x" * 100, "y" * 900) is not None
-    assert abs(spoiled.bounds()[1] - ratios.bounds()[1]) < 0.3
+        with_outliers.add("x" * 100, "y" * 900)
+    assert with_outliers.fault("x" * 100, "y" * 900) is not None
+    assert abs(with_outliers.bounds()[1] - ratios.bounds()[1]) < 0.3
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 300), st.integers(1, 300)), min_size=1, max_size=120), st.randoms())
-def test_the_order_does_not_matter(lengths, rng):
+def test_order_of_texts_does_not_matter(lengths, rng):
     ratios, shuffled = LengthRatios(), LengthRatios()
     for a, b in lengths:
         ratios.add("x" * a, "y" * b)
@@ -60,7 +60,7 @@ def test_the_order_does_not_matter(lengths, rng):
 
 
 def test_quartiles_by_hand():
-    """60 ratios of 1, 20 of 2 and 20 of 0.5 (softened by 8): both quartiles are 1, so the margin is 2.5."""
+    """60 ratios of 1, 20 of 2 and 20 of 0.5 (8 added to both lengths): both quartiles are 1, so the margin is 2.5."""
     ratios = LengthRatios()
     for source, target, count in ((92, 92, 60), (92, 192, 20), (92, 42, 20)):
         for _ in range(count):

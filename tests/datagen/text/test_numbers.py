@@ -1,4 +1,4 @@
-"""The numbers of a text: digits with their separators and scales, words, compounds, numerals; and what is not one."""
+"""Tests of reading numbers: digits with separators and scales, words, compounds, numerals, and words that are none."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HALF = Fraction(1, 2)
         ("14.3.2021", "de", set()),
     ],
 )
-def test_what_digits_may_mean(written, lang, values):
+def test_values_of(written, lang, values):
     assert values_of(written, lang) == values
 
 
@@ -47,7 +47,7 @@ def test_what_digits_may_mean(written, lang, values):
         ("hr", "3 milijuna 1950. godine", {3_000_000}),
     ],
 )
-def test_a_scale_belongs_to_the_digits_before_it(lang, text, values):
+def test_scale_multiplies_the_digits_before_it(lang, text, values):
     assert read_numbers(text, lang).digits[0].values == values
 
 
@@ -88,7 +88,7 @@ def test_words_and_numerals(lang, text, value):
     ],
 )
 def test_halves_and_quarters(lang, text, value):
-    assert read_numbers(text, lang).says(Fraction(value))
+    assert read_numbers(text, lang).has_words_for(Fraction(value))
 
 
 @pytest.mark.parametrize(
@@ -98,12 +98,12 @@ def test_halves_and_quarters(lang, text, value):
         ("hi", "दशक", 10), ("bn", "শতাব্দী", 100), ("de", "fünfundzwanzig", 20), ("en", "a two-year plan", 3),
     ],
 )  # fmt: skip
-def test_what_only_begins_like_a_number(lang, text, value):
+def test_word_that_starts_like_a_number_is_none(lang, text, value):
     assert not read_numbers(text, lang).words[value]
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)
-def test_every_number_word_of_a_kit_is_read(lang):
+def test_reads_every_number_word_of_the_kit(lang):
     for value, word in enumerate(load_kit(lang).numbers):
         assert read_numbers(word, lang).words[Fraction(value)], word
 

@@ -1,4 +1,4 @@
-"""The two tokenizers: rouge_score's own tokens, and words of any script."""
+"""Tests of both tokenizers: rouge_score's tokens, and words of any script."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _ROUGE = DefaultTokenizer(use_stemmer=False)
 
 @settings(max_examples=300)
 @given(st.text() | st.text(alphabet="aB9 _-.\n\u0130\u212a\u00e9\u0661"))
-def test_rouge_words_are_those_of_rouge_score(text):
+def test_rouge_words_match_rouge_score(text):
     assert rouge_words(text) == _ROUGE.tokenize(text)
 
 
-def test_every_single_character_is_read_as_rouge_score_reads_it():
+def test_rouge_words_match_rouge_score_on_every_character():
     text = " ".join(chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000)
     assert rouge_words(text) == _ROUGE.tokenize(text)
 
@@ -36,12 +36,12 @@ def test_unicode_words_by_hand():
 
 
 @given(st.text())
-def test_unicode_words_lose_no_letter_and_no_digit(text):
+def test_unicode_words_keep_every_letter_and_digit(text):
     folded = unicodedata.normalize("NFKC", text).casefold()
     letters = [c for c in folded if unicodedata.category(c)[0] in "LN"]
     assert [c for c in "".join(unicode_words(text)) if unicodedata.category(c)[0] in "LN"] == letters
 
 
 @given(st.text(max_size=30))
-def test_composed_and_decomposed_text_give_the_same_words(text):
+def test_unicode_words_ignore_composition(text):
     assert unicode_words(unicodedata.normalize("NFD", text)) == unicode_words(unicodedata.normalize("NFC", text))

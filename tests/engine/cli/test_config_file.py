@@ -1,4 +1,4 @@
-"""--config files: what YAML could smuggle in is taken as words or refused, and nothing is multiplied."""
+"""--config files: YAML values stay plain words, tags and aliases do nothing, and errors are one line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def config(tmp_path):
     return write
 
 
-def test_words_stay_as_they_are_written(config):
+def test_values_stay_as_written(config):
     text = "lr: 1e-4\na: 010\nb: yes\nc: ~\nd: 'null'\ne: [x, 2]\nf: 2026-11-23\n? g\n: |\n  two\n  lines\n"
     text += 'h: "\\u0939"\n'
     assert read_config(config(text)) == {
@@ -29,13 +29,13 @@ def test_words_stay_as_they_are_written(config):
     assert read_config(config("{}")) == {}
 
 
-def test_no_tag_makes_anything(config):
+def test_tags_build_nothing(config):
     text = "a: !!python/object/apply:os.system ['true']\nb: !!int ''\nc: !!timestamp x\nd: !!binary /w==\ne: !x y"
     assert read_config(config(text)) == {"a": ["true"], "b": "", "c": "x", "d": "/w==", "e": "y"}
 
 
-def test_aliases_are_never_copied_out(config):
-    """The billion laughs: nine levels of nine references each would be ten to the ninth words."""
+def test_aliases_are_not_expanded(config):
+    """A billion-laughs file: nine levels of nine references each would expand to 10^9 words."""
     names = "abcdefghi"
     lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
     lines += [f"{n}: &{n} [{', '.join([f'*{before}'] * 9)}]" for before, n in zip(names, names[1:])]
@@ -51,20 +51,20 @@ def test_aliases_are_never_copied_out(config):
         ("lr: 1\nlr: 2", "x.yaml", "setting 'lr' is given twice"),
         ('{"lr": 1, "lr": 2}', "x.json", "field 'lr' is given twice"),
         ("[a, b]: 1", "x.yaml", "a setting's name must be a word"),
-        ("a: [x, ~]", "x.yaml", "setting 'a' lists a null"),
-        ('a: "\\0"', "x.yaml", "setting 'a' holds a NUL or half a character"),
-        ('{"a": ["x", "\\u0000"]}', "x.json", "setting 'a' holds a NUL or half a character"),
+        ("a: [x, ~]", "x.yaml", "setting 'a' contains a null"),
+        ('a: "\\0"', "x.yaml", "setting 'a' contains a NUL or half a character"),
+        ('{"a": ["x", "\\u0000"]}', "x.json", "setting 'a' contains a NUL or half a character"),
         ('{"a": "\\ud83d"}', "x.json", "half a surrogate pair"),
-        ('a: "\\ud83d"', "x.yaml", "setting 'a' holds a NUL or half a character"),
+        ('a: "\\ud83d"', "x.yaml", "setting 'a' contains a NUL or half a character"),
         ("a: " + "[" * 5000, "x.yaml", "is not valid YAML (nested too deeply)"),
         ('{"a":\n' + "[" * 5000, "x.json", "is not valid JSON (line 2: nested deeper than 100)"),
         ('{"a": {"b": 1}}', "x.json", "setting 'a' must be a plain value or a list of them, not a mapping"),
         ("a: *nobody", "x.yaml", "is not valid YAML"),
         ("--- 1\n--- 2", "x.yaml", "is not valid YAML"),
-        ("#" * (CONFIG_BYTES + 1), "x.yaml", "is above 1 MiB"),
+        ("#" * (CONFIG_BYTES + 1), "x.yaml", "is larger than 1 MiB"),
     ],
 )
-def test_what_is_refused_is_one_line(config, text, name, words):
+def test_errors_are_one_line(config, text, name, words):
     path = config(text, name)
     with pytest.raises(UserError) as caught:
         read_config(path)
@@ -73,6 +73,6 @@ def test_what_is_refused_is_one_line(config, text, name, words):
     assert "\n" not in str(caught.value)
 
 
-def test_a_path_with_a_nul_is_one_line():
+def test_nul_in_path():
     with pytest.raises(UserError, match="cannot be read"):
         read_config("a\0b.yaml")

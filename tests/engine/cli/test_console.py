@@ -1,9 +1,9 @@
-"""The console: columns stay under their names, and only the first rank speaks."""
+"""The console aligns columns with their names and prints on the first rank only."""
 
 from engine.cli.console import Console
 
 
-def test_steps_that_grow_stay_in_their_column(capsys):
+def test_growing_steps_stay_aligned(capsys):
     console = Console()
     for step in (1, 25, 500):
         console.row({"step": f"{step}/500", "loss": f"{1 / step:.4f}"})
@@ -13,7 +13,7 @@ def test_steps_that_grow_stay_in_their_column(capsys):
     assert lines[0].split() == ["step", "loss"]
 
 
-def test_the_other_ranks_are_silent(capsys):
+def test_other_ranks_print_nothing(capsys):
     console = Console(enabled=False)
     console.header("title", {"name": 1})
     console.row({"step": "1/2"})

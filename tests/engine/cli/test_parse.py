@@ -1,4 +1,4 @@
-"""Command lines: which source wins, one line that names the nearest for every mistake, exit statuses of a launcher."""
+"""Command lines: order of sources, one line with the nearest match for each mistake, exit statuses of a launcher."""
 
 from __future__ import annotations
 
@@ -10,17 +10,9 @@ import pytest
 
 from engine.base.errors import UserError
 from engine.cli import parse as cli
-from engine.cli.parse import parse_settings
+from engine.cli.parse import build_settings, parse_settings
 from engine.presets import presets
-from engine.settings import (
-    BatchSettings,
-    OptimizerSettings,
-    PPOSettings,
-    RewardSettings,
-    RunSettings,
-    SFTSettings,
-    flag,
-)
+from engine.settings import STAGE_SETTINGS, flag
 
 
 @dataclass(frozen=True)
@@ -68,13 +60,13 @@ def refused(message, *argv, **options):
     assert "\n" not in str(error.value)
 
 
-def test_a_preset_gives_what_has_no_default_and_changes_what_has():
+def test_preset_sets_required_fields_and_overrides_defaults():
     where, step = parse("--lang", "ne", "--preset", "paper")
     assert (where, step) == (Where("ne"), Step(0.5, 300, "constant"))
     assert parse("--lang", "ne")[1] == Step(0.1, 3, "cosine")
 
 
-def test_the_default_preset_is_chosen_from_the_flags_and_the_file(config):
+def test_default_preset_sees_flags_and_file(config):
     def choose(flags):
         return "paper" if any(f.split("=")[0] == "--output" for f in flags) else "demo"
 
@@ -85,8 +77,8 @@ def test_the_default_preset_is_chosen_from_the_flags_and_the_file(config):
     assert parse("--lang", "ne", "--lr", "2", "--warmup-steps", "0", default_preset=None)[1] == Step(2.0, 0)
 
 
-def test_later_sources_win_default_preset_file_flag(config):
-    """schedule: the preset over the default; warmup_steps: the file over the preset; lr: the flag over the file."""
+def test_later_sources_win(config):
+    """The preset wins over defaults (schedule), the file over the preset (warmup_steps), flags over the file (lr)."""
     path = config("lr: 0.7\nwarmup-steps: 9\nlang: de\noverwrite: true\n")
     for argv in (["--config", path, "--lr", "0.9"], ["--lr=0.9", f"--config={path}"]):
         where, step = parse(*argv)
@@ -95,7 +87,7 @@ def test_later_sources_win_default_preset_file_flag(config):
     assert parse("--config", path, "--overwrite", "no")[0].overwrite is False
 
 
-def test_what_a_flag_or_the_file_has_set_is_noted_and_a_preset_is_not(config):
+def test_given_names_fields_of_flags_and_file(config):
     parsed = parse("--lang", "ne", "--preset", "paper", "--warmup-steps=9", "--config", config("lr: 0.7"))
     assert parsed.given == {"lang", "warmup_steps", "lr"}
     assert parse("--lang=ne", "--warmup_steps", "9").given == {"lang", "warmup_steps"}
@@ -108,24 +100,24 @@ def test_what_a_flag_or_the_file_has_set_is_noted_and_a_preset_is_not(config):
         ('{"lang": "de", "lr": 3e-4, "output": null, "files": ["a", "b"]}', "x.json"),
     ],
 )
-def test_a_file_may_be_yaml_or_json(config, text, name):
+def test_config_file_is_yaml_or_json(config, text, name):
     where, step = parse("--config", config(text, name))
     assert (where.lang, where.output, where.files, step.lr) == ("de", None, ["a", "b"], 3e-4)
 
 
-def test_a_value_in_a_file_may_start_with_a_dash_or_hold_anything(config):
+def test_config_values_may_start_with_a_dash(config):
     assert parse("--config", config('lang: "-de"\noutput: "--a=b c"'))[0] == Where("-de", "--a=b c")
     refused("--lr is -1e-05: give more than 0", "--config", config("lang: de\nlr: -0.00001"))
 
 
-def test_dashes_and_underscores_are_the_same():
+def test_dashes_equal_underscores():
     for spelling in ("--warmup-steps", "--warmup_steps"):
         assert parse("--lang", "ne", spelling, "7")[1].warmup_steps == 7
         assert parse("--lang", "ne", f"{spelling}=8")[1].warmup_steps == 8
 
 
 @pytest.mark.parametrize("argument", ["--local_rank=0", "--local_rank=13", "--local-rank=1"])
-def test_the_launchers_own_rank_is_left_out(argument):
+def test_local_rank_flag_is_ignored(argument):
     assert parse(argument, "--lang", "ne") == parse("--lang", "ne")
 
 
@@ -133,9 +125,9 @@ def test_the_launchers_own_rank_is_left_out(argument):
     ("message", "argv"),
     [
         (r"unknown flag --warmup-step \(did you mean --warmup[-_]steps\?\)", ["--lang", "ne", "--warmup-step", "3"]),
-        (r"unknown flag --langs \(did you mean --lang\?\)", ["--langs", "ne"]),  # though --lang is missing too
+        (r"unknown flag --langs \(did you mean --lang\?\)", ["--langs", "ne"]),  # even if --lang is missing, too
         (r"unknown flag --qqqqqq: --help", ["--lang", "ne", "--qqqqqq=3"]),
-        (r"unknown flag --sched \(", ["--lang", "ne", "--sched", "cosine"]),  # an abbreviation is none
+        (r"unknown flag --sched \(", ["--lang", "ne", "--sched", "cosine"]),  # abbreviations are not allowed
         (r"unexpected argument stray", ["--lang", "ne", "stray"]),
         (r"--preset papers is unknown \(did you mean paper\?\): one of paper, demo", ["--lang=ne", "--preset=papers"]),
         (r"required: --lang \(see --help\)", []),
@@ -149,12 +141,12 @@ def test_the_launchers_own_rank_is_left_out(argument):
         (r"--lr is -1.0: give more than 0", ["--lang", "ne", "--lr", "-1"]),
     ],
 )
-def test_a_mistake_on_the_command_line_is_one_line(capsys, message, argv):
+def test_command_line_errors_are_one_line(capsys, message, argv):
     refused(message, *argv)
     assert capsys.readouterr() == ("", "")
 
 
-def test_without_presets_there_is_no_such_flag_and_every_missing_setting_is_named():
+def test_without_presets_missing_settings_are_named():
     refused("required: --lang, --lr, --warmup", presets=None, default_preset=None)
     refused("unknown flag --preset", "--preset", "paper", presets=None, default_preset=None)
 
@@ -165,24 +157,24 @@ def test_without_presets_there_is_no_such_flag_and_every_missing_setting_is_name
         (r"x.yaml: unknown setting 'warmup' \(did you mean warmup_steps\?\)", "lang: de\nwarmup: 3", "x.yaml"),
         (r"x.yaml: unknown setting 'preset'", "preset: paper", "x.yaml"),
         (r"x.yaml: setting 'lr' must be a plain value or a list of them, not a mapping", "lr: {a: 1}", "x.yaml"),
-        (r"x.yaml must hold one mapping of setting to value, not list", "- lr", "x.yaml"),
-        (r"x.yaml must hold one mapping of setting to value, not NoneType", "", "x.yaml"),
+        (r"x.yaml must contain one mapping of setting to value, not list", "- lr", "x.yaml"),
+        (r"x.yaml must contain one mapping of setting to value, not NoneType", "", "x.yaml"),
         (r"x.yaml is not valid YAML", "a: [", "x.yaml"),
         (r"x.json is not valid JSON", "lang: de", "x.json"),
         (r"--lr: invalid float value: 'fast'", "lang: de\nlr: fast", "x.yaml"),
     ],
 )
-def test_a_mistake_in_a_file_is_one_line(config, message, text, name):
+def test_config_file_errors_are_one_line(config, message, text, name):
     refused(message, "--config", config(text, name))
 
 
-def test_a_file_that_cannot_be_read_is_one_line(tmp_path):
+def test_unreadable_config_file(tmp_path):
     refused("nowhere.yaml cannot be read", "--config", str(tmp_path / "nowhere.yaml"))
     (tmp_path / "binary.yaml").write_bytes(b"lr: \xff")
     refused("binary.yaml is not UTF-8", "--config", str(tmp_path / "binary.yaml"))
 
 
-def test_help_is_grouped_and_spells_a_flag_once(capsys):
+def test_help_has_groups_and_one_spelling_per_flag(capsys):
     with pytest.raises(SystemExit) as stop:
         parse("--help")
     assert stop.value.code == 0
@@ -201,21 +193,19 @@ def test_help_is_grouped_and_spells_a_flag_once(capsys):
     assert "_" not in text
 
 
-STAGES = {"sft": SFTSettings, "reward": RewardSettings, "ppo": PPOSettings}
-
-
 @pytest.mark.parametrize("preset", ["default", "okapi", "demo"])
-@pytest.mark.parametrize("stage", STAGES)
-def test_every_preset_of_a_stage_needs_nothing_but_a_language(stage, preset):
-    settings = [RunSettings, OptimizerSettings, BatchSettings, STAGES[stage]]
-    parsed = parse_settings(settings, ["--lang", "ne", "--preset", preset], "x", "x", presets(stage))
+@pytest.mark.parametrize("stage", STAGE_SETTINGS)
+def test_presets_need_only_a_language(stage, preset):
+    parsed = parse_settings(STAGE_SETTINGS[stage], ["--lang", "ne", "--preset", preset], "x", "x", presets(stage))
+    built = build_settings(STAGE_SETTINGS[stage], presets(stage)[preset], {"lang": "ne"})
+    assert built == parsed and built.given == parsed.given - {"preset"} == {"lang"}
     given = {name: value for part in parsed for name, value in vars(part).items()}
     assert given["lang"] == "ne"
     assert presets(stage)[preset].items() <= given.items()
 
 
 def status_of(job):
-    """(exit status, or None when main returns) of a launcher around this job."""
+    """Run a launcher around this job; return its exit status, or None if main returns."""
     try:
         cli.main(job)
     except SystemExit as stop:
@@ -230,7 +220,7 @@ def raising(error):
     return job
 
 
-def test_exit_status_and_line_of_a_launcher(capsys, monkeypatch):
+def test_launcher_exit_status_and_error_line(capsys, monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     assert status_of(lambda argv: None) is None
     assert capsys.readouterr().err == ""
@@ -245,22 +235,22 @@ def test_exit_status_and_line_of_a_launcher(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(("local_rank", "said"), [("0", "error: no\n"), ("1", "")])
-def test_before_the_ranks_have_met_the_first_of_a_machine_speaks(capsys, monkeypatch, local_rank, said):
+def test_first_local_rank_prints_before_ranks_meet(capsys, monkeypatch, local_rank, said):
     monkeypatch.setenv("RANK", "8")
     monkeypatch.setenv("LOCAL_RANK", local_rank)
     assert status_of(raising(UserError("no"))) == 2
     assert capsys.readouterr() == ("", said)
 
 
-def test_a_launcher_reads_the_command_line(monkeypatch):
+def test_launcher_reads_the_command_line(monkeypatch):
     monkeypatch.setattr("sys.argv", ["job.py", "--lang", "ne"])
     seen = []
     cli.main(seen.append)
     assert seen == [["--lang", "ne"]]
 
 
-def test_a_reader_that_goes_is_no_mistake():
-    """As `| head`: exit status of SIGPIPE, not a word."""
+def test_closed_output_is_not_an_error():
+    """With `| head`, the program exits with the status of SIGPIPE and prints nothing."""
     program = (
         "from engine.cli.parse import main; main(lambda argv: [print('x' * 99, flush=True) for _ in range(99999)])"
     )
@@ -270,7 +260,7 @@ def test_a_reader_that_goes_is_no_mistake():
     assert (run.wait(60), run.stderr.read()) == (141, b"")
 
 
-def test_a_broken_pipe_elsewhere_is_a_mistake(monkeypatch, capsys):
+def test_other_broken_pipes_are_errors(monkeypatch, capsys):
     def job(argv):
         raise BrokenPipeError(32, "Broken pipe")
 

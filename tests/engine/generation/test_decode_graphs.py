@@ -72,7 +72,7 @@ def test_batch_sizes_leave_less_than_half_of_the_rows_blank(most):
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("num_slots", [1, 3, 29])
-def test_a_rollout_by_graphs_is_the_rollout_call_by_call(name, num_slots, call_by_call, request):
+def test_rollout_with_graphs_equals_rollout_without(name, num_slots, call_by_call, request):
     model = model_of(name)
     expected = run(model, num_slots=num_slots)
     counts = request.getfixturevalue("played")
@@ -82,7 +82,7 @@ def test_a_rollout_by_graphs_is_the_rollout_call_by_call(name, num_slots, call_b
     assert set(counts["replayed"]) == set(counts["captured"]) and len(counts["replayed"]) > 50
 
 
-def test_a_full_cache_whose_pages_go_from_hand_to_hand(played, request):
+def test_full_cache_with_reused_pages(played, request):
     """With so small a budget every page that a row leaves is another's at once: a row left behind would write there."""
     model = model_of("llama")
     options = {"num_slots": 8, "cache_tokens": 64 * 9}
@@ -92,7 +92,7 @@ def test_a_full_cache_whose_pages_go_from_hand_to_hand(played, request):
     assert len(set(played["replayed"])) > 2
 
 
-def test_rows_that_left_are_blank(played):
+def test_removed_rows_are_blank(played):
     """Two groups of two rows, then one: the other rows stand at the spare page's first position, and share nothing."""
     model = model_of("llama")
     cache = KVCache(model, 9)
@@ -115,7 +115,7 @@ def test_rows_that_left_are_blank(played):
     assert inputs.cu_groups.tolist() == [0, 2, 6, 6, 6, 6, 6] and inputs.shared_R.tolist() == [64, 0, 0, 0, 0, 0]
 
 
-def test_the_spare_page_comes_out_of_the_budget(monkeypatch):
+def test_spare_page_is_part_of_the_budget(monkeypatch):
     model, one = model_of("llama"), [Request(tuple(range(60)), 0, 0, 60)]
     assert generate(model, one, Sampling(), 7, 5, cache_tokens=128)
     monkeypatch.setattr("engine.generation.cache_budget.spare_pages", lambda device: 1)
@@ -123,7 +123,7 @@ def test_the_spare_page_comes_out_of_the_budget(monkeypatch):
         generate(model, one, Sampling(), 7, 5, cache_tokens=128)
 
 
-def test_a_step_that_cannot_be_captured_runs_call_by_call_and_says_so(monkeypatch, played, capsys):
+def test_failed_capture_falls_back_with_a_note(monkeypatch, played, capsys):
     def refuses():
         def capture(step):
             raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
@@ -142,7 +142,7 @@ def test_a_step_that_cannot_be_captured_runs_call_by_call_and_says_so(monkeypatc
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 @pytest.mark.parametrize("name", CASES)
-def test_on_a_gpu_graphs_give_the_tokens_of_the_steps_call_by_call(name, monkeypatch):
+def test_graphs_on_a_gpu_give_equal_tokens(name, monkeypatch):
     model = model_of(name).cuda()
     by_graphs = generate(model, requests(), Sampling(0.0), 7, 5, num_slots=29, capture_layer=2)
     monkeypatch.setattr(DecodeGraphs, "of", classmethod(lambda *_: None))

@@ -28,14 +28,14 @@ def run(model, **options):
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "bloom"])
 @pytest.mark.parametrize("num_slots", [1, 3, 8])
-def test_a_rollout_on_tape_is_the_rollout_call_by_call(name, num_slots, monkeypatch):
+def test_rollout_on_tape_equals_rollout_without(name, num_slots, monkeypatch):
     model = model_of(name)
     with_tape = run(model, num_slots=num_slots)
     monkeypatch.setattr(DecodeTape, "of", classmethod(lambda *_: None))
     assert_same(with_tape, run(model, num_slots=num_slots))
 
 
-def test_rows_longer_than_a_piece_of_attention(monkeypatch):
+def test_rows_longer_than_an_attention_chunk(monkeypatch):
     """Beyond 512 positions a row's attention is put together from pieces, in memory that the tape provides."""
     model = model_of("llama")
     long = [Request(tuple(range(90)) * 7, 0, i, 30) for i in range(2)] + [Request((1, 2), 1, 0, 30)]
@@ -44,14 +44,14 @@ def test_rows_longer_than_a_piece_of_attention(monkeypatch):
     assert [r.tokens for r in with_tape] == [r.tokens for r in generate(model, long, Sampling(), 7, 5)]
 
 
-def test_a_tape_is_to_be_had_where_gradients_are_on():
+def test_tape_records_with_gradients_enabled():
     """As in a server, which makes its engine once and for all."""
     model = model_of("llama").requires_grad_(True)
     assert torch.is_grad_enabled()
     assert DecodeTape.of(model, KVCache(model, 4), 4, 2, 0) is not None
 
 
-def test_a_model_whose_blocks_compute_in_torch_has_no_tape():
+def test_model_that_needs_torch_has_no_tape():
     model = model_of("qwen3")
     assert DecodeTape.of(model, KVCache(model, 4), 4, 2, 0) is None
     assert all(r.tokens for r in generate(model, requests(), Sampling(), 7, 5))

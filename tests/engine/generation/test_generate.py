@@ -70,7 +70,7 @@ def recomputed(name):
 @each_model
 @pytest.mark.parametrize("num_slots", [1, 2, 3, 128])
 @pytest.mark.parametrize("capture_layer", [None, 1])
-def test_greedy_tokens_are_those_of_recomputing_everything(name, num_slots, capture_layer):
+def test_greedy_tokens_equal_recomputing_everything(name, num_slots, capture_layer):
     eos, expected = recomputed(name)
     responses = generate(lively(name), REQUESTS, GREEDY, 0, eos, num_slots, capture_layer)
     assert [r.tokens for r in responses] == expected
@@ -83,7 +83,7 @@ def test_greedy_tokens_are_those_of_recomputing_everything(name, num_slots, capt
 @each_model
 @pytest.mark.parametrize("how", [GREEDY, Sampling(), Sampling(0.7, top_k=20, top_p=0.9)], ids=str)
 @torch.no_grad()
-def test_log_probabilities_are_those_of_a_packed_forward(name, how):
+def test_logprobs_equal_a_packed_forward(name, how):
     model, eos = lively(name), recomputed(name)[0]
     responses = generate(model, REQUESTS, how, 5, eos, 3)
     batch = PackedBatch.from_sequences([(*q.prompt, *r.tokens) for q, r in zip(REQUESTS, responses)])
@@ -100,7 +100,7 @@ def test_log_probabilities_are_those_of_a_packed_forward(name, how):
 @pytest.mark.parametrize("layer", [0, 1, 2, 3])
 @pytest.mark.parametrize("num_slots", [2, 128])
 @pytest.mark.parametrize(("dtype", "relative"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
-def test_the_kept_trunk_is_that_of_a_packed_forward_at_every_position(name, layer, num_slots, dtype, relative):
+def test_kept_trunk_equals_a_packed_forward(name, layer, num_slots, dtype, relative):
     model, eos = lively(name, dtype), recomputed(name)[0]
     responses = generate(model, REQUESTS, GREEDY, 0, eos, num_slots, capture_layer=layer)
     batch = PackedBatch.from_sequences([(*q.prompt, *r.tokens) for q, r in zip(REQUESTS, responses)])
@@ -114,7 +114,7 @@ def test_the_kept_trunk_is_that_of_a_packed_forward_at_every_position(name, laye
             assert error <= relative * expected_ND[position].abs().max(), position
 
 
-def test_without_a_layer_to_capture_no_trunk_is_kept():
+def test_no_capture_layer_keeps_no_trunk():
     assert all(r.trunk_ND is None for r in generate(lively("llama, grouped heads"), REQUESTS[:3], GREEDY, 0, NO_EOS))
 
 
@@ -130,7 +130,7 @@ def assert_same_response(one, other):
 
 @each_model
 @pytest.mark.parametrize("how", [Sampling(), Sampling(1.5, top_k=30, top_p=0.95)], ids=str)
-def test_a_response_does_not_depend_on_its_company(name, how):
+def test_response_is_batch_invariant(name, how):
     run = partial(generate, lively(name), sampling=how, seed=3, eos_id=recomputed(name)[0], capture_layer=2)
     together = run(requests=SIXTEEN)
     assert len({r.tokens for r in together}) > 8
@@ -150,7 +150,7 @@ def sorted_back(items, order):
     return [items[order.index(i)] for i in range(len(order))]
 
 
-def test_seeds_prompts_and_samples_are_streams_of_their_own():
+def test_seed_prompt_and_sample_select_the_random_stream():
     model, prompt = lively("llama, grouped heads"), (4, 8)
     flat = Sampling(30.0)
 
@@ -167,7 +167,7 @@ def test_seeds_prompts_and_samples_are_streams_of_their_own():
 
 
 @pytest.mark.parametrize("capture_layer", [None, 2])
-def test_a_stream_hands_out_every_request_once_and_reports_progress(capture_layer):
+def test_stream_yields_every_request_once_and_reports_progress(capture_layer):
     name = "bloom, 6 heads"
     model, eos, seen, calls = lively(name), recomputed(name)[0], {}, []
     progress = lambda finished, new_tokens: calls.append((finished, new_tokens))  # noqa: E731
@@ -182,7 +182,7 @@ def test_a_stream_hands_out_every_request_once_and_reports_progress(capture_laye
 
 
 @pytest.mark.parametrize("name", ["bloom, 6 heads", "llama, grouped heads"])
-def test_a_cache_that_is_kept_leaves_nothing_of_one_rollout_in_the_next(name):
+def test_reused_cache_does_not_leak_between_rollouts(name):
     model = lively(name)
     kept = KVCache(model, 9)  # of fewer pages than the requests want together: they are the budget
     pages = []
@@ -193,11 +193,11 @@ def test_a_cache_that_is_kept_leaves_nothing_of_one_rollout_in_the_next(name):
     assert max(pages) == 9
 
 
-def test_nothing_asked_is_nothing_answered():
+def test_no_requests_give_no_responses():
     assert generate(lively("bloom, 6 heads"), [], GREEDY, 0, NO_EOS) == []
 
 
-def test_a_request_that_cannot_fit_is_refused_before_any_work():
+def test_request_that_cannot_fit_is_refused():
     model = build_model(mistral(sliding_window=16, num_hidden_layers=1), seed=0)
     fits = Request((1,) * 10, 0, 0, 6)
     assert len(generate(model, [fits], GREEDY, 0, NO_EOS)[0].tokens) == 6

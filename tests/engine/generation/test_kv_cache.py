@@ -107,7 +107,7 @@ each_model = pytest.mark.parametrize("name", ["bloom, 6 heads", "llama, grouped 
 
 @each_model
 @torch.no_grad()
-def test_decoding_on_shared_and_copied_pages_equals_a_full_run(name):
+def test_decode_on_shared_and_copied_pages_equals_full_forward(name):
     """Two prompts, three samples of the first: full pages shared, the half-filled one copied."""
     model = model_of(name)
     prompts = [tokens_of(11, 1), tokens_of(3, 2)]
@@ -136,7 +136,7 @@ def test_decoding_on_shared_and_copied_pages_equals_a_full_run(name):
 
 @each_model
 @torch.no_grad()
-def test_a_prompt_in_pieces_beside_a_sequence_that_decodes_equals_a_full_run(name):
+def test_chunked_prompt_beside_decoding_row_equals_full_forward(name):
     model = model_of(name)
     prompt, other = tokens_of(13, 1), tokens_of(9, 2)
     cache = KVCache(model, 8, page_size=4)
@@ -156,7 +156,7 @@ def test_a_prompt_in_pieces_beside_a_sequence_that_decodes_equals_a_full_run(nam
     torch.testing.assert_close(torch.stack([x[-1] for x in got]), full_TD[13 + 6 : 13 + 9])
 
 
-def test_a_page_costs_what_the_cache_takes():
+def test_page_bytes_equal_the_cache_size():
     model = model_of("llama, grouped heads").to(torch.bfloat16)
     cache = KVCache(model, 7, page_size=16)
     storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in (cache.k_LPGNK, cache.v_LPGNK)}

@@ -27,7 +27,7 @@ STREAMS = {
 }
 
 
-def test_the_generator_is_splitmix64():
+def test_generator_is_splitmix64():
     """The first outputs of SplitMix64 started at 0 and at 1234567, as published with its reference code."""
     published = {
         0: [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F],
@@ -38,7 +38,7 @@ def test_the_generator_is_splitmix64():
         assert actual.tolist() == [(x >> 11) / 2**53 for x in outputs]
 
 
-def test_an_address_keeps_its_number_for_ever():
+def test_numbers_never_change():
     """Golden: another value here would change every rollout of every run."""
     address_S = address(7, torch.tensor([0, 0, 1, 5]), torch.tensor([0, 1, 0, 2]))
     golden = [0.044632269730652485, 0.1445755260103888, 0.522410182745967, 0.06866648819263199]
@@ -77,7 +77,7 @@ def test_numbers_are_uniform(name):
     ],
     ids=lambda x: "-".join(x),
 )
-def test_neighbours_are_uncorrelated(one, other):
+def test_neighbouring_numbers_are_uncorrelated(one, other):
     """Correlation of the numbers, and of whether they lie above one half: within 4 standard errors."""
     both = torch.stack([numbers(**one), numbers(**other)])
     limit = 4 / N**0.5
@@ -95,19 +95,19 @@ def test_neighbouring_seeds_are_uncorrelated():
     assert abs(u.mean().item() - 0.5) < 4 / (12 * 4000) ** 0.5
 
 
-def test_no_two_addresses_are_the_same():
+def test_addresses_are_distinct():
     grid = torch.cartesian_prod(torch.arange(60), torch.arange(60))
     addresses = torch.cat([address(seed, grid[:, 0], grid[:, 1]) for seed in (0, 1, 2, -1, 2**64 - 2, 60)])
     assert len(addresses.unique()) == 6 * 3600
 
 
-def test_seeds_count_modulo_2_to_the_64():
+def test_seeds_are_modulo_2_to_the_64():
     one = torch.ones(1, dtype=torch.int64)
     assert address(-1, one, one) == address(2**64 - 1, one, one)
     assert address(2**64 + 5, one, one) == address(5, one, one)
 
 
-def test_a_number_does_not_depend_on_its_company():
+def test_number_is_independent_of_the_batch():
     prompt, sample, position = torch.randint(0, 500, (3, 200), generator=torch.Generator().manual_seed(0))
     together = uniform(address(3, prompt, sample), position)
     alone = [uniform(address(3, prompt[i : i + 1], sample[i : i + 1]), position[i : i + 1]).item() for i in range(200)]

@@ -1,4 +1,4 @@
-"""Rollouts: shared prompts, pieces, budgets, limits, ends, and company change nothing; transformers and ranks agree."""
+"""Rollouts: shared prompts, chunks, budgets, limits, ends, and company change nothing; transformers and ranks agree."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ LONG_PROMPTS = [tuple((7 * i + j * j) % VOCABULARY for j in range(n)) for i, n i
 
 
 @each_model
-@pytest.mark.parametrize("how", ["whole", "in pieces", "few pages", "read seldom", "longest first"])
-def test_sharing_pieces_budgets_and_order_change_nothing(name, how, monkeypatch):
+@pytest.mark.parametrize("how", ["whole", "in chunks", "few pages", "read seldom", "longest first"])
+def test_result_is_independent_of_sharing_chunks_budget_and_order(name, how, monkeypatch):
     model, eos = lively(name), recomputed(name)[0]
     requests = samples_of(LONG_PROMPTS, 3, 9)
     run = partial(generate, model, requests, Sampling(), 5, eos, capture_layer=1)
@@ -47,7 +47,7 @@ def test_sharing_pieces_budgets_and_order_change_nothing(name, how, monkeypatch)
         "read seldom": {"steps_a_read": 4},
         "longest first": {"order": "longest"},
     }.get(how, {})
-    if how == "in pieces":
+    if how == "in chunks":
         monkeypatch.setattr("engine.generation.step.PREFILL_TOKENS", 50)
     responses = run(num_slots=4, **options)
     for response, other in zip(responses, expected):
@@ -59,7 +59,7 @@ def test_sharing_pieces_budgets_and_order_change_nothing(name, how, monkeypatch)
 
 
 @each_model
-def test_a_shared_prompt_runs_once_and_is_read_once(name):
+def test_shared_prompt_runs_once_and_is_read_once(name):
     steps = []
     requests = [Request(LONG_PROMPTS[0], 0, s, 4) for s in range(5)]
     generate(lively(name), requests, Sampling(), 0, NO_EOS, on_step=steps.append)
@@ -70,7 +70,7 @@ def test_a_shared_prompt_runs_once_and_is_read_once(name):
     assert steps[1].pages == 3 + 4, "two full pages shared, one each for the rest"
 
 
-def test_no_budget_is_passed_and_a_page_is_the_least():
+def test_cache_budget_is_never_exceeded():
     model, steps = lively("llama, grouped heads"), []
     requests = [Request((i,) * 60, i, 0, 30) for i in range(6)]
     generate(model, requests, GREEDY, 0, NO_EOS, cache_tokens=5 * 64, on_step=steps.append)
@@ -80,7 +80,7 @@ def test_no_budget_is_passed_and_a_page_is_the_least():
         generate(model, requests, GREEDY, 0, NO_EOS, cache_tokens=63)
 
 
-def test_the_shortest_length_of_a_request_and_several_ends():
+def test_min_new_tokens_and_several_eos():
     model, flat = lively("bloom, 6 heads"), Sampling(30.0)
     ends = tuple(range(0, VOCABULARY, 2))
     free = [Request((i + 1,), i, 0, 12) for i in range(20)]
@@ -93,7 +93,7 @@ def test_the_shortest_length_of_a_request_and_several_ends():
 
 
 @each_model
-def test_the_repetition_penalty_sees_prompt_and_response(name):
+def test_repetition_penalty_covers_prompt_and_response(name):
     model = lively(name)
     (response,) = generate(model, [Request((4, 8), 0, 0, 20)], Sampling(0.0, repetition_penalty=1e6), 0, NO_EOS)
     assert len({4, 8, *response.tokens}) == 22, "every token new"
@@ -113,7 +113,7 @@ class StopAt:
 
 @pytest.mark.parametrize("steps_a_read", [1, 3])
 @pytest.mark.parametrize("capture_layer", [None, 2])
-def test_a_matcher_ends_its_response(steps_a_read, capture_layer):
+def test_stop_string_ends_its_response(steps_a_read, capture_layer):
     model = lively("llama, grouped heads")
     free = generate(model, REQUESTS, GREEDY, 0, NO_EOS, 3, capture_layer)
     pair = next(r.tokens[2:4] for r in free if len(r.tokens) > 6)
@@ -132,7 +132,7 @@ def test_a_matcher_ends_its_response(steps_a_read, capture_layer):
 
 
 @pytest.mark.parametrize("name", ["bloom, 6 heads", "llama, grouped heads"])
-def test_company_changes_no_bit_of_what_is_decoded(name):
+def test_decode_is_batch_invariant(name):
     model = lively(name)
     run = partial(generate, model, sampling=Sampling(), seed=3, eos_id=NO_EOS)
     one_token = [Request((i % 60 + 1,), i, 0, 10) for i in range(64)]
@@ -143,7 +143,7 @@ def test_company_changes_no_bit_of_what_is_decoded(name):
 
 @pytest.mark.parametrize("name", ["bloom, 8 heads", "llama, grouped heads"])
 @torch.no_grad()
-def test_greedy_tokens_of_200_prompts_are_those_of_transformers(name, tmp_path):
+def test_greedy_tokens_of_200_prompts_equal_transformers(name, tmp_path):
     """Until the first tie: where the two likeliest logits are as close as rounding, either may be taken."""
     model = lively(name)
     save_model(model, tmp_path)
@@ -171,7 +171,7 @@ def on_one_of_two(name):
     return [r.tokens for r in generate(lively(name), mine, Sampling(), 3, NO_EOS)]
 
 
-def test_two_ranks_sample_what_one_does():
+def test_two_ranks_sample_like_one():
     name = "bloom, 6 heads"
     ranks = run_ranks(on_one_of_two, 2, name)
     alone = [r.tokens for r in generate(lively(name), SIXTEEN, Sampling(), 3, NO_EOS)]

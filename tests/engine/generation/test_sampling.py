@@ -73,7 +73,7 @@ def chi_square_p(counts_V: torch.Tensor, shares_V: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("how", SETTINGS.values(), ids=SETTINGS)
-def test_frequencies_are_those_of_the_truncated_softmax(how):
+def test_frequencies_match_the_truncated_softmax(how):
     shares_V = expected_shares(LOGITS_V, how)
     # On an even grid each token comes as often as its share says, but for the ends of its interval.
     grid_S = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
@@ -89,7 +89,7 @@ def test_frequencies_are_those_of_the_truncated_softmax(how):
     [Sampling(1.0, top_p=0.9), Sampling(1.0, top_p=0.3), Sampling(1.3, top_k=HEAD + 100, top_p=0.99)],
     ids=["nucleus beyond HEAD", "nucleus within HEAD", "top-k and nucleus beyond HEAD"],
 )
-def test_a_flat_distribution_whose_nucleus_is_large(how):
+def test_flat_distribution_with_a_large_nucleus(how):
     shares_V = expected_shares(FLAT_V, how)
     assert ((shares_V > 0).sum() > HEAD) == (how.top_p > 0.5)
     grid_S = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
@@ -100,7 +100,7 @@ def test_a_flat_distribution_whose_nucleus_is_large(how):
     assert chi_square_p(counts_V, shares_V) > 1e-3
 
 
-def test_a_row_with_a_small_nucleus_is_the_same_beside_one_that_needs_the_full_sort():
+def test_row_is_independent_of_a_neighbour_that_needs_a_full_sort():
     peaked_V = torch.where(torch.arange(len(FLAT_V)) < 3, FLAT_V + 20, FLAT_V)
     rows_SV = torch.stack([peaked_V, FLAT_V, peaked_V])
     uniform_S = torch.tensor([0.2, 0.97, 0.8], dtype=torch.float64)
@@ -110,7 +110,7 @@ def test_a_row_with_a_small_nucleus_is_the_same_beside_one_that_needs_the_full_s
     assert together.tolist() == alone
 
 
-def test_chi_square_can_tell():
+def test_chi_square_detects_a_wrong_distribution():
     """The proof above would see a temperature 5% off."""
     random_S = torch.rand(20_000, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
     assert chi_square_p(draw(LOGITS_V, Sampling(1.05), random_S), expected_shares(LOGITS_V, Sampling(1.0))) < 1e-3
@@ -125,7 +125,7 @@ def test_chi_square_can_tell():
     temperature=st.floats(0.3, 3.0),
     u=st.one_of(st.just(0.0), st.just(BELOW_1), st.floats(0.0, BELOW_1)),
 )
-def test_never_a_token_outside_of_top_k_or_top_p(seed, spread, top_k, top_p, temperature, u):
+def test_tokens_stay_within_top_k_and_top_p(seed, spread, top_k, top_p, temperature, u):
     """By rank and by share: fewer than k tokens are likelier, and those likelier do not reach top-p by themselves."""
     logits_SV = spread * torch.randn(3, 20, generator=torch.Generator().manual_seed(seed))
     token_S, *_ = sample(logits_SV, Sampling(temperature, top_k, top_p), torch.full((3,), u, dtype=torch.float64))
@@ -139,7 +139,7 @@ def test_never_a_token_outside_of_top_k_or_top_p(seed, spread, top_k, top_p, tem
 
 
 @pytest.mark.parametrize("how", SETTINGS.values(), ids=SETTINGS)
-def test_uniforms_at_both_ends_give_tokens_of_positive_share(how):
+def test_extreme_uniforms_give_tokens_of_positive_probability(how):
     """Half of the vocabulary is impossible, the first and the last token among it."""
     logits_V = torch.where(torch.arange(V) % 2 == 0, -torch.inf, LOGITS_V)
     logits_V[-1] = -torch.inf
@@ -149,7 +149,7 @@ def test_uniforms_at_both_ends_give_tokens_of_positive_share(how):
     assert torch.isfinite(logprob_S).all()
 
 
-def test_greedy_takes_the_largest_whatever_the_uniform():
+def test_greedy_ignores_the_uniform():
     logits_SV = torch.randn(6, V, generator=torch.Generator().manual_seed(1))
     uniform_S = torch.linspace(0, BELOW_1, 6, dtype=torch.float64)
     token_S, logprob_S, _ = sample(logits_SV, Sampling(0.0), uniform_S)
@@ -160,7 +160,7 @@ def test_greedy_takes_the_largest_whatever_the_uniform():
 
 @pytest.mark.parametrize("how", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_log_probability_is_tempered_and_never_truncated(how, dtype):
+def test_logprob_is_tempered_but_not_truncated(how, dtype):
     logits_SV = torch.randn(50, V, generator=torch.Generator().manual_seed(3)).to(dtype)
     uniform_S = torch.rand(50, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
     token_S, logprob_S, _ = sample(logits_SV, how, uniform_S)

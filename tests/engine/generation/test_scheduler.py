@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from engine.base.errors import UserError
 from engine.generation.kv_cache import pages_for
-from engine.generation.scheduler import ORDERS, Request, Scheduler, group_by_prompt
+from engine.generation.sample import Request
+from engine.generation.scheduler import ORDERS, Scheduler, group_by_prompt
 
 SIZE = 4
 
@@ -31,23 +32,23 @@ groups = st.lists(
     st.integers(1, 9),
     st.randoms(),
 )
-def test_whatever_comes_fits_and_all_of_it_is_served(groups, num_slots, spare, order, share, budget, rng):
+def test_all_requests_are_served_within_slots_and_pages(groups, num_slots, spare, order, share, budget, rng):
     requests = [request([i] * n, s, new) for i, (n, news) in enumerate(groups) for s, new in enumerate(news)]
     num_pages = max(pages_for(r.max_length, SIZE) for r in requests) + 1 + spare
     scheduler = Scheduler(requests, order, num_slots, num_pages, SIZE, share)
     running, served, prompt_tokens = [], [], 0
     while len(served) < len(requests):
         scheduler.admit()
-        pieces = scheduler.pieces(budget)
-        assert sum(p.stop - p.start for p in pieces) <= budget
-        prompt_tokens += sum(p.stop - p.start for p in pieces)
+        chunks = scheduler.chunks(budget)
+        assert sum(p.stop - p.start for p in chunks) <= budget
+        prompt_tokens += sum(p.stop - p.start for p in chunks)
         started = scheduler.starts()
         running += started
         waiting = [s for p in scheduler.filling for s in p.admitted]
         assert len({s.slot for s in running + waiting}) == len(running + waiting) <= num_slots
         check_pages(running, scheduler)
-        assert running or pieces, "nothing happens any more"
-        if running and (rng.random() < 0.5 or not pieces):
+        assert running or chunks, "nothing happens any more"
+        if running and (rng.random() < 0.5 or not chunks):
             leaving = running.pop(rng.randrange(len(running)))
             scheduler.leave(leaving)
             served.append(leaving.index)
@@ -71,11 +72,11 @@ def check_pages(running, scheduler):
     assert len(owners) <= scheduler.pool.num_pages - scheduler.pool.num_free
 
 
-def test_neighbours_with_one_prompt_share_it_and_the_last_takes_its_half_filled_page():
+def test_last_sample_takes_the_half_filled_page_of_a_shared_prompt():
     requests = [request([1] * 6, s) for s in range(3)] + [request([2] * 4)]
     scheduler = Scheduler(requests, "given", 4, 20, SIZE)
     scheduler.admit()
-    assert [(p.start, p.stop, p.prompt.tokens[0]) for p in scheduler.pieces(100)] == [(0, 6, 1), (0, 4, 2)]
+    assert [(p.start, p.stop, p.prompt.tokens[0]) for p in scheduler.chunks(100)] == [(0, 6, 1), (0, 4, 2)]
     one, two, three, other = scheduler.starts()
     assert one.pages[0] == two.pages[0] == three.pages[0]
     assert one.copied == (three.pages[1], one.pages[1])
@@ -84,14 +85,14 @@ def test_neighbours_with_one_prompt_share_it_and_the_last_takes_its_half_filled_
     assert scheduler.pool.num_free == 20 - (1 + 3 * 2) - 3
 
 
-def test_a_prompt_longer_than_a_step_goes_in_pieces_and_nobody_overtakes_it():
+def test_long_prompt_runs_in_chunks_and_is_not_overtaken():
     scheduler = Scheduler([request([1] * 10), request([2] * 3)], "given", 2, 20, SIZE)
     scheduler.admit()
-    seen = [[(p.prompt.tokens[0], p.start, p.stop) for p in scheduler.pieces(4)] for _ in range(4)]
+    seen = [[(p.prompt.tokens[0], p.start, p.stop) for p in scheduler.chunks(4)] for _ in range(4)]
     assert seen == [[(1, 0, 4)], [(1, 4, 8)], [(1, 8, 10)], [(2, 0, 3)]]
 
 
-def test_the_longest_expected_goes_first_when_asked():
+def test_order_longest():
     requests = [
         request([1], new=9),
         request([2], new=5),
@@ -100,11 +101,11 @@ def test_the_longest_expected_goes_first_when_asked():
     ]
     scheduler = Scheduler(requests, "longest", 9, 20, SIZE)
     scheduler.admit()
-    scheduler.pieces(100)
+    scheduler.chunks(100)
     assert [s.index for s in scheduler.starts()] == [0, 3, 1, 2]
 
 
-def test_what_can_never_fit_is_refused_with_its_numbers():
+def test_request_that_never_fits_is_refused_with_numbers():
     fits = [request([1] * 7, new=9)]
     Scheduler(fits, "given", 1, 4, SIZE)
     said = r"request 1 needs 5 pages of 4 tokens in the cache \(prompt 7, up to 10 new\), the budget holds 4: raise "
@@ -114,12 +115,12 @@ def test_what_can_never_fit_is_refused_with_its_numbers():
         Scheduler([request([1] * 7, s, 9) for s in range(2)], "given", 1, 4, SIZE)
 
 
-def test_requests_join_later_and_leave_the_queue_when_cancelled():
+def test_requests_can_be_added_and_cancelled():
     scheduler = Scheduler([request([1] * 3)], "given", 2, 20, SIZE)
     assert scheduler.add([request([2] * 3), request([2] * 3, 1), request([3] * 3)]) == range(1, 4)
     scheduler.admit()  # requests 0 and 1: the prompt of 2 has begun
     assert [scheduler.cancel(i) for i in (0, 1, 2, 3, 3, 9)] == [False, False, False, True, False, False]
-    scheduler.pieces(100)
+    scheduler.chunks(100)
     first, second = scheduler.starts()
     assert (first.index, second.index) == (0, 1)
     scheduler.leave(first)

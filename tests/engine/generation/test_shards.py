@@ -54,7 +54,7 @@ def by_key(responses):
     return {(r.prompt_id, r.sample_id): r for r in responses}
 
 
-def test_what_several_ranks_wrote_is_read_in_any_order(output):
+def test_shards_of_several_ranks_are_read_in_any_order(output):
     fill(output, RESPONSES[:1], rank=0, replaces=True)
     fill(output, RESPONSES[1:], rank=11)
     shards = Shards(output)
@@ -66,7 +66,7 @@ def test_what_several_ranks_wrote_is_read_in_any_order(output):
 
 
 @given(data=st.data())
-def test_cut_anywhere_whole_responses_are_found_and_the_torn_end_is_written_over(data):
+def test_truncated_shard_keeps_whole_responses(data):
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "o.jsonl")
         whole = fill(output, RESPONSES)
@@ -84,7 +84,7 @@ def test_cut_anywhere_whole_responses_are_found_and_the_torn_end_is_written_over
 
 
 @given(st.integers(0, 10_000), st.integers(1, 255))
-def test_a_damaged_byte_costs_at_most_the_response_it_is_in(place, flip):
+def test_damaged_byte_loses_at_most_one_response(place, flip):
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "o.jsonl")
         data = bytearray(fill(output, RESPONSES))
@@ -98,7 +98,7 @@ def test_a_damaged_byte_costs_at_most_the_response_it_is_in(place, flip):
         assert set(held(output).items()) <= set(by_key(RESPONSES).items())
 
 
-def test_one_without_responses_leaves_nothing_behind(output):
+def test_empty_shard_is_removed(output):
     fill(output, [])
     assert shard_paths(output) == []
     with pytest.raises(KeyboardInterrupt), Shard(output, 0, RUN):
@@ -106,7 +106,7 @@ def test_one_without_responses_leaves_nothing_behind(output):
     assert shard_paths(output) == []
 
 
-def test_a_second_writer_is_refused_and_spoils_nothing(output):
+def test_second_writer_is_refused(output):
     with Shard(output, 0, RUN) as shard:
         for forbidden in (lambda: Shard(output, 0, RUN), lambda: remove_shards(output)):
             with pytest.raises(UserError, match="is being written by another run: wait for it"):
@@ -117,11 +117,11 @@ def test_a_second_writer_is_refused_and_spoils_nothing(output):
     assert shard_paths(output) == []
 
 
-def test_what_is_no_shard_is_refused(output):
+def test_foreign_file_is_refused(output):
     path = shard_path(output, 0)
     whole = fill(output, RESPONSES)
     path.write_bytes(b"my notes, which are none of its business")
-    with pytest.raises(UserError, match="is no shard of a sampling run"):
+    with pytest.raises(UserError, match="is not a shard of a sampling run"):
         Shards(output)
     path.write_bytes(whole[10:])
     with pytest.raises(UserError, match="has lost its beginning: --overwrite"):
@@ -131,7 +131,7 @@ def test_what_is_no_shard_is_refused(output):
         Shards(output)
 
 
-def test_one_that_changes_while_it_is_read_is_noticed(output):
+def test_shard_changed_while_reading_is_detected(output):
     whole = fill(output, RESPONSES)
     shards = Shards(output)
     shard_path(output, 0).write_bytes(whole[:-1] + b"!")
@@ -150,11 +150,11 @@ def disk_of(num_bytes):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_is_one_line_and_costs_what_did_not_fit(output):
+def test_full_disk_is_one_line(output):
     whole = fill(output, RESPONSES)
     remove_shards(output)
     for room in (5, len(whole) - 5):
-        with disk_of(room), pytest.raises(UserError, match="make room; the same command then goes on") as said:
+        with disk_of(room), pytest.raises(UserError, match="make room; the same command then continues") as said:
             fill(output, RESPONSES)
         assert "\n" not in str(said.value)
     assert held(output) == by_key(RESPONSES[:2])
@@ -165,8 +165,8 @@ def test_a_full_disk_is_one_line_and_costs_what_did_not_fit(output):
     "odd",
     [{"t": "response"}, {"p": -1, "k": 0, "x": "", "n": 1, "e": EOS}, {"p": 0, "k": 0, "x": b"", "n": 1, "e": EOS}],
 )
-def test_a_right_checksum_around_something_else(output, odd):
+def test_valid_checksum_around_wrong_content(output, odd):
     whole = fill(output, RESPONSES)
     shard_path(output, 0).write_bytes(whole + pack_frame(odd))
-    with pytest.raises(UserError, match=f"is no shard of a sampling run at byte {len(whole)}: move it away"):
+    with pytest.raises(UserError, match=f"is not a shard of a sampling run at byte {len(whole)}: move it away"):
         Shards(output)

@@ -41,7 +41,7 @@ def fed_one_by_one(tokenizer, tokens, stops):
     stops=st.lists(st.text(st.sampled_from("ab \n#é€नी😀"), min_size=1, max_size=3), min_size=1, max_size=3),
 )
 @example(text=" é", stops=["é"])  # one byte token holds the space and half of the letter
-def test_it_stops_where_the_whole_text_first_holds_a_stop_string(tokenizer, text, stops):
+def test_stops_at_the_first_stop_string(tokenizer, text, stops):
     tokens = encode_response(tokenizer, text)
     expected = searched_whole(tokenizer, tokens, stops)
     got = fed_one_by_one(tokenizer, tokens, stops)
@@ -59,13 +59,13 @@ def test_it_stops_where_the_whole_text_first_holds_a_stop_string(tokenizer, text
 
 @given(st.lists(st.integers(0, len(BYTE_BPE) - 1), max_size=30))
 @settings(deadline=None, max_examples=60)
-def test_tokens_that_make_no_characters_do_not_confuse_it(tokens):
+def test_incomplete_characters(tokens):
     stop = "\n\n"
     assert (fed_one_by_one(BYTE_BPE, tokens, [stop]) is None) == (searched_whole(BYTE_BPE, tokens, [stop]) is None)
 
 
 @each_tokenizer
-def test_the_stop_that_begins_first_counts(tokenizer):
+def test_first_stop_string_wins(tokenizer):
     tokens = encode_response(tokenizer, "one two three")
     matcher = StopMatcher(tokenizer, ["wo t", "three", "two"])
     assert matcher.feed(tokens).text == "one "
@@ -73,6 +73,6 @@ def test_the_stop_that_begins_first_counts(tokenizer):
     assert StopMatcher(tokenizer, []).feed(tokens) is None
 
 
-def test_an_empty_stop_string_is_refused():
+def test_empty_stop_string_is_refused():
     with pytest.raises(UserError, match="a stop string is empty"):
         StopMatcher(BYTE_BPE, ["a", ""])

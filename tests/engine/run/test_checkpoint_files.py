@@ -42,7 +42,7 @@ def two(tmp_path_factory):
     return folder
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_write_and_read_back(tmp_path):
     assert newest(tmp_path / "absent") == (None, [])
     for step in (5, 90, 1_000_000):
         write(tmp_path, step, keep=2)
@@ -60,7 +60,7 @@ def test_what_is_written_is_read(tmp_path):
 
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(NAMES), st.floats(0, 1, exclude_max=True), st.integers(0, 8))
-def test_a_cut_or_a_flipped_bit_anywhere_is_found(two, name, where, bit):
+def test_truncation_and_bit_flips_are_found(two, name, where, bit):
     """Bit 8 stands for a cut. Whatever happens to the newest, the one before is used, and the reason names the file."""
     path = two / "step-000002" / name
     whole = path.read_bytes()
@@ -88,7 +88,7 @@ def test_a_cut_or_a_flipped_bit_anywhere_is_found(two, name, where, bit):
     (files.ROLLOUT, None, "rollout.safetensors is missing"),
     (files.STATE, "{}", "state.json lacks step, settings"),
 ])  # fmt: skip
-def test_what_is_no_checkpoint_says_why(two, tmp_path, name, text, reason):
+def test_invalid_checkpoints_are_rejected_with_a_reason(two, tmp_path, name, text, reason):
     shutil.copytree(two, tmp_path / "checkpoints")
     path = tmp_path / "checkpoints" / "step-000002"
     (path / name).unlink()
@@ -114,7 +114,7 @@ def test_latest_pointing_nowhere(two, tmp_path):
     assert len(rejected) == 1
 
 
-def test_names_that_are_not_ours_are_left_alone(two, tmp_path):
+def test_foreign_files_are_left_alone(two, tmp_path):
     shutil.copytree(two, tmp_path / "a")
     (tmp_path / "a" / "step-x").mkdir()
     (tmp_path / "a" / "notes").mkdir()
@@ -124,13 +124,13 @@ def test_names_that_are_not_ours_are_left_alone(two, tmp_path):
 
 
 @pytest.mark.parametrize("limit", [0, 200, 3_000, 30_000])
-def test_a_disk_that_fills_up_while_writing(tmp_path, limit):
+def test_disk_fills_up_while_writing(tmp_path, limit):
     """The kernel refuses to make a file larger: one line, nothing left of the new one, the old one whole."""
     write(tmp_path, 1)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
-        with pytest.raises(UserError, match=r"step-000002 cannot be written \(.+\): mend that") as error:
+        with pytest.raises(UserError, match=r"step-000002 cannot be written \(.+\): fix that") as error:
             write(tmp_path, 2, size=10_000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -141,7 +141,7 @@ def test_a_disk_that_fills_up_while_writing(tmp_path, limit):
     assert newest(tmp_path) == (2, [])
 
 
-def test_no_room_is_known_before_writing(tmp_path, monkeypatch):
+def test_missing_room_is_found_before_writing(tmp_path, monkeypatch):
     write(tmp_path, 1)
     monkeypatch.setattr(files.shutil, "disk_usage", lambda path: type("Usage", (), {"free": files.SPARE_BYTES + 243}))
     with pytest.raises(UserError, match=r"step-000002 needs 0.000 GB, .* free some, or lower --keep"):
@@ -151,13 +151,13 @@ def test_no_room_is_known_before_writing(tmp_path, monkeypatch):
     write(tmp_path, 2)
 
 
-def test_a_folder_that_is_a_file(tmp_path):
+def test_folder_is_a_file(tmp_path):
     (tmp_path / "checkpoints").write_text("mine")
     with pytest.raises(UserError, match=r"step-000001 cannot be written"):
         write(tmp_path / "checkpoints", 1)
 
 
-def test_a_folder_that_is_read_only(tmp_path, monkeypatch):
+def test_folder_is_read_only(tmp_path, monkeypatch):
     """Root may write everywhere, so root becomes nobody; by a relative path, which needs no rights above the folder."""
     folder, user = Path("checkpoints"), os.geteuid()
     monkeypatch.chdir(tmp_path)
@@ -176,7 +176,7 @@ def test_a_folder_that_is_read_only(tmp_path, monkeypatch):
     assert sorted(p.name for p in folder.iterdir()) == ["latest", "step-000001"]
 
 
-def test_one_that_may_not_be_read_is_rejected_by_name(tmp_path, monkeypatch):
+def test_unreadable_checkpoint_is_rejected_by_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder, user = Path("checkpoints"), os.geteuid()
     for step in (1, 2):
@@ -209,7 +209,7 @@ def test_stopped_between_the_rename_and_latest(tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-000001", "step-000002", "step-000003"]
 
 
-def test_one_that_was_rejected_is_replaced_and_never_pushes_out_a_whole_one(tmp_path):
+def test_rejected_checkpoint_is_replaced_and_counts_for_nothing(tmp_path):
     for step in (1, 2, 4):
         write(tmp_path, step)
     for step in (2, 4):

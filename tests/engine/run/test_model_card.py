@@ -29,7 +29,7 @@ def exported(tmp_path_factory):
     return folder, tokenizer
 
 
-def test_the_pipeline_of_transformers_answers_a_chat(exported):
+def test_transformers_pipeline_answers_a_chat(exported):
     folder, _ = exported
     answer = pipeline("text-generation", str(folder))([{"role": "user", "content": "नेपालीमा भन"}])
     turns = answer[0]["generated_text"]
@@ -43,7 +43,7 @@ def test_the_pipeline_of_transformers_answers_a_chat(exported):
     assert generation_config(SETTINGS, exported[1], (2,))["eos_token_id"] == 2
 
 
-def test_the_card_says_language_data_settings_scores_use_and_limits(exported):
+def test_card_sections(exported):
     text = (exported[0] / "README.md").read_text(encoding="utf-8")
     for words in ('language: ["ne"]', "Nepali", "`a/b.jsonl`", "| temperature | `0.7` |", "| score last | 0.25 |"):
         assert words in text

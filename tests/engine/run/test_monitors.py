@@ -66,7 +66,7 @@ def wandb(monkeypatch):
     return told
 
 
-def test_deepspeed_is_given_the_rest(tmp_path):
+def test_deepspeed_gets_the_rest(tmp_path):
     config = {"zero_optimization": {"stage": 2}, "csv_monitor": {"enabled": True}, "comet": {"enabled": False}}
     rest, monitors = taken(tmp_path, config)
     assert rest == {"zero_optimization": {"stage": 2}}
@@ -74,7 +74,7 @@ def test_deepspeed_is_given_the_rest(tmp_path):
     assert taken(tmp_path)[1] is None
 
 
-def test_a_job_writes_what_its_metrics_hold(tmp_path, monkeypatch):
+def test_monitors_write_the_metrics(tmp_path, monkeypatch):
     """launch/sft.py --monitor csv, two steps, then two more after --resume: no row twice, one header, no tb/."""
     monkeypatch.chdir(tmp_path)
     small.make_model(tmp_path / "m")
@@ -106,7 +106,7 @@ def test_a_job_writes_what_its_metrics_hold(tmp_path, monkeypatch):
     assert not (tmp_path / "out" / "tb").exists()
 
 
-def test_where_a_file_sends_them(tmp_path):
+def test_output_paths_from_a_file(tmp_path):
     """Its own folder and job, the stage behind it; and TensorBoard beside the run's own."""
     named = {"enabled": True, "output_path": str(tmp_path / "all"), "job_name": "night"}
     rest, monitors = taken(tmp_path / "run", {"csv_monitor": named, "tensorboard": named})
@@ -118,7 +118,7 @@ def test_where_a_file_sends_them(tmp_path):
     assert taken(tmp_path, {"tensorboard": {"enabled": True}})[1] is None  # that is what a run writes by itself
 
 
-def test_wandb_gets_every_number_the_settings_and_an_end(tmp_path, wandb):
+def test_wandb_gets_metrics_settings_and_finish(tmp_path, wandb):
     _, monitors = taken(tmp_path, {"wandb": {"project": "mine"}}, monitor="wandb")
     with a_run(tmp_path / "run", monitors) as run:
         assert not wandb.started  # nothing before the first number
@@ -131,18 +131,18 @@ def test_wandb_gets_every_number_the_settings_and_an_end(tmp_path, wandb):
     json.dumps(wandb.settings)
 
 
-def test_a_login_that_fails_is_one_line(tmp_path, wandb):
+def test_failed_login_is_one_line(tmp_path, wandb):
     def refuse(**_):
         raise wandb.Error("no API key")
 
     wandb.init = refuse
     _, monitors = taken(tmp_path, monitor="wandb")
-    expected = pytest.raises(UserError, match=r"a monitor cannot start \(no API key\): mend that")
+    expected = pytest.raises(UserError, match=r"a monitor cannot start \(no API key\): fix that")
     with a_run(tmp_path / "run", monitors) as run, expected:
         run.log(1, {"lr": 0.1})
 
 
-def test_a_missing_package_stops_a_job_before_any_work(tmp_path, monkeypatch):
+def test_missing_package_stops_before_any_work(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(
@@ -165,6 +165,6 @@ def test_wrong_settings_are_one_line(tmp_path, ds_config, words):
         taken(tmp_path, ds_config)
 
 
-def test_an_unknown_monitor_is_named():
+def test_unknown_monitor_is_named():
     with pytest.raises(UserError, match="--monitor: 'tensorbord' is unknown, give some of tensorboard,csv,wandb"):
         settings("sft", monitor="csv,tensorbord")

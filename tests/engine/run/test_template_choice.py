@@ -41,13 +41,13 @@ def saved(folder, template=None, chat=True):
     return folder
 
 
-def test_without_a_record_it_is_the_chat_template_and_without_that_alpacas(tmp_path):
+def test_default_is_chat_template_then_alpaca(tmp_path):
     assert chosen(saved(tmp_path / "a")) == ("chat", "the model has one and no record of another")
     default = "the default: the model has neither a record nor a chat template"
     assert chosen(saved(tmp_path / "b", chat=False)) == ("alpaca", default)
 
 
-def test_what_is_given_goes_before_all_and_a_difference_is_said(tmp_path, mine):
+def test_given_template_wins_and_difference_is_noted(tmp_path, mine):
     folder = saved(tmp_path / "m", TEMPLATES["plain"])
     assert chosen(folder, "plain") == ("plain", "given")
     assert chosen(folder, "alpaca") == ("alpaca", "given; the model was trained with plain")
@@ -57,7 +57,7 @@ def test_what_is_given_goes_before_all_and_a_difference_is_said(tmp_path, mine):
 
 
 @pytest.mark.parametrize("name", ["plain", "mine", "chat"])
-def test_the_record_stays_with_a_model_that_is_moved_or_saved_by_transformers(tmp_path, mine, name):
+def test_record_survives_moving_and_saving(tmp_path, mine, name):
     template = {"plain": TEMPLATES["plain"], "mine": load_template(mine), "chat": ChatTemplate(tokenizer_of("chatml"))}
     folder = saved(tmp_path / "run" / "model", template[name])
     mine.unlink()
@@ -70,7 +70,7 @@ def test_the_record_stays_with_a_model_that_is_moved_or_saved_by_transformers(tm
         assert choice.template.pieces("One", "Two") == template[name].pieces("One", "Two")
 
 
-def test_a_run_beside_the_model_says_it_where_the_model_does_not(tmp_path, mine):
+def test_run_record_is_used_without_model_record(tmp_path, mine):
     """Models that were exported before the record lay in them."""
     folder = saved(tmp_path / "model")
     config = {"settings": {"template": "plain"}}
@@ -89,7 +89,7 @@ def test_a_run_beside_the_model_says_it_where_the_model_does_not(tmp_path, mine)
 @pytest.mark.parametrize(
     "record", [5, {}, {"name": 5}, {"name": "a", "with_input": "x"}, {"name": "chat", "x": 1}, "b"]
 )
-def test_a_spoilt_record_is_one_line(tmp_path, record):
+def test_damaged_record_is_one_line(tmp_path, record):
     folder = saved(tmp_path / "m", TEMPLATES["plain"])
     file = folder / "tokenizer_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), RECORD: record}))
@@ -99,14 +99,14 @@ def test_a_spoilt_record_is_one_line(tmp_path, record):
     assert chosen(folder, "alpaca")[0] == "alpaca"
 
 
-def test_a_wrong_name_is_found_before_there_is_a_model(mine):
+def test_wrong_name_is_found_before_loading(mine):
     for good in (None, "chat", "plain", str(mine)):
         check_template(good)
     with pytest.raises(UserError, match="did you mean 'chat'"):
         check_template("chatt")
 
 
-def test_a_reward_model_that_was_trained_with_another_template_is_refused(tmp_path, mine):
+def test_reward_model_with_other_template_is_refused(tmp_path, mine):
     policy = saved(tmp_path / "p", TEMPLATES["alpaca"])
     tokenizer = load_tokenizer(policy)
     choice = choose_template(None, policy, tokenizer)
@@ -123,7 +123,7 @@ def test_a_reward_model_that_was_trained_with_another_template_is_refused(tmp_pa
         check_reward_template(saved(tmp_path / "published"), choice, tokenizer)
 
 
-def test_templates_of_a_reward_model_are_compared_by_their_text(tmp_path, mine):
+def test_reward_templates_are_compared_by_text(tmp_path, mine):
     template = load_template(mine)
     reward = saved(tmp_path / "r", template)
     policy = saved(tmp_path / "p", template)

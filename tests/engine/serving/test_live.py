@@ -62,7 +62,7 @@ def assert_all_free(engine):
 
 
 @each_model
-def test_requests_that_join_a_running_batch_get_what_they_would_get_alone(name):
+def test_joining_a_running_batch_changes_nothing(name):
     requests, engine, events = requests_of(12), engine_of(name), []
     for request in requests:
         engine.add([request])
@@ -78,7 +78,7 @@ def test_requests_that_join_a_running_batch_get_what_they_would_get_alone(name):
 
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 11), st.integers(0, 3), st.integers(0, 20)), max_size=25), st.booleans())
-def test_whoever_joins_and_is_cancelled_when_the_others_are_as_alone_and_all_pages_come_back(moves, in_pieces):
+def test_cancelling_changes_no_other_request_and_frees_all_pages(moves, in_pieces):
     name, engine = NAMES[2], engine_of(NAMES[2])
     requests, added, got, cancelled, ended = requests_of(12), {}, {}, set(), set()
 
@@ -118,7 +118,7 @@ def remembered(name, request):
 
 @each_model
 @pytest.mark.parametrize("prefill_tokens", [5, 8, 512])
-def test_scores_are_those_of_a_packed_forward_of_prompt_and_response(name, prefill_tokens, monkeypatch):
+def test_scores_equal_a_packed_forward(name, prefill_tokens, monkeypatch):
     monkeypatch.setattr(generation_step, "PREFILL_TOKENS", prefill_tokens)
     engine, asked = engine_of(name, eos_ids=()), requests_of(6, num_top=4, score_prompt=True)
     quiet = requests_of(6)  # beside them, asking for none
@@ -147,7 +147,7 @@ def test_scores_by_hand():
     assert two == (2, pytest.approx(-math.log(3)), ())
 
 
-def test_responses_of_one_prompt_have_its_scores_each_and_read_it_once():
+def test_shared_prompt_is_scored_once_for_all_responses():
     request = replace(requests_of(1, num_top=1, score_prompt=True)[0], prompt=tuple(range(30)), max_new_tokens=3)
     engine = engine_of(NAMES[0], num_slots=2)
     engine.add([replace(request, sample_id=k) for k in range(3)])
@@ -159,7 +159,7 @@ def test_responses_of_one_prompt_have_its_scores_each_and_read_it_once():
     assert engine.prompt_tokens_run == 30
 
 
-def test_a_prompt_of_one_token_has_no_scores():
+def test_one_token_prompt_has_no_scores():
     engine = engine_of(NAMES[1])
     engine.add([LiveRequest((3,), 0, 0, 2, num_top=1, score_prompt=True)])
     first, _ = run_to_end(engine)
@@ -167,7 +167,7 @@ def test_a_prompt_of_one_token_has_no_scores():
     assert first.score.token == first.token
 
 
-def test_a_prompt_of_the_full_length_may_have_one_token():
+def test_prompt_of_full_length_gets_one_token():
     engine = engine_of(NAMES[1], eos_ids=())
     engine.add([LiveRequest((3,) * MAX_LENGTH, 0, 0, 1)])
     (event,) = run_to_end(engine)
@@ -177,7 +177,7 @@ def test_a_prompt_of_the_full_length_may_have_one_token():
     assert engine.is_idle
 
 
-def test_a_row_whose_probabilities_are_no_numbers_ends_and_the_others_go_on():
+def test_row_with_nan_ends_and_others_continue():
     name, requests = NAMES[2], requests_of(4)
     engine = engine_of(name, num_slots=4)
     model = engine.model
@@ -198,7 +198,7 @@ def test_a_row_whose_probabilities_are_no_numbers_ends_and_the_others_go_on():
     assert_all_free(engine)
 
 
-def test_unknown_and_ended_requests_may_be_cancelled():
+def test_cancelling_unknown_and_finished_requests_is_harmless():
     engine = engine_of(NAMES[0])
     (index,) = engine.add(requests_of(1))
     run_to_end(engine)

@@ -37,7 +37,7 @@ def streamed(tokenizer, tokens, stops=()):
 @each_tokenizer
 @settings(deadline=None, max_examples=60)
 @given(text=letters)
-def test_whole_characters_go_out_at_once_and_halves_never(tokenizer, text):
+def test_only_whole_characters_are_sent(tokenizer, text):
     tokens = encode_response(tokenizer, text)[:-1]
     parts, _ = streamed(tokenizer, tokens)
     assert "".join(parts) == text
@@ -51,7 +51,7 @@ def test_whole_characters_go_out_at_once_and_halves_never(tokenizer, text):
 @settings(deadline=None, max_examples=60)
 @given(tokens=tokens_of_any_kind)
 @example(tokens=[130] * 12)
-def test_of_bytes_that_make_no_characters_only_the_last_few_are_held_back(tokenizer, tokens):
+def test_invalid_bytes_are_held_back_briefly(tokenizer, tokens):
     tokens = [token for token in tokens if token not in tokenizer.all_special_ids]
     parts, _ = streamed(tokenizer, tokens)
     assert "".join(parts) == decode(tokenizer, tokens)
@@ -64,7 +64,7 @@ def test_of_bytes_that_make_no_characters_only_the_last_few_are_held_back(tokeni
 @settings(deadline=None, max_examples=80)
 @given(text=letters, stops=st.lists(st.text(st.sampled_from("ab \n#é€"), min_size=1, max_size=4), max_size=3))
 @example(text="aab#", stops=["ab\n", "b#"])
-def test_nothing_of_a_stop_string_goes_out(tokenizer, text, stops):
+def test_stop_string_is_never_sent(tokenizer, text, stops):
     tokens = encode_response(tokenizer, text)[:-1]
     parts, stream = streamed(tokenizer, tokens, stops)
     expected = StopMatcher(tokenizer, stops).feed(tokens)
@@ -73,7 +73,7 @@ def test_nothing_of_a_stop_string_goes_out(tokenizer, text, stops):
     assert not stream.holds_back
 
 
-def test_what_a_stop_string_may_still_take_is_held_back_and_no_more():
+def test_possible_start_of_a_stop_string_is_held_back():
     stream = TextStream(BYTE_BPE, ["END", "\n\n"])
     out = [stream.feed(token) for token in encode_response(BYTE_BPE, "E\nEN\nX")[:-1]]
     assert "".join(out) == "E\nEN\nX"
@@ -83,7 +83,7 @@ def test_what_a_stop_string_may_still_take_is_held_back_and_no_more():
 @each_tokenizer
 @given(tokens=tokens_of_any_kind)
 @settings(deadline=None, max_examples=60)
-def test_bytes_of_tokens_together_are_the_text(tokenizer, tokens):
+def test_token_bytes_join_to_the_text(tokenizer, tokens):
     names = TokenNames(tokenizer)
     plain = [token for token in tokens if token not in tokenizer.all_special_ids]
     raw = [names.bytes_of(token) for token in plain]
@@ -99,7 +99,7 @@ def test_bytes_of_tokens_together_are_the_text(tokenizer, tokens):
 
 
 @each_tokenizer
-def test_offset_after_bytes_that_make_no_character(tokenizer):
+def test_offset_after_invalid_bytes(tokenizer):
     names = TokenNames(tokenizer)
     orphan = next(t for t in range(640) if names.bytes_of(t) == b"\xe0")
     tokens = [*encode_response(tokenizer, "a")[:-1], orphan, *encode_response(tokenizer, "b")]
@@ -107,7 +107,7 @@ def test_offset_after_bytes_that_make_no_character(tokenizer):
     assert names.offsets(tokens) == [0, 1, 2, 3]
 
 
-def test_a_wrong_byte_takes_no_whole_character_with_it():
+def test_wrong_byte_costs_no_whole_character():
     """In SentencePiece's byte fallback: the tokenizers library would write U+FFFD for every byte beside it."""
     whole = encode_response(SPM, "龍😀")[:-1]
     assert len(whole) == 7, "the test needs characters without a piece of their own"
@@ -142,7 +142,7 @@ DIALOG = [
 ]
 
 
-def test_a_dialog_has_the_ids_of_training_which_the_exported_chat_template_gives():
+def test_dialog_has_the_token_ids_of_training():
     template = TEMPLATES["alpaca"]
     exported = with_chat_template(BYTE_BPE, template)
     ids = DialogEncoder(BYTE_BPE, template).encode(DIALOG)
@@ -150,7 +150,7 @@ def test_a_dialog_has_the_ids_of_training_which_the_exported_chat_template_gives
     assert ids == DialogEncoder(exported, ChatTemplate(exported)).encode(DIALOG)
 
 
-def test_what_is_no_dialog_is_refused():
+def test_invalid_dialog_is_refused():
     encoder = DialogEncoder(BYTE_BPE, TEMPLATES["plain"])
     for turns in ([], DIALOG[:1], DIALOG[:3]):
         with pytest.raises(UserError, match="the last message must be the user's"):
@@ -162,7 +162,7 @@ def test_what_is_no_dialog_is_refused():
         DialogEncoder(strict, ChatTemplate(strict)).encode(DIALOG)
 
 
-def test_the_oldest_questions_go_first_and_the_system_stays():
+def test_long_dialog_drops_oldest_turns_and_keeps_system():
     encoder = DialogEncoder(BYTE_BPE, TEMPLATES["plain"])
     whole = encoder.encode(DIALOG)
     assert cut_to_fit(encoder, DIALOG, len(whole)) == (whole, DIALOG)
@@ -173,7 +173,7 @@ def test_the_oldest_questions_go_first_and_the_system_stays():
         cut_to_fit(encoder, DIALOG, len(tokens) - 1)
 
 
-def test_the_chat_template_of_a_tokenizer_may_open_the_answer():
+def test_chat_template_may_open_the_answer():
     tokenizer = with_chat_template(BYTE_BPE, TEMPLATES["plain"])
     opened = "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}{{ ':' }}{% endif %}"
     tokenizer.chat_template = opened

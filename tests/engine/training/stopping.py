@@ -28,16 +28,16 @@ def make(stage, world, folder, bfloat16=False, during_rollout=None, **changes):
 
 def stop_in_rollout(trainer, rollout):
     """Send this process a signal when one response of its so-manieth rollout is there."""
-    own, calls = trainer.checkpoints.raise_if_told, []
+    own, calls = trainer.checkpoints.raise_if_signalled, []
     trainer.collect, collect = lambda *args: (calls.append(args), collect(*args))[1], trainer.collect
 
     def told():
         if len(calls) == rollout:
             signal.raise_signal(signal.SIGTERM)
-            trainer.checkpoints.raise_if_told = own
+            trainer.checkpoints.raise_if_signalled = own
         own()
 
-    trainer.checkpoints.raise_if_told = told
+    trainer.checkpoints.raise_if_signalled = told
 
 
 def stop_during(trainer, step, number=signal.SIGTERM):

@@ -61,12 +61,12 @@ def on_ranks(folder, cases):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_stopped_and_continued_is_never_stopped(world, tmp_path, name):
+def test_resumed_run_equals_uninterrupted_run(world, tmp_path, name):
     stopped_and_not(world, tmp_path, {name: CASES[name]})
     assert_same(tmp_path / name / "stopped", tmp_path / name / "whole")
 
 
-def test_two_ranks_too(tmp_path):
+def test_two_ranks_resume_exactly(tmp_path):
     run_ranks(on_ranks, 2, tmp_path, ON_TWO_RANKS)
     for name in ON_TWO_RANKS:
         assert_same(tmp_path / name / "stopped", tmp_path / name / "whole")
@@ -77,7 +77,7 @@ def stop_on_two(folder, cases):
         stopped(stage, start_world(), folder / name, step, **changes)
 
 
-def test_other_ranks_and_stages_go_on(world, tmp_path):
+def test_resume_with_other_ranks_and_zero_stages(world, tmp_path):
     """Two ranks under ZeRO stop, one without goes on: as one rank would have done it all, up to the order of sums."""
     run_ranks(stop_on_two, 2, tmp_path, ON_TWO_RANKS)
     for name in ("reward-zero3", "ppo", "ppo-zero3"):
@@ -97,7 +97,7 @@ def test_other_ranks_and_stages_go_on(world, tmp_path):
 
 
 @pytest.mark.parametrize(("before", "after"), [("zero0", "zero3"), ("zero3", "zero2"), ("zero2", "zero0")])
-def test_one_stage_hands_over_to_another_exactly(world, tmp_path, before, after):
+def test_zero_stage_changes_are_exact(world, tmp_path, before, after):
     """Masters and moments of one stage are those of the other, bit for bit; so are the weights the model reads."""
     for bfloat16 in (False, True):
         folder = tmp_path / str(bfloat16)
@@ -113,7 +113,7 @@ def test_one_stage_hands_over_to_another_exactly(world, tmp_path, before, after)
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
-def test_nothing_depends_on_global_generators(world, tmp_path, stage):
+def test_global_random_generators_are_not_used(world, tmp_path, stage):
     """So there is no generator to keep: other states of them give the same run, and training leaves them alone."""
     for seed, name in ((1, "one"), (2, "two")):
         torch.manual_seed(seed), random.seed(seed), np.random.seed(seed)

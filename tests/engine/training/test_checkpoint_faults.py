@@ -26,7 +26,7 @@ def world():
         yield world
 
 
-def test_signals(world, tmp_path):
+def test_signal_saves_and_exits(world, tmp_path):
     """SIGINT exits with 130; a second one at once; afterwards the handlers are the old ones."""
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     trainer = make("sft", world, tmp_path / "one")
@@ -42,7 +42,7 @@ def test_signals(world, tmp_path):
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_a_signal_in_the_first_rollout_leaves_nothing_to_save(world, tmp_path):
+def test_signal_in_first_rollout_saves_nothing(world, tmp_path):
     trainer = make("ppo", world, tmp_path)
     stop_in_rollout(trainer, 1)
     trainer.checkpoints.console = said = Said()
@@ -53,7 +53,7 @@ def test_a_signal_in_the_first_rollout_leaves_nothing_to_save(world, tmp_path):
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_every_so_many_steps_and_no_more_than_kept(world, tmp_path):
+def test_save_every_and_keep(world, tmp_path):
     train(make("ppo", world, tmp_path / "run", save_every=1, keep=3))
     there = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
     assert there == ["latest", "step-000006", "step-000007", "step-000008"]
@@ -64,7 +64,7 @@ def test_every_so_many_steps_and_no_more_than_kept(world, tmp_path):
     assert not (tmp_path / "none" / "checkpoints").exists()
 
 
-def test_nothing_there_is_a_beginning_that_is_said(world, tmp_path):
+def test_resume_without_checkpoints_starts_from_the_beginning(world, tmp_path):
     """Lines of an attempt that left no checkpoint go."""
     train(make("sft", world, tmp_path / "whole"))
     trainer = make("sft", world, tmp_path / "run")
@@ -84,7 +84,7 @@ def test_nothing_there_is_a_beginning_that_is_said(world, tmp_path):
     ({"model": tiny_model("bloom", seed=9)}, "weights '"),
     ({"bfloat16": True}, "dtype 'float32' -> 'bfloat16'"),
 ])  # fmt: skip
-def test_other_settings_are_refused_unless_overridden(world, tmp_path, changes, words):
+def test_changed_settings_are_refused_unless_overridden(world, tmp_path, changes, words):
     stopped("sft", world, tmp_path, 2)
     with pytest.raises(UserError, match=r"step-000002 was made with other settings .*or --override") as refused:
         make("sft", world, tmp_path, resume=True, **changes).train()
@@ -96,7 +96,7 @@ def test_other_settings_are_refused_unless_overridden(world, tmp_path, changes, 
         assert any(words in line for line in said.lines), said.lines
 
 
-def test_what_is_trained_and_what_is_in_use_must_fit(world, tmp_path):
+def test_other_model_or_rollouts_are_refused(world, tmp_path):
     stopped("ppo", world, tmp_path, 2)
     with pytest.raises(UserError, match=r"does not fit what is trained here, first weight:body.layers.0"):
         make("ppo", world, tmp_path, resume=True, override=True, top_layers="3").train()
@@ -104,7 +104,7 @@ def test_what_is_trained_and_what_is_in_use_must_fit(world, tmp_path):
         make("ppo", world, tmp_path, resume=True, override=True, batch_size=4, data=prompts(9)).train()
 
 
-def test_a_damaged_one_is_named_and_the_one_before_is_used(world, tmp_path):
+def test_damaged_checkpoint_is_skipped(world, tmp_path):
     train(make("ppo", world, tmp_path / "whole", save_every=3))
     stopped_run = tmp_path / "run"
     train(make("ppo", world, stopped_run, save_every=3))
@@ -125,16 +125,16 @@ def test_a_damaged_one_is_named_and_the_one_before_is_used(world, tmp_path):
         make("ppo", world, stopped_run, save_every=3, resume=True).train()
 
 
-def test_metrics_that_were_cut_reject_what_names_them(world, tmp_path):
+def test_checkpoint_is_rejected_if_metrics_were_cut(world, tmp_path):
     train(make("sft", world, tmp_path / "run", save_every=2))
     os.truncate(tmp_path / "run" / "metrics.jsonl", 10)
     with pytest.raises(UserError, match=r"is whole \(step-000005: metrics.jsonl was cut below the \d+ bytes"):
         make("sft", world, tmp_path / "run", resume=True).train()
 
 
-def test_a_save_that_fails_stops_the_run_and_costs_nothing(world, tmp_path, monkeypatch):
+def test_failed_save_stops_the_run(world, tmp_path, monkeypatch):
     train(make("sft", world, tmp_path / "whole", save_every=2))
-    trainer, sync, wrote = make("sft", world, tmp_path / "run", save_every=2), files._sync, []
+    trainer, sync, wrote = make("sft", world, tmp_path / "run", save_every=2), files.sync, []
 
     def full(path):
         wrote.append(path)
@@ -142,16 +142,16 @@ def test_a_save_that_fails_stops_the_run_and_costs_nothing(world, tmp_path, monk
             raise OSError(28, "No space left on device", str(path))
         sync(path)
 
-    monkeypatch.setattr(files, "_sync", full)
+    monkeypatch.setattr(files, "sync", full)
     with pytest.raises(UserError, match=r"step-000004 cannot be written \(No space left on device\)"):
         trainer.train()
     assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["latest", "step-000002"]
-    monkeypatch.setattr(files, "_sync", sync)
+    monkeypatch.setattr(files, "sync", sync)
     train(make("sft", world, tmp_path / "run", save_every=2, resume=True))
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
-def test_too_small_a_disk_is_known_before_training(world, tmp_path, monkeypatch):
+def test_small_disk_is_refused_before_training(world, tmp_path, monkeypatch):
     trainer = make("sft", world, tmp_path / "run", save_every=1, keep=1)
     needed = 2 * trainer.zero.kept_bytes + files.SPARE_BYTES
     for free, fits in ((needed, True), (needed - 1, False)):
@@ -164,7 +164,7 @@ def test_too_small_a_disk_is_known_before_training(world, tmp_path, monkeypatch)
             trainer.train()
 
 
-def test_writing_goes_on_beside_training(world, tmp_path, monkeypatch):
+def test_writing_overlaps_training(world, tmp_path, monkeypatch):
     """What is written is what was there when the save began, however slow the disk; the next save waits for it."""
     train(make("sft", world, tmp_path / "whole", save_every=2))
     save, log = files.save_file, []
@@ -187,7 +187,7 @@ def test_writing_goes_on_beside_training(world, tmp_path, monkeypatch):
         assert ours.read_bytes() == theirs.read_bytes()
 
 
-def test_sums_go_to_the_first_of_another_number_of_ranks(world):
+def test_first_rank_takes_metrics_when_ranks_change(world):
     metrics = Metrics()
     metrics.add("a", torch.tensor(1.5), 2)
     metrics.add("b", 0.25, torch.tensor(3))
@@ -201,7 +201,7 @@ def test_sums_go_to_the_first_of_another_number_of_ranks(world):
     assert metrics.state() == {"a": [1.0, float((1 << 24) + 1)]}
 
 
-def test_fingerprints_tell_models_and_data_apart():
+def test_fingerprint_changes_with_model_and_data():
     a, b, tokens = tiny_model("bloom"), tiny_model("bloom", seed=1), [(1, 2), (3,)]
     assert fingerprint(a, tokens) == fingerprint(tiny_model("bloom"), [[1, 2], [3]])
     assert fingerprint(a, tokens)["weights"] != fingerprint(b, tokens)["weights"]

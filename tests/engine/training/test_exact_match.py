@@ -28,7 +28,7 @@ def world():
         yield world
 
 
-def test_an_answer_ends_where_the_model_s_positions_do(world):
+def test_answer_ends_at_the_models_maximum_length(world):
     """A prompt that fills all but two positions is answered with two tokens, not refused after the training."""
     model = build_model(llama(num_hidden_layers=1, vocab_size=VOCABULARY), seed=0)
     prompts = [Prompt("long", (5,) * 254, "", ""), Prompt("short", (5,) * 9, "", "")]
@@ -36,7 +36,7 @@ def test_an_answer_ends_where_the_model_s_positions_do(world):
     assert [len(text.split()) for text in texts] == [2, 6]
 
 
-def test_every_eos_ends_an_answer_and_is_no_part_of_it(world):
+def test_every_eos_ends_an_answer(world):
     model = build_model(llama(num_hidden_layers=1, vocab_size=VOCABULARY, initializer_range=0.3), seed=1)
     prompts = [Prompt("a", (5, 6), "", "")]
     _, (text,) = exact_match(model, tiny_tokenizer(), (EOS,), prompts, 6, world, Console(False))
@@ -49,7 +49,7 @@ def test_every_eos_ends_an_answer_and_is_no_part_of_it(world):
     assert (right, texts) == (1.0, [before])
 
 
-def test_two_ranks_answer_as_one(tmp_path):
+def test_two_ranks_answer_like_one(tmp_path):
     path = str(make_model(tmp_path / "m"))
     _, texts = run_ranks(answers, 1, path, [""] * 5)[0]
     outputs = [f" {texts[0]}\n", texts[1], "no such answer", texts[3], "nor this"]

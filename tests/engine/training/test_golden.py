@@ -14,7 +14,7 @@ from tests.golden.regenerate import FOLDER, TRACES, make_trace, numbers, read_tr
 
 
 @pytest.mark.parametrize("stage, family", TRACES)
-def test_ten_steps_are_the_golden_ones(stage, family):
+def test_ten_steps_equal_the_golden_trace(stage, family):
     golden, trace = dict(numbers(read_trace(stage, family))), dict(numbers(make_trace(stage, family)))
     assert trace.keys() == golden.keys()
     assert len(golden) > 50

@@ -98,7 +98,7 @@ def stopped(stage, world, folder, what, calls, rank=0, **changes):
         ("loss alone", "zero2"),
     ],
 )
-def test_the_step_is_not_taken(world, tmp_path, what, zero):
+def test_step_is_skipped(world, tmp_path, what, zero):
     """Weights, moments and the count of steps that are saved are those of a run that was not spoilt, bit for bit."""
     case = {"zero": zero, "save_every": 2, "keep": 9}
     calls = microbatches_of(make_trainer("sft", world, tmp_path / "whole", **case), STOPPED_AT)
@@ -110,7 +110,7 @@ def test_the_step_is_not_taken(world, tmp_path, what, zero):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stopped_run_goes_on(world, tmp_path, stage):
+def test_stopped_run_resumes(world, tmp_path, stage):
     """What is saved continues as if nothing had been: the rest is that of a run that was never stopped."""
     whole = make_trainer(stage, world, tmp_path / "whole")
     calls = microbatches_of(whole, STOPPED_AT)
@@ -129,7 +129,7 @@ def test_a_stopped_run_goes_on(world, tmp_path, stage):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_batch_is_kept(world, tmp_path, stage):
+def test_batch_is_kept(world, tmp_path, stage):
     data = {"sft": sft_examples, "reward": rankings, "ppo": prompts}[stage]()
     line = stopped(stage, world, tmp_path / "run", "loss", 0, data=data)
     file = file_of(tmp_path / "run", 1, 0)
@@ -156,7 +156,7 @@ def test_the_batch_is_kept(world, tmp_path, stage):
 
 
 @pytest.mark.parametrize("score", [math.nan, math.inf])
-def test_a_score_that_is_not_finite(world, tmp_path, score):
+def test_score_that_is_not_finite(world, tmp_path, score):
     """Infinity too, though clipped scores would hide it; the rollouts are not kept for the run that goes on."""
     trainer = make_trainer("ppo", world, tmp_path / "run")
     own, calls = trainer.scorer, []
@@ -179,7 +179,7 @@ def test_a_score_that_is_not_finite(world, tmp_path, score):
     assert texts[0] == texts[1]
 
 
-def test_weights_that_explode(world, tmp_path):
+def test_exploding_weights(world, tmp_path):
     """No hook: a learning rate without reason."""
     with pytest.raises(UserError, match=r"step [2345]: the (loss|gradient) is not finite"):
         train(make_trainer("sft", world, tmp_path / "run", lr=1e30, warmup_steps=0, eps=1e-8))
@@ -196,7 +196,7 @@ def both_ranks(folder):
     }
 
 
-def test_both_ranks_stop_with_the_same_line(tmp_path):
+def test_both_ranks_stop_with_the_same_message(tmp_path):
     first, second = run_ranks(both_ranks, 2, tmp_path)
     for stage in CASES:
         assert first[stage] == second[stage] and "the loss is not finite on rank 1 (record" in first[stage]
@@ -221,7 +221,7 @@ GOOD_NOTE = {"stage": "sft", "step": 1, "rank": 0, "quantity": "the loss", "sett
 @pytest.mark.parametrize("note", [
     None, "[1]", "{", "[" * 5000, json.dumps({**GOOD_NOTE, "stage": "x"}), json.dumps({**GOOD_NOTE, "step": "1"}),
 ])  # fmt: skip
-def test_a_note_that_is_none_of_ours(tmp_path, note):
+def test_foreign_note_is_refused(tmp_path, note):
     tokens = {"tokens_T": torch.arange(3), "lengths_S": torch.tensor([3])}
     save_file(tokens, tmp_path / "f.safetensors", None if note is None else {NOTE: note})
     with pytest.raises(UserError, match="--replay .*f.safetensors"):
@@ -233,13 +233,13 @@ def test_a_note_that_is_none_of_ours(tmp_path, note):
     {"tokens_T": torch.arange(3.0), "lengths_S": torch.tensor([3])},
     {"tokens_T": torch.arange(3), "lengths_S": torch.tensor([4, -1])},
 ])  # fmt: skip
-def test_sequences_that_do_not_fit(tmp_path, tensors):
+def test_inconsistent_lengths_are_refused(tmp_path, tensors):
     save_file(tensors, tmp_path / "f.safetensors", {NOTE: json.dumps(GOOD_NOTE)})
-    with pytest.raises(UserError, match="is no batch that a run has kept"):
+    with pytest.raises(UserError, match="is not a batch that a run has kept"):
         read_kept(tmp_path / "f.safetensors")
 
 
-def test_no_file(tmp_path):
+def test_missing_file_is_refused(tmp_path):
     (tmp_path / "text").write_text("hello")
     for name in ("absent", "text", "."):
         with pytest.raises(UserError, match="cannot be read"):

@@ -17,7 +17,7 @@ from tests.launch.small import make_model
 from tests.ranks import run_ranks
 
 
-def test_an_interval_is_196_standard_errors_of_the_prompts():
+def test_interval_is_1_96_standard_errors_over_prompts():
     values = [0.0, 0.25, 1.0, 0.5, 0.25]
     estimate = Estimate.of(values)
     assert estimate.mean == pytest.approx(0.4)
@@ -51,7 +51,7 @@ def length_of(prompt: str, response: str) -> float:
     return float(len(response))
 
 
-def test_ranks_and_rounds_change_nothing(tmp_path):
+def test_result_is_independent_of_ranks_and_rounds(tmp_path):
     """Samples of a prompt differ; an answer is right up to blanks, and right then more when it goes on after it."""
     path = str(make_model(tmp_path / "m"))
     one = run_ranks(answers, 1, path, ["x"] * 5)[0]
@@ -66,7 +66,7 @@ def test_ranks_and_rounds_change_nothing(tmp_path):
         assert set(found.measures) == {"score", "ended", "length", "exact_match", "right_then_more"}
 
 
-def test_prompts_without_an_answer_have_no_right_ones(tmp_path):
+def test_prompts_without_output_have_no_accuracy(tmp_path):
     found = answers(str(make_model(tmp_path / "m")), ["x", ""])
     assert set(found.measures) == {"score", "ended", "length"}
 
@@ -78,5 +78,5 @@ def test_prompts_without_an_answer_have_no_right_ones(tmp_path):
         *(("\n42", 1, 0), ("", 0, 0), ("41\n42", 0, 0)),
     ],
 )
-def test_what_counts_as_right(text, right, then_more):
+def test_exact_match_rules(text, right, then_more):
     assert checked(text, "42") == {"exact_match": right, "right_then_more": then_more}

@@ -27,19 +27,19 @@ def filled(*added):
     return metrics
 
 
-def test_a_mean_is_one_division_and_not_a_mean_of_means():
+def test_mean_is_one_division_not_a_mean_of_means():
     metrics = filled(("loss", torch.tensor(30.0), 10), ("loss", 1.0, 1), ("kl", torch.tensor(3), torch.tensor(2)))
     metrics.add("grad_norm", 0.25)
     assert metrics.read(ALONE) == {"loss": 31 / 11, "kl": 1.5, "grad_norm": 0.25}
 
 
-def test_ranks_weigh_by_what_they_counted():
+def test_ranks_are_weighted_by_count():
     mine = filled(("loss", torch.tensor(30.0), 10), ("kl", 1.0, 4))
     peers = filled(("loss", torch.tensor(990.0), 1000), ("kl", 2.0, 0))
     assert mine.read(SimpleNamespace(device=CPU, sum=lambda x: x + sent_by(peers))) == {"loss": 1020 / 1010, "kl": 0.75}
 
 
-def test_reading_empties():
+def test_read_clears_the_sums():
     metrics = filled(("loss", 2.0, 1))
     assert metrics.read(ALONE) == {"loss": 2.0}
     assert metrics.read(ALONE) == {}
@@ -47,11 +47,11 @@ def test_reading_empties():
     assert metrics.read(ALONE) == {"loss": 5.0}
 
 
-def test_what_counted_nothing_is_left_out():
+def test_zero_count_is_left_out():
     assert filled(("a", 0.0, 0), ("b", 3.0, torch.tensor(0)), ("c", 1.0, 2)).read(ALONE) == {"c": 0.5}
 
 
-def test_first_is_for_the_first_call_since_the_last_read():
+def test_first_keeps_only_the_first_call():
     metrics = Metrics()
     for value in (7.0, 8.0, 9.0):
         metrics.first("error", value, 2)
@@ -60,7 +60,7 @@ def test_first_is_for_the_first_call_since_the_last_read():
     assert metrics.read(ALONE) == {"error": 1.0}
 
 
-def test_no_graph_is_kept_and_sums_are_float64():
+def test_sums_are_detached_float64():
     weight = torch.ones((), requires_grad=True)
     metrics = Metrics()
     metrics.add("loss", 1e8 * weight, 1)

@@ -62,7 +62,7 @@ def test_two_ranks_equal_one_under_every_stage(tmp_path, family, top_layers):
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 0.7}, {"temperature": 1.3, "top_k": 20, "top_p": 0.9}])
 @pytest.mark.parametrize("top_layers", ["2", "all"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_first_step_starts_from_ratio_one_and_no_kl(world, tmp_path, family, top_layers, sampling):
+def test_first_step_has_ratio_one_and_zero_kl(world, tmp_path, family, top_layers, sampling):
     """In each iteration training sees what generation sampled from; in the first, the policy is the reference."""
     train(make_trainer("ppo", world, tmp_path / "run", family=family, top_layers=top_layers, **sampling))
     first, second = logged(tmp_path / "run")
@@ -74,7 +74,7 @@ def test_the_first_step_starts_from_ratio_one_and_no_kl(world, tmp_path, family,
         assert row["val/ratio"] != 1.0 and row["policy/approxkl_avg"] > 1e-6
 
 
-def test_the_values_of_a_bfloat16_critic_are_float32(world):
+def test_bfloat16_critic_returns_float32_values(world):
     model = tiny_model("bloom").bfloat16()
     policy = Policy(model, 1)
     torch.nn.init.normal_(policy.value.weight, generator=torch.Generator().manual_seed(0))
@@ -89,7 +89,7 @@ def test_the_values_of_a_bfloat16_critic_are_float32(world):
 
 
 @pytest.mark.parametrize(("count", "size", "sizes"), [(9, 8, [5, 4]), (5, 2, [3, 2]), (9, 5, [5, 4])])
-def test_no_iteration_of_an_epoch_is_a_single_rollout(world, tmp_path, count, size, sizes):
+def test_no_iteration_has_a_single_rollout(world, tmp_path, count, size, sizes):
     """Whitening would take the mean of its advantages away, and with it the sign of its score."""
     trainer = make_trainer("ppo", world, tmp_path / "run", data=prompts(count), batch_size=size, max_steps=None)
     assert [len(step) for step in trainer.steps] == 2 * sizes
@@ -111,7 +111,7 @@ def test_bfloat16(world, tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_only_the_top_changes(world, tmp_path, family):
+def test_only_top_layers_change(world, tmp_path, family):
     """Lower layers, embeddings and head keep their bits; every weight of the top and of the value head moves."""
     before = tiny_model(family, layers=5).state_dict()
     weights = train(make_trainer("ppo", world, tmp_path / "run", family=family, layers=5))["weights"]
@@ -130,7 +130,7 @@ def test_all_layers_change_when_all_are_trained(world, tmp_path, family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_captured_trunk_is_the_recomputed_one(world, tmp_path, family):
+def test_captured_trunk_equals_recomputed_trunk(world, tmp_path, family):
     """The frozen layers over the whole rollout in one pack give the same losses as what generation kept of them."""
     trainer = make_trainer("ppo", world, tmp_path / "run", family=family, layers=4)
     metrics = Metrics()
@@ -150,7 +150,7 @@ def test_the_captured_trunk_is_the_recomputed_one(world, tmp_path, family):
         assert losses[0][name] == pytest.approx(losses[1][name], abs=1e-6)
 
 
-def test_an_experience_holds_what_ppo_needs(world, tmp_path):
+def test_experience_columns(world, tmp_path):
     """One rollout a prompt, in order; whitened advantages; the score is all the reward while the KL is 0."""
     trainer = make_trainer("ppo", world, tmp_path / "run", score_clip=0.25, missing_eos_penalty=2.0)
     x = trainer.collect(0, Metrics())
@@ -179,7 +179,7 @@ def far_apart(prompt: str, response: str) -> float:
 
 
 @pytest.mark.parametrize(("clip", "most", "share"), [(None, 80.0, None), (50.0, 50.0, "some"), (10.0, 10.0, 1.0)])
-def test_a_functions_scores_are_clipped_only_where_asked(world, tmp_path, clip, most, share):
+def test_function_scores_are_clipped_only_on_request(world, tmp_path, clip, most, share):
     """What is logged as a score is what the reward is made of; the share that was clipped is logged beside it."""
     trainer = make_trainer(
         "ppo", world, tmp_path / "run", reward="tests.engine.training.test_ppo:far_apart", score_clip=clip, max_steps=1
@@ -199,13 +199,13 @@ def test_a_functions_scores_are_clipped_only_where_asked(world, tmp_path, clip, 
     assert sampled == scores[:4]
 
 
-def test_a_score_that_is_not_finite_is_not_clipped_away():
+def test_clipping_keeps_scores_that_are_not_finite():
     used_S, clipped = use_scores(torch.tensor([math.inf, -math.inf, math.nan, 30.0, -1.0]), 10.0)
     assert used_S.isnan().tolist() == [True, True, True, False, False]
     assert used_S[3:].tolist() == [10.0, -1.0] and int(clipped) == 1
 
 
-def test_every_rollout_is_used_once_a_ppo_epoch(world, tmp_path):
+def test_every_rollout_is_used_once_per_ppo_epoch(world, tmp_path):
     trainer = make_trainer("ppo", world, tmp_path / "run", epochs=3, max_steps=None, ppo_epochs=3)
     used = []
     trainer.zero.module.register_forward_pre_hook(
@@ -248,7 +248,7 @@ def test_missing_eos_penalty(world, tmp_path):
     assert difference == pytest.approx(1.5 * missing, abs=1e-5)
 
 
-def test_the_same_seed_gives_the_same_bits(world, tmp_path):
+def test_same_seed_gives_same_bits(world, tmp_path):
     """metrics.jsonl, but for what the clock says, and the weights; another seed gives other numbers."""
     texts, weights = [], []
     for name, seed in (("first", 3), ("again", 3), ("other", 4)):
@@ -260,7 +260,7 @@ def test_the_same_seed_gives_the_same_bits(world, tmp_path):
     assert samples[0] == samples[1] != samples[2]
 
 
-def test_the_size_of_microbatches_and_of_slots_changes_nothing(world, tmp_path):
+def test_result_is_independent_of_microbatch_size_and_slots(world, tmp_path):
     small = train(make_trainer("ppo", world, tmp_path / "small"))
     large = train(make_trainer("ppo", world, tmp_path / "large", tokens_per_microbatch=10_000, slots=64))
     assert_same_rows(small["rows"], large["rows"], "microbatches")
@@ -274,7 +274,7 @@ def alone(monkeypatch):
 
 
 @pytest.mark.usefixtures("alone")
-def test_no_random_stream_is_used_twice(world, tmp_path, monkeypatch):
+def test_random_streams_are_distinct(world, tmp_path, monkeypatch):
     """Also where a rest smaller than the ranks joins the iteration before: here the third prompt of each epoch."""
     asked, generate = [], engine.training.ppo.generate
 
@@ -293,7 +293,7 @@ def test_no_random_stream_is_used_twice(world, tmp_path, monkeypatch):
     assert sorted(asked) == [(prompt, sample) for prompt in range(3) for sample in range(3)]
 
 
-def test_fewer_rollouts_than_ranks_are_an_error():
+def test_fewer_rollouts_than_ranks_is_an_error():
     with pytest.raises(UserError, match="9 prompts in iterations of 2 leave one of 3 ranks"):
         check_rollouts(9, 2, 3)
     with pytest.raises(UserError, match="2 prompts in iterations of 64 leave one of 3 ranks"):
@@ -304,7 +304,7 @@ def test_fewer_rollouts_than_ranks_are_an_error():
 
 
 @pytest.mark.parametrize("critic", ["shared", "separate"])
-def test_the_level_of_the_score_teaches_nothing(world, tmp_path, critic):
+def test_adding_a_constant_to_scores_changes_nothing(world, tmp_path, critic):
     """A reward and the same reward plus 5 give the same policy: the critic starts at the mean score."""
     plain, shifted = (
         train(make_trainer(
@@ -317,7 +317,7 @@ def test_the_level_of_the_score_teaches_nothing(world, tmp_path, critic):
         torch.testing.assert_close(shifted["weights"][name], weight, atol=1e-4, rtol=0)
 
 
-def test_a_constant_score_changes_hardly_anything(world, tmp_path):
+def test_constant_score_teaches_almost_nothing(world, tmp_path):
     """Its advantages are the KL penalty and the critic's rounding, not the distance from a value of 0."""
     trainer = make_trainer("ppo", world, tmp_path / "run", reward="tests.engine.training.trainers:constant_reward")
     x = trainer.collect(0, Metrics())
@@ -327,7 +327,7 @@ def test_a_constant_score_changes_hardly_anything(world, tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_checkable_task_is_learned(world, tmp_path, family):
+def test_learns_a_checkable_task(world, tmp_path, family):
     """The reward is the share of words with an even number: from below one half to well above."""
     trainer = make_trainer(
         "ppo", world, tmp_path / "run", family=family, data=prompts(64), batch_size=32, minibatch_size=16, epochs=100,

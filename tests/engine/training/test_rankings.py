@@ -50,12 +50,12 @@ def order(*rankings):
     (["a>b", "b>c", "a>d"], None),  # is d before b or after c?
     (["a>x>y", "x>b>y"], {"a": 1, "x": 2, "b": 3, "y": 4}),
 ])  # fmt: skip
-def test_the_order_of_several_rankings(rankings, expected):
+def test_common_order_of_several_rankings(rankings, expected):
     assert order(*rankings) == expected
 
 
 @given(st.lists(st.integers(1, 3), min_size=2, max_size=6), st.data())
-def test_comparisons_of_a_ranking_give_it_back_and_no_pair_is_invented(ranks, data):
+def test_merging_invents_no_pair(ranks, data):
     """All of its pairs as records of two: the same order. Some of them: only pairs that follow from those."""
     pairs = [(i, j) for i, j in itertools.permutations(range(len(ranks)), 2) if ranks[i] < ranks[j]]
     if pairs:
@@ -71,7 +71,7 @@ def test_comparisons_of_a_ranking_give_it_back_and_no_pair_is_invented(ranks, da
             assert {(i, j) for (i,), (j,) in itertools.permutations(found, 2) if found[(i,)] < found[(j,)]} == follows
 
 
-def test_answers_that_are_equal_as_tokens_are_one():
+def test_equal_answers_are_merged():
     """A pair of equals teaches nothing and cannot be ordered rightly; where both places fit one order it is kept."""
     given = [
         ranking("plain", "ab", (1, 3)),
@@ -92,7 +92,7 @@ def test_answers_that_are_equal_as_tokens_are_one():
     ]
 
 
-def test_records_of_a_prompt_become_one_ranking_where_their_ranks_allow():
+def test_agreeing_rankings_of_a_prompt_are_merged():
     given = [
         ranking("1", "ab", (1, 2)), ranking("2", "bc", (1, 2)), ranking("3", "ab", (1, 2)), ranking("4", "xy", (2, 1)),
         ranking("5", "mn", (1, 2)), ranking("6", "mn", (2, 1)), ranking("7", "ab", (2, 1)),
@@ -108,13 +108,13 @@ def test_records_of_a_prompt_become_one_ranking_where_their_ranks_allow():
     assert small["p"] == given[:2]
 
 
-def test_a_merged_ranking_has_each_answer_once():
+def test_merged_ranking_has_each_answer_once():
     one = merge([ranking("1", "cab", (3, 1, 2)), ranking("2", "bd", (1, 2)), ranking("3", "cd", (1, 2))])
     assert written(one) == ("cabd", (3, 1, 2, 4))
 
 
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.9])
-def test_no_prompt_is_on_both_sides_of_the_split(share):
+def test_split_separates_prompts(share):
     """Several records a prompt: a split by records had nearly every held-out prompt in training."""
     given = [ranking(f"{p}.{k}", "mn"[:: k or -1], (1, 2)) for p in range(10) for k in (-1, 1)]
     groups, _ = by_prompt(given, {r.id: r.id.split(".")[0] for r in given}, 1000)
@@ -124,7 +124,7 @@ def test_no_prompt_is_on_both_sides_of_the_split(share):
     assert not sides[0] & sides[1] and len(sides[1]) == round(10 * share)
 
 
-def test_nothing_is_held_out_where_nothing_is_asked_for():
+def test_share_of_zero_holds_nothing_out():
     groups = {i: [ranking(str(i), "ab", (1, 2))] for i in range(4)}
     trained, heldout = split(groups, 0.0, 0, "x")
     assert len(trained) == 4 and heldout == []

@@ -57,7 +57,7 @@ def test_two_ranks_equal_one_under_every_stage(tmp_path, family):
     check_two_ranks("reward", tmp_path, {zero: {"zero": zero, "family": family} for zero in EVERY_STAGE})
 
 
-def test_a_response_is_forwarded_once_an_epoch(world, tmp_path):
+def test_each_response_is_forwarded_once_per_epoch(world, tmp_path):
     """K sequences a prompt and an epoch, though it has up to K(K-1)/2 pairs."""
     ranked = rankings()
     trainer = make_trainer("reward", world, tmp_path / "run", data=ranked, epochs=3, max_steps=None)
@@ -73,7 +73,7 @@ def test_a_response_is_forwarded_once_an_epoch(world, tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_first_loss_is_over_all_pairs(world, tmp_path, family):
+def test_first_loss_counts_all_pairs(world, tmp_path, family):
     """Every pair of different ranks once, averaged within its prompt; prompts weigh equally whatever their K."""
     ranked = rankings(8)
     trainer = make_trainer(
@@ -99,7 +99,7 @@ def test_the_first_loss_is_over_all_pairs(world, tmp_path, family):
     assert row["reward/accuracy"] == pytest.approx(right / pairs)
 
 
-def test_a_new_head_is_normal_and_its_seed_decides_it():
+def test_new_head_is_normal_and_seeded():
     """Deviation 1 / sqrt(D + 1); drawn from its own generator, so that the seed alone says what it is."""
     wide = SimpleNamespace(hidden_size=40_000)
     torch.manual_seed(0)
@@ -116,14 +116,14 @@ def test_a_new_head_is_normal_and_its_seed_decides_it():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_new_head_scores_with_deviation_about_one(family):
+def test_new_head_scores_have_deviation_about_one(family):
     model, batch = tiny_model(family), PackedBatch.from_sequences([words(random.Random(0), 9)])
     with torch.no_grad():
         scores = [float(RewardModule(model, RewardModule.new_score_weight(model, s))(batch, None)) for s in range(200)]
     assert torch.tensor(scores).std() == pytest.approx(1, abs=0.2)
 
 
-def test_a_bfloat16_model_scores_in_float32(world):
+def test_bfloat16_model_scores_in_float32(world):
     """The head's product is not rounded to bfloat16, where 8 bits would make scores that differ equal."""
     model = tiny_model("llama").bfloat16()
     module = RewardModule(model, 3 * RewardModule.new_score_weight(model, 4))
@@ -136,7 +136,7 @@ def test_a_bfloat16_model_scores_in_float32(world):
     assert score_S.dtype == torch.float32 and len(set(score_S.tolist())) == len(score_S)
 
 
-def test_from_a_head_of_zeros_all_score_alike(world, tmp_path):
+def test_head_of_zeros_scores_all_alike(world, tmp_path):
     """The first loss is log 2, and equal scores order no pair rightly."""
     outcome = train(make_trainer("reward", world, tmp_path / "run", score_weight_D=torch.zeros(32)))
     assert outcome["rows"][0]["loss/reward"] == pytest.approx(math.log(2), rel=1e-6)
@@ -144,7 +144,7 @@ def test_from_a_head_of_zeros_all_score_alike(world, tmp_path):
     assert outcome["result"]["accuracy_before"] == 0
 
 
-def test_the_held_out_accuracy_is_measured_before_on_the_way_and_after(world, tmp_path):
+def test_heldout_accuracy_before_during_and_after(world, tmp_path):
     outcome = train(make_trainer("reward", world, tmp_path / "run", eval_every=2, max_steps=5))
     measured, result = outcome["measured"], outcome["result"]
     assert [step for step, _ in measured] == [0, 2, 4, 5]
@@ -154,18 +154,18 @@ def test_the_held_out_accuracy_is_measured_before_on_the_way_and_after(world, tm
     assert not {"accuracy", "accuracy_before"} & nothing["result"].keys() and nothing["result"]["score_std"] > 0
 
 
-def test_accuracy_leaves_ties_out_and_counts_equal_scores_as_wrong(world, tmp_path):
+def test_accuracy_skips_ties_and_counts_equal_scores_as_wrong(world, tmp_path):
     """Six pairs less one tie: three right, one in the wrong order, one with equal scores."""
     examples = tuple(Example("r", (word, EOS), 1) for word in (4, 5, 6, 7))
     heldout = [RankedExamples("r", examples, (1, 2, 2, 3))]
     trainer = make_trainer("reward", world, tmp_path / "run", heldout=heldout)
     score_of = {4: 1.0, 5: 1.0, 6: 0.0, 7: 0.5}  # 4>5 equal, 4>6 and 4>7 right, 5-6 tie, 5>7 right, 6>7 wrong
     trainer.zero = lambda batch, _: torch.tensor([score_of[t] for t in batch.tokens_T[::2].tolist()])
-    assert trainer.accuracy() == pytest.approx(3 / 5)
+    assert trainer.measure()[0]["accuracy"] == pytest.approx(3 / 5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_moments_are_those_of_the_scores(world, tmp_path, family):
+def test_moments_of_the_training_scores(world, tmp_path, family):
     """Of every training response, under the weights that were saved; the scorer of PPO normalises by them."""
     ranked = rankings()
     trainer = make_trainer("reward", world, tmp_path / "run", family=family, data=ranked)
@@ -195,7 +195,7 @@ def reward_model(folder, **moments):
     return folder
 
 
-def test_moments_survive_whoever_saves_the_model_again(tmp_path):
+def test_moments_survive_saving_again(tmp_path):
     """Our save_model and transformers' save_pretrained keep them; a language model made from it has none."""
     folder = reward_model(tmp_path / "rm", score_mean=0.25, score_std=2.5)
     save_model(load_model(folder), tmp_path / "ours", tiny_tokenizer(), load_score_weight(folder))
@@ -207,7 +207,7 @@ def test_moments_survive_whoever_saves_the_model_again(tmp_path):
     assert not {"score_mean", "score_std"} & json.loads((tmp_path / "lm" / "config.json").read_text()).keys()
 
 
-def test_without_moments_scores_are_as_they_are_and_a_line_says_so(tmp_path):
+def test_without_moments_scores_are_raw_with_a_note(tmp_path):
     folder = reward_model(tmp_path / "rm")
     scorer = load_scorer(str(folder), tiny_model("llama"), None, tiny_tokenizer(), 64)
     batch = PackedBatch.from_sequences([words(random.Random(0), 9)])
@@ -227,13 +227,13 @@ def test_without_moments_scores_are_as_they_are_and_a_line_says_so(tmp_path):
     ("0.3", 1.0, "score_mean '0.3'"),
     (True, 1.0, "score_mean True"),
 ])  # fmt: skip
-def test_moments_that_cannot_be_used_are_refused(tmp_path, mean, std, words):
+def test_bad_moments_are_refused(tmp_path, mean, std, words):
     folder = reward_model(tmp_path / "rm", score_mean=mean, score_std=std)
     with pytest.raises(UserError, match=words):
         check_reward(str(folder))
 
 
-def test_moments_are_of_no_more_than_4096_rankings(world, tmp_path):
+def test_moments_use_at_most_4096_rankings(world, tmp_path):
     """The first ones: after 4,096 pairs of scores 0 and 2, one of 100 changes nothing."""
     trainer = make_trainer("reward", world, tmp_path / "run", tokens_per_microbatch=4096)
     pair, last = (
@@ -242,14 +242,14 @@ def test_moments_are_of_no_more_than_4096_rankings(world, tmp_path):
     )
     score_of = {4: 0.0, 6: 2.0, 7: 100.0}
     trainer.zero = lambda batch, _: torch.tensor([score_of[t] for t in batch.tokens_T[::2].tolist()])
-    trainer.rankings, trainer.first = [pair] * 4096 + [last], range(4097)
+    trainer.records, trainer.first = [pair] * 4096 + [last], range(4097)
     assert trainer.score_moments() == pytest.approx((1, 1))
-    trainer.rankings = [pair] * 4095 + [last]
+    trainer.records = [pair] * 4095 + [last]
     assert trainer.score_moments()[0] == pytest.approx((4095 + 100) / 4096)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_only_the_last_layers_are_trained(world, tmp_path, family):
+def test_only_top_layers_are_trained(world, tmp_path, family):
     before = tiny_model(family, layers=4).state_dict()
     after = train(make_trainer("reward", world, tmp_path / "run", family=family, layers=4, top_layers=2))["weights"]
     for name, weight in before.items():
@@ -265,7 +265,7 @@ def test_bfloat16_follows_float32(world, tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
-def test_the_size_of_microbatches_changes_nothing(world, tmp_path):
+def test_result_is_independent_of_microbatch_size(world, tmp_path):
     small = train(make_trainer("reward", world, tmp_path / "small", tokens_per_microbatch=150))
     large = train(make_trainer("reward", world, tmp_path / "large", tokens_per_microbatch=10_000))
     assert_same_rows(small["rows"], large["rows"], "microbatches")
@@ -273,7 +273,7 @@ def test_the_size_of_microbatches_changes_nothing(world, tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_checkable_ranking_is_learned(world, tmp_path, family):
+def test_learns_a_checkable_ranking(world, tmp_path, family):
     """The response with more of one word is better, equal counts tie: above nine in ten pairs right on new prompts."""
     rng, ranked = random.Random(7), []
     while len(ranked) < 320:

@@ -51,7 +51,7 @@ def test_two_ranks_equal_one_under_every_stage(tmp_path, family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("loss_on", ["response", "all"])
-def test_the_first_loss_is_the_mean_of_minus_log_p(world, tmp_path, family, loss_on):
+def test_first_loss_is_the_mean_negative_log_probability(world, tmp_path, family, loss_on):
     """Each sequence alone, all of its logits, the chosen targets picked by index."""
     model, examples = tiny_model(family), sft_examples()
     total, count = 0.0, 0
@@ -68,7 +68,7 @@ def test_the_first_loss_is_the_mean_of_minus_log_p(world, tmp_path, family, loss
     assert row["tokens"] == sum(len(e.tokens) for e in examples)
 
 
-def test_the_size_of_microbatches_changes_nothing(world, tmp_path):
+def test_result_is_independent_of_microbatch_size(world, tmp_path):
     small = train(make_trainer("sft", world, tmp_path / "small", tokens_per_microbatch=64))
     large = train(make_trainer("sft", world, tmp_path / "large", tokens_per_microbatch=10_000))
     assert_same_rows(small["rows"], large["rows"], "microbatches")
@@ -84,7 +84,7 @@ def test_bfloat16_follows_float32(world, tmp_path):
 
 
 @pytest.mark.parametrize("epochs", [1, 3])
-def test_every_sequence_is_used_once_an_epoch(world, tmp_path, epochs):
+def test_every_sequence_is_used_once_per_epoch(world, tmp_path, epochs):
     examples = sft_examples()
     trainer = make_trainer("sft", world, tmp_path / "run", data=examples, epochs=epochs, max_steps=None)
     used = Counter()
@@ -104,7 +104,7 @@ def test_every_sequence_is_used_once_an_epoch(world, tmp_path, epochs):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("changes", [{"loss_on": "all"}, {"top_layers": "1", "epochs": 3}])
-def test_the_held_out_loss_is_measured_before_on_the_way_and_after(world, tmp_path, family, changes):
+def test_heldout_loss_before_during_and_after(world, tmp_path, family, changes):
     """The mean over the held-out tokens under the weights of that step; what is held out is not trained on."""
     heldout, model = sft_examples(6, 9), tiny_model(family)
 
@@ -135,7 +135,7 @@ def test_the_held_out_loss_is_measured_before_on_the_way_and_after(world, tmp_pa
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_checkable_task_is_learned(world, tmp_path, family):
+def test_learns_a_checkable_task(world, tmp_path, family):
     """Answer the last word's partner in the upper half of the vocabulary, then stop; held-out prompts are answered."""
     rng = random.Random(5)
     texts = [words(rng, rng.randrange(1, 7), below=32) for _ in range(512)]

@@ -58,7 +58,7 @@ def shared_reward(world, folder: Path, family: str = "bloom", layers: int = 4) -
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_kept_is_what_is_computed(world, tmp_path, family):
+def test_kept_trunk_equals_computed_trunk(world, tmp_path, family):
     """Whole, half and no budget: the same rows, and only the sequences that do not fit are run again."""
     model, sequences = tiny_model(family), [e.tokens for e in sft_examples()]
     batch = PackedBatch.from_sequences([sequences[i] for i in (3, 0, 14, 7)])
@@ -76,7 +76,7 @@ def test_what_is_kept_is_what_is_computed(world, tmp_path, family):
         assert passes == ({} if count == 15 else {0: 1, 1: 1})
 
 
-def test_a_trunk_file_that_a_rank_does_not_see_is_an_error(world, tmp_path, monkeypatch):
+def test_invisible_trunk_file_is_an_error(world, tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "is_file", lambda _: False)
     settings = BatchSettings(4, 2, 64, tokens_per_microbatch=64)
     with pytest.raises(ValueError, match=r"not seen by rank 0: put --runs on a shared disk, or --trunk-cache 0"):
@@ -84,7 +84,7 @@ def test_a_trunk_file_that_a_rank_does_not_see_is_an_error(world, tmp_path, monk
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward"])
-def test_training_from_a_kept_trunk_is_training(world, tmp_path, stage):
+def test_training_from_kept_trunk_is_the_same(world, tmp_path, stage):
     """Two epochs from memory, from half of it, and with all recomputed: the same losses and weights."""
     sizes = {"all": 1.0, "part": 5e-6, "none": 0.0}
     ran = {}
@@ -104,7 +104,7 @@ def test_training_from_a_kept_trunk_is_training(world, tmp_path, stage):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_reward_model_on_the_policy_s_trunk_scores_as_a_whole_one(world, tmp_path, family):
+def test_reward_top_on_policy_trunk_scores_like_whole_model(world, tmp_path, family):
     """The score of its top on what generation kept is that of the saved model over the same tokens."""
     folder = shared_reward(world, tmp_path / "reward", family)
     trainer = make_trainer(
@@ -114,7 +114,7 @@ def test_a_reward_model_on_the_policy_s_trunk_scores_as_a_whole_one(world, tmp_p
     check_critic_starts_as_the_score(trainer, folder)
 
 
-def test_a_reward_model_with_other_lower_layers_keeps_its_own(world, tmp_path):
+def test_reward_model_with_other_lower_layers_keeps_its_trunk(world, tmp_path):
     """One bit in one frozen weight decides; trained deeper than the policy's top it cannot share either."""
     folder = shared_reward(world, tmp_path / "reward")
     model = tiny_model("bloom", layers=4)
@@ -153,7 +153,7 @@ def check_critic_starts_as_the_score(trainer, folder):
     ("llama", {"pad_token_id": 3, "eos_token_id": [2, 5], "num_labels": 1, "use_cache": False}, True),
     ("bloom", {"architectures": ["BloomForSequenceClassification"], "hidden_dropout": 0.1}, True),
 ])  # fmt: skip
-def test_equal_weights_are_one_trunk_only_where_the_configs_compute_the_same(family, change, is_same):
+def test_same_trunk_compares_configs(family, change, is_same):
     model = tiny_model(family)
     other = build_model(CONFIGS[family](**{LAYERS[family]: 3}, **change), seed=0)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
@@ -163,7 +163,7 @@ def test_equal_weights_are_one_trunk_only_where_the_configs_compute_the_same(fam
 
 
 @pytest.mark.parametrize("critic", ["shared", "separate"])
-def test_the_trunk_runs_in_generation_alone(world, tmp_path, critic, monkeypatch):
+def test_trunk_runs_only_in_generation(world, tmp_path, critic, monkeypatch):
     """Layer passes by hooks. The trunk: in every step of generation and nowhere else. The top, in units of one pass
     over all rollouts: once for the old policy, once for the reference, once for the reward, ppo_epochs times for
     training; the critic's top once and ppo_epochs times."""
@@ -209,7 +209,7 @@ def test_the_trunk_runs_in_generation_alone(world, tmp_path, critic, monkeypatch
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_learning_from_what_was_captured_is_learning_from_what_is_recomputed(world, tmp_path, family):
+def test_training_from_captured_trunk_equals_recomputed(world, tmp_path, family):
     """Ten optimizer steps with the trunk kept by generation, and with it run anew over the finished rollouts."""
     outcomes = []
     for recompute in (False, True):
@@ -234,7 +234,7 @@ def test_learning_from_what_was_captured_is_learning_from_what_is_recomputed(wor
     assert_same_weights(outcomes[0]["weights"], outcomes[1]["weights"], 1e-6)
 
 
-def test_a_separate_critic_learns_and_leaves_the_reward_model_alone(world, tmp_path):
+def test_separate_critic_learns_and_reward_model_stays(world, tmp_path):
     folder = shared_reward(world, tmp_path / "reward")
     trainer = make_trainer(
         "ppo", world, tmp_path / "ppo", layers=4, reward=folder, critic="separate", epochs=20, max_steps=12, lr=1e-2,
@@ -281,7 +281,7 @@ def shard_and_gather() -> tuple[int, bool]:
     return held, all(torch.equal(a, b) for a, b in zip(before, weights))
 
 
-def test_released_weights_are_shared_out():
+def test_released_weights_are_sharded():
     total = sum(w.numel() for _, w in trunk_parameters(tiny_model("llama"), 2))
     for held, same in run_ranks(shard_and_gather, 2):
         assert same
@@ -289,7 +289,7 @@ def test_released_weights_are_shared_out():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_a_checksum_sees_every_bit(dtype):
+def test_checksum_changes_with_every_bit(dtype):
     weight = torch.randn(3, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
     weight[1, 1] = 0.0
     frozen = FrozenWeights([("a", weight), ("b", weight.clone())])
@@ -299,14 +299,14 @@ def test_a_checksum_sees_every_bit(dtype):
         frozen.check()
 
 
-def test_a_checksum_of_a_large_tensor_and_of_a_transposed_one():
+def test_checksum_of_large_and_transposed_tensors():
     weight = torch.arange(1 << 23, dtype=torch.float32)
     assert int(checksums([("w", weight)])["w"]) == int(weight.view(torch.int32).sum(dtype=torch.int64))
     assert checksums([("w", weight.view(2, -1).T)])["w"] == checksums([("w", weight)])["w"]
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
-def test_a_trunk_that_changes_is_an_error(tmp_path, stage):
+def test_changed_trunk_is_an_error(tmp_path, stage):
     with one_rank() as world:
         trainer = make_trainer(stage, world, tmp_path / stage, top_layers="1" if stage != "reward" else 1)
         trainer.frozen.check()

@@ -170,7 +170,7 @@ def test_one_rank_holds_each_gradient_once(dtype, monkeypatch):
         assert all(p.grad is None for p in [*module.parameters(), *zero.engine.module.parameters()])
 
 
-def test_a_key_in_both_places_is_an_error_naming_both(tmp_path):
+def test_setting_given_twice_is_an_error(tmp_path):
     path = tmp_path / "ds.json"
     path.write_text('{"gradient_clipping": 1.0}')
     with pytest.raises(UserError, match=r"ds.json sets 'gradient_clipping', which --max-grad-norm decides"):
@@ -178,7 +178,7 @@ def test_a_key_in_both_places_is_an_error_naming_both(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '{"zero_optimization": '])
-def test_a_bad_file_is_one_line(tmp_path, text):
+def test_bad_file_gives_one_line(tmp_path, text):
     path = tmp_path / "ds.json"
     path.write_text(text)
     with pytest.raises(UserError, match="ds.json"):

@@ -33,6 +33,7 @@ from engine.settings import (
     split_of,
 )
 from engine.text.encoding import Example, Prompt, RankedExamples
+from engine.training.context import Context
 from engine.training.export import body_weights, save_trained
 from engine.training.ppo import PPOTrainer
 from engine.training.reward import RewardTrainer
@@ -188,18 +189,18 @@ def make_trainer(
     run = RecordedRun(folder, stage, groups, world)
     run.start()
     model = model or tiny_model(family, layers)
-    rest = (*groups, world, run, Console(enabled=False), ds_config(zero))
+    context = Context(*groups, world, run, Console(enabled=False), ds_config(zero))
     if stage == "sft":
-        return SFTTrainer(model, data or sft_examples(), heldout or [], *rest)
+        return SFTTrainer(model, data or sft_examples(), heldout or [], context)
     if stage == "reward":
         if score_weight_D is None:
             score_weight_D = 0.3 * torch.randn(model.hidden_size, generator=torch.Generator().manual_seed(4))
         heldout = rankings(4, 5) if heldout is None else heldout
-        return RewardTrainer(model, score_weight_D, data or rankings(), heldout, *rest)
+        return RewardTrainer(model, score_weight_D, data or rankings(), heldout, context)
     tokenizer, ppo = tiny_tokenizer(), groups[-1]
     split = split_of(ppo.top_layers, model.num_layers)
     scorer = load_scorer(ppo.reward, model, split, tokenizer, groups[2].tokens_per_microbatch, ppo.reward_offload)
-    return PPOTrainer(model, tokenizer, eos_ids, data or prompts(), scorer, *rest)
+    return PPOTrainer(model, tokenizer, eos_ids, data or prompts(), scorer, context)
 
 
 def train(trainer: SFTTrainer | RewardTrainer | PPOTrainer) -> dict[str, Any]:

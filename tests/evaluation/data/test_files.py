@@ -1,4 +1,4 @@
-"""Where records come from: files in Okapi's layout, the hub's library, a file of another language."""
+"""Reading records from files in Okapi's layout and from the hub, and refusing files of another language."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.evaluation.made_up import arc, byte_tokenizer, everything, mmlu, writ
 from tests.greetings import GREETINGS
 
 
-def test_a_source_has_the_hash_of_its_bytes_and_its_number_of_records(tmp_path):
+def test_source_has_name_hash_and_number_of_records(tmp_path):
     everything(tmp_path)
     source = LocalData(tmp_path).read("m_arc", "en", "test").source
     path = tmp_path / "m_arc/en_test.json"
@@ -34,7 +34,7 @@ def test_a_source_has_the_hash_of_its_bytes_and_its_number_of_records(tmp_path):
     assert [source.name for source in built.sources] == ["m_hellaswag/en_validation.json"]
 
 
-def test_jsonl_and_gzip_and_the_other_names_of_a_part(tmp_path):
+def test_read_takes_gzip_and_all_names_of_a_part(tmp_path):
     everything(tmp_path)
     rows = [mmlu("anatomy", n) for n in range(3)]
     for name, part in (("val", "validation"), ("train", "dev")):
@@ -44,15 +44,17 @@ def test_jsonl_and_gzip_and_the_other_names_of_a_part(tmp_path):
         assert [record for _, record in LocalData(tmp_path).read("m_mmlu", "fr", part).rows] == rows
 
 
-def test_a_missing_file_names_those_there_are(tmp_path):
+def test_error_of_a_missing_file_lists_existing_ones(tmp_path):
     everything(tmp_path)
     data = LocalData(tmp_path)
     (tmp_path / "m_mmlu/en_test.json").unlink()
-    with pytest.raises(UserError, match="en_test.json is not there: there is en_dev.json, en_val.json.*--split"):
+    with pytest.raises(UserError, match="en_test.json does not exist: found en_dev.json, en_val.json.*--split"):
         data.read("m_mmlu", "en", "test")
-    with pytest.raises(UserError, match="ne_test.json is not there: m_mmlu has en; fetch it, or choose another --lang"):
+    with pytest.raises(
+        UserError, match="ne_test.json does not exist: m_mmlu has en; download it, or choose another --l"
+    ):
         data.read("m_mmlu", "ne", "test")
-    with pytest.raises(UserError, match="xx/en_test.json is not there: fetch it, or give --data-dir the folder"):
+    with pytest.raises(UserError, match="xx/en_test.json does not exist: download it, or give --data-dir the folder"):
         data.read("xx", "en", "test")
     with pytest.raises(UserError, match="is no folder"):
         open_data(tmp_path / "none")
@@ -60,8 +62,8 @@ def test_a_missing_file_names_those_there_are(tmp_path):
     assert len(built.documents) == 40
 
 
-def test_shots_may_come_from_the_part_that_is_evaluated(tmp_path):
-    """okapi's MMLU on validation: 26 drawn of the same forty, the question left out."""
+def test_shots_from_the_evaluated_part_leave_out_the_question(tmp_path):
+    """okapi's MMLU on validation: each question draws its shots from the same forty records."""
     everything(tmp_path)
     task = get_tasks(["mmlu"])[0]
     tokenizer = byte_tokenizer()
@@ -71,13 +73,13 @@ def test_shots_may_come_from_the_part_that_is_evaluated(tmp_path):
 
 
 @pytest.mark.parametrize("code", [code for code in LANGUAGES if "Latn" not in LANGUAGES[code].scripts])
-def test_a_file_of_another_script_is_refused(code, tmp_path):
+def test_file_in_latin_script_is_refused_for_another_language(code, tmp_path):
     everything(tmp_path, code)
     with pytest.raises(UserError, match=rf"m_arc/{code}_test.json: 0% of its letters.*is it a file of another"):
         build(get_tasks(["arc"])[0], code, LocalData(tmp_path), byte_tokenizer(), PROTOCOLS["strict"], 9_999)
 
 
-def test_a_latin_language_refuses_another_script(tmp_path):
+def test_file_in_another_script_is_refused_for_a_latin_language(tmp_path):
     everything(tmp_path, "vi")
     write(tmp_path, "m_arc/vi_test", [{**arc(0), "instruction": GREETINGS["te"]}])
     with pytest.raises(UserError, match="script of Vietnamese"):
@@ -85,7 +87,7 @@ def test_a_latin_language_refuses_another_script(tmp_path):
 
 
 @pytest.mark.parametrize("code", LANGUAGES)
-def test_every_language_is_in_its_own_script(code):
+def test_greeting_of_each_language_is_in_its_script(code):
     assert check_script(get_language(code), "file", [GREETINGS[code]]) == get_language(code).scripts[0]
 
 
@@ -94,8 +96,8 @@ def test_every_language_is_in_its_own_script(code):
     ("question", "words"),
     [("Šta je vulkan i zašto nastaje?", "Pitanje:"), ("Шта је вулкан и зашто настаје?", "Питање:")],
 )
-def test_serbian_is_read_in_both_scripts(protocol, question, words, tmp_path):
-    """The releases' Serbian files are in Latin letters. Prompt words follow the file, whatever part of it is asked."""
+def test_serbian_prompt_words_follow_the_script(protocol, question, words, tmp_path):
+    """The releases' Serbian files are in Latin script. Prompt words follow the script of the file."""
     for part, first in (("test", 0), ("train", 100)):
         rows = [{**arc(n, part=part), "instruction": f"{question} {n}"} for n in range(first, first + 30)]
         write(tmp_path, f"m_arc/sr_{part}", rows)
@@ -117,15 +119,15 @@ def test_real_files_are_in_their_scripts(real_data):
         assert main_script(get_language(lang).scripts, "".join(questions))[1] > 0.5
 
 
-def test_missing_shots_can_be_done_without(tmp_path):
-    """--split names the part that is evaluated: it would not help."""
+def test_error_of_missing_shots_suggests_shots_0(tmp_path):
+    """It must not suggest --split, which changes the evaluated part and not the pool of shots."""
     everything(tmp_path)
     (tmp_path / "m_mmlu/en_dev.json").unlink()
     task, data, protocol = get_tasks(["mmlu"])[0], LocalData(tmp_path), PROTOCOLS["strict"]
-    message = "en_dev.json is not there: there is .*; fetch it, or give --shots 0: its records are the shots"
-    for refuse in (lambda: check_files(task, "en", data, protocol), lambda: build_mmlu(task, data, protocol)):
+    message = "en_dev.json does not exist: found .*; download it, or give --shots 0 to evaluate without"
+    for call in (lambda: check_files(task, "en", data, protocol), lambda: build_mmlu(task, data, protocol)):
         with pytest.raises(UserError, match=message) as error:
-            refuse()
+            call()
         assert "--split" not in str(error.value)
     check_files(task, "en", data, protocol, shots=0)
     assert build_mmlu(task, data, protocol, shots=0).documents
@@ -136,7 +138,7 @@ def build_mmlu(task, data, protocol, **how):
 
 
 def hub_with(monkeypatch, splits: dict[str, list[dict]], error: Exception | None = None) -> None:
-    """A stand-in for the datasets library, which answers for one data set."""
+    """Replace the datasets library by a fake that has one dataset."""
     library = types.ModuleType("datasets")
 
     def names(path: str, lang: str) -> list[str]:
@@ -150,7 +152,7 @@ def hub_with(monkeypatch, splits: dict[str, list[dict]], error: Exception | None
     monkeypatch.setitem(sys.modules, "datasets", library)
 
 
-def test_the_hub_gives_the_same_records(monkeypatch, tmp_path):
+def test_hub_returns_the_records_of_the_file(monkeypatch, tmp_path):
     rows = [{**mmlu("anatomy", n), "option_e": None} for n in range(3)]
     hub_with(monkeypatch, {"train": rows, "val": rows, "test": rows[:2]})
     hub = open_data("hub")
@@ -161,19 +163,19 @@ def test_the_hub_gives_the_same_records(monkeypatch, tmp_path):
     assert records.rows[1][0] == "alexandrainst/m_mmlu/ne/test:2"
     assert len(hub.read("m_mmlu", "ne", "dev").rows) == len(hub.read("m_mmlu", "ne", "validation").rows) == 3
     assert hub.has("m_mmlu", "ne", "dev") and not hub.has("m_mmlu", "ne", "other")
-    with pytest.raises(UserError, match="has no part .other. in ne: it has train, val, test; name one with --split"):
+    with pytest.raises(UserError, match="has no part .other. in ne: it has train, val, test; choose one with --split"):
         hub.read("m_mmlu", "ne", "other")
-    with pytest.raises(UserError, match="in ne: it has test; give --shots 0: its records are the shots"):
+    with pytest.raises(UserError, match="in ne: it has test; give --shots 0 to evaluate without its records as shots"):
         hub_with(monkeypatch, {"test": rows})
         check_files(get_tasks(["mmlu"])[0], "ne", hub, PROTOCOLS["strict"])
 
 
-def test_the_hub_without_library_or_network_is_one_line(monkeypatch):
+def test_hub_without_library_or_network_is_an_error_of_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match="pip install datasets"):
         HubData().read("m_mmlu", "ne", "test")
     hub_with(monkeypatch, {}, ConnectionError("no route\nto the hub"))
     for ask in (HubData().read, HubData().has):
-        with pytest.raises(UserError, match="cannot be read: no route; go online, or give") as error:
+        with pytest.raises(UserError, match="cannot be read: no route; check the network, or give") as error:
             ask("m_mmlu", "ne", "test")
         assert "\n" not in str(error.value)

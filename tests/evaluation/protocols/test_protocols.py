@@ -1,4 +1,4 @@
-"""okapi, leaderboard-v1 and lm-eval against vectors made by hand: shots, prompts byte for byte, token ids."""
+"""okapi, leaderboard-v1 and lm-eval against expected shots, prompts and token ids written by hand."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ def shots_of(built: TaskDocuments) -> list[list[int]]:
     return [[int(name.split("/")[-1]) for name in document.shot_ids] for document in built.documents]
 
 
-# Random(42) shuffles five into this order, and then, still the same generator, samples three of thirty each time.
+# Random(42) shuffles five questions into ORDER. The same generator then samples three of thirty shots for each.
 ORDER = [3, 1, 2, 4, 0]
 THREE_OF_THIRTY = [[7, 4, 23], [3, 21, 23], [28, 17, 2], [18, 13, 1], [0, 2, 6]]
 
 
 @pytest.mark.parametrize("protocol", ["okapi", "leaderboard-v1"])
-def test_the_generator_that_shuffled_goes_on_to_draw(data, protocol):
+def test_one_generator_shuffles_questions_and_draws_shots(data, protocol):
     built = run(data, "arc", protocol, shots=3)
     assert [document.index for document in built.documents] == ORDER
-    assert shots_of(built) == [[100 + place for place in draw] for draw in THREE_OF_THIRTY]
+    assert shots_of(built) == [[100 + i for i in draw] for draw in THREE_OF_THIRTY]
     limited = run(data, "arc", protocol, shots=3, limit=2)
     assert limited.documents == built.documents[:2]
 
@@ -64,7 +64,7 @@ def test_lm_eval_draws_in_file_order_from_seed_1234(data):
     assert shots_of(built) == [[124, 114, 103], [100, 102, 129], [125, 118, 101]]
 
 
-def test_numbers_of_shots_unless_told_otherwise(data):
+def test_default_numbers_of_shots(data):
     expected = {
         "okapi": {"arc": 25, "hellaswag": 0, "mmlu": 25, "truthfulqa_mc1": 0, "truthfulqa_mc2": 0},
         "leaderboard-v1": {"arc": 25, "hellaswag": 10, "mmlu": 5, "truthfulqa_mc1": 0, "truthfulqa_mc2": 0},
@@ -85,11 +85,11 @@ def test_okapi_mmlu_draws_26_of_validation_and_keeps_25(data):
     assert [document.index for document in built.documents] == order
     drawn = [rng.sample(range(40), 26)[:25] for _ in order]
     names = [f"{subject}/val/{n}" for subject in ("anatomy", "virology") for n in range(20)]
-    assert [list(document.shot_ids) for document in built.documents] == [[names[at] for at in draw] for draw in drawn]
+    assert [list(document.shot_ids) for document in built.documents] == [[names[i] for i in draw] for draw in drawn]
 
 
-def test_the_question_itself_is_left_out_of_its_shots_and_the_spare_one_moves_up(data):
-    """HellaSwag has no training part here: eleven of its thirty questions are drawn, and ten that are others kept."""
+def test_question_is_never_its_own_shot(data):
+    """Without a training part, HellaSwag draws eleven of the thirty questions, and keeps the first ten others."""
     for protocol, seed, shuffles in (("leaderboard-v1", 42, True), ("lm-eval", 1234, False)):
         built = run(data, "hellaswag", protocol, shots=10)
         rng, order = Random(seed), list(range(30))
@@ -99,12 +99,12 @@ def test_the_question_itself_is_left_out_of_its_shots_and_the_spare_one_moves_up
         for document, own in zip(built.documents, order):
             drawn = rng.sample(range(30), 11)
             left_out += own in drawn
-            assert [int(name) for name in document.shot_ids] == [at for at in drawn if at != own][:10]
+            assert [int(name) for name in document.shot_ids] == [i for i in drawn if i != own][:10]
         assert left_out > 3
 
 
-def test_equal_questions_lm_eval_draws_anew_and_the_old_protocols_go_without(tmp_path):
-    """Three equal records: a draw of three may hold two of them, which leaves one shot of two."""
+def test_draw_with_equal_questions_is_repeated_by_lm_eval_only(tmp_path):
+    """Three records are equal. A draw of three may hold two of them, which leaves one shot instead of two."""
     rows = [hellaswag(0), hellaswag(0), hellaswag(0), hellaswag(1), hellaswag(2)]
     data = everything(tmp_path)
     write(tmp_path, "m_hellaswag/en_validation", rows)
@@ -113,27 +113,27 @@ def test_equal_questions_lm_eval_draws_anew_and_the_old_protocols_go_without(tmp
     rng.shuffle(order)
     content = [0, 0, 0, 1, 2]
     for document, own in zip(old.documents, order):
-        kept = [at for at in rng.sample(range(5), 3) if content[at] != content[own]][:2]
-        assert [int(name) for name in document.shot_ids] == [rows[at]["ind"] for at in kept]
+        kept = [i for i in rng.sample(range(5), 3) if content[i] != content[own]][:2]
+        assert [int(name) for name in document.shot_ids] == [rows[i]["ind"] for i in kept]
     assert old.counts["documents_with_fewer_shots"] > 0
     new = run(data, "hellaswag", "lm-eval", shots=2)
     assert {document.shot_ids for document in new.documents[:3]} <= {("1", "2"), ("2", "1")}
     assert "documents_with_fewer_shots" not in new.counts
 
 
-def test_mmlu_of_the_leaderboard_is_57_tasks_with_the_first_of_dev_in_order(data):
+def test_leaderboard_mmlu_runs_each_subject_with_the_first_shots_of_dev(data):
     built = run(data, "mmlu", "leaderboard-v1", limit=2)
     assert PROTOCOLS["leaderboard-v1"].average == "subjects"
     assert [document.subject for document in built.documents] == ["anatomy"] * 2 + ["virology"] * 2
     rng, order = Random(42), [0, 1, 2]
     rng.shuffle(order)
-    assert [document.index for document in built.documents] == [*order[:2], *(3 + at for at in order[:2])]
+    assert [document.index for document in built.documents] == [*order[:2], *(3 + i for i in order[:2])]
     for document in built.documents:
         assert document.shot_ids == tuple(f"{document.subject}/dev/{n}" for n in range(5))
 
 
-def test_prompts_of_arc_byte_for_byte(data):
-    # Row 3 comes first, and of the thirty shots, which begin at 100, number 7 is drawn: 107 has answer "ABC"[107 % 3].
+def test_arc_prompts_byte_for_byte(data):
+    # Row 3 comes first. The shots are 100 to 129, and the draw takes number 7: 107 has the answer "ABC"[107 % 3].
     rng = Random(42)
     rng.shuffle(list(range(5)))
     assert rng.sample(range(30), 1) == [7]
@@ -145,7 +145,7 @@ def test_prompts_of_arc_byte_for_byte(data):
         assert [(choice.characters, choice.bytes) for choice in document.choices] == [(8, 8)] * 4
 
 
-def test_prompts_of_hellaswag_byte_for_byte(data):
+def test_hellaswag_prompts_byte_for_byte(data):
     document = run(data, "hellaswag", "okapi", limit=30).documents[0]
     number = document.index
     assert document.prompt == f"Cooking: Pot {number} boils. The cook"
@@ -153,7 +153,7 @@ def test_prompts_of_hellaswag_byte_for_byte(data):
     assert document.gold == number % 4
 
 
-def test_prompts_of_mmlu_byte_for_byte(data):
+def test_mmlu_prompts_byte_for_byte(data):
     okapi = run(data, "mmlu", "okapi", shots=1).documents[0]
     shot, question = okapi.prompt.split("\n\n")
     number, subject = okapi.index % 3, okapi.subject
@@ -161,7 +161,7 @@ def test_prompts_of_mmlu_byte_for_byte(data):
         f"Question: Which {subject} of test is {number}?\nChoices:\nA. thing a{number}\nB. thing b{number}\n"
         f"C. thing c{number}\nD. thing d{number}\nAnswer:"
     )
-    # The whole text of the answer is shown and scored, not its letter.
+    # okapi shows and scores the text of the answer, not its letter.
     drawn = int(okapi.shot_ids[0].split("/")[-1])
     assert shot.endswith(f"\nD. thing d{drawn}\nAnswer: thing {'abcd'[drawn % 4]}{drawn}")
     assert [choice.text for choice in okapi.choices] == [f" thing {letter}{number}" for letter in "abcd"]
@@ -177,7 +177,7 @@ def test_prompts_of_mmlu_byte_for_byte(data):
     assert [choice.text for choice in letters.choices] == [" A", " B", " C", " D"]
 
 
-def test_a_subject_is_written_with_blanks(tmp_path):
+def test_subject_in_the_header_has_spaces(tmp_path):
     data = everything(tmp_path)
     write(tmp_path, "m_mmlu/en_test", [mmlu("high_school_us_history", 0)])
     document = run(data, "mmlu", "leaderboard-v1", shots=0).documents[0]
@@ -186,7 +186,7 @@ def test_a_subject_is_written_with_blanks(tmp_path):
 
 
 @pytest.mark.parametrize("protocol", ["okapi", "leaderboard-v1", "lm-eval"])
-def test_truthfulqa_comes_after_its_six_solved_questions(data, protocol):
+def test_truthfulqa_prompt_begins_with_six_solved_questions(data, protocol):
     document = run(data, "truthfulqa_mc1", protocol).documents[0]
     assert document.prompt.startswith(PRIMER_START)
     assert document.prompt.endswith(f"{PRIMER_END}Is {document.index} a colour?\nA:")
@@ -194,7 +194,7 @@ def test_truthfulqa_comes_after_its_six_solved_questions(data, protocol):
     assert document.gold == 0
 
 
-def test_mc2_of_the_old_protocols_is_true_up_to_the_first_untrue_choice(tmp_path):
+def test_mc2_truth_ends_at_the_first_false_choice_in_old_protocols(tmp_path):
     data = everything(tmp_path)
     write(tmp_path, "m_truthfulqa/en_validation", [truthfulqa(0, labels=(1, 0, 1, 0))])
     for protocol, truth in (
@@ -206,27 +206,27 @@ def test_mc2_of_the_old_protocols_is_true_up_to_the_first_untrue_choice(tmp_path
         assert run(data, "truthfulqa_mc2", protocol).documents[0].gold == truth
 
 
-def test_lm_eval_cleans_brackets_from_chemistry_and_the_others_do_not(tmp_path):
-    """Worked out by hand: strip, then " [title]" to a stop, then the brackets, then each two blanks to one."""
+def test_only_lm_eval_cleans_arc(tmp_path):
+    """Cleaning strips, turns " [title]" into ". ", deletes brackets, then turns two spaces into one."""
     data = everything(tmp_path, "de")
     question, options = " Was ist [e]  hier [title] los? ", (" [H2O]  Wasser", "[x]")
     row = {**arc(0, num_options=2), "instruction": question, "option_a": options[0], "option_b": options[1]}
     write(tmp_path, "m_arc/de_test", [row])
     task, tokenizer = get_tasks(["arc"])[0], byte_tokenizer()
-    for protocol, made, choices in (
+    for protocol, expected, choices in (
         ("lm-eval", "Was ist  hier. los?", ("  Wasser", " ")),
         ("okapi", question, (f" {options[0]}", f" {options[1]}")),
         ("leaderboard-v1", question, (f" {options[0]}", f" {options[1]}")),
         ("strict", question.strip(), (" [H2O]  Wasser", " [x]")),
     ):
         built = build(task, "de", data, tokenizer, PROTOCOLS[protocol], 10_000, shots=0)
-        assert made in built.documents[0].prompt
+        assert expected in built.documents[0].prompt
         assert tuple(choice.text for choice in built.documents[0].choices) == choices
         assert built.counts.get("emptied_options", 0) == (protocol == "lm-eval")
 
 
 def test_token_ids_of_a_byte_tokenizer(data):
-    """No BOS in any protocol; the space before the answer belongs to the continuation."""
+    """No protocol adds BOS to this tokenizer's ids. The space before the answer belongs to the continuation."""
     for protocol in PROTOCOLS:
         document = run(data, "arc", protocol, shots=0, limit=1).documents[0]
         for choice in document.choices:
@@ -236,24 +236,24 @@ def test_token_ids_of_a_byte_tokenizer(data):
 
 @pytest.mark.parametrize("adds_bos", [True, False])
 def test_token_ids_of_a_llama_tokenizer(data, adds_bos):
-    """The dummy prefix comes once in the context; tokenised apart, every choice has one more of its own."""
+    """The context has one dummy prefix. Under okapi, which tokenizes separately, each choice has another one."""
     tokenizer = llama_tokenizer(adds_bos)
     for protocol in PROTOCOLS:
         document = run(data, "arc", protocol, tokenizer, shots=1, limit=1).documents[0]
         bos = [1] if adds_bos and protocol in ("lm-eval", "strict") else []
-        mark = [259] if protocol == "okapi" else []
+        dummy_prefix = [259] if protocol == "okapi" else []
         for choice in document.choices:
             assert list(choice.context_ids) == [*bos, *llama_ids(" " + document.prompt)]
-            assert list(choice.continuation_ids) == [*mark, *llama_ids(choice.text)]
+            assert list(choice.continuation_ids) == [*dummy_prefix, *llama_ids(choice.text)]
 
 
-def test_too_long_prompts_lose_their_left_and_are_counted(data):
+def test_long_prompts_are_cut_from_the_left_and_counted(data):
     whole = run(data, "arc", "okapi", shots=5, limit=3)
     length = 60
     built = run(data, "arc", "okapi", shots=5, limit=3, max_length=length)
     for document, full in zip(built.documents, whole.documents):
         for choice, uncut in zip(document.choices, full.choices):
-            # All tokens but the last are fed: one more than fits is kept.
+            # The last token is not fed to the model, so context and continuation may have one token more.
             assert len(choice.context_ids) + len(choice.continuation_ids) == length + 1
             assert choice.context_ids == uncut.context_ids[-len(choice.context_ids) :]
             assert choice.continuation_ids == uncut.continuation_ids
@@ -265,7 +265,7 @@ def test_too_long_prompts_lose_their_left_and_are_counted(data):
     )
 
 
-def test_protocols_by_name():
+def test_get_protocol_by_name():
     assert get_protocol("okapi") is PROTOCOLS["okapi"]
     with pytest.raises(UserError, match="unknown --protocol 'lm_eval': did you mean 'lm-eval'"):
         get_protocol("lm_eval")
@@ -274,9 +274,9 @@ def test_protocols_by_name():
 @pytest.mark.parametrize(
     ("task", "protocol", "options", "message"),
     [
-        ("arc", "okapi", {"shots": 31}, "31 shots are to be drawn from train, which has 30: lower --shots"),
-        ("hellaswag", "lm-eval", {"shots": 30}, "31 shots are to be drawn from validation, which has 30"),
-        ("mmlu", "strict", {"shots": 6}, "6 shots of a subject are to be drawn from dev, which has 5"),
+        ("arc", "okapi", {"shots": 31}, "task arc needs 31 shots from train, which has 30: lower --shots"),
+        ("hellaswag", "lm-eval", {"shots": 30}, "task hellaswag needs 31 shots from validation, which has 30"),
+        ("mmlu", "strict", {"shots": 6}, "task mmlu needs 6 shots for each subject from dev, which has 5"),
         ("truthfulqa_mc1", "okapi", {"shots": 3}, "okapi runs truthfulqa_mc1 with 0 shots"),
         ("arc", "lm-eval", {"shots": -1}, "--shots -1 is below 0"),
         ("arc", "lm-eval", {"limit": 0}, "--limit 0 is below 1"),
@@ -284,7 +284,7 @@ def test_protocols_by_name():
         ("arc", "okapi", {"shots": 0, "max_length": 5}, "the choice 'thing a3' has 9 tokens under okapi, 1 to 5"),
     ],
 )
-def test_what_cannot_be_is_one_line(data, task, protocol, options, message):
+def test_impossible_settings_are_an_error_of_one_line(data, task, protocol, options, message):
     with pytest.raises(UserError) as error:
         run(data, task, protocol, **options)
     assert message in str(error.value)

@@ -1,4 +1,4 @@
-"""The strict protocol: shots by the question's id alone, checked splits, whole shots dropped, words of the language."""
+"""Protocol strict: shots that depend on the question's id only, checked splits, dropped shots and prompt words."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def shots_by_id(built: TaskDocuments) -> dict[str, tuple[str, ...]]:
     return {document.id: document.shot_ids for document in built.documents}
 
 
-def test_shots_follow_from_the_ids_alone(folder, tmp_path):
-    """Not from the order of either file, nor from which other questions there are, nor from the language."""
+def test_shots_depend_on_ids_only(folder, tmp_path):
+    """They do not depend on the order of the files, on the other questions, or on the language."""
     whole = shots_by_id(run(folder, "arc", shots=4))
     assert len(set(whole.values())) == len(whole) == 5
     limited = shots_by_id(run(folder, "arc", shots=4, limit=2))
@@ -60,33 +60,33 @@ def test_shots_follow_from_the_ids_alone(folder, tmp_path):
     write(tmp_path, "m_arc/de_test", [arc(n) for n in (4, 1)])
     rows = [arc(n, part="train") for n in range(129, 99, -1)]
     write(tmp_path, "m_arc/de_train", rows)
-    turned = shots_by_id(run(tmp_path, "arc", "de", shots=4))
-    assert turned == {name: whole[name] for name in ("made/test/4", "made/test/1")}
+    reordered = shots_by_id(run(tmp_path, "arc", "de", shots=4))
+    assert reordered == {name: whole[name] for name in ("made/test/4", "made/test/1")}
 
 
-def test_a_shot_that_is_missing_is_replaced_and_the_others_stay(folder, tmp_path):
+def test_removing_a_shot_keeps_the_other_shots(folder, tmp_path):
     whole = shots_by_id(run(folder, "arc", shots=4))["made/test/0"]
     everything(tmp_path)
-    gone = whole[1]
-    write(tmp_path, "m_arc/en_train", [row for n in range(100, 130) if (row := arc(n, part="train"))["id"] != gone])
-    fewer = shots_by_id(run(tmp_path, "arc", shots=4))["made/test/0"]
-    assert fewer[:3] == (whole[0], *whole[2:])
+    removed = whole[1]
+    write(tmp_path, "m_arc/en_train", [row for n in range(100, 130) if (row := arc(n, part="train"))["id"] != removed])
+    shots = shots_by_id(run(tmp_path, "arc", shots=4))["made/test/0"]
+    assert shots[:3] == (whole[0], *whole[2:])
 
 
-def test_every_shot_is_drawn_about_as_often_as_any_other(tmp_path):
+def test_shots_are_drawn_uniformly(tmp_path):
     everything(tmp_path)
     write(tmp_path, "m_arc/en_test", [arc(n) for n in range(600)])
     drawn = [name for names in shots_by_id(run(tmp_path, "arc", shots=3)).values() for name in names]
     counts = [drawn.count(f"made/train/{n}") for n in range(100, 130)]
-    # 600 * 3 / 30 = 60 each, binomial with a standard deviation of 7.3: five of them.
+    # Each is expected 600 * 3 / 30 = 60 times. The binomial standard deviation is 7.3, and this allows five of them.
     assert min(counts) > 60 - 37 and max(counts) < 60 + 37
 
 
-def test_another_seed_draws_others(folder):
+def test_another_seed_draws_other_shots(folder):
     assert shots_by_id(run(folder, "arc", shots=4, seed=1)) != shots_by_id(run(folder, "arc", shots=4))
 
 
-def test_shared_shots_are_one_prefix_of_ids(folder):
+def test_shared_shots_give_a_shared_prefix_of_ids(folder):
     built = run(folder, "arc", shots=7, shared_shots=True)
     assert len({document.shot_ids for document in built.documents}) == 1
     shots = "".join(block + "\n\n" for block in built.documents[0].prompt.split("\n\n")[:-1])
@@ -95,10 +95,10 @@ def test_shared_shots_are_one_prefix_of_ids(folder):
         assert list(document.choices[0].context_ids[: len(byte_ids(shots))]) == byte_ids(shots)
 
 
-def test_a_question_is_never_its_own_shot_nor_an_equal_one(tmp_path):
+def test_shots_exclude_the_question_and_equal_ones(tmp_path):
     everything(tmp_path)
-    twins = [{**hellaswag(0), "ind": 90}, *(hellaswag(n) for n in range(6))]
-    write(tmp_path, "m_hellaswag/en_validation", twins)
+    rows = [{**hellaswag(0), "ind": 90}, *(hellaswag(n) for n in range(6))]
+    write(tmp_path, "m_hellaswag/en_validation", rows)
     for shared in (False, True):
         built = run(tmp_path, "hellaswag", shots=4, shared_shots=shared)
         for document in built.documents:
@@ -106,7 +106,7 @@ def test_a_question_is_never_its_own_shot_nor_an_equal_one(tmp_path):
             assert len(document.shot_ids) == 4 and not forbidden & set(document.shot_ids)
 
 
-def test_mmlu_takes_the_first_of_the_subject_by_id_and_counts_who_has_fewer(tmp_path):
+def test_mmlu_takes_the_first_shots_of_the_subject_by_id(tmp_path):
     everything(tmp_path)
     numbers = [10, 2, 0, 4, 1]
     dev = [mmlu("anatomy", n, part="dev") for n in numbers] + [mmlu("virology", 3, part="dev")]
@@ -120,23 +120,23 @@ def test_mmlu_takes_the_first_of_the_subject_by_id_and_counts_who_has_fewer(tmp_
     assert built.counts["documents_with_fewer_shots"] == 3
 
 
-def test_whole_shots_go_when_the_prompt_is_too_long(folder):
+def test_long_prompts_drop_whole_shots(folder):
     whole = run(folder, "arc", shots=6).documents[0]
     longest = max(len(choice.context_ids) + len(choice.continuation_ids) for choice in whole.choices)
     blocks = whole.prompt.split("\n\n")
     for num_dropped in range(7):
-        left = longest - sum(len(block) + 2 for block in blocks[:num_dropped])
+        length = longest - sum(len(block) + 2 for block in blocks[:num_dropped])
         for slack in (0, 10):
-            document = run(folder, "arc", shots=6, max_length=left - 1 + slack).documents[0]
+            document = run(folder, "arc", shots=6, max_length=length - 1 + slack).documents[0]
             assert document.shot_ids == whole.shot_ids[num_dropped:]
             assert document.prompt == "\n\n".join(blocks[num_dropped:])
             assert all(list(choice.context_ids) == byte_ids(document.prompt) for choice in document.choices)
             assert all(choice.truncated == (num_dropped > 0) for choice in document.choices)
     with pytest.raises(UserError, match=r"en_test.json:\d+: the question has 1 tokens more than the \d+ that fit"):
-        run(folder, "arc", shots=6, max_length=left - 2)
+        run(folder, "arc", shots=6, max_length=length - 2)
 
 
-def test_a_question_that_does_not_fit_is_left_out_and_counted_if_so_asked(tmp_path):
+def test_question_that_does_not_fit_is_left_out_and_counted_with_skip_bad(tmp_path):
     everything(tmp_path)
     rows = [arc(n) for n in (1, 2, 3)]
     rows[1]["instruction"] *= 20
@@ -146,7 +146,7 @@ def test_a_question_that_does_not_fit_is_left_out_and_counted_if_so_asked(tmp_pa
     assert (built.counts["documents"], built.counts["bad_records"]) == (2, 1)
     with pytest.raises(UserError, match=r"en_test.json:\d+: the question has .* leave it out with --bad-records skip"):
         run(tmp_path, "arc", shots=2, max_length=200)
-    with pytest.raises(UserError, match="en_test.json: no document can be asked within 5 tokens: raise --max-length"):
+    with pytest.raises(UserError, match="en_test.json: no document fits in 5 tokens: raise --max-length"):
         run(tmp_path, "arc", shots=0, max_length=5, skip_bad=True)
 
 
@@ -159,8 +159,8 @@ def test_dropped_shots_are_counted(folder):
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)
-def test_the_words_are_the_language_s(lang, tmp_path):
-    """In every language a question begins with its own word, and no two blanks meet."""
+def test_prompt_words_are_those_of_the_language(lang, tmp_path):
+    """Label and text have exactly the language's gap between them."""
     words = words_of(lang)
     everything(tmp_path, lang)
     text = LANGUAGES[lang].native_name
@@ -173,7 +173,7 @@ def test_the_words_are_the_language_s(lang, tmp_path):
         assert "Answer:" not in document.prompt
 
 
-def test_a_language_without_words_says_what_to_do():
+def test_language_without_prompt_words_is_an_error_until_registered():
     with pytest.raises(UserError, match="no prompt words for 'sw'.*register_words"):
         words_of("sw")
     register_words("xq", PromptWords("Qq:", "Aa:"))
@@ -182,22 +182,22 @@ def test_a_language_without_words_says_what_to_do():
         register_words("xq", PromptWords("Other:", "Aa:"))
 
 
-def test_a_token_across_the_border_moves_the_split_for_every_choice():
-    """A token holds colon, blank and "y": both choices are scored from before the colon."""
-    tokenizer = byte_tokenizer((":", "Ġ"), (":Ġ", "y"), pieces_cross_words=True)
+def test_token_across_the_border_moves_the_split_of_all_choices():
+    """One token is ": y", so both choices are split before the colon."""
+    tokenizer = byte_tokenizer((":", "Ġ"), (":Ġ", "y"), tokens_cross_words=True)
     encoded = prefix_checked(tokenizer)(["A:"], [" yes", " no"])
-    colon_blank, colon_blank_y = 259, 260
+    colon_space, colon_space_y = 259, 260
     assert encoded.resplit
     assert encoded.pairs == [
-        (byte_ids("A"), [colon_blank_y, *byte_ids("es")]),
-        (byte_ids("A"), [colon_blank, *byte_ids("no")]),
+        (byte_ids("A"), [colon_space_y, *byte_ids("es")]),
+        (byte_ids("A"), [colon_space, *byte_ids("no")]),
     ]
     plain = prefix_checked(byte_tokenizer())(["A:"], [" yes", " no"])
     assert not plain.resplit
     assert plain.pairs == [(byte_ids("A:"), byte_ids(" yes")), (byte_ids("A:"), byte_ids(" no"))]
 
 
-def test_only_the_first_block_begins_a_text():
+def test_only_the_first_block_gets_bos_and_dummy_prefix():
     for adds_bos in (True, False):
         encode = prefix_checked(llama_tokenizer(adds_bos))
         start = [1] if adds_bos else []
@@ -207,8 +207,8 @@ def test_only_the_first_block_begins_a_text():
 
 
 @pytest.mark.parametrize("train", [partial(train, vocab_size=3000) for train in (train_byte_bpe, train_sentencepiece)])
-def test_blocks_apart_are_the_text_s_own_tokens(train, real_data):
-    """No tokenizer of BLOOM's or LLaMA's shape has a token across a line's end: apart or as one text, the same ids."""
+def test_blocks_have_the_ids_of_the_whole_text(train, real_data):
+    """BLOOM's and LLaMA's kinds of tokenizers have no token across a line break, so splitting there changes no id."""
     for lang in ("ne", "fr", "zh"):
         data = LocalData(real_data)
         tokenizer = train(record["instruction"] for _, record in data.read("m_arc", lang, "train").rows)
@@ -219,7 +219,7 @@ def test_blocks_apart_are_the_text_s_own_tokens(train, real_data):
                 assert [*choice.context_ids, *choice.continuation_ids] == whole
 
 
-def test_special_tokens_in_a_question_are_text():
+def test_special_tokens_in_a_question_stay_text():
     tokenizer = byte_tokenizer()
     assert tokenizer("</s>").input_ids == [2]
     assert prefix_checked(tokenizer)(["</s>:"], [" <s>"]).pairs == [(byte_ids("</s>:"), byte_ids(" <s>"))]
@@ -231,9 +231,9 @@ MERGES = ((":", "Ġ"), ("a", "b"), ("Ġ", "a"), (":Ġ", "a"), ("Ċ", "Ċ"))
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(TEXTS, min_size=1, max_size=3), st.lists(TEXTS, min_size=1, max_size=4), st.booleans())
-def test_every_choice_is_the_whole_text_with_one_context_for_all(blocks, options, is_llama):
-    """The ids decode to the blocks and the choice, all choices share one context, and none is without tokens."""
-    tokenizer = llama_tokenizer() if is_llama else byte_tokenizer(*MERGES, pieces_cross_words=True)
+def test_ids_decode_to_the_text_and_choices_share_one_context(blocks, options, is_llama):
+    """This holds for any text and for tokens across the border. And no choice is without tokens."""
+    tokenizer = llama_tokenizer() if is_llama else byte_tokenizer(*MERGES, tokens_cross_words=True)
     encoded = prefix_checked(tokenizer)(blocks, [" " + option for option in options])
     assert len({tuple(context) for context, _ in encoded.pairs}) == 1
     for option, (context, ids) in zip(options, encoded.pairs):

@@ -1,4 +1,4 @@
-"""The manifest: each thing that a result depends on changes it, and only those."""
+"""The manifest changes with everything that a result depends on, and with nothing else."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from evaluation.results import manifest
 from evaluation.results.manifest import differences, run_manifest, weights_sha256
 from evaluation.results.output import Output
 from tests.evaluation.made_up import byte_tokenizer
-from tests.evaluation.scoring.scorable import model_of
+from tests.evaluation.scoring.documents import model_of
 from tests.kernels.units import each_way, run_on
 
 ABOUT = {"task": "arc", "lang": "ne", "shots": 25, "prompts_sha256": "p", "protocol": "strict", "data": []}
 MANIFEST = {"weights_sha256": "w", "dtype": "float32", "versions": {"torch": "2.13"}}
 
 
-def test_one_bit_of_one_weight_is_another_model():
+def test_one_bit_of_one_weight_changes_the_hash():
     model = model_of("bloom")
     before = weights_sha256(model)
     assert weights_sha256(model_of("bloom")) == before
@@ -29,8 +29,8 @@ def test_one_bit_of_one_weight_is_another_model():
     assert weights_sha256(model_of("bloom").bfloat16()) != before
 
 
-def test_the_same_weights_under_another_config_are_another_model():
-    """With another epsilon the same weights score otherwise; another padding token changes no score."""
+def test_config_hash_covers_the_fields_that_change_scores():
+    """rms_norm_eps changes the scores of the same weights; pad_token_id does not."""
     model = model_of("llama")
     before = run_manifest(model, byte_tokenizer(), "0.1.0")
     model.config = copy.deepcopy(model.config)
@@ -40,7 +40,7 @@ def test_the_same_weights_under_another_config_are_another_model():
     assert differences(before, run_manifest(model, byte_tokenizer(), "0.1.0")) == ["config_sha256"]
 
 
-def test_the_code_of_the_sums_is_part_of_it(tmp_path, monkeypatch):
+def test_code_hash_covers_the_scoring_code_only(tmp_path, monkeypatch):
     before = manifest.code_sha256()
     assert manifest.code_sha256() == before
     for name in ("kernels/attention/cpu.py", "evaluation/report.py"):
@@ -55,8 +55,8 @@ def test_the_code_of_the_sums_is_part_of_it(tmp_path, monkeypatch):
 
 
 @each_way
-def test_the_matrix_unit_is_part_of_the_device(unit):
-    """Its sums round differently: records of a run with it and of one without do not belong into one file."""
+def test_device_says_whether_amx_is_used(unit):
+    """AMX rounds sums differently, so records with AMX and without it must not be in one file."""
     with run_on(unit):
         device = manifest.run_manifest(model_of("bloom"), byte_tokenizer(), "0")["device"]
     assert device.endswith(" with AMX") == unit
@@ -70,7 +70,7 @@ def test_differences_name_nested_and_missing_entries():
     assert differences(a, a) == []
 
 
-def test_a_folder_takes_more_tasks_of_the_same_model_and_nothing_else(tmp_path):
+def test_output_accepts_only_tasks_of_the_same_model_and_settings(tmp_path):
     output = Output(tmp_path / "out")
     output.check(MANIFEST, overwrite=False)
     output.start(MANIFEST, overwrite=False)
@@ -88,7 +88,7 @@ def test_a_folder_takes_more_tasks_of_the_same_model_and_nothing_else(tmp_path):
     assert output.manifest() == {**MANIFEST, "dtype": "bfloat16", "tasks": {}}
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path):
+def test_output_refuses_a_folder_with_other_files(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     for overwrite in (False, True):
         with pytest.raises(UserError, match="holds other files: give an empty or a new folder"):
@@ -98,5 +98,5 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(UserError, match="manifest.json cannot be read as JSON"):
         Output(tmp_path).check(MANIFEST, overwrite=False)
-    with pytest.raises(UserError, match="has no results.json of ours"):
+    with pytest.raises(UserError, match="has no results.json: give the --output folder of a finished"):
         Output(tmp_path / "none").results()

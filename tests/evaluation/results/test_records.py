@@ -1,4 +1,4 @@
-"""Records: what a line holds, and that kills, ranks and the order of work leave no trace in the file."""
+"""Records: the fields of a line, and a file that does not depend on kills, ranks or the order of work."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from evaluation.results.records import RecordFile, ids_sha256, prompts_sha256, record_of
 from evaluation.scoring.metrics import document_scores
-from tests.evaluation.scoring.scorable import choice_of, document_of, documents_of
+from tests.evaluation.scoring.documents import choice_of, document_of, documents_of
 
 DOCUMENTS = documents_of(12)
 
@@ -20,7 +20,7 @@ def record(index):
     return record_of(DOCUMENTS[index], [-1.0 - index, -2.0, -1.5, -9.0, -1.0 - index], ("acc_norm", "acc"))
 
 
-def test_a_line_holds_all_that_scores_are_made_of():
+def test_record_has_all_fields_that_scores_need():
     document = document_of(
         7, [choice_of((1, 2), (3, 4), "ab"), choice_of((1,), (2, 5, 6), "नेपा")], gold=1, shot_ids=("x", "y"),
         prompt="Q: क", subject="anatomy",
@@ -40,23 +40,24 @@ def test_a_line_holds_all_that_scores_are_made_of():
     assert line["scores"] == document_scores(document, line["lls"], ("acc_norm", "acc"))
 
 
-def test_hashes_see_every_token_every_border_and_every_text():
-    def of(context, continuation, text="a", prompt="p"):
+def test_hashes_cover_tokens_their_split_and_texts():
+    def hashes(context, continuation, text="a", prompt="p"):
         document = [document_of(0, [choice_of(context, continuation, text)], prompt=prompt)]
         return ids_sha256(document), prompts_sha256(document)
 
-    base = of((1, 2), (3,))
-    assert of((1, 2), (4,))[0] != base[0] != of((1,), (2, 3))[0]
-    assert of((1, 2), (3,), text="b")[1] != base[1] != of((1, 2), (3,), prompt="q")[1]
+    base = hashes((1, 2), (3,))
+    assert hashes((1, 2), (4,))[0] != base[0] != hashes((1,), (2, 3))[0]
+    assert hashes((1, 2), (3,), text="b")[1] != base[1] != hashes((1, 2), (3,), prompt="q")[1]
 
 
 @given(
-    ranks=st.lists(st.integers(1, 3), min_size=1, max_size=4),
+    runs=st.lists(st.integers(1, 3), min_size=1, max_size=4),
     seed=st.integers(0, 999),
     cut=st.booleans(),
 )
 @settings(max_examples=25, deadline=None)
-def test_kills_and_changing_numbers_of_ranks_leave_no_trace(tmp_path_factory, ranks, seed, cut):
+def test_file_is_invariant_to_kills_and_numbers_of_ranks(tmp_path_factory, runs, seed, cut):
+    """runs: number of ranks of each run; all but the last are killed. cut: the kill cuts a line short."""
     whole = RecordFile(tmp_path_factory.mktemp("whole"), "arc", "ne")
     with whole.append(0) as write:
         for index in range(len(DOCUMENTS)):
@@ -64,18 +65,18 @@ def test_kills_and_changing_numbers_of_ranks_leave_no_trace(tmp_path_factory, ra
     whole.merge()
 
     draw, killed = random.Random(seed), RecordFile(tmp_path_factory.mktemp("killed"), "arc", "ne")
-    for run, size in enumerate(ranks):
-        left = [index for index in range(len(DOCUMENTS)) if index not in killed.done()]
-        last = run == len(ranks) - 1
-        draw.shuffle(left)
-        for rank in range(size):
-            mine = left[rank::size]
+    for run, num_ranks in enumerate(runs):
+        remaining = [index for index in range(len(DOCUMENTS)) if index not in killed.done()]
+        is_last = run == len(runs) - 1
+        draw.shuffle(remaining)
+        for rank in range(num_ranks):
+            indices = remaining[rank::num_ranks]
             with killed.append(rank) as write:
-                for index in mine if last else mine[: draw.randrange(len(mine) + 1)]:
+                for index in indices if is_last else indices[: draw.randrange(len(indices) + 1)]:
                     write(record(index))
-        if cut and not last:
-            part = killed.folder / f"arc.ne.rank{size - 1}.jsonl"
-            part.write_bytes(part.read_bytes()[:-5])  # in the middle of its last line
+        if cut and not is_last:
+            part = killed.folder / f"arc.ne.rank{num_ranks - 1}.jsonl"
+            part.write_bytes(part.read_bytes()[:-5])  # ends inside the last line
     records = killed.merge()
     assert killed.path.read_bytes() == whole.path.read_bytes()
     assert records == [json.loads(line) for line in whole.path.read_text().splitlines()]
@@ -83,7 +84,7 @@ def test_kills_and_changing_numbers_of_ranks_leave_no_trace(tmp_path_factory, ra
     assert len(killed.done()) == len(DOCUMENTS)
 
 
-def test_merging_twice_is_merging_once(tmp_path):
+def test_merge_is_idempotent(tmp_path):
     file = RecordFile(tmp_path, "arc", "ne")
     with file.append(0) as write:
         write(record(3))

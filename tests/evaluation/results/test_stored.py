@@ -1,4 +1,4 @@
-"""What an evaluation has stored, read back: names stay names, numbers are numbers, a bad line is named."""
+"""Reading back an evaluation's files: valid files are returned, and a UserError names a bad field or line."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from evaluation.results.stored import read_manifest, read_results
 from tests.fuzz.evaluation_files import ABOUT, ENTRY, RECORDS, RESULTS_FILE, RUN_MANIFEST, make_output
 
 
-def refusal(read, *arguments):
+def error_of(read, *arguments):
+    """Call a reader that must raise a UserError of one line. Return its message."""
     with pytest.raises(UserError) as caught:
         read(*arguments)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def test_what_is_good_is_read(tmp_path):
+def test_valid_files_are_read(tmp_path):
     assert read_manifest(tmp_path / MANIFEST) is None
     assert read_results(tmp_path / RESULTS) is None
     make_output(tmp_path)
@@ -31,57 +32,57 @@ def test_what_is_good_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("task", ["../arc", "a/b", "..", ".arc", "", "a\0b", "a" * 101, 3])
-def test_a_tasks_name_is_no_path(tmp_path, task):
-    """The records of a task lie in a file of its name."""
+def test_task_name_that_is_not_a_file_name_is_refused(tmp_path, task):
+    """The name of a task is part of the name of its record file."""
     make_output(tmp_path)
     tasks = {f"{task}.ne": {**ABOUT, "task": task}}
     (tmp_path / RESULTS).write_text(json.dumps({**RESULTS_FILE, "manifest": {**RUN_MANIFEST, "tasks": tasks}}))
-    assert "results.json: holds no task and language of" in refusal(read_runs, [str(tmp_path)], False)
+    assert "results.json: holds no valid task and language for" in error_of(read_runs, [str(tmp_path)], False)
 
 
-def test_a_language_is_one_that_is_known(tmp_path):
+def test_unknown_language_is_refused(tmp_path):
     tasks = {"arc.nepali": {**ABOUT, "lang": "nepali"}}
     (tmp_path / MANIFEST).write_text(json.dumps({**RUN_MANIFEST, "tasks": tasks}))
-    assert "did you mean 'ne'" in refusal(read_manifest, tmp_path / MANIFEST)
+    assert "did you mean 'ne'" in error_of(read_manifest, tmp_path / MANIFEST)
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"results": []}, "holds no results with their manifest"),
-        ({"manifest": None}, "holds no results with their manifest"),
-        ({"results": {"arc_ne": {"alias": "x"}}}, "holds no metrics of 'arc_ne'"),
-        ({"results": {"arc_ne": {**ENTRY, "acc,none": "1"}}}, "holds no metrics of 'arc_ne'"),
-        ({"results": {"arc_ne": {"acc,none": 0.5}}}, "holds no standard error of 'arc_ne'"),
-        ({"manifest": {**RUN_MANIFEST, "tasks": {"arc.hi": ABOUT}}}, "holds no task and language of 'arc.hi'"),
+        ({"results": []}, "holds no valid results and manifest"),
+        ({"manifest": None}, "holds no valid results and manifest"),
+        ({"results": {"arc_ne": {"alias": "x"}}}, "holds no valid metrics for 'arc_ne'"),
+        ({"results": {"arc_ne": {**ENTRY, "acc,none": "1"}}}, "holds no valid metrics for 'arc_ne'"),
+        ({"results": {"arc_ne": {"acc,none": 0.5}}}, "holds no standard error for 'arc_ne'"),
+        ({"manifest": {**RUN_MANIFEST, "tasks": {"arc.hi": ABOUT}}}, "holds no valid task and language for 'arc.hi'"),
     ],
 )
-def test_results_that_are_none(tmp_path, change, words):
+def test_invalid_results_are_refused(tmp_path, change, words):
     (tmp_path / RESULTS).write_text(json.dumps({**RESULTS_FILE, **change}))
-    assert words in refusal(read_results, tmp_path / RESULTS)
+    assert words in error_of(read_results, tmp_path / RESULTS)
 
 
 @pytest.mark.parametrize(
     ("line", "words"),
     [
         ("{", "bad JSON"),
-        ("[1]", "holds no object"),
-        ({"index": True}, "holds no proper 'index'"),
-        ({"scores": {"acc": "1"}}, "holds scores that are no numbers"),
+        ("[1]", "holds no JSON object"),
+        ({"index": True}, "holds no valid 'index'"),
+        ({"scores": {"acc": "1"}}, "holds scores that are not numbers"),
         ({"scores": {}}, "holds no score 'acc'"),
-        ({"ties": {"acc": 1}}, "holds ties that are no truth values"),
-        ({"chance": None}, "holds no chance"),
+        ({"ties": {"acc": 1}}, "holds ties that are not true or false"),
+        ({"chance": None}, "holds no valid 'chance'"),
     ],
 )
-def test_a_bad_record_is_named_by_file_and_line(tmp_path, line, words):
+def test_error_of_a_bad_record_names_file_and_line(tmp_path, line, words):
     text = line if isinstance(line, str) else json.dumps({**RECORDS[0], **line})
     (tmp_path / "arc.ne.jsonl").write_text(f"{json.dumps(RECORDS[1])}\n{text}\n")
-    message = refusal(RecordFile(tmp_path, "arc", "ne").done, ("acc",))
+    message = error_of(RecordFile(tmp_path, "arc", "ne").done, ("acc",))
     assert message.startswith(f"{tmp_path / 'arc.ne.jsonl'}:2: ")
     assert words in message
 
 
-def test_results_without_their_records(tmp_path):
+def test_results_without_records_are_refused(tmp_path):
     make_output(tmp_path)
     (tmp_path / "arc.hi.jsonl").unlink()
-    assert "has results of arc.hi and no records: restore arc.hi.jsonl" in refusal(read_runs, [str(tmp_path)], False)
+    assert "has results of arc.hi but no records: restore arc.hi.jsonl" in error_of(read_runs, [str(tmp_path)], False)

@@ -1,4 +1,4 @@
-"""Results: averages over documents and over subjects by hand, and the fields that readers of lm-eval's file look up."""
+"""Summaries: means over documents and over subjects, and the fields of results.json that readers of lm-eval use."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ def record(subject, right, tie=False):
     return {"subject": subject, "scores": {"acc": float(right)}, "ties": {"acc": tie}, "chance": 0.25}
 
 
-# algebra 1 of 1, anatomy 1 of 3, virology 0 of 2
+# Right answers: algebra 1 of 1, anatomy 1 of 3, virology 0 of 2.
 RECORDS = [
     record("algebra", 1), record("anatomy", 1), record("anatomy", 0, tie=True), record("anatomy", 0),
     record("virology", 0), record("virology", 0),
 ]  # fmt: skip
 
 
-def lines_of(average):
+def summaries(average):
     return {line.name: line for line in summarise("mmlu", "en", ("acc",), GROUPS, average, RECORDS)}
 
 
 def test_means_over_documents_and_over_subjects():
-    over_documents, over_subjects = lines_of("documents"), lines_of("subjects")
+    over_documents, over_subjects = summaries("documents"), summaries("subjects")
     assert list(over_documents) == [
         "mmlu_en", "mmlu_en_stem", "mmlu_en_other", "mmlu_en_algebra", "mmlu_en_anatomy", "mmlu_en_virology",
     ]  # fmt: skip
@@ -41,8 +41,8 @@ def test_means_over_documents_and_over_subjects():
         assert lines["mmlu_en_stem"].members == ("mmlu_en_algebra", "mmlu_en_anatomy")
 
 
-def test_the_file_has_the_fields_that_readers_of_lm_evals_look_up():
-    lines = list(lines_of("documents").values())
+def test_results_json_has_the_fields_of_lm_evals_file():
+    lines = list(summaries("documents").values())
     about = {"shots": 5, "protocol": "strict", "data": [{"num_records": 9}]}
     manifest = {"format": 1, "tasks": {"mmlu.en": about}}
     file = results_json({"mmlu.en": lines}, manifest, {"mmlu.en": {"cut": 1}}, {"model": "m"}, {"date": 0.0})

@@ -1,4 +1,4 @@
-"""How many tokens a model is evaluated with: its config, then its tokenizer, then 2,048."""
+"""The context length: from the config, else from the tokenizer, else 2,048."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from evaluation.scoring.context_length import context_length
 from tests.evaluation.made_up import byte_tokenizer
 
 
-def test_config_then_tokenizer_then_2048():
+def test_config_wins_then_tokenizer_then_2048():
     tokenizer = byte_tokenizer()
     assert context_length(LlamaConfig(max_position_embeddings=777), tokenizer) == 777
     assert context_length(BloomConfig(), tokenizer) == 2048

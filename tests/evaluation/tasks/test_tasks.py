@@ -1,4 +1,4 @@
-"""Tasks: how they are found, how a user adds one with one file, what their records are checked for."""
+"""Tasks: lookup by name, a task in a user's own file, and the checks of records."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from evaluation.tasks import METRICS, all_tasks, get_tasks
 from evaluation.tasks.mmlu import GROUPS
 from tests.evaluation.made_up import arc, byte_tokenizer, everything, hellaswag, mmlu, truthfulqa, write
 
-OWN = '''
+SPORT_TASK = '''
 """Sport questions."""
 from evaluation.data.items import Item, text_of
 from evaluation.tasks import Form, Task
@@ -26,7 +26,7 @@ TASKS = (Task("sport", "sport", "test", ("acc",), read, {"strict": Form(lambda i
 '''
 
 
-def test_four_benchmarks_five_tasks_in_every_protocol():
+def test_all_five_tasks_have_a_form_for_every_protocol():
     tasks = all_tasks()
     assert list(tasks) == ["arc", "hellaswag", "mmlu", "truthfulqa_mc1", "truthfulqa_mc2"]
     for task in tasks.values():
@@ -45,12 +45,12 @@ def test_mmlu_has_57_subjects_in_four_groups():
     }
 
 
-def test_the_subjects_are_those_of_the_real_file(real_data):
+def test_mmlu_subjects_match_the_real_file(real_data):
     names = {record["id"].split("/")[0] for _, record in LocalData(real_data).read("m_mmlu", "en", "test").rows}
     assert names == {subject for group in GROUPS.values() for subject in group}
 
 
-def test_tasks_by_name_and_by_family():
+def test_get_tasks_by_name_and_by_family():
     assert [task.name for task in get_tasks(["mmlu", "truthfulqa"])] == ["mmlu", "truthfulqa_mc1", "truthfulqa_mc2"]
     with pytest.raises(UserError, match="unknown task 'hellaswg': did you mean 'hellaswag'"):
         get_tasks(["hellaswg"])
@@ -58,30 +58,30 @@ def test_tasks_by_name_and_by_family():
         get_tasks(["truthfulqa_mc1", "truthfulqa"])
 
 
-def test_a_task_of_ones_own_is_one_file(tmp_path):
-    (tmp_path / "sport.py").write_text(OWN)
+def test_users_task_is_one_file(tmp_path):
+    (tmp_path / "sport.py").write_text(SPORT_TASK)
     write(tmp_path, "sport/de_test", [{"q": "Rollt der Ball?", "right": "yes"}])
     (task,) = get_tasks([str(tmp_path / "sport.py")])
     built = build(task, "de", LocalData(tmp_path), byte_tokenizer(), PROTOCOLS["strict"], 100)
     assert [choice.text for choice in built.documents[0].choices] == [" yes", " no"]
     assert built.documents[0].gold == 0
-    with pytest.raises(UserError, match="task sport names no part to draw shots from"):
+    with pytest.raises(UserError, match="task sport has no part to draw shots from"):
         build(task, "de", LocalData(tmp_path), byte_tokenizer(), PROTOCOLS["strict"], 100, shots=1)
-    with pytest.raises(UserError, match="task sport has no form for --protocol okapi: it has strict"):
+    with pytest.raises(UserError, match="task sport has no form for --protocol okapi: choose from strict"):
         build(task, "de", LocalData(tmp_path), byte_tokenizer(), PROTOCOLS["okapi"], 100)
 
 
-def test_a_task_file_that_is_none_is_one_line(tmp_path):
-    with pytest.raises(UserError, match="is not there"):
+def test_bad_task_file_is_refused(tmp_path):
+    with pytest.raises(UserError, match="does not exist: check the path"):
         get_tasks([str(tmp_path / "none.py")])
     (tmp_path / "empty.py").write_text("")
-    with pytest.raises(UserError, match="has no TASKS"):
+    with pytest.raises(UserError, match="has no valid TASKS"):
         get_tasks([str(tmp_path / "empty.py")])
-    (tmp_path / "wrong.py").write_text(OWN.replace('("acc",)', '("accuracy",)'))
-    with pytest.raises(UserError, match="metrics .*use of acc, acc_norm"):
+    (tmp_path / "wrong.py").write_text(SPORT_TASK.replace('("acc",)', '("accuracy",)'))
+    with pytest.raises(UserError, match="metrics .*choose from acc, acc_norm"):
         get_tasks([str(tmp_path / "wrong.py")])
-    (tmp_path / "path.py").write_text(OWN.replace('"sport"', '"../sport"', 1))
-    with pytest.raises(UserError, match="task name '../sport': give one of letters"):
+    (tmp_path / "path.py").write_text(SPORT_TASK.replace('"sport"', '"../sport"', 1))
+    with pytest.raises(UserError, match="bad task name '../sport': use up to 100 letters"):
         get_tasks([str(tmp_path / "path.py")])
 
 
@@ -91,7 +91,7 @@ def run(folder, task, protocol="strict", **options):
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_three_to_five_options(tmp_path, protocol):
+def test_arc_has_three_to_five_options(tmp_path, protocol):
     everything(tmp_path)
     write(tmp_path, "m_arc/en_test", [arc(n, "C", num_options=n) for n in (3, 4, 5)])
     built = run(tmp_path, "arc", protocol, shots=2)
@@ -107,7 +107,7 @@ def test_mmlu_has_as_many_letters_as_options(tmp_path):
         assert [choice.text for choice in document.choices] == [" A", " B", " C"]
 
 
-def test_unlabelled_questions_are_left_out_and_counted(tmp_path):
+def test_unlabelled_records_are_left_out_and_counted(tmp_path):
     everything(tmp_path)
     unlabelled = [{**arc(0), "answer": None}, {**arc(1), "answer": ""}, arc(2), arc(3)]
     write(tmp_path, "m_arc/en_test", unlabelled)
@@ -121,7 +121,7 @@ def test_unlabelled_questions_are_left_out_and_counted(tmp_path):
         run(tmp_path, "arc", shots=0)
 
 
-def test_equal_options_are_kept_counted_and_have_equal_ids(tmp_path):
+def test_equal_options_are_kept_and_counted(tmp_path):
     everything(tmp_path)
     write(tmp_path, "m_arc/en_test", [{**arc(0), "option_c": "thing a0"}, arc(1)])
     for protocol in PROTOCOLS:
@@ -131,7 +131,7 @@ def test_equal_options_are_kept_counted_and_have_equal_ids(tmp_path):
         assert document.choices[0] == document.choices[2] != document.choices[1]
 
 
-def test_equal_options_behind_letters_are_counted_too(tmp_path):
+def test_equal_options_are_counted_if_letters_are_scored(tmp_path):
     everything(tmp_path)
     write(tmp_path, "m_mmlu/en_test", [{**mmlu("anatomy", 0), "option_b": "thing a0"}, mmlu("virology", 0)])
     assert run(tmp_path, "mmlu").counts["equal_options"] == 1
@@ -147,17 +147,17 @@ BAD = {
         ({**arc(0), "answer": 2}, "field 'answer' is 2, the options are A to D"),
         ({**arc(0), "instruction": " "}, "field 'instruction' is ' '"),
         ({**arc(0), "id": None}, "field 'id' is missing"),
-        ({"id": "x", "instruction": "Why?", "answer": "A", "option_a": "so"}, "it has 1 options"),
+        ({"id": "x", "instruction": "Why?", "answer": "A", "option_a": "so"}, "the record has 1 options"),
     ],
     "m_hellaswag/en_validation": [
         (hellaswag(0, "4"), "field 'label' is '4', the endings are 0 to 3"),
         ({**hellaswag(0), "endings": ["a.", ""]}, "field 'endings', option 2 is ''"),
-        ({**hellaswag(0), "endings": "a."}, "field 'endings' is 'a.', it must list two options or more"),
+        ({**hellaswag(0), "endings": "a."}, "field 'endings' is 'a.', it must list two or more options"),
         ({**hellaswag(0), "ctx_a": None}, "field 'ctx_a' is missing"),
     ],
     "m_mmlu/en_test": [({**mmlu("anatomy", 0), "answer": "E"}, "field 'answer' is 'E', the options are A to D")],
     "m_truthfulqa/en_validation": [
-        (truthfulqa(0, labels=(1, 1)), "field 'mc2_targets_labels' must name true and untrue choices"),
+        (truthfulqa(0, labels=(1, 1)), "field 'mc2_targets_labels' must have both true and false choices"),
         ({**truthfulqa(0), "mc2_targets_labels": [1, 0]}, "must hold 0 or 1 for each of 4 choices"),
         ({**truthfulqa(0), "question": None}, "field 'question' is missing"),
     ],
@@ -166,7 +166,7 @@ TASK_OF = {"m_arc": "arc", "m_hellaswag": "hellaswag", "m_mmlu": "mmlu", "m_trut
 
 
 @pytest.mark.parametrize(("name", "row", "message"), [(name, *case) for name, cases in BAD.items() for case in cases])
-def test_a_bad_record_names_file_line_and_field(tmp_path, name, row, message):
+def test_error_of_a_bad_record_names_file_line_and_field(tmp_path, name, row, message):
     data = everything(tmp_path)
     folder, rest = name.split("/")
     good = [record for _, record in data.read(folder, "en", rest.split("_")[1]).rows]

@@ -1,4 +1,4 @@
-"""The proof of the demo: a gain counts where it is more than both intervals, and a control that gains is an error."""
+"""prove_demo: a gain must exceed both intervals, and a control that gains is an error."""
 
 import pytest
 
@@ -16,11 +16,11 @@ def result(before, after):
     ("before", "after", "expected"),
     [((0.15, 0.02), (0.25, 0.03), True), ((0.15, 0.02), (0.19, 0.03), False), ((0.25, 0.02), (0.15, 0.03), False)],
 )
-def test_a_gain_is_more_than_both_intervals(before, after, expected):
+def test_gain_exceeds_both_intervals(before, after, expected):
     assert prove_demo.learned(result(before, after)) is expected
 
 
-def test_a_control_that_gains_and_a_reward_model_that_does_not_are_named(monkeypatch, capsys):
+def test_failed_claims_are_named(monkeypatch, capsys):
     won, lost = result((0.15, 0.02), (0.25, 0.03)), result((0.15, 0.02), (0.15, 0.02))
     found = {0: (won, lost), 1: (lost, won)}
     monkeypatch.setattr(prove_demo, "both", lambda lang, seed, *_: dict(zip(("reward model", "noise"), found[seed])))
@@ -32,7 +32,7 @@ def test_a_control_that_gains_and_a_reward_model_that_does_not_are_named(monkeyp
         prove_demo.job(["--seeds", "0,x"])
 
 
-def test_noise_is_the_same_again_with_mean_0_and_deviation_1():
+def test_noise_is_reproducible_with_mean_0_and_std_1():
     scores = [noise("p", f"answer {i}") for i in range(4000)]
     assert scores[7] == noise("p", "answer 7") and scores[7] != noise("q", "answer 7")
     mean = sum(scores) / len(scores)

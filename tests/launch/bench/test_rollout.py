@@ -1,4 +1,4 @@
-"""bench_rollout: every side makes the same tokens; lengths as asked; floors by hand; mistakes in one line."""
+"""The rollout bench: all sides generate the same tokens; lengths, floors by hand, errors in one line."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ from tests.launch.small import INSTRUCTIONS, make_model, write_rows
 
 
 @pytest.mark.parametrize("family", ["bloom", "llama"])
-def test_every_side_makes_the_same_tokens_and_is_measured(family, tmp_path, capsys):
+def test_all_sides_generate_the_same_tokens(family, tmp_path, capsys):
     model = make_model(tmp_path / "m", family)
-    peers = ["unshared", "transformers"] if family == "llama" else ["generate"]  # its continuous batching has no ALiBi
+    peers = (
+        ["unshared", "transformers"] if family == "llama" else ["generate"]
+    )  # transformers' continuous batching lacks ALiBi
     job([
         "--model", str(model), "--num-prompts", "3", "--responses", "2", "--prompt-tokens", "9", "--slots", "4",
         "--max-new-tokens", "12", "--mean-new-tokens", "5", "--vs", *peers, "--peer-batch", "2", "4", "--json",
@@ -38,7 +40,7 @@ def test_every_side_makes_the_same_tokens_and_is_measured(family, tmp_path, caps
     assert 0 < sides["ours"]["decode_share_of_floor"] < 1.5
 
 
-def test_prompts_of_a_file_are_cut_and_drawn(tmp_path):
+def test_prompts_from_a_file_are_sampled_and_cut(tmp_path):
     model = make_model(tmp_path / "m")
     data = write_rows(tmp_path / "d.jsonl", INSTRUCTIONS)
     workload = make_workload(str(model), 320, 4, 7, 2, "fixed", 5, 1.0, str(data), 0)
@@ -47,11 +49,11 @@ def test_prompts_of_a_file_are_cut_and_drawn(tmp_path):
     assert [(r.prompt_id, r.sample_id) for r in workload.requests()][:3] == [(0, 0), (0, 1), (1, 0)]
     assert {(r.min_new_tokens, r.max_new_tokens) for r in workload.requests(most=3)} == {(3, 3)}
     assert max(t for p in workload.prompts for t in p) < load_model(model).vocab_size
-    with pytest.raises(UserError, match="holds 5 prompts, --num-prompts is 6"):
+    with pytest.raises(UserError, match="contains 5 prompts, --num-prompts is 6"):
         make_workload(str(model), 320, 6, 7, 2, "fixed", 5, 1.0, str(data), 0)
 
 
-def test_lengths_have_the_distribution_asked_for(tmp_path):
+def test_length_distributions(tmp_path):
     rng = random.Random(0)
     assert draw_lengths("fixed", 3, 9, 1.0, rng) == [9] * 3
     uniform = draw_lengths("uniform", 4000, 50, 1.0, rng)
@@ -67,14 +69,14 @@ def test_lengths_have_the_distribution_asked_for(tmp_path):
 
 
 @pytest.mark.parametrize("line", ["x", "0", "true", "{}", "1.5", '"4"'])
-def test_a_bad_recorded_length_is_named(line, tmp_path):
+def test_bad_recorded_length(line, tmp_path):
     file = tmp_path / "lengths.jsonl"
     file.write_text(f"3\n{line}\n")
     with pytest.raises(UserError, match=r"lengths.jsonl:2: no length in"):
         draw_lengths(str(file), 1, 9, 1.0, random.Random(0))
 
 
-def test_the_floor_of_a_step_by_hand():
+def test_step_floor_by_hand():
     model = build_model(llama(), seed=0)  # 5 layers, 48 wide, 80 inside, 6 heads of 8, 2 of them for keys, 61 tokens
     cost = ModelCost.of(model)
     matrices = 5 * (48 * 48 + 2 * 48 * 16 + 48 * 48 + 3 * 48 * 80)
@@ -90,7 +92,7 @@ def test_the_floor_of_a_step_by_hand():
     assert decode_share([step, busy], cost, Machine(2 * nbytes, 1e30)) == pytest.approx(0.5)
 
 
-def test_a_side_that_stops_early_is_caught():
+def test_early_stop_is_caught():
     workload = Workload([(1,)], 2, [3, 4])
     check_same_lengths("x", [[1] * 3, [1] * 4], workload)
     with pytest.raises(AssertionError, match="x: response 1 has 3 tokens"):
@@ -103,7 +105,7 @@ def test_a_side_that_stops_early_is_caught():
         (["--num-prompts", "0"], "--num-prompts is 0: give 1 or more"),
         (["--mean-new-tokens", "0"], "--mean-new-tokens is 0"),
         (["--vs", "vllm"], "--vs vllm is unknown: one of unshared, generate, continuous, transformers"),
-        (["--lengths", "gamma"], "--lengths gamma is none of fixed, uniform, lognormal and no file"),
+        (["--lengths", "gamma"], "--lengths gamma is neither a file nor one of fixed, uniform, lognormal"),
         (["--cache-tokens", "64", "--max-new-tokens", "90", "--lengths", "fixed"], "raise --cache-tokens to 128"),
     ],
 )
@@ -113,7 +115,7 @@ def test_mistakes_are_one_line(flags, message, tmp_path):
         job(["--model", str(model), "--num-prompts", "2", "--prompt-tokens", "4", *flags])
 
 
-def test_a_picture_of_the_steps(tmp_path):
+def test_plot_steps(tmp_path):
     from launch.bench.rollout_plot import plot_steps
 
     pytest.importorskip("matplotlib")

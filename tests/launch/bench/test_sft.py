@@ -1,4 +1,4 @@
-"""bench_sft: both dtypes step, their times and operations are told, and a mistake is one line."""
+"""The SFT bench: both dtypes step, times and operations are printed, errors are one line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TINY = [
 ]  # fmt: skip
 
 
-def test_both_dtypes_are_measured_in_turn(capfd):
+def test_dtypes_alternate(capfd):
     with one_rank():
         job([*TINY, "--operations", "3"])
     out = capfd.readouterr().out
@@ -28,7 +28,7 @@ def test_both_dtypes_are_measured_in_turn(capfd):
     assert numbers["operations"]["bfloat16"][0]["operation"] in out
 
 
-def test_the_defaults_fill_one_microbatch():
+def test_defaults_fill_one_microbatch():
     s = BenchSettings()
     assert sum(len(e.tokens) for e in examples_of(s)) == s.tokens_per_microbatch == 2048
 

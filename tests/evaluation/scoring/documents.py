@@ -1,4 +1,4 @@
-"""Helpers: small models whose attention is sharp, and documents that share prefixes in every way there is."""
+"""Test helpers: small models with sharp attention, and documents that share prefixes in many ways."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ def document_of(index: int, choices: list[Choice], gold: int | tuple[float, ...]
 
 
 def documents_of(count: int, seed: int = 0) -> list[Document]:
-    """Contexts that share 0, 5, 250 or 270 tokens; choices of 1 to 8 tokens, some with a common start, two equal."""
+    """Documents with contexts that share 0, 5, 250 or 270 tokens.
+
+    Each has five choices of 1 to 9 tokens: some share their first tokens, and the last equals the first.
+    """
     draw = random.Random(seed)
 
     def ids(n: int) -> tuple[int, ...]:
@@ -44,14 +47,14 @@ def documents_of(count: int, seed: int = 0) -> list[Document]:
         context = common[: draw.choice([0, 5, 250, 270, 270])] + ids(draw.randrange(1, 40))
         start = ids(2)
         choices = [choice_of(context, start[: draw.randrange(3)] + ids(draw.randrange(1, 7))) for _ in range(3)]
-        # As tokenisation at the border has it: a choice whose context is shorter than its siblings'.
-        moved = choice_of(context[:-1] or context, (context[-1], *choices[0].continuation_ids))
-        documents.append(document_of(index, [*choices, moved, choices[0]]))
+        # A choice with a shorter context than the others, as when a token spans the border.
+        resplit = choice_of(context[:-1] or context, (context[-1], *choices[0].continuation_ids))
+        documents.append(document_of(index, [*choices, resplit, choices[0]]))
     return documents
 
 
 def long_documents(seed: int = 0) -> list[Document]:
-    """Three documents of some 3,000 tokens that share nothing: together they fill a forward of 8,192."""
+    """Three documents of about 3,000 tokens without a common prefix. Together they fill a forward of 8,192 rows."""
     draw = random.Random(seed)
 
     def ids(n: int) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Which rank scores which documents: neighbours in the tree of prefixes stay together, the work is spread evenly."""
+"""Shard documents over ranks: equal work for each rank, and documents with a common prefix on the same rank."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from evaluation.scoring.prefix_tree import common_prefix
 
 
 def in_tree_order(documents: Sequence[Document]) -> list[int]:
-    """The documents' places, those whose contexts share a beginning next to each other."""
+    """Return the indices of the documents, sorted so that contexts with a common prefix are neighbours."""
     return sorted(range(len(documents)), key=lambda i: documents[i].choices[0].context_ids)
 
 
-def shares(documents: Sequence[Document], size: int) -> list[list[int]]:
-    """The places of each rank's documents: runs of the tree's order with about the same number of new tokens."""
+def shard(documents: Sequence[Document], num_ranks: int) -> list[list[int]]:
+    """Return the indices of each rank's documents: consecutive in tree order, with about equally many new tokens."""
     order = in_tree_order(documents)
     before, costs = np.empty(0, dtype=np.int64), []
     for i in order:
@@ -26,8 +26,8 @@ def shares(documents: Sequence[Document], size: int) -> list[list[int]]:
         costs.append(len(context) - common_prefix(before, context) + continuations)
         before = context
     total = sum(costs)
-    parts: list[list[int]] = [[] for _ in range(size)]
-    for i, cost, up_to in zip(order, costs, accumulate(costs)):
-        # By the middle of a document's stretch of work: the first one, which has the shared prefix too, may be long.
-        parts[min(size - 1, int((up_to - cost / 2) * size / total))].append(i)
-    return parts
+    shards: list[list[int]] = [[] for _ in range(num_ranks)]
+    for i, cost, end in zip(order, costs, accumulate(costs)):
+        # Assign by the middle of the document's work: the first document pays for the shared prefix and may be long.
+        shards[min(num_ranks - 1, int((end - cost / 2) * num_ranks / total))].append(i)
+    return shards

@@ -1,0 +1,55 @@
+"""The model that generates rollouts: a frozen trunk, and the trained top brought into it before each rollout."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from engine.training.context import Context
+from engine.training.export import body_weights
+from engine.training.modules import Policy
+from engine.training.sharded import ShardedWeights
+from engine.training.trunk import kept_rows, trunk_parameters
+from engine.training.zero import ZeroStep
+
+
+class Actor:
+    """Holds `model`, whose layers from `split` on are the policy's.
+
+    ZeRO-3 keeps the policy's weights in parts. There the actor has a top of its own that `publish` fills, and each
+    rank holds a part of the trunk while nothing reads it.
+    """
+
+    def __init__(self, model: torch.nn.Module, policy: Policy, split: int | None, context: Context):
+        self.model, self.device = model, context.world.device
+        self.cache_bytes = context.batch.trunk_cache * 1e9
+        trunk = [] if split is None else trunk_parameters(model, split)
+        # The head is read in every update, so it stays whole.
+        self.trunk = ShardedWeights([w for _, w in trunk if w is not model.head_weight], context.world)
+        self.sharded = context.ds_config.get("zero_optimization", {}).get("stage", 0) == 3
+        if self.sharded:
+            policy.body = copy.deepcopy(policy.body).requires_grad_(True)
+            model.requires_grad_(False)
+
+    def gather(self) -> None:
+        """Make the trunk whole on every rank. All ranks call it."""
+        self.trunk.gather()
+
+    def release(self) -> None:
+        """Give back the memory of the other ranks' parts of the trunk, under ZeRO-3."""
+        if self.sharded:
+            self.trunk.release()
+
+    def publish(self, zero: ZeroStep) -> None:
+        """Bring the trained weights into the model. Without ZeRO-3 they are the same tensors."""
+        if zero.stage == 3:
+            own = dict(self.model.named_parameters())
+            for name, weight in body_weights(zero.state_dict()).items():
+                own[name].data.copy_(weight)
+
+    def keep(self, parts: Sequence[Tensor | None]) -> Tensor | None:
+        """Trunk outputs end to end, on the device while --trunk-cache allows it, else in host memory."""
+        return kept_rows(parts, self.cache_bytes, self.device)

@@ -1,0 +1,187 @@
+"""The training loop that SFT and reward training share: resume, step, measure, save, stop."""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.base.seeds import batches
+from engine.cli.console import short
+from engine.objectives.schedule import learning_rate
+from engine.packing import Microbatch, plan_microbatches
+from engine.text.encoding import Example
+from engine.training.checkpoint import Checkpoints
+from engine.training.context import Context
+from engine.training.guards import in_losses, stop
+from engine.training.metrics import Metrics
+from engine.training.trunk import FrozenWeights, Trunk
+from engine.training.zero import ZeroStep, adamw
+
+
+class SupervisedTrainer(ABC):
+    """Optimizer steps over a fixed list of records.
+
+    A subclass says what a record is (an Example or a RankedExamples), how many loss terms it has, and its loss. The
+    gradient of a step is that of the sum of losses divided by the number of terms on all ranks.
+    """
+
+    name: str  # of the stage: progress bar, loss/NAME, and the seed's stream
+
+    def __init__(
+        self,
+        module: nn.Module,
+        model: nn.Module,
+        trunk: Trunk | None,
+        frozen: FrozenWeights,
+        records: Sequence[Any],
+        heldout: Sequence[Any],
+        context: Context,
+        identity: Mapping[str, str],
+    ):
+        self.model, self.trunk, self.frozen, self.records, self.heldout = model, trunk, frozen, records, heldout
+        self.optimizer, self.batch, self.settings = context.optimizer, context.batch, context.stage
+        self.world, self.run, self.console = context.world, context.run, context.console
+        weight = next(module.parameters())
+        self.zero = ZeroStep(module, adamw(self.optimizer), self.world, context.ds_config, weight.dtype)
+        run_settings = context.run_settings
+        steps = batches(len(records), self.batch.batch_size, self.batch.epochs, run_settings.seed, self.name)
+        self.steps = steps[: run_settings.max_steps]
+        identity = {**identity, "steps": len(self.steps)}
+        self.checkpoints = Checkpoints(self.zero, self.run, run_settings, self.world, self.console, identity)
+        self.results: dict[str, float] = {}
+
+    def train(self) -> dict[str, float]:
+        """Run the steps that are left. Returns the losses and held-out measurements by name, for result.json."""
+        saved = self.checkpoints.restore()
+        if self.trunk and self.trunk.split and self.batch.epochs > 1:
+            sequences = [e.tokens for record in self.records for e in self.examples_of(record)]
+            self.trunk.keep(sequences, self.run.trunk_file, self.batch, self.world, self.console)
+        self.results = dict(saved.trainer) if saved else {}
+        if not saved:
+            self._measure(0, before=True)
+        bar, total = self.console.bar(len(self.steps), self.name, "step"), len(self.steps)
+        with self.checkpoints:
+            for step in range(saved.step if saved else 0, total):
+                self.keep_loss(self.step(step))
+                bar.update(step + 1 - bar.n)
+                if self.settings.measures(step + 1, total):
+                    self._measure(step + 1)
+                self.checkpoints.after_step(step + 1, self.results, last=step + 1 == total)
+            result = self.finish()
+            self.world.at(None)
+            self.frozen.check()
+        bar.close()
+        return result
+
+    def step(self, step: int) -> float:
+        """Take one optimizer step. Returns its loss."""
+        self.world.at(f"step {step + 1}")
+        metrics, began, indices = Metrics(), time.monotonic(), self.steps[step]
+        records = [self.records[i] for i in indices]
+        terms, plan = self.terms_of(records), self._plan(records)
+        losses = []
+        for k, microbatch in enumerate(plan):
+            chosen = [records[i] for i in microbatch.ids]
+            loss, counts = self.loss(chosen, [indices[i] for i in microbatch.ids])
+            loss = loss * microbatch.weight
+            self.zero.backward(loss / terms, last=k == len(plan) - 1)
+            metrics.add(f"loss/{self.name}", loss, self.terms_of(chosen) * microbatch.weight)
+            losses.append(loss.detach())
+            self.world.tick()
+            for name, (total, count) in counts.items():
+                metrics.add(name, total * microbatch.weight, count * microbatch.weight)
+        total = len(self.steps)
+        lr = learning_rate(step, total, self.optimizer.lr, self.optimizer.schedule, self.optimizer.warmup(total))
+        norm = self.zero.step(lr)
+        if not math.isfinite(norm):
+            self._stop(step, losses, [[records[i] for i in microbatch.ids] for microbatch in plan])
+        means = metrics.read(self.world)
+        tokens = sum(self._lengths(records))
+        rate = tokens / (time.monotonic() - began)
+        numbers = {**means, "grad_norm": norm, "lr": lr, **self.also_log(tokens), "time/tokens_per_s": rate}
+        self.run.log(step + 1, numbers)
+        if (step + 1) % max(1, total // 20) == 0 or step == 0:
+            self.console.row({
+                "step": f"{step + 1}/{total}", "loss": short(means[f"loss/{self.name}"]), **self.also_show(means),
+                "grad norm": short(norm), "lr": f"{lr:.2e}", "tokens/s": f"{rate:.0f}",
+            })  # fmt: skip
+        return means[f"loss/{self.name}"]
+
+    @abstractmethod
+    def examples_of(self, record: Any) -> Sequence[Example]:
+        """The sequences of a record. They share a microbatch."""
+
+    @abstractmethod
+    def terms_of(self, records: Sequence[Any]) -> int:
+        """How many terms the losses of these records sum."""
+
+    @abstractmethod
+    def loss(
+        self, records: Sequence[Any], indices: Sequence[int] | None
+    ) -> tuple[Tensor, dict[str, tuple[Tensor, int]]]:
+        """(sum of the losses of a pack of records, {metric: (sum, count)}).
+
+        `indices` are the records' indices in the training data, None for other records.
+        """
+
+    @abstractmethod
+    def measure(self) -> tuple[dict[str, float], dict[str, float], str]:
+        """Measure the held-out records: ({name in result.json: value}, {name in metrics.jsonl: value}, line)."""
+
+    @abstractmethod
+    def kept_tensors(self, records: Sequence[Any]) -> dict[str, Tensor]:
+        """The tensors that replay a batch of these records."""
+
+    def keep_loss(self, loss: float) -> None:
+        """Put a step's loss into the results."""
+        self.results = {**self.results, "loss_last": loss}
+
+    def finish(self) -> dict[str, float]:
+        """Compute what follows the last step. Returns the run's results."""
+        return self.results
+
+    def also_log(self, tokens: int) -> dict[str, float]:
+        """More numbers of a step of this many tokens."""
+        return {}
+
+    def also_show(self, means: Mapping[str, float]) -> dict[str, str]:
+        """More columns of the console's line."""
+        return {}
+
+    def packs_of(self, records: Sequence[Any]) -> Iterator[tuple[tuple[int, ...], float]]:
+        """Yield this rank's microbatches: indices into `records`, and the weight, 0 for a stand-in."""
+        for microbatch in self._plan(records):
+            yield microbatch.ids, microbatch.weight
+            self.world.tick()
+
+    def _measure(self, step: int, before: bool = False) -> None:
+        if not self.heldout:
+            return
+        self.world.at(f"held-out data after step {step}")
+        with torch.no_grad():
+            results, logged, line = self.measure()
+        self.results |= {f"{name}_before" if before else name: value for name, value in results.items()}
+        self.run.log(step, logged)
+        self.console.say(f"held out, after step {step}: {line}")
+
+    def _plan(self, records: Sequence[Any]) -> list[Microbatch]:
+        """This rank's microbatches."""
+        return plan_microbatches(self._lengths(records), self.batch.tokens_per_microbatch, self.world.size)[
+            self.world.rank
+        ]
+
+    def _lengths(self, records: Sequence[Any]) -> list[int]:
+        return [sum(len(e.tokens) for e in self.examples_of(record)) for record in records]
+
+    def _stop(self, step: int, losses: Sequence[Tensor], plan: Sequence[Sequence[Any]]) -> None:
+        """End the run at a step that was not taken (guards.py)."""
+        mine = list({id(record): record for chosen in plan for record in chosen}.values())  # a stand-in may repeat one
+        ids = [e.id for record in mine for e in self.examples_of(record)]
+        trouble = in_losses(losses, [[record.id for record in chosen] for chosen in plan])
+        stop(self.run, self.checkpoints, step, trouble, ids, self.kept_tensors(mine), self.results)
