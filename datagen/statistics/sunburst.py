@@ -9,8 +9,6 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.base.errors import UserError
-
 SIZE = 800
 _HOLE, _BORDER, _RIM = 110, 245, 390  # radii of the rings
 _SMALLEST_LABEL = 0.011  # radians: an arc under it has no room for a word
@@ -106,11 +104,9 @@ def _label(label: str, radius: float, arc: Arc) -> str:
 
 
 def _write_png(path: Path, verbs: Sequence[Verb]) -> None:
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Wedge
-    except ImportError:
-        raise UserError(f"--figure {path} needs matplotlib: pip install matplotlib, or name it .svg") from None
+    from matplotlib.figure import Figure  # takes a second: only for a PNG
+    from matplotlib.patches import Wedge
+
     figure = Figure(figsize=(8, 8), dpi=200)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(-SIZE / 2, SIZE / 2), ylim=(-SIZE / 2, SIZE / 2))
