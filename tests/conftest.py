@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# "fixed" draws the same examples on every run, so only a change of the code can change a result. For new examples on
-# every run: pytest --hypothesis-profile explore
+# "fixed" draws the same examples on every run, so that only a code change can change a result. New examples on every
+# run: pytest --hypothesis-profile explore
 settings.register_profile("fixed", derandomize=True)
 settings.register_profile("explore", derandomize=False)
 settings.load_profile("fixed")

@@ -17,7 +17,7 @@ _MIN_LABELLED = 0.011  # radians; a smaller arc has no room for a word
 
 
 class Verb(NamedTuple):
-    """A verb, how many instructions have it (with any object), and its most frequent objects with their counts."""
+    """A verb, its number of instructions (with any object), and its most frequent objects with their counts."""
 
     verb: str
     count: int

@@ -50,7 +50,7 @@ def measure(stage: str, steps: int, folder: Path) -> list[dict[str, int]]:
 
         def logged(*args: Any) -> None:
             log(*args)
-            trainer.run.rows.clear()  # the rows that a test's run keeps would grow
+            trainer.run.rows.clear()  # a test's run keeps its rows in memory
             rows.append(resources(folder))
 
         trainer.run.log = logged

@@ -21,20 +21,20 @@ def _tokens(max_size, min_size=0):
     return st.lists(st.integers(0, 5), min_size=min_size, max_size=max_size)
 
 
-def test_by_hand():
+def test_lcs_length_by_hand():
     assert lcs_length([1, 2, 3, 4], [2, 4, 3]) == 2
     assert lcs_length([7, 7, 7], [7, 7]) == 2
     assert lcs_length([], [1]) == lcs_length([1], []) == 0
 
 
 @given(_tokens(100), _tokens(100))
-def test_one_pair(a, b):
+def test_lcs_length_matches_the_table(a, b):
     assert lcs_length(a, b) == _lcs_by_table(a, b)
 
 
 @settings(deadline=None)
 @given(st.lists(_tokens(MAX_PATTERN, 1), min_size=1, max_size=4), st.lists(_tokens(90), min_size=1, max_size=5))
-def test_many_pairs(patterns, texts):
+def test_lcs_lengths_match_the_table(patterns, texts):
     pattern_P, text_P = (np.ravel(x) for x in np.meshgrid(range(len(patterns)), range(len(texts)), indexing="ij"))
     length = np.array([len(text) for text in texts])
     tokens = np.array([token for text in texts for token in text], dtype=np.int32)
