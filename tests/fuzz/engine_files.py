@@ -127,7 +127,7 @@ def make_run(folder: Path) -> None:
 def report(path: Path) -> None:
     """Build the whole report page except its plots."""
     folder = next(parent for parent in path.parents if parent.name == "run")
-    page([read_run(folder)], [], []).encode()
+    page([read_run(folder)], []).encode()
 
 
 def run_folder(path: Path) -> None:
