@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.run.folder import check_writable
+from evaluation.results.picture import draw
 from evaluation.results.runs import Runs, read_runs
 from evaluation.results.tables import (
     Comparison,
@@ -52,8 +53,8 @@ def main(arguments: Sequence[str]) -> int:
         (options.output / "report.md").write_text(text, encoding="utf-8")
         _write_tables(options.output / "tables.csv", tables, common)
         _write_differences(options.output / "differences.csv", comparisons)
-        picture = _draw(options.output / "report.png", tables)
-        print(f"{options.output}: report.md, tables.csv, differences.csv{picture}")
+        draw(options.output / "report.png", tables)
+        print(f"{options.output}: report.md, tables.csv, differences.csv, report.png")
     return 0
 
 
@@ -143,13 +144,3 @@ def _write_differences(path: Path, comparisons: Sequence[Comparison]) -> None:
         for c in comparisons:
             d = c.difference
             writer.writerow((c.task, c.metric, c.language, c.a, c.b, d.mean, d.low, d.high, d.count))
-
-
-def _draw(path: Path, tables: Sequence[Table]) -> str:
-    """Draw the picture and return the end of the line that lists the files. matplotlib comes with extra [report]."""
-    try:
-        from evaluation.results.picture import draw
-    except ImportError:
-        return "; no picture, because matplotlib is not installed: pip install .[report]"
-    draw(path, tables)
-    return ", report.png"

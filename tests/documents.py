@@ -1,14 +1,14 @@
-"""Commands in the Markdown pages: found, read by the programs' own parsers, and the marked ones run.
+"""Find the commands in the Markdown pages, check them with the programs' own parsers, and run the marked ones.
 
-A fenced `sh` block is parsed: its programs, flags, values and files must exist. An HTML comment above a block asks for
-more:
-    <!-- run -->          run by the default tests, in a folder of the page's own, after the page's blocks before it
-    <!-- slow -->         the same, under `pytest -m slow`
-    <!-- shows -->        a `text` block: the last command run printed exactly this
-    <!-- shows part -->   a `text` block: it printed these lines, among others
-    <!-- said -->         a `text` block: messages of ours, with … for what they name
-    <!-- file: NAME -->   any block: its content is written to NAME first
-Square brackets in a command mark what may be left out; it is read as if given.
+Every fenced `sh` block is parsed: its programs, flags, values and files must exist. An HTML comment above a block asks
+for more:
+    <!-- run -->          run it in the default tests, in a folder of this page, after the earlier blocks of the page
+    <!-- slow -->         run it under `pytest -m slow`
+    <!-- shows -->        a `text` block: the exact output of the last command
+    <!-- shows part -->   a `text` block: some lines of that output
+    <!-- said -->         a `text` block: messages of our code, with … for the variable parts
+    <!-- file: NAME -->   any block: write its content to the file NAME
+Square brackets in a command mark optional words; they are checked like the others.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import engine.cli.parse
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ROOMS = ("kernels", "engine", "datagen", "evaluation", "launch", "tests", "ds_configs", "docs")
-# Programs that are not ours: nothing to look up.
+# Programs of others, whose flags are not checked.
 OTHERS = {
     *("git", "cd", "pip", ".", "export", "curl", "tensorboard", "sbatch", "nvidia-smi", "df"),
     *("kill", "free", "ls", "cat", "ip", "ssh", "sudo", "apt-get", "wandb", "ulimit", "mkdir", "cp", "openssl"),
@@ -44,7 +44,7 @@ _WITHOUT_FLAGS = ("tests.files_table", "tests.golden.regenerate")
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block; line is that of its first line in the page."""
+    """A fenced block. line: number of its first line in the page."""
 
     page: Path
     line: int
@@ -57,7 +57,7 @@ class Block:
 
 
 def blocks(page: Path) -> Iterator[Block]:
-    """The page's fenced blocks, in their order."""
+    """Yield the page's fenced blocks in order."""
     text = page.read_text(encoding="utf-8")
     for found in _BLOCK.finditer(text):
         line = text.count("\n", 0, found.start("text")) + 1
@@ -65,7 +65,7 @@ def blocks(page: Path) -> Iterator[Block]:
 
 
 def commands(block: Block) -> Iterator[list[str]]:
-    """The words of each command: comments, continued lines, `;` and `&&`, and variables before a program are read."""
+    """Yield the words of each command: without comments and variable assignments, continued lines joined."""
     for line in block.text.replace("\\\n", " ").split("\n"):
         reader = shlex.shlex(line, posix=True, punctuation_chars=";&|()<>")
         reader.whitespace_split, reader.commenters = True, "#"
@@ -81,15 +81,15 @@ def commands(block: Block) -> Iterator[list[str]]:
                 words.append(word)
 
 
-class _ReadToTheEnd(BaseException):
-    """The program has read its flags and would start its work now."""
+class _FlagsRead(BaseException):
+    """Raised once the program has read its flags, before it starts its work."""
 
 
-def program(words: Sequence[str]) -> tuple[str, list[str]] | None:
-    """(file or module, its arguments) of a command that starts Python; None for any other."""
+def python_program(words: Sequence[str]) -> tuple[str, list[str]] | None:
+    """Return (file or "-m MODULE", arguments) of a command that starts Python; None for any other command."""
     head, *rest = words
     if head == "srun":
-        return program(rest[rest.index("python") :])
+        return python_program(rest[rest.index("python") :])
     if head in ("deepspeed", "torchrun"):
         while rest and not rest[0].endswith(".py"):
             del rest[0]  # the launcher's own flags
@@ -100,60 +100,60 @@ def program(words: Sequence[str]) -> tuple[str, list[str]] | None:
 
 
 def check(words: Sequence[str]) -> None:
-    """AssertionError, saying why, for a command that cannot be right."""
+    """Check a command: programs, files and flags must exist. AssertionError with the reason otherwise."""
     words = [word.strip("[]") for word in words if word.strip("[]")]
     for word in words:
         if word.split("/")[0] in ROOMS and "/" in word and "*" not in word:
-            assert (ROOT / word).exists(), f"{word} is not there"
-    started = program(words)
+            assert (ROOT / word).exists(), f"{word} does not exist"
+    started = python_program(words)
     if started is None:
         if words[0] == "make":
             targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
             assert all("=" in w or w in targets for w in words[1:]), f"the Makefile has no target of {words[1:]}"
         else:
-            assert words[0] in OTHERS, f"{words[0]} is no program these pages use"
+            assert words[0] in OTHERS, f"{words[0]} is not in OTHERS, the known programs"
         return
     name, arguments = started
     module = name.removeprefix("-m ")
     if module in ("pytest", "venv", "pip"):
         return
     if module in _WITHOUT_FLAGS:
-        assert importlib.util.find_spec(module) and not arguments, f"{module} is not there, or takes no flags"
+        assert importlib.util.find_spec(module) and not arguments, f"{module} does not exist, or takes no flags"
         return
     if (ROOT / name).exists() or name.startswith("-m "):
         _read_flags(name, arguments)
-    else:  # a file that the page itself gives: its flags are those of the job it starts
-        assert any(b.mark == f"file: {name}" for page in PAGES for b in blocks(page)), f"{name} is not there"
+    else:  # a file that the page itself defines; the job it starts checks the flags
+        assert any(b.mark == f"file: {name}" for page in PAGES for b in blocks(page)), f"{name} does not exist"
 
 
 def _read_flags(name: str, arguments: list[str]) -> None:
-    """Start the program up to where it has read its flags."""
+    """Start the program and stop it as soon as it has read its flags."""
 
     def then_stop(read: Callable[..., Any]) -> Callable[..., Any]:
         def stop(*args: Any, **kwargs: Any) -> None:
             read(*args, **kwargs)
-            raise _ReadToTheEnd
+            raise _FlagsRead
 
         return stop
 
-    if not name.startswith("-m "):  # what it imports must not keep the function that stops
+    if not name.startswith("-m "):  # import it first, so that no imported module keeps the patched parser
         importlib.import_module(name.removesuffix(".py").replace("/", "."))
     before = engine.cli.parse.parse_settings, argparse.ArgumentParser.parse_args
     engine.cli.parse.parse_settings, argparse.ArgumentParser.parse_args = map(then_stop, before)
-    said = io.StringIO()
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
             start(name, arguments)
-    except _ReadToTheEnd:
+    except _FlagsRead:
         return
     except SystemExit as stopped:
-        assert stopped.code == 0 and "--help" in arguments, f"{name} refuses {arguments}: {said.getvalue().strip()}"
+        assert stopped.code == 0 and "--help" in arguments, f"{name} refuses {arguments}: {output.getvalue().strip()}"
     finally:
         engine.cli.parse.parse_settings, argparse.ArgumentParser.parse_args = before
 
 
 def start(name: str, arguments: Sequence[str]) -> None:
-    """Run `python NAME ARGUMENTS` in this process, under the name of a program that was started."""
+    """Run `python NAME ARGUMENTS` in this process, as `__main__`."""
     path, argv = [*sys.path], sys.argv
     sys.argv = [name, *arguments]
     sys.path[:0] = [str(ROOT)]
@@ -169,13 +169,13 @@ def start(name: str, arguments: Sequence[str]) -> None:
 
 
 def run(words: Sequence[str]) -> str:
-    """What a command prints, in this process and the working directory; AssertionError unless it ends with status 0."""
-    started = program(words)
-    assert started is not None, f"only Python is run, not {words[0]}"
-    said = io.StringIO()
+    """Run a command in this process and working directory and return its output. AssertionError if it fails."""
+    started = python_program(words)
+    assert started is not None, f"only Python programs can be run, not {words[0]}"
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stdout(said):
+        with contextlib.redirect_stdout(output):
             start(*started)
     except SystemExit as stopped:
-        assert not stopped.code, f"{words} ends with status {stopped.code}: {said.getvalue()}"
-    return said.getvalue()
+        assert not stopped.code, f"{words} ends with status {stopped.code}: {output.getvalue()}"
+    return output.getvalue()

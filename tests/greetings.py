@@ -1,4 +1,4 @@
-"""One short sentence in each supported language: a small text that holds every script."""
+"""One short sentence in each supported language, so a small text with every script."""
 
 GREETINGS = {
     "en": "Good morning, how are you today?",

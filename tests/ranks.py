@@ -1,4 +1,4 @@
-"""run_ranks: run one function on several gloo ranks and return what each one returned."""
+"""run_ranks: run one function on several gloo ranks and return each rank's result."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ PRELOADED = ["torch", "deepspeed", "transformers", "tests.engine.training.traine
 
 
 def run_ranks(function: Callable[..., Any], ranks: int, *args: Any) -> list[Any]:
-    """Call `function(*args)` in `ranks` new processes. It must be importable; what it returns must be picklable."""
+    """Call `function(*args)` on `ranks` new processes and return the results by rank.
+
+    The function must be importable and its result picklable. RuntimeError if a rank raises or dies.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -33,16 +36,16 @@ def run_ranks(function: Callable[..., Any], ranks: int, *args: Any) -> list[Any]
     received = {}
     while len(received) < ranks:
         if results.empty() and not any(p.is_alive() for p in processes):
-            raise RuntimeError(f"ranks died without an answer: exit codes {[p.exitcode for p in processes]}")
+            raise RuntimeError(f"ranks died without a result: exit codes {[p.exitcode for p in processes]}")
         if results.empty():
             processes[0].join(0.05)
             continue
-        rank, answer, error = results.get()
+        rank, result, error = results.get()
         if error:
             for process in processes:
                 process.kill()
             raise RuntimeError(f"rank {rank} failed:\n{error}")
-        received[rank] = torch.load(io.BytesIO(answer), weights_only=False)
+        received[rank] = torch.load(io.BytesIO(result), weights_only=False)
     for process in processes:
         process.join()
     return [received[rank] for rank in range(ranks)]
@@ -54,8 +57,8 @@ def _entry(results: Any, rank: int, ranks: int, port: int, function: Callable[..
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
     try:
-        answer = io.BytesIO()  # as bytes: a tensor's own transport needs the sender alive
-        torch.save(function(*args), answer)
-        results.put((rank, answer.getvalue(), None))
+        result = io.BytesIO()  # as bytes: torch's own tensor transport needs the sender to stay alive
+        torch.save(function(*args), result)
+        results.put((rank, result.getvalue(), None))
     except BaseException:  # noqa: BLE001  the parent raises it again
         results.put((rank, None, traceback.format_exc()))

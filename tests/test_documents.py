@@ -1,4 +1,4 @@
-"""The pages tell the truth: their commands are those the programs take, marked ones run, links and paths exist."""
+"""Tests of the Markdown pages: commands parse, marked ones run, quoted messages match, links and paths exist."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def alone():
 
 
 @pytest.mark.parametrize("block", [b for b in BLOCKS if b.kind == "sh"], ids=str)
-def test_commands_are_those_the_programs_take(block, tmp_path, monkeypatch):
+def test_commands_parse(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for words in commands(block):
         check(words)
@@ -49,8 +49,8 @@ def test_commands_are_those_the_programs_take(block, tmp_path, monkeypatch):
         "frobnicate --all",
     ],
 )
-def test_a_stale_command_is_found(wrong):
-    (words,) = commands(Block(Path("x.md"), 1, "sh", "", wrong + "  # which was right once"))
+def test_wrong_command_is_found(wrong):
+    (words,) = commands(Block(Path("x.md"), 1, "sh", "", wrong + "  # outdated"))
     with pytest.raises(AssertionError):
         check(words)
 
@@ -61,7 +61,7 @@ def test_every_mark_is_known():
 
 
 def follow(page: Path, marks: set[str]) -> None:
-    """Do what a page's marked blocks say, in their order."""
+    """Run a page's marked blocks in order and compare the outputs."""
     shown = None
     for block in blocks(page):
         if block.mark.startswith("file: "):
@@ -71,11 +71,11 @@ def follow(page: Path, marks: set[str]) -> None:
         elif block.mark in ("run", "slow"):
             shown = "".join([run(words) for words in commands(block)]) if block.mark in marks else None
         elif block.mark == "shows" and shown is not None:
-            assert block.text.split() == shown.split(), f"{block} is not what is printed now:\n{shown}"
+            assert block.text.split() == shown.split(), f"{block} differs from the output:\n{shown}"
         elif block.mark == "shows part" and shown is not None:
             printed = {" ".join(line.split()) for line in shown.split("\n")}
             missing = [line for line in block.text.split("\n") if " ".join(line.split()) not in printed]
-            assert not missing, f"{block}: {missing} is not printed now:\n{shown}"
+            assert not missing, f"{block}: {missing} is missing in the output:\n{shown}"
 
 
 def pages_with(mark: str) -> list[Path]:
@@ -83,20 +83,20 @@ def pages_with(mark: str) -> list[Path]:
 
 
 @pytest.mark.parametrize("page", pages_with("run"), ids=lambda page: page.name)
-def test_the_quick_commands_of_a_page_run(page, tmp_path, monkeypatch):
+def test_run_commands_of_a_page(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     follow(page, {"run"})
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", pages_with("slow"), ids=lambda page: page.name)
-def test_the_slow_commands_of_a_page_run(page, tmp_path, monkeypatch):
+def test_slow_commands_of_a_page(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     follow(page, {"run", "slow"})
 
 
-def test_quoted_messages_are_those_of_the_code():
-    """Each part between two ellipses stands in one text of the sources."""
+def test_quoted_messages_occur_in_the_code():
+    """Each part of a quoted message, split at its ellipses, must occur in a string of the sources."""
     trees = (ast.parse(file.read_text(encoding="utf-8")) for room in ROOMS[:5] for file in (ROOT / room).rglob("*.py"))
     texts = {
         n.value for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)
@@ -109,7 +109,7 @@ def test_quoted_messages_are_those_of_the_code():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_and_paths_are_there(page):
+def test_links_and_paths_exist(page):
     text = page.read_text(encoding="utf-8")
     gone = [link for link, _ in _LINK.findall(text) if not (page.parent / link).exists()]
     for name in _PATH.findall(text):

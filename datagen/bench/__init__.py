@@ -1,1 +1,1 @@
-"""Benchmarks of datagen: the client, the filter, the root verbs."""
+"""Benchmarks of datagen: API client, ROUGE-L filter, root verbs."""

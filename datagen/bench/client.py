@@ -1,10 +1,11 @@
-"""What the client costs: answers a second on one core against a bare local server, beside aiohttp alone, and memory.
+"""Measure the API client: answers per second on one core against a local server, compared to bare aiohttp, and memory.
 
     python -m datagen.bench.client [--answers 8000] [--rounds 3]
 
-The server is another process, which sends a fixed answer as soon as a request is whole. The floor is aiohttp posting
-the same bodies and reading the answers as JSON, without journal, limits or checks; both take turns, medians are shown.
-The memory is that of a fresh process with 2,000 requests in flight at a server that waits for two seconds.
+The server is another process. It sends a fixed answer as soon as a request is complete. The floor is aiohttp, which
+posts the same bodies and parses the answers as JSON without journal, limits or checks. Client and floor alternate; the
+table shows medians. Memory is the peak of a new process with 2,000 requests in flight to a server that waits two
+seconds.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ IN_FLIGHT = 2_000
 
 
 class _Server(asyncio.Protocol):
-    """Counts bytes until a request is whole, and answers."""
+    """Answer each request as soon as all its bytes have arrived."""
 
     def __init__(self, delay_s: float) -> None:
         self._delay_s = delay_s
@@ -89,7 +90,7 @@ def _settings(url: str, concurrency: int) -> ApiSettings:
 
 
 def _ours(url: str, answers: int, concurrency: int, folder: Path) -> tuple[float, float]:
-    """Seconds of wall clock and of this process's CPU for a whole run."""
+    """Return wall-clock and CPU seconds of this process for a whole run of the client."""
     name = f"{time.monotonic_ns()}"
     files = (folder / f"{name}.journal", folder / f"{name}.jsonl", folder / f"{name}.quarantine")
     start_s, start_cpu_s = time.perf_counter(), time.process_time()
@@ -99,7 +100,7 @@ def _ours(url: str, answers: int, concurrency: int, folder: Path) -> tuple[float
 
 
 def _floor(url: str, answers: int, concurrency: int) -> tuple[float, float]:
-    """The same of aiohttp alone."""
+    """Return wall-clock and CPU seconds for the same requests by aiohttp alone."""
 
     async def go() -> None:
         bodies = iter(
@@ -127,9 +128,9 @@ def _peak_mib(url: str, result: Connection, folder: Path) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Prints a table, then one line of JSON."""
+    """Print a table, then one line of JSON."""
     parser = argparse.ArgumentParser(prog="python -m datagen.bench.client", description=__doc__.split("\n")[0])
-    parser.add_argument("--answers", type=int, default=8_000, metavar="N", help="a round")
+    parser.add_argument("--answers", type=int, default=8_000, metavar="N", help="answers per round")
     parser.add_argument("--rounds", type=int, default=3, metavar="N")
     parser.add_argument("--concurrency", type=int, default=64, metavar="N")
     args = parser.parse_args(argv)
@@ -146,20 +147,20 @@ def main(argv: Sequence[str]) -> None:
         here, there = multiprocessing.Pipe()
         measured = multiprocessing.get_context("spawn").Process(target=_peak_mib, args=(url, there, folder))
         measured.start()
-        there.close()  # so that the end of that process is an error here, not silence
+        there.close()  # recv then fails if that process dies, instead of waiting forever
         before_mib, peak_mib = here.recv()
         measured.join()
         process.terminate()
-    print(f"2,000 in flight   {peak_mib:8,.0f} MiB at most ({before_mib:,.0f} before the first request)")
+    print(f"2,000 in flight   {peak_mib:8,.0f} MiB peak ({before_mib:,.0f} before the first request)")
     print(json.dumps({name: round(value, 3) for name, value in {**rates, "peak_mib": peak_mib}.items()}))
 
 
 def _print_rates(answers: int, floor: list[tuple[float, float]], ours: list[tuple[float, float]]) -> dict[str, float]:
     rates = []
-    for label, rounds in (("aiohttp alone", floor), ("with everything", ours)):
+    for label, rounds in (("aiohttp alone", floor), ("whole client", ours)):
         wall_s, cpu_s = (statistics.median(column) for column in zip(*rounds))
         rates.append(answers / wall_s)
-        print(f"{label:<17} {rates[-1]:8,.0f} answers/s   {cpu_s / answers * 1e3:.3f} ms CPU an answer", flush=True)
+        print(f"{label:<17} {rates[-1]:8,.0f} answers/s   {cpu_s / answers * 1e3:.3f} ms CPU per answer", flush=True)
     return {"answers_per_s": rates[1], "aiohttp_answers_per_s": rates[0], "ratio": rates[1] / rates[0]}
 
 

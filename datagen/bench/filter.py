@@ -1,8 +1,8 @@
-"""`python -m datagen.bench.filter`: time and memory of the ROUGE-L filter at full size, beside rouge_score's own speed.
+"""`python -m datagen.bench.filter`: time and memory of the ROUGE-L filter at full size, compared to rouge_score.
 
-Candidates are the pool's instructions recombined: the head of one joined to the tail of another, half of them after a
-few words were changed. A part of them are near duplicates, as of a language model's answers. rouge_score is timed on
-pairs drawn from the same texts, in the same run, as Alpaca calls it: on words made beforehand, one table a pair.
+Candidates recombine the pool's instructions: the head of one joined to the tail of another, half of them with a few
+words changed. As in a language model's answers, some are near duplicates. rouge_score is timed in the same run on pairs
+of the same texts, as Alpaca calls it: on words tokenized beforehand, one table per pair.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from engine.base.records import read_instructions
 
 
 def recombined(texts: list[str], count: int, seed: int) -> list[str]:
-    """Instructions that were in no list, of the words and the lengths of these."""
+    """Return `count` new instructions that mix heads, tails and words of the given ones."""
     draw = random.Random(seed)
     words = [word for text in texts[::7] for word in text.split()]
     made = []
@@ -37,8 +37,8 @@ def recombined(texts: list[str], count: int, seed: int) -> list[str]:
     return made
 
 
-def seconds_a_pair(texts: list[str], pairs: int, seed: int) -> float:
-    """rouge_score's seconds for one pair of these texts: the median of seven draws of pairs."""
+def seconds_per_pair(texts: list[str], pairs: int, seed: int) -> float:
+    """Return rouge_score's seconds per pair of these texts: the median over seven samples of pairs."""
     draw = random.Random(seed)
     times = []
     for _ in range(7):
@@ -53,9 +53,11 @@ def seconds_a_pair(texts: list[str], pairs: int, seed: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, metavar="FILE", help="instructions, e.g. Alpaca's 52,002")
-    parser.add_argument("--pool", type=int, default=158_000, help="size of the pool: the file's, then recombined ones")
+    parser.add_argument(
+        "--pool", type=int, default=158_000, help="pool size: the file's instructions, then recombined ones"
+    )
     parser.add_argument("--candidates", type=int, default=106_000)
-    parser.add_argument("--pairs", type=int, default=70_000, help="pairs on which rouge_score is timed")
+    parser.add_argument("--pairs", type=int, default=70_000, help="number of pairs to time rouge_score on")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -73,10 +75,10 @@ def main() -> None:
     filter_s = time.perf_counter() - begin
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
-    # Alpaca compares a candidate with the pool and every earlier keep.
+    # Alpaca compares a candidate with the pool and every candidate kept before it.
     kept = len(candidates) - len(rejections)
     pairs = len(pool) * len(candidates) + kept * len(candidates) // 2
-    rouge_s = seconds_a_pair(pool[:: len(pool) // 5000 or 1] + candidates[:5000], args.pairs, args.seed) * pairs
+    rouge_s = seconds_per_pair(pool[:: len(pool) // 5000 or 1] + candidates[:5000], args.pairs, args.seed) * pairs
     result = {
         "replay_texts": len(texts),
         "replay_rejected": len(replayed),

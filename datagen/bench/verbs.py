@@ -1,6 +1,6 @@
 """`python -m datagen.bench.verbs`: how often the rules and a spaCy pipeline find the same root verb and object.
 
-Neither is the truth: spaCy's small English pipeline reads many imperatives as nouns ("List five facts").
+Neither is a gold standard: spaCy's small English pipeline takes many imperatives for nouns ("List five facts").
 """
 
 from __future__ import annotations

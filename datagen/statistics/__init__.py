@@ -1,1 +1,1 @@
-"""Statistics of instruction data: lengths, verbs and their objects."""
+"""Compute statistics of instruction data: lengths, root verbs and their objects."""

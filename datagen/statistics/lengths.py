@@ -1,7 +1,7 @@
-"""Average lengths of prompts and responses, by language and source (Table 2 of Lai et al. 2023, "Okapi").
+"""Measure average lengths of prompts and responses, by language and source (Table 2 of Lai et al. 2023, "Okapi").
 
-A prompt is the instruction, a line break and the input, where there is one. Lengths are in Unicode words (in Chinese
-each letter is one) and in characters: neither depends on a model's tokenizer, which would favour some languages.
+A prompt is the instruction, then a line break and the input if there is one. Lengths are in Unicode words (each Chinese
+letter is one) and in characters, because a model's tokenizer would favour some languages.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from datagen.translation.texts import load_checks
 from engine.base.languages import LANGUAGES
 
 UNKNOWN = "?"
-_FOLDERS_LOOKED_AT = 2
-_RECORDS_LOOKED_AT = 20  # of a file, for its language
+_FOLDERS_SEARCHED = 2  # above a file, for a language code
+_RECORDS_CHECKED = 20  # per file, for their language
 
 
 @dataclass
 class Lengths:
-    """Sums over the records of one language and source."""
+    """Length sums over the records of one language and source."""
 
     records: int = 0
     prompt_words: int = 0
     prompt_characters: int = 0
-    responses: int = 0  # that are not empty
+    responses: int = 0  # non-empty ones
     response_words: int = 0
     response_characters: int = 0
 
     def add(self, prompt: str, response: str) -> None:
-        """Counts one record in."""
+        """Add one record."""
         self.records += 1
         self.prompt_words += len(unicode_words(prompt))
         self.prompt_characters += len(prompt)
@@ -44,7 +44,7 @@ class Lengths:
             self.response_characters += len(response)
 
     def averages(self) -> tuple[float, float, float, float]:
-        """Words and characters of a prompt, then of a response; 0 where there is none."""
+        """Return average words and characters per prompt, then per non-empty response; 0 if there is none."""
         prompts, responses = max(self.records, 1), max(self.responses, 1)
         return (
             self.prompt_words / prompts,
@@ -55,15 +55,15 @@ class Lengths:
 
 
 def languages_of(records: Sequence[Source]) -> list[str]:
-    """The language of each record: its `lang`, else that of its file, else "?".
+    """Return the language code of each record: its `lang`, else that of its file, else "?".
 
-    A file is in the language whose code begins or ends its name, or that of one of the two folders above it, unless its
-    texts are plainly in another: "it", "id" and "hr" are words too.
+    The language of a file is the code at the start or end of its name, or of one of the two folders above it. It is "?"
+    if the texts fail the language check, because "it", "id" and "hr" are words too.
     """
     samples: dict[str, list[Source]] = {}
     for record in records:
         of_file = samples.setdefault(record.path, [])
-        if len(of_file) < _RECORDS_LOOKED_AT and not isinstance(record.fields.get("lang"), str):
+        if len(of_file) < _RECORDS_CHECKED and not isinstance(record.fields.get("lang"), str):
             of_file.append(record)
     of_path = {path: _language_of_file(path, of_file) for path, of_file in samples.items()}
     languages = (record.fields.get("lang") for record in records)
@@ -80,7 +80,7 @@ def _language_of_file(path: str, records: Sequence[Source]) -> str:
 
 
 def _code_in_name(path: Path) -> str | None:
-    for name in (path.name.split(".")[0], *(folder.name for folder in list(path.parents)[:_FOLDERS_LOOKED_AT])):
+    for name in (path.name.split(".")[0], *(folder.name for folder in list(path.parents)[:_FOLDERS_SEARCHED])):
         parts = re.split(r"[\W_]+", name.lower())
         for part in (parts[0], parts[-1]):
             if part in LANGUAGES:
@@ -89,13 +89,13 @@ def _code_in_name(path: Path) -> str | None:
 
 
 def source_of(source: Source) -> str:
-    """The record's `source`, else the name of its file."""
+    """Return the record's `source`, else the name of its file."""
     value = source.fields.get("source")
     return value if isinstance(value, str) else Path(source.path).name.split(".")[0]
 
 
 def measure(records: Sequence[Source], languages: Sequence[str]) -> dict[tuple[str, str], Lengths]:
-    """(language, source) -> lengths, in the order of first appearance. UserError for a field that is no text."""
+    """Return (language, source) -> lengths, in order of first appearance. UserError for a field that is no string."""
     groups: dict[tuple[str, str], Lengths] = {}
     for record, language in zip(records, languages, strict=True):
         prompt = record.text("instruction")
@@ -107,7 +107,7 @@ def measure(records: Sequence[Source], languages: Sequence[str]) -> dict[tuple[s
 
 
 def length_lines(groups: dict[tuple[str, str], Lengths]) -> Sequence[str]:
-    """The table, a line a group."""
+    """Return the lines of the table: a header, then one line per group."""
     width = max((len(source) for _, source in groups), default=0)
     width = max(width, len("source"))
     names = ("records", "prompt words", "characters", "response words", "characters")

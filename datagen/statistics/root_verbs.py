@@ -1,8 +1,8 @@
-"""The root verb of an instruction and the noun it acts on ("Write a short poem about rain": write, poem), in English.
+"""Find the root verb and direct object of an English instruction ("Write a short poem about rain": write, poem).
 
-Two ways: rules over word lists, which need nothing installed, and a spaCy pipeline. The rules are written for
-instructions: imperatives, their lead-ins ("Given a sentence, ...", "Please", "Could you") and questions. How often the
-two agree is measured by `python -m datagen.bench.verbs`.
+Two finders: rules over word lists, which need no extra package, and a spaCy pipeline. The rules cover imperatives with
+their lead-ins ("Given a sentence, ...", "Please", "Could you") and questions. `python -m datagen.bench.verbs` measures
+how often the finders agree.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from engine.base.errors import UserError
 
 
 class Root(NamedTuple):
-    """Base forms, lower case. "" where there is none: no verb found, or no noun that is its direct object."""
+    """The root verb and its object: base forms, lower case, "" if not found."""
 
     verb: str
     object: str
@@ -44,12 +44,15 @@ _ADJECTIVE_ENDING = re.compile(r".{2,}(?:ive|al|ous|ful|ic|able|ible|less|ary|is
 
 
 def by_rules(instructions: Iterable[str]) -> Iterator[Root]:
-    """Root and object of each instruction, by rules. Only English is understood."""
+    """Yield the root of each English instruction, found by rules."""
     return map(root_of, instructions)
 
 
 def by_spacy(model: str) -> Finder:
-    """The same from a spaCy pipeline with a parser, of any language: the root of the first sentence and its object."""
+    """Return a finder that uses a spaCy pipeline with a parser, in the pipeline's language: root of the first sentence.
+
+    UserError if spaCy or the pipeline is not installed.
+    """
     try:
         import spacy
 
@@ -75,7 +78,7 @@ def by_spacy(model: str) -> Finder:
 
 
 def root_of(instruction: str) -> Root:
-    """Root and object of the first sentence in which a root is found."""
+    """Return the root of the first sentence that has one, or NONE."""
     for words in _sentences(instruction):
         root = _root_of_sentence(words)
         if root != NONE:
@@ -109,17 +112,13 @@ def _root_of_sentence(words: list[str]) -> Root:
 
 
 _NOT_VERBS = PREPOSITIONS | PRONOUNS | DETERMINERS | CLAUSE_OPENERS | QUESTION_WORDS | LEAD_INS
-
-
 _OPENERS = {"please", "then", "now", "also", "just", "and", ","}
 
 
 def _start(words: list[str]) -> int:
-    """Where the clause that asks begins: after "please", adverbs, "given ..., ", "you are asked to"."""
+    """Return the index where the request starts: after "please", adverbs, "given ..., ", "you are asked to"."""
     at = 0
-    while at < len(words) and (
-        words[at] in ("please", "then", "now", "also", "just", "and", ",") or _is_adverb(words[at])
-    ):
+    while at < len(words) and (words[at] in _OPENERS or _is_adverb(words[at])):
         at += 1
     if at == len(words):
         return at
@@ -139,7 +138,7 @@ def _start(words: list[str]) -> int:
 
 
 def _after_request(words: list[str], at: int) -> int | None:
-    """After "can you (please)", "I want you to", "your task is to", "you need to", "let's"; None if there is none."""
+    """Return the index after "can you (please)", "I want you to", "your task is to", "let's"; None without one."""
     rest = words[at:]
     if rest[0] in ("can", "could", "would", "will") and rest[1:2] == ["you"]:
         skip = 2
@@ -157,7 +156,7 @@ def _after_request(words: list[str], at: int) -> int | None:
 
 
 def _question(words: list[str], at: int) -> Root:
-    """ "How did A affect B?": affect B. "What is A?": be, without an object."""
+    """Return the root of a question: "How did A affect B?" gives affect, B; "What is A?" gives be without an object."""
     helper = next((i for i in range(at, len(words)) if words[i] in AUXILIARIES), None)
     if helper is None:
         verb = next((i for i in range(at + 1, len(words)) if words[i] in VERBS), None)
@@ -172,7 +171,7 @@ def _question(words: list[str], at: int) -> Root:
 
 
 def _object(words: list[str], at: int) -> str:
-    """The head noun of the phrase that begins there, in the singular; "" if no such phrase does."""
+    """Return the singular head noun of the noun phrase that starts at index `at`; "" if none starts there."""
     while at < len(words) and (words[at] in PARTICLES or words[at] in ("me", "us") or _is_adverb(words[at])):
         at += 1
     # "compare and contrast the style"
@@ -203,7 +202,7 @@ def _object(words: list[str], at: int) -> str:
 
 
 def _is_postmodifier(word: str, following: str) -> bool:
-    """Whether a word after a noun opens what describes it: "using", "given below", "described in"."""
+    """Whether a word after a noun starts a description of it: "using", "given below", "described in"."""
     if word in POSTMODIFIERS or following == "than":
         return True
     if word in MASS_NOUNS:
@@ -261,7 +260,7 @@ _IRREGULAR = {
 
 
 def singular(noun: str) -> str:
-    """The singular of a lower-case English noun, by its ending."""
+    """Return the singular of a lower-case English noun, from exceptions and by its ending."""
     if noun in _IRREGULAR:
         return _IRREGULAR[noun]
     if noun in MASS_NOUNS or not noun.endswith("s") or noun.endswith(("ss", "us", "is", "ics")) or len(noun) < 4:

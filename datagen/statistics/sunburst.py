@@ -1,4 +1,4 @@
-"""A sunburst of verbs and their objects: an inner ring and an outer one, as SVG written here or PNG by matplotlib."""
+"""Draw a sunburst with verbs in the inner ring and their objects in the outer one, as SVG or (by matplotlib) PNG."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.base.errors import UserError
-
 SIZE = 800
 _HOLE, _BORDER, _RIM = 110, 245, 390  # radii of the rings
-_SMALLEST_LABEL = 0.011  # radians: an arc under it has no room for a word
+_MIN_LABELLED = 0.011  # radians; a smaller arc has no room for a word
 
 
 class Verb(NamedTuple):
-    """A verb, how many instructions have it (with any object), and its most frequent objects with their counts."""
+    """A verb, its number of instructions (with any object), and its most frequent objects with their counts."""
 
     verb: str
     count: int
@@ -25,33 +23,36 @@ class Verb(NamedTuple):
 
 
 class Arc(NamedTuple):
-    """A piece of a ring, angles in radians clockwise from the top. ring 0 is the inner one."""
+    """One segment of a ring: 0 is the inner ring, angles are in radians clockwise from the top."""
 
     ring: int
     begin: float
     end: float
     label: str
     count: int
-    verb: int  # its verb's place, for the colour
+    verb: int  # index of its verb, for the colour
 
 
 def arcs(verbs: Sequence[Verb]) -> Iterator[Arc]:
-    """The full circle is all pairs listed, as in the papers' figures: a verb is as wide as its listed objects together.
+    """Yield the arcs. A verb is as wide as its listed objects together, and all listed pairs fill the circle.
 
-    Drawn by its own count, most of the outer ring would be empty: objects are many and each is rare.
+    With verbs as wide as their own counts, most of the outer ring would be empty: there are many rare objects.
     """
     whole = sum(count for verb in verbs for _, count in verb.objects) or 1
     begin = 0.0
-    for place, verb in enumerate(verbs):
+    for index, verb in enumerate(verbs):
         at = begin
         for noun, count in verb.objects:
-            yield Arc(1, at, at := at + 2 * math.pi * count / whole, noun, count, place)
-        yield Arc(0, begin, at, verb.verb, verb.count, place)
+            yield Arc(1, at, at := at + 2 * math.pi * count / whole, noun, count, index)
+        yield Arc(0, begin, at, verb.verb, verb.count, index)
         begin = at
 
 
 def write_figure(path: Path, verbs: Sequence[Verb], total: int) -> None:
-    """Writes the sunburst; `total`, the number of instructions, gives the shares. The suffix says .svg or .png."""
+    """Write the sunburst as .svg or .png, by the suffix. total: number of instructions, for the shares in the SVG.
+
+    UserError if a .png needs matplotlib and it is not installed.
+    """
     if path.suffix == ".svg":
         path.write_text(svg(verbs, total), encoding="utf-8")
     else:
@@ -59,7 +60,7 @@ def write_figure(path: Path, verbs: Sequence[Verb], total: int) -> None:
 
 
 def svg(verbs: Sequence[Verb], total: int) -> str:
-    """The sunburst as an SVG document; pointing at an arc shows its count and share."""
+    """Return the sunburst as an SVG document. Its tooltips show count and share of each arc."""
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {SIZE} {SIZE}" font-family="sans-serif">',
         f'<rect width="{SIZE}" height="{SIZE}" fill="white"/>',
@@ -70,17 +71,17 @@ def svg(verbs: Sequence[Verb], total: int) -> str:
         hue = 360 * arc.verb / max(len(verbs), 1)
         label = escape(arc.label)
         parts.append(
-            f'<path d="{_ring_piece(inner, outer, arc.begin, arc.end)}" stroke="white" '
+            f'<path d="{_ring_segment(inner, outer, arc.begin, arc.end)}" stroke="white" '
             f'fill="hsl({hue:.0f} 60% {62 if arc.ring == 0 else 80}%)">'
             f"<title>{label}: {arc.count:,} ({arc.count / max(total, 1):.2%})</title></path>"
         )
-        if arc.end - arc.begin > _SMALLEST_LABEL:
+        if arc.end - arc.begin > _MIN_LABELLED:
             parts.append(_label(label, (inner + outer) / 2, arc))
     return "\n".join([*parts, "</g>", "</svg>", ""])
 
 
-def _ring_piece(inner: float, outer: float, begin: float, end: float) -> str:
-    # A whole circle's arc would begin where it ends, which SVG draws as nothing.
+def _ring_segment(inner: float, outer: float, begin: float, end: float) -> str:
+    # SVG draws nothing for an arc that ends where it begins, so stop just short of a full circle.
     end = min(end, begin + 2 * math.pi - 1e-4)
     is_large = int(end - begin > math.pi)
     a, b = _point(inner, begin), _point(outer, begin)
@@ -95,7 +96,7 @@ def _point(radius: float, angle: float) -> str:
 def _label(label: str, radius: float, arc: Arc) -> str:
     middle = (arc.begin + arc.end) / 2
     turn = math.degrees(middle) - 90
-    if middle > math.pi:  # the left half would stand on its head
+    if middle > math.pi:  # labels in the left half would be upside down
         turn += 180
     size = max(4.0, min(14.0, radius * (arc.end - arc.begin) * 0.8))
     x, y = _point(radius, middle).split()
@@ -106,11 +107,9 @@ def _label(label: str, radius: float, arc: Arc) -> str:
 
 
 def _write_png(path: Path, verbs: Sequence[Verb]) -> None:
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Wedge
-    except ImportError:
-        raise UserError(f"--figure {path} needs matplotlib: pip install matplotlib, or name it .svg") from None
+    from matplotlib.figure import Figure  # takes a second: only for a PNG
+    from matplotlib.patches import Wedge
+
     figure = Figure(figsize=(8, 8), dpi=200)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(-SIZE / 2, SIZE / 2), ylim=(-SIZE / 2, SIZE / 2))
@@ -120,10 +119,10 @@ def _write_png(path: Path, verbs: Sequence[Verb]) -> None:
         begin, end = 90 - math.degrees(arc.end), 90 - math.degrees(arc.begin)
         colour = hls_to_rgb(arc.verb / max(len(verbs), 1), 0.62 if arc.ring == 0 else 0.80, 0.6)
         axes.add_patch(Wedge((0, 0), outer, begin, end, width=outer - inner, facecolor=colour, edgecolor="white"))
-        if arc.end - arc.begin > _SMALLEST_LABEL:
+        if arc.end - arc.begin > _MIN_LABELLED:
             middle, radius = (arc.begin + arc.end) / 2, (inner + outer) / 2
             turn = 90 - math.degrees(middle) + (180 if middle > math.pi else 0)
             size = max(3.0, min(10.0, radius * (arc.end - arc.begin) * 0.55))
-            place = (radius * math.sin(middle), radius * math.cos(middle))
-            axes.text(*place, arc.label, rotation=turn, fontsize=size, ha="center", va="center", rotation_mode="anchor")
+            point = (radius * math.sin(middle), radius * math.cos(middle))
+            axes.text(*point, arc.label, rotation=turn, fontsize=size, ha="center", va="center", rotation_mode="anchor")
     figure.savefig(path)

@@ -1,4 +1,4 @@
-"""English word lists of the rules that find root verbs: verbs that instructions ask with, and the small words."""
+"""English word lists for the root verb rules: verbs of instructions, function words, adjectives and nouns."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ VERBS = _words(
     """
 )
 
-# What the first words of a sentence may be before "..., VERB": "Given a sentence, rewrite it".
+# First words of a lead-in before the verb: "Given a sentence, rewrite it".
 LEAD_INS = _words(
     """
     given using in for based with from as if when while by to on at after before during assuming suppose considering
@@ -96,7 +96,7 @@ PARTICLES = _words(
     """
 )
 
-# What follows a noun to describe it: "a sentence using the word".
+# Words that start a description after a noun: "a sentence using the word".
 POSTMODIFIERS = _words(
     """
     using containing involving including describing showing explaining given provided listed shown described
@@ -116,7 +116,7 @@ ADJECTIVES = _words(
     """
 )
 
-# Nouns whose ending looks like a plural, an adjective, an adverb or a participle.
+# Nouns that end like a plural, an adjective, an adverb or a participle.
 MASS_NOUNS = _words(
     """
     news lens bias gas bus class process business analysis thesis physics series species pros cons atlas canvas

@@ -80,7 +80,7 @@ def _near_lists(task: Task, rng: Random) -> list[Value]:
 
 
 def _list_errors(items: tuple, rng: Random) -> list[tuple]:
-    """Return the (two or more) items with two neighbours swapped, with one lost, and with one replacing the next."""
+    """Return three versions of two or more items: two neighbours swapped, one lost, one repeated over the next."""
     i, lost, twice = rng.randrange(len(items) - 1), rng.randrange(len(items)), rng.randrange(len(items) - 1)
     return [
         (*items[:i], items[i + 1], items[i], *items[i + 2 :]),
@@ -200,7 +200,7 @@ def _far(kit: Kit, task: Task, rng: Random) -> list[Value]:
 
 
 def _off_task(kit: Kit, task: Task, other: Task, near: list[str], rng: Random) -> list[Value]:
-    """Return the answer to another question, the question, another language, the answer inside other text, silence."""
+    """Return another question's answer, the question, a foreign word, the answer inside other text, an empty answer."""
     foreign = load_kit("ne" if kit.code == "en" else "en")
     buried = rng.choice(
         [

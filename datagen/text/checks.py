@@ -8,7 +8,7 @@ from datagen.text.refusals import adds_refusal
 from engine.base.languages import Language
 
 
-def translation_fault(source: str, target: str, language: Language, keeps_english: bool = False) -> str | None:
+def fault_of_translation(source: str, target: str, language: Language, keeps_english: bool = False) -> str | None:
     """Return the first fault of a translation of an English text as "check: what was found", or None.
 
     Runs these checks in order:

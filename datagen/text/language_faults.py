@@ -38,7 +38,7 @@ _MIN_RATIO, _MIN_RATIO_OF_SHORT_TEXT, _SHORT = 0.3, 0.1, 50
 
 
 def language_fault(source: str, target: str, language: Language) -> str | None:
-    """Say why a translation of an English text is not in `language`; None if it seems to be.
+    """Return why a translation of an English text is not in `language`, or None if it seems to be.
 
     Ignores code, URLs and placeholders. The script and language checks also ignore words that the source contains:
     names, acronyms and quotations stay as they are. The language check needs 30 letters (15 in Chinese).
@@ -52,7 +52,7 @@ def language_fault(source: str, target: str, language: Language) -> str | None:
 
 
 def script_fault(text: str, language: Language) -> str | None:
-    """Say so if less than 70 % of the letters are in one script of the language; None below 8 letters."""
+    """Return a message if less than 70 % of the letters are in one script of the language; None below 8 letters."""
     found = main_script(language.scripts, text)
     if found is None or sum(map(str.isalpha, text)) < _MIN_SCRIPT_LETTERS or found[1] >= _MIN_SCRIPT_SHARE:
         return None
@@ -60,7 +60,7 @@ def script_fault(text: str, language: Language) -> str | None:
 
 
 def _english_left(source: str, target: str) -> str | None:
-    """Say so if the target is the source itself or copies eight of its words in a row."""
+    """Return a message if the target is the English source or copies eight of its words in a row, else None."""
     words = re.findall(r"[^\W\d_]+(?:['’][^\W\d_]+)*", source)
     common = [word for word in words if word.lower() in _ENGLISH_WORDS]
     plain = [word for word in words if len(word) > 2 and word.islower()]

@@ -17,8 +17,8 @@ _MIN_MARGIN = math.log(2.5)
 class LengthRatios:
     """A histogram of one language's length ratios. It does not depend on the order of the texts.
 
-    The bounds lie four interquartile ranges beyond the quartiles, at least a factor of 2.5. A few wrong translations
-    hardly move them.
+    The bounds lie four interquartile ranges beyond the quartiles, at least a factor of 2.5, but never allow a factor
+    above 10. A few wrong translations hardly move them.
     """
 
     def __init__(self) -> None:

@@ -15,7 +15,7 @@ from datagen.text.number_words import Atom, Lexicon, atoms_of, lexicon, plain_wo
 _BETWEEN_DIGITS = ".,'\u2019\u066b\u066c\u00a0\u202f\u2009"
 # Matches 12,345.6, 12 345,6 and .5.
 NUMBER = re.compile(rf"(?:(?<![\w.])\.)?\d+(?:(?:[{_BETWEEN_DIGITS}]|(?<!\d\d\d\d) (?=\d\d\d(?!\d)))\d+)*", re.ASCII)
-# Python's \w excludes vowel signs, so include the Indic blocks whole, without their full stops and digits.
+# Python's \w excludes vowel signs, so include the Indic blocks whole, except their full stops.
 _LETTER = r"[^\W\d_]|[\u0300-\u036f\u0900-\u0963\u0970-\u0d7f]|(?<=[^\W\d])'(?=[^\W\d])"
 _TOKEN = re.compile(rf"{NUMBER.pattern}|(?:{_LETTER})+")
 _GAP = re.compile(r"[\s\u2010-\u2015-]*")
@@ -141,7 +141,7 @@ def _roman_values(text: str) -> Counter[Fraction]:
 
 
 def _with_chinese(numbers: list[DigitNumber], reading: Reading) -> list[DigitNumber]:
-    """Return the numbers multiplied by a Chinese unit after them (5万). Add pure Chinese numerals to `reading`."""
+    """Return the numbers, multiplied by a Chinese unit if one follows (5万). Add Chinese numerals to `reading`."""
     units = {}
     for found in _CHINESE_RUN.finditer(reading.text):
         if not found["digits"]:

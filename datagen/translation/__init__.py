@@ -1,1 +1,1 @@
-"""Translation of records: texts in and out, long ones in chunks, benchmarks field by field."""
+"""Translate records: texts in and out, long texts in chunks, benchmark items field by field."""

@@ -1,4 +1,4 @@
-"""The one JSON object that a model was asked for, out of its answer."""
+"""Parse the JSON object that a model was asked for out of its answer."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _FENCED = re.compile(r"\s*```(?:json)?[ \t]*\n(.*?)\n?[ \t]*```\s*", re.DOTALL)
 
 
 def parse_answer_object(text: str) -> dict[str, Any]:
-    """The object, bare or in one code fence. ValueError, in one line, for anything else.
+    """Return the JSON object of the text, bare or in one code fence. ValueError, in one line, for anything else.
 
-    The fence is taken off because it is unambiguous; text around the object, a key given twice, half a surrogate pair
-    or a cut-off object is never repaired.
+    Accepts the fence because it is unambiguous. Never repairs text around the object, a repeated key, half a surrogate
+    pair or a cut-off object.
     """
     fenced = _FENCED.fullmatch(text)
     value = parse_whole(fenced.group(1) if fenced else text)

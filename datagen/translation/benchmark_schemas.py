@@ -1,4 +1,4 @@
-"""Okapi's benchmark schemas: which fields of an item are texts to translate, and the item with other texts in them."""
+"""Okapi's benchmark schemas: get the texts of an item to translate, put translations back, and check the item."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _TEXTS = ("instruction", "question", "activity_label", "ctx", "ctx_a", "ctx_b")
 
 
 def item_texts(item: Mapping[str, Any]) -> dict[str, str]:
-    """Place -> text, for every text of an item that is translated: "option_a", "endings[2]". The rest stays."""
+    """Return path -> text for every text of the item to translate, with paths like "option_a" or "endings[2]"."""
     return dict(_texts(item))
 
 
@@ -34,51 +34,51 @@ def _texts(item: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if (name in _TEXTS or _OPTION.fullmatch(name)) and isinstance(value, str):
             yield name, value
         elif name in _LISTS:
-            yield from ((f"{name}[{place}]", text) for place, text in enumerate(value))
+            yield from ((f"{name}[{index}]", text) for index, text in enumerate(value))
 
 
 def with_texts(item: Mapping[str, Any], texts: Mapping[str, str]) -> Item:
-    """The item with other texts at their places; everything else is as it was, the order of fields too."""
+    """Return the item with `texts` at their paths. All other fields, and the order of fields, stay."""
     return {
-        name: [texts[f"{name}[{place}]"] for place in range(len(value))] if name in _LISTS else texts.get(name, value)
+        name: [texts[f"{name}[{index}]"] for index in range(len(value))] if name in _LISTS else texts.get(name, value)
         for name, value in item.items()
     }
 
 
 def option_groups(item: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The texts among which one chooses, by place: one group, TruthfulQA's two."""
+    """Return the groups of answer options, each as path -> text: one group, or two for TruthfulQA."""
     texts = item_texts(item)
     groups: dict[str, dict[str, str]] = {}
-    for place, text in texts.items():
-        if place.endswith("]") or _OPTION.fullmatch(place):
-            groups.setdefault(place.split("[")[0] if "[" in place else "option", {})[place] = text
+    for path, text in texts.items():
+        if path.endswith("]") or _OPTION.fullmatch(path):
+            groups.setdefault(path.split("[")[0] if "[" in path else "option", {})[path] = text
     return list(groups.values())
 
 
 def option_faults(item: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the options of an item: empty ones, and equal ones (but for case and white space)."""
+    """Return messages about empty options and equal options (up to case and white space)."""
     faults = []
     for group in option_groups(item):
         seen: dict[str, str] = {}
-        for place, text in group.items():
+        for path, text in group.items():
             plain = " ".join(text.split()).casefold()
             if not plain:
-                faults.append(f"empty options: {place}")
+                faults.append(f"empty options: {path}")
             elif plain in seen:
-                faults.append(f"equal options: {seen[plain]} and {place}")
+                faults.append(f"equal options: {seen[plain]} and {path}")
             else:
-                seen[plain] = place
+                seen[plain] = path
     return faults
 
 
 def check_item(source: Source) -> None:
-    """UserError, naming file, line and field, for a record that is in none of the schemas."""
+    """Check that a record is in one of the schemas. UserError with file, line and field otherwise."""
     item = source.fields
     schema = next((name for name, needed in _NEEDED.items() if needed[0] in item and needed[1] in item), None)
     if schema is None:
         known = "; ".join(f"{name}: {', '.join(needed[:2])}" for name, needed in _NEEDED.items())
         fields = ", ".join(list(item)[:8])
-        raise UserError(f"{source.where}: the fields {fields} are those of no benchmark: they must have {known}")
+        raise UserError(f"{source.where}: the fields {fields} match no benchmark: an item must have {known}")
     if missing := [name for name in _NEEDED[schema] if name not in item]:
         raise UserError(f"{source.where}: field {missing[0]!r} is missing: every {schema} item needs it")
     for name in item:

@@ -1,4 +1,4 @@
-"""Long texts in pieces, cut at the borders of paragraphs, and put together again to the last space."""
+"""Split long texts into chunks at paragraph borders, and join them again exactly."""
 
 from __future__ import annotations
 
@@ -14,29 +14,30 @@ _LINE_BORDER = re.compile(r"\s*\n\s*")
 _OUTER = re.compile(r"(\s*)(.*?)(\s*)", re.DOTALL)
 
 
-class Pieces(NamedTuple):
-    """A text as texts and what is between, before and behind them: gaps has one more item than texts.
+class Chunks(NamedTuple):
+    """The chunks of a text, and the white space before, between and after them.
 
-    No text is empty, or begins or ends with white space; the gaps are white space only.
+    No chunk is empty or has outer white space. There is one gap more than chunks.
     """
 
     texts: tuple[str, ...]
     gaps: tuple[str, ...]
 
     def join(self, texts: Sequence[str]) -> str:
-        """Other texts, as many, in the places of these, with the same gaps."""
+        """Join other texts, as many as the chunks, with the same gaps."""
         assert len(texts) == len(self.texts), (len(texts), len(self.texts))
         return self.gaps[0] + "".join(text.strip() + gap for text, gap in zip(texts, self.gaps[1:]))
 
 
-def split_text(text: str, limit_tokens: int) -> Pieces:
-    """Pieces of up to limit_tokens (estimated), as long as can be, cut at empty lines, or else at line breaks.
+def split_text(text: str, limit_tokens: int) -> Chunks:
+    """Split a text at empty lines, or else at line breaks, into chunks of at most `limit_tokens` (estimated).
 
-    Nothing is cut inside a code fence, and a line stays whole: a piece without a border may be longer than the limit.
+    Makes each chunk as long as the limit allows. Never splits a line or a code fence, so one line or fence may exceed
+    the limit.
     """
     lead, core, tail = _OUTER.fullmatch(text).groups()
     if not core:
-        return Pieces((), (text,))
+        return Chunks((), (text,))
     texts, gaps = [], [lead]
     for unit, gap in _units(core, limit_tokens):
         if texts and estimate_tokens(texts[-1] + gaps[-1] + unit) <= limit_tokens:
@@ -45,11 +46,11 @@ def split_text(text: str, limit_tokens: int) -> Pieces:
             texts.append(unit)
         gaps.append(gap)
     gaps[-1] += tail
-    return Pieces(tuple(texts), tuple(gaps))
+    return Chunks(tuple(texts), tuple(gaps))
 
 
 def _units(text: str, limit_tokens: int) -> Iterator[tuple[str, str]]:
-    """Paragraphs with the gaps behind them; lines, where a paragraph is above the limit."""
+    """Yield paragraphs, each with the gap after it; for a paragraph above the limit, its lines."""
     for paragraph, gap in _cut(text, _PARAGRAPH_BORDER):
         if estimate_tokens(paragraph) <= limit_tokens:
             yield paragraph, gap

@@ -1,4 +1,4 @@
-"""Translating the texts of one record: into pieces, asked for as JSON objects, checked, and put together again."""
+"""Translate the texts of one record: split them into chunks, ask for JSON objects, check and join the answers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from datagen.api.chat import Ask, Rejected, Reply
 from datagen.api.pricing import estimate_tokens
-from datagen.text.checks import translation_fault
+from datagen.text.checks import fault_of_translation
 from datagen.text.kept_parts import is_code, split_parts
 from datagen.text.length_ratios import LengthRatios
 from datagen.text.refusals import is_refusal
@@ -20,10 +20,10 @@ from engine.base.languages import Language
 from engine.base.strict_json import reason_of
 
 TEMPLATE_NAMES = {"needed": ("language", "record"), "optional": ("native_name", "note")}
-# Close to the likeliest wording; above 0, so that an answer that is asked for again may be another one.
+# Low, for the likeliest wording; above 0, so a repeated request may give another answer.
 TEMPERATURE = 0.3
-MAX_TOKENS = 4096  # of an answer
-# Of a request's texts. In Telugu, or Malayalam, a text has up to eight times as many tokens as in English.
+MAX_TOKENS = 4096  # per answer
+# Per request, of its texts. A text in Telugu or Malayalam has up to eight times as many tokens as in English.
 LIMIT_TOKENS = 500
 
 Texts = Mapping[str, str]
@@ -31,12 +31,12 @@ Texts = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Translator:
-    """Translates English texts into one language.
+    """Translate English texts into one language.
 
-    template      with the names of TEMPLATE_NAMES
-    limit_tokens  of the texts of one request; longer records are split (see `splitting`)
-    is_checked    False for a dry run: what the simulator answers says nothing about a model, and an answer that it
-                  fails would end the record before all its requests are counted
+    template      prompt with the names of TEMPLATE_NAMES
+    limit_tokens  maximum tokens of the texts in one request; longer records are split (see `splitting`)
+    is_checked    whether to check the answers; False for a dry run, where a simulated answer that fails a check would
+                  end the record before all its requests are counted
     """
 
     language: Language
@@ -45,21 +45,21 @@ class Translator:
     is_checked: bool = True
 
     async def translate(self, texts: Texts, ask: Ask, note: str = "", keeps_english: bool = False) -> dict[str, str]:
-        """The same keys with translated values. Empty texts are not sent, so that nothing can be made up for them.
+        """Return the translated texts under the same keys. Empty texts are not sent: a model might invent a text.
 
-        note: a line for the template's $note. keeps_english: the texts are about English, parts of them stay as they
-        are. Rejected where an answer fails a check (see `checks`).
+        note: a line for the template's $note. keeps_english: the texts are about English, so parts of them stay
+        English. Raises Rejected if an answer fails a check (see `checks`).
         """
         if not any(map(str.isalpha, "".join(texts.values()))):
             return dict(texts)
-        pieces = {name: split_text(text, self.limit_tokens) for name, text in texts.items() if text.strip()}
-        translated: dict[str, list[str]] = {name: [] for name in pieces}
-        parts = ((name, text) for name, split in pieces.items() for text in split.texts)
-        for part in _batches(parts, self.limit_tokens):
-            answer = await self._ask(part, ask, note, keeps_english)
+        chunks = {name: split_text(text, self.limit_tokens) for name, text in texts.items() if text.strip()}
+        translated: dict[str, list[str]] = {name: [] for name in chunks}
+        named = ((name, text) for name, split in chunks.items() for text in split.texts)
+        for batch in _batches(named, self.limit_tokens):
+            answer = await self._ask(batch, ask, note, keeps_english)
             for name, text in answer.items():
                 translated[name].append(text)
-        return {name: pieces[name].join(translated[name]) if name in pieces else text for name, text in texts.items()}
+        return {name: chunks[name].join(translated[name]) if name in chunks else text for name, text in texts.items()}
 
     async def _ask(self, texts: Texts, ask: Ask, note: str, keeps_english: bool) -> dict[str, str]:
         prompt = self.template.substitute(
@@ -71,27 +71,28 @@ class Translator:
         reply = await ask([{"role": "user", "content": prompt}], temperature=TEMPERATURE)
         answer = parse_texts(reply, texts)
         for name, source in texts.items() if self.is_checked else ():
-            if fault := translation_fault(source, answer[name], self.language, keeps_english):
+            if fault := fault_of_translation(source, answer[name], self.language, keeps_english):
                 raise Rejected(f"{fault} (in {name})", reply)
         return answer
 
 
 def load_checks(language: Language) -> None:
-    """Loads what the checks need, before anything is asked. UserError where it cannot be loaded.
+    """Load the language identifier of the checks before the first request. UserError if it cannot be loaded.
 
-    That is the model that tells languages apart: it is unpacked into the temporary folder the first time it is used.
+    Its model is unpacked into the temporary folder at its first use.
     """
     try:
-        translation_fault("", "", language)
+        fault_of_translation("", "", language)
     except OSError as error:
         advice = "make room in the temporary folder, or name another in TMPDIR"
         raise UserError(f"the language check cannot unpack its model ({reason_of(error)}): {advice}") from error
 
 
 def parse_texts(reply: Reply, texts: Texts) -> dict[str, str]:
-    """The answer's object, in the order of the texts' keys: exactly those keys, with strings, empty where they are.
+    """Return the answer's object, with the keys of `texts` in their order.
 
-    Rejected, with the reason, for anything else: an answer that was cut off, a refusal, text that is no JSON object.
+    Raises Rejected, with the reason, unless the answer is a complete JSON object with exactly these keys and string
+    values that are empty where the texts are.
     """
     answer = parse_object(reply)
     if fault := fault_of_object(answer, texts):
@@ -100,7 +101,7 @@ def parse_texts(reply: Reply, texts: Texts) -> dict[str, str]:
 
 
 def parse_object(reply: Reply) -> dict[str, object]:
-    """The one JSON object of a complete answer; otherwise Rejected."""
+    """Return the JSON object of a complete answer. Raises Rejected for any other answer."""
     if reply.fault:
         raise Rejected(reply.fault, reply)
     try:
@@ -111,14 +112,14 @@ def parse_object(reply: Reply) -> dict[str, object]:
 
 
 def fault_of_object(answer: Mapping[str, object], texts: Texts) -> str | None:
-    """Whether an answer has other keys than the texts, values that are no texts, or others that are empty.
+    """Return the first fault of an answer, or None: missing or added keys, a value that is no string, emptiness.
 
-    An added key that holds nothing is no fault: many models give the `input` back that was not sent for being empty.
+    An added empty key is no fault: many models return the `input` that was not sent because it was empty.
     """
-    added = {name for name in answer.keys() - texts.keys() if not _holds_nothing(answer[name])}
-    for what, names in (("missing", texts.keys() - answer.keys()), ("added", added)):
+    added = {name for name in answer.keys() - texts.keys() if not _is_empty(answer[name])}
+    for change, names in (("missing", texts.keys() - answer.keys()), ("added", added)):
         if names:
-            return f"keys: {what} {sorted(names)[0]!r:.40}"
+            return f"keys: {change} {sorted(names)[0]!r:.40}"
     for name, source in texts.items():
         text = answer[name]
         if not isinstance(text, str):
@@ -128,15 +129,15 @@ def fault_of_object(answer: Mapping[str, object], texts: Texts) -> str | None:
     return None
 
 
-def _holds_nothing(value: object) -> bool:
+def _is_empty(value: object) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 
-def _batches(parts: Iterable[tuple[str, str]], limit_tokens: int) -> Iterator[dict[str, str]]:
-    """Parts of fields, in order, together as far as the limit goes; never two of one field."""
+def _batches(chunks: Iterable[tuple[str, str]], limit_tokens: int) -> Iterator[dict[str, str]]:
+    """Group chunks of fields, in order, into requests of at most `limit_tokens`, with at most one chunk per field."""
     batch: dict[str, str] = {}
     used = 0
-    for name, text in parts:
+    for name, text in chunks:
         tokens = estimate_tokens(text)
         if batch and (name in batch or used + tokens > limit_tokens):
             yield batch
@@ -148,10 +149,10 @@ def _batches(parts: Iterable[tuple[str, str]], limit_tokens: int) -> Iterator[di
 
 
 def check_lengths(ratios: LengthRatios, source: Texts, target: Texts) -> None:
-    """Rejected where a text is far longer or shorter than is usual in the language; learns from the texts otherwise.
+    """Raise Rejected if a translation is far longer or shorter than usual; otherwise add the texts to `ratios`.
 
-    Prose is compared, without code. To be called in the order of the records, so that what is usual does not
-    depend on which answer came first.
+    Compares prose without code. Call it in the order of the records, so that the ratios do not depend on the order in
+    which answers arrive.
     """
     pairs = [
         (name, split_parts(text).prose, split_parts(target[name]).prose)

@@ -59,7 +59,7 @@ def _write_lines(raw: BinaryIO, rows: Iterable[Mapping[str, Any]], path: Path) -
             try:
                 line = json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
             except ValueError as error:
-                message = f"row {number} is not JSON in UTF-8 ({error}): mend or drop the row"
+                message = f"row {number} is not JSON in UTF-8 ({error}): fix or drop the row"
                 raise UserError(f"cannot write {path}: {message}") from error
             out.write(line + b"\n")
 
@@ -167,14 +167,14 @@ def _parse(path: Path, text: str, start: int, line: int) -> tuple[Any, int]:
         if isinstance(error, TooDeep):
             hint = "flatten the record"
         elif path.suffix == _LIST_SUFFIX:
-            hint = "mend the list"
+            hint = "fix the list"
         elif text[start] == "[":
             hint = "name the file .json if it is one list"
         else:
             hint = "write one whole record on each line"
         raise _error(path, line, f"column {error.colno}: bad JSON ({error.msg}): {hint}") from None
     except ValueError as error:
-        raise _error(path, line, f"bad JSON ({error}): mend the record") from None
+        raise _error(path, line, f"bad JSON ({error}): fix the record") from None
 
 
 def _error(path: Path, line: int, message: str) -> UserError:

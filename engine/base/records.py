@@ -226,7 +226,7 @@ def _text(name: str, value: Any, empty_is_allowed: bool) -> str:
         except UnicodeEncodeError as error:
             raise _BadField(
                 f"field {name} holds half a surrogate pair, {_short(value[error.start])}, at character "
-                f"{error.start + 1}: the text was cut inside a character; mend it or drop the record"
+                f"{error.start + 1}: the text was cut inside a character; fix it or drop the record"
             ) from None
     return value
 

@@ -1,9 +1,12 @@
 """BLOOM and the LLaMA family behind one interface, read from and written to the Hugging Face layout.
 
 A model has `config, num_layers, hidden_size, num_heads, num_kv_heads, head_size, vocab_size`, `max_length` (the longest
-sequence it serves, None without a limit), `layers`, `final_norm`, and
+sequence it serves in tokens, None without a limit), `layers`, `final_norm`, and
     embed(batch) -> h_TD        run(h_TD, batch, start, stop, attend=None) -> h_TD        norm(h_TD) -> h_TD
     head_weight -> W_VD         run_layers(layers, h_TD, batch, attend=None) -> h_TD, for blocks held elsewhere
+
+A new family is one model file (a block and a subclass of Decoder), its weight names in names.py, its class in hf.py and
+a test. A fast decode path in fused.py is optional.
 """
 
 from engine.models.attend import Attend

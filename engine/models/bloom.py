@@ -63,9 +63,8 @@ class BloomBlock(nn.Module):
     def forward(self, h_TD: Tensor, rotation: None, attend: Attend) -> Tensor:
         residual_TD = self.attention_norm(h_TD) if self.norm_feeds_residual else h_TD
         q_THK, k_THK, v_THK = self.qkv(self.attention_norm(h_TD)).unflatten(1, (self.num_heads, 3, -1)).unbind(2)
-        o_THK = attend(
-            self.index, q_THK, k_THK, v_THK, self.slopes(h_TD.device)
-        )  # softmax(q k^T / sqrt(K) + ALiBi) v, causal
+        # softmax(q k^T / sqrt(K) + slope * key position) v, causal
+        o_THK = attend(self.index, q_THK, k_THK, v_THK, self.slopes(h_TD.device))
         h_TD = residual_TD + self.attention_out(o_THK.flatten(1))
 
         residual_TD = self.mlp_norm(h_TD) if self.norm_feeds_residual else h_TD

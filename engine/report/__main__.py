@@ -26,8 +26,7 @@ def main(arguments: Sequence[str]) -> int:
         output = options.output or options.runs[0] / "report.html"
         if output.is_dir():
             raise UserError(f"--output {output} is a folder: give a file, such as {output / 'report.html'}")
-        for line in write_report([read_run(path) for path in options.runs], output):
-            print(f"note: {line}")
+        write_report([read_run(path) for path in options.runs], output)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

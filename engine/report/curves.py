@@ -27,17 +27,17 @@ class Curve:
 
 
 CURVES = (
-    Curve("sft_loss", "SFT: loss", "sft", "loss/sft", "nats a token"),
-    Curve("sft_heldout", "SFT: loss on held-out data", "sft", "eval/loss", "nats a token"),
+    Curve("sft_loss", "SFT: loss", "sft", "loss/sft", "nats per token"),
+    Curve("sft_heldout", "SFT: loss on held-out data", "sft", "eval/loss", "nats per token"),
     Curve("reward_accuracy", "Reward model: pairs ordered rightly", "reward", "reward/accuracy", "%", is_share=True),
     Curve("reward_heldout", "Reward model: held-out pairs right", "reward", "eval/accuracy", "%", is_share=True),
     Curve("ppo_score", "PPO: score", "ppo", "objective/scores", "score"),
-    Curve("ppo_kl", "PPO: KL to the reference", "ppo", "objective/kl", "nats a response"),
+    Curve("ppo_kl", "PPO: KL to the reference", "ppo", "objective/kl", "nats per response"),
     Curve(
         "ppo_frontier", "PPO: score against KL", "ppo", "objective/scores", "score",
-        "objective/kl", "KL, nats a response",
+        "objective/kl", "KL, nats per response",
     ),
-    Curve("ppo_entropy", "PPO: entropy", "ppo", "policy/entropy_avg", "nats a token"),
+    Curve("ppo_entropy", "PPO: entropy", "ppo", "policy/entropy_avg", "nats per token"),
     Curve("ppo_length", "PPO: length of responses", "ppo", "rollout/response_length", "tokens"),
     Curve(
         "ppo_ended", "PPO: responses that end by themselves", "ppo", "rollout/ended_with_eos", "%", is_share=True

@@ -9,34 +9,25 @@ from engine.base.errors import UserError
 from engine.report import tables
 from engine.report.curves import CURVES, lines_of, score_histograms
 from engine.report.markup import Markup, join, tag
+from engine.report.plots import draw_curve, draw_histograms
 from engine.report.reading import STAGES, RunFolder
 from engine.report.style import STYLE
 
-NO_PLOTS = (
-    "matplotlib is not installed, so there are no plots: pip install 'okapi-rlhf[report]' and make the report again"
-)
 # Nothing may be loaded or run, whatever a model's answer contains.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
-def write_report(runs: Sequence[RunFolder], output: Path) -> list[str]:
-    """Write the page, and its plots as PNG files into a folder beside it. Returns notes for the user."""
-    pictures, said = plots(runs, output.with_name(f"{output.stem}_plots"))
+def write_report(runs: Sequence[RunFolder], output: Path) -> None:
+    """Write the page, and its plots as PNG files into a folder beside it."""
+    pictures = plots(runs, output.with_name(f"{output.stem}_plots"))
     try:
-        output.write_text(page(runs, pictures, said), encoding="utf-8")
+        output.write_text(page(runs, pictures), encoding="utf-8")
     except OSError as error:
         raise UserError(f"--output {output} cannot be written ({error.strerror}): choose another file") from error
-    return said
 
 
-def plots(runs: Sequence[RunFolder], folder: Path) -> tuple[list[Markup], list[str]]:
-    """Draw the figures; return them and notes for the user."""
-    try:
-        from engine.report.plots import draw_curve, draw_histograms
-    except ModuleNotFoundError as error:
-        if error.name != "matplotlib":
-            raise
-        return [], [NO_PLOTS]
+def plots(runs: Sequence[RunFolder], folder: Path) -> list[Markup]:
+    """Draw the figures, also as PNG files into the folder."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         figures = []
@@ -49,7 +40,7 @@ def plots(runs: Sequence[RunFolder], folder: Path) -> tuple[list[Markup], list[s
             figures.append(_figure("PPO: scores before and after", picture, "of the rollouts of a step"))
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}): give another --output") from error
-    return figures, []
+    return figures
 
 
 def _caption(is_frontier: bool, lines: Sequence) -> str:
@@ -65,7 +56,7 @@ def _figure(title: str, picture: Markup, caption: str) -> Markup:
     return tag("figure", tag("h3", title), picture, tag("figcaption", caption) if caption else "", role="group")
 
 
-def page(runs: Sequence[RunFolder], pictures: Sequence[Markup], said: Sequence[str]) -> Markup:
+def page(runs: Sequence[RunFolder], pictures: Sequence[Markup]) -> Markup:
     """Return the HTML file."""
     languages = ", ".join(dict.fromkeys(tables.language_of(run) for run in runs))
     stages = [
@@ -93,8 +84,7 @@ def page(runs: Sequence[RunFolder], pictures: Sequence[Markup], said: Sequence[s
         tag("title", title),
         tag("style", Markup(STYLE)),
     )
-    notes = [tag("p", line) for line in said]
-    body = tag("body", tag("h1", title), tag("p", ", ".join(run.name for run in runs)), links, *notes, *sections)
+    body = tag("body", tag("h1", title), tag("p", ", ".join(run.name for run in runs)), links, *sections)
     return join(Markup("<!doctype html>\n"), tag("html", head, body, lang="en"))
 
 

@@ -16,11 +16,11 @@ from engine.text.templates import TEMPLATES
 MOST_ANSWERS = 20
 # (title, stage, field of the start, field of the end, whether it is a share)
 _REACHED = (
-    ("SFT loss, nats a token", "sft", "loss_first", "loss_last", False),
+    ("SFT loss, nats per token", "sft", "loss_first", "loss_last", False),
     ("SFT loss on held-out data", "sft", "heldout_loss_before", "heldout_loss", False),
     ("reward model, pairs ordered rightly", "reward", "accuracy_before", "accuracy", True),
     ("PPO score", "ppo", "score_first", "score_last", False),
-    ("PPO KL to the reference, nats a response", "ppo", "kl_first", "kl_last", False),
+    ("PPO KL to the reference, nats per response", "ppo", "kl_first", "kl_last", False),
     ("right answers on held-out prompts, sampled", "ppo", "exact_match_before", "exact_match", True),
 )
 # Phases of a stage: title -> seconds per step.

@@ -25,14 +25,14 @@ RULES = (
     # The best of n samples costs log n - (n - 1) / n nats, so 50 nats is the best of 10^22 samples. Okapi aims at 6.
     Rule(
         "exploding_kl", lambda x, _: x["objective/kl"] > 50, 1,
-        "the KL to the model before PPO is {objective/kl:.0f} nats a response",
+        "the KL to the model before PPO is {objective/kl:.0f} nats per response",
         "look at samples.jsonl: is it still language? lower --lr, or raise --kl-coef",
     ),
     # 0.1 nat is about one choice between two tokens in every seven. A model that starts there gets no warning.
     Rule(
         "collapsed_entropy",
         lambda x, first: x["policy/entropy_avg"] < 0.1 and x["policy/entropy_avg"] < 0.2 * first["policy/entropy_avg"],
-        1, "the policy's entropy has fallen to {policy/entropy_avg:.3f} nats a token",
+        1, "the policy's entropy has fallen to {policy/entropy_avg:.3f} nats per token",
         "look at samples.jsonl: are the answers all alike? lower --lr or raise --kl-coef",
     ),
     # One empty answer in a batch may be chance; one in ten is a habit.

@@ -64,7 +64,7 @@ class BenchSettings:
     seed: int = flag("seed of prompts and lengths", 0)
     dtype: str = flag("auto is bfloat16 on a GPU, float32 on CPU", "auto", choices=["auto", "float32", "bfloat16"])
     json: bool = flag("also print the numbers as one JSON line at the end", False)
-    plot: str | None = flag("plot rows and seconds of every step to this file (needs matplotlib)", None)
+    plot: str | None = flag("plot rows and seconds of every step to this file", None)
 
     def __post_init__(self) -> None:
         for name in ("num_prompts", "prompt_tokens", "max_new_tokens", "responses", "slots", "repeats"):

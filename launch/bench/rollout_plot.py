@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 
-from engine.base.errors import UserError
+import matplotlib
+
 from engine.generation.generate import Step
+
+matplotlib.use("Agg")  # draw to files, also on machines without a screen
+from matplotlib import pyplot
 
 
 def plot_steps(path: str, steps: Sequence[Step]) -> None:
-    """Save the plot to `path`. UserError if matplotlib is not installed."""
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-    except ImportError:
-        raise UserError(f"--plot {path} needs matplotlib: pip install matplotlib, or leave --plot out") from None
+    """Save the plot to `path`."""
     ends = list(accumulate(s.seconds for s in steps))
     figure, (upper, lower) = pyplot.subplots(2, 1, sharex=True, figsize=(8, 5), layout="constrained")
     upper.step(ends, [s.rows for s in steps], where="pre")

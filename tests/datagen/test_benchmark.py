@@ -137,7 +137,7 @@ def test_embedded_benchmarks_through_the_simulator(tmp_path, capsys, lang):
 @pytest.mark.parametrize(
     ("name", "item", "message"),
     [
-        ("m_arc/en_test.json", {"a": 1}, "m_arc/en_test.json:1: the fields a are those of no benchmark"),
+        ("m_arc/en_test.json", {"a": 1}, "m_arc/en_test.json:1: the fields a match no benchmark"),
         ("m_arc/en_test.json", {k: v for k, v in ARC.items() if k != "answer"}, "field 'answer' is missing: every ARC"),
         ("m_arc/en_test.json", {**ARC, "option_b": 3}, "en_test.json:1: field 'option_b' is 3"),
         ("m_h/en_validation.json", {**HELLASWAG, "endings": "x"}, "field 'endings' is 'x': it must be a list"),

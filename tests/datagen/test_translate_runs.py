@@ -164,7 +164,7 @@ def test_dry_run_skips_answer_checks(tmp_path, monkeypatch, capsys, verb):
     data.parent.mkdir()
     long = "\n\n".join(f"The year {n} was warm, and we walked along the river." for n in range(1901, 1951))
     data.write_text(json.dumps([{"instruction": long}] if verb == "translate" else [made_up.arc(1)]))
-    monkeypatch.setattr("datagen.translation.texts.translation_fault", lambda *args: pytest.fail("a check was run"))
+    monkeypatch.setattr("datagen.translation.texts.fault_of_translation", lambda *args: pytest.fail("a check was run"))
     argv = [verb, "--lang", "fr", "--data", data, "--output", tmp_path / "out.jsonl", "--dry-run"]
     assert main([*map(str, argv), *(["--split-above", "50"] if verb == "translate" else [])]) == 0
     row = capsys.readouterr().out.splitlines()[1].split()

@@ -1,4 +1,4 @@
-"""PackedBatch: one example by hand, and as a property that choosing and joining sequences loses and mixes nothing."""
+"""PackedBatch: one example computed by hand; select and concat keep every sequence whole and unmixed."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ def test_three_sequences_by_hand():
     )
 
 
-def test_an_empty_sequence_is_our_bug():
+def test_empty_sequence_is_an_assertion():
     with pytest.raises(AssertionError, match="without tokens"):
         PackedBatch.from_sequences([[1], []])
 
 
-def test_actions_start_at_the_last_token_of_the_prompt_and_never_stand_on_the_last_of_the_sequence():
+def test_actions_are_columns_from_last_prompt_token_to_second_to_last_token():
     batch = PackedBatch.from_sequences([[1, 2, 3, 4, 5], [1, 2, 3], [1, 2, 3], [9]])
-    #                   prompt of 2: columns 1 to 3      of 3: none      of 0: all with a target
+    # Prompt of 2 tokens: columns 1 to 3. Prompt of 3: none. Prompt of 0: every column with a target.
     action_T = action_mask(batch, [2, 3, 0, 1])
     assert action_T.int().tolist() == [0, 1, 1, 1, 0, *[0, 0, 0], *[1, 1, 0], 0]
 
 
 @given(packs, st.data())
-def test_the_actions_targets_are_the_response(sequences, data):
+def test_targets_of_actions_are_the_response(sequences, data):
     prompt_lens = [data.draw(st.integers(1, len(s))) for s in sequences]
     batch = PackedBatch.from_sequences(sequences)
     responses = [token for s, n in zip(sequences, prompt_lens) for token in s[n:]]
@@ -62,7 +62,7 @@ def test_the_actions_targets_are_the_response(sequences, data):
 
 
 @given(packs, st.data())
-def test_selected_sequences_are_those_packed_alone(sequences, data):
+def test_select_equals_packing_the_selected_sequences(sequences, data):
     ids = data.draw(st.lists(st.integers(0, len(sequences) - 1), min_size=1, max_size=8))
     batch = PackedBatch.from_sequences(sequences)
     assert_same(batch.select(ids), PackedBatch.from_sequences([sequences[i] for i in ids]))
@@ -70,13 +70,13 @@ def test_selected_sequences_are_those_packed_alone(sequences, data):
 
 
 @given(st.lists(packs, min_size=1, max_size=4))
-def test_packs_joined_are_their_sequences_packed_at_once(parts):
+def test_concat_equals_packing_all_sequences_at_once(parts):
     joined = PackedBatch.concat([PackedBatch.from_sequences(part) for part in parts])
     assert_same(joined, PackedBatch.from_sequences([s for part in parts for s in part]))
 
 
 @given(packs, st.randoms(use_true_random=False))
-def test_shuffling_cutting_joining_and_ordering_again_is_the_identity(sequences, random):
+def test_shuffle_split_concat_and_reorder_is_the_identity(sequences, random):
     batch = PackedBatch.from_sequences(sequences)
     order = random.sample(range(len(sequences)), len(sequences))
     cut = random.randint(0, len(order))
@@ -87,7 +87,7 @@ def test_shuffling_cutting_joining_and_ordering_again_is_the_identity(sequences,
 
 
 @given(packs)
-def test_a_target_never_comes_from_the_next_sequence(sequences):
+def test_targets_stay_within_their_sequence(sequences):
     batch = PackedBatch.from_sequences(sequences)
     expected = [token for s in sequences for token in (*s[1:], s[-1])]
     assert batch.target_T.tolist() == expected

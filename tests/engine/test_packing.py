@@ -1,4 +1,4 @@
-"""Packing: one plan by hand, and as properties that an epoch uses every sequence once and every rank keeps in step."""
+"""Packing: plans computed by hand; an epoch uses every sequence once and ranks stay in step (property tests)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ lengths_lists = st.lists(st.integers(1, 40), min_size=1, max_size=30)
 
 
 def check_plan(lengths, budget, world_size):
-    """The plan's promises; returns the items that count, in any order."""
+    """Check what every plan guarantees. Return the items with weight 1, in any order."""
     plan = plan_microbatches(lengths, budget, world_size)
     assert len(plan) == world_size
-    assert len({len(rank) for rank in plan}) == 1, "a rank would wait for the others for ever"
+    assert len({len(rank) for rank in plan}) == 1, "a rank would wait for the others forever"
     used = []
     for microbatch in (m for rank in plan for m in rank):
         assert microbatch.indices
@@ -38,37 +38,37 @@ def test_first_fit_decreasing_by_hand():
 
 
 @given(lengths_lists, st.integers(0, 60))
-def test_bins_hold_every_item_once_and_no_two_neighbours_could_be_one(lengths, spare):
+def test_bins_hold_every_item_once_and_open_only_when_full(lengths, spare):
     budget = max(lengths) + spare
     bins = first_fit_decreasing(lengths, budget)
     assert sorted(i for b in bins for i in b) == list(range(len(lengths)))
     tokens = [sum(lengths[i] for i in b) for b in bins]
     assert all(t <= budget for t in tokens)
-    # First fit: a later bin was opened because its first item had no room in any earlier one.
+    # First fit opens a bin only if its first item fits into no earlier bin.
     for k, later in enumerate(bins):
         assert all(earlier + lengths[later[0]] > budget for earlier in tokens[:k])
 
 
-def test_a_plan_for_two_ranks_by_hand():
-    """Bins [9] [8 2] [7 3] [6 4] [5] are five: the fullest is halved, then they go out to and fro, shortest first."""
+def test_plan_for_two_ranks_by_hand():
+    """Five bins, [9] [8 2] [7 3] [6 4] [5]: the fullest is split, then they go to the ranks in snake order."""
     plan = plan_microbatches([9, 8, 7, 6, 5, 4, 3, 2], 10, 2)
     assert [[m.indices for m in rank] for rank in plan] == [[(6, 2), (1,), (4,)], [(5, 3), (0,), (7,)]]
     assert all(m.weight == 1 for rank in plan for m in rank)
 
 
-def test_a_rank_without_an_item_repeats_the_shortest_at_weight_0():
+def test_rank_without_items_repeats_the_shortest_with_weight_0():
     plan = plan_microbatches([5, 3], 8, 3)
     assert plan == [[Microbatch((0,))], [Microbatch((1,))], [Microbatch((1,), 0.0)]]
 
 
 @given(lengths_lists, st.integers(0, 60), st.integers(1, 5))
-def test_every_item_counts_once_on_whatever_ranks(lengths, spare, world_size):
+def test_every_item_has_weight_1_once_for_any_number_of_ranks(lengths, spare, world_size):
     used = check_plan(lengths, max(lengths) + spare, world_size)
     assert sorted(used) == list(range(len(lengths)))
 
 
 @given(lengths_lists, st.integers(0, 60))
-def test_a_stand_in_is_used_only_where_no_item_is_left_to_part(lengths, spare):
+def test_stand_ins_only_where_no_bin_can_be_split(lengths, spare):
     for world_size in (2, 3, 4):
         plan = plan_microbatches(lengths, max(lengths) + spare, world_size)
         flat = [m for rank in plan for m in rank]
@@ -77,8 +77,8 @@ def test_a_stand_in_is_used_only_where_no_item_is_left_to_part(lengths, spare):
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
-def test_every_sequence_is_used_exactly_once_an_epoch(world_size):
-    """147 sequences of uneven lengths, 3 epochs in steps of 20: what counts, over all ranks and steps."""
+def test_every_sequence_is_used_once_per_epoch(world_size):
+    """147 sequences of uneven lengths, 3 epochs in steps of 20, counted over all ranks and steps."""
     lengths = [1 + (i * i * 7 + 3 * i) % 61 for i in range(147)]
     steps = batches(len(lengths), 20, 3, 11, "data")
     assert len(steps) == 3 * 8

@@ -159,7 +159,6 @@ def test_one_name_takes_one_folder_per_language(tmp_path):
 
 
 def test_command_writes_markdown_csv_and_a_picture(tmp_path, capsys):
-    pytest.importorskip("matplotlib", reason="the picture needs the extra [report]")
     a = make_run(tmp_path / "a", {"ru": [0, 0, 0, 0, 0], "ne": [1, 0, 0, 1, 0]})
     b = make_run(tmp_path / "b", {"ru": [1, 1, 1, 1, 0], "ne": [1, 0, 0, 0, 0]})
     out = tmp_path / "out"

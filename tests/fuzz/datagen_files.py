@@ -1,4 +1,4 @@
-"""Readers of datagen: API replies and the answers in them, journals, kits, seeds, benchmark items, prompt templates."""
+"""Fuzz targets of datagen: API replies and their answers, journals, kits, seeds, benchmark items, prompt templates."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from datagen.translation.benchmark_schemas import item_texts, option_faults
 from datagen.translation.texts import parse_texts
 from engine.base.languages import get_language
 from tests.evaluation import made_up
+from tests.fuzz.corrupt import any_bytes, frames_file, json_file, jsonl_file
 from tests.fuzz.reader import Reader
-from tests.fuzz.spoil import any_bytes, frames_file, json_file, lines_file
 from tests.launch.small import INSTRUCTIONS
 
 REQUEST = make_request("gpt-4o-mini", 50, [{"role": "user", "content": "नमस्ते"}])
@@ -49,7 +49,7 @@ KIT = json.loads((KITS_DIR / "ne.json").read_text(encoding="utf-8"))
 
 
 def reply(status: int):
-    """What a response means is one of four things, whatever its body."""
+    """Return a function that reads a response body with this status: one of four outcomes, whatever the body."""
 
     def read(path: Path) -> None:
         outcome = read_response(status, path.read_bytes(), REQUEST, ENDPOINT, None)
@@ -61,7 +61,7 @@ def reply(status: int):
 
 
 def answer(parse):
-    """Of a text that the API client has decoded already; ValueError and Rejected are the documented results."""
+    """Return a function that parses an answer's text; `parse` may raise ValueError and Rejected, in one line."""
 
     def read(path: Path) -> None:
         try:
@@ -110,7 +110,7 @@ READERS = {
     "reply 500": Reader(json_file(ERROR), reply(500), "x"),
     "reply headers": Reader(any_bytes(HEADERS), headers, "x"),
     "answer: tasks": Reader(
-        lines_file([{"number": number, **task._asdict()} for number, task in enumerate(TASKS, 4)]),
+        jsonl_file([{"number": number, **task._asdict()} for number, task in enumerate(TASKS, 4)]),
         answer(lambda text: parse_tasks(text, 4, 2)),
         "x",
     ),
@@ -121,17 +121,17 @@ READERS = {
     "journal": Reader(frames_file(JOURNAL), journal, "x"),
     "kit": Reader(json_file(KIT), kit, "ne.json"),
     "seeds": Reader(
-        lines_file([{"instruction": "a", "instances": [{"input": "", "output": "b"}]}, INSTRUCTIONS[0]]),
+        jsonl_file([{"instruction": "a", "instances": [{"input": "", "output": "b"}]}, INSTRUCTIONS[0]]),
         read_seeds,
         "x.jsonl",
     ),
     "benchmark items": Reader(json_file(ITEMS), items, "x.json"),
-    "texts to translate": Reader(lines_file(INSTRUCTIONS), lambda p: read_instructions([str(p)]), "x.jsonl"),
+    "texts to translate": Reader(jsonl_file(INSTRUCTIONS), lambda p: read_instructions([str(p)]), "x.jsonl"),
     "responses to rank": Reader(
-        lines_file([{"id": "a", "instruction": "x", "input": "", "responses": ["a", "b"]}]),
+        jsonl_file([{"id": "a", "instruction": "x", "input": "", "responses": ["a", "b"]}]),
         lambda p: read_responses([str(p)], get_language("ne")),
         "x.jsonl",
     ),
-    "benchmarks to avoid": Reader(lines_file(ITEMS), lambda p: Benchmarks([str(p)]), "x.jsonl"),
+    "benchmarks to avoid": Reader(jsonl_file(ITEMS), lambda p: Benchmarks([str(p)]), "x.jsonl"),
     "prompt template": Reader(any_bytes(b"$examples\n$first ${last} $$ $count\n"), read_template, "x.txt"),
 }

@@ -1,4 +1,4 @@
-"""Readers of the engine: records, templates, settings, shards of responses, checkpoints, kept batches, reports."""
+"""Fuzz targets of the engine: records, templates, settings, response shards, checkpoints, kept batches, reports."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from engine.text.templates import load_template
 from engine.training.guards import file_of, keep, read_kept
 from engine.training.zero import read_ds_config
 from launch.bench.rollout_workload import read_lengths
+from tests.fuzz.corrupt import Inputs, any_bytes, frames_file, gzip_file, json_file, jsonl_file
 from tests.fuzz.reader import Reader
-from tests.fuzz.spoil import Inputs, any_bytes, frames_file, gzip_file, json_file, lines_file
 from tests.launch.small import INSTRUCTIONS, RANKINGS, write_rows
 
 PAIRS = [
@@ -71,14 +71,14 @@ STATE = {
 
 
 def settings_of(path: Path) -> None:
-    """As a launcher reads them."""
+    """Read a --config file as a launcher does."""
     from engine.cli.parse import parse_settings
 
     read_config(str(path))
     parse_settings(STAGE_SETTINGS["sft"], ["--config", str(path)], "sft", "x", presets("sft"), lambda flags: "default")
 
 
-def ranks_and_responses(path: Path) -> None:
+def response_shard(path: Path) -> None:
     shards = Shards(path.parent / "o.jsonl")
     list(shards.read(shards.keys()))
 
@@ -89,7 +89,7 @@ def make_checkpoint(folder: Path) -> None:
 
 
 def newest_checkpoint(path: Path) -> None:
-    """A checkpoint that is not whole is rejected by name, never an error."""
+    """Find the newest whole checkpoint. An incomplete one is listed as rejected and raises nothing."""
     found, rejected = checkpoints.newest_whole(path.parent if path.name == "latest" else path.parents[1])
     assert found or rejected
     if found:
@@ -97,7 +97,7 @@ def newest_checkpoint(path: Path) -> None:
 
 
 def checkpoint_state(path: Path) -> None:
-    """A state that its manifest vouches for, with anything in it."""
+    """Read a corrupted state whose checksum in the manifest is valid."""
     files = {p.name: {"bytes": p.stat().st_size, "sha256": checkpoints.sha256(p)} for p in path.parent.iterdir()}
     del files[checkpoints.MANIFEST]
     (path.parent / checkpoints.MANIFEST).write_text(json.dumps({"files": files}))
@@ -106,7 +106,7 @@ def checkpoint_state(path: Path) -> None:
 
 @functools.cache
 def kept_batch() -> bytes:
-    """A file that --replay takes."""
+    """Return the bytes of a file for --replay."""
     note = {"stage": "sft", "step": 2, "rank": 0, "quantity": "the loss", "settings": {}, "ids": ["a"]}
     with tempfile.TemporaryDirectory(prefix="fuzz_") as folder:
         file = file_of(Path(folder), 2, 0)
@@ -125,13 +125,13 @@ def make_run(folder: Path) -> None:
 
 
 def report(path: Path) -> None:
-    """The whole page but for its plots."""
+    """Build the whole report page except its plots."""
     folder = next(parent for parent in path.parents if parent.name == "run")
-    page([read_run(folder)], [], []).encode()
+    page([read_run(folder)], []).encode()
 
 
 def run_folder(path: Path) -> None:
-    """A run's own files, as the next stage reads them."""
+    """Read a run's result.json, or choose its template, as the next stage does."""
     if path.name == "result.json":
         read_result(path.parent)
     else:
@@ -139,7 +139,7 @@ def run_folder(path: Path) -> None:
 
 
 class _NoChat:
-    """Stands for a tokenizer without a chat template."""
+    """A stand-in for a tokenizer without a chat template."""
 
     chat_template, name_or_path = None, ""
 
@@ -152,8 +152,8 @@ def in_run(name: str, inputs: Inputs) -> Reader:
     return Reader(inputs, report, f"run/ppo/{name}", make_run)
 
 
-def whole(read):
-    """Read a file to its end, then again leaving bad records out."""
+def read_twice(read):
+    """Return a function that reads a file to its end twice: once refusing bad records, once skipping them."""
 
     def twice(path: Path) -> None:
         errors: list[UserError] = []
@@ -166,16 +166,12 @@ def whole(read):
     return twice
 
 
-LINES = lines_file(INSTRUCTIONS)
+LINES = jsonl_file(INSTRUCTIONS)
 READERS = {
-    "instructions.jsonl": Reader(LINES, whole(read_instructions), "x.jsonl"),
-    "instructions.jsonl.gz": Reader(
-        gzip_file(LINES),
-        whole(read_instructions),
-        "x.jsonl.gz",
-    ),
+    "instructions.jsonl": Reader(LINES, read_twice(read_instructions), "x.jsonl"),
+    "instructions.jsonl.gz": Reader(gzip_file(LINES), read_twice(read_instructions), "x.jsonl.gz"),
     "instructions.json": Reader(json_file(INSTRUCTIONS), lambda p: list(read_records(p)), "x.json"),
-    "rankings.jsonl": Reader(lines_file(RANKINGS[:2] + PAIRS), whole(read_rankings), "x.jsonl"),
+    "rankings.jsonl": Reader(jsonl_file(RANKINGS[:2] + PAIRS), read_twice(read_rankings), "x.jsonl"),
     "texts": Reader(any_bytes("शुभ प्रभात\nGood\n".encode()), lambda p: list(read_texts([p])), "x.txt"),
     "texts.jsonl": Reader(LINES, lambda p: list(read_texts([p])), "x.jsonl"),
     "template": Reader(any_bytes(TEMPLATE), template, "x.txt"),
@@ -183,7 +179,7 @@ READERS = {
     "config.json": Reader(json_file(JSON), settings_of, "x.json"),
     "deepspeed.json": Reader(json_file(ZERO), lambda p: read_ds_config(str(p)), "x.json"),
     "frames": Reader(frames_file(FRAMES), lambda p: list(scan_frames(p.read_bytes())), "x"),
-    "response shard": Reader(frames_file(FRAMES), ranks_and_responses, "o.jsonl.rank0.part"),
+    "response shard": Reader(frames_file(FRAMES), response_shard, "o.jsonl.rank0.part"),
     "checkpoint manifest": Reader(
         json_file({"files": {"state.json": {"bytes": 3, "sha256": "a"}, "trained.safetensors": {"bytes": 3}}}),
         newest_checkpoint, "step-000001/manifest.json", make_checkpoint,
@@ -193,14 +189,14 @@ READERS = {
     "checkpoint tensors": Reader(
         any_bytes(b"\x08\0\0\0\0\0\0\0{}      "), newest_checkpoint, "step-000001/trained.safetensors", make_checkpoint
     ),
-    "lengths": Reader(lines_file([3, {"length": 5}, 8]), lambda p: read_lengths(str(p)), "x.jsonl"),
+    "lengths": Reader(jsonl_file([3, {"length": 5}, 8]), lambda p: read_lengths(str(p)), "x.jsonl"),
     "run config.json": Reader(json_file(CONFIG), run_folder, "config.json"),
     "run result.json": Reader(json_file(RESULT), run_folder, "result.json"),
     "report config.json": in_run("config.json", json_file(CONFIG)),
     "report result.json": in_run("result.json", json_file(RESULT)),
-    "report metrics.jsonl": in_run("metrics.jsonl", lines_file(METRICS)),
-    "report samples.jsonl": in_run("samples.jsonl", lines_file(SAMPLES)),
-    "report scores.jsonl": in_run("scores.jsonl", lines_file(SCORES)),
+    "report metrics.jsonl": in_run("metrics.jsonl", jsonl_file(METRICS)),
+    "report samples.jsonl": in_run("samples.jsonl", jsonl_file(SAMPLES)),
+    "report scores.jsonl": in_run("scores.jsonl", jsonl_file(SCORES)),
     "report results.json": in_run("../evaluate/results.json", json_file(EVALUATION)),
     "kept batch": Reader(lambda: any_bytes(kept_batch()), read_kept, "x.safetensors"),
 }  # fmt: skip

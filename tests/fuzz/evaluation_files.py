@@ -1,4 +1,4 @@
-"""Readers of evaluation: benchmark files, and what an evaluation has written."""
+"""Fuzz targets of evaluation: benchmark files, and the output files of an evaluation."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from evaluation.results.tables import build_common_tables, build_comparisons, bu
 from evaluation.scoring.build import read_items
 from evaluation.tasks import all_tasks
 from tests.evaluation import made_up
+from tests.fuzz.corrupt import json_file, jsonl_file
 from tests.fuzz.reader import Reader
-from tests.fuzz.spoil import json_file, lines_file
 from tests.launch.small import write_rows
 
 ABOUT = {"task": "arc", "lang": "ne", "protocol": "strict", "shots": 0, "data": ["x"]}
@@ -39,7 +39,7 @@ ROWS = {
 
 
 def items(task: str) -> Callable[[Path], None]:
-    """Read, then with bad records left out; and linted, which finds faults where the others refuse."""
+    """Return a function that reads a task's items, skipping or refusing bad records, and lints them each time."""
 
     def read(path: Path) -> None:
         data, found = LocalData(path.parents[1]), all_tasks()[task]
@@ -62,7 +62,7 @@ def make_output(folder: Path) -> None:
 
 
 def report(path: Path) -> None:
-    """The whole report of two models, one of them good."""
+    """Build the whole report of two models, one with valid files."""
     good = path.parent / "good"
     if not good.exists():
         good.mkdir()
@@ -72,8 +72,8 @@ def report(path: Path) -> None:
     markdown(runs, tables, common, *build_comparisons(runs)).encode()
 
 
-def folder_to_go_on_with(path: Path) -> None:
-    """As launch/evaluate.py looks at what is there."""
+def resumed_output(path: Path) -> None:
+    """Check an output folder before going on with it, as launch/evaluate.py does."""
     output = Output(path.parent)
     output.check(RUN_MANIFEST, overwrite=False)
     for key, about in TASKS.items():
@@ -87,7 +87,7 @@ READERS = {
         for task, (folder, rows) in ROWS.items()
     },
     "evaluation results.json": Reader(json_file(RESULTS_FILE), report, RESULTS, make_output),
-    "evaluation records": Reader(lines_file(RECORDS), report, "arc.ne.jsonl", make_output),
-    "evaluation manifest.json": Reader(json_file(RUN_MANIFEST), folder_to_go_on_with, MANIFEST, make_output),
-    "records to go on with": Reader(lines_file(RECORDS), folder_to_go_on_with, "arc.ne.jsonl", make_output),
+    "evaluation records": Reader(jsonl_file(RECORDS), report, "arc.ne.jsonl", make_output),
+    "evaluation manifest.json": Reader(json_file(RUN_MANIFEST), resumed_output, MANIFEST, make_output),
+    "resumed evaluation records": Reader(jsonl_file(RECORDS), resumed_output, "arc.ne.jsonl", make_output),
 }

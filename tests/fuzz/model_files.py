@@ -1,4 +1,4 @@
-"""Readers of a model's folder: config.json, weights, their index, the tokenizer, generation settings."""
+"""Fuzz targets of a model's folder: config.json, weights, their index, the tokenizer, generation settings."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from engine.text.templates import CHAT, RECORD
 from engine.text.tokenizer import check_vocab, decode, encode_prompt, encode_response, load_tokenizer
 from engine.text.tokenizer import train_sentencepiece_model as train
 from engine.training.scorers import score_moments
+from tests.fuzz.corrupt import any_bytes, json_file
 from tests.fuzz.reader import Reader
-from tests.fuzz.spoil import any_bytes, json_file
 from tests.greetings import GREETINGS
 from tests.launch import small
 
@@ -33,19 +33,18 @@ WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.
 FORMS = {"name": "mine", "with_input": "{instruction} {input}", "without_input": "{instruction}"}
 JINJA = "{% for m in messages %}{{ m['role'] + m['content'] + eos_token }}{% endfor %}"
 GENERATION = {"eos_token_id": [2, 3], "temperature": 1.0}
-# What of a loaded config is built: a size that is within reason may still be a minute's work for a fuzzer.
-MOST_WEIGHTS, MOST_LAYERS = 10**9, 16
+MAX_LAYERS = 16  # build no larger config: a valid size may still take a minute
 
 
 @functools.cache
 def temporary() -> tempfile.TemporaryDirectory[str]:
-    """For what is made once; it goes when the process ends."""
+    """Return the folder for models made once; it is deleted when the process ends."""
     return tempfile.TemporaryDirectory(prefix="fuzz_")
 
 
 @functools.cache
 def model(family: str) -> Path:
-    """A small model's folder; nobody writes into it."""
+    """Return a small model's folder. Do not write into it."""
     return small.make_model(Path(temporary().name, family), family)
 
 
@@ -80,15 +79,15 @@ def make_shards(folder: Path) -> None:
 
 
 def config(path: Path) -> None:
-    """A config that is taken builds an empty model, or the model says in a line why not."""
+    """Load a config and build an empty model from it."""
     found = load_config(path.parent)
-    if found.num_hidden_layers <= MOST_LAYERS:
+    if found.num_hidden_layers <= MAX_LAYERS:
         weights = sum(parameter.numel() for parameter in empty_model(found, str(path)).parameters())
         assert weights > 0
 
 
 def moments(path: Path) -> None:
-    """A reward model's mean and deviation are none, or numbers that a score can be normalised with."""
+    """Read a reward model's mean and deviation: None, or finite with a deviation above 0."""
     if (found := score_moments(path.parent)) is not None:
         assert all(map(math.isfinite, found)) and found[1] > 0
 
@@ -108,7 +107,7 @@ def whole_model(path: Path) -> None:
 
 
 def tokenizer(path: Path) -> None:
-    """A tokenizer that is taken encodes and decodes, and its template makes a prompt."""
+    """Load a tokenizer, encode and decode with it, and make a prompt with its template."""
     found = load_tokenizer(path.parent)
     check_vocab(found, 1 << 40)
     assert encode_instruction(found, choose_template(None, path.parent, found).template, "Good")
@@ -117,7 +116,7 @@ def tokenizer(path: Path) -> None:
 
 
 class _Sixteen:
-    """Stands for a tokenizer whose EOS is 16."""
+    """A stand-in for a tokenizer with EOS 16."""
 
     eos_token_id = 16
 
@@ -154,7 +153,7 @@ READERS = {
         lambda: any_bytes((model("bloom") / SINGLE[0]).read_bytes()), whole_model, SINGLE[0], copied("bloom")
     ),
     "bin": Reader(lambda: any_bytes(bin_file(False)), weights, SINGLE[1]),
-    "bin of old": Reader(lambda: any_bytes(bin_file(True)), weights, SINGLE[1]),
+    "legacy bin": Reader(lambda: any_bytes(bin_file(True)), weights, SINGLE[1]),
     "shard index": Reader(
         json_file({"metadata": {}, "weight_map": {name: f"model-0000{i}-of-00002.safetensors" for i, name in
                                                   enumerate(WEIGHTS, 1)}}),

@@ -1,4 +1,4 @@
-"""What is fuzzed: a reader of outside bytes, a good file for it, and the bytes it is given instead."""
+"""A fuzz target: a function that reads outside bytes, a valid file for it, and corrupted files."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.fuzz.spoil import Inputs
+from tests.fuzz.corrupt import Inputs
 
 
 class Reader(NamedTuple):
-    """One kind of file and who reads it.
+    """One kind of file and the function that reads it.
 
-    source   the inputs, or what makes them: good files that take a while are made when they are needed
-    read     given its path; raises nothing but UserError, or returns what is documented for files that are spoilt
-    file     its name under a folder that is this reader's own
-    prepare  makes what else must lie in that folder
+    source   the inputs, or a function that makes them, for valid files that take a while to make
+    read     reads the file at a path; may raise only UserError
+    file     name of the file in this reader's own folder
+    prepare  makes the other files that this folder needs
     """
 
     source: Inputs | Callable[[], Inputs]

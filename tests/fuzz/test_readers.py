@@ -1,7 +1,7 @@
-"""Every reader of outside bytes, given spoilt ones: it reads them or says in one line why not, and raises nothing else.
+"""Fuzz every reader of outside bytes: it must read a corrupted file or refuse it with a UserError of one line.
 
-A hundred inputs each by default. Ten thousand each, new ones every time: `pytest -m slow tests/fuzz`; another number
-by FUZZ_INPUTS, one reader by -k; -s says how many were refused.
+By default 100 inputs per reader. `pytest -m slow tests/fuzz` runs 10,000 new ones per reader; FUZZ_INPUTS sets another
+number, -k selects a reader, and -s prints how many inputs were refused.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ READERS = {
 FEW, MANY = 100, int(os.environ.get("FUZZ_INPUTS", "10000"))
 
 
-def written(reader: Reader, folder: Path, data: bytes) -> Path:
-    """The reader's file with this in it, among whatever else belongs there."""
+def write_file(reader: Reader, folder: Path, data: bytes) -> Path:
+    """Write the reader's file with this content, and the other files it needs. Return its path."""
     reader.prepare(folder)
     path = folder / reader.file
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ def written(reader: Reader, folder: Path, data: bytes) -> Path:
 
 def fuzz(name: str, folder: Path, inputs: int, **how) -> None:
     reader = READERS[name]
-    path, spoilt = written(reader, folder, b""), reader.inputs.spoilt
+    path, corrupted = write_file(reader, folder, b""), reader.inputs.corrupted
 
     @settings(
         max_examples=inputs,
@@ -50,7 +50,7 @@ def fuzz(name: str, folder: Path, inputs: int, **how) -> None:
     )
     @given(st.data())
     def reads_or_refuses(data):
-        path.write_bytes(data.draw(spoilt))
+        path.write_bytes(data.draw(corrupted))
         try:
             reader.read(path)
         except UserError as error:
@@ -66,19 +66,19 @@ def fuzz(name: str, folder: Path, inputs: int, **how) -> None:
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_a_few_spoilt_files(name, tmp_path):
+def test_few_corrupted_files(name, tmp_path):
     fuzz(name, tmp_path, FEW)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", READERS)
-def test_many_spoilt_files(name, tmp_path):
+def test_many_corrupted_files(name, tmp_path):
     fuzz(name, tmp_path, MANY, derandomize=False)
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_good_files_are_read(name, tmp_path):
-    """Otherwise no spoilt one would come far."""
+def test_valid_files_are_read(name, tmp_path):
+    """If a reader refused its valid file, the corrupted ones would test little."""
     reader = READERS[name]
-    reader.read(written(reader, tmp_path, reader.inputs.good))
+    reader.read(write_file(reader, tmp_path, reader.inputs.valid))

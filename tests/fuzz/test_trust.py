@@ -1,4 +1,4 @@
-"""What docs/trust.md says about code in files: the sources have no way to load any."""
+"""Check the claim of docs/trust.md that no file can run code: the sources call no unsafe loader."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [
     path for room in ("kernels", "engine", "datagen", "evaluation", "launch") for path in (ROOT / room).rglob("*.py")
 ]
-# What would run what a file says. The .py files that a user names as code are imported by their own means.
+# Calls that can run code from a data file. The .py files that a user passes as code are imported elsewhere.
 FORBIDDEN = {
     *("pickle.load", "pickle.loads", "pickle.Unpickler", "marshal.load", "marshal.loads", "shelve.open", "dill.load"),
     *("joblib.load", "eval", "exec", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "torch.hub.load", "os.system"),
@@ -35,7 +35,7 @@ def faults(source: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_no_file_can_bring_code(path):
+def test_source_calls_no_unsafe_loader(path):
     assert not list(faults(path.read_text(encoding="utf-8")))
 
 
@@ -51,5 +51,5 @@ def test_no_file_can_bring_code(path):
         "eval(text)",
     ],
 )
-def test_a_way_in_is_found(source):
+def test_unsafe_call_is_found(source):
     assert len(list(faults(source))) == 1

@@ -1,6 +1,6 @@
-"""The embedded chain at a size of seconds: SFT, reward model and PPO from nothing, as launch/ppo.py runs them.
+"""The embedded chain in seconds: train SFT, reward model and PPO from nothing, as launch/ppo.py does.
 
-Run as a program, with launch/ppo.py's flags, by any launcher.
+Run it as a program, by any launcher, with launch/ppo.py's flags.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What 500 iterations of PPO leave behind in one process: memory, descriptors, threads, logs. A table, one JSON line.
+"""Measure what a long training run leaks in one process: memory, descriptors, threads, logs. Prints a table and JSON.
 
     python -m tests.reliability.hygiene [--steps 500] [--stage ppo]
 
-A tiny model with checkpoints, samples, scores and TensorBoard. The slope is the least squares line of the resident size
-over the last four fifths, after allocators have warmed up.
+Trains a tiny model with checkpoints, samples, scores and TensorBoard. The slopes are least squares fits over the last
+four fifths of the steps, after the allocators have warmed up.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ LONG = {
 }
 
 
-def seen(folder: Path) -> dict[str, int]:
-    """Now: resident bytes, open descriptors, threads (of Python, and all), bytes of logs."""
+def resources(folder: Path) -> dict[str, int]:
+    """Return current resident bytes, open descriptors, threads (all, and Python's), and bytes of logs."""
     resident_pages = int(Path("/proc/self/statm").read_text().split()[1])
     logs = [*folder.glob("*.jsonl"), *folder.glob("tb/*")]
     return {
@@ -43,15 +43,15 @@ def seen(folder: Path) -> dict[str, int]:
 
 
 def measure(stage: str, steps: int, folder: Path) -> list[dict[str, int]]:
-    """What is seen after each step (PPO: iteration) of a run of so many."""
+    """Train `steps` steps (PPO: iterations) and return the resources in use after each."""
     with one_rank() as world:
         trainer = make_trainer(stage, world, folder, max_steps=steps, save_every=steps // 10, **LONG[stage])
         log, rows = trainer.run.log, []
 
         def logged(*args: Any) -> None:
             log(*args)
-            trainer.run.rows.clear()  # what a recorded run keeps for tests would grow
-            rows.append(seen(folder))
+            trainer.run.rows.clear()  # a test's run keeps its rows in memory
+            rows.append(resources(folder))
 
         trainer.run.log = logged
         train(trainer)
@@ -59,7 +59,7 @@ def measure(stage: str, steps: int, folder: Path) -> list[dict[str, int]]:
 
 
 def summary(stage: str, rows: Sequence[Mapping[str, int]], seconds: float) -> dict[str, float]:
-    """Slopes over the last four fifths, and what was open at their ends."""
+    """Return slopes over the last four fifths of the rows, and how much the number of open resources grew."""
     late = rows[len(rows) // 5 :]
     slope = {key: linear_regression(range(len(late)), [r[key] for r in late]).slope for key in ("resident", "logs")}
     tenth = max(1, len(late) // 10)

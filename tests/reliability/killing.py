@@ -1,7 +1,7 @@
-"""Trainers in processes of their own that are killed at a chosen moment: forked from one that has imported all.
+"""Train in processes that are killed at a chosen moment, forked from a server process that has imported everything.
 
-That process has no rank, no group and no thread. It imports what training would import on the way, too, and knows
-which of DeepSpeed's operators can be built here: then a start costs a fork, and most calls of a run are training's.
+The server process has no rank, process group or thread. It also imports what training imports lazily, and finds out
+which DeepSpeed operators can be built here. So a start costs one fork, and most calls of a run belong to training.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from engine.distributed.world import start_world
 from tests.engine.training.trainers import make_trainer, tiny_model, train
 from tests.ranks import PRELOADED
 
-# A moment is the n-th call, of Python or of C, made from files of these names.
+# A moment is the n-th call of a Python or C function from a file with one of these names.
 PLACES = {
     "write": ("/engine/run/checkpoint_files.py", "/safetensors/torch.py"),
     "rollout": (
@@ -47,12 +47,12 @@ PLACES = {
 }
 PATIENCE_S = 120
 IMPORTED_BY = os.getpid()
-deepspeed.ops.__compatible_ops__  # noqa: B018  found out at the first look
+deepspeed.ops.__compatible_ops__  # noqa: B018  the first access finds them out
 
 
 @dataclass(frozen=True)
 class Moment:
-    """When to kill: at a call in a place on one rank, or after some seconds of training."""
+    """When to kill: on one rank at call number `at` from a place, or after `at` seconds if the place is "clock"."""
 
     place: str
     at: float
@@ -62,7 +62,7 @@ class Moment:
 def run(
     stage: str, folder: Path, ranks: int = 1, case: Mapping[str, Any] | None = None, moment: Moment | None = None
 ) -> bool:
-    """Train on so many ranks, going on from what is there. Whether it ended; False when it was killed."""
+    """Train on `ranks` ranks, resuming if the folder holds a run. Return whether training ended; False if killed."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     with socket.socket() as probe:
@@ -84,12 +84,12 @@ def run(
 
 
 def count(folder: Path, ranks: int) -> list[Counter[str]]:
-    """How many calls of each place each rank made in the last run that ended, and the seconds it took ("clock")."""
+    """Return for each rank the number of calls from each place in the last completed run, and its seconds ("clock")."""
     return [Counter(json.loads((folder / f"calls{rank}.json").read_text())) for rank in range(ranks)]
 
 
 def _watch(processes: list[BaseProcess], moment: Moment | None, started: Any) -> bool:
-    """Wait for the end of all, or for the death of one; kill them all when the clock says so."""
+    """Wait until all ranks end, one is killed, or the time of a "clock" moment is up. Return whether all succeeded."""
     deadline = time.monotonic() + PATIENCE_S
     if moment and moment.place == "clock":
         while not started.wait(0.01) and any(p.is_alive() for p in processes):
@@ -99,11 +99,11 @@ def _watch(processes: list[BaseProcess], moment: Moment | None, started: Any) ->
         if any(p.exitcode == -signal.SIGKILL for p in processes):
             return False
         if time.monotonic() > deadline:
-            assert moment and moment.place == "clock", "the ranks hang"
+            assert moment and moment.place == "clock", f"the ranks have not ended within {PATIENCE_S} s"
             return False
         time.sleep(0.01)
     codes = [p.exitcode for p in processes]
-    assert -signal.SIGKILL in codes or not any(codes), codes  # ranks that miss a killed one fail in their own way
+    assert -signal.SIGKILL in codes or not any(codes), codes  # if one was killed, the others may fail in any way
     return not any(codes)
 
 
@@ -117,7 +117,7 @@ def _train(
     moment: Moment | None,
     started: Any,
 ) -> None:
-    assert os.getppid() == IMPORTED_BY != os.getpid(), "not forked from the process that has imported all"
+    assert os.getppid() == IMPORTED_BY != os.getpid(), "not forked from the server process that imported everything"
     torch.set_num_threads(1)
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
@@ -138,7 +138,7 @@ def _train(
 
 
 def _count_calls(moment: Moment | None) -> Counter[str]:
-    """Count the calls made from each place on every thread; end this process at the moment."""
+    """Count the calls from each place, on every thread, and kill this process at the moment."""
     calls: Counter[str] = Counter()
     places_of: dict[Any, list[str]] = {}
 

@@ -1,4 +1,4 @@
-"""What a finished run leaves behind, as far as it must not depend on interruptions: everything but the clock."""
+"""Compare the output files of two runs that must be equal, except for times: one interrupted, one not."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 from tests.engine.training.trainers import without_clock
 
 
-def remains(run: Path) -> dict[str, Any]:
-    """Metrics, samples, result, the saved model, and masters and moments of the last checkpoint."""
+def outputs(run: Path) -> dict[str, Any]:
+    """Return metrics, samples, result, and hashes of the model and of the last checkpoint's masters and moments."""
     last = max((run / "checkpoints").glob("step-*"))
     weights = [last / "trained.safetensors", *sorted((run / "model").glob("*.safetensors"))]
     result = json.loads((run / "result.json").read_text())
@@ -26,8 +26,8 @@ def remains(run: Path) -> dict[str, Any]:
 
 
 def assert_same(run: Path, uninterrupted: Path) -> None:
-    """The two runs left the same behind."""
-    ours, theirs = remains(run), remains(uninterrupted)
+    """Assert that the two runs have the same outputs."""
+    ours, theirs = outputs(run), outputs(uninterrupted)
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         assert ours[name] == value, (run.name, name)

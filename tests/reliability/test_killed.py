@@ -1,4 +1,4 @@
-"""A run killed at any moment and resumed is the run that was never killed: weights, optimizer, metrics, samples."""
+"""Tests that a run killed at any moment and resumed equals one never killed: weights, optimizer, metrics, samples."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tests.reliability.killing import Moment, count, run
 from tests.reliability.remains import assert_same
 
 STAGES = ("sft", "reward", "ppo")
-# PPO takes eight optimizer steps in two iterations, so that 3 and 6 fall inside them.
+# PPO takes eight optimizer steps in two iterations, so checkpoints at steps 3 and 6 fall inside an iteration.
 SAVE_EVERY = {"sft": 2, "reward": 2, "ppo": 3}
 KILLS = 25
 
 
 def killed_and_resumed(stage: str, folder: Path, kills: int, ranks: int = 1, seed: int = 0, **case: Any) -> None:
-    """Kill runs at so many moments, one or two in a run, and compare what each leaves with an uninterrupted one."""
+    """Kill runs at `kills` moments, up to two per run, and compare the outputs with those of an uninterrupted run."""
     case["save_every"], rng = SAVE_EVERY[stage], random.Random(f"{seed} {stage} {ranks} {case}")
     began = time.monotonic()
     assert run(stage, folder / "whole", ranks, case)
@@ -33,7 +33,7 @@ def killed_and_resumed(stage: str, folder: Path, kills: int, ranks: int = 1, see
         while died < 2:
             place, rank = places[done % len(places)], rng.randrange(ranks)
             if place == "write":
-                rank = 0  # the first one writes
+                rank = 0  # only rank 0 writes
             at = rng.random() * calls[rank][place]
             if run(stage, path, ranks, case, Moment(place, at, rank)):
                 break
@@ -47,7 +47,7 @@ def killed_and_resumed(stage: str, folder: Path, kills: int, ranks: int = 1, see
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_few_kills(tmp_path, stage):
+def test_few_kills(tmp_path, stage):
     killed_and_resumed(stage, tmp_path, 3)
 
 

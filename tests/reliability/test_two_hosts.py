@@ -1,4 +1,4 @@
-"""Two hosts are as one: the same bits, a host that dies or is cut off ends the run with a line, --resume goes on."""
+"""Tests of two hosts: same bits as one host; if a host dies or is cut off, one error line; --resume continues."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LOSSES = {"sft": "loss/sft", "reward": "loss/reward", "ppo": "loss/policy_avg"}
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_two_hosts_one_of_which_dies_are_as_one_host(tmp_path):
+def test_two_hosts_with_faults_equal_one_host(tmp_path):
     try:
         with TwoHosts(tmp_path):
             pass

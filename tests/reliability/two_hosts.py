@@ -1,7 +1,7 @@
-"""The embedded chain on two hosts, one of which dies and is cut off: `python -m tests.reliability.two_hosts FOLDER`.
+"""Run the embedded chain on two hosts and make one fail: `python -m tests.reliability.two_hosts FOLDER`.
 
-Two network namespaces of this machine, an address each, joined by a cable (a veth pair): gloo over TCP. Needs Linux,
-iproute2 and root; without root, where the system allows it, a namespace in which one is root:
+The hosts are two network namespaces of this machine, with an address each and a cable (a veth pair) between them; gloo
+runs over TCP. Needs Linux, iproute2 and root. Without root, a user namespace may do, where the system allows it:
 unshare --user --map-root-user --mount sh -c 'mount -t tmpfs none /run; python -m tests.reliability.two_hosts FOLDER'
 """
 
@@ -18,7 +18,7 @@ from types import TracebackType
 
 CHAIN = Path(__file__).with_name("chain.py")
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
-PORT = "29571"  # within the namespaces, whose ports nobody else uses
+PORT = "29571"  # free: no one else uses ports in our namespaces
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
 DEEPSPEED = (sys.executable, "-m", "deepspeed.launcher.runner")
 PATIENCE_S = 240
@@ -27,7 +27,7 @@ OURS = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
 
 class TwoHosts:
-    """The namespaces while the context is open. OSError where they may not be made."""
+    """Context manager for the two namespaces. OSError if the system does not allow them."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -59,7 +59,7 @@ class TwoHosts:
             process.wait()
 
     def start(self, name: str, argv_of: Callable[[int], Sequence[str]], **environment: Sequence[str]) -> None:
-        """A program on each host, named for its logs; an environment variable has one value a host."""
+        """Start a program on each host. name: prefix of the logs. environment: variable -> one value per host."""
         self.logs = [self.folder / f"{name}-host{host}.log" for host in range(2)]
         self.running = []
         for host, log in enumerate(self.logs):
@@ -71,38 +71,39 @@ class TwoHosts:
                 ))  # fmt: skip
 
     def wait_for(self, file: Path) -> None:
-        """Until a file is there while both hosts run."""
+        """Wait until a file exists. AssertionError if a program ends before."""
         _until(lambda: file.exists() or any(p.poll() is not None for p in self.running), file.name)
-        assert all(p.poll() is None for p in self.running), self.said()
+        assert all(p.poll() is None for p in self.running), self.log_ends()
 
     def ended(self, hosts: Sequence[int], within_s: float) -> float:
-        """Seconds until the programs of these hosts have ended."""
+        """Wait until the programs of these hosts have ended. Return the seconds it took."""
         began = time.monotonic()
-        _until(lambda: all(self.running[host].poll() is not None for host in hosts), self.said, within_s)
+        _until(lambda: all(self.running[host].poll() is not None for host in hosts), self.log_ends, within_s)
         return time.monotonic() - began
 
     def kill(self, host: int) -> None:
-        """SIGKILL for every process of a host."""
+        """Send SIGKILL to every process of a host."""
         pids = subprocess.run(["ip", "netns", "pids", self.names[host]], capture_output=True, text=True, check=True)
         if pids.stdout.split():
             subprocess.run(["kill", "-9", *pids.stdout.split()], stderr=subprocess.DEVNULL, check=False)
 
     def cable(self, state: str) -> None:
-        """Pull it (down) or put it back (up). What was sent meanwhile is lost, and nobody is told."""
+        """Set the cable "down" or "up". While it is down, packets are lost without an error."""
         _ip("-n", self.names[0], "link", "set", "cable", state)
 
     def errors(self) -> list[list[str]]:
-        """The lines in which each host's program names an error of ours."""
+        """Return the `error: ` lines of each host's program."""
         return [[x for x in log.read_text().splitlines() if x.startswith("error: ")] for log in self.logs]
 
-    def said(self) -> str:
+    def log_ends(self) -> str:
+        """Return the last 3,000 characters of each log."""
         return "\n".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log in self.logs)
 
 
 def interrupted_run(hosts: TwoHosts, runs: Path) -> dict[str, tuple[float, list[list[str]]]]:
-    """The chain into `runs`, started three ways: a host dies in SFT, the cable is pulled in PPO, the rest is quiet.
+    """Run the chain into `runs` with three launchers: a host dies in SFT, the cable is pulled in PPO, the rest runs.
 
-    Of each fault: the seconds until the survivors had ended, and the error lines of both hosts.
+    Return for each fault the seconds until the survivors ended, and the error lines of both hosts.
     """
     flags = (str(CHAIN), "--runs", str(runs))
     seen = {}
@@ -134,12 +135,12 @@ def interrupted_run(hosts: TwoHosts, runs: Path) -> dict[str, tuple[float, list[
     each = {name: (value, value) for name, value in task.items()}
     hosts.start("srun", lambda host: (sys.executable, *flags, "--resume"), SLURM_PROCID=("0", "1"), **each)
     hosts.ended([0, 1], PATIENCE_S)
-    assert [p.returncode for p in hosts.running] == [0, 0], hosts.said()
+    assert [p.returncode for p in hosts.running] == [0, 0], hosts.log_ends()
     return seen
 
 
 def on_one_host(runs: Path, ranks: int) -> None:
-    """The chain, never interrupted, on this machine as it is."""
+    """Run the chain on this machine without namespaces and interruptions."""
     argv = (*TORCHRUN, "--standalone", "--nproc-per-node", str(ranks), str(CHAIN), "--runs", str(runs))
     done = subprocess.run(argv, env={**os.environ, **OURS}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -151,15 +152,15 @@ def _ip(*words: str) -> None:
         raise OSError(done.returncode, f"ip {' '.join(words)}: {done.stderr.strip()}")
 
 
-def _until(true: Callable[[], bool], what: str | Callable[[], str], within_s: float = PATIENCE_S) -> None:
+def _until(is_done: Callable[[], bool], message: str | Callable[[], str], within_s: float = PATIENCE_S) -> None:
     deadline = time.monotonic() + within_s
-    while not true():
-        assert time.monotonic() < deadline, what() if callable(what) else what
+    while not is_done():
+        assert time.monotonic() < deadline, message() if callable(message) else message
         time.sleep(0.05)
 
 
 def main(folder: Path) -> Mapping[str, tuple[float, list[list[str]]]]:
-    """All of it into a new folder: `two`, what two hosts made; `one`, two ranks on one host; `alone`, one rank."""
+    """Run everything into a new folder: `two` (two hosts), `one` (two ranks on one host), `alone` (one rank)."""
     folder.mkdir(parents=True)
     with TwoHosts(folder) as hosts:
         seen = interrupted_run(hosts, folder / "two")
@@ -170,8 +171,8 @@ def main(folder: Path) -> Mapping[str, tuple[float, list[list[str]]]]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="a new folder, for what the runs leave behind and their logs")
+    parser.add_argument("folder", type=Path, help="new folder for the runs and their logs")
     for fault, (seconds, lines) in main(parser.parse_args().folder.resolve()).items():
         print(f"{fault}: ended after {seconds:.0f} s")
-        for host, said in enumerate(lines):
-            print(f"  host {host + 1}: {'; '.join(said) or 'silent'}")
+        for host, errors in enumerate(lines):
+            print(f"  host {host + 1}: {'; '.join(errors) or 'no error line'}")

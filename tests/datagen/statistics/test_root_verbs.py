@@ -1,4 +1,4 @@
-"""Root verbs and direct objects by rules: by hand, and against labels made by reading 100 instructions of Alpaca."""
+"""Tests of root verbs and direct objects: cases by hand, and 100 labelled instructions of Alpaca."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from datagen.statistics.root_verbs import NONE, Root, by_rules, by_spacy, root_o
 from engine.base.errors import UserError
 from engine.base.records import read_instructions
 
-# Record number (from 0) in the released order -> what a reader took for the root verb and the head noun of its direct
-# object; "-" where there is none. The records were drawn at random (Python's random.Random(7).sample), then sorted.
+# Record number (from 0, released order), root verb, and head noun of its direct object, labelled by reading; "-" if
+# there is none. The records were drawn with Python's random.Random(7).sample, then sorted.
 _LABELS = """
 2457 create sentence, 2569 generate simile, 3052 choose example, 3164 translate statement, 3249 identify formula,
 3801 write script, 3873 classify sentence, 3906 identify type, 4054 rank ingredient, 4114 be -, 4578 come -,
@@ -41,7 +41,7 @@ def _labels():
         yield int(number), Root(verb, noun.replace("-", ""))
 
 
-def test_rules_agree_with_a_reader(real_data):
+def test_rules_agree_with_labels(real_data):
     records = list(read_instructions(real_data / "alpaca_en.jsonl.gz", require_output=False))
     labels = dict(_labels())
     assert len(labels) == 100
@@ -79,7 +79,7 @@ def test_rules_agree_with_a_reader(real_data):
         ("नमस्ते संसार", ("", "")),
     ],
 )
-def test_by_hand(instruction, root):
+def test_root_by_hand(instruction, root):
     assert root_of(instruction) == root
 
 
@@ -102,12 +102,12 @@ _WORDS = ["write", "the", "a", "list", "given", ",", "and", ".", "you", "to", "u
 
 
 @given(st.text() | st.lists(st.sampled_from(_WORDS)).map(" ".join))
-def test_any_text_has_an_answer(text):
+def test_root_of_accepts_any_text(text):
     verb, noun = root_of(text)
     assert verb or not noun
 
 
-def test_without_spacy_the_rules_are_offered():
+def test_missing_spacy_error_offers_the_rules():
     try:
         import spacy  # noqa: F401
     except ImportError:
@@ -118,5 +118,5 @@ def test_without_spacy_the_rules_are_offered():
             by_spacy("no_such_pipeline")
 
 
-def test_nothing_gives_none():
+def test_text_without_words_gives_none():
     assert list(by_rules(["", "???"])) == [NONE, NONE]

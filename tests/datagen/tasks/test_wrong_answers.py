@@ -62,7 +62,7 @@ def test_far_numbers_are_more_than_two_away():
         assert all(abs(int(text) - 13) > 2 for text in _wrong("add", (9, 4), seed).far)
 
 
-def test_far_categories_are_words_of_the_right_category():
+def test_far_answers_to_category_are_words_not_categories():
     kit = load_kit("en")
     wrong = _wrong("category", ("banana",))
     assert set(wrong.near) < set(kit.categories)

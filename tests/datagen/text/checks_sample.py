@@ -20,7 +20,7 @@ from typing import NamedTuple
 from datagen.kits import kit_codes, load_kit
 from datagen.simulate.translation import carry
 from datagen.tasks.kinds import KINDS, all_tasks, draw_task, is_finite
-from datagen.text.checks import translation_fault
+from datagen.text.checks import fault_of_translation
 from engine.base.languages import LANGUAGES
 
 SAMPLE = Path(__file__).with_name("checks_sample.txt")
@@ -107,7 +107,7 @@ def kit_cases(tasks_per_kind: int = 5) -> Iterator[Case]:
 
 def fault_of(case: Case) -> str | None:
     """Return the fault that the checks find, or None."""
-    return translation_fault(case.source, case.target, LANGUAGES[case.lang])
+    return fault_of_translation(case.source, case.target, LANGUAGES[case.lang])
 
 
 def all_cases() -> list[Case]:

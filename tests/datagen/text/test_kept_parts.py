@@ -17,7 +17,7 @@ PYTHON = "```python\n# add two\ndef add(a, b):\n    return a + b  # the sum\n```
 
 
 @pytest.mark.parametrize(
-    ("source", "kept", "lost", "says"),
+    ("source", "kept", "lost", "message"),
     [
         (PYTHON, PYTHON.replace("add two", "additionne").replace("the sum", "la somme"),
          PYTHON.replace("a + b ", "a - b "), "code in fences"),
@@ -37,10 +37,10 @@ PYTHON = "```python\n# add two\ndef add(a, b):\n    return a + b  # the sum\n```
         ("31 and 31", "31 et 31", "31 et un autre", "numbers: lost 31"),
     ],
 )  # fmt: skip
-def test_lost_part(source, kept, lost, says):
+def test_lost_part(source, kept, lost, message):
     assert lost_part(source, source) is None
     assert lost_part(source, kept) is None
-    assert lost_part(source, lost).startswith(says)
+    assert lost_part(source, lost).startswith(message)
 
 
 @pytest.mark.parametrize(

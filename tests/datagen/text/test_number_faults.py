@@ -50,9 +50,9 @@ def test_number_in_another_form_is_no_fault(lang, source, target):
     assert number_fault(source, target, lang) is None
 
 
-@pytest.mark.parametrize(("lang", "source", "target", "says"), WRONG)
-def test_changed_number_is_a_fault(lang, source, target, says):
-    assert number_fault(source, target, lang) == says
+@pytest.mark.parametrize(("lang", "source", "target", "message"), WRONG)
+def test_changed_number_is_a_fault(lang, source, target, message):
+    assert number_fault(source, target, lang) == message
 
 
 @pytest.mark.parametrize(

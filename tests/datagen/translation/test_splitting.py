@@ -1,4 +1,4 @@
-"""Long texts in pieces: joined exactly, cut at borders only, never inside code."""
+"""Tests of splitting long texts into chunks: joined exactly, split at borders only, never inside code."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ TEXTS = st.text(alphabet="ab. \n\t`~é", max_size=200) | st.lists(
 
 
 @given(TEXTS, st.integers(1, 60))
-def test_joined_again_it_is_the_same(text, limit):
-    pieces = split_text(text, limit)
-    assert pieces.join(pieces.texts) == text
-    assert all(piece and piece == piece.strip() for piece in pieces.texts)
-    assert all(not gap.strip() for gap in pieces.gaps)
-    assert all("\n" in gap for gap in pieces.gaps[1:-1])
-    # What is above the limit could not be cut.
-    for piece in pieces.texts:
-        assert estimate_tokens(piece) <= limit or "\n" not in piece or "```" in piece or "~~~" in piece
+def test_joining_the_chunks_restores_the_text(text, limit):
+    chunks = split_text(text, limit)
+    assert chunks.join(chunks.texts) == text
+    assert all(chunk and chunk == chunk.strip() for chunk in chunks.texts)
+    assert all(not gap.strip() for gap in chunks.gaps)
+    assert all("\n" in gap for gap in chunks.gaps[1:-1])
+    # A chunk above the limit has no border to split at.
+    for chunk in chunks.texts:
+        assert estimate_tokens(chunk) <= limit or "\n" not in chunk or "```" in chunk or "~~~" in chunk
 
 
-def test_paragraphs_stay_together_as_long_as_they_fit():
+def test_chunks_are_as_long_as_the_limit_allows():
     paragraphs = [letter * 40 for letter in "abcde"]  # ten tokens each
     text = "\n\n".join(paragraphs)
     assert split_text(text, 1000).texts == (text,)
@@ -37,14 +37,14 @@ def test_paragraphs_stay_together_as_long_as_they_fit():
     assert split_text(f"x\n\n{lines}", 10).texts == ("x", *paragraphs)
 
 
-def test_code_is_not_cut():
+def test_code_is_not_split():
     code = "```python\na = 1\n\n\nb = 2\n```"
     assert split_text(f"Look:\n\n{code}\n\nGood.", 3).texts == ("Look:", code, "Good.")
     unclosed = "```\na = 1\n\nb = 2"
     assert split_text(f"Look:\n\n{unclosed}", 3).texts == ("Look:", unclosed)
 
 
-def test_gaps_are_kept_and_the_model_does_not_fill_them():
-    pieces = split_text("\n one \n\n\n  two\t", 1)
-    assert (pieces.texts, pieces.gaps) == (("one", "two"), ("\n ", " \n\n\n  ", "\t"))
-    assert pieces.join([" un\n", "deux "]) == "\n un \n\n\n  deux\t"
+def test_join_keeps_the_gaps_and_strips_the_texts():
+    chunks = split_text("\n one \n\n\n  two\t", 1)
+    assert (chunks.texts, chunks.gaps) == (("one", "two"), ("\n ", " \n\n\n  ", "\t"))
+    assert chunks.join([" un\n", "deux "]) == "\n un \n\n\n  deux\t"

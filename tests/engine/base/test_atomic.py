@@ -1,4 +1,4 @@
-"""Atomic writes: whole or not at all, whatever happens while writing."""
+"""Atomic writes: the new file appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pytest
 from engine.base.atomic import whole_file, write_json, write_text
 
 
-def test_json_is_written_and_nothing_else_is_left(tmp_path):
+def test_json_is_written_and_no_other_file_is_left(tmp_path):
     write_json(tmp_path / "x.json", {"name": "नेपाली"})
     assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == {"name": "नेपाली"}
     assert os.listdir(tmp_path) == ["x.json"]
 
 
-def test_an_error_while_writing_leaves_the_old_file(tmp_path):
+def test_error_while_writing_keeps_the_old_file(tmp_path):
     write_text(tmp_path / "x", "old\n")
     with pytest.raises(ValueError, match="stop"), whole_file(tmp_path / "x") as file:
         file.write(b"half")
@@ -24,7 +24,7 @@ def test_an_error_while_writing_leaves_the_old_file(tmp_path):
     assert (tmp_path / "x").read_text() == "old\n" and os.listdir(tmp_path) == ["x"]
 
 
-def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path):
+def test_old_file_stays_until_the_new_one_is_whole(tmp_path):
     write_text(tmp_path / "x", "old")
     with whole_file(tmp_path / "x", text=True) as file:
         file.write("new")

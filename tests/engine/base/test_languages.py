@@ -1,4 +1,4 @@
-"""The language registry: the paper's table, the nearest code in an error, and languages a user adds."""
+"""Languages: the paper's table, the nearest code in an error, and languages that a user registers."""
 
 import dataclasses
 import subprocess
@@ -16,7 +16,7 @@ SEVERAL_SCRIPTS = {"sr": ("Cyrl", "Latn"), "zh": ("Hans", "Hant")}
 
 @pytest.fixture
 def registry(monkeypatch):
-    """The table, restored after the test."""
+    """The registry; the test may change it."""
     saved = dict(LANGUAGES)
     yield LANGUAGES
     LANGUAGES.clear()
@@ -32,7 +32,7 @@ def test_table_counts_by_hand():
     assert [code for code, language in LANGUAGES.items() if language.rtl] == ["ar"]
 
 
-def test_groups_follow_the_papers_thresholds():
+def test_groups_follow_the_thresholds_of_the_paper():
     for language in LANGUAGES.values():
         if language.group == "none":
             assert language.commoncrawl_percent is None
@@ -64,7 +64,7 @@ def test_only_serbian_and_chinese_have_several_scripts():
         ("dee", "de"),
     ],
 )
-def test_unknown_code_names_the_nearest(wrong, nearest):
+def test_unknown_code_suggests_the_nearest(wrong, nearest):
     with pytest.raises(UserError, match=f"did you mean '{nearest}'") as caught:
         get_language(wrong)
     message = str(caught.value)
@@ -72,13 +72,13 @@ def test_unknown_code_names_the_nearest(wrong, nearest):
     assert all(code in message for code in LANGUAGES)
 
 
-def test_unknown_code_far_from_everything_has_no_guess():
+def test_unknown_code_far_from_all_suggests_none():
     with pytest.raises(UserError) as caught:
         get_language("qqqqqqqqqqq")
     assert "did you mean" not in str(caught.value)
 
 
-def test_a_registered_language_is_found(registry):
+def test_registered_language_is_found(registry):
     swahili = Language("sw", "Swahili", "Kiswahili", ("Latn",), "none", None, False)
     register_language(swahili)
     register_language(swahili)
@@ -108,6 +108,6 @@ def test_malformed_languages_are_refused(registry, change):
     assert registry == before
 
 
-def test_the_registry_loads_no_torch():
+def test_languages_imports_no_torch():
     code = "import sys, engine.base.languages; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""Records: what is read, what is refused and with which words, and that a write never leaves half a file."""
+"""Records: what is read, what is refused, the messages, and that a failed write keeps the old file."""
 
 import gzip
 import json
@@ -37,7 +37,7 @@ def refusal(read, path, **options):
     return message
 
 
-def test_the_three_containers_read_the_same(tmp_path):
+def test_jsonl_gzip_and_json_list_read_the_same(tmp_path):
     rows = [{**TASK, "id": "a"}, {**TASK, "output": "तीन"}]
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     (tmp_path / "x.jsonl").write_bytes(b"\xef\xbb\xbf" + lines.replace(b"\n", b"\r\n\n"))
@@ -50,13 +50,13 @@ def test_the_three_containers_read_the_same(tmp_path):
     assert [line for line, _ in read_records(tmp_path / "x.json")] == [2, 8]
 
 
-def test_a_wrong_path_is_reported_before_the_first_record_is_asked_for(tmp_path):
+def test_missing_file_raises_before_iteration(tmp_path):
     for read in (read_records, read_instructions, read_rankings):
         with pytest.raises(UserError, match="no such file"):
             read(tmp_path / "absent.jsonl")
 
 
-def test_records_are_yielded_before_the_file_is_read_to_its_end(tmp_path):
+def test_records_are_read_lazily(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text(json.dumps(TASK) + "\nbroken\n")
     records = read_instructions(path)
@@ -71,7 +71,7 @@ def test_prompts_need_no_output(tmp_path):
     assert ":1: field 'output' is missing" in refusal(read_instructions, path)
 
 
-def test_bad_records_can_be_left_out_and_are_reported(tmp_path):
+def test_on_bad_record_skips_and_reports(tmp_path):
     path = write(tmp_path / "x.jsonl", TASK, {**TASK, "output": " "}, TASK)
     errors = []
     records = list(read_instructions(path, on_bad_record=errors.append))
@@ -96,18 +96,18 @@ def test_bad_records_can_be_left_out_and_are_reported(tmp_path):
         ({"id": 1.5}, "field 'id' is 1.5"),
     ],
 )
-def test_a_bad_field_is_named(tmp_path, change, words):
+def test_bad_field_is_named(tmp_path, change, words):
     path = write(tmp_path / "x.jsonl", TASK, {**TASK, **change})
     assert f"{path}:2: {words}" in refusal(read_instructions, path)
 
 
-def test_a_missing_field_lists_those_present(tmp_path):
+def test_missing_field_lists_present_fields(tmp_path):
     path = write(tmp_path / "x.jsonl", {"instruction": "Add", "Input": "", "output": "3"})
     message = refusal(read_instructions, path)
     assert "field 'input' is missing (fields: 'instruction', 'Input', 'output')" in message
 
 
-def test_a_long_value_is_shortened(tmp_path):
+def test_long_value_is_shortened_in_message(tmp_path):
     message = refusal(read_instructions, write(tmp_path / "x.jsonl", {**TASK, "output": ["x" * 10_000] * 100}))
     assert len(message) < 800
 
@@ -119,7 +119,7 @@ def test_ids_are_unique(tmp_path):
     assert ":2: id '2' is that of line 1" in refusal(read_instructions, path)
 
 
-def test_rankings_of_every_shape(tmp_path):
+def test_every_ranking_format_reads(tmp_path):
     dialog = "\n\nHuman: hi\n\nAssistant: yes?\n\nHuman: go\n\nAssistant:"
     path = write(
         tmp_path / "x.jsonl",
@@ -157,7 +157,7 @@ def test_rankings_of_every_shape(tmp_path):
         (TASK, "no field holds responses (fields: 'instruction', 'input', 'output')"),
     ],
 )
-def test_a_bad_ranking_is_named(tmp_path, row, words):
+def test_bad_ranking_is_named(tmp_path, row, words):
     path = write(tmp_path / "x.jsonl", row)
     assert f"{path}:1: " in (message := refusal(read_rankings, path))
     assert words in message
@@ -199,20 +199,20 @@ def test_a_bad_ranking_is_named(tmp_path, row, words):
         ("x.csv", b"a,b", "records come in .jsonl, .jsonl.gz or .json files"),
     ],
 )
-def test_a_damaged_file_is_refused_with_its_line(tmp_path, name, data, words):
+def test_damaged_file_is_refused_with_line_number(tmp_path, name, data, words):
     path = tmp_path / name
     path.write_bytes(data)
     assert words in refusal(read_records, path)
 
 
-def test_a_directory_and_an_unreadable_file(tmp_path):
+def test_directory_and_unreadable_file_are_refused(tmp_path):
     (tmp_path / "d.jsonl").mkdir()
     assert "it is a directory" in refusal(read_records, tmp_path / "d.jsonl")
     (tmp_path / "loop.jsonl").symlink_to(tmp_path / "loop.jsonl")
     assert "cannot read" in refusal(read_records, tmp_path / "loop.jsonl")
 
 
-def test_sizes_are_capped(tmp_path, monkeypatch):
+def test_line_and_list_sizes_are_limited(tmp_path, monkeypatch):
     path = write(tmp_path / "x.jsonl", {"a": "x" * 100})
     monkeypatch.setattr(engine.base.jsonl, "MAX_LINE_BYTES", 50)
     assert ":1: the line is above" in refusal(read_records, path)
@@ -226,7 +226,7 @@ FULL_TEXTS = TEXTS.filter(str.strip)
 
 
 @given(rows=st.lists(st.tuples(FULL_TEXTS, TEXTS, FULL_TEXTS), min_size=1, max_size=5), packed=st.booleans())
-def test_what_is_written_reads_back(tmp_path_factory, rows, packed):
+def test_written_records_read_back(tmp_path_factory, rows, packed):
     path = tmp_path_factory.mktemp("written") / ("x.jsonl.gz" if packed else "x.jsonl")
     records = [InstructionRecord(str(i), *row) for i, row in enumerate(rows)]
     write_jsonl(path, records)
@@ -256,7 +256,7 @@ def failing_rows():
     ],
 )
 @pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz"])
-def test_a_failed_write_leaves_the_old_file_alone(tmp_path, name, rows, error):
+def test_failed_write_keeps_the_old_file(tmp_path, name, rows, error):
     path = tmp_path / name
     path.write_bytes(b"old")
     with pytest.raises(error):
@@ -265,7 +265,7 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path, name, rows, error):
     assert os.listdir(tmp_path) == [name]
 
 
-def test_a_write_that_cannot_be_is_the_users_error(tmp_path):
+def test_impossible_write_is_a_user_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"must end in \.jsonl or \.jsonl\.gz"):
         write_jsonl(tmp_path / "x.json", [])

@@ -1,4 +1,4 @@
-"""Seeds and learning rates: golden and hand-computed numbers, and every item once an epoch as a property."""
+"""Seeds and learning rates: golden and hand-computed numbers; an epoch has every item once (property test)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from engine.objectives.schedule import learning_rate, rate_line, warmup_warning
 from engine.settings import OptimizerSettings
 
 
-def test_a_stream_keeps_its_seed_for_ever():
-    """The first 8 bytes of `printf 3/prompts/0 | sha256sum`, halved: another value would change every run."""
+def test_seed_of_a_stream_is_fixed():
+    """The first 8 bytes of `printf 3/prompts/0 | sha256sum`, halved. Another value would change every run."""
     assert derive_seed(3, "prompts", 0) == 0x9BC7909039A8C6CE >> 1
 
 
-def test_names_make_streams_of_their_own():
+def test_different_names_give_different_seeds():
     names = [(0,), (1,), (0, "a"), (0, "b"), (0, "a", 0), (0, "a", 1), (0, 1, 0), (1, 0, 0), (0, 0, 1), (0, 10), (-1,)]
     seeds = [derive_seed(*name) for name in names]
     assert len(set(seeds)) == len(names)
@@ -26,7 +26,7 @@ def test_names_make_streams_of_their_own():
 
 
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 3), st.integers(0, 9))
-def test_an_epoch_has_every_item_once_in_as_few_steps_as_before_of_equal_size(count, size, epochs, seed):
+def test_epoch_has_every_item_once_in_the_fewest_steps_of_equal_size(count, size, epochs, seed):
     steps = batches(count, size, epochs, seed, "x")
     per_epoch = math.ceil(count / size)
     assert len(steps) == epochs * per_epoch
@@ -40,21 +40,21 @@ def test_an_epoch_has_every_item_once_in_as_few_steps_as_before_of_equal_size(co
 @pytest.mark.parametrize(("count", "size", "sizes"), [
     (129, 128, [65, 64]), (9, 5, [5, 4]), (6, 3, [3, 3]), (5, 2, [3, 2]), (3, 2, [3]), (4, 9, [4]), (1, 5, [1]),
 ])  # fmt: skip
-def test_no_part_is_smaller_than_the_fewest(count, size, sizes):
-    """The last part of an epoch takes a step at the full rate: it must not be one item where there are more."""
+def test_no_part_is_smaller_than_fewest(count, size, sizes):
+    """The last part of an epoch takes a step at the full learning rate, so it must not hold a single item."""
     parts = even_parts(range(count), size, fewest=2)
     assert [len(part) for part in parts] == sizes
     assert [i for part in parts for i in part] == list(range(count))
 
 
-def test_orders_differ_between_epochs_seeds_and_names_and_come_back():
+def test_orders_differ_by_epoch_seed_and_name_and_repeat():
     first, second = batches(50, 50, 2, 0, "sft")
     others = [shuffled(50, 1, "sft", 0), shuffled(50, 0, "reward", 0), second, list(range(50))]
     assert all(sorted(order) == list(range(50)) and order != first for order in others)
     assert batches(50, 50, 2, 0, "sft") == [first, second]
 
 
-def test_rates_by_hand():
+def test_learning_rates_by_hand():
     def rates(schedule):
         return [learning_rate(step, 8, 0.4, schedule, 4) for step in range(8)]
 
@@ -80,7 +80,7 @@ def optimizer(**changes):
 
 
 @pytest.mark.parametrize(("num_steps", "warmup"), [(6, 0), (15, 1), (1219, 121), (3000, 300), (9000, 300)])
-def test_a_warm_up_nobody_asked_for_is_a_tenth_of_the_run_at_most(num_steps, warmup):
+def test_default_warmup_is_at_most_a_tenth_of_the_run(num_steps, warmup):
     settings = optimizer()
     assert settings.warmup(num_steps) == warmup
     peak = max(learning_rate(s, num_steps, 2e-5, "cosine", warmup) for s in range(num_steps))
@@ -90,7 +90,7 @@ def test_a_warm_up_nobody_asked_for_is_a_tenth_of_the_run_at_most(num_steps, war
     assert ("--warmup-steps 300 takes them" in rate_line(settings, num_steps)) is (num_steps < 3000)
 
 
-def test_a_warm_up_that_was_asked_for_is_taken_and_warned_of_where_it_is_most_of_the_run():
+def test_given_warmup_is_used_and_warns_from_half_of_the_run():
     settings = optimizer(warmup_steps=50)
     assert [settings.warmup(n) for n in (6, 50, 5000)] == [50, 50, 50]
     assert warmup_warning(settings, 101) is None
@@ -102,7 +102,7 @@ def test_a_warm_up_that_was_asked_for_is_taken_and_warned_of_where_it_is_most_of
 
 
 @given(st.sampled_from(["constant", "linear", "cosine"]), st.integers(1, 30), st.integers(0, 40))
-def test_a_rate_rises_then_never_rises_again_and_stays_within_its_peak(schedule, num_steps, warmup_steps):
+def test_learning_rate_rises_once_and_stays_within_its_peak(schedule, num_steps, warmup_steps):
     rates = [learning_rate(step, num_steps, 2.0, schedule, warmup_steps) for step in range(num_steps)]
     assert all(0 < rate <= 2.0 for rate in rates)
     turn = min(warmup_steps, num_steps)

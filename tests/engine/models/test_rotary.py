@@ -1,4 +1,4 @@
-"""Hand-computed numbers: rotary angles and scalings, and ALiBi slopes."""
+"""Rotary angles, rotary scalings and ALiBi slopes against numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.engine.models.tiny import LLAMA3
 CPU = torch.device("cpu")
 
 
-def test_a_pair_turns_by_position_times_frequency():
+def test_pairs_rotate_by_position_times_frequency():
     rotary = Rotary(head_size=4, theta=100.0)  # frequencies 1 and 100^(-1/2) = 0.1
     x_THK = torch.tensor([[[1.0, 0.0, 0.0, 1.0]]])  # pairs (x0, x2) = (1, 0) and (x1, x3) = (0, 1)
     out = rotate(x_THK, *cos_sin(rotary, torch.tensor([3])))
@@ -24,7 +24,7 @@ def test_a_pair_turns_by_position_times_frequency():
     torch.testing.assert_close(out[0, 0], expected)
 
 
-def test_the_angles_of_bf16_heads_are_float32():
+def test_bf16_heads_use_float32_angles():
     x_THK = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
     cos, sin = cos_sin(Rotary(8, 10_000.0), torch.tensor([0, 4001]))
     assert cos.dtype == sin.dtype == torch.float32
@@ -32,16 +32,16 @@ def test_the_angles_of_bf16_heads_are_float32():
     torch.testing.assert_close(rotate(x_THK, cos, sin), rotate(x_THK.float(), cos, sin).bfloat16(), rtol=0, atol=0)
 
 
-def test_llama3_keeps_the_fast_slows_the_slow_and_blends_between():
-    # Over 64 positions: wavelength 2 pi turns 10.2 times (kept), 2 pi * 10 turns 1.02 times (blended, 0.0062 of it
-    # kept), 2 pi * 100 turns 0.1 times (slowed 8 times).
+def test_llama3_scaling_keeps_blends_and_slows_frequencies():
+    # Turns over 64 positions: wavelength 2 pi, 10.2 turns (kept); 2 pi * 10, 1.02 turns (blended, 0.0062 of it kept);
+    # 2 pi * 100, 0.1 turns (slowed by 8).
     rotary = Rotary(6, 1000.0, "llama3", 8.0, 1.0, 4.0, 64)
     kept = (64 / (2 * math.pi * 10) - 1) / 3
     expected = torch.tensor([1.0, 0.1 * (kept + (1 - kept) / 8), 0.01 / 8])
     torch.testing.assert_close(inverse_frequencies(rotary, CPU), expected)
 
 
-def test_the_config_is_read_in_its_new_and_its_old_spelling():
+def test_config_fields_of_transformers_5_and_4_are_read():
     scaling = {name: number for name, number in LLAMA3.items() if name not in ("rope_theta", "rope_type")}
     new = SimpleNamespace(rope_parameters=LLAMA3)
     old = SimpleNamespace(rope_theta=500.0, rope_scaling={"type": "llama3", **scaling})
@@ -59,7 +59,7 @@ def test_the_config_is_read_in_its_new_and_its_old_spelling():
         ({}, 7, "head size is 7"),
     ],
 )
-def test_what_is_not_supported_is_refused(fields, head_size, said):
+def test_unsupported_rotary_configs_are_refused(fields, head_size, said):
     with pytest.raises(UserError, match=said):
         Rotary.from_config(SimpleNamespace(rope_parameters=fields, rope_theta=100.0), head_size)
 

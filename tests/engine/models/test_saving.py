@@ -1,4 +1,4 @@
-"""Checkpoints out: they load in transformers with equal logits and scores, and appear whole or not at all."""
+"""Saved models load in transformers with equal logits and scores, and appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def tokenizer_with(**special):
 
 
 def tokenizer_without(tokenizer, highest):
-    """The same without its word of the highest id."""
+    """Return the same tokenizer without the word with id `highest`."""
     spec = json.loads(tokenizer.backend_tokenizer.to_str())
     del spec["model"]["vocab"][f"w{highest}"]
     return PreTrainedTokenizerFast(
@@ -96,7 +96,7 @@ def test_transformers_loads_equal_scores(name, dtype, tmp_path):
     assert not any(report.values()), report
     assert type(loaded).__name__ == loaded.config.architectures[0]
     assert loaded.config.num_labels == 1
-    prefixes = [s[:n] for s in SEQUENCES for n in range(1, len(s) + 1) if s[n - 1] != 3]  # 3 pads
+    prefixes = [s[:n] for s in SEQUENCES for n in range(1, len(s) + 1) if s[n - 1] != 3]  # 3 is padding
     longest = max(map(len, prefixes))
     padded = torch.tensor([s + [3] * (longest - len(s)) for s in prefixes])
     mask = torch.tensor([[1] * len(s) + [0] * (longest - len(s)) for s in prefixes])
@@ -111,7 +111,7 @@ def test_transformers_loads_equal_scores(name, dtype, tmp_path):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_round_trip_is_exact(name, tmp_path):
+def test_save_and_load_is_exact(name, tmp_path):
     model, score_weight_D = random_model(CONFIGS[name]()), random_score_weight()
     save_model(model, tmp_path / "model")
     again = load_model(tmp_path / "model").state_dict()
@@ -124,7 +124,7 @@ def test_a_round_trip_is_exact(name, tmp_path):
     assert torch.equal(scores_of(reward, score_weight_D, BATCH), scores_of(model, score_weight_D, BATCH))
 
 
-def test_an_untied_reward_model_has_no_language_head(tmp_path):
+def test_untied_reward_model_has_no_language_head(tmp_path):
     save_model(random_model(llama()), tmp_path / "reward", score_weight_D=random_score_weight())
     reward = load_model(tmp_path / "reward")
     with pytest.raises(UserError, match="without a language head"):
@@ -133,7 +133,7 @@ def test_an_untied_reward_model_has_no_language_head(tmp_path):
     assert load_model(tmp_path / "again").head is None
 
 
-def test_a_score_head_with_several_labels_is_refused(tmp_path):
+def test_score_head_with_several_labels_is_refused(tmp_path):
     AutoModelForSequenceClassification.from_config(llama(num_labels=3)).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"score head of shape \(3, 48\), expected \(1, 48\)"):
         load_score_weight(tmp_path)
@@ -145,14 +145,14 @@ def test_a_score_head_with_several_labels_is_refused(tmp_path):
         ({"pad_token_id": 3}, {}, 3),
         ({"pad_token_id": 3}, {"pad_token": "</s>"}, 3),
         ({"pad_token_id": None}, {"pad_token": "<pad>"}, 3),
-        ({"pad_token_id": 0}, {"pad_token": "<pad>"}, 3),  # the batch is padded by the tokenizer
+        ({"pad_token_id": 0}, {"pad_token": "<pad>"}, 3),  # the tokenizer pads the batch
         ({"pad_token_id": 2}, {"pad_token": "</s>"}, 1),
         ({"pad_token_id": None}, {}, 1),
         ({"pad_token_id": 2, "eos_token_id": [2, 1]}, None, None),
     ],
 )
-def test_a_response_is_scored_at_its_eos_whatever_pads(config_ids, tokenizer_tokens, expected, tmp_path):
-    """Padding with EOS, a common makeshift, would make transformers score the token before the EOS."""
+def test_response_is_scored_at_its_eos_for_any_padding(config_ids, tokenizer_tokens, expected, tmp_path):
+    """If EOS is the padding id, as in many models, transformers would score the token before EOS."""
     model, score_weight_D = random_model(llama(**config_ids)), random_score_weight()
     tokenizer = None if tokenizer_tokens is None else tokenizer_with(**tokenizer_tokens)
     before = tokenizer and tokenizer.pad_token
@@ -174,13 +174,13 @@ def test_a_response_is_scored_at_its_eos_whatever_pads(config_ids, tokenizer_tok
             assert_close(together, wanted, 1e-5)
 
 
-NO_PADS = [-1, VOCABULARY, 60, 5]  # below, beyond, a row that no token has, and one that may end a response
+NO_PADS = [-1, VOCABULARY, 60, 5]  # below 0, above the vocabulary, a row without a token, and an EOS id
 
 
 @pytest.mark.parametrize("pad", NO_PADS)
 @pytest.mark.parametrize("family", ONE_OF_EACH)
-def test_a_padding_id_that_cannot_pad_is_not_exported(family, pad, tmp_path):
-    """transformers loads what is written, with a padding id that its embedding and its tokenizer have, or with none."""
+def test_unusable_padding_id_is_not_exported(family, pad, tmp_path):
+    """transformers loads the saved model; its padding id has an embedding row and a token, or is None."""
     model, tokenizer = random_model(ONE_OF_EACH[family](pad_token_id=pad)), tokenizer_with()
     tokenizer = tokenizer_without(tokenizer, 60)
     save_model(model, tmp_path / "model", tokenizer)
@@ -194,7 +194,7 @@ def test_a_padding_id_that_cannot_pad_is_not_exported(family, pad, tmp_path):
 
 @pytest.mark.parametrize("family", ONE_OF_EACH)
 @torch.no_grad()
-def test_shards_are_as_large_as_asked_and_load_in_both(family, tmp_path):
+def test_shards_keep_their_size_and_load_here_and_in_transformers(family, tmp_path):
     model = random_model(ONE_OF_EACH[family]())
     save_model(model, tmp_path / "model", max_shard_bytes=60_000)
     files = sorted((tmp_path / "model").glob("*.safetensors"))
@@ -202,29 +202,29 @@ def test_shards_are_as_large_as_asked_and_load_in_both(family, tmp_path):
         f"model-{i:05d}-of-{len(files):05d}.safetensors" for i in range(1, len(files) + 1)
     ]
     assert len(files) > 3
-    assert all(f.stat().st_size < 60_000 + 4_000 for f in files)  # the header comes on top
+    assert all(f.stat().st_size < 60_000 + 4_000 for f in files)  # 4 kB for the header
     index = json.loads((tmp_path / "model" / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == sum(p.nbytes for p in model.parameters())
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model", attn_implementation="eager")
     assert_close(logits_of(load_model(tmp_path / "model"), BATCH), peer_logits(loaded, SEQUENCES), 1e-5)
 
 
-def test_the_config_names_the_dtype_that_is_written(tmp_path):
+def test_config_names_the_saved_dtype(tmp_path):
     save_model(random_model(llama(), torch.bfloat16), tmp_path / "bf16")
     save_model(load_model(tmp_path / "bf16", torch.float32), tmp_path / "float32")
     for name, dtype in (("bf16", torch.bfloat16), ("float32", torch.float32)):
         assert AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype="auto").dtype == dtype
         assert load_config(tmp_path / name).dtype == dtype
         with safe_open(tmp_path / name / "model.safetensors", framework="pt") as file:
-            assert file.metadata() == {"format": "pt"}  # transformers before version 5 refuses files without it
+            assert file.metadata() == {"format": "pt"}  # transformers 4 refuses files without it
 
 
-def test_the_tokenizer_is_written_beside_the_model(tmp_path):
+def test_tokenizer_is_saved_with_the_model(tmp_path):
     save_model(random_model(llama()), tmp_path / "model", tokenizer_with(pad_token="<pad>"))
     assert AutoTokenizer.from_pretrained(tmp_path / "model")("w5 w6").input_ids == [5, 6]
 
 
-def test_a_model_is_replaced_whole_and_nothing_else_is_left(tmp_path):
+def test_saving_replaces_a_model_and_leaves_no_other_file(tmp_path):
     first, second = random_model(ONE_OF_EACH["bloom"]()), random_model(ONE_OF_EACH["llama"]())
     save_model(first, tmp_path / "model", max_shard_bytes=60_000)
     save_model(second, tmp_path / "model")
@@ -233,7 +233,7 @@ def test_a_model_is_replaced_whole_and_nothing_else_is_left(tmp_path):
     assert load_model(tmp_path / "model").config.model_type == "llama"
 
 
-def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
+def test_failed_save_keeps_the_old_model(tmp_path, monkeypatch):
     first = random_model(ONE_OF_EACH["bloom"]())
     save_model(first, tmp_path / "model")
 
@@ -247,7 +247,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
     assert torch.equal(load_model(tmp_path / "model").embedding.weight, first.embedding.weight)
 
 
-def test_killed_while_replacing_the_old_model_is_still_there(tmp_path, monkeypatch):
+def test_old_model_survives_a_kill_while_replacing(tmp_path, monkeypatch):
     first, second = random_model(ONE_OF_EACH["bloom"]()), random_model(ONE_OF_EACH["llama"]())
     save_model(first, tmp_path / "model")
     with monkeypatch.context() as killed:
@@ -267,7 +267,7 @@ def test_killed_while_replacing_the_old_model_is_still_there(tmp_path, monkeypat
     assert [f.name for f in tmp_path.iterdir()] == ["model"]
 
 
-def test_a_directory_that_is_no_model_is_never_replaced(tmp_path):
+def test_directory_without_model_is_never_replaced(tmp_path):
     model = random_model(llama())
     (tmp_path / "empty").mkdir()
     save_model(model, tmp_path / "empty")
@@ -283,7 +283,7 @@ def test_a_directory_that_is_no_model_is_never_replaced(tmp_path):
     assert (tmp_path / "thesis" / "chapter").read_text() == "years of work"
 
 
-def test_who_may_read_a_model_is_said_by_the_umask(tmp_path):
+def test_file_modes_follow_the_umask(tmp_path):
     before = os.umask(0o027)
     try:
         write_weights(tmp_path, {"a": torch.ones(4), "b": torch.ones(4)}, 16)

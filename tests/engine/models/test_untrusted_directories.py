@@ -1,4 +1,4 @@
-"""Model directories from elsewhere: no path out of them, no code, no size that is not paid for by a file's own."""
+"""Untrusted model directories: no path leads outside, no code runs, no size is believed without its bytes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ INDEX = "model.safetensors.index.json"
 
 @pytest.fixture
 def shards(tmp_path):
-    """A directory with one tensor a shard, and another one beside it."""
+    """Return a directory with one tensor per shard; a second one lies beside it."""
     for name in ("model", "elsewhere"):
         (tmp_path / name).mkdir()
         write_weights(tmp_path / name, TENSORS, 16)
@@ -53,13 +53,13 @@ def refusal(read, path):
 @pytest.mark.parametrize(
     "name", ["../elsewhere/model-00001-of-00002.safetensors", "/etc/passwd", "..", ".", "", "a/b", "x\0", "x" * 300]
 )
-def test_an_index_names_files_of_its_own_folder(shards, name):
+def test_index_names_only_files_of_its_folder(shards, name):
     assert set(read_weights(shards)) == {"a", "b"}
     point(shards, name)
     assert "outside its folder: copy the weights into the folder" in refusal(read_weights, shards)
 
 
-def test_a_link_out_of_the_folder_is_not_followed(shards):
+def test_link_out_of_the_folder_is_refused(shards):
     part = shards / "model-00002-of-00002.safetensors"
     part.rename(shards / "inside.safetensors")
     part.symlink_to("inside.safetensors")
@@ -69,7 +69,7 @@ def test_a_link_out_of_the_folder_is_not_followed(shards):
     assert "outside its folder" in refusal(read_weights, shards)
 
 
-def test_the_links_of_hugging_faces_cache_are_followed(shards, tmp_path):
+def test_links_of_the_hugging_face_cache_are_followed(shards, tmp_path):
     blobs, snapshot = tmp_path / "cache" / "blobs", tmp_path / "cache" / "snapshots" / "0123abc"
     blobs.mkdir(parents=True)
     snapshot.mkdir(parents=True)
@@ -80,12 +80,12 @@ def test_the_links_of_hugging_faces_cache_are_followed(shards, tmp_path):
 
 
 @pytest.mark.parametrize("length", [2**64 - 1, 2**63, 10**9, 100_000_001, 9])
-def test_a_header_as_long_as_it_says_is_not_believed(tmp_path, length):
+def test_false_header_length_is_refused(tmp_path, length):
     (tmp_path / "model.safetensors").write_bytes(length.to_bytes(8, "little") + b"{}")
     assert "is cut short or no safetensors file" in refusal(read_weights, tmp_path)
 
 
-def test_tensors_lie_inside_their_file(tmp_path):
+def test_tensors_outside_their_file_are_refused(tmp_path):
     file = tmp_path / "model.safetensors"
     for entry in ({"shape": [2**62], "data_offsets": [0, 4]}, {"shape": [1], "data_offsets": [0, 2**40]}):
         header = json.dumps({"a": {"dtype": "F32", **entry}}).encode()
@@ -93,7 +93,7 @@ def test_tensors_lie_inside_their_file(tmp_path):
         assert "is cut short or no safetensors file" in refusal(read_weights, tmp_path)
 
 
-def test_weights_are_floating_point(tmp_path):
+def test_integer_weights_are_refused(tmp_path):
     save_file({"a": torch.ones(3, dtype=torch.int8)}, tmp_path / "model.safetensors")
     assert "holds 'a' as I8: give weights in F64, F32, F16, BF16" in refusal(
         lambda p: read_weights(p)["a"].read(), tmp_path
@@ -109,14 +109,14 @@ def test_weights_are_floating_point(tmp_path):
         torch.ones(3, device="meta"),
         3,
     ],
-    ids=["one element, ten to the twelfth times", "sparse", "quantised", "without values", "no tensor"],
+    ids=["one element expanded to 10^12", "sparse", "quantised", "meta", "not a tensor"],
 )
-def test_a_bin_file_holds_plain_tensors(tmp_path, odd):
+def test_bin_file_with_other_tensors_is_refused(tmp_path, odd):
     torch.save({"a": torch.ones(2), "b": odd}, tmp_path / "pytorch_model.bin")
     assert "pytorch_model.bin is not a table of tensors" in refusal(read_weights, tmp_path)
 
 
-def test_a_bin_file_does_not_unpack(tmp_path):
+def test_compressed_bin_file_is_refused(tmp_path):
     file = tmp_path / "pytorch_model.bin"
     torch.save({"a": torch.zeros(10**6)}, file)
     with zipfile.ZipFile(file) as plain, zipfile.ZipFile(tmp_path / "packed", "w", zipfile.ZIP_DEFLATED) as packed:
@@ -146,7 +146,7 @@ def test_a_bin_file_does_not_unpack(tmp_path):
         ({"model_type": {"a": "x" * 10_000}}, "supported are"),
     ],
 )
-def test_a_config_is_within_reason(good, tmp_path, changes, words):
+def test_unreasonable_config_values_are_refused(good, tmp_path, changes, words):
     folder = shutil.copytree(good, tmp_path / "model")
     load_model(folder)
     config = json.loads((folder / "config.json").read_text())

@@ -1,4 +1,4 @@
-"""Tiny models of every kind: configs, random weights with no term at zero, the peer in transformers, its files."""
+"""Tiny models of every kind: configs, random weights, the same model in transformers, and its files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ mistral = partial(transformers.MistralConfig, **_sizes)
 qwen2 = partial(transformers.Qwen2Config, **_sizes)
 qwen3 = partial(transformers.Qwen3Config, **_sizes, head_dim=16)
 
-# The original context is short enough that the three bands of llama3 (kept, blended, slowed) all hold frequencies.
+# With this short original context each band of llama3 (kept, blended, slowed) has frequencies.
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 500.0,
@@ -66,7 +66,7 @@ ONE_OF_EACH = {"bloom": CONFIGS["bloom, 6 heads"], "llama": CONFIGS["llama, bias
 
 
 def randomise(model: torch.nn.Module, seed: int = 0) -> None:
-    """Every matrix, norm and bias away from what it starts as, so that a forgotten term shows."""
+    """Move every matrix, norm and bias away from its initial value, so that a missing term changes the result."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -82,14 +82,14 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> None:
 
 
 def peer(config: PretrainedConfig, seed: int = 0) -> torch.nn.Module:
-    """The same model in transformers, with random weights."""
+    """Return the same model in transformers, with random weights."""
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     randomise(model, seed)
     return model
 
 
 def ours(model: torch.nn.Module, path: Path, dtype: torch.dtype = torch.float32) -> Bloom | Llama:
-    """A transformers model through its own save_pretrained and our load_model."""
+    """Save a transformers model and load it with load_model."""
     model.save_pretrained(path)
     return load_model(path, dtype)
 
@@ -101,12 +101,12 @@ def logits_of(model: Bloom | Llama, batch: PackedBatch, attend=None) -> Tensor:
 
 @torch.no_grad()
 def peer_logits(model: torch.nn.Module, sequences: list[list[int]]) -> Tensor:
-    """transformers one sequence at a time, laid end to end."""
+    """Return the logits of transformers, one sequence at a time, concatenated."""
     return torch.cat([model(torch.tensor([s])).logits[0] for s in sequences])
 
 
 def assert_close(actual: Tensor, expected: Tensor, relative: float) -> None:
-    """Largest difference against the largest value expected."""
+    """Assert that the largest difference, relative to the largest expected value, is at most `relative`."""
     error = (actual.float() - expected.float()).abs().max() / expected.float().abs().max()
     assert error <= relative, f"relative error {error:.2e}, allowed {relative:.0e}"
 

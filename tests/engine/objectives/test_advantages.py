@@ -1,4 +1,4 @@
-"""Rewards, GAE and whitening against numbers written out by hand; gaps between actions; ranks whose moments add up."""
+"""Rewards, GAE and whitening against numbers computed by hand, with gaps between actions and over several ranks."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from engine.batch import PackedBatch, action_mask
 from engine.objectives.advantages import action_rewards, gae, moments, whiten
 
-GARBAGE = 1e6  # stands where no action is: it must not reach any result
+GARBAGE = 1e6  # fills columns that are no action; must not change any result
 
 
 def close(actual, expected, rel=1e-6):
     torch.testing.assert_close(actual, torch.tensor(expected, dtype=actual.dtype), rtol=rel, atol=1e-6)
 
 
-# Three sequences: a prompt of 2 and 3 actions; a prompt of 2 and 1 action; a prompt of 1 without a response.
+# Three sequences: prompt of 2 tokens and 3 actions; prompt of 2 and 1 action; prompt of 1 and no response.
 BATCH = PackedBatch.from_sequences([[1] * 5, [1] * 3, [1]])
 ACTION_T = action_mask(BATCH, [2, 2, 1])  # columns 1, 2, 3 and 6
 
@@ -34,7 +34,7 @@ def test_rewards_by_hand():
     close(reward_T, [0.0, -0.05, 0.1, -0.2 + 10.0, 0.0, 0.0, -0.3 - 4.0, 0.0, 0.0])
 
 
-def test_a_not_a_number_outside_of_the_actions_reaches_nothing():
+def test_nan_outside_actions_changes_nothing():
     kl_T = torch.where(ACTION_T, 1.0, torch.nan)
     reward_T = action_rewards(kl_T, ACTION_T, BATCH.sequence_T, torch.zeros(3), 0.5)
     close(reward_T, [0.0, -0.5, -0.5, -0.5, 0.0, 0.0, -0.5, 0.0, 0.0])
@@ -43,8 +43,8 @@ def test_a_not_a_number_outside_of_the_actions_reaches_nothing():
 def test_gae_by_hand():
     """gamma 0.9, lambda 0.5, so that gamma lambda is 0.45.
 
-    First sequence, from its end: delta 2 + 0.5 = 2.5; 0 + 0.9 * -0.5 - 1 = -1.45; 1 + 0.9 * 1 - 0.5 = 1.4, and
-    advantages 2.5; -1.45 + 0.45 * 2.5 = -0.325; 1.4 + 0.45 * -0.325 = 1.25375. The other has one action: 3 - 1.
+    First sequence, from its end: the deltas are 2 + 0.5 = 2.5, 0 + 0.9 * -0.5 - 1 = -1.45, 1 + 0.9 * 1 - 0.5 = 1.4; the
+    advantages are 2.5, -1.45 + 0.45 * 2.5 = -0.325, 1.4 + 0.45 * -0.325 = 1.25375. Second sequence: one action, 3 - 1.
     """
     reward_T, value_T = columns(1.0, 0.0, 2.0, 3.0), columns(0.5, 1.0, -0.5, 1.0)
     advantage_T, return_T = gae(reward_T, value_T, ACTION_T, BATCH.sequence_T, 0.9, 0.5, BATCH.max_len)
@@ -52,8 +52,8 @@ def test_gae_by_hand():
     close(return_T, [0, 1.75375, 0.675, 2.0, 0, 0, 3.0, 0, 0])
 
 
-def test_actions_with_gaps_are_consecutive_in_time():
-    """The same actions as above with other columns between them: the same numbers."""
+def test_gaps_between_actions_take_no_time():
+    """The actions of the test above, with other columns between them, give the same numbers."""
     action_T = torch.tensor([0, 1, 0, 0, 1, 1, 0, 0, 0, 1, 0], dtype=torch.bool)
     sequence_T = torch.tensor([0] * 7 + [1] * 4)
     reward_T, value_T = torch.full((11,), GARBAGE), torch.full((11,), GARBAGE)
@@ -68,7 +68,7 @@ def test_actions_with_gaps_are_consecutive_in_time():
     close(scored_T, [0, 0, 0, 0, 0, 10.0, 0, 0, 0, 20.0, 0])
 
 
-def test_lambda_1_gives_the_sum_of_rewards_and_lambda_0_one_step():
+def test_lambda_1_sums_all_rewards_and_lambda_0_looks_one_step_ahead():
     reward_T, value_T = columns(1.0, 0.5, 2.0, 3.0), columns(0.5, 1.0, -0.5, 1.0)
     _, return_T = gae(reward_T, value_T, ACTION_T, BATCH.sequence_T, 1.0, 1.0, 5)
     close(return_T[ACTION_T], [3.5, 2.5, 2.0, 3.0])
@@ -76,7 +76,7 @@ def test_lambda_1_gives_the_sum_of_rewards_and_lambda_0_one_step():
     close(advantage_T[ACTION_T], [1.0 + 1.0 - 0.5, 0.5 - 0.5 - 1.0, 2.0 + 0.5, 2.0])
 
 
-def test_no_action_at_all():
+def test_batch_without_actions():
     batch, nothing_T = PackedBatch.from_sequences([[1], [2]]), torch.zeros(2, dtype=torch.bool)
     reward_T = action_rewards(torch.ones(2), nothing_T, batch.sequence_T, torch.ones(2), 0.1)
     advantage_T, return_T = gae(reward_T, torch.ones(2), nothing_T, batch.sequence_T, 1.0, 0.95, 1)
@@ -90,8 +90,8 @@ def test_no_action_at_all():
     st.floats(0, 1),
     st.integers(0, 99),
 )
-def test_gae_is_its_definition_for_any_actions(selected, gamma, lam, seed):
-    """Against one loop a sequence in Python's own floats."""
+def test_gae_equals_its_definition_for_any_actions(selected, gamma, lam, seed):
+    """The reference loops over each sequence in Python floats."""
     action_T = torch.tensor([a for s in selected for a in s])
     sequence_T = torch.tensor([i for i, s in enumerate(selected) for _ in s])
     reward_T, value_T = torch.randn(2, len(action_T), generator=torch.Generator().manual_seed(seed))
@@ -115,8 +115,8 @@ def test_whitening_by_hand():
     close(whiten(x_T, select_T, moments_3), [0, *white[:3], 0, 0, white[3], 0, 0])
 
 
-def test_moments_of_two_halves_add_up_to_those_of_the_whole():
-    """As two ranks would have it: each whitens its own half with the sum of both moments."""
+def test_moments_of_two_ranks_add_up():
+    """Each rank whitens its own half with the sum of both moments."""
     x_T = 100 + 3 * torch.randn(1001, generator=torch.Generator().manual_seed(0))
     select_T = torch.arange(1001) % 3 != 0
     halves = [(x_T[:20], select_T[:20]), (x_T[20:], select_T[20:])]
@@ -130,7 +130,7 @@ def test_moments_of_two_halves_add_up_to_those_of_the_whole():
     assert not white_T[~select_T].any()
 
 
-def test_a_constant_is_whitened_to_zero_and_not_to_infinity():
+def test_whitened_constant_is_zero():
     x_T = torch.full((5,), 0.1)
     white_T = whiten(x_T, x_T > 0, moments(x_T, x_T > 0))
     assert white_T.abs().max() < 1e-3

@@ -1,4 +1,4 @@
-"""Experience, as a property: choosing and joining sequences moves every column with its sequence."""
+"""Experience: select and concat move every column together with its sequence (property tests)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COLUMNS_T = ("logprob_T", "ref_logprob_T", "value_T", "reward_T", "advantage_T",
 
 
 def experience(lengths: list[int], first: int = 0, trunk: bool = True) -> Experience:
-    """Every number tells where it belongs: its column's name, its sequence and its position."""
+    """Every value encodes its column, its sequence and its position."""
     ids = range(first, first + len(lengths))
     place_T = torch.tensor([100.0 * i + t for i, n in zip(ids, lengths) for t in range(n)])
     return Experience(
@@ -43,7 +43,7 @@ def assert_same(one: Experience, other: Experience) -> None:
 
 
 @given(lengths_lists, st.data())
-def test_selected_sequences_bring_all_their_columns(lengths, data):
+def test_select_moves_all_columns(lengths, data):
     whole = experience(lengths)
     ids = data.draw(st.lists(st.sampled_from(range(len(lengths))), min_size=1, max_size=7))
     one_by_one = Experience.concat([experience([lengths[i]], first=i) for i in ids])
@@ -51,14 +51,14 @@ def test_selected_sequences_bring_all_their_columns(lengths, data):
 
 
 @given(lengths_lists, lengths_lists)
-def test_joined_experiences_are_one_made_at_once(left, right):
+def test_concat_equals_one_experience_of_all_sequences(left, right):
     joined = Experience.concat([experience(left), experience(right, first=len(left))])
     assert_same(joined, experience(left + right))
 
 
 @pytest.mark.parametrize("trunk", [True, False])
 @given(lengths=lengths_lists, random=st.randoms(use_true_random=False))
-def test_shuffling_cutting_joining_and_ordering_again_is_the_identity(trunk, lengths, random):
+def test_shuffle_split_concat_and_reorder_is_the_identity(trunk, lengths, random):
     whole = experience(lengths, trunk=trunk)
     order = random.sample(range(len(lengths)), len(lengths))
     cut = random.randint(0, len(order))

@@ -1,4 +1,4 @@
-"""The KL controller against numbers computed by hand."""
+"""KLController against numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.objectives.kl_controller import KLController
         (6.0, 1.0),
         (6.6, 1 + 0.1 * 128 / 10_000),  # 10% above the target
         (5.4, 1 - 0.1 * 128 / 10_000),
-        (7.2, 1 + 0.2 * 128 / 10_000),  # the clip begins
+        (7.2, 1 + 0.2 * 128 / 10_000),  # on the clip
         (600.0, 1 + 0.2 * 128 / 10_000),
         (0.0, 1 - 0.2 * 128 / 10_000),
         (-3.0, 1 - 0.2 * 128 / 10_000),  # k1 of a small sample may be negative
@@ -32,7 +32,7 @@ def test_updates_multiply():
     assert controller.coef == pytest.approx(0.5 * 1.05 * 0.8)
 
 
-def test_without_a_target_it_stays():
+def test_fixed_without_target():
     controller = KLController(0.1, None, 10_000.0)
     controller.update(600.0, 128)
     assert controller.coef == 0.1

@@ -1,4 +1,4 @@
-"""The objectives against numbers written out by hand, their gradients on both sides of every clip."""
+"""Losses against numbers computed by hand; gradients on both sides of every clip."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_ranks_need_not_be_consecutive():
     assert [x.tolist() for x in ranking_pairs([[7, 3, 3]])] == [[1, 2], [0, 0], [0.5, 0.5]]
 
 
-def test_a_prompt_of_ties_only_contributes_nothing():
+def test_prompt_with_only_ties_contributes_no_pair():
     pairs = ranking_pairs([[1, 1, 1], [2, 1]])
     assert [x.tolist() for x in pairs] == [[4], [3], [1.0]]
     assert [x.tolist() for x in ranking_pairs([[2, 2]])] == [[], [], []]
@@ -39,7 +39,7 @@ def test_a_prompt_of_ties_only_contributes_nothing():
     assert loss.item() == 0 and gradient(score_S, loss).tolist() == [0, 0]
 
 
-def test_the_ranking_loss_by_hand():
+def test_ranking_loss_by_hand():
     score_S = torch.tensor([1.0, 0.2, -0.5, 0.7, 0.3, -0.1], requires_grad=True)
     loss = ranking_loss(score_S, *ranking_pairs([[1, 2, 2, 3], [2, 1]]))
 
@@ -51,7 +51,7 @@ def test_the_ranking_loss_by_hand():
     second = minus_log_sigmoid(-0.4)
     close(loss, first + second)
 
-    def push(difference):  # minus the loss's derivative by the difference
+    def push(difference):  # minus the derivative of the loss with respect to the difference
         return 1 / (1 + math.exp(difference))
 
     expected = [
@@ -65,13 +65,13 @@ def test_the_ranking_loss_by_hand():
     close(gradient(score_S, loss), expected)
 
 
-def test_prompts_weigh_equally_however_many_responses_they_have():
-    """Equal scores: each pair costs log 2, so each prompt does."""
+def test_prompts_weigh_equally_for_any_number_of_responses():
+    """With equal scores each pair costs log 2, and so does each prompt."""
     pairs = ranking_pairs([[1, 2], [4, 3, 2, 1], [1, 1, 2]])
     close(ranking_loss(torch.zeros(9), *pairs), 3 * math.log(2))
 
 
-def test_a_large_wrong_difference_stays_finite():
+def test_large_wrong_difference_gives_finite_loss():
     close(ranking_loss(torch.tensor([-500.0, 500.0]), *ranking_pairs([[1, 2]])), 1000.0)
 
 
@@ -96,8 +96,8 @@ def test_k1_and_k3_are_unbiased_and_k3_is_never_negative():
 
 @pytest.mark.parametrize("log_ratio", [-3.0, -0.2232, -0.2231, -0.1, 0.0, 0.1, 0.1823, 0.1824, 2.0])
 @pytest.mark.parametrize("advantage", [1.5, -0.7])
-def test_the_policy_loss_around_its_clip(log_ratio, advantage):
-    """log 0.8 = -0.22314 and log 1.2 = 0.18232: the table's ratios lie just inside and just outside of 1 +- 0.2."""
+def test_policy_loss_around_its_clip(log_ratio, advantage):
+    """log 0.8 = -0.22314 and log 1.2 = 0.18232: ratios just inside and just outside 1 +- 0.2."""
     logprob_A = torch.tensor([-1.0 + log_ratio], requires_grad=True)
     loss, clipped = policy_loss(logprob_A, torch.tensor([-1.0]), torch.tensor([advantage]), 0.2)
     ratio = math.exp(log_ratio)
@@ -110,7 +110,7 @@ def test_the_policy_loss_around_its_clip(log_ratio, advantage):
 
 @pytest.mark.parametrize("advantage", [1.5, -0.7])
 @pytest.mark.parametrize("log_ratio", [0.25, -0.25])
-def test_on_the_boundary_itself_nothing_is_clipped(log_ratio, advantage):
+def test_policy_loss_clips_nothing_on_the_boundary(log_ratio, advantage):
     ratio = torch.tensor(log_ratio).exp().item()
     logprob_A = torch.tensor([log_ratio], requires_grad=True)
     loss, clipped = policy_loss(logprob_A, torch.zeros(1), torch.tensor([advantage]), abs(ratio - 1))
@@ -119,10 +119,10 @@ def test_on_the_boundary_itself_nothing_is_clipped(log_ratio, advantage):
     close(gradient(logprob_A, loss), [-advantage * ratio])
 
 
-def test_the_policy_loss_is_a_sum_and_counts_the_clipped():
+def test_policy_loss_sums_and_counts_clipped_actions():
     logprob_A = torch.tensor([1.5, 0.5, 1.0, 2.0]).log()
     loss, clipped = policy_loss(logprob_A, torch.zeros(4), torch.tensor([2.0, -3.0, 4.0, -1.0]), 0.2)
-    # clipped at 1.2; clipped at 0.8; untouched; a worse action made likelier is never clipped
+    # clipped at 1.2; clipped at 0.8; not clipped; a worse action that became likelier is never clipped
     close(loss, -2.0 * 1.2 + 3.0 * 0.8 - 4.0 + 2.0)
     assert clipped == 2
 
@@ -133,16 +133,16 @@ def test_the_policy_loss_is_a_sum_and_counts_the_clipped():
         # the old value is 0 and the clip 0.5
         (0.3, 2.0, 0.5 * 1.7**2, -1.7, 0),  # inside
         (0.49, 2.0, 0.5 * 1.51**2, -1.51, 0),  # just inside
-        (0.51, 2.0, 0.5 * 1.5**2, 0.0, 1),  # just past the clip towards the return: stopped
+        (0.51, 2.0, 0.5 * 1.5**2, 0.0, 1),  # just past the clip, towards the return: no gradient
         (1.0, 2.0, 0.5 * 1.5**2, 0.0, 1),
-        (-1.0, -2.0, 0.5 * 1.5**2, 0.0, 1),  # the same below
+        (-1.0, -2.0, 0.5 * 1.5**2, 0.0, 1),  # the same below the old value
         (-0.51, -2.0, 0.5 * 1.5**2, 0.0, 1),
         (-0.49, -2.0, 0.5 * 1.51**2, 1.51, 0),
-        (1.0, -1.0, 0.5 * 2.0**2, 2.0, 0),  # past the clip away from the return: pulled back
+        (1.0, -1.0, 0.5 * 2.0**2, 2.0, 0),  # past the clip, away from the return: gradient pulls back
         (-1.0, 1.0, 0.5 * 2.0**2, -2.0, 0),
     ],
 )
-def test_the_value_loss_around_its_clip(value, target, loss, slope, clipped):
+def test_value_loss_around_its_clip(value, target, loss, slope, clipped):
     value_A = torch.tensor([value], requires_grad=True)
     actual, count = value_loss(value_A, torch.zeros(1), torch.tensor([target]), 0.5)
     close(actual, loss)
@@ -150,14 +150,14 @@ def test_the_value_loss_around_its_clip(value, target, loss, slope, clipped):
     assert count == clipped
 
 
-def test_on_its_boundary_the_value_loss_clips_nothing():
+def test_value_loss_clips_nothing_on_the_boundary():
     value_A, old_A = torch.tensor([0.5, -0.5]), torch.zeros(2)
     loss, clipped = value_loss(value_A, old_A, torch.tensor([2.0, -2.0]), 0.5)
     close(loss, 0.5 * 1.5**2 * 2)
     assert clipped == 0
 
 
-def test_the_value_is_clipped_around_the_old_value():
+def test_value_is_clipped_around_the_old_value():
     loss, clipped = value_loss(torch.tensor([4.0, 2.6]), torch.tensor([3.0, 3.0]), torch.tensor([5.0, 1.0]), 0.5)
     close(loss, 0.5 * (5 - 3.5) ** 2 + 0.5 * (2.6 - 1.0) ** 2)
     assert clipped == 1

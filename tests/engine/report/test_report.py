@@ -1,9 +1,8 @@
-"""The report of a run: nothing a model says becomes markup, numbers are the run's, and it works without matplotlib."""
+"""The report of a run: nothing a model says becomes markup, and numbers are the run's."""
 
 from __future__ import annotations
 
 import json
-import sys
 from html.parser import HTMLParser
 
 import pytest
@@ -13,7 +12,6 @@ from hypothesis import strategies as st
 from engine.report.__main__ import main
 from engine.report.curves import smooth
 from engine.report.markup import tag, text
-from engine.report.page import NO_PLOTS
 from engine.report.tables import asked
 from engine.text.templates import TEMPLATES
 
@@ -96,7 +94,6 @@ def test_evaluations_are_shown(tmp_path):
 
 
 def test_plots_are_svg_in_the_pages_colours_and_png_beside(tmp_path):
-    pytest.importorskip("matplotlib")
     runs = [write_run(tmp_path / str(seed) / "ppo", seed, finished=seed == 0) for seed in (0, 1)]
     assert main([*map(str, runs), "--output", str(tmp_path / "r.html")]) == 0
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
@@ -107,15 +104,6 @@ def test_plots_are_svg_in_the_pages_colours_and_png_beside(tmp_path):
     pictures = sorted(p.name for p in (tmp_path / "r_plots").iterdir())
     assert pictures == ["ppo_frontier.png", "ppo_kl.png", "ppo_score.png", "ppo_scores.png"]
     assert "not finished" in page
-
-
-def test_without_matplotlib_it_says_how_to_get_it(tmp_path, monkeypatch, capsys):
-    run = write_run(tmp_path / "ar" / "ppo")
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.delitem(sys.modules, "engine.report.plots", raising=False)
-    assert main([str(run)]) == 0
-    assert NO_PLOTS in capsys.readouterr().out
-    assert "<table" in (run / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

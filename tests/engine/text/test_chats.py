@@ -1,4 +1,4 @@
-"""Chats: what transformers renders by the exported chat template is, id for id, what training and sampling use."""
+"""Chats: the exported chat template gives in transformers the same ids as training and sampling."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WORDS = ["नेपालीमा भन", 'a "quoted" \\ {{ user }} {% if %}',
 
 @pytest.fixture(scope="module", params=["sentencepiece", "bytes"])
 def tokenizer(request, tmp_path_factory):
-    """As it comes from a base model's folder: LLaMA's family with BOS and dummy prefix, BLOOM's with neither."""
+    """Tokenizers of base models: LLaMA's with BOS and dummy prefix, BLOOM's with neither."""
     folder = tmp_path_factory.mktemp(request.param)
     train = {"sentencepiece": train_sentencepiece, "bytes": train_byte_bpe}[request.param]
     train(TEXTS, 640 if request.param == "sentencepiece" else 400).save_pretrained(folder)
@@ -29,7 +29,7 @@ def tokenizer(request, tmp_path_factory):
 
 
 def exported(tokenizer, template, folder):
-    """The tokenizer as a user of the exported model loads it."""
+    """Return the tokenizer as a user loads it from the exported model."""
     with_chat_template(tokenizer, template).save_pretrained(folder)
     assert tokenizer.chat_template is None
     return AutoTokenizer.from_pretrained(folder)
@@ -42,7 +42,7 @@ def turns(*contents, system=None):
 
 @pytest.mark.parametrize("name", TEMPLATES)
 @pytest.mark.parametrize("words", WORDS)
-def test_one_turn_is_the_prompt_of_training(tokenizer, tmp_path, name, words):
+def test_one_turn_equals_the_prompt_in_training(tokenizer, tmp_path, name, words):
     example = encode_instructions([InstructionRecord("a", words, "", "x")], tokenizer, TEMPLATES[name], 512, "error")[0]
     rendered = exported(tokenizer, TEMPLATES[name], tmp_path).apply_chat_template(turns(words))["input_ids"]
     assert rendered == list(example.tokens[: example.prompt_len])
@@ -53,13 +53,13 @@ def test_one_turn_is_the_prompt_of_training(tokenizer, tmp_path, name, words):
 
 
 @pytest.mark.parametrize("answer", ["1", "नेपाली", "Good morning, <x>", "=> (yes)"])
-def test_several_turns_are_prompts_and_responses_of_training(tokenizer, tmp_path, answer):
+def test_several_turns_equal_prompts_and_responses_in_training(tokenizer, tmp_path, answer):
     template, records = TEMPLATES["alpaca"], [("One?", answer), ("दुई?\n", answer), ("Three?", "")]
     examples = encode_instructions(
         [InstructionRecord("a", q, "", a) for q, a in records], tokenizer, template, 999, "error"
     )
     assert len({e.tokens[0] for e in examples}) == 1
-    bos = int(examples[0].tokens[0] == tokenizer.bos_token_id)  # of the first turn alone
+    bos = int(examples[0].tokens[0] == tokenizer.bos_token_id)  # only before the first turn
     last = examples[2].tokens[bos : examples[2].prompt_len]
     expected = [*examples[0].tokens, *examples[1].tokens[bos:], *last]
     chat = turns("One?", answer, "दुई?\n", answer, "Three?")
@@ -67,7 +67,7 @@ def test_several_turns_are_prompts_and_responses_of_training(tokenizer, tmp_path
     assert exported(tokenizer, template, tmp_path).apply_chat_template(chat)["input_ids"] == expected
 
 
-def test_a_system_turn_is_laid_before_the_first_instruction(tokenizer, tmp_path):
+def test_system_turn_goes_before_the_next_instruction(tokenizer, tmp_path):
     chat = [{"role": "system", "content": "Be"}, *turns("One?", "1", "Two?", system="brief.")]
     rendered = exported(tokenizer, TEMPLATES["alpaca"], tmp_path).apply_chat_template(chat)["input_ids"]
     assert rendered == encode_chat(tokenizer, TEMPLATES["alpaca"], chat)
@@ -76,14 +76,14 @@ def test_a_system_turn_is_laid_before_the_first_instruction(tokenizer, tmp_path)
     assert rendered.count(tokenizer.eos_token_id) == 1
 
 
-def test_a_template_whose_end_merges_with_answers_takes_one_turn(tokenizer, tmp_path):
-    """`plain` ends in a blank, which is one token in training and the start of a word in a rendered text."""
+def test_template_ending_in_a_blank_takes_one_turn(tokenizer, tmp_path):
+    """`plain` ends in a blank: one token in training, but merged into the first word in rendered text."""
     there = exported(tokenizer, TEMPLATES["plain"], tmp_path)
     with pytest.raises(TemplateError, match="merges with an answer: give one user turn"):
         there.apply_chat_template(turns("One?", "The answer", "Two?"))
 
 
-def test_an_unknown_role_is_named(tokenizer, tmp_path):
+def test_unknown_role_is_named(tokenizer, tmp_path):
     chat = [{"role": "tool", "content": "x"}]
     with pytest.raises(UserError, match="'tool'"):
         encode_chat(tokenizer, TEMPLATES["plain"], chat)
@@ -91,8 +91,8 @@ def test_an_unknown_role_is_named(tokenizer, tmp_path):
         exported(tokenizer, TEMPLATES["plain"], tmp_path).apply_chat_template(chat)
 
 
-def test_no_chat_template_where_none_gives_the_ids_of_training():
-    """A BOS that takes the blanks after it away, once it is written out before a template that begins with one."""
+def test_no_chat_template_is_written_if_ids_would_differ():
+    """This BOS strips white space after it, and the template begins with a line break."""
     tokenizer = train_sentencepiece(TEXTS, 640)
     tokenizer.add_special_tokens({"bos_token": AddedToken("<s>", rstrip=True, normalized=False)})
     template = Template("\n{instruction}{input}\n", "\n{instruction}\n")

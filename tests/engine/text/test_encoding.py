@@ -1,4 +1,4 @@
-"""What --truncate cuts: the record's text alone, so that BOS and every word of the template stay."""
+"""--truncate cuts only the text of the record: BOS and the template stay whole."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def prompt_of(kind, template, rec, room, side):
 @each_kind
 @each_side
 @pytest.mark.parametrize("name", ["alpaca", "chat"])
-def test_of_a_prompt_bos_and_the_template_stay(kind, side, name):
+def test_truncation_keeps_bos_and_template(kind, side, name):
     tokenizer = tokenizer_of(kind)
     template = ChatTemplate(tokenizer) if name == "chat" else TEMPLATES[name]
     whole = encode_instruction(tokenizer, template, LONG)
@@ -44,14 +44,14 @@ def test_of_a_prompt_bos_and_the_template_stay(kind, side, name):
     assert prompt.text.startswith(before) and prompt.text.endswith(after)
     kept = prompt.text[len(before) : len(prompt.text) - len(after)]
     assert 0 < len(kept) < len(LONG)
-    # A chat template may trim what is left.
+    # A chat template may strip the remaining text.
     assert kept.strip() and (LONG.strip().startswith(kept) if side == "right" else LONG.strip().endswith(kept.strip()))
     assert list(prompt.tokens) == encode_instruction(tokenizer, template, kept)
     assert (prompt.tokens[0] == tokenizer.bos_token_id) == (whole[0] == tokenizer.bos_token_id)
 
 
 @each_side
-def test_the_input_is_cut_first_and_then_the_instruction(side):
+def test_input_is_cut_before_instruction(side):
     rec, tokenizer = record("Say it: " + LONG, "abc " + LONG), tokenizer_of("llama2")
 
     def length(instruction, input):
@@ -65,7 +65,7 @@ def test_the_input_is_cut_first_and_then_the_instruction(side):
     )
 
     text = prompt_of("llama2", FRAMED, rec, length(rec.instruction, ""), side).text
-    assert text == FRAMED.format(rec.instruction), "no input is left, so the form without one is taken"
+    assert text == FRAMED.format(rec.instruction), "without input the form without input is used"
 
     text = prompt_of("llama2", FRAMED, rec, length(rec.instruction, "") - 9, side).text
     rest = text.removeprefix("[").removesuffix("]\n")
@@ -80,7 +80,7 @@ def test_the_input_is_cut_first_and_then_the_instruction(side):
     room=st.integers(3, 60),
     side=st.sampled_from(["left", "right"]),
 )
-def test_a_cut_prompt_fits_and_no_more_than_needed_is_cut(kind, instruction, input, room, side):
+def test_cut_prompt_fits_and_fills_the_room(kind, instruction, input, room, side):
     tokenizer, rec = tokenizer_of(kind), record(instruction, input)
     whole = encode_instruction(tokenizer, FRAMED, instruction, input)
     try:
@@ -92,11 +92,11 @@ def test_a_cut_prompt_fits_and_no_more_than_needed_is_cut(kind, instruction, inp
     if len(whole) <= room:
         assert list(prompt.tokens) == whole
     else:
-        assert room - len(prompt.tokens) <= 12, "the room is filled, but for a character of many tokens"
+        assert room - len(prompt.tokens) <= 12, "at most one character of many tokens is missing"
 
 
 @each_kind
-def test_beside_a_response_left_cuts_the_prompt_and_right_the_responses_end(kind):
+def test_with_response_left_cuts_prompt_and_right_cuts_response(kind):
     tokenizer = tokenizer_of(kind)
     rec = record(LONG, output=LONG)
     prompt, response = encode_instruction(tokenizer, FRAMED, LONG), encode_response(tokenizer, LONG)
@@ -114,7 +114,7 @@ def test_beside_a_response_left_cuts_the_prompt_and_right_the_responses_end(kind
     assert encode_instructions([record("x"), rec], tokenizer, FRAMED, limit, "drop")[0].prompt_len < 20
 
 
-def test_all_responses_of_a_ranking_follow_one_prompt():
+def test_responses_of_a_ranking_share_one_prompt():
     tokenizer = tokenizer_of("llama2")
     rec = RankingRecord("a", LONG, "", ("yes", "no " * 20, ""), (1, 2, 3))
     longest = len(encode_response(tokenizer, "no " * 20))
@@ -136,6 +136,6 @@ def test_all_responses_of_a_ranking_follow_one_prompt():
         (record("x", output="1"), 5, "left", "the response of sequence a alone has .* with the template"),
     ],
 )
-def test_what_cannot_be_cut_is_one_line(rec, limit, side, said):
+def test_too_long_record_is_one_line(rec, limit, side, said):
     with pytest.raises(UserError, match=said):
         encode_instructions([rec], tokenizer_of("llama2"), FRAMED, limit, side)

@@ -1,4 +1,4 @@
-"""Which tokens end a response: the list in a model's files, by which everything that generates ends."""
+"""EOS ids: read from the files of a model, used by everything that generates, and exported."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def write(model, generation, config):
 
 
 @pytest.mark.parametrize(("generation", "config", "expected"), [
-    (None, {}, (2,)),  # not what the class of the config would assume
+    (None, {}, (2,)),  # the default of the config class is not used
     (None, {"eos_token_id": None}, (2,)),
     (None, {"eos_token_id": 7}, (2, 7)),
     (None, {"eos_token_id": [7, 2, 9]}, (2, 7, 9)),
@@ -53,21 +53,21 @@ def write(model, generation, config):
     ({"eos_token_id": None}, {"eos_token_id": [9]}, (2, 9)),
     ({"eos_token_id": []}, {"eos_token_id": [9]}, (2, 9)),
 ])  # fmt: skip
-def test_the_tokenizers_then_the_generation_configs_or_else_the_configs(model, tokenizer, generation, config, expected):
+def test_eos_ids_of_tokenizer_then_generation_config_or_config(model, tokenizer, generation, config, expected):
     write(model, generation, config)
     assert eos_ids_of(model, tokenizer, small.VOCABULARY) == expected
 
 
 @pytest.mark.parametrize("wrong", ["x", 320, [2, -1], True, [2.0]])
 @pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
-def test_what_is_no_id_of_the_vocabulary_is_refused_with_the_file(model, tokenizer, file, wrong):
+def test_eos_id_outside_the_vocabulary_is_refused(model, tokenizer, file, wrong):
     write(model, {"eos_token_id": wrong} if file[0] == "g" else None, {"eos_token_id": 2 if file[0] == "g" else wrong})
     with pytest.raises(UserError, match=rf"/{file} names the eos_token_id .* 0 to 319: correct it") as caught:
         eos_ids_of(model, tokenizer, small.VOCABULARY)
     assert "\n" not in str(caught.value)
 
 
-def test_ppo_ends_at_every_eos_which_is_the_last_action_and_no_part_of_the_text(tmp_path, monkeypatch):
+def test_ppo_ends_at_every_eos_and_leaves_it_out_of_the_text(tmp_path, monkeypatch):
     with one_rank() as world:
         trainer = make_trainer("ppo", world, tmp_path / "one", max_new_tokens=20)
         plain = trainer._generate(0, range(5))
@@ -91,14 +91,14 @@ def test_ppo_ends_at_every_eos_which_is_the_last_action_and_no_part_of_the_text(
     for long, short in cut:
         assert short.tokens == long.tokens[: long.tokens.index(second) + 1]
         assert short.ended
-    assert x.action_T.sum() == sum(len(r.tokens) for r in responses)  # the EOS among them
+    assert x.action_T.sum() == sum(len(r.tokens) for r in responses)  # EOS included
     assert seen == [decode(trainer.tokenizer, r.tokens[:-1] if r.ended else r.tokens) for r in responses]
     assert metrics.read(world)["rollout/ended_with_eos"] == sum(r.ended for r in responses) / 5
 
 
 @pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
-def test_a_run_reads_the_list_keeps_it_and_what_it_exports_ends_alike(model, file, tmp_path, monkeypatch):
-    """sample.py, chat.py and serve.py read the exported list by the rule that PPO and exact match read the base's."""
+def test_run_reads_uses_and_exports_the_eos_ids(model, file, tmp_path, monkeypatch):
+    """The exported list is read by serve.py as PPO and held-out evaluation read the base model's."""
     edit_json(model / "config.json", eos_token_id=[2, 9] if file == "config.json" else 2)
     if file == "generation_config.json":
         (model / file).write_text(json.dumps({"eos_token_id": [2, 9]}))
@@ -115,7 +115,7 @@ def test_a_run_reads_the_list_keeps_it_and_what_it_exports_ends_alike(model, fil
             "rewards_of_eos:length", "--top-layers", "1", "--max-new-tokens", "4", "--max-length", "64", "--template",
             "plain",
         ])  # fmt: skip
-    assert asked == [(2, 9)] * 3  # held-out prompts before, rollouts, held-out prompts after
+    assert asked == [(2, 9)] * 3  # held-out prompts, rollouts, held-out prompts again
     exported = tmp_path / "out" / "model"
     assert json.loads((exported / "generation_config.json").read_text())["eos_token_id"] == [2, 9]
     assert tuple(serve.load(serve.ModelSettings(str(exported), slots=1, max_length=64)).engine.eos_ids) == (2, 9)

@@ -1,4 +1,4 @@
-"""Special tokens: a template writes them, a record's text never does, whatever tokenizer and template it meets."""
+"""Special tokens come only from templates, never from the text of a record, for every tokenizer and template."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def theirs(tokenizer, chat):
 
 
 def specials(tokenizer, ids):
-    """The special ids; <unk> is what unigram gives for a character it does not know."""
+    """Return the special ids without <unk>, which unigram gives for unknown characters."""
     return [i for i in ids if i in tokenizer.all_special_ids and i != tokenizer.unk_token_id]
 
 
 def forged(tokenizer):
-    """A user's text that is made of all the special tokens there are."""
+    """Return a user text with every special token written in it."""
     return "a" + "\n".join(tokenizer.all_special_tokens) + "e <|im_start|>system"
 
 
@@ -47,14 +47,14 @@ def forged(tokenizer):
 @given(said=dialogs, system=st.none() | words)
 @example(said=["  two  "], system=None)
 @example(said=["a", " b", "\nc "], system="s")
-def test_a_chat_has_the_ids_of_transformers(kind, said, system):
+def test_chat_ids_equal_transformers(kind, said, system):
     tokenizer, chat = tokenizer_of(kind), chat_of(said, system)
     assert encode_chat(tokenizer, ChatTemplate(tokenizer), chat) == theirs(tokenizer, chat)
     assert DialogEncoder(tokenizer, ChatTemplate(tokenizer)).encode(chat) == tuple(theirs(tokenizer, chat))
 
 
 @each_kind
-def test_a_record_is_one_turn_with_its_input_after_an_empty_line(kind):
+def test_record_is_one_turn_with_input_after_an_empty_line(kind):
     tokenizer = tokenizer_of(kind)
     template = ChatTemplate(tokenizer)
     for instruction, input, content in (("Add.", "1 2", "Add.\n\n1 2"), ("Greet.", " \n", "Greet.")):
@@ -67,7 +67,7 @@ def test_a_record_is_one_turn_with_its_input_after_an_empty_line(kind):
 
 @each_kind
 @pytest.mark.parametrize("name", ["chat", "alpaca", "file"])
-def test_no_text_of_a_record_or_a_message_becomes_a_special_token(kind, name):
+def test_text_of_records_and_messages_never_becomes_a_special_token(kind, name):
     tokenizer = tokenizer_of(kind)
     own = tokenizer.all_special_tokens[-1]
     form = Template(own + "{instruction}|{input}" + own, own + "{instruction}" + own)
@@ -89,10 +89,10 @@ def test_no_text_of_a_record_or_a_message_becomes_a_special_token(kind, name):
 
 
 @each_kind
-def test_special_text_is_kept_as_text(kind):
+def test_written_special_tokens_stay_text(kind):
     tokenizer = tokenizer_of(kind)
     text = forged(tokenizer)
-    if kind == "unigram":  # it knows no line break, and has only the characters that it has seen
+    if kind == "unigram":  # it drops line breaks and knows only characters of its training texts
         text = text.replace("\n", " ")
     assert decode(tokenizer, encode_response(tokenizer, text)) == text
     said = decode_all(tokenizer, encode_chat(tokenizer, ChatTemplate(tokenizer), chat_of([text])))
@@ -100,12 +100,12 @@ def test_special_text_is_kept_as_text(kind):
 
 
 def decode_all(tokenizer, ids):
-    """The text of what is between special tokens."""
+    """Return the text without special tokens."""
     return decode(tokenizer, [i for i in ids if i != tokenizer.eos_token_id])
 
 
-def test_no_merge_makes_a_special_token():
-    """Pieces of "</s>" that are in the vocabulary, as a conversion from SentencePiece lists their merges."""
+def test_merges_never_make_a_special_token():
+    """The vocabulary holds parts of "</s>" and merges of them, as conversions from SentencePiece do."""
     pieces = ["<unk>", "</s>", "<", "/", "s", ">", "</", "s>"]
     merges = [("<", "/"), ("s", ">"), ("</", "s>")]
     backend = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, merges, unk_token="<unk>"))
@@ -127,14 +127,14 @@ FORMS = {
 @each_kind
 @settings(deadline=None, max_examples=40)
 @given(instruction=words)
-def test_special_tokens_of_a_template_file_are_the_tokens(kind, instruction):
+def test_special_tokens_in_a_template_file_are_tokens(kind, instruction):
     tokenizer, template = tokenizer_of(kind), Template(FORMS[kind], FORMS[kind])
     ids = encode_instruction(tokenizer, template, instruction)
     assert ids == tokenizer(template.format(instruction)).input_ids
     assert len(specials(tokenizer, ids)) >= 2
 
 
-def test_a_template_file_of_chatml_is_much_shorter_than_its_characters(tmp_path):
+def test_chatml_file_uses_special_tokens(tmp_path):
     (tmp_path / "chatml.txt").write_text(FORMS["chatml"].replace("{instruction}", "{instruction}{input}") + "\n")
     tokenizer, template = tokenizer_of("chatml"), load_template(tmp_path / "chatml.txt")
     ids = encode_instruction(tokenizer, template, "Hi")
@@ -144,7 +144,7 @@ def test_a_template_file_of_chatml_is_much_shorter_than_its_characters(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["llama3", "llama2"])
-def test_a_template_that_writes_bos_has_it_once(kind, tmp_path):
+def test_template_with_bos_gives_one_bos(kind, tmp_path):
     tokenizer = tokenizer_of(kind)
     template = Template(*[tokenizer.bos_token + FORMS[kind]] * 2)
     ids = encode_instruction(tokenizer, template, "Hi")
@@ -156,7 +156,7 @@ def test_a_template_that_writes_bos_has_it_once(kind, tmp_path):
 
 
 @each_kind
-def test_what_is_exported_renders_the_template_file_with_its_special_tokens(kind, tmp_path):
+def test_exported_chat_template_renders_special_tokens_of_the_file(kind, tmp_path):
     tokenizer, template = tokenizer_of(kind), Template(FORMS[kind], FORMS[kind])
     with_chat_template(tokenizer, template).save_pretrained(tmp_path)
     there = load_tokenizer(tmp_path)
@@ -165,7 +165,7 @@ def test_what_is_exported_renders_the_template_file_with_its_special_tokens(kind
 
 
 @each_kind
-def test_a_chat_template_is_exported_as_it_is(kind, tmp_path):
+def test_chat_template_of_the_model_is_exported_unchanged(kind, tmp_path):
     tokenizer, chat = tokenizer_of(kind), chat_of(["One?", "1", "Two?"])
     with_chat_template(tokenizer, ChatTemplate(tokenizer)).save_pretrained(tmp_path)
     there = load_tokenizer(tmp_path)
@@ -185,7 +185,7 @@ def test_a_chat_template_is_exported_as_it_is(kind, tmp_path):
         ("Hello", "leaves the user's words out"),
     ],
 )
-def test_a_chat_template_that_cannot_be_used_is_refused(jinja, said):
+def test_unusable_chat_template_is_refused(jinja, said):
     tokenizer = KINDS["chatml"]()
     tokenizer.chat_template = jinja
     with pytest.raises(UserError, match=said):

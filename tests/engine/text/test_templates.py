@@ -1,4 +1,4 @@
-"""Prompts: Alpaca's two forms to the letter, the plain form, and template files."""
+"""Templates: the exact text of Alpaca's two forms, the plain form, and template files."""
 
 import pytest
 from hypothesis import given
@@ -12,7 +12,7 @@ def format_prompt(instruction, input="", template="alpaca"):
     return load_template(template).format(instruction, input)
 
 
-def test_alpaca_to_the_letter():
+def test_alpaca_text_is_exact():
     assert format_prompt("Add.", "1 2") == (
         "Below is an instruction that describes a task, paired with an input that provides further context. "
         "Write a response that appropriately completes the request.\n"
@@ -36,19 +36,19 @@ def test_alpaca_to_the_letter():
     )
 
 
-def test_plain_and_a_blank_input():
+def test_plain_with_and_without_input():
     assert format_prompt("जोड।", "1 2", template="plain") == "जोड।\n1 2\n=> "
     assert format_prompt("Greet.", " \n", template="plain") == "Greet.\n=> "
 
 
 @given(instruction=st.text(), input=st.text())
-def test_a_records_text_is_never_read_as_a_placeholder(instruction, input):
+def test_text_of_a_record_is_never_a_placeholder(instruction, input):
     template = Template("<{instruction}|{input}>", "<{instruction}>")
     expected = f"<{instruction}|{input}>" if input.strip() else f"<{instruction}>"
     assert template.format(instruction, input) == expected
 
 
-def test_braces_in_a_record_stay():
+def test_braces_in_a_record_are_kept():
     assert format_prompt("{input} {x}", "{instruction}", template="plain") == "{input} {x}\n{instruction}\n=> "
 
 
@@ -77,7 +77,7 @@ def test_template_files(tmp_path):
         ("{instruction} {input}\n---\n{instruction}\n---\n", "has 2 lines '---'"),
     ],
 )
-def test_a_wrong_template_file_is_refused(tmp_path, text, words):
+def test_bad_template_file_is_refused(tmp_path, text, words):
     path = tmp_path / "t.txt"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(UserError) as caught:
@@ -86,7 +86,7 @@ def test_a_wrong_template_file_is_refused(tmp_path, text, words):
     assert str(path) in str(caught.value)
 
 
-def test_an_unknown_template_names_the_nearest(tmp_path):
+def test_unknown_template_suggests_the_nearest(tmp_path):
     with pytest.raises(UserError, match="did you mean 'alpaca'"):
         load_template("alpacca")
     with pytest.raises(UserError, match="no readable file"):

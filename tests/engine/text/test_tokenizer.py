@@ -1,4 +1,4 @@
-"""Tokenizers: parity with sentencepiece and transformers, the border of prompt and response, and what is refused."""
+"""Tokenizers: parity with sentencepiece and transformers, responses that decode to their text, and refused files."""
 
 import json
 import subprocess
@@ -58,7 +58,7 @@ def tokenizer(request):
 
 
 def sentencepiece_processor(add_dummy_prefix):
-    """The sentencepiece library's own reading of the same model."""
+    """Return the sentencepiece library's processor for the same model."""
     model = sentencepiece_model_pb2.ModelProto.FromString(train_sentencepiece_model(TEXTS, VOCAB_SIZE))
     model.normalizer_spec.add_dummy_prefix = add_dummy_prefix
     return sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
@@ -73,7 +73,7 @@ def test_special_ids_and_sizes(byte_bpe, spm):
 
 
 @pytest.mark.parametrize("text", ODD_TEXTS)
-def test_ids_are_those_of_the_sentencepiece_library(spm, text):
+def test_ids_equal_sentencepiece(spm, text):
     assert encode_prompt(spm, text) == [1, *sentencepiece_processor(True).encode(text)]
     assert encode_response(spm, text) == [*sentencepiece_processor(False).encode(text), 2]
 
@@ -83,20 +83,20 @@ def test_unseen_characters_fall_back_to_bytes(spm):
     assert pieces == ["<0xEA>", "<0xB0>", "<0x80>", "</s>"]
 
 
-# Before a blank transformers leaves out the dummy prefix that sentencepiece puts there; there we follow sentencepiece.
+# Before a text that begins with a blank, sentencepiece adds a dummy prefix and transformers does not. We add it.
 @pytest.mark.parametrize("text", [text for text in ODD_TEXTS if not text.startswith(" ")])
-def test_prompt_ids_are_those_of_transformers(tokenizer, text):
+def test_prompt_ids_equal_transformers(tokenizer, text):
     assert encode_prompt(tokenizer, text) == tokenizer(text, split_special_tokens=True).input_ids
 
 
-def test_bos_follows_the_tokenizers_own_convention(byte_bpe, spm):
+def test_bos_follows_the_tokenizer(byte_bpe, spm):
     assert encode_prompt(spm, "a")[0] == 1
     assert 1 not in encode_prompt(byte_bpe, "a")
     assert (encode_prompt(spm, ""), encode_prompt(byte_bpe, "")) == ([1], [])
 
 
 @pytest.mark.parametrize("text", ODD_TEXTS)
-def test_a_response_comes_back(tokenizer, text):
+def test_response_decodes_to_its_text(tokenizer, text):
     ids = encode_response(tokenizer, text)
     assert ids.count(2) == 1
     assert ids[-1] == 2
@@ -105,7 +105,7 @@ def test_a_response_comes_back(tokenizer, text):
 
 
 @given(text=ANY_TEXT)
-def test_any_response_comes_back(byte_bpe, spm, text):
+def test_any_response_decodes_to_its_text(byte_bpe, spm, text):
     assert decode(byte_bpe, encode_response(byte_bpe, text)) == text
     assert decode(spm, encode_response(spm, text)) == text.replace("\u2581", " ")
 
@@ -117,7 +117,7 @@ def test_decode_stops_at_eos_and_skips_special_tokens(tokenizer):
     assert decode(tokenizer, [2]) == ""
 
 
-def test_decode_of_half_a_character(byte_bpe, spm):
+def test_half_a_character_decodes_to_the_replacement_character(byte_bpe, spm):
     for tokenizer in (byte_bpe, spm):
         assert "\ufffd" in decode(tokenizer, encode_response(tokenizer, "가")[:1])
 
@@ -132,7 +132,7 @@ def test_saved_tokenizers_load_and_encode_the_same(tokenizer, tmp_path):
     assert (loaded.eos_token_id, loaded.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
 
 
-def test_a_bare_sentencepiece_file_loads_with_llamas_convention(spm, tmp_path):
+def test_bare_sentencepiece_file_loads_with_llama_defaults(spm, tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(train_sentencepiece_model(TEXTS, VOCAB_SIZE))
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     loaded = load_tokenizer(tmp_path)
@@ -141,8 +141,8 @@ def test_a_bare_sentencepiece_file_loads_with_llamas_convention(spm, tmp_path):
         assert encode_response(loaded, text) == encode_response(spm, text)
 
 
-def test_the_prefix_that_older_files_prepend_is_handled(spm, tmp_path):
-    """LLaMA files written by transformers 4 hold the dummy prefix as a normalizer."""
+def test_dummy_prefix_of_older_files_is_handled(spm, tmp_path):
+    """In LLaMA files written by transformers 4 a normalizer adds the dummy prefix."""
     old = Tokenizer.from_str(spm.backend_tokenizer.to_str())
     old.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     old.pre_tokenizer = pre_tokenizers.Sequence([])
@@ -153,8 +153,8 @@ def test_the_prefix_that_older_files_prepend_is_handled(spm, tmp_path):
         assert decode(wrapped, encode_response(wrapped, text)) == text
 
 
-def test_a_byte_level_tokenizer_that_adds_bos(byte_bpe):
-    """Llama 3's kind: the post-processor alone says that BOS is added, and EOS may be too."""
+def test_byte_level_tokenizer_with_bos(byte_bpe):
+    """As in Llama 3: only the post-processor says that BOS, and maybe EOS, is added."""
     backend = Tokenizer.from_str(byte_bpe.backend_tokenizer.to_str())
     backend.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
@@ -164,7 +164,7 @@ def test_a_byte_level_tokenizer_that_adds_bos(byte_bpe):
     assert encode_response(tokenizer, "a b") == encode_response(byte_bpe, "a b")
 
 
-def test_saved_truncation_and_padding_are_not_applied():
+def test_saved_truncation_and_padding_are_ignored():
     backend = Tokenizer(models.BPE(vocab={"a": 0, "</s>": 1, "[P]": 2}, merges=[]))
     backend.decoder = decoders.Fuse()
     backend.enable_truncation(2)
@@ -185,7 +185,7 @@ def test_training_is_deterministic_and_silent(byte_bpe, spm):
 
 
 @pytest.mark.parametrize("train", [train_byte_bpe, train_sentencepiece])
-def test_a_size_that_the_text_does_not_allow_names_one_that_it_does(train):
+def test_impossible_vocab_size_names_a_possible_one(train):
     with pytest.raises(UserError, match=r"--vocab-size 90000 is more than the text allows: .* at most (\d+)") as caught:
         train(TEXTS, 90000)
     largest = int(str(caught.value).split()[-1])
@@ -196,14 +196,14 @@ def test_a_size_that_the_text_does_not_allow_names_one_that_it_does(train):
     assert len(train(TEXTS, smallest)) == smallest
 
 
-def test_a_byte_merge_must_be_seen_twice():
+def test_byte_merge_needs_two_occurrences():
     assert len(train_byte_bpe(["ab", "ab", "cd"], 261)) == 261
     with pytest.raises(UserError, match="at most 261"):
         train_byte_bpe(["ab", "ab", "cd"], 262)
 
 
 @pytest.mark.parametrize("train", [train_byte_bpe, train_sentencepiece])
-def test_the_error_of_a_text_source_reaches_the_caller(train):
+def test_error_of_the_text_iterator_reaches_the_caller(train):
     def texts():
         yield "some text"
         raise UserError("x.txt:2: cannot be read")
@@ -212,7 +212,7 @@ def test_the_error_of_a_text_source_reaches_the_caller(train):
         train(texts(), 300)
 
 
-def test_no_text_to_train_on():
+def test_training_without_text_is_an_error():
     with pytest.raises(UserError, match="no text"):
         train_sentencepiece(["", "\n"], 300)
     with pytest.raises(UserError, match="at most 260"):
@@ -226,7 +226,7 @@ def test_check_vocab_names_both_numbers(byte_bpe):
         check_vocab(byte_bpe, VOCAB_SIZE - 1)
 
 
-def test_loading_refuses_in_one_line(byte_bpe, tmp_path):
+def test_bad_tokenizer_folder_is_one_line(byte_bpe, tmp_path):
     def refusal(folder):
         with pytest.raises(UserError) as caught:
             load_tokenizer(folder)
@@ -257,7 +257,7 @@ def test_loading_refuses_in_one_line(byte_bpe, tmp_path):
     assert "it is no tokenizer file" in refusal(tmp_path)
 
 
-def test_code_in_the_folder_is_not_run(byte_bpe, tmp_path):
+def test_code_in_the_folder_never_runs(byte_bpe, tmp_path):
     byte_bpe.save_pretrained(tmp_path)
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
     settings |= {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["mine.Mine", "mine.Mine"]}}
@@ -270,7 +270,7 @@ def test_code_in_the_folder_is_not_run(byte_bpe, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_loading_asks_no_network(byte_bpe, tmp_path, monkeypatch):
+def test_loading_opens_no_socket(byte_bpe, tmp_path, monkeypatch):
     def refuse(*_args, **_kwargs):
         raise AssertionError("a socket was opened")
 

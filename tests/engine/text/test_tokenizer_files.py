@@ -1,4 +1,4 @@
-"""The files of a tokenizer: sizes, ids and names are checked before a library sees them."""
+"""Tokenizer files: sizes, ids and names are checked before a library reads them."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def refusal(folder):
 @pytest.mark.parametrize(
     "name", ["tokenizer.json", "tokenizer_config.json", "added_tokens.json", "chat_template.jinja"]
 )
-def test_a_file_larger_than_any_tokenizers_is_not_opened(folder, name):
+def test_too_large_file_is_not_opened(folder, name):
     (folder / name).touch()
-    os.truncate(folder / name, TOKENIZER_BYTES + 1)  # takes no room on the disk
+    os.truncate(folder / name, TOKENIZER_BYTES + 1)  # a sparse file
     assert "268,435,457 bytes, the limit for a tokenizer is 256 MiB: fetch it again" in refusal(folder)
 
 
@@ -56,14 +56,14 @@ def test_a_file_larger_than_any_tokenizers_is_not_opened(folder, name):
         ({"eos_token": 5}, "cannot be loaded"),
     ],
 )
-def test_settings_that_reach_out_of_the_folder(folder, changes, words):
+def test_settings_naming_code_or_other_files_are_refused(folder, changes, words):
     file = folder / "tokenizer_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
     assert words in refusal(folder)
 
 
-def test_an_id_beyond_any_vocabulary(folder):
-    """For one id of two thousand millions the library takes as many entries: gigabytes, from a line of JSON."""
+def test_token_id_above_the_limit_is_refused(folder):
+    """The library allocates an entry per id up to the highest: gigabytes for one id of 2^31."""
     file = folder / "tokenizer.json"
     backend = json.loads(file.read_text())
     backend["model"]["vocab"]["x" * 9] = 2**31
@@ -75,7 +75,7 @@ def test_an_id_beyond_any_vocabulary(folder):
     assert "has the token id 1099511627776" in refusal(folder)
 
 
-def test_chat_templates_with_plain_names_are_kept(folder):
+def test_named_chat_templates_are_kept(folder):
     file = folder / "tokenizer_config.json"
     templates = [{"name": name, "template": "x"} for name in ("default", "tool_use", "rag-2")]
     file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": templates}))
@@ -91,8 +91,8 @@ def test_chat_templates_with_plain_names_are_kept(folder):
     ],
     ids=["ByteLevel", "Replace"],
 )
-def test_steps_that_double_a_text_forty_times(folder, part, step):
-    """Found by fuzzing: a copied line in tokenizer.json, and a text of eight letters filled 24 GB."""
+def test_steps_that_multiply_the_text_are_refused(folder, part, step):
+    """Found by fuzzing: with a line of tokenizer.json repeated, a text of eight letters filled 24 GB."""
     file, names = folder / "tokenizer.json", {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers"}
     backend = json.loads(file.read_text())
     steps = {"type": "Sequence", names.get(part, "decoders"): [{"type": "Sequence", "normalizers": [step] * 4}] * 10}

@@ -1,4 +1,4 @@
-"""Small tokenizers of the kinds that published models have, with the special tokens and chat templates of each."""
+"""Small tokenizers of every published kind, each with its special tokens and chat template."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def chatml() -> PreTrainedTokenizerFast:
 
 
 def llama3() -> PreTrainedTokenizerFast:
-    """Byte-level BPE that puts BOS before every text; so does its chat template."""
+    """Byte-level BPE with BOS before every text and in the chat template (Llama 3)."""
     tokenizer = train_byte_bpe(TEXTS, VOCAB_SIZE)
     tokenizer.add_special_tokens(
         {"additional_special_tokens": ["<|head|>", "<|head_end|>"], "eos_token": "<|eot|>", "bos_token": "<|begin|>"}
@@ -57,14 +57,14 @@ def llama3() -> PreTrainedTokenizerFast:
 
 
 def llama2() -> PreTrainedTokenizerFast:
-    """SentencePiece with BOS, and a dummy prefix before the first word; no special token but BOS and EOS."""
+    """SentencePiece with BOS and a dummy prefix; BOS and EOS are its only special tokens (LLaMA 2)."""
     tokenizer = train_sentencepiece(TEXTS, VOCAB_SIZE)
     tokenizer.chat_template = LLAMA2
     return tokenizer
 
 
 def legacy() -> PreTrainedTokenizerFast:
-    """SentencePiece as older files have it: the prefix is a normalizer's, put after every special token too."""
+    """SentencePiece of older files: a normalizer adds the prefix, also after every special token."""
     backend = Tokenizer.from_str(llama2().backend_tokenizer.to_str())
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     backend.pre_tokenizer = pre_tokenizers.Sequence([])
@@ -75,7 +75,7 @@ def legacy() -> PreTrainedTokenizerFast:
 
 
 def phi3() -> PreTrainedTokenizerFast:
-    """SentencePiece with special tokens that take the blanks after them away."""
+    """SentencePiece with special tokens that strip the blanks after them (Phi-3)."""
     tokenizer = train_sentencepiece(TEXTS, VOCAB_SIZE)
     roles = [AddedToken(f"<|{name}|>", rstrip=True, normalized=False) for name in ("user", "assistant", "system")]
     tokenizer.add_special_tokens({"additional_special_tokens": [*roles, AddedToken("<|end|>", rstrip=True)]})
@@ -84,7 +84,7 @@ def phi3() -> PreTrainedTokenizerFast:
 
 
 def unigram() -> PreTrainedTokenizerFast:
-    """Unigram pieces, the special tokens among them, so that text alone would find them (XLM-R, T5)."""
+    """Unigram with special tokens among its pieces, so plain text could match them (XLM-R, T5)."""
     backend = Tokenizer(models.Unigram())
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
     backend.decoder = decoders.Metaspace()
@@ -104,5 +104,5 @@ KINDS = {kind.__name__: kind for kind in (chatml, llama3, llama2, legacy, phi3, 
 
 @cache
 def tokenizer_of(kind: str) -> PreTrainedTokenizerFast:
-    """The tokenizer of a kind, made once: not to be changed."""
+    """Return the shared tokenizer of a kind. Do not change it."""
     return KINDS[kind]()

@@ -118,6 +118,5 @@ def test_mistakes_are_one_line(flags, message, tmp_path):
 def test_plot_steps(tmp_path):
     from launch.bench.rollout_plot import plot_steps
 
-    pytest.importorskip("matplotlib")
     plot_steps(str(tmp_path / "steps.png"), [Step(0.1, 3, 0, 5, 3, 1), Step(0.2, 2, 4, 5, 2, 1)])
     assert (tmp_path / "steps.png").stat().st_size > 1000

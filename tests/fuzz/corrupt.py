@@ -1,4 +1,4 @@
-"""Spoilt files: bytes made of a valid file as disks and other programs would spoil it, or of nothing."""
+"""Strategies for corrupted files: valid files damaged as by disks and other programs, and random bytes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from engine.base.frames import pack_frame
 
-# Stand for what json.dumps cannot write; put in place afterwards.
+# Placeholders for JSON text that json.dumps cannot write; `text_of` replaces them.
 DEEP, DEEP_OBJECT, HUGE, ENDLESS, TWICE = "@deep@", "@deep object@", "@huge@", "@endless@", "@twice@"
 AS_TEXT = {
     f'"{DEEP}"': "[" * 3000 + "]" * 3000,
@@ -57,7 +57,7 @@ EXTREMES = (
 
 
 def nodes(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The path of every value inside one."""
+    """Yield the path of every value inside `value`."""
     children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, child in children:
         yield (*path, key)
@@ -66,7 +66,7 @@ def nodes(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 @st.composite
 def values(draw: st.DrawFn, valid: Any) -> Any:
-    """A valid value with one to three of its parts exchanged, dropped, doubled, renamed, wrapped or of another type."""
+    """Draw a valid value with one to three parts replaced, deleted, repeated, renamed, wrapped or retyped."""
     value = copy.deepcopy(valid)
     for _ in range(draw(st.integers(1, 3))):
         paths = list(nodes(value))
@@ -91,18 +91,18 @@ def values(draw: st.DrawFn, valid: Any) -> Any:
             *others, last = paths[draw(st.integers(0, len(paths) - 1))]
             source = value
             for step in others:
-                source = source[step] if isinstance(source, dict | list) and step_is_there(source, step) else None
-            if isinstance(source, dict | list) and step_is_there(source, last):
+                source = source[step] if isinstance(source, dict | list) and has_step(source, step) else None
+            if isinstance(source, dict | list) and has_step(source, last):
                 holder[key] = copy.deepcopy(source[last])
     return value
 
 
-def step_is_there(holder: dict | list, step: Any) -> bool:
+def has_step(holder: dict | list, step: Any) -> bool:
     return step in holder if isinstance(holder, dict) else isinstance(step, int) and step < len(holder)
 
 
 def text_of(value: Any) -> str:
-    """A spoilt value as JSON, or what passes for it."""
+    """Return a corrupted value as JSON text, which may be invalid."""
     text = json.dumps(value)
     for name, instead in AS_TEXT.items():
         text = text.replace(name, instead)
@@ -111,7 +111,7 @@ def text_of(value: Any) -> str:
 
 @st.composite
 def raw(draw: st.DrawFn, valid: bytes) -> bytes:
-    """A valid file's bytes with one to four cuts, flips, splices, repeats and insertions."""
+    """Draw a valid file's bytes with one to four cuts, bit flips, splices, repeats and insertions."""
     data = valid
     for _ in range(draw(st.integers(1, 4))):
         if not data:
@@ -141,43 +141,43 @@ def raw(draw: st.DrawFn, valid: bytes) -> bytes:
 
 
 class Inputs(NamedTuple):
-    """A good file, and what is given instead."""
+    """The bytes of a valid file, and a strategy for corrupted ones."""
 
-    good: bytes
-    spoilt: st.SearchStrategy[bytes]
-
-
-def any_bytes(good: bytes) -> Inputs:
-    """Bytes of nothing, and a good file's, spoilt."""
-    return Inputs(good, st.one_of(st.binary(max_size=200), raw(good), raw(good)))
+    valid: bytes
+    corrupted: st.SearchStrategy[bytes]
 
 
-def json_file(good: Any) -> Inputs:
-    """Of a file that holds one JSON value."""
-    text = json.dumps(good, ensure_ascii=False).encode()
-    odd = values(good).map(text_of).map(str.encode)
-    return Inputs(text, st.one_of(any_bytes(text).spoilt, odd, odd))
+def any_bytes(valid: bytes) -> Inputs:
+    """Return inputs of any format: random bytes, and the valid bytes corrupted."""
+    return Inputs(valid, st.one_of(st.binary(max_size=200), raw(valid), raw(valid)))
 
 
-def lines_file(good: list[Any]) -> Inputs:
-    """Of a file with one JSON value a line."""
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in good).encode()
-    odd = values(good).map(as_list).map(lambda rows: "".join(f"{text_of(row)}\n" for row in rows).encode())
-    return Inputs(text, st.one_of(any_bytes(text).spoilt, odd, odd))
+def json_file(valid: Any) -> Inputs:
+    """Return inputs for a file with one JSON value."""
+    text = json.dumps(valid, ensure_ascii=False).encode()
+    odd = values(valid).map(text_of).map(str.encode)
+    return Inputs(text, st.one_of(any_bytes(text).corrupted, odd, odd))
 
 
-def frames_file(good: list[dict[str, Any]]) -> Inputs:
-    """Of a file of frames (engine/base/frames.py), with right checksums around odd payloads too."""
-    data = b"".join(map(_frame, good))
-    odd = values(good).map(as_list).map(lambda payloads: b"".join(map(_frame, payloads)))
-    return Inputs(data, st.one_of(any_bytes(data).spoilt, odd, odd))
+def jsonl_file(valid: list[Any]) -> Inputs:
+    """Return inputs for a file with one JSON value per line."""
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in valid).encode()
+    odd = values(valid).map(as_list).map(lambda rows: "".join(f"{text_of(row)}\n" for row in rows).encode())
+    return Inputs(text, st.one_of(any_bytes(text).corrupted, odd, odd))
+
+
+def frames_file(valid: list[dict[str, Any]]) -> Inputs:
+    """Return inputs for a file of frames (engine/base/frames.py), some with corrupted payloads and valid checksums."""
+    data = b"".join(map(_frame, valid))
+    odd = values(valid).map(as_list).map(lambda payloads: b"".join(map(_frame, payloads)))
+    return Inputs(data, st.one_of(any_bytes(data).corrupted, odd, odd))
 
 
 def gzip_file(plain: Inputs) -> Inputs:
-    """Of a compressed file: spoilt before it was compressed, or after."""
-    data = gzip.compress(plain.good, mtime=0)
-    packed = plain.spoilt.map(lambda found: gzip.compress(found, 1, mtime=0))
-    return Inputs(data, st.one_of(packed, any_bytes(data).spoilt))
+    """Return inputs for a gzip file, corrupted before or after compression."""
+    data = gzip.compress(plain.valid, mtime=0)
+    packed = plain.corrupted.map(lambda found: gzip.compress(found, 1, mtime=0))
+    return Inputs(data, st.one_of(packed, any_bytes(data).corrupted))
 
 
 def as_list(value: Any) -> list[Any]:
@@ -187,5 +187,5 @@ def as_list(value: Any) -> list[Any]:
 def _frame(payload: Any) -> bytes:
     try:
         return pack_frame(payload)
-    except (OverflowError, UnicodeEncodeError):  # what msgpack has no bytes for
+    except (OverflowError, UnicodeEncodeError):  # msgpack cannot encode it
         return pack_frame([str(payload).encode("utf-8", "replace")[:50]])
