@@ -120,3 +120,14 @@ def test_links_and_paths_exist(page):
             spellings = [alternatives[1] + middle + alternatives[3] for middle in alternatives[2].split(",")]
         gone += [spelling for spelling in spellings if not list(ROOT.glob(spelling.rstrip("/")))]
     assert not gone, gone
+
+
+def test_every_module_named_with_python_m_can_be_run():
+    """In pages, docstrings and messages: a module, or a package with a __main__."""
+    texts = [*PAGES, *(file for room in ROOMS[:6] for file in (ROOT / room).rglob("*.py"))]
+    named = {m for file in texts for m in re.findall(r"python3? -m ([a-z_]+(?:\.[a-z_]+)*)", file.read_text("utf-8"))}
+    ours = sorted(name for name in named if name.split(".")[0] in ROOMS)
+    assert {"datagen", "datagen.kits", "engine.report", "evaluation"} <= set(ours)
+    for name in ours:
+        path = ROOT / name.replace(".", "/")
+        assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), f"python -m {name} cannot run"

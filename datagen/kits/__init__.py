@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -94,17 +93,3 @@ def load_kit(code: str, folder: Path = KITS_DIR) -> Kit:
         categories={label: tuple(words) for label, words in data["categories"].items()},
         templates=templates,
     )
-
-
-def main(codes: list[str]) -> int:
-    """Print every violation in the kits of `codes` (all kits if empty). Return 0 if there are none, else 2."""
-    failed = False
-    for code in codes or kit_codes():
-        problems = read_kit(KITS_DIR / f"{code}.json")[1]
-        failed |= bool(problems)
-        print("\n".join(problems) if problems else f"{code}.json: ok")
-    return 2 if failed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -122,7 +122,7 @@ def _backward_q(
     H: tl.constexpr, G: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, ALIBI: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
-    """Compute dq, and delta (the dot of each output with its gradient), which `_backward_kv` reads."""
+    """Compute Compute dq, and delta (the dot of each output with its gradient), which `_backward_kv` reads."""
     s, h = tl.program_id(0) // H, tl.program_id(0) % H
     start, end = tl.load(cu_seqlens + s), tl.load(cu_seqlens + s + 1)
     first = start + (tl.num_programs(1) - 1 - tl.program_id(1)) * M

@@ -33,5 +33,5 @@ def rotate(x_THK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """Return gate * sigmoid(gate) * up; differentiable in both."""
+    """Return Return gate * sigmoid(gate) * up; differentiable in both."""
     return SwiGLU.apply(gate, up)

@@ -1,13 +1,12 @@
-"""Log-probability, logsumexp and entropy of a linear layer's softmax, without the logits of the whole batch.
+"""Log-probability, logsumexp and entropy of a linear layer's softmax, without holding the logits of the whole batch.
 
-With z_TV = (h_TD W_VD^T + bias_V) / temperature and p its softmax over the vocabulary, for every token:
+With z_TV = h_TD W_VD^T / temperature and p its softmax over the vocabulary, for every token:
 
     logsumexp = log sum_j e^(z_j)          logprob = z_target - logsumexp          entropy = -sum_j p_j log p_j
-    kl = sum_j p_j (log p_j - log p_ref_j)
 
-`reference` is this in plain PyTorch. `autograd` is the function; what it needs of the vocabulary comes from a walk over
-its blocks, by `bfloat16` (C++, built on first use) or by `blocks` (torch's products, with the passes of `cpu` in C++ or
-of `eager` in PyTorch: any device, and where there is no compiler, which is said once).
+`reference` is the specification in plain PyTorch. `autograd` is the fast function. It walks over the vocabulary in
+blocks: in Triton (`fused`, CUDA), in C++ (`bfloat16`, CPU), or with torch's products and the passes of `cpu` (C++) or
+`eager` (PyTorch) (`blocks`, any device). C++ is compiled on first use; without a compiler one warning says so.
 """
 
 from __future__ import annotations
@@ -17,57 +16,30 @@ from torch import Tensor
 
 from kernels.linear_logprob import bfloat16
 from kernels.linear_logprob.autograd import LinearLogprob
-from kernels.linear_logprob.reference import linear_logprob_pair_reference, linear_logprob_reference
+from kernels.linear_logprob.reference import linear_logprob_reference
 
-__all__ = [
-    "linear_logits",
-    "linear_logprob",
-    "linear_logprob_pair",
-    "linear_logprob_pair_reference",
-    "linear_logprob_reference",
-]
+__all__ = ["linear_logits", "linear_logprob", "linear_logprob_reference"]
 
-WIDENED_AT_ONCE = 1 << 22  # numbers of W whose float32 copies are held at a time, where no kernel was built
+WIDENED_AT_ONCE = 1 << 22  # elements of W converted to float32 at a time, where no C++ kernel was built
 
 
 def linear_logprob(
-    h_TD: Tensor, W_VD: Tensor, target_T: Tensor, temperature: float = 1.0, bias_V: Tensor | None = None
+    h_TD: Tensor, W_VD: Tensor, target_T: Tensor, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probability of the target, logsumexp of the tempered logits, entropy in nats: float32 [T] each.
+    """Return the target's log-probability, the logsumexp of z and the entropy in nats: float32 [T] each.
 
-    h_TD [T, D] and W_VD [V, D] of one dtype, float32 or bfloat16, in any layout; target_T int64 [T]; bias_V [V], a
-    constant. Differentiable through all three in h, and in W when it requires a gradient. Select the rows you need
-    first: a column that is not asked for costs nothing. Beyond inputs, outputs and gradients it takes less than
-    64 MiB, whatever T and V.
+    h_TD [T, D] and W_VD [V, D] have one dtype, float32 or bfloat16, and any layout; target_T int64 [T]. All three
+    outputs are differentiable in h, and in W where it requires a gradient. Select the rows you need first: the others
+    then cost nothing. Needs less than 64 MiB beyond inputs, outputs and gradients, for any T and V.
     """
     _check(h_TD, W_VD, target_T, temperature)
-    return LinearLogprob.apply(h_TD, W_VD, target_T, temperature, bias_V, None)
-
-
-def linear_logprob_pair(
-    h_TD: Tensor,
-    W_VD: Tensor,
-    target_T: Tensor,
-    ref_TD: Tensor,
-    temperature: float = 1.0,
-    bias_V: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """linear_logprob of a policy and of a reference in one walk over W, and the divergence between the two.
-
-    ref_TD [T, D] are the reference's hidden states, a constant: no gradient reaches them, nor W through them. Returns
-    float32 [T] each: logprob, logsumexp and entropy of the policy, logprob of the reference, and the divergence
-    KL(policy || reference) over the whole vocabulary in nats; differentiable in h (and W) through all but the
-    reference's logprob.
-    """
-    _check(h_TD, W_VD, target_T, temperature)
-    assert ref_TD.shape == h_TD.shape and ref_TD.dtype == h_TD.dtype, (ref_TD.shape, ref_TD.dtype)
-    return LinearLogprob.apply(h_TD, W_VD, target_T, temperature, bias_V, ref_TD.detach())
+    return LinearLogprob.apply(h_TD, W_VD, target_T, temperature)
 
 
 def linear_logits(h_TD: Tensor, W_VD: Tensor) -> Tensor:
-    """h W^T [T, V] in float32 whatever the dtype of both, for a few rows that are sampled from. No gradient.
+    """Return the logits h W^T, float32 [T, V] for inputs of any dtype. No gradient. For the few rows to sample from.
 
-    A bfloat16 product rounds each logit to 8 bits, which loses more than all layers before it.
+    A bfloat16 product would round each logit to 8 bits, a larger error than that of all layers before it.
     """
     if h_TD.dtype == torch.float32:
         return h_TD @ W_VD.T

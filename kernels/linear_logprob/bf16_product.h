@@ -1,8 +1,8 @@
-// Products of bfloat16 matrices with float32 results: by AMX tiles where the processor has them, else by vectors.
+// Products of bfloat16 matrices with float32 results: with AMX tiles where the processor has them, else with vectors.
 //
-// C [columns / 16][rows][16] (+)= A [rows, inner] B [inner, columns], everything a multiple of 32. A: row m, inner k at
-// m * row + k / 32 * step + k % 32. B in panels of 16 columns, [columns / 16][inner / 2][16] words, each word two
-// successive inner elements of its column (the lower half first): what AMX reads, and what vectors split with a shift.
+// C [columns / 16][rows][16] (+)= A [rows, inner] B [inner, columns]; all sizes are multiples of 32. Element (m, k) of
+// A is at m * row + k / 32 * step + k % 32. B is in panels of 16 columns, [columns / 16][inner / 2][16] words. A word
+// holds two successive inner elements of its column, the lower half first: AMX reads that, vectors shift it apart.
 #pragma once
 #include "../common/amx.h"
 #include "../common/vector.h"
@@ -19,10 +19,10 @@ struct Left {
 };
 
 constexpr int kBlock = 32;
-constexpr int64_t kInner = 512;    // of a pair of panels of B, 32 KiB: they stay in the L1 cache for all rows of A
-constexpr int64_t kColumns = 512;  // of C, 2 KiB a row: they stay in the L2 cache until the inner dimension is through
+constexpr int64_t kInner = 512;    // per pair of panels of B, 32 KiB: they stay in the L1 cache for all rows of A
+constexpr int64_t kColumns = 512;  // of C, 2 KiB per row: they stay in the L2 cache for the whole inner dimension
 
-// A 32 x 32 block of C, the reader's version.
+// Computes a 32 x 32 block of C. block_by_tiles does the same with AMX.
 static inline void block_by_vectors(const Left& a, const uint32_t* b, int64_t b_panel, float* c, int64_t c_panel,
                                     int64_t inner, bool add) {
     constexpr int kRows = 4;
@@ -86,7 +86,7 @@ static inline void block_by_tiles(const Left& a, const uint32_t* b, int64_t b_pa
 
 #endif
 
-// The whole product on one thread, which holds a Tiles(amx).
+// Computes the whole product on the calling thread, which holds a Tiles(amx).
 static inline void product(bool amx, Left a, const uint32_t* b, int64_t b_panel, float* c, int64_t c_panel,
                            int64_t rows, int64_t columns, int64_t inner, bool add) {
     const int64_t panels = columns / kLanes;
@@ -109,7 +109,7 @@ static inline void product(bool amx, Left a, const uint32_t* b, int64_t b_panel,
         }
 }
 
-// 16 x 16 words, rows for columns: four rounds of exchanges between rows 1, 2, 4 and 8 apart.
+// Transposes 16 x 16 words: four rounds of exchanges between rows 1, 2, 4 and 8 apart.
 static inline void transpose(words* x) {
 #define EXCHANGE(APART, EVEN, ODD)                                                  \
     for (int i = 0; i < kLanes; ++i)                                                \
@@ -131,8 +131,8 @@ static inline void transpose(words* x) {
 #undef EXCHANGE
 }
 
-// a [32, columns] to out [columns, 32]: rows become what A's rows are, 32 successive inner elements.
-static inline void turn(const vec::bf16* a, int64_t row, int64_t columns, vec::bf16* out) {
+// Transposes a [32, columns] to out [columns, 32], so that a column becomes a row of A: 32 successive inner elements.
+static inline void transpose_rows(const vec::bf16* a, int64_t row, int64_t columns, vec::bf16* out) {
     for (int64_t j = 0; j < columns; j += kLanes) {
         words pairs[kLanes];
         for (int i = 0; i < kLanes; ++i)

@@ -1,4 +1,4 @@
-// linear_logprob of bfloat16 inputs, fused: a strip of float32 logits is made, read and gone while it is in the cache.
+// linear_logprob for bfloat16 inputs. Each strip of float32 logits is computed and read while it is in the cache.
 #include "bf16_product.h"
 #include "passes.h"
 
@@ -7,31 +7,29 @@ using passes::Tile;
 namespace {
 
 constexpr int kBlock = bf16::kBlock;
-constexpr int64_t kStrip = 256;                // rows of W whose logits are made at a time: A stays in the L2 cache
-constexpr int64_t kColumns = bf16::kColumns;  // and for so many tokens: 512 KiB of them
+constexpr int64_t kStrip = 256;               // rows of W per strip of logits: A stays in the L2 cache
+constexpr int64_t kColumns = bf16::kColumns;  // tokens per strip: 512 KiB of logits
 
-// What both walks share. rows counts those that exist, padded_rows those that W holds (zeros past rows).
+// Arguments of all walks. W holds padded_rows rows: the first `rows` exist, the others are zero.
 struct Block {
     const vec::bf16* W;
     int64_t W_row, rows, padded_rows, inner;
-    const uint32_t *h, *ref;
+    const uint32_t* h;
     int64_t tokens;
-    const float* bias;
-    double inverse;
-    float* store;  // [threads, 1 or 2, at most kColumns / 16, kStrip, 16]
+    double inverse;  // 1 / temperature
+    float* store;    // [threads, at most kColumns / 16, kStrip, 16]
     bool amx;
     int threads;
 
     int64_t first_row(int thread) const { return padded_rows / kBlock * thread / threads * kBlock; }
 };
 
-// Calls use(tile, first row, rows held, first token) for every strip of a thread's rows, its logits just made.
+// Computes the logits of a thread's rows. For each strip, calls use(tile, first row, padded rows, first token).
 template <class Use>
 void for_strips(const Block& of, int thread, const Use& use) {
     const int64_t wide = of.tokens < kColumns ? of.tokens : kColumns, size = kStrip * wide;
     const int64_t panel = kStrip * vec::kLanes, h_panel = of.inner / 2 * vec::kLanes;
-    float* const z = of.store + thread * size * (of.ref ? 2 : 1);
-    float* const ref = of.ref ? z + size : nullptr;
+    float* const z = of.store + thread * size;
     for (int64_t first = of.first_row(thread); first < of.first_row(thread + 1); first += kStrip) {
         const int64_t left = of.first_row(thread + 1) - first, held = left < kStrip ? left : kStrip;
         const int64_t exist = of.rows - first < held ? of.rows - first : held;
@@ -42,10 +40,8 @@ void for_strips(const Block& of, int thread, const Use& use) {
             {
                 const Tiles tiles(of.amx);
                 bf16::product(of.amx, W, of.h + at, h_panel, z, panel, held, some, of.inner, false);
-                if (ref) bf16::product(of.amx, W, of.ref + at, h_panel, ref, panel, held, some, of.inner, false);
             }
-            const float* const bias = of.bias ? of.bias + first : nullptr;
-            use(Tile{z, ref, exist, some, vec::kLanes, panel, bias, of.inverse}, first, held, token);
+            use(Tile{z, exist, some, vec::kLanes, panel, of.inverse}, first, held, token);
         }
     }
 }
@@ -55,11 +51,11 @@ struct Gradient {
     const int64_t* target;
     int64_t first_id;
     const float* target_dz;
-    uint32_t* pairs;   // [tokens / 16, padded_rows / 2, 16]: what B is in the product for dh; or null
-    vec::bf16* lines;  // [tokens / 32, padded_rows, 32]: what A is in the product for dW; or null
+    uint32_t* pairs;   // [tokens / 16, padded_rows / 2, 16]: dz as B of the product for dh; or null
+    vec::bf16* lines;  // [tokens / 32, padded_rows, 32]: dz as A of the product for dW; or null
 };
 
-template <bool kPair>
+// Writes dz of one strip to `pairs` and `lines`, rounded to bfloat16.
 void write_dz(const Tile& tile, const Gradient& to, const Block& of, int64_t first, int64_t held, int64_t token) {
     constexpr int kLanes = vec::kLanes;
     const int64_t height = of.padded_rows;
@@ -71,7 +67,7 @@ void write_dz(const Tile& tile, const Gradient& to, const Block& of, int64_t fir
                 vec::words dz[2];
                 for (int r = 0; r < 2; ++r)
                     dz[r] = i + r < tile.rows
-                                ? vec::rounded(passes::gradient<kPair>(tile, i + r, j + p * kLanes, columns[p]))
+                                ? vec::rounded(passes::gradient(tile, i + r, j + p * kLanes, columns[p]))
                                 : vec::words{};
                 if (to.pairs) {
                     const vec::words both = (dz[0] >> 16) | (dz[1] & 0xffff0000u);
@@ -103,48 +99,45 @@ extern "C" {
 
 int logprob_has_amx() { return has_amx(); }
 
-// W [padded_rows, inner] with rows W_row elements apart, of which `rows` exist and the rest are zero; h, ref panels
-// [tokens / 16, inner / 2, 16] (ref may be null); inner, padded_rows and tokens multiples of 32. kept, target,
-// first_id and found as in float32.cpp.
+// W [padded_rows, inner], rows W_row elements apart: the first `rows` exist, the others are zero. h panels
+// [tokens / 16, inner / 2, 16]. inner, padded_rows and tokens are multiples of 32. totals, target, first_id and
+// target_logit as in float32.cpp.
 void logprob_bf16_statistics(const vec::bf16* W, int64_t W_row, int64_t rows, int64_t padded_rows, int64_t inner,
-                             const uint32_t* h, const uint32_t* ref, int64_t tokens, const float* bias, double scale,
-                             float* store, int amx, int threads, double* kept, const int64_t* target,
-                             int64_t first_id, double* found) {
-    const Block of{W, W_row, rows, padded_rows, inner, h, ref, tokens, bias, scale, store, amx != 0, threads};
+                             const uint32_t* h, int64_t tokens, double scale, float* store, int amx, int threads,
+                             double* totals, const int64_t* target, int64_t first_id, double* target_logit) {
+    const Block of{W, W_row, rows, padded_rows, inner, h, tokens, scale, store, amx != 0, threads};
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int t = 0; t < threads; ++t)
         for_strips(of, t, [&](const Tile& tile, int64_t first, int64_t, int64_t token) {
-            double* const mine = kept + t * passes::kKept * tokens + token;
-            const auto add = ref ? passes::add_tile<true> : passes::add_tile<false>;
-            add(tile, mine, tokens, target + token, first_id + first, found + token);
+            double* const mine = totals + t * passes::kTotals * tokens + token;
+            passes::add_tile(tile, mine, tokens, target + token, first_id + first, target_logit + token);
         });
 }
 
-// The same walk with dz, then what it is for. dh [tokens / 16, inner, 16] is added to, by way of pairs and turned
-// [padded_rows / 32, inner, 32]; dW [inner / 16, padded_rows, 16] is added to or, with dW_begins, begun, by way of lines
-// and h_tokens [inner / 16, tokens / 2, 16]. Either set may be null.
+// Computes dz, then adds W^T dz to dh [tokens / 16, inner, 16] and dz h to dW [inner / 16, padded_rows, 16]; with
+// dW_starts it overwrites dW instead. The product for dh reads pairs and transposed [padded_rows / 32, inner, 32]. The
+// product for dW reads lines and h_tokens [inner / 16, tokens / 2, 16]. Either set may be null.
 void logprob_bf16_gradient(const vec::bf16* W, int64_t W_row, int64_t rows, int64_t padded_rows, int64_t inner,
-                           const uint32_t* h, const uint32_t* ref, int64_t tokens, const float* bias, double scale,
-                           float* store, int amx, int threads, const float* per_token,
-                           const int64_t* target, int64_t first_id, const float* target_dz, uint32_t* pairs,
-                           vec::bf16* turned, float* dh, vec::bf16* lines, const uint32_t* h_tokens, float* dW,
-                           int dW_begins) {
-    const Block of{W, W_row, rows, padded_rows, inner, h, ref, tokens, bias, scale, store, amx != 0, threads};
+                           const uint32_t* h, int64_t tokens, double scale, float* store, int amx, int threads,
+                           const float* per_token, const int64_t* target, int64_t first_id, const float* target_dz,
+                           uint32_t* pairs, vec::bf16* transposed, float* dh, vec::bf16* lines,
+                           const uint32_t* h_tokens, float* dW, int dW_starts) {
+    const Block of{W, W_row, rows, padded_rows, inner, h, tokens, scale, store, amx != 0, threads};
     const Gradient to{per_token, target, first_id, target_dz, pairs, lines};
     constexpr int kLanes = vec::kLanes;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int t = 0; t < threads; ++t) {
         for_strips(of, t, [&](const Tile& tile, int64_t first, int64_t held, int64_t token) {
-            (ref ? write_dz<true> : write_dz<false>)(tile, to, of, first, held, token);
+            write_dz(tile, to, of, first, held, token);
         });
         const int64_t first = of.first_row(t), mine = of.first_row(t + 1) - first;
         for (int64_t i = first; dh && i < first + mine; i += kBlock)
-            bf16::turn(W + i * W_row, W_row, inner, turned + i * inner);
+            bf16::transpose_rows(W + i * W_row, W_row, inner, transposed + i * inner);
         if (dW) {
             const Tiles tiles(of.amx);
             bf16::product(of.amx, {lines + first * kBlock, kBlock, padded_rows * kBlock}, h_tokens,
                           tokens / 2 * kLanes, dW + first * kLanes, padded_rows * kLanes, mine, inner, tokens,
-                          !dW_begins);
+                          !dW_starts);
         }
     }
     if (!dh) return;
@@ -152,16 +145,16 @@ void logprob_bf16_gradient(const vec::bf16* W, int64_t W_row, int64_t rows, int6
     for (int t = 0; t < threads; ++t) {
         const Tiles tiles(of.amx);
         const int64_t first = inner / kBlock * t / threads * kBlock, last = inner / kBlock * (t + 1) / threads * kBlock;
-        bf16::product(of.amx, {turned + first * kBlock, kBlock, inner * kBlock}, pairs, padded_rows / 2 * kLanes,
+        bf16::product(of.amx, {transposed + first * kBlock, kBlock, inner * kBlock}, pairs, padded_rows / 2 * kLanes,
                       dh + first * kLanes, inner * kLanes, last - first, tokens, padded_rows, true);
     }
 }
 
-// The logits themselves, of the first `count` tokens: out [count, rows], out_row elements apart. No reference, no bias.
+// Writes the logits of the first `count` tokens to out [count, rows], rows out_row elements apart.
 void logprob_bf16_logits(const vec::bf16* W, int64_t W_row, int64_t rows, int64_t padded_rows, int64_t inner,
-                         const uint32_t* h, const uint32_t* ref, int64_t tokens, const float* bias, double scale,
-                         float* store, int amx, int threads, int64_t count, float* out, int64_t out_row) {
-    const Block of{W, W_row, rows, padded_rows, inner, h, ref, tokens, bias, scale, store, amx != 0, threads};
+                         const uint32_t* h, int64_t tokens, double scale, float* store, int amx, int threads,
+                         int64_t count, float* out, int64_t out_row) {
+    const Block of{W, W_row, rows, padded_rows, inner, h, tokens, scale, store, amx != 0, threads};
     constexpr int64_t kLanes = vec::kLanes;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int t = 0; t < threads; ++t)
@@ -178,7 +171,7 @@ void logprob_bf16_logits(const vec::bf16* W, int64_t W_row, int64_t rows, int64_
         });
 }
 
-// from [columns / 16, padded_rows, 16] float32 to the bfloat16 rows of out [rows, columns], out_row elements apart.
+// Copies `from`, float32 [columns / 16, padded_rows, 16], to out, bfloat16 [rows, columns] with rows out_row apart.
 void logprob_bf16_unpack(const float* from, int64_t padded_rows, int64_t rows, int64_t columns, vec::bf16* out,
                          int64_t out_row, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)

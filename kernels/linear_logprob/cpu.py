@@ -1,4 +1,4 @@
-"""The C++ of linear_logprob: building it, and its passes over the float32 tiles of `blocks` in place of `eager`'s."""
+"""The C++ of linear_logprob: build it, and call its passes over the float32 tiles of `blocks` instead of `eager`'s."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ SOURCES = [
     *(FOLDER / name for name in ("float32.cpp", "bfloat16.cpp", "passes.h", "bf16_product.h")),
     *(FOLDER.parent / "common" / name for name in ("amx.h", "vector.h")),
 ]
-SPARE = 16  # elements past the end of a tile that a pass may read: a vector less one, rounded up
+SPARE = 16  # elements after the end of a tile that a pass may read: one vector less one element, rounded up
 
 ADDRESS, SIZE, NUMBER, REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_double
-TILE = (ADDRESS, ADDRESS, SIZE, SIZE, ADDRESS, REAL)
-BLOCK = (ADDRESS, SIZE, SIZE, SIZE, SIZE, ADDRESS, ADDRESS, SIZE, ADDRESS, REAL, ADDRESS, NUMBER, NUMBER)
+TILE = (ADDRESS, SIZE, SIZE, REAL)
+BLOCK = (ADDRESS, SIZE, SIZE, SIZE, SIZE, ADDRESS, SIZE, REAL, ADDRESS, NUMBER, NUMBER)
 ARGUMENTS = {
     "logprob_statistics": (*TILE, ADDRESS, ADDRESS, SIZE, ADDRESS, NUMBER),
     "logprob_gradient": (*TILE, ADDRESS, ADDRESS, SIZE, ADDRESS, NUMBER),
@@ -34,7 +34,7 @@ ARGUMENTS = {
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """Return the compiled kernels, or None if they cannot be built."""
+    """Return the compiled kernels, or None where they cannot be built."""
     lib = native.load("linear_logprob", SOURCES)
     for name, arguments in ARGUMENTS.items() if lib is not None else ():
         function = getattr(lib, name)
@@ -43,26 +43,26 @@ def library() -> ctypes.CDLL | None:
 
 
 def address(x: Tensor | None) -> int | None:
-    """Return the address of x for C++; None for None. The caller keeps x alive."""
+    """Return the address of x's first element, None for None. The caller keeps x alive."""
     return None if x is None else x.data_ptr()
 
 
 class Passes:
-    """What `eager` offers, in C++. A tile is contiguous and followed by SPARE elements of the same storage."""
+    """`eager`'s functions in C++. A tile is contiguous, with SPARE more elements of its storage after it."""
 
     def __init__(self, lib: ctypes.CDLL):
         self.lib = lib
         self.PARTS = native.threads()
 
-    def statistics(self, z_BT, ref_BT, bias_B, scale, kept_P6T, target_T, first_id, found_3T) -> None:
-        columns = (address(kept_P6T), address(target_T), first_id, address(found_3T), self.PARTS)
-        self.lib.logprob_statistics(*_tile(z_BT, ref_BT, bias_B, scale), *columns)
+    def statistics(self, z_BT, scale, totals_P3T, target_T, first_id, target_logit_T) -> None:
+        columns = (address(totals_P3T), address(target_T), first_id, address(target_logit_T), self.PARTS)
+        self.lib.logprob_statistics(*_tile(z_BT, scale), *columns)
 
-    def gradient(self, z_BT, ref_BT, bias_B, scale, per_token_6T, target_T, first_id, target_dz_T) -> None:
-        columns = (address(per_token_6T), address(target_T), first_id, address(target_dz_T), self.PARTS)
-        self.lib.logprob_gradient(*_tile(z_BT, ref_BT, bias_B, scale), *columns)
+    def gradient(self, z_BT, scale, per_token_4T, target_T, first_id, target_dz_T) -> None:
+        columns = (address(per_token_4T), address(target_T), first_id, address(target_dz_T), self.PARTS)
+        self.lib.logprob_gradient(*_tile(z_BT, scale), *columns)
 
 
-def _tile(z_BT: Tensor, ref_BT: Tensor | None, bias_B: Tensor | None, scale: float) -> tuple:
+def _tile(z_BT: Tensor, scale: float) -> tuple:
     assert z_BT.is_contiguous() and z_BT.dtype == torch.float32
-    return address(z_BT), address(ref_BT), *z_BT.shape, address(bias_B), scale
+    return address(z_BT), *z_BT.shape, scale

@@ -1,7 +1,7 @@
-"""The passes over a tile of logits in plain PyTorch: any device, any processor, and the words to read passes.h by.
+"""The passes over a tile of logits in plain PyTorch, for any device. Read this before passes.h, which does the same.
 
-B rows of the vocabulary, T tokens. What is kept of a token, in float64, is a row each of kept_6T: the maximum m,
-s = sum e^(z-m), q = sum e^(z-m) (z-m), and with a reference its maximum, its sum, and u = sum e^(z-m) (z - z_ref).
+Shapes: B rows of the vocabulary, T tokens. Per token there are three float64 totals over the vocabulary, the rows of
+totals_3T: the maximum m, s = sum e^(z-m), and q = sum e^(z-m) (z-m).
 """
 
 from __future__ import annotations
@@ -9,84 +9,56 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-KEPT = 6
-PARTS = 1  # of the kept totals, to be merged at the end
+TOTALS = 3
+PARTS = 1  # separate totals that `statistics` adds to; `merge` joins them at the end
 
 
-def nothing_kept(parts: int, tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """kept_P6T of no tile, and found_3T, for the targets' logits: the policy's, the reference's, the difference."""
-    kept_P6T = torch.zeros(parts, KEPT, tokens, dtype=torch.float64, device=device)
-    kept_P6T[:, [0, 3]] = torch.finfo(torch.float32).min  # finite, because -inf - -inf is NaN
-    return kept_P6T, torch.zeros(3, tokens, dtype=torch.float64, device=device)
+def empty_totals(parts: int, tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return totals_P3T of no tile, and room for the targets' logits [T]: float64 both."""
+    totals_P3T = torch.zeros(parts, TOTALS, tokens, dtype=torch.float64, device=device)
+    totals_P3T[:, 0] = torch.finfo(torch.float32).min  # finite: -inf - -inf would be NaN
+    return totals_P3T, torch.zeros(tokens, dtype=torch.float64, device=device)
 
 
 def statistics(
-    z_BT: Tensor,
-    ref_BT: Tensor | None,
-    bias_B: Tensor | None,
-    scale: float,
-    kept_P6T: Tensor,
-    target_T: Tensor,
-    first_id: int,
-    found_3T: Tensor,
+    z_BT: Tensor, scale: float, totals_P3T: Tensor, target_T: Tensor, first_id: int, target_logit_T: Tensor
 ) -> None:
-    """Adds a tile whose first row is vocabulary entry `first_id` to what is kept; finds the targets among its rows."""
-    (kept_6T,) = kept_P6T
+    """Add a tile of logits before temperature to the totals. Write the logits of the targets that lie in the tile.
+
+    Row 0 of the tile is vocabulary entry `first_id`; scale is 1 / temperature.
+    """
+    (totals_3T,) = totals_P3T
     here_T = (target_T >= first_id) & (target_T < first_id + len(z_BT))
     row_1T = (target_T - first_id).clamp(0, len(z_BT) - 1)[None]
-
-    def logits(tile_BT: Tensor, found_T: Tensor) -> tuple[Tensor, Tensor]:
-        """Tempered, and less their maximum, which is finite; the targets' among them are written to found_T."""
-        z = tile_BT * scale if bias_B is None else tile_BT * scale + bias_B[:, None] * scale
-        found_T.copy_(torch.where(here_T, z.gather(0, row_1T)[0].double(), found_T))
-        m = z.amax(0).clamp(min=torch.finfo(torch.float32).min)
-        return m, (z - m).nan_to_num(nan=float("nan"), neginf=-1e4)
-
-    part = torch.zeros_like(kept_6T)
-    part[0], below = logits(z_BT, found_3T[0])
+    z = z_BT * scale
+    target_logit_T.copy_(torch.where(here_T, z.gather(0, row_1T)[0].double(), target_logit_T))
+    tile_3T = torch.zeros_like(totals_3T)
+    tile_3T[0] = m = z.amax(0).clamp(min=torch.finfo(torch.float32).min)
+    below = (z - m).nan_to_num(nan=float("nan"), neginf=-1e4)
     e = below.exp()
-    part[1], part[2] = e.sum(0, dtype=torch.float64), (e * below).sum(0, dtype=torch.float64)
-    part[3] = kept_6T[3]
-    if ref_BT is not None:
-        part[3], ref_below = logits(ref_BT, found_3T[1])
-        part[4] = ref_below.exp().sum(0, dtype=torch.float64)
-        apart = (z_BT - ref_BT) * scale
-        part[5] = (e * apart).sum(0, dtype=torch.float64)
-        found_3T[2] = torch.where(here_T, apart.gather(0, row_1T)[0].double(), found_3T[2])
-    kept_6T.copy_(merged(torch.stack([kept_6T, part])))
+    tile_3T[1], tile_3T[2] = e.sum(0, dtype=torch.float64), (e * below).sum(0, dtype=torch.float64)
+    totals_3T.copy_(merge(torch.stack([totals_3T, tile_3T])))
 
 
-def merged(kept_P6T: Tensor) -> Tensor:
-    """[6, T]: the totals of several parts, each brought to the largest maximum of them."""
-    m, s, q, ref_m, ref_s, u = kept_P6T.unbind(1)
-    top, ref_top = m.amax(0), ref_m.amax(0)
+def merge(totals_P3T: Tensor) -> Tensor:
+    """Return [3, T]: the totals of several parts as one, all relative to the largest maximum."""
+    m, s, q = totals_P3T.unbind(1)
+    top = m.amax(0)
     shrink = (m - top).exp()
-    total = torch.stack([s * shrink, (q + s * (m - top)) * shrink, ref_s * (ref_m - ref_top).exp(), u * shrink]).sum(1)
-    return torch.stack([top, total[0], total[1], ref_top, total[2], total[3]])
+    total = torch.stack([s * shrink, (q + s * (m - top)) * shrink]).sum(1)
+    return torch.stack([top, total[0], total[1]])
 
 
 def gradient(
-    z_BT: Tensor,
-    ref_BT: Tensor | None,
-    bias_B: Tensor | None,
-    scale: float,
-    per_token_6T: Tensor,
-    target_T: Tensor,
-    first_id: int,
-    target_dz_T: Tensor,
+    z_BT: Tensor, scale: float, per_token_4T: Tensor, target_T: Tensor, first_id: int, target_dz_T: Tensor
 ) -> None:
-    """Replaces a tile by p (a + b log p + c (log p - log p_ref)), and its targets by target_dz_T.
+    """Replace each logit of a tile by p (a + b log p), and those of targets by target_dz_T.
 
-    The rows of per_token_6T: the logsumexp in two parts (a maximum and the rest), a, b, c, and the difference of the
-    two logsumexps, policy's less reference's.
+    The rows of per_token_4T: the logsumexp in two parts (a maximum and the rest), a and b.
     """
-    top, log_sum, a, b, c, apart = per_token_6T
-    logprob = z_BT * scale - top if bias_B is None else z_BT * scale + bias_B[:, None] * scale - top
-    logprob = (logprob - log_sum).nan_to_num(nan=float("nan"), neginf=-1e4)
-    weight = a + b * logprob
-    if ref_BT is not None:
-        weight += c * ((z_BT - ref_BT) * scale - apart)
-    torch.mul(logprob.exp(), weight, out=z_BT)
+    top, log_sum, a, b = per_token_4T
+    logprob = (z_BT * scale - top - log_sum).nan_to_num(nan=float("nan"), neginf=-1e4)
+    torch.mul(logprob.exp(), a + b * logprob, out=z_BT)
     here_T = (target_T >= first_id) & (target_T < first_id + len(z_BT))
     row_1T = (target_T - first_id).clamp(0, len(z_BT) - 1)[None]
     z_BT.scatter_(0, row_1T, torch.where(here_T, target_dz_T, z_BT.gather(0, row_1T)[0])[None])

@@ -1,9 +1,11 @@
-"""linear_logprob's two walks over the vocabulary on CUDA, in Triton: logits in registers, dz a chunk at a time.
+"""The walks of linear_logprob over the vocabulary on CUDA, in Triton.
 
-T tokens, D model, V vocabulary, P parts of it, C columns of a chunk. The forward is online over the vocabulary: a
-program takes M tokens and one of P parts, so that a few tokens fill the GPU too, and leaves what `eager.statistics`
-keeps. The backward makes the logits of a chunk again, turns them into dz in the same program, and leaves the products
-with dz to cuBLAS. No two programs write one number: the same input gives the same bits.
+Shapes: T tokens, D model, V vocabulary, P parts of the vocabulary, C columns (vocabulary entries) of a chunk of dz.
+
+Forward: a program takes M tokens and one of P parts, so that a few tokens fill the GPU too. It keeps the logits in
+registers and stores the totals of `eager.statistics`. Backward: a program recomputes a tile of logits and stores its
+dz; cuBLAS multiplies with dz, one chunk at a time. No two programs write the same number, so the same input gives the
+same bits.
 """
 
 from __future__ import annotations
@@ -22,14 +24,14 @@ FORWARD_TOKENS = 4096  # tokens per walk over W
 CHUNK_BYTES = 32 << 20  # of dz, held at a time
 LEAST_COLUMNS = 256  # of dz
 SUM_ELEMENTS = 6 << 20  # of a float32 sum of bfloat16 products: 24 MiB
-WAVES = 16  # programs for each multiprocessor: of the last round of them, little stands idle
-PART_COLUMNS = 1024  # smallest useful part
-LOWEST = tl.constexpr(torch.finfo(torch.float32).min)  # finite, because -inf - -inf is NaN
+WAVES = 16  # programs per multiprocessor: few multiprocessors idle during the last wave
+PART_COLUMNS = 1024  # of the smallest part worth a program
+LOWEST = tl.constexpr(torch.finfo(torch.float32).min)  # finite: -inf - -inf would be NaN
 
 
 @triton.jit
-def _place(T, column_blocks, M: tl.constexpr, GROUP: tl.constexpr):
-    """Which block of tokens and which of columns is this program's: neighbours in time share both h and W in L2."""
+def _blocks_of(T, column_blocks, M: tl.constexpr, GROUP: tl.constexpr):
+    """This program's block of tokens and block of columns. Programs that run together share h and W in the L2 cache."""
     row_blocks = tl.cdiv(T, M)
     group = tl.program_id(0) // (GROUP * column_blocks)
     inside = tl.program_id(0) % (GROUP * column_blocks)
@@ -39,7 +41,7 @@ def _place(T, column_blocks, M: tl.constexpr, GROUP: tl.constexpr):
 
 @triton.jit
 def _tile(x, first, end, row_stride, k, column_stride, N: tl.constexpr, D: tl.constexpr, K: tl.constexpr):
-    """[N, K]: rows first.. of x from column k on, zero from row `end` on and behind column D."""
+    """[N, K] of x from row `first` and column k on; zeros from row `end` and from column D on."""
     row, column = first + tl.arange(0, N), k + tl.arange(0, K)
     where = row.to(tl.int64)[:, None] * row_stride + column[None, :] * column_stride
     inside = (row < end)[:, None]
@@ -49,53 +51,44 @@ def _tile(x, first, end, row_stride, k, column_stride, N: tl.constexpr, D: tl.co
 
 
 @triton.jit
-def _products(
-    h, ref, W, i0, T, j0, V, scale, h_row, h_column, ref_row, ref_column, W_row, W_column,
-    D: tl.constexpr, PAIR: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
+def _logits(
+    h, W, i0, T, j0, V, scale, h_row, h_column, W_row, W_column,
+    D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
-    """[M, N] of tokens i0.. and entries j0.., without the bias: the policy's, and the reference's (or the same)."""
-    x = tl.zeros([M, N], tl.float32)
-    y = x
+    """[M, N] logits of tokens from i0 on and vocabulary entries from j0 on."""
+    z = tl.zeros([M, N], tl.float32)
     for k in range(0, D, K):
         W_KN = tl.trans(_tile(W, j0, V, W_row, k, W_column, N, D, K))
-        x += dot(_tile(h, i0, T, h_row, k, h_column, M, D, K), W_KN)
-        if PAIR:
-            y += dot(_tile(ref, i0, T, ref_row, k, ref_column, M, D, K), W_KN)
-    return x * scale, y * scale
+        z += dot(_tile(h, i0, T, h_row, k, h_column, M, D, K), W_KN)
+    return z * scale
 
 
 @triton.jit
 def _below(z, top):
-    """z - top, where -inf becomes a number whose exponential is 0; a NaN stays one."""
+    """z - top, with a number whose exponential is 0 instead of -inf; NaN stays NaN."""
     difference = z - top[:, None]
     return tl.where(difference < -1e4, -1e4, difference)
 
 
 @triton.jit
 def _totals(
-    h, ref, W, bias, target, kept, found, T, V, part_columns, num_parts, scale,
-    h_row, h_column, ref_row, ref_column, W_row, W_column,
-    D: tl.constexpr, PAIR: tl.constexpr, BIAS: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, GROUP: tl.constexpr,
+    h, W, target, totals, target_logit, T, V, part_columns, num_parts, scale, h_row, h_column, W_row, W_column,
+    D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """One part's `kept` [P, 6, T], and in `found` [3, T] what concerns the targets that lie in it."""
-    row_block, part = _place(T, num_parts, M, GROUP)
+    """Write one part of totals [P, 3, T], and to target_logit [T] the logits of targets in this part."""
+    row_block, part = _blocks_of(T, num_parts, M, GROUP)
     i0 = row_block * M
     i = i0 + tl.arange(0, M)
     target_M = tl.load(target + i, mask=i < T, other=-1)
     m = tl.full([M], LOWEST, tl.float32)
-    s, q, at = tl.zeros([M], tl.float32), tl.zeros([M], tl.float32), tl.zeros([M], tl.float32)
-    ref_m, ref_s, u, ref_at, apart_at = m, s, s, s, s
+    s, q, at_target = tl.zeros([M], tl.float32), tl.zeros([M], tl.float32), tl.zeros([M], tl.float32)
     begin = part * part_columns
     end = tl.minimum(begin + part_columns, V)
     for j0 in range(begin, end, N):
-        x, y = _products(
-            h, ref, W, i0, T, j0, V, scale, h_row, h_column, ref_row, ref_column, W_row, W_column, D, PAIR, M, N, K
-        )
+        z = _logits(h, W, i0, T, j0, V, scale, h_row, h_column, W_row, W_column, D, M, N, K)
         j = j0 + tl.arange(0, N)
-        offset = tl.load(bias + j, mask=j < V, other=0.0) * scale if BIAS else tl.zeros([N], tl.float32)
         here, inside = j[None, :] == target_M[:, None], (j < end)[None, :]
-        z = tl.where(inside, x + offset[None, :], float("-inf"))
+        z = tl.where(inside, z, float("-inf"))
         top = tl.maximum(m, tl.max(z, 1))
         below = _below(z, top)
         e = tl.exp(below)
@@ -104,54 +97,31 @@ def _totals(
         q = (q + s * shift) * shrink + tl.sum(e * below, 1)
         s = s * shrink + tl.sum(e, 1)
         m = top
-        at += tl.sum(tl.where(here & inside, z, 0.0), 1)
-        if PAIR:
-            u = u * shrink + tl.sum(e * (x - y), 1)
-            apart_at += tl.sum(tl.where(here & inside, x - y, 0.0), 1)
-            z = tl.where(inside, y + offset[None, :], float("-inf"))
-            top = tl.maximum(ref_m, tl.max(z, 1))
-            ref_s = ref_s * tl.exp(ref_m - top) + tl.sum(tl.exp(_below(z, top)), 1)
-            ref_m = top
-            ref_at += tl.sum(tl.where(here & inside, z, 0.0), 1)
-    out = kept + part.to(tl.int64) * 6 * T + i
+        at_target += tl.sum(tl.where(here & inside, z, 0.0), 1)
+    out = totals + part.to(tl.int64) * 3 * T + i
     tl.store(out, m, mask=i < T)
     tl.store(out + T, s, mask=i < T)
     tl.store(out + 2 * T, q, mask=i < T)
     mine = (target_M >= begin) & (target_M < end) & (i < T)
-    tl.store(found + i, at, mask=mine)
-    if PAIR:
-        tl.store(out + 3 * T, ref_m, mask=i < T)
-        tl.store(out + 4 * T, ref_s, mask=i < T)
-        tl.store(out + 5 * T, u, mask=i < T)
-        tl.store(found + T + i, ref_at, mask=mine)
-        tl.store(found + 2 * T + i, apart_at, mask=mine)
+    tl.store(target_logit + i, at_target, mask=mine)
 
 
 @triton.jit
 def _gradient(
-    h, ref, W, bias, target, per_token, target_dz, dz, T, V, first, columns, scale,
-    h_row, h_column, ref_row, ref_column, W_row, W_column,
-    D: tl.constexpr, PAIR: tl.constexpr, BIAS: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, GROUP: tl.constexpr,
+    h, W, target, per_token, target_dz, dz, T, V, first, columns, scale, h_row, h_column, W_row, W_column,
+    D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """dz [T, columns] of the entries from `first` on: what `eager.gradient` does to a tile."""
-    row_block, column_block = _place(T, tl.cdiv(columns, N), M, GROUP)
+    """Write dz [T, columns] of the vocabulary entries from `first` on, as `eager.gradient` does for a tile."""
+    row_block, column_block = _blocks_of(T, tl.cdiv(columns, N), M, GROUP)
     i0, j0 = row_block * M, first + column_block * N
-    x, y = _products(
-        h, ref, W, i0, T, j0, V, scale, h_row, h_column, ref_row, ref_column, W_row, W_column, D, PAIR, M, N, K
-    )
+    z = _logits(h, W, i0, T, j0, V, scale, h_row, h_column, W_row, W_column, D, M, N, K)
     i, j = i0 + tl.arange(0, M), j0 + tl.arange(0, N)
     top = tl.load(per_token + i, mask=i < T, other=0.0)
     log_sum = tl.load(per_token + T + i, mask=i < T, other=0.0)
     a = tl.load(per_token + 2 * T + i, mask=i < T, other=0.0)
     b = tl.load(per_token + 3 * T + i, mask=i < T, other=0.0)
-    offset = tl.load(bias + j, mask=j < V, other=0.0) * scale if BIAS else tl.zeros([N], tl.float32)
-    logprob = _below(x + offset[None, :] - top[:, None], log_sum)
+    logprob = _below(z - top[:, None], log_sum)
     weight = a[:, None] + b[:, None] * logprob
-    if PAIR:
-        c = tl.load(per_token + 4 * T + i, mask=i < T, other=0.0)
-        apart = tl.load(per_token + 5 * T + i, mask=i < T, other=0.0)
-        weight += c[:, None] * (x - y - apart[:, None])
     target_M = tl.load(target + i, mask=i < T, other=-1)
     target_dz_M = tl.load(target_dz + i, mask=i < T, other=0.0)
     tile = tl.where(j[None, :] == target_M[:, None], target_dz_M[:, None], tl.exp(logprob) * weight)
@@ -163,85 +133,76 @@ def _config(M: int, N: int, K: int, warps: int, stages: int) -> triton.Config:
     return triton.Config({"M": M, "N": N, "K": K, "GROUP": 16}, num_warps=warps, num_stages=stages)
 
 
-# Float32 products run on the ordinary units, in small tiles.
+# Float32 products run on the CUDA cores, not the tensor cores, in small tiles.
 _HALF = [(128, 256, 64, 8, 3), (128, 128, 64, 8, 3), (64, 128, 64, 4, 4)]
 _SINGLE = [(64, 64, 32, 4, 2), (64, 128, 16, 8, 2), (32, 64, 32, 4, 2)]
 _TABLE = {2: [_config(*sizes) for sizes in _HALF], 4: [_config(*sizes) for sizes in _SINGLE]}
-_KEY = ["D", "PAIR", "BIAS"]
-_TOTALS = tuned(_totals, _TABLE, _config(16, 32, 16, 1, 1), _KEY)
-_GRADIENT = tuned(_gradient, _TABLE, _config(16, 32, 16, 1, 1), _KEY)
+_TOTALS = tuned(_totals, _TABLE, _config(16, 32, 16, 1, 1), ["D"])
+_GRADIENT = tuned(_gradient, _TABLE, _config(16, 32, 16, 1, 1), ["D"])
 
 
-def _operands(
-    h_TD: Tensor, ref_TD: Tensor | None, W_VD: Tensor, bias_V: Tensor | None, scale: float, target_T: Tensor
-) -> dict:
-    """The arguments of both kernels."""
-    ref = h_TD if ref_TD is None else ref_TD
-    named = {"h": h_TD, "ref": ref, "W": W_VD}
-    strides = {f"{name}_row": x.stride(0) for name, x in named.items()}
-    strides |= {f"{name}_column": x.stride(1) for name, x in named.items()}
+def _operands(h_TD: Tensor, W_VD: Tensor, scale: float, target_T: Tensor) -> dict:
+    """Return the arguments that both kernels take."""
+    strides = {"h_row": h_TD.stride(0), "h_column": h_TD.stride(1), "W_row": W_VD.stride(0), "W_column": W_VD.stride(1)}
     sizes = {"T": h_TD.shape[0], "V": W_VD.shape[0], "D": W_VD.shape[1], "scale": scale}
-    kinds = {"PAIR": ref_TD is not None, "BIAS": bias_V is not None}
-    return {**named, "bias": W_VD if bias_V is None else bias_V, "target": target_T, **strides, **sizes, **kinds}
+    return {"h": h_TD, "W": W_VD, "target": target_T, **strides, **sizes}
 
 
 def _part_columns(tokens: int, vocab: int, device: torch.device) -> int:
-    """Number of vocabulary entries per program of the forward."""
+    """Return how many vocabulary entries one program of the forward walks over."""
     multiprocessors = 1 if INTERPRET.value else torch.cuda.get_device_properties(device).multi_processor_count
     parts = max(1, WAVES * multiprocessors // triton.cdiv(tokens, 128))
     return max(PART_COLUMNS, triton.cdiv(vocab, parts * 256) * 256)
 
 
 def chunk_tokens(h_TD: Tensor) -> int:
-    """Number of tokens whose gradient is summed together."""
+    """Return how many tokens' gradients are summed at a time."""
     tokens = CHUNK_BYTES // (LEAST_COLUMNS * h_TD.element_size())
     if h_TD.dtype != torch.float32:
         tokens = min(tokens, SUM_ELEMENTS // h_TD.shape[1])
     return max(1, tokens)
 
 
-def totals(
-    h_TD: Tensor, ref_TD: Tensor | None, W_VD: Tensor, bias_V: Tensor | None, scale: float, target_T: Tensor
-) -> tuple[Tensor, Tensor]:
-    """kept_6T and found_3T (see `eager`) of every token."""
+def totals(h_TD: Tensor, W_VD: Tensor, scale: float, target_T: Tensor) -> tuple[Tensor, Tensor]:
+    """Return totals_3T (see `eager`) and the targets' logits [T], float64 both."""
     parts = []
     for start in range(0, max(1, h_TD.shape[0]), FORWARD_TOKENS):
         chunk = slice(start, start + FORWARD_TOKENS)
-        ref = None if ref_TD is None else ref_TD[chunk]
-        parts.append(_totals_of(h_TD[chunk], ref, W_VD, bias_V, scale, target_T[chunk]))
-    return torch.cat([kept for kept, _ in parts], 1), torch.cat([found for _, found in parts], 1)
+        parts.append(_totals_of(h_TD[chunk], W_VD, scale, target_T[chunk]))
+    return torch.cat([merged for merged, _ in parts], 1), torch.cat([logit for _, logit in parts])
 
 
-def _totals_of(h_TD, ref_TD, W_VD, bias_V, scale, target_T) -> tuple[Tensor, Tensor]:
+def _totals_of(h_TD: Tensor, W_VD: Tensor, scale: float, target_T: Tensor) -> tuple[Tensor, Tensor]:
     tokens, vocab = h_TD.shape[0], W_VD.shape[0]
     columns = _part_columns(max(1, tokens), vocab, h_TD.device)
     parts = triton.cdiv(vocab, columns)
-    kept_P6T, found_3T = (x.float() for x in eager.nothing_kept(parts, tokens, h_TD.device))
+    totals_P3T, target_logit_T = (x.float() for x in eager.empty_totals(parts, tokens, h_TD.device))
     if tokens:
         _TOTALS[h_TD.element_size()][lambda meta: (triton.cdiv(tokens, meta["M"]) * parts,)](
-            **_operands(h_TD, ref_TD, W_VD, bias_V, scale, target_T),
-            kept=kept_P6T,
-            found=found_3T,
+            **_operands(h_TD, W_VD, scale, target_T),
+            totals=totals_P3T,
+            target_logit=target_logit_T,
             part_columns=columns,
             num_parts=parts,
         )
-    return eager.merged(kept_P6T.double()), found_3T.double()
+    return eager.merge(totals_P3T.double()), target_logit_T.double()
 
 
-def sweep(
+def write_gradients(
     h_TD: Tensor,
-    ref_TD: Tensor | None,
     W_VD: Tensor,
-    bias_V: Tensor | None,
     scale: float,
-    per_token_6T: Tensor,
+    per_token_4T: Tensor,
     target_T: Tensor,
     target_dz_T: Tensor,
     chunks: Sequence[slice],
     dh_TD: Tensor | None,
     dW_VD: Tensor | None,
 ) -> None:
-    """One walk over dz. Writes the rows of dh_TD that `chunks` name, and dW_VD of them; None: not wanted."""
+    """Write the rows of dh_TD in `chunks`, and dW_VD summed over the tokens in `chunks`. Pass None for one not wanted.
+
+    One walk over the vocabulary. dh_TD needs a single chunk.
+    """
     assert dh_TD is None or len(chunks) == 1, "sums of dh are held for one chunk"
     vocab, hidden = W_VD.shape
     tokens = max(len(h_TD[chunk]) for chunk in chunks)
@@ -250,9 +211,7 @@ def sweep(
         columns = min(columns, max(LEAST_COLUMNS, SUM_ELEMENTS // hidden))
     columns = min(columns // LEAST_COLUMNS * LEAST_COLUMNS, vocab)
     store = h_TD.new_empty(tokens * columns)
-    operands = [
-        _chunk_operands(h_TD, ref_TD, W_VD, bias_V, scale, per_token_6T, target_T, target_dz_T, c) for c in chunks
-    ]
+    operands = [_chunk_operands(h_TD, W_VD, scale, per_token_4T, target_T, target_dz_T, c) for c in chunks]
     sum_TD = None if dh_TD is None else torch.zeros_like(h_TD[chunks[0]], dtype=torch.float32)
     for first in range(0, vocab, columns):
         W_CD = W_VD[first : first + columns]
@@ -261,7 +220,7 @@ def sweep(
             sum_CD = torch.zeros(W_CD.shape, dtype=torch.float32, device=W_CD.device)
         for of_chunk in operands:
             h, dz_TC = of_chunk["h"], store[: len(of_chunk["h"]) * len(W_CD)].view(-1, len(W_CD))
-            _make_dz(of_chunk, dz_TC, first)
+            _write_dz(of_chunk, dz_TC, first)
             if sum_TD is not None:
                 _add_product(sum_TD, dz_TC, W_CD)
             if sum_CD is not None:
@@ -274,13 +233,12 @@ def sweep(
         dh_TD[chunks[0]] = sum_TD
 
 
-def _chunk_operands(h_TD, ref_TD, W_VD, bias_V, scale, per_token_6T, target_T, target_dz_T, chunk: slice) -> dict:
-    ref = None if ref_TD is None else ref_TD[chunk]
-    per_token = {"per_token": per_token_6T[:, chunk].contiguous(), "target_dz": target_dz_T[chunk].contiguous()}
-    return _operands(h_TD[chunk], ref, W_VD, bias_V, scale, target_T[chunk]) | per_token
+def _chunk_operands(h_TD, W_VD, scale, per_token_4T, target_T, target_dz_T, chunk: slice) -> dict:
+    per_token = {"per_token": per_token_4T[:, chunk].contiguous(), "target_dz": target_dz_T[chunk].contiguous()}
+    return _operands(h_TD[chunk], W_VD, scale, target_T[chunk]) | per_token
 
 
-def _make_dz(operands: dict, dz_TC: Tensor, first: int) -> None:
+def _write_dz(operands: dict, dz_TC: Tensor, first: int) -> None:
     tokens, columns = dz_TC.shape
     if tokens:
         _GRADIENT[dz_TC.element_size()][
@@ -289,7 +247,7 @@ def _make_dz(operands: dict, dz_TC: Tensor, first: int) -> None:
 
 
 def _add_product(sum_RD: Tensor, a_RC: Tensor, b_CD: Tensor) -> None:
-    """sum += a b, a float32 sum of products of any dtype."""
+    """Add a b to the float32 sum, for a and b of any dtype."""
     if sum_RD.dtype == a_RC.dtype:
         sum_RD.addmm_(a_RC, b_CD)
     elif sum_RD.is_cuda:

@@ -1,7 +1,8 @@
-// What is computed of a tile of float32 logits: statistics of every token's softmax, and the gradient in its place.
+// The passes over a tile of float32 logits: softmax totals per token, and the gradient with respect to the logits.
 //
-// Tokens lie in the lanes of a vector, so that no sum crosses lanes. A tile is groups of 16 tokens: element (row, token)
-// stands at row * stride + token / 16 * group + token % 16, which says rows of tokens (group 16) and panels (stride 16).
+// Tokens lie across the lanes of a vector, so that no sum crosses lanes. A tile stores tokens in groups of 16: element
+// (row, token) is at row * stride + token / 16 * group + token % 16. This covers rows of tokens (group 16) and panels
+// (stride 16).
 #pragma once
 #include <cmath>
 
@@ -12,151 +13,115 @@ namespace passes {
 using vec::floats;
 using vec::kLanes;
 
-constexpr int kStrip = 32;  // rows whose maximum is found before their exponentials are summed: they stay in the L1 cache
+constexpr int kStrip = 32;  // rows read twice, for their maximum and then for exponentials: they stay in the L1 cache
 
-// What is kept of a token, in float64: the maximum m, s = sum e^(z-m), q = sum e^(z-m) (z-m); with a reference also
-// its maximum, its sum, and u = sum e^(z-m) (z - z_reference).
-enum { kMax, kSum, kFirst, kRefMax, kRefSum, kDifference, kKept };
+// Totals per token, in float64: the maximum m, s = sum e^(z-m), q = sum e^(z-m) (z-m).
+enum { kMax, kSum, kFirst, kTotals };
 
-// Rows of per_token in the gradient: the logsumexp in two parts (a maximum m, so that z - m is exact, and the rest), a,
-// b, c, and the difference of the two logsumexps, policy's less reference's.
-enum { kTop, kLogSum, kA, kB, kC, kApart, kPerToken };
+// Rows of per_token in the gradient: the logsumexp in two parts (a maximum m, so that z - m is exact, and the rest), a
+// and b.
+enum { kTop, kLogSum, kA, kB, kPerToken };
 
 struct Tile {
     const float* z;
-    const float* ref;  // null without a reference
     int64_t rows, tokens, stride, group;
-    const float* bias;  // of the rows, or null
-    double inverse;     // 1 / temperature
-    float scale = inverse;               // in two parts: of its rounding alone, large logits would lose two digits
+    double inverse;                     // 1 / temperature
+    float scale = inverse;              // in two parts: rounded to one float, large logits would lose two digits
     float scale_low = inverse - scale;
 
     int64_t at(int64_t row, int64_t token) const { return row * stride + token / kLanes * group + token % kLanes; }
-    float offset(int64_t row) const { return bias ? bias[row] * scale : 0.0f; }
     Tile rows_from(int64_t first, int64_t last) const {
-        return {z + first * stride, ref ? ref + first * stride : nullptr, last - first, tokens, stride, group,
-                bias ? bias + first : nullptr, inverse};
+        return {z + first * stride, last - first, tokens, stride, group, inverse};
     }
-    // x / temperature + offset - top, the large numbers first, in one rounding: of their difference every digit is kept.
-    floats below(floats x, float offset, floats top) const { return (x * scale - top) + (x * scale_low + offset); }
+    // x / temperature - top. The two large numbers are subtracted first, in one rounding, so their difference keeps all
+    // digits. + 0.0f keeps the compiler from fusing the small product into the sum, which would change recorded results
+    // by a rounding.
+    floats below(floats x, floats top) const { return (x * scale - top) + (x * scale_low + 0.0f); }
 };
 
-// Adds (m, s, q, u) to a token's totals, all of them brought to the larger maximum.
-static inline void merge(double* max, double* sum, double* first, double* difference, double m, double s, double q,
-                         double u) {
+// Adds (m, s, q) to a token's totals, both relative to the larger maximum.
+static inline void merge(double* max, double* sum, double* first, double m, double s, double q) {
     const double top = *max > m ? *max : m;
     const double old = *max == top ? 1.0 : std::exp(*max - top), now = m == top ? 1.0 : std::exp(m - top);
-    if (first) *first = (*first + *sum * (*max - top)) * old + (q + s * (m - top)) * now;
-    if (difference) *difference = *difference * old + u * now;
+    *first = (*first + *sum * (*max - top)) * old + (q + s * (m - top)) * now;
     *sum = *sum * old + s * now;
     *max = top;
 }
 
-// The C groups of tokens from `token` on; `lanes` of them exist.
-template <bool kPair, int C>
-void add_columns(const Tile& tile, int64_t token, int64_t lanes, double* kept, int64_t kept_stride) {
+// Adds C groups of tokens, the first at `token`, to the totals; `lanes` of their tokens exist.
+template <int C>
+void add_columns(const Tile& tile, int64_t token, int64_t lanes, double* totals, int64_t totals_stride) {
     const float* const z = tile.z + tile.at(0, token);
-    const float* const ref = kPair ? tile.ref + tile.at(0, token) : nullptr;
     const int64_t stride = tile.stride, group = tile.group;
     const float scale = tile.scale;
-    floats m[C], s[C], q[C], rm[C], rs[C], u[C];
+    floats m[C], s[C], q[C];
     for (int c = 0; c < C; ++c) {
-        m[c] = rm[c] = vec::all(-FLT_MAX);
-        s[c] = q[c] = rs[c] = u[c] = floats{};
+        m[c] = vec::all(-FLT_MAX);
+        s[c] = q[c] = floats{};
     }
     for (int64_t begin = 0; begin < tile.rows; begin += kStrip) {
         const int64_t end = begin + kStrip < tile.rows ? begin + kStrip : tile.rows;
-        floats top[C], ref_top[C];
-        for (int c = 0; c < C; ++c) top[c] = m[c], ref_top[c] = rm[c];
-        for (int64_t i = begin; i < end; ++i) {
-            const float offset = tile.offset(i);
-            for (int c = 0; c < C; ++c) {
-                top[c] = vec::max(vec::load(z + i * stride + c * group) * scale + offset, top[c]);
-                if (kPair) ref_top[c] = vec::max(vec::load(ref + i * stride + c * group) * scale + offset, ref_top[c]);
-            }
-        }
+        floats top[C];
+        for (int c = 0; c < C; ++c) top[c] = m[c];
+        for (int64_t i = begin; i < end; ++i)
+            for (int c = 0; c < C; ++c) top[c] = vec::max(vec::load(z + i * stride + c * group) * scale, top[c]);
         for (int c = 0; c < C; ++c) {
             const floats shrink = vec::exp(m[c] - top[c]);
             q[c] = (q[c] + s[c] * (m[c] - top[c])) * shrink;
             s[c] *= shrink;
             m[c] = top[c];
-            if (kPair) {
-                u[c] *= shrink;
-                rs[c] *= vec::exp(rm[c] - ref_top[c]);
-                rm[c] = ref_top[c];
-            }
         }
-        floats ds[C] = {}, dq[C] = {}, drs[C] = {}, du[C] = {};  // a strip's own sums: shorter sums round less
-        for (int64_t i = begin; i < end; ++i) {
-            const float offset = tile.offset(i);
+        floats ds[C] = {}, dq[C] = {};  // sums of this strip alone: shorter sums round less
+        for (int64_t i = begin; i < end; ++i)
             for (int c = 0; c < C; ++c) {
-                const floats x = vec::load(z + i * stride + c * group);
-                const floats under = tile.below(x, offset, m[c]), e = vec::exp(under);
+                const floats under = tile.below(vec::load(z + i * stride + c * group), m[c]), e = vec::exp(under);
                 ds[c] += e;
                 dq[c] += e * vec::not_below_nothing(under);
-                if (kPair) {
-                    const floats y = vec::load(ref + i * stride + c * group);
-                    drs[c] += vec::exp(tile.below(y, offset, rm[c]));
-                    du[c] += e * ((x - y) * scale);  // the difference first: of close numbers it is exact
-                }
             }
-        }
-        for (int c = 0; c < C; ++c) s[c] += ds[c], q[c] += dq[c], rs[c] += drs[c], u[c] += du[c];
+        for (int c = 0; c < C; ++c) s[c] += ds[c], q[c] += dq[c];
     }
     for (int64_t j = 0; j < lanes; ++j) {
         const int c = j / kLanes, l = j % kLanes;
-        double* const k = kept + token + j;
-        const auto row = [&](int name) { return k + name * kept_stride; };
-        merge(row(kMax), row(kSum), row(kFirst), kPair ? row(kDifference) : nullptr, m[c][l], s[c][l], q[c][l], u[c][l]);
-        if (kPair) merge(row(kRefMax), row(kRefSum), nullptr, nullptr, rm[c][l], rs[c][l], 0, 0);
+        double* const k = totals + token + j;
+        const auto row = [&](int name) { return k + name * totals_stride; };
+        merge(row(kMax), row(kSum), row(kFirst), m[c][l], s[c][l], q[c][l]);
     }
 }
 
-// Adds a tile to kept (one thread's), and writes what it holds of the targets among its rows, the first of which is
-// vocabulary entry first_id, to found: the policy's logit, the reference's, and their difference. Rows of kept [6] and
-// found [3] are `all` tokens long, and begin at this tile's first.
-template <bool kPair>
-void add_tile(const Tile& tile, double* kept, int64_t all, const int64_t* target, int64_t first_id, double* found) {
-    constexpr int kWide = kPair ? 2 : 4;
+// Adds a tile to the totals of one thread, and writes the logits of targets in the tile to target_logit. Row 0 of the
+// tile is vocabulary entry first_id. The three rows of totals are totals_stride apart. totals and target_logit start at
+// the tile's first token.
+static inline void add_tile(const Tile& tile, double* totals, int64_t totals_stride, const int64_t* target,
+                            int64_t first_id, double* target_logit) {
+    constexpr int kWide = 4;
     if (!tile.rows) return;
     int64_t j = 0;
     for (; j + kWide * kLanes <= tile.tokens; j += kWide * kLanes)
-        add_columns<kPair, kWide>(tile, j, kWide * kLanes, kept, all);
+        add_columns<kWide>(tile, j, kWide * kLanes, totals, totals_stride);
     for (; j < tile.tokens; j += kLanes)
-        add_columns<kPair, 1>(tile, j, tile.tokens - j < kLanes ? tile.tokens - j : kLanes, kept, all);
+        add_columns<1>(tile, j, tile.tokens - j < kLanes ? tile.tokens - j : kLanes, totals, totals_stride);
     for (j = 0; j < tile.tokens; ++j) {
         const int64_t row = target[j] - first_id;
-        if (row < 0 || row >= tile.rows) continue;
-        const double x = tile.z[tile.at(row, j)], offset = tile.offset(row);
-        found[j] = x * tile.inverse + offset;
-        if (kPair) {
-            const double y = tile.ref[tile.at(row, j)];
-            found[all + j] = y * tile.inverse + offset;
-            found[2 * all + j] = (x - y) * tile.inverse;
-        }
+        if (row >= 0 && row < tile.rows) target_logit[j] = tile.z[tile.at(row, j)] * tile.inverse;
     }
 }
 
-// The numbers of 16 tokens that the gradient needs.
+// What the gradient needs of 16 tokens, from column `token` of per_token [kPerToken, tokens] on.
 struct Columns {
-    floats top, log_sum, a, b, c, apart;
+    floats top, log_sum, a, b;
     Columns(const float* per_token, int64_t tokens, int64_t token) {
         float held[kPerToken][kLanes] = {};
         const int64_t lanes = tokens - token < kLanes ? tokens - token : kLanes;
         for (int k = 0; k < kPerToken; ++k) memcpy(held[k], per_token + k * tokens + token, 4 * lanes);
         top = vec::load(held[kTop]), log_sum = vec::load(held[kLogSum]);
-        a = vec::load(held[kA]), b = vec::load(held[kB]), c = vec::load(held[kC]), apart = vec::load(held[kApart]);
+        a = vec::load(held[kA]), b = vec::load(held[kB]);
     }
 };
 
-// dz = p (a + b log p + c (log p - log p_reference)) of one row and 16 tokens.
-template <bool kPair>
+// Returns dz = p (a + b log p) of one row and 16 tokens.
 inline floats gradient(const Tile& tile, int64_t row, int64_t token, const Columns& of) {
-    const floats x = vec::load(tile.z + tile.at(row, token));
-    const floats logprob = tile.below(x, tile.offset(row), of.top) - of.log_sum;
-    floats weight = of.a + of.b * vec::not_below_nothing(logprob);
-    if (kPair) weight += of.c * ((x - vec::load(tile.ref + tile.at(row, token))) * tile.scale - of.apart);
-    return vec::exp(logprob) * weight;
+    const floats logprob = tile.below(vec::load(tile.z + tile.at(row, token)), of.top) - of.log_sum;
+    return vec::exp(logprob) * (of.a + of.b * vec::not_below_nothing(logprob));
 }
 
 }  // namespace passes

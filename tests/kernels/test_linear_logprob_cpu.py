@@ -1,32 +1,32 @@
-"""The C++ of linear_logprob, part by part: its exponential, its totals beside eager's, its products without AMX."""
+"""Parts of linear_logprob's C++: its exponential, its totals against eager's, its products without AMX."""
 
 import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from kernels.linear_logprob import bfloat16, cpu, eager, linear_logits, linear_logprob_pair
+from kernels.linear_logprob import bfloat16, cpu, eager, linear_logits, linear_logprob
 from tests.kernels.logprob_problems import errors, outputs_and_gradients, problem, shrink_blocks, truth_of
 
 pytestmark = pytest.mark.skipif(cpu.library() is None, reason="no C++ compiler")
 
 
-def test_products_without_amx_are_the_same_to_rounding(monkeypatch):
-    """The vectors that stand in where the processor multiplies no tiles."""
+def test_products_without_amx_are_equal_to_rounding(monkeypatch):
+    """Vectors replace AMX on processors without it."""
     shrink_blocks(monkeypatch)
-    h, W, target, ref, bias, weights = problem(50, 333, 40, 0, torch.bfloat16, with_bias=True)
-    arguments = h, W, target, ref, 0.7, bias, weights
-    tiles = outputs_and_gradients(linear_logprob_pair, *arguments)
+    h, W, target, weights = problem(50, 333, 40, 0, torch.bfloat16)
+    arguments = h, W, target, 0.7, weights
+    tiles = outputs_and_gradients(linear_logprob, *arguments)
     monkeypatch.setattr(bfloat16, "has_amx", lambda: 0)
-    for a, b in zip(outputs_and_gradients(linear_logprob_pair, *arguments)[:5], tiles[:5]):
+    for a, b in zip(outputs_and_gradients(linear_logprob, *arguments)[:3], tiles[:3]):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
-    found = errors(linear_logprob_pair, truth_of(*arguments), *arguments)
-    assert max(found[:5]) < 1e-5 and max(found[5:]) < 2**-8
+    found = errors(linear_logprob, truth_of(*arguments), *arguments)
+    assert max(found[:3]) < 1e-5 and max(found[3:]) < 2**-8
 
 
 @pytest.mark.parametrize("backend", ["tiles", "vectors", "plain PyTorch"])
 @pytest.mark.parametrize(("tokens", "vocabulary", "width"), [(1, 1, 1), (3, 333, 40), (33, 1000, 64), (600, 49, 32)])
-def test_logits_of_bfloat16_keep_the_float32_sums(backend, tokens, vocabulary, width, monkeypatch):
+def test_logits_of_bfloat16_are_float32_sums(backend, tokens, vocabulary, width, monkeypatch):
     if backend == "vectors":
         monkeypatch.setattr(bfloat16, "has_amx", lambda: 0)
     if backend == "plain PyTorch":
@@ -41,8 +41,8 @@ def test_logits_of_bfloat16_keep_the_float32_sums(backend, tokens, vocabulary, w
     assert torch.equal(alone[0], found[-1]) or backend == "plain PyTorch"
 
 
-def test_logits_on_a_gpu_are_float32_too():
-    """By shapes and dtypes alone: there need be no GPU."""
+def test_logits_on_cuda_are_float32():
+    """Checks shapes and dtypes with fake tensors, so it needs no GPU."""
     with FakeTensorMode():
         h, W = (torch.empty(n, 8, dtype=torch.bfloat16, device="cuda") for n in (3, 7))
         found = linear_logits(h, W)
@@ -60,16 +60,14 @@ def test_exponential_within_two_units_in_the_last_place():
     assert y[1 << 20 : len(x) - 1].tolist() == [0, 0, 0, 1] and y[len(x) - 1].isnan()
 
 
-def test_both_backends_keep_the_same_totals():
-    """What cpu.cpp keeps of a tile is what eager keeps, number by number."""
+def test_totals_of_cpp_and_eager_are_close():
     g = torch.Generator().manual_seed(0)
-    store = torch.randn(2, 70 * 37 + cpu.SPARE, generator=g)
-    z, ref = (s[: 70 * 37].view(70, 37) for s in store)
-    bias, target = torch.randn(70, generator=g), torch.randint(200, (37,), generator=g)
+    z = torch.randn(70 * 37 + cpu.SPARE, generator=g)[: 70 * 37].view(70, 37)
+    target = torch.randint(200, (37,), generator=g)
     results = []
     for passes in (cpu.Passes(cpu.library()), eager):
-        kept, found = eager.nothing_kept(passes.PARTS, 37, z.device)
-        passes.statistics(z, ref, bias, 0.5, kept, target, 100, found)
-        results.append((eager.merged(kept), found))
+        totals, target_logit = eager.empty_totals(passes.PARTS, 37, z.device)
+        passes.statistics(z, 0.5, totals, target, 100, target_logit)
+        results.append((eager.merge(totals), target_logit))
     for a, b in zip(*results):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)

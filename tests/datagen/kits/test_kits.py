@@ -8,7 +8,8 @@ import re
 
 import pytest
 
-from datagen.kits import KITS_DIR, kit_codes, load_kit, main
+from datagen.kits import KITS_DIR, kit_codes, load_kit
+from datagen.kits.__main__ import main
 from datagen.kits.rules import PLACEHOLDERS, read_kit
 from engine.base.errors import UserError
 from engine.base.languages import LANGUAGES
