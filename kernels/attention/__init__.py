@@ -1,4 +1,4 @@
-"""Causal attention over packed sequences, or of a sequence's last tokens, with optional ALiBi and grouped heads."""
+"""Causal attention over packed sequences, or for a sequence's last tokens, with optional ALiBi and grouped heads."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def attention(
     slopes_H: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """Attend causally within each sequence of a pack.
+    """Return causal attention within each sequence of a pack: [T, H, K] in the dtype of q, the same bits each time.
 
-    q_THK [T, H, K], k_TGK and v_TGK [T, G, K] with H a multiple of G, float32 or bfloat16; cu_seqlens int32 [S+1];
-    lengths the same on the host; slopes_H float32 [H] adds slope * key position to the scores (Press et al. 2022; the
-    usual -slope * distance differs by a constant per row, which softmax drops); scale defaults to 1/sqrt(K).
-    Returns [T, H, K] in the dtype of q, differentiable in q, k and v, with the same bits every time. `cpu` runs in C++
-    (or `eager` with a note, if that cannot be built), `fused` in Triton.
+    q_THK [T, H, K], k_TGK and v_TGK [T, G, K] with H a multiple of G, float32 or bfloat16; cu_seqlens int32 [S+1], and
+    lengths, the sequences' lengths on the host. slopes_H float32 [H] adds slope * key position to the scores (ALiBi,
+    Press et al. 2022; the usual -slope * distance differs by a constant per row, which softmax cancels). scale defaults
+    to 1/sqrt(K). Differentiable in q, k and v. Runs in Triton on CUDA (`fused`), else in C++ (`cpu`), or in PyTorch
+    (`eager`) where the C++ cannot be built; one warning then says so.
     """
     scale = q_THK.shape[2] ** -0.5 if scale is None else scale
     if q_THK.device.type == "cuda":
@@ -38,17 +38,18 @@ def attention(
 
 
 def has_attention_after(x: Tensor) -> bool:
-    """Return whether `attention_after` supports this dtype and device: a CPU with a compiler."""
+    """Whether `attention_after` handles tensors like x: float32 or bfloat16 on a CPU, with the C++ built."""
     return x.device.type == "cpu" and x.dtype in DTYPES and library() is not None
 
 
 def attention_after(
     q_NHK: Tensor, segments: Sequence[tuple[Tensor, Tensor]], slopes_H: Tensor | None, scale: float, out_NHK: Tensor
 ) -> None:
-    """Attend from the last N of P tokens of a sequence whose keys and values are in several segments.
+    """Write to out_NHK the attention of the last N of a sequence's P tokens, with its keys and values in segments.
 
-    segments are (k, v), [n, G, K] each, of its tokens in order, P in total; the result is written to out_NHK
-    (contiguous). Otherwise as `attention`, bit for bit: a row depends neither on N nor on the segments. Contiguous
-    float32 segments (K a multiple of 16) are read in place. No gradients; check `has_attention_after` first.
+    segments are (k, v) pairs, [n, G, K] each, in token order, P tokens in total. out_NHK is contiguous. The results
+    have the bits of `attention`: a row depends neither on N nor on the segments. Float32 segments with consecutive
+    tokens adjacent in memory and K a multiple of 16 are read in place, others are copied. No gradients. Call
+    `has_attention_after` first.
     """
     attention_after_cpu(q_NHK, segments, slopes_H, scale, out_NHK)

@@ -1,4 +1,4 @@
-"""Bench of packed attention: time and memory against one masked call, one call per sequence, and the bare products.
+"""Bench packed attention: time and memory against one masked call, a call per sequence, and the bare products.
 
 python -m kernels.attention.bench [--lengths 30 64 ...] [--heads 8] [--kv-heads 8] [--head-size 64] [--device cuda]
 """
@@ -21,7 +21,7 @@ FLOOR = "one bare product"
 
 
 def masks(lengths: list[int], slopes_H: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mask, bool [1, T, T], and the mask with ALiBi's biases, float32 [H, T, T]."""
+    """Return bool [1, T, T], True where a query sees a key, and float32 [H, T, T], the same mask with ALiBi biases."""
     device = slopes_H.device
     owner_T = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(device)
     column_T = torch.arange(sum(lengths), device=device)
@@ -31,14 +31,14 @@ def masks(lengths: list[int], slopes_H: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """One call over the whole pack, in four dimensions: with fewer, PyTorch leaves its fused kernel (5x slower)."""
+    """Attend over the whole pack in one call. With fewer than four dimensions PyTorch is 5 times slower (not fused)."""
     heads_first = (x.transpose(0, 1)[None] for x in (q, k, v))
     grouped = q.shape[1] != k.shape[1]
     return scaled_dot_product_attention(*heads_first, attn_mask=mask[None], enable_gqa=grouped)[0].transpose(0, 1)
 
 
 def by_sequence(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
-    """One causal call per sequence, without ALiBi."""
+    """Attend with one causal call per sequence, without ALiBi."""
     parts = zip(*(x.transpose(0, 1)[None].split(lengths, 2) for x in (q, k, v)))
     grouped = q.shape[1] != k.shape[1]
     calls = [scaled_dot_product_attention(*part, is_causal=True, enable_gqa=grouped) for part in parts]
@@ -46,7 +46,7 @@ def by_sequence(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
 
 
 def contenders(args: argparse.Namespace, dtype: torch.dtype) -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]:
-    """Return functions of q, k and v by name."""
+    """Return the functions to compare, of q, k and v, by name."""
     lengths, device = args.lengths, args.device
     slopes_H = torch.tensor([2 ** (-8 * (h + 1) / args.heads) for h in range(args.heads)], device=device)
     cu = torch.tensor([0, *lengths]).cumsum(0).int().to(device)
@@ -56,7 +56,7 @@ def contenders(args: argparse.Namespace, dtype: torch.dtype) -> dict[str, Callab
         "ours, ALiBi": lambda q, k, v: attention(q, k, v, cu, lengths, slopes_H),
         "one masked call": partial(masked, mask=seen_1TT),
         "one masked call, ALiBi": partial(masked, mask=bias_HTT.to(dtype)),
-        "a call a sequence": partial(by_sequence, lengths=lengths),
+        "one call per sequence": partial(by_sequence, lengths=lengths),
     }
     if device == "cuda" and dtype != torch.float32:
         from torch.nn.attention.varlen import varlen_attn
@@ -69,7 +69,7 @@ def contenders(args: argparse.Namespace, dtype: torch.dtype) -> dict[str, Callab
 
 
 def measure(args: argparse.Namespace, dtype: torch.dtype, backward: bool) -> list[dict]:
-    """Time each contender; the floor is one large product with as many operations as the visible scores."""
+    """Return a row per contender. The floor is one large product with the operations that the visible scores need."""
     tokens, heads, size = sum(args.lengths), args.heads, args.head_size
     generator = torch.Generator().manual_seed(0)
 
@@ -87,7 +87,7 @@ def measure(args: argparse.Namespace, dtype: torch.dtype, backward: bool) -> lis
 
     works = {name: work(function) for name, function in contenders(args, dtype).items()}
     scores = sum(n * (n + 1) // 2 for n in args.lengths)
-    products = 7 if backward else 2  # scores, output; then scores again, and one for each of dp, dq, dk, dv
+    products = 7 if backward else 2  # scores, output; backward: scores again, dp, dq, dk, dv
     floor = gemm(tokens, 512, max(1, products * heads * scores * size // (512 * tokens)), dtype, args.device)
     seconds = median_s({FLOOR: floor} | works, args.device, args.repeats)
     extra = {FLOOR: 0} | {name: extra_bytes(w, args.device) for name, w in works.items()}
@@ -110,9 +110,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="tokens of each sequence of the pack")
     parser.add_argument("--heads", type=int, default=8)
-    parser.add_argument("--kv-heads", type=int, default=None, help="as many as --heads if not given")
+    parser.add_argument("--kv-heads", type=int, default=None, help="default: as many as --heads")
     parser.add_argument("--head-size", type=int, default=64)
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default=None, help="both if not given")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default=None, help="default: both")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--repeats", type=int, default=9)
     args = parser.parse_args()

@@ -1,9 +1,9 @@
 // Packed causal attention on CPU, forward and backward: tiles of 64 queries by 64 keys, all arithmetic in float32.
 //
-// Scores are kept transposed, keys down and queries across: then a query is a lane of a vector, the softmax needs no
-// sum across lanes, and keys and values are read as the rows they are stored in. Only queries (and, in the backward,
-// output gradients) are transposed, once a tile. Every result is written by one thread, in one order: the same bits
-// each time, whatever the number of threads.
+// Scores are stored transposed, [key, query]: a query is a lane of a vector, so the softmax needs no sum across lanes,
+// and keys and values are read as the rows they are stored in. Only queries (and output gradients in the backward) are
+// transposed, once per tile. Each result is written by one thread in a fixed order: the same bits for any number of
+// threads.
 //
 // Shapes: T tokens, H heads, G key/value heads, K head size; K is padded to KP, a multiple of 16, in scratch.
 
@@ -22,12 +22,12 @@ using vec::bf16;
 using vec::load;
 typedef vec::floats Vec;
 
-constexpr int LANES = vec::kLanes, STRIP = 8, TILE = 64, CHUNK = 256;  // CHUNK: queries of one unit of the forward
+constexpr int LANES = vec::kLanes, STRIP = 8, TILE = 64, CHUNK = 256;  // CHUNK: queries per unit of the forward
 const Vec IOTA = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
 inline void store(float* at, Vec x) { vec::store(at, x, LANES); }
 
-// The first `count` numbers at x, zeros behind them.
+// Loads `count` numbers at x, and zeros after them.
 template <class T>
 Vec load_part(const T* x, int count) {
     if (count >= LANES) return load(x);
@@ -36,7 +36,7 @@ Vec load_part(const T* x, int count) {
     return load(part);
 }
 
-// C[M, 16 NV] (+)= A[M, depth] B[depth, 16 NV] with A at any strides; the accumulators stay in registers.
+// C[M, 16 NV] (+)= A[M, depth] B[depth, 16 NV], A with any strides. The accumulators stay in registers.
 template <int M, int NV>
 inline void micro(const float* A, int64_t row, int64_t col, const float* B, int64_t ldb, float* C, int64_t ldc,
                   int depth, bool add) {
@@ -65,7 +65,7 @@ inline void strip(const float* A, int64_t row, int64_t col, const float* B, int6
 
 inline int round_up(int n, int to) { return (n + to - 1) / to * to; }
 
-// Rows of K numbers, `stride` apart, as float32 rows of KP times `factor`; `padded` rows in all, zeros behind the last.
+// Copies rows of K numbers, `stride` apart, to float32 rows of KP, times `factor`. Adds zero rows up to `padded` rows.
 template <class T>
 void copy_rows(const T* x, int64_t stride, int rows, int padded, int K, int KP, float factor, float* out) {
     for (int r = 0; r < rows; r++, x += stride, out += KP)
@@ -84,7 +84,7 @@ void write_row(const float* x, float factor, int K, T* out) {
 #define INTERLEAVE(a, b, ...) __builtin_shuffle(a, b, vec::ints{__VA_ARGS__})
 #endif
 
-// [rows, KP] to [KP, TILE]; rows a multiple of 16. Four rounds of interleaving the halves transpose 16 by 16.
+// Transposes [rows, KP] to [KP, TILE]; rows a multiple of 16. Interleaving halves four times transposes 16 by 16.
 void transpose(const float* x, int rows, int KP, float* out) {
     for (int r = 0; r < rows; r += LANES)
         for (int c = 0; c < KP; c += LANES) {
@@ -111,7 +111,7 @@ struct Packed {  // a tensor [T, heads, K] whose last dimension is contiguous
     Packed from(int64_t t) const { return {at<T>(t, 0), token, head}; }
 };
 
-struct Segment {  // keys and values of the tokens first to last-1 of a sequence
+struct Segment {  // keys and values of a sequence's tokens first to last-1
     Packed k, v;
     int64_t first, last;
 };
@@ -122,18 +122,18 @@ struct Geometry {
     const float* slopes;  // null without ALiBi
     float scale;
     int threads;
-    // The forward of one sequence may have its keys in segments and start with a later query: q and out begin with that.
-    const Segment* segments;  // else null
+    // For attention_after: keys in segments, and q and out start at first_query. Otherwise null and 0.
+    const Segment* segments;
     int first_query;
     int KP() const { return round_up(K, LANES); }
     float slope(int h) const { return slopes ? slopes[h] : 0.0f; }
 };
 
 struct Unit {
-    int s, h, first, last;  // queries of one sequence and head
+    int s, h, first, last;  // queries first to last-1 of one sequence and head
 };
 
-// Work in falling order of cost, so that the threads end together.
+// Returns all units by falling cost, so that threads finish together.
 std::vector<Unit> units(const Geometry& g, int chunk) {
     std::vector<Unit> all;
     for (int s = 0; s < g.S; s++) {
@@ -147,8 +147,8 @@ std::vector<Unit> units(const Geometry& g, int chunk) {
     return all;
 }
 
-// Transposed scores of keys j0.. against queries i0..: rows of TILE. Of a strip of keys only the lanes
-// that may see its first key are computed: a query i sees keys j <= i.
+// Computes transposed scores of keys from j0 on and queries from i0 on, in rows of TILE. A query i sees keys j <= i, so
+// for each strip of keys it computes only the lanes that may see its first key.
 void scores(const float* keys, const float* q_KI, int KP, int i0, int lanes, int j0, int rows, float* s_JI) {
     for (int j = 0; j < rows; j += STRIP) {
         const int from = std::max(0, j0 + j - i0) / LANES * LANES;
@@ -158,11 +158,11 @@ void scores(const float* keys, const float* q_KI, int KP, int i0, int lanes, int
     }
 }
 
-// How many of `rows` keys from j0 on the last of the 16 queries from i on may see.
+// Returns how many of `rows` keys from j0 on are visible to the last of the 16 queries from i on.
 inline int visible(int i, int j0, int rows) { return std::max(0, std::min(rows, i + LANES - j0)); }
 
-// The first `count` keys or values of a head, in tiles: float32 rows of KP, zeros behind the last up to a multiple of
-// STRIP. A tile that lies so already is read where it is, others are copied. Scratch moves on behind what was copied.
+// Returns the first `count` keys or values of a head in tiles: float32 rows of KP, with zero rows up to a multiple of
+// STRIP. A tile already stored like this is read in place, others are copied to scratch, which advances.
 template <class T>
 std::vector<const float*> tiles_of(const Segment* s, Packed Segment::*which, int head, int count, int K, int KP,
                                    float*& scratch) {
@@ -191,7 +191,7 @@ std::vector<const float*> tiles_of(const Segment* s, Packed Segment::*which, int
 template <class T>
 void forward_unit(const Geometry& g, const Unit& u, Packed q, Packed k, Packed v, T* out, float* lse, float* scratch) {
     const int KP = g.KP(), start = g.cu_seqlens[u.s], kv = u.h / (g.H / g.G), keys = round_up(u.last, STRIP);
-    const int before = start - g.first_query;  // the row of query i is before + i
+    const int before = start - g.first_query;  // query i is row before + i of q
     const float slope = g.slope(u.h), never = -std::numeric_limits<float>::infinity();
     const Segment whole = {k.from<T>(start), v.from<T>(start), 0, u.last};
     const Segment* segments = g.segments ? g.segments : &whole;
@@ -270,7 +270,7 @@ void backward_unit(const Geometry& g, const Unit& u, Packed q, Packed k, Packed 
         copy_rows(grad.at<T>(start + i0, u.h), grad.token, count, lanes, g.K, KP, 1.0f, g_IK);
         transpose(q_IK, lanes, KP, q_KI);
         transpose(g_IK, lanes, KP, g_KI);
-        float lse_I[TILE] = {}, delta_I[TILE] = {};  // finite in lanes without a query too: their gradients are zeros
+        float lse_I[TILE] = {}, delta_I[TILE] = {};  // finite in lanes without a query too, whose gradients are zero
         for (int i = 0; i < count; i++) {
             const T* o = out.at<T>(start + i0 + i, u.h);
             Vec sum = {};
@@ -299,7 +299,7 @@ void backward_unit(const Geometry& g, const Unit& u, Packed q, Packed k, Packed 
                 strip(ds_JI + i, 1, TILE, k_JK + int64_t(j0) * KP, KP, dq_IK + i * KP, KP, KP, depth, j0 > 0);
             }
             for (int j = 0; j < rows; j += STRIP) {
-                const int from = std::max(0, j0 + j - i0) / STRIP * STRIP;  // the first query that sees a key of these
+                const int from = std::max(0, j0 + j - i0) / STRIP * STRIP;  // the first query to see one of these keys
                 if (from >= lanes) continue;
                 const int64_t at = int64_t(j0 + j) * KP;
                 strip(p_JI + j * TILE + from, TILE, 1, g_IK + from * KP, KP, dv_JK + at, KP, KP, lanes - from, true);
@@ -311,7 +311,7 @@ void backward_unit(const Geometry& g, const Unit& u, Packed q, Packed k, Packed 
     }
     for (int j = 0; j < n; j++) {
         const int64_t at = (int64_t(start + j) * g.H + u.h) * g.K;
-        write_row(dk_JK + int64_t(j) * KP, 1.0f, g.K, dk + at);  // the queries held the scale
+        write_row(dk_JK + int64_t(j) * KP, 1.0f, g.K, dk + at);  // the queries contain the scale
         write_row(dv_JK + int64_t(j) * KP, 1.0f, g.K, dv + at);
     }
 }
@@ -328,7 +328,7 @@ void forward(const Geometry& g, Packed q, Packed k, Packed v, void* out, float* 
     const int64_t floats = 2 * int64_t(longest(all)) * g.KP() + 3 * TILE * g.KP() + TILE * TILE;
 #pragma omp parallel num_threads(g.threads)
     {
-        const std::unique_ptr<float[]> scratch(new float[floats]);  // not filled: what is not used costs nothing
+        const std::unique_ptr<float[]> scratch(new float[floats]);  // not initialised: unused memory costs nothing
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < int64_t(all.size()); i++)
             forward_unit<T>(g, all[i], q, k, v, static_cast<T*>(out), lse, scratch.get());
@@ -354,14 +354,15 @@ void backward(const Geometry& g, Packed q, Packed k, Packed v, Packed out, Packe
 
 extern "C" {
 
-// out [T, H, K] and lse [T, H] (logsumexp of the scores, or null) are contiguous; half: the tensors are bfloat16, else float32.
-// k and v are not looked at where g has segments.
+// Writes out [T, H, K] and, unless null, lse [T, H], the logsumexp of the scores; both contiguous. half: tensors are
+// bfloat16, else float32. Ignores k and v where g has segments.
 void attention_forward(const Geometry* g, const Packed* q, const Packed* k, const Packed* v, int half, void* out,
                        float* lse) {
     half ? forward<bf16>(*g, *q, *k, *v, out, lse) : forward<float>(*g, *q, *k, *v, out, lse);
 }
 
-// dq, dk and dv are contiguous [T, H, K]: dk and dv a query head, in float32 where several share a key head (wide_kv).
+// Writes dq, dk and dv, contiguous [T, H, K]. dk and dv are per query head, in float32 where several share a key head
+// (wide_kv).
 void attention_backward(const Geometry* g, const Packed* q, const Packed* k, const Packed* v, const Packed* out,
                         const Packed* grad, int half, int wide_kv, const float* lse, void* dq, void* dk, void* dv) {
     if (!half)

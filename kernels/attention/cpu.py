@@ -1,4 +1,4 @@
-"""Packed causal attention on CPU: the C++ kernel in cpu.cpp, or plain PyTorch where it cannot be built."""
+"""Packed causal attention on CPU: call the C++ kernel in cpu.cpp, or plain PyTorch where it cannot be built."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class _Geometry(Structure):
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """Return the C++ kernel, built at first use; None if it cannot be built."""
+    """Return the C++ kernel, built on first use, or None where it cannot be built."""
     folder = Path(__file__).parent
     lib = native.load("attention", [folder / "cpu.cpp", folder.parent / "common" / "vector.h"])
     if lib is not None:
@@ -73,9 +73,9 @@ def attention_after_cpu(
     q_NHK, slopes_H = _rows(q_NHK), None if slopes_H is None else slopes_H.float().contiguous()
     rows = [(_rows(k_PGK), _rows(v_PGK)) for k_PGK, v_PGK in segments]
     array, last = (_Segment * len(rows))(), 0
-    for place, (k_PGK, v_PGK) in enumerate(rows):
+    for i, (k_PGK, v_PGK) in enumerate(rows):
         first, last = last, last + k_PGK.shape[0]
-        array[place] = _Segment(_Packed.of(k_PGK), _Packed.of(v_PGK), first, last)
+        array[i] = _Segment(_Packed.of(k_PGK), _Packed.of(v_PGK), first, last)
     bounds = torch.tensor([0, last], dtype=torch.int32)
     geometry = _geometry(q_NHK, rows[0][0], bounds, slopes_H, scale)
     geometry.segments, geometry.first_query = array, last - q_NHK.shape[0]
@@ -86,7 +86,7 @@ def attention_after_cpu(
 
 
 def _rows(x_THK: Tensor) -> Tensor:
-    """Make the head size contiguous, as the kernel requires; heads and tokens may have any stride."""
+    """Return x with a contiguous last dimension, which the kernel needs. Heads and tokens may have any strides."""
     return x_THK if x_THK.stride(2) == 1 else x_THK.contiguous()
 
 
@@ -120,7 +120,7 @@ class _Attention(torch.autograd.Function):
         geometry = _geometry(q, k, cu_seqlens, slopes_H, ctx.scale)
         groups, half = q.shape[1] // k.shape[1], int(q.dtype == torch.bfloat16)
         dq = torch.empty(q.shape, dtype=q.dtype)
-        # Heads that share a key head write separate gradients, summed below in a fixed order.
+        # Query heads that share a key head write separate gradients, summed below in a fixed order.
         dk, dv = (torch.empty(q.shape, dtype=q.dtype if groups == 1 else torch.float32) for _ in range(2))
         packed = [byref(_Packed.of(x)) for x in (q, k, v, out, grad)]
         library().attention_backward(

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# scaled_dot_product_attention refuses a mask with is_causal, and a whole mask costs [H, n, n]; the underlying operator
-# takes both, float32 biases with bfloat16 queries, and grouped heads.
+# scaled_dot_product_attention takes no mask together with is_causal, and a whole mask costs [H, n, n]. The operator
+# below it takes both, also float32 biases with bfloat16 queries, and grouped heads.
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
@@ -17,7 +17,7 @@ def attention_eager(
 ) -> Tensor:
     """See `kernels.attention.attention`."""
     if not lengths:
-        return q_THK.clone()  # no rows: only the graph matters
+        return q_THK.clone()  # no rows: keeps the autograd graph
     bias_1H1N = None
     if slopes_H is not None:
         bias_1H1N = slopes_H[None, :, None, None] * torch.arange(max(lengths), device=slopes_H.device)

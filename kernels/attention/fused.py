@@ -1,8 +1,8 @@
 """Packed causal attention on CUDA, in Triton: forward and backward over cu_seqlens, with ALiBi and grouped heads.
 
-Flash attention (Dao et al. 2022; Dao 2023) with the softmax in base 2. Each tile of a result has one program, so equal
-inputs give equal bits. The grid is sized for the longest sequence; programs after the end of a shorter one return at
-once.
+Flash attention (Dao et al. 2022; Dao 2023) with the softmax in base 2. Each tile of a result is written by one program,
+so the same input gives the same bits. The grid is sized for the longest sequence: programs after the end of a shorter
+one return at once.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _place(first, end, stride, N: tl.constexpr, K: tl.constexpr, KP: tl.constexpr):
-    """Return offsets [N, KP] of rows first.. of one head, and the mask of rows before `end` within the head size."""
+def _offsets(first, end, stride, N: tl.constexpr, K: tl.constexpr, KP: tl.constexpr):
+    """Offsets [N, KP] of one head's rows from `first` on, and which of them are before row `end` and the head size."""
     row, column = first + tl.arange(0, N), tl.arange(0, KP)
     return row.to(tl.int64)[:, None] * stride + column[None, :], (row < end)[:, None] & (column < K)[None, :]
 
 
 @triton.jit
 def _rows(x, first, end, stride, N: tl.constexpr, K: tl.constexpr, KP: tl.constexpr):
-    where, inside = _place(first, end, stride, N, K, KP)
+    where, inside = _offsets(first, end, stride, N, K, KP)
     return tl.load(x + where, mask=inside, other=0.0)
 
 
 @triton.jit
 def _write(x, tile, first, end, stride, N: tl.constexpr, K: tl.constexpr, KP: tl.constexpr):
-    where, inside = _place(first, end, stride, N, K, KP)
+    where, inside = _offsets(first, end, stride, N, K, KP)
     tl.store(x + where, tile.to(x.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def _scores(q, k, i, j, scale2, slope2, ALIBI: tl.constexpr, BORDER: tl.constexpr):
-    """Return scores [M, N] in units of log2, of queries at columns i [M] and keys at columns j [N] of the pack.
+    """[M, N] scores, times log2(e), of queries at columns i [M] and keys at columns j [N] of the pack.
 
-    BORDER: some keys may come after their query; elsewhere no comparison is needed.
+    BORDER: some keys may be after their query, so compare positions. Keys after the sequence are after all queries.
     """
     s = dot(q, tl.trans(k)) * scale2
     ahead = j[None, :] - i[:, None]
@@ -58,7 +58,7 @@ def _forward_tile(
     acc, top, total, q, k, v, k_stride, v_stride, i, j0, end, scale2, slope2,
     N: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, ALIBI: tl.constexpr, BORDER: tl.constexpr,
 ):  # fmt: skip
-    """Update the running sums by one tile of keys."""
+    """Return the running sums after one more tile of keys."""
     k_NK = _rows(k, j0, end, k_stride, N, K, KP)
     v_NK = _rows(v, j0, end, v_stride, N, K, KP)
     s = _scores(q, k_NK, i, j0 + tl.arange(0, N), scale2, slope2, ALIBI, BORDER)
@@ -77,7 +77,7 @@ def _forward(
 ):  # fmt: skip
     s, h = tl.program_id(0) // H, tl.program_id(0) % H
     start, end = tl.load(cu_seqlens + s), tl.load(cu_seqlens + s + 1)
-    first = start + (tl.num_programs(1) - 1 - tl.program_id(1)) * M  # the last queries first: they take longest
+    first = start + (tl.num_programs(1) - 1 - tl.program_id(1)) * M  # the last queries first: they take the longest
     if first < end:
         k, v = k + h // (H // G) * k_head, v + h // (H // G) * v_head
         slope2 = tl.load(slopes + h) * LOG2E if ALIBI else 0.0
@@ -86,7 +86,7 @@ def _forward(
         acc = tl.zeros([M, KP], tl.float32)
         top = tl.full([M], float("-inf"), tl.float32)
         total = tl.zeros([M], tl.float32)
-        # Every query sees the whole tiles before the first query; after them, each score is compared.
+        # Every query sees the whole tiles before the first query. From there on, compare positions.
         border = start + (first - start) // N * N
         for j0 in range(start, border, N):
             acc, top, total = _forward_tile(
@@ -122,7 +122,7 @@ def _backward_q(
     H: tl.constexpr, G: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, ALIBI: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
-    """Compute Compute dq, and delta (the dot of each output with its gradient), which `_backward_kv` reads."""
+    """Write dq and delta, the dot product of each output with its gradient, which `_backward_kv` reads."""
     s, h = tl.program_id(0) // H, tl.program_id(0) % H
     start, end = tl.load(cu_seqlens + s), tl.load(cu_seqlens + s + 1)
     first = start + (tl.num_programs(1) - 1 - tl.program_id(1)) * M
@@ -160,7 +160,7 @@ def _dkv_tile(
     i = i0 + tl.arange(0, M)
     q_MK = _rows(q, i0, end, q_stride, M, K, KP)
     do_MK = _rows(grad, i0, end, g_stride, M, K, KP)
-    lse_M = tl.load(lse + i.to(tl.int64) * H, mask=i < end, other=float("inf"))  # rows after the end weigh 2^-inf = 0
+    lse_M = tl.load(lse + i.to(tl.int64) * H, mask=i < end, other=float("inf"))  # after the end: weight 2^-inf = 0
     delta_M = tl.load(delta + i.to(tl.int64) * H, mask=i < end, other=0.0)
     s = _scores(q_MK, k, i, j, scale2, slope2, ALIBI, BORDER)
     p = tl.exp2(s - lse_M[:, None])
@@ -177,7 +177,7 @@ def _backward_kv(
     H: tl.constexpr, G: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, ALIBI: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
-    """Compute dk and dv of one tile of keys: loop over the heads that share it and the queries that see it."""
+    """Write dk and dv of one tile of keys: loop over the query heads that share it and the queries that see it."""
     s, g = tl.program_id(0) // G, tl.program_id(0) % G
     start, end = tl.load(cu_seqlens + s), tl.load(cu_seqlens + s + 1)
     first = start + tl.program_id(1) * N
@@ -188,7 +188,7 @@ def _backward_kv(
         dk_NK = tl.zeros([N, KP], tl.float32)
         dv_NK = tl.zeros([N, KP], tl.float32)
         nearest = start + (first - start) // M * M
-        border = tl.minimum(end, start + tl.cdiv(first - start + N, M) * M)  # from here on all see the whole tile
+        border = tl.minimum(end, start + tl.cdiv(first - start + N, M) * M)  # queries from there on see the whole tile
         for h in range(g * (H // G), (g + 1) * (H // G)):
             slope2 = tl.load(slopes + h) * LOG2E if ALIBI else 0.0
             q_h, grad_h = q + h * q_head, grad + h * g_head
@@ -210,7 +210,7 @@ def _config(M: int, N: int, warps: int, stages: int) -> triton.Config:
     return triton.Config({"M": M, "N": N}, num_warps=warps, num_stages=stages)
 
 
-# Float32 runs on the ordinary units, in small tiles.
+# Float32 runs on the CUDA cores, not the tensor cores, in small tiles.
 _FORWARD_TABLE = {
     2: [_config(128, 64, 4, 3), _config(128, 128, 8, 3), _config(64, 64, 4, 3)],
     4: [_config(64, 32, 8, 2), _config(32, 32, 4, 2)],

@@ -1,4 +1,4 @@
-"""Specification of packed causal attention: float32 (or float64), one masked softmax per sequence."""
+"""The specification of packed causal attention: float32 (or float64), one masked softmax per sequence."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def attention_reference(
     slopes_H: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """Same contract as `kernels.attention.attention`; computes in float64 when given float64, else in float32."""
+    """Return what `kernels.attention.attention` returns. Computes in float64 for float64 inputs, else in float32."""
     wide = torch.promote_types(q_THK.dtype, torch.float32)
     groups = q_THK.shape[1] // k_TGK.shape[1]
     scale = q_THK.shape[2] ** -0.5 if scale is None else scale

@@ -1,4 +1,4 @@
-"""Attention of single queries over a paged key/value cache, with optional ALiBi, grouped heads and shared prompts."""
+"""Attention of one query per sequence over a paged key/value cache, with ALiBi, grouped heads and shared prompts."""
 
 import torch
 
@@ -12,26 +12,28 @@ __all__ = ["attention_decode", "attention_decode_reference", "empty_pages", "wri
 def attention_decode(
     q_SHK, k_PGNK, v_PGNK, table_SB, length_S, slopes_H=None, scale=None, cu_groups=None, shared_R=None
 ):
-    """Attend from one query per row to the row's pages.
+    """Return the attention of one query per row over the row's pages: [S, H, K] in the dtype of q. No gradients.
 
     Shapes: S rows (sequences), H heads, G key/value heads with H a multiple of G, K head size, P pages of N positions
-    each, B pages per row, R groups of neighbouring rows.
+    each, B pages per row, R groups of adjacent rows.
 
-    q_SHK [S, H, K], k_PGNK and v_PGNK [P, G, N, K], float32 or bfloat16; table_SB int32 [S, B]: position j of row s is
-    slot j % N of page table_SB[s, j // N]; length_S int32 [S], at least 1: a row sees positions 0 to length - 1;
-    later entries of its table are not read. slopes_H float32 [H] adds slope * key position to the scores
-    (Press et al. 2022); scale defaults to 1/sqrt(K). Returns [S, H, K] in the dtype of q. No gradients.
+    q_SHK [S, H, K], k_PGNK and v_PGNK [P, G, N, K], float32 or bfloat16. table_SB int32 [S, B]: position j of row s is
+    in slot j % N of page table_SB[s, j // N]. length_S int32 [S], at least 1: a row sees positions 0 to length - 1;
+    later entries of its table are not read. slopes_H float32 [H] adds slope * key position to the scores (ALiBi, Press
+    et al. 2022). scale defaults to 1/sqrt(K).
 
-    cu_groups int32 [R+1] and shared_R int32 [R] define groups: rows cu_groups[r] to cu_groups[r+1] have the same pages
-    for the first shared_R[r] positions (a multiple of N, at most the shortest length of the group), which are read once
-    for the group. The last group may extend beyond row S. Sharing changes the time, not the result.
+    cu_groups int32 [R+1] and shared_R int32 [R] name rows that share pages: rows cu_groups[r] to cu_groups[r+1] have
+    the same pages for their first shared_R[r] positions (a multiple of N, at most the shortest length of the group).
+    These are read once for all of them. The last group may end after row S. Sharing changes the time, not the result.
 
-    Tokens of one prompt can be rows, too, with the same pages and growing lengths, once all their keys are written.
+    The tokens of one prompt can be rows too, with the same pages and growing lengths, after all their keys are written.
     """
     if q_SHK.dtype in DTYPES:
         groups = (cu_groups, shared_R)
         if q_SHK.device.type == "cuda":
-            from kernels.attention_decode.fused import attention_decode_triton  # triton is installed with GPUs
+            from kernels.attention_decode.fused import (
+                attention_decode_triton,
+            )  # imported here: triton is not installed everywhere
 
             return attention_decode_triton(q_SHK, k_PGNK, v_PGNK, table_SB, length_S, slopes_H, scale, *groups)
         if q_SHK.device.type == "cpu" and library() is not None:
@@ -40,9 +42,10 @@ def attention_decode(
 
 
 def empty_pages(num_pages, num_kv_heads, page_size, head_size, dtype, device, layers=()):
-    """Allocate (k_PGNK, v_PGNK), uninitialised, with leading dimensions `layers`.
+    """Return uninitialised (k_PGNK, v_PGNK), with dimensions `layers` in front.
 
-    In memory a page is all its keys, then all its values, by position, so a partly filled page is read without gaps.
+    In memory a page is all its keys, then all its values, each position by position: the written part of a page is
+    contiguous.
     """
     both = torch.empty(*layers, num_pages, 2, page_size, num_kv_heads, head_size, dtype=dtype, device=device)
     k_PNGK, v_PNGK = both.unbind(-4)
@@ -50,7 +53,7 @@ def empty_pages(num_pages, num_kv_heads, page_size, head_size, dtype, device, la
 
 
 def write_pages(k_TGK, v_TGK, k_PGNK, v_PGNK, page_T, slot_T):
-    """Write the keys and values of T tokens, [T, G, K], by slot mapping: slot slot_T of page page_T, int64 [T]."""
+    """Write the keys and values of T tokens, [T, G, K], to slots slot_T of pages page_T, int64 [T] both."""
     if k_TGK.device.type == "cpu" and k_TGK.dtype in DTYPES and library() is not None:
         write_pages_cpu(k_TGK, v_TGK, k_PGNK, v_PGNK, page_T, slot_T)
     else:

@@ -1,11 +1,11 @@
-"""Bench of attention over the paged cache: against reading its memory, and one masked call over padded slots.
+"""Bench attention over the paged cache: against the memory it must read, and one masked call over padded slots.
 
     python -m kernels.attention_decode.bench [--rows 64] [--positions 512] [--dtype bfloat16] [--device cuda]
 
 Rows have uneven lengths (log-normal, up to --positions); in the last case eight rows share a prompt of --positions.
-The floor is the bytes of the keys and values that must be read, each once, over the bandwidth of summing or dotting a
-large vector, measured in the same run. Several layers' caches are used in turn, as in generation, so that none
-stays in the processor's cache.
+The floor is the bytes of all keys and values, read once, over the bandwidth of a sum or dot product of large vectors,
+measured in the same run. The caches of several layers are read in turn, as in generation, so that none of them stays in
+the processor's cache.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ PAGE_SIZE = 64
 SAMPLES = 8
 
 
-def read_bandwidth(dtype_bytes: float, device: str, repeats: int) -> float:
-    """Return bytes per second of the faster of two passes over a vector of that size."""
-    x = torch.ones(int(dtype_bytes) // 4, device=device)
+def read_bandwidth(num_bytes: float, device: str, repeats: int) -> float:
+    """Return the bytes per second of the faster of two reads of a vector of so many bytes."""
+    x = torch.ones(int(num_bytes) // 4, device=device)
     seconds = median_s({"sum": x.sum, "dot": lambda: torch.dot(x, x)}, device, repeats)
     return x.numel() * 4 / min(seconds.values())
 
 
 def paged(lengths: list[int], shared: int, arguments: argparse.Namespace, dtype: torch.dtype):
-    """Return caches of every layer, a table with pages in random order, and groups (of SAMPLES rows if they share)."""
+    """Return the caches of all layers and a table of pages in random order; SAMPLES rows share `shared` positions."""
     pages_of, used = [], 0
     for row, length in enumerate(lengths):
         common = shared // PAGE_SIZE
@@ -40,13 +40,13 @@ def paged(lengths: list[int], shared: int, arguments: argparse.Namespace, dtype:
         own = -(-length // PAGE_SIZE) - common
         pages_of.append([*(prompt if shared else []), *range(used, used + own)])
         used += own
-    place = torch.randperm(used, generator=torch.Generator().manual_seed(0))
+    page_order = torch.randperm(used, generator=torch.Generator().manual_seed(0))
     table_SB = torch.zeros(len(lengths), max(map(len, pages_of)), dtype=torch.int32)
     for row, pages in enumerate(pages_of):
-        table_SB[row, : len(pages)] = place[pages]
+        table_SB[row, : len(pages)] = page_order[pages]
     sizes = (used, arguments.kv_heads, PAGE_SIZE, arguments.head_size)
     k, v = empty_pages(*sizes, dtype, arguments.device, (arguments.layers,))
-    for x in (k, v):  # one page's worth of noise everywhere: making so much would take longer than reading it
+    for x in (k, v):  # the same random page everywhere: making so many numbers takes too long
         x.copy_(torch.randn(1, 1, *x.shape[2:], device=arguments.device))
     return k, v, table_SB.to(arguments.device)
 
@@ -57,7 +57,7 @@ def seconds_of(works: dict, arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def uneven_rows(arguments: argparse.Namespace, alibi: bool, rows: int, bandwidth: float) -> dict:
-    """Rows of uneven lengths: ours, and one masked call per layer over slots as long as the longest."""
+    """Time rows of uneven lengths: ours, and one masked call per layer over slots as long as the longest row."""
     dtype, device = getattr(torch, arguments.dtype), arguments.device
     generator = torch.Generator().manual_seed(1)
     spread = torch.randn(rows, generator=generator).mul(0.7).exp() * arguments.positions / 3
@@ -99,7 +99,7 @@ def uneven_rows(arguments: argparse.Namespace, alibi: bool, rows: int, bandwidth
 
 
 def shared_prompts(arguments: argparse.Namespace, bandwidth: float) -> dict:
-    """SAMPLES rows per prompt of --positions, with 64 positions of their own: read once for all, and by each."""
+    """Time SAMPLES rows per prompt of --positions, each with 64 more: the prompt read once, or once per row."""
     dtype, device = getattr(torch, arguments.dtype), arguments.device
     prompt = arguments.positions // PAGE_SIZE * PAGE_SIZE
     rows = max(arguments.rows // SAMPLES, 1) * SAMPLES
@@ -115,22 +115,22 @@ def shared_prompts(arguments: argparse.Namespace, bandwidth: float) -> dict:
         for layer in range(arguments.layers):
             attention_decode(q_SHK, k[layer], v[layer], table_SB, length_S, None, None, cu_groups, shared_R)
 
-    def apart() -> None:
+    def not_shared() -> None:
         k, v, table_SB = separate
         for layer in range(arguments.layers):
             attention_decode(q_SHK, k[layer], v[layer], table_SB, length_S)
 
-    seconds = seconds_of({"ours": ours, "apart": apart}, arguments)
+    seconds = seconds_of({"ours": ours, "not shared": not_shared}, arguments)
     positions = rows // SAMPLES * prompt + rows * PAGE_SIZE
     needed = 2 * positions * arguments.kv_heads * arguments.head_size * dtype.itemsize
     return {
-        "case": f"{rows} rows, {SAMPLES} a prompt",
+        "case": f"{rows} rows, {SAMPLES} per prompt",
         "ms": seconds["ours"] * 1e3,
         "MB": needed / 1e6,
         "times_floor": seconds["ours"] * bandwidth / needed,
         "against": "ours, nothing shared",
-        "against_ms": seconds["apart"] * 1e3,
-        "faster": seconds["apart"] / seconds["ours"],
+        "against_ms": seconds["not shared"] * 1e3,
+        "faster": seconds["not shared"] / seconds["ours"],
     }
 
 
@@ -138,7 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     for name, default in (("rows", 64), ("positions", 512), ("heads", 8), ("kv-heads", 8), ("head-size", 64)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--layers", type=int, default=6, help="caches gone through in turn")
+    parser.add_argument("--layers", type=int, default=6, help="caches read in turn")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -150,7 +150,7 @@ def main() -> None:
         uneven_rows(arguments, False, 1, bandwidth),
         shared_prompts(arguments, bandwidth),
     ]
-    print(f"{arguments.dtype} on {arguments.device}, {bandwidth / 1e9:.1f} GB/s read; milliseconds a layer")
+    print(f"{arguments.dtype} on {arguments.device}, {bandwidth / 1e9:.1f} GB/s read; milliseconds per layer")
     print(
         table(["case", "ms", "MB", "x floor", "against", "its ms", "times faster"], [list(c.values()) for c in cases])
     )

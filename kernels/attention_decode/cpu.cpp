@@ -1,8 +1,9 @@
-// attention_decode on CPU: pages read once for all rows and heads that look at them, one online softmax a query.
+// attention_decode on CPU: reads each page once for all rows and heads that share it, with one online softmax per
+// query.
 //
 // Shapes as in kernels/attention_decode/__init__.py: S rows, H heads, G key/value heads, K head size, P pages of N
-// positions, B pages a row, R groups. A query's sums run over its pages in order, in pieces cut at fixed positions,
-// whatever other rows ride along: sharing a page, other rows and the number of threads change no bit of it.
+// positions, B pages per row, R groups. A query's sums run over its pages in order, in chunks that start at fixed
+// positions: sharing, other rows and the number of threads change no bit of a result.
 #include "products.h"
 
 #include <cmath>
@@ -12,11 +13,11 @@ namespace {
 
 const floats IOTA = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
-constexpr int64_t PIECE = 512;    // positions of one row summed by one thread, about
-constexpr int64_t MAX_ROWS = 16;  // rows of a group that one thread takes along
-constexpr int64_t MOST_QUERIES = 128;  // of an item: their state stays in L2
+constexpr int64_t CHUNK = 512;    // positions of a row per thread, about
+constexpr int64_t MAX_ROWS = 16;  // rows of a group per thread
+constexpr int64_t MOST_QUERIES = 128;  // per item: their state stays in the L2 cache
 
-// What the Python side fills in; strides in elements.
+// Filled in by Python. Strides in elements.
 struct Call {
     int64_t rows;
     const void *q, *k, *v;
@@ -24,15 +25,15 @@ struct Call {
     const int32_t *table, *length;
     const float* slopes;  // or null
     const int32_t *cu_groups, *shared;  // or null
-    float* partial;  // [S, H, pieces, 2 + padded K], or null when one piece holds every row
-    int64_t heads, kv_heads, head_size, page_size, table_width, pieces, threads, element_bytes;
+    float* partial;  // [S, H, chunks, 2 + padded K], or null when every row fits one chunk
+    int64_t heads, kv_heads, head_size, page_size, table_width, chunks, threads, element_bytes;
     int64_t q_row, q_head, k_page, k_head, k_slot, v_page, v_head, v_slot;
     float scale;
 };
 
 int64_t ceil_to(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
 
-// One page, from one key/value head on: keys and values of a position `slot` apart, of a head `head`; K a multiple of PAD.
+// One page from one key/value head on. Positions are `slot` apart, heads are `head` apart. K is a multiple of PAD.
 template <typename T>
 struct Block {
     const T *k, *v;
@@ -44,9 +45,9 @@ struct State {
     float* acc;  // [padded K]
 };
 
-// The weights of one query for the first `count` positions of a page, in place of their scores. Returns what the sums
-// before them are to be multiplied by.
-inline float soften(float* p, int64_t count, State& state) {
+// Replaces one query's scores for the first `count` positions of a page by their weights. Returns the factor for the
+// sums of earlier positions.
+inline float online_softmax(float* p, int64_t count, State& state) {
     floats most = vec::all(-INFINITY), sum = {};
     for (int64_t n = 0; n < count; n += vec::kLanes) most = vec::max(load(p + n), most);
     const float max = std::max(state.max, largest(most));
@@ -61,17 +62,17 @@ inline float soften(float* p, int64_t count, State& state) {
     return rescale;
 }
 
-// Rows of one group over one piece of their positions, for some key/value heads.
+// A unit of work: rows of one group, one chunk of their positions, some key/value heads.
 struct Item {
-    int64_t first, last, shared_pages, piece, head, heads;
+    int64_t first, last, shared_pages, chunk, head, heads;
 };
 
-// The queries of some rows, in order of rows and heads, over the first `count` positions of a page; behind[r] is the first
-// position minus row r's last. Sixteen positions are worked on at a time, all heads of them, since they lie side by side,
-// and meanwhile the next sixteen are asked for: memory is read in order and ahead of its use.
+// Attends with the queries of some rows, ordered by row and head, over the first `count` positions of a page. offset[r]
+// is the page's first position minus row r's last. Works on sixteen positions at a time for all heads, which are
+// adjacent in memory, and prefetches the next sixteen: memory is read in order, ahead of its use.
 template <typename T>
 void attend(const Call& c, const Item& item, int64_t rows, const float* q, const Block<T>& b, int64_t count,
-            const int64_t* behind, float* p, State* state, const T* next) {
+            const int64_t* offset, float* p, State* state, const T* next) {
     const int64_t padded_k = ceil_to(c.head_size, PAD), padded_n = ceil_to(c.page_size, vec::kLanes);
     const int64_t shared_heads = c.heads / c.kv_heads, queries = rows * item.heads * shared_heads;
     auto each_query = [&](auto&& visit) {
@@ -86,13 +87,13 @@ void attend(const Call& c, const Item& item, int64_t rows, const float* q, const
             const float slope = c.slopes ? c.slopes[(item.head + h) * shared_heads + j] : 0.0f;
             const floats dot =
                 dots(q + i * padded_k, k + h * b.k_head, b.k_slot, padded_k, count - n, then + h * b.k_head);
-            // Counted back from the row's last position, a bias is small where the weights are large.
-            const floats score = dot * c.scale + (IOTA + (float)(behind[row] + n)) * slope;
+            // Positions relative to the row's last keep the bias small where the weights are large.
+            const floats score = dot * c.scale + (IOTA + (float)(offset[row] + n)) * slope;
             store(p + i * padded_n + n, IOTA < (float)(count - n) ? score : vec::all(-INFINITY));
         });
     }
     float* rescale = p + queries * padded_n;
-    for (int64_t i = 0; i < queries; i++) rescale[i] = soften(p + i * padded_n, count, state[i]);
+    for (int64_t i = 0; i < queries; i++) rescale[i] = online_softmax(p + i * padded_n, count, state[i]);
     for (int64_t n = 0; n < count; n += vec::kLanes) {
         const T *v = b.v + n * b.v_slot, *then = n + vec::kLanes < count ? v + vec::kLanes * b.v_slot : next;
         const int64_t here = std::min<int64_t>(vec::kLanes, count - n);
@@ -114,7 +115,7 @@ inline void write_out(T* out, const float* acc, float sum, int64_t head_size) {
         vec::store(out + d, load(acc + d) / sum, (int)std::min<int64_t>(vec::kLanes, head_size - d));
 }
 
-// The first `count` positions of a page as floats, each key and value padded with zeros.
+// Copies the first `count` positions of a page to floats, with each key and value zero-padded.
 template <typename T>
 Block<float> copied(const Call& c, const Block<T>& page, int64_t heads, int64_t count, float* room) {
     const int64_t head = ceil_to(c.head_size, PAD), slot = heads * head;
@@ -133,8 +134,8 @@ template <typename T>
 void run_item(const Call& c, const Item& item, std::vector<float>& memory, std::vector<State>& state) {
     const int64_t rows = item.last - item.first, shared_heads = c.heads / c.kv_heads;
     const int64_t padded_k = ceil_to(c.head_size, PAD), padded_n = ceil_to(c.page_size, vec::kLanes);
-    const int64_t piece_pages = std::max<int64_t>(1, PIECE / c.page_size);
-    const int64_t begin = item.piece * piece_pages, end = begin + piece_pages;
+    const int64_t chunk_pages = std::max<int64_t>(1, CHUNK / c.page_size);
+    const int64_t begin = item.chunk * chunk_pages, end = begin + chunk_pages;
     const int64_t a_row = item.heads * shared_heads, queries = rows * a_row;
     const bool in_place = c.head_size % PAD == 0;
     const int64_t room_size = in_place ? 0 : 2 * c.page_size * item.heads * padded_k;
@@ -147,13 +148,13 @@ void run_item(const Call& c, const Item& item, std::vector<float>& memory, std::
     for (int64_t i = 0; i < queries; i++) {
         const T* from = (const T*)c.q + (item.first + i / a_row) * c.q_row + (item.head * shared_heads + i % a_row) * c.q_head;
         for (int64_t d = 0; d < c.head_size; d++)
-            q[i * padded_k + (in_place ? split_place<T>(d) : d)] = to_float(from[d]);
+            q[i * padded_k + (in_place ? split_index<T>(d) : d)] = to_float(from[d]);
         state[i] = {-INFINITY, 0.0f, acc + i * padded_k};
     }
     auto keys = [&](int64_t row, int64_t page) {
         return (const T*)c.k + c.table[row * c.table_width + page] * c.k_page + item.head * c.k_head;
     };
-    // Rows `first` to `last` of the item over the first `count` positions of one page.
+    // Attends with rows `first` to `last` of the item over the first `count` positions of one page.
     auto visit = [&](int64_t first, int64_t last, int64_t page, int64_t count) {
         const int64_t row = item.first + first, after = std::min(row + 1, c.rows - 1);
         const int64_t at = c.table[row * c.table_width + page];
@@ -162,12 +163,12 @@ void run_item(const Call& c, const Item& item, std::vector<float>& memory, std::
         const T* v = (const T*)c.v + at * c.v_page + item.head * c.v_head;
         const Block<T> block = {keys(row, page), v, c.k_slot, c.v_slot, c.k_head, c.v_head};
         const Block<float> copy = in_place ? Block<float>{} : copied(c, block, item.heads, count, room);
-        int64_t behind[MAX_ROWS];
-        for (int64_t r = first; r < last; r++) behind[r - first] = page * c.page_size - (c.length[item.first + r] - 1);
+        int64_t offset[MAX_ROWS];
+        for (int64_t r = first; r < last; r++) offset[r - first] = page * c.page_size - (c.length[item.first + r] - 1);
         const float* q_rows = q + first * a_row * padded_k;
         State* states = &state[first * a_row];
-        if (in_place) attend(c, item, last - first, q_rows, block, count, behind, p, states, next);
-        else attend(c, item, last - first, q_rows, copy, count, behind, p, states, (const float*)room);
+        if (in_place) attend(c, item, last - first, q_rows, block, count, offset, p, states, next);
+        else attend(c, item, last - first, q_rows, copy, count, offset, p, states, (const float*)room);
     };
     for (int64_t page = begin; page < std::min(end, item.shared_pages); page++) visit(0, rows, page, c.page_size);
     for (int64_t row = 0; row < rows; row++) {
@@ -177,37 +178,37 @@ void run_item(const Call& c, const Item& item, std::vector<float>& memory, std::
             visit(row, row + 1, page, std::min(c.page_size, length - page * c.page_size));
         for (int64_t j = 0; j < a_row; j++) {
             const State& s = state[row * a_row + j];
-            const int64_t place = (item.first + row) * c.heads + item.head * shared_heads + j;
-            if (length > piece_pages * c.page_size) {
-                float* to = c.partial + (place * c.pieces + item.piece) * (2 + padded_k);
+            const int64_t query = (item.first + row) * c.heads + item.head * shared_heads + j;
+            if (length > chunk_pages * c.page_size) {
+                float* to = c.partial + (query * c.chunks + item.chunk) * (2 + padded_k);
                 to[0] = s.max;
                 to[1] = s.sum;
                 std::copy(s.acc, s.acc + padded_k, to + 2);
             } else {
-                write_out((T*)c.out + place * c.head_size, s.acc, s.sum, c.head_size);
+                write_out((T*)c.out + query * c.head_size, s.acc, s.sum, c.head_size);
             }
         }
     }
 }
 
-// The pieces of a long row put together, in order.
+// Merges the chunks of a long row, in order.
 template <typename T>
-void merge(const Call& c, int64_t place, int64_t pieces, std::vector<float>& memory) {
+void merge(const Call& c, int64_t query, int64_t chunks, std::vector<float>& memory) {
     const int64_t padded_k = ceil_to(c.head_size, PAD);
-    const float* from = c.partial + place * c.pieces * (2 + padded_k);
+    const float* from = c.partial + query * c.chunks * (2 + padded_k);
     memory.assign(std::max<size_t>(memory.size(), padded_k), 0.0f);
     float max = -INFINITY, sum = 0.0f, *acc = memory.data();
-    for (int64_t i = 0; i < pieces; i++) max = std::max(max, from[i * (2 + padded_k)]);
-    for (int64_t i = 0; i < pieces; i++, from += 2 + padded_k) {
+    for (int64_t i = 0; i < chunks; i++) max = std::max(max, from[i * (2 + padded_k)]);
+    for (int64_t i = 0; i < chunks; i++, from += 2 + padded_k) {
         float weight = std::exp(from[0] - max);
         sum += weight * from[1];
         for (int64_t d = 0; d < padded_k; d++) acc[d] += weight * from[2 + d];
     }
-    write_out((T*)c.out + place * c.head_size, acc, sum, c.head_size);
+    write_out((T*)c.out + query * c.head_size, acc, sum, c.head_size);
 }
 
-// How many key/value heads one item takes: all of them, so that it reads whole positions, or a half, a quarter, ..., as
-// long as they divide, where its queries are too many or items too few for all threads.
+// Returns how many key/value heads an item takes: all of them, so that it reads whole positions. With too many queries
+// per item, or too few items for the threads, it takes a half, a quarter, ... as far as the number divides.
 int64_t heads_of_an_item(const Call& c, int64_t rows, int64_t items) {
     int64_t heads = c.kv_heads;
     const auto too_many = [&] {
@@ -219,14 +220,14 @@ int64_t heads_of_an_item(const Call& c, int64_t rows, int64_t items) {
 
 template <typename T>
 void run(const Call& c) {
-    const int64_t piece = std::max<int64_t>(1, PIECE / c.page_size) * c.page_size;
+    const int64_t chunk = std::max<int64_t>(1, CHUNK / c.page_size) * c.page_size;
     std::vector<Item> items;
     for (int64_t r = 0, begin = 0, end; begin < c.rows; r++, begin = end) {
         end = c.cu_groups ? std::min<int64_t>(c.cu_groups[r + 1], c.rows) : r + 1;
         for (int64_t first = begin; first < end; first += MAX_ROWS) {
             const int64_t last = std::min(end, first + MAX_ROWS), heads = heads_of_an_item(c, last - first, c.rows);
             const int64_t longest = *std::max_element(c.length + first, c.length + last);
-            for (int64_t i = 0; i * piece < longest; i++)
+            for (int64_t i = 0; i * chunk < longest; i++)
                 for (int64_t head = 0; head < c.kv_heads; head += heads)
                     items.push_back({first, last, c.shared ? c.shared[r] / c.page_size : 0, i, head, heads});
         }
@@ -240,14 +241,14 @@ void run(const Call& c) {
         if (c.partial) {
 #pragma omp for schedule(static)
             for (int64_t i = 0; i < c.rows * c.heads; i++) {
-                int64_t pieces = (c.length[i / c.heads] + piece - 1) / piece;
-                if (pieces > 1) merge<T>(c, i, pieces, memory);
+                int64_t chunks = (c.length[i / c.heads] + chunk - 1) / chunk;
+                if (chunks > 1) merge<T>(c, i, chunks, memory);
             }
         }
     }
 }
 
-// What the Python side fills in: rows of keys and values, [rows, heads, K] each, and where they go. Steps in bytes.
+// Filled in by Python: rows of keys and values, [rows, heads, K] each, and their destination. Steps in bytes.
 struct Write {
     int64_t rows;
     const char *k, *v;
@@ -261,7 +262,7 @@ struct Write {
 
 extern "C" {
 
-int64_t piece_positions(int64_t page_size) { return std::max<int64_t>(1, PIECE / page_size) * page_size; }
+int64_t chunk_positions(int64_t page_size) { return std::max<int64_t>(1, CHUNK / page_size) * page_size; }
 
 void decode(const Call* c) { c->element_bytes == 4 ? run<float>(*c) : run<bf16>(*c); }
 

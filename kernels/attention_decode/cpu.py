@@ -1,4 +1,4 @@
-"""attention_decode on CPU in C++ (cpu.cpp): pass arguments as pointers and strides, and write into pages."""
+"""attention_decode and write_pages on CPU: call the C++ (cpu.cpp) with pointers and strides."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 _POINTERS = ("q", "k", "v", "out", "table", "length", "slopes", "cu_groups", "shared", "partial")
 _NUMBERS = (
-    *("heads", "kv_heads", "head_size", "page_size", "table_width", "pieces", "threads", "element_bytes"),
+    *("heads", "kv_heads", "head_size", "page_size", "table_width", "chunks", "threads", "element_bytes"),
     *("q_row", "q_head", "k_page", "k_head", "k_slot", "v_page", "v_head", "v_slot"),
 )
 _STEPS = (
@@ -49,12 +49,12 @@ class Write(ctypes.Structure):
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """Return the built kernel, or None without a compiler."""
+    """Return the built kernel, or None where there is no compiler."""
     lib = native.load("attention_decode", SOURCES)
     if lib is not None:
         lib.decode.restype, lib.decode.argtypes = None, [ctypes.POINTER(Call)]
         lib.write_pages.restype, lib.write_pages.argtypes = None, [ctypes.POINTER(Write)]
-        lib.piece_positions.argtypes, lib.piece_positions.restype = [ctypes.c_int64], ctypes.c_int64
+        lib.chunk_positions.argtypes, lib.chunk_positions.restype = [ctypes.c_int64], ctypes.c_int64
     return lib
 
 
@@ -71,7 +71,7 @@ def attention_decode_cpu(
 ) -> Tensor:
     """See `kernels.attention_decode.attention_decode`.
 
-    Fastest with K a multiple of 32; with any other, pages are copied, one at a time, before they are used.
+    Fastest with K a multiple of 32; with any other K, each page is copied before it is used.
     """
     rows, heads, head_size = q_SHK.shape
     kv_heads, page_size = k_PGNK.shape[1:3]
@@ -86,13 +86,13 @@ def attention_decode_cpu(
         assert cu_groups.dtype == shared_R.dtype == torch.int32
         cu_groups, shared_R = cu_groups.contiguous(), shared_R.contiguous()
     positions = table_SB.shape[1] * page_size
-    pieces = -(-positions // library().piece_positions(page_size))
-    partial = tape.empty(rows, heads, pieces, 2 + -(-head_size // 32) * 32) if pieces > 1 else None
+    chunks = -(-positions // library().chunk_positions(page_size))
+    partial = tape.empty(rows, heads, chunks, 2 + -(-head_size // 32) * 32) if chunks > 1 else None
     tensors = (q_SHK, k_PGNK, v_PGNK, out_SHK, table_SB, length_S, slopes_H, cu_groups, shared_R, partial)
     arguments = Call(
         rows,
         *(None if x is None else x.data_ptr() for x in tensors),
-        *(heads, kv_heads, head_size, page_size, table_SB.shape[1], pieces, native.threads(), q_SHK.element_size()),
+        *(heads, kv_heads, head_size, page_size, table_SB.shape[1], chunks, native.threads(), q_SHK.element_size()),
         *q_SHK.stride()[:2],
         *k_PGNK.stride()[:3],
         *v_PGNK.stride()[:3],

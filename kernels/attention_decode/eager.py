@@ -1,4 +1,4 @@
-"""attention_decode in plain PyTorch for all rows at once, where nothing faster can be built."""
+"""attention_decode in plain PyTorch, all rows at once. Runs where nothing faster can be built."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def attention_decode_eager(
     slopes_H: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """See `kernels.attention_decode.attention_decode`. Copies every row's pages, so shared ones are read again."""
+    """See `kernels.attention_decode.attention_decode`. Copies every row's pages, shared ones once per row."""
     num_rows, num_heads, head_size = q_SHK.shape
     num_kv_heads, page_size = k_PGNK.shape[1:3]
     scale = head_size**-0.5 if scale is None else scale
@@ -28,10 +28,10 @@ def attention_decode_eager(
     q_SGJK = q_SHK.to(wide).unflatten(1, (num_kv_heads, -1))
     scores_SGJN = q_SGJK @ k_SGNK.transpose(2, 3) * scale
     if slopes_H is not None:
-        # Counted back from the row's last position, a bias is small where the weights are large.
-        behind_SN = (positions_N - length_S[:, None] + 1)[:, None, None]
-        scores_SGJN = scores_SGJN + slopes_H.view(num_kv_heads, -1, 1) * behind_SN
+        # Positions relative to the row's last keep the bias small where the weights are large.
+        distance_SN = (positions_N - length_S[:, None] + 1)[:, None, None]
+        scores_SGJN = scores_SGJN + slopes_H.view(num_kv_heads, -1, 1) * distance_SN
     weights_SGJN = scores_SGJN.masked_fill(~visible_SN[:, None, None], float("-inf")).softmax(-1)
-    # Memory after a row's length may hold NaN, and 0 * NaN is NaN.
+    # Values after a row's length may be anything, and 0 * NaN is NaN.
     v_SGNK = v_SGNK.masked_fill(~visible_SN[:, None, :, None], 0.0)
     return (weights_SGJN @ v_SGNK).reshape(num_rows, num_heads, head_size).to(q_SHK.dtype)

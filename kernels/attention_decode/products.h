@@ -1,7 +1,7 @@
 // The two products of attention over one page: scores of its keys, and the weighted sum of its values.
 //
-// Keys and values lie as they are written, [N, K]. A key's products are summed across a register for sixteen keys at once,
-// which takes two shuffles a key: less than writing each new key to 64 places would.
+// Keys and values are stored as they come, [N, K]. The lanes of sixteen keys' products are summed together, which takes
+// two shuffles per key. That is less than scattering each new key to 64 places would take.
 #pragma once
 #include "../common/vector.h"
 
@@ -13,7 +13,7 @@ using vec::bf16;
 using vec::floats;
 using vec::load;
 
-constexpr int64_t PAD = 32;  // dimensions are worked on so many at a time
+constexpr int64_t PAD = 32;  // dimensions per step
 
 inline void store(float* at, floats x) { vec::store(at, x, vec::kLanes); }
 
@@ -37,8 +37,8 @@ inline float total(floats x) {
     return x[0];
 }
 
-// Thirty-two elements as two vectors, and two vectors as thirty-two in order. Of bfloat16 the even and the odd elements,
-// each one instruction away from a float: widening in order takes five (GCC 12).
+// Loads 32 elements as two vectors: floats in order, bfloat16 as its even and its odd elements, which takes one
+// instruction each. Widening bfloat16 in order takes five (GCC 12).
 inline void split(const float* at, floats* x) {
     x[0] = load(at);
     x[1] = load(at + 16);
@@ -51,9 +51,9 @@ inline void split(const bf16* at, floats* x) {
     x[1] = (floats)(pairs & 0xffff0000);
 }
 
-// Where element d of a vector that meets what `split` makes must stand.
+// Returns the index of element d in the order of `split`.
 template <typename T>
-inline int64_t split_place(int64_t d) {
+inline int64_t split_index(int64_t d) {
     return sizeof(T) == 4 ? d : d / 32 * 32 + d % 2 * 16 + d % 32 / 2;
 }
 
@@ -74,7 +74,7 @@ inline void load_split(const float* at, floats* x) {
     x[1] = sizeof(T) == 4 ? b : __builtin_shuffle(a, b, ODD);
 }
 
-// One level of summing sixteen vectors: two halves, quarters, ... of `width` lanes each become one, b's behind a's.
+// One level of summing the lanes of sixteen vectors: adds neighbouring groups of `width` lanes, a's first, then b's.
 template <int width>
 inline floats fold(floats a, floats b) {
     constexpr auto from = [](int i, int half) {
@@ -88,7 +88,7 @@ inline floats fold(floats a, floats b) {
     return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high);
 }
 
-// Lane i is the sum of r[i]'s lanes.
+// Returns the sum of r[i]'s lanes in lane i.
 inline floats sums(floats* r) {
 #pragma GCC unroll 8
     for (int i = 0; i < 8; i++) r[i] = fold<8>(r[i], r[i + 8]);
@@ -98,15 +98,15 @@ inline floats sums(floats* r) {
     return fold<1>(r[0], r[1]);
 }
 
-// Thirty-two elements, asked for in advance.
+// Prefetches 32 elements.
 template <typename T>
-inline void ask_for(const T* at) {
+inline void prefetch(const T* at) {
     for (int64_t b = 0; b < 32; b += 64 / sizeof(T)) __builtin_prefetch(at + b, 0, 2);
 }
 
-// The dot products of q, laid out by `split`, with sixteen keys `stride` apart, of which only the first `count` are
-// there: the last of them stands in for the others. head_size is a multiple of 32. `then` is what will be read after
-// them, as they are.
+// Returns the dot products of q, ordered by `split`, with sixteen keys `stride` apart. Only the first `count` keys
+// exist; the last of them replaces the others. head_size is a multiple of 32. Prefetches from `then`, with the same
+// strides.
 template <typename T>
 inline floats dots(const float* q, const T* k, int64_t stride, int64_t head_size, int64_t count, const T* then) {
     floats acc[vec::kLanes] = {};
@@ -118,7 +118,7 @@ inline floats dots(const float* q, const T* k, int64_t stride, int64_t head_size
 #pragma GCC unroll 16
         for (int i = 0; i < vec::kLanes; i++) {
             floats x[2];
-            ask_for(then + i * stride + d);
+            prefetch(then + i * stride + d);
             split(key[i] + d, x);
             acc[i] += q0 * x[0];
             acc[i] += q1 * x[1];
@@ -127,8 +127,8 @@ inline floats dots(const float* q, const T* k, int64_t stride, int64_t head_size
     return sums(acc);
 }
 
-// acc = acc * rescale + the sum of p[n] times value n, for W * 32 dimensions; even and odd n apart as above. `then` is what
-// will be read after these values, as they are.
+// acc = acc * rescale + the sum of p[n] * value n, for W * 32 dimensions; even and odd n have separate sums. Prefetches
+// from `then`, with the same strides.
 template <int W, typename T>
 inline void add_values(const float* p, const T* v, int64_t stride, int64_t count, float rescale, float* acc, const T* then) {
     floats even[2 * W], odd[2 * W] = {}, x[2];
@@ -139,8 +139,8 @@ inline void add_values(const float* p, const T* v, int64_t stride, int64_t count
     int64_t n = 0;
     for (; n + 1 < count; n += 2, v += 2 * stride, then += 2 * stride)
         for (int w = 0; w < W; w++) {
-            ask_for(then + 32 * w);
-            ask_for(then + stride + 32 * w);
+            prefetch(then + 32 * w);
+            prefetch(then + stride + 32 * w);
             split(v + 32 * w, x);
             for (int i = 0; i < 2; i++) even[2 * w + i] += p[n] * x[i];
             split(v + stride + 32 * w, x);

@@ -1,4 +1,4 @@
-"""Specification of attention over a paged cache: float32 (or float64), one softmax per row over its positions."""
+"""The specification of attention over a paged cache: float32 (or float64), one softmax per row."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def attention_decode_reference(
     slopes_H: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """Same contract as `kernels.attention_decode.attention_decode`; groups do not change the result."""
+    """Return what `kernels.attention_decode.attention_decode` returns. Takes no groups: they change no result."""
     wide = torch.promote_types(q_SHK.dtype, torch.float32)
     num_heads, head_size = q_SHK.shape[1:]
     groups = num_heads // k_PGNK.shape[1]

@@ -1,1 +1,1 @@
-"""What the kernels share: building C++, recorded calls, vector headers, timing."""
+"""Shared by the kernels: building C++, recording calls, vector headers, timing."""

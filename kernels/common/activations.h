@@ -1,11 +1,11 @@
-// Activations of sixteen numbers at a time, exact to a few units in the last place however far out.
+// Activations of sixteen numbers at a time, exact to a few units in the last place over the whole range of floats.
 #pragma once
 #include "vector.h"
 
 namespace vec {
 
 static inline floats sigmoid(floats x) {
-    const floats e = exp(-(x < 0.0f ? -x : x));  // of what is not positive: it cannot overflow
+    const floats e = exp(-(x < 0.0f ? -x : x));  // the argument is never positive, so this cannot overflow
     return (x < 0.0f ? e : all(1.0f)) / (e + 1.0f);
 }
 

@@ -1,4 +1,4 @@
-// The tile registers of Intel AMX: asking the system for them, and holding them for as long as a thread multiplies.
+// The tile registers of Intel AMX: request them from the system, and configure them while a thread multiplies.
 #pragma once
 #include <cstdint>
 #include <cstdlib>
@@ -8,8 +8,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-// Asks the kernel once for the use of the tile registers; false where it refuses, and where OKAPI_AMX=0 in the
-// environment says so.
+// Asks the operating system once for the tile registers. Returns false where it refuses, or where the environment has
+// OKAPI_AMX=0.
 static inline bool has_amx() {
     static const bool granted = [] {
         const char* wanted = std::getenv("OKAPI_AMX");
@@ -19,8 +19,8 @@ static inline bool has_amx() {
     return granted;
 }
 
-// Eight tiles of 16 rows of 64 bytes; given back at the end of a region, since torch's products set up their own.
-// Tiles 0 to 3, which are sums, and tile 7 can be narrower.
+// Configures eight tiles of 16 rows of 64 bytes. The destructor releases them, because torch's products configure their
+// own. `width` is the bytes per row of tiles 0 to 3 (the sums) and 7.
 struct Tiles {
     bool on;
     explicit Tiles(bool on, int width = 64) : on(on) {

@@ -1,4 +1,4 @@
-"""Shared code of the benches: alternating timing, measured floors, allocation hooks, a table and a JSON line."""
+"""Shared by the benches: alternating timing, measured floors, peak memory, a table and a JSON line."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def median_s(works: dict[str, Callable[[], object]], device: str, repeats: int) -> dict[str, float]:
-    """Return median seconds of each work: all run in turn, `repeats` times, after one warm-up round.
+    """Return the median seconds of each function. They run in turn, `repeats` times, after one round of warm-up.
 
-    With turns, a machine that slows down for a while favours none.
+    With turns, a machine that slows down for a while slows all of them down.
     """
 
     def wait() -> None:
@@ -35,7 +35,7 @@ def median_s(works: dict[str, Callable[[], object]], device: str, repeats: int) 
 
 
 def gemm(rows: int, inner: int, columns: int, dtype: torch.dtype, device: str) -> Callable[[], Tensor]:
-    """The bare product [rows, inner] x [columns, inner]^T into existing memory: the floor of a linear layer."""
+    """Return a function that computes [rows, inner] x [columns, inner]^T, the floor of a linear. Allocates once."""
     a = torch.randn(rows, inner, dtype=dtype, device=device)
     b = torch.randn(columns, inner, dtype=dtype, device=device)
     out = torch.empty(rows, columns, dtype=dtype, device=device)
@@ -43,16 +43,17 @@ def gemm(rows: int, inner: int, columns: int, dtype: torch.dtype, device: str) -
 
 
 def copy(elements: int, dtype: torch.dtype, device: str) -> Callable[[], Tensor]:
-    """A memory copy: the floor of an operation that reads and writes each element once."""
+    """Return a function that copies memory: the floor of an operation that reads and writes each element once."""
     a = torch.ones(elements, dtype=dtype, device=device)
     b = torch.empty_like(a)
     return lambda: b.copy_(a)
 
 
 def extra_bytes(work: Callable[[], object], device: str = "cpu") -> int:
-    """Return the peak memory of `work` minus the returned tensors, measured by hooks in torch's allocator.
+    """Return the peak bytes that `work` allocates, less the tensors it returns, measured in torch's allocator.
 
-    Shared memory counts once. Buffers of libraries below torch (for packing) are not seen.
+    Returned tensors that share memory count once. Memory that libraries allocate below torch (packing buffers of a
+    product) is not seen.
     """
     if device == "cuda":
         torch.cuda.synchronize()
@@ -77,7 +78,7 @@ def _bytes_of(kept: object) -> int:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Format a table: words left-aligned, numbers right-aligned with two decimals."""
+    """Return a text table: words aligned left, numbers right, two digits after the decimal point."""
     cells = [[f"{c:,.2f}" if isinstance(c, float) else str(c) for c in row] for row in rows]
     numbers = [all(not isinstance(row[i], str) for row in rows) for i in range(len(header))]
     widths = [max(len(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
@@ -89,5 +90,5 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def json_line(results: object) -> str:
-    """Return the last line of a bench, for programs."""
+    """Return the results as one line of JSON, which every bench prints last, for programs."""
     return json.dumps(results, separators=(",", ":"))

@@ -1,17 +1,17 @@
-"""C++ kernels without a build step: compiled at first use by the system's compiler, loaded with ctypes, cached.
+"""C++ kernels without a build step: compiled on first use by the system's compiler, loaded with ctypes, cached.
 
-A kernel is a small C++ file with plain `extern "C"` functions that take pointers and sizes. Without torch headers it
-compiles in two seconds instead of a minute, and needs neither ninja nor Python headers.
+A kernel is a small C++ file with plain `extern "C"` functions that take pointers and sizes. It includes no torch
+header: it compiles in two seconds instead of a minute, and needs no ninja and no Python headers.
 
-    lib = native.load("linear_logprob", [folder / "cpu.cpp"])      # None: no compiler; the caller runs its eager code
+    lib = native.load("linear_logprob", [folder / "cpu.cpp"])      # None without a compiler: the caller runs eager code
     lib.statistics.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int]
     lib.statistics(x_TD.data_ptr(), x_TD.shape[0], native.threads())
 
-Declare `argtypes` of every function: without them ctypes truncates integers and addresses to 32 bits.
+Declare `argtypes` for every function: without them ctypes cuts integers and addresses to 32 bits.
 
-OpenMP threads are torch's: the library links libgomp.so.1, which torch has already loaded, so there is no second pool.
-Use `num_threads(n)` with `native.threads()` in every parallel region: a thread that torch did not start (of autograd or
-a test) would otherwise use every core.
+The library uses torch's OpenMP threads: it links to libgomp.so.1, which torch has already loaded under that name, so
+there is no second thread pool. Pass `native.threads()` to `num_threads(n)` in every parallel region: otherwise a thread
+that torch did not start (autograd's, a test's) takes every core.
 """
 
 from __future__ import annotations
@@ -31,25 +31,26 @@ import torch
 
 logger = logging.getLogger("kernels")
 
-# Never -ffast-math: it turns on flush-to-zero for the whole process, and the kernels rely on infinities.
+# Never -ffast-math: it sets flush-to-zero for the whole process, and the kernels rely on infinities.
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-shared", "-fopenmp")
 if platform.machine() in {"x86_64", "AMD64"}:
-    FLAGS += ("-mprefer-vector-width=512",)  # compilers choose 256 bits by themselves even where 512 are faster
+    FLAGS += ("-mprefer-vector-width=512",)  # compilers default to 256 bits even where 512 are faster
 COMPILE_LIMIT_S = 300
 
 
 def load(name: str, sources: Sequence[Path]) -> ctypes.CDLL | None:
-    """Return the library built from `sources`, or None if it cannot be built (noted once per process).
+    """Return the library built from `sources`, or None where it cannot be built. Logs the outcome once per process.
 
-    `sources` are C++ files (.cpp, compiled) and their headers (.h, only hashed). The library is in torch's extension
-    folder under a hash of sources, flags, compiler and processor; a change of any builds again. Processes that build at
-    the same time do so twice; each writes its own file and renames it.
+    `sources` are C++ files (.cpp, compiled) and the headers they include (.h, only watched for changes). The library is
+    stored in torch's extension folder. Its name contains a hash of the sources, flags, compiler and processor, so a
+    change in any of them builds it again. Processes that build at the same time each write their own file and rename it
+    into place.
     """
     return _load(name, tuple(Path(source) for source in sources))
 
 
 def threads() -> int:
-    """Number of threads of a parallel region: as many as torch's."""
+    """Return the number of threads for a parallel region: torch's."""
     return torch.get_num_threads()
 
 
@@ -65,16 +66,16 @@ def _load(name: str, sources: tuple[Path, ...]) -> ctypes.CDLL | None:
 
 
 def _built(name: str, sources: tuple[Path, ...]) -> Path:
-    # Imported here: it costs a tenth of a second, and only those who run a kernel need it.
+    # Imported here: it takes 0.1 s, and only running a kernel needs it.
     from torch.utils.cpp_extension import _get_build_directory, get_cxx_compiler
 
     compiler = get_cxx_compiler()
-    # What the compiler defines for this processor: its version and every instruction set that -march=native chose.
+    # The compiler's macros: they name its version and every instruction set that -march=native chose.
     macros = _run([compiler, *FLAGS, "-E", "-dM", "-x", "c++", os.devnull])
     key = hashlib.sha256("\n".join([*FLAGS, macros]).encode())
     for source in sources:
         key.update(source.read_bytes())
-    # torch's own choice of a folder: it follows TORCH_EXTENSIONS_DIR and is made if absent.
+    # torch chooses the folder, from TORCH_EXTENSIONS_DIR if set, and creates it.
     library = Path(_get_build_directory("okapi_kernels", verbose=False)) / f"{name}-{key.hexdigest()[:20]}.so"
     if not library.exists():
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
@@ -91,7 +92,7 @@ def _run(command: list[str]) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """Return one line: the compiler's first error, if it ran."""
+    """Return one line: the compiler's first error, or the error message if it did not run."""
     text = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
     lines = text.strip().splitlines() or [str(error)]
     return next((line for line in lines if "error" in line), lines[0])

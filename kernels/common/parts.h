@@ -1,4 +1,4 @@
-// Rows whose length is no multiple of sixteen, and long ones cut into blocks for threads: for any type that vec loads.
+// Loads and stores of fewer than sixteen numbers, and a parallel loop over blocks. For any type that vec loads.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -8,7 +8,7 @@
 
 namespace vec {
 
-// The first `count` of sixteen numbers, zeros for the rest.
+// Loads `count` of sixteen numbers, and zeros for the others.
 template <class T>
 inline floats load_part(const T* at, int64_t count) {
     if (count >= kLanes) return load(at);
@@ -22,10 +22,10 @@ inline void store_part(T* at, floats x, int64_t count) {
     store(at, x, (int)std::min<int64_t>(count, kLanes));
 }
 
-constexpr int64_t kBlock = 1 << 14;  // numbers that a thread takes at once
+constexpr int64_t kBlock = 1 << 14;  // numbers that a thread takes at a time
 
-// of(i, count) for every sixteenth i below `total`, where `count` numbers are left of its block. Blocks do not depend on
-// the number of threads.
+// Calls of(i, count) for every sixteenth i below `total`; `count` numbers are left in the block of i. The blocks do
+// not depend on the number of threads.
 template <class F>
 void in_blocks(int64_t total, int threads, F of) {
 #pragma omp parallel for num_threads(threads) schedule(static)

@@ -1,9 +1,9 @@
-// Recorded calls, one after the other.
+// Runs recorded calls in order.
 #include <cstdint>
 
 struct Call {
     void (*function)(void*);
-    int64_t* arguments;  // of which the first is the number of rows
+    int64_t* arguments;  // the first is the number of rows
 };
 
 extern "C" void run_tape(const Call* calls, int64_t count, int64_t rows) {

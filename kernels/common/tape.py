@@ -1,9 +1,9 @@
-"""Native calls recorded once and run again without Python: the layers of a decode step, for any number of rows.
+"""Record native calls once and run them again without Python: the layers of a decode step, for any number of rows.
 
-A decode step makes some two hundred small calls, always the same ones: of what it costs on a CPU, a third can be Python
-between them. While a tape records, `call` notes a function and its arguments instead of running it; `Tape.run` then
-runs all of them in one call from Python. What changes from step to step must lie in the tensors that the arguments
-point to, at the same place, and in the number of rows: the first field of every argument structure, set in each run.
+A decode step makes about two hundred small calls, always the same ones. On a CPU, Python between them can take a third
+of the time. While a tape records, `call` stores a function and its arguments instead of running it. `Tape.run` then
+runs all of them in one call from Python. Only two things may change from step to step: the contents of the tensors that
+the arguments point to, and the number of rows, the first field of every argument structure, which each run sets.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SOURCES = (Path(__file__).parent / "tape.cpp",)
 
 
 class NotRecordable(Exception):
-    """Between the calls torch was to compute something: a tape would leave that out."""
+    """torch computed something between the calls. A tape would skip it."""
 
 
 class _Call(ctypes.Structure):
@@ -46,15 +46,15 @@ def _library() -> ctypes.CDLL | None:
 
 
 class Tape:
-    """The calls of one recording, and the memory of what lies between them.
+    """The calls of one recording, and the memory of their intermediate results.
 
-    The tensors that a call reads and did not get from `empty` (weights, caches, inputs) must outlive the tape.
+    Tensors that a call reads and that did not come from `empty` (weights, caches, inputs) must outlive the tape.
     """
 
     def __init__(self) -> None:
         self._functions: list[int] = []
         self._arguments: list[ctypes.Structure] = []
-        self._free: list[Tensor] = []  # bytes that nobody looks at any more
+        self._free: list[Tensor] = []  # blocks of bytes that no tensor uses any more
         self._calls: ctypes.Array | None = None
 
     def add(self, function, arguments: ctypes.Structure) -> None:
@@ -64,7 +64,7 @@ class Tape:
         self._arguments.append(arguments)
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Memory for a result. It is used anew, later in the recording, once no tensor looks at it any more."""
+        """Return memory for a result. Later results of the recording reuse it once no tensor views it any more."""
         size = math.prod(shape) * dtype.itemsize
         fitting = [block for block in self._free if len(block) >= size]
         block = min(fitting, key=len, default=None)
@@ -72,60 +72,60 @@ class Tape:
             block = torch.empty(size, dtype=torch.uint8)
         else:
             self._free = [b for b in self._free if b is not block]
-        lease = memoryview(block.numpy())  # lives as long as a tensor that was made of it
-        weakref.finalize(lease, self._free_again, block)
+        lease = memoryview(block.numpy())  # lives as long as a tensor made from it
+        weakref.finalize(lease, self._release, block)
         return torch.frombuffer(lease, dtype=dtype, count=math.prod(shape)).view(shape)
 
-    def _free_again(self, block: Tensor) -> None:
+    def _release(self, block: Tensor) -> None:
         self._free.append(block)
 
     def run(self, rows: int) -> None:
-        """Every call in order, on the first `rows` rows of what was recorded."""
+        """Run every call in order on the first `rows` rows."""
         if self._calls is None:
             pairs = zip(self._functions, map(ctypes.addressof, self._arguments))
             self._calls = (_Call * len(self._functions))(*(_Call(*pair) for pair in pairs))
         _library().run_tape(self._calls, len(self._calls), rows)
 
 
-class _Here(threading.local):
-    tape: Tape | None = None  # that records on this thread
+class _Recording(threading.local):
+    tape: Tape | None = None  # the tape that records on this thread
 
 
-_here = _Here()
+_recording = _Recording()
 
 
 def can_record() -> bool:
-    """Whether there is a compiler."""
+    """Whether the tape's C++ could be built."""
     return _library() is not None
 
 
 @contextmanager
 def record() -> Iterator[Tape]:
-    """Calls made inside are noted, not run. Raises NotRecordable at the first operation of torch that computes."""
-    assert _here.tape is None, "one tape at a time"
-    _here.tape = Tape()
+    """Store the calls made inside instead of running them. Raises NotRecordable when torch computes something."""
+    assert _recording.tape is None, "one tape at a time"
+    _recording.tape = Tape()
     try:
         with _OnlyViews():
-            yield _here.tape
+            yield _recording.tape
     finally:
-        _here.tape = None
+        _recording.tape = None
 
 
 def call(function, arguments: ctypes.Structure) -> None:
-    """Run function(&arguments), or note it on the tape that records."""
-    if _here.tape is None:
+    """Run function(&arguments), or store it while a tape records on this thread."""
+    if _recording.tape is None:
         function(ctypes.byref(arguments))
     else:
-        _here.tape.add(function, arguments)
+        _recording.tape.add(function, arguments)
 
 
 def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """torch.empty on the CPU for the results of a call; while a tape records, of the tape's own memory."""
-    return torch.empty(shape, dtype=dtype) if _here.tape is None else _here.tape.empty(shape, dtype)
+    """Return torch.empty on the CPU for the result of a call; while a tape records, from the tape's memory."""
+    return torch.empty(shape, dtype=dtype) if _recording.tape is None else _recording.tape.empty(shape, dtype)
 
 
 class _OnlyViews(TorchDispatchMode):
-    """Memory may be taken and looked at in another shape, nothing may be computed."""
+    """Allow allocations and views, and raise NotRecordable for everything else."""
 
     ALLOWED = frozenset(
         {

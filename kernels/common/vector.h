@@ -1,5 +1,5 @@
-// Sixteen floats at a time, for any processor: the compiler turns these types into one AVX-512 register, two of AVX2 or
-// four of NEON. Loads of bfloat16, rounded stores of it, and a fast exponential of numbers that are not positive.
+// Vectors of sixteen floats for any processor: the compiler maps them to one AVX-512 register, two of AVX2 or four of
+// NEON. Also loads and rounded stores of bfloat16, and a fast exponential for arguments up to 88.
 #pragma once
 #include <cfloat>
 #include <cstdint>
@@ -31,8 +31,8 @@ static inline floats load(const bf16* at) {
     return (floats)(__builtin_convertvector(x, words) << 16);
 }
 
-// x as bfloat16 in the upper halves of words (what the lower hold is left to the caller): to nearest, ties to even; a
-// NaN stays one.
+// Rounds x to bfloat16 in the upper halves of words, to nearest with ties to even; NaN stays NaN. The caller masks the
+// lower halves.
 static inline words rounded(floats x) {
     const words bits = (words)x;
     return x == x ? bits + 0x7fff + ((bits >> 16) & 1) : words{} + 0x7fc00000u;
@@ -40,7 +40,7 @@ static inline words rounded(floats x) {
 
 static inline halves narrow(floats x) { return __builtin_convertvector(rounded(x) >> 16, halves); }
 
-// The first `lanes` of x; a whole vector in one instruction.
+// Stores the first `lanes` of x; a whole vector takes one instruction.
 static inline void store(float* at, floats x, int lanes) {
     if (lanes == kLanes) memcpy(at, &x, sizeof x);
     else memcpy(at, &x, 4 * lanes);
@@ -54,15 +54,15 @@ static inline void store(bf16* at, floats x, int lanes) {
 
 static inline floats max(floats a, floats b) { return a > b ? a : b; }
 
-// Below this an exponential counts as zero: 1e-30 is nothing beside a sum that is at least 1, and what is multiplied
-// by it stays clear of denormal numbers, which cost a hundred cycles each.
+// Below this argument an exponential is zero. 1e-30 changes no sum that is at least 1, and products with it never are
+// denormal numbers, which cost a hundred cycles each.
 constexpr float kNothing = -69.0f;
 
-// x, but not below kNothing; a NaN stays one.
+// max(x, kNothing); NaN stays NaN.
 static inline floats not_below_nothing(floats x) { return x < kNothing ? all(kNothing) : x; }
 
-// e^x for x <= 88, zero below kNothing, NaN for NaN; within 1.1 units in the last place.
-// x = n ln2 + r; 1 + r + r^2 p(r) with p fitted by weighted least squares to a relative error of 3e-9 on |r| <= ln2 / 2.
+// Returns e^x for x <= 88, zero below kNothing, NaN for NaN; within 1.1 units in the last place.
+// x = n ln2 + r; 1 + r + r^2 p(r), p fitted by weighted least squares to a relative error of 3e-9 on |r| <= ln2 / 2.
 static inline floats exp(floats x) {
     const floats clamped = not_below_nothing(x);
     const float round = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits

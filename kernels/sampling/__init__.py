@@ -1,4 +1,4 @@
-"""Sample one token per row of logits, with its log-probability and the row's logsumexp, in one pass where possible."""
+"""Sampling: one token per row of logits, its log-probability and the row's logsumexp, in one pass where possible."""
 
 from __future__ import annotations
 
@@ -20,23 +20,27 @@ def sample_rows(
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
     history_SN: Tensor | None = None,
-    eos_masked_S: Tensor | None = None,
+    mask_eos_S: Tensor | None = None,
     eos_ids_E: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return token_S int64 [S], logprob_S and logsumexp_S float32 [S] of logits_SV; uniform_S float64 [S] in [0, 1).
+    """Return the sampled tokens, int64 [S], their log-probabilities and the rows' logsumexp, float32 [S] both.
 
-    The scores are the logits divided by the temperature; those of tokens in history_SN (int64 [S, N], -1 for none)
-    divided by the repetition penalty where positive and multiplied by it where not; those of eos_ids_E (int64 [E])
-    minus infinity in rows of eos_masked_S (bool [S]). A token is kept when fewer than top_k have a larger score (0: any
-    number), the share of those larger in what top_k kept is below top_p, and its own share is at least min_p times the
-    largest; ties are kept or left together. The token chosen is the first, in the vocabulary's order, whose cumulative
-    share of what is kept passes uniform; at temperature 0 the first of the largest score.
+    logits_SV [S, V]; uniform_S float64 [S] in [0, 1) are the random numbers. Each row is computed as follows:
 
-    logprob and logsumexp are of the tempered logits, before penalty, mask and truncation; at temperature 0, of the
-    logits. A row does not depend on other rows. A row with NaN or infinity, or without an allowed token, gives token 0
-    and a NaN log-probability.
+    1. Scores are the logits divided by the temperature. logprob and logsumexp come from these, before all other steps;
+       at temperature 0 from the logits.
+    2. Scores of tokens in history_SN (int64 [S, N], -1 for none) are divided by the repetition penalty where positive,
+       and multiplied by it elsewhere. Scores of eos_ids_E (int64 [E]) become -inf in rows of mask_eos_S (bool [S]).
+    3. A token is kept if fewer than top_k tokens have a larger score (0: no limit), if the tokens with a larger score
+       hold a share below top_p of what top_k keeps, and if its own share is at least min_p times the largest. Equal
+       scores are kept or removed together.
+    4. The result is the first token in vocabulary order whose cumulative share of the kept tokens exceeds uniform_S. At
+       temperature 0 it is the first token with the largest score.
+
+    A row does not depend on other rows. A row with NaN or infinity, or without any possible token, gives token 0 and a
+    NaN log-probability.
     """
-    how = (temperature, top_k, top_p, min_p, repetition_penalty, history_SN, eos_masked_S, eos_ids_E)
+    how = (temperature, top_k, top_p, min_p, repetition_penalty, history_SN, mask_eos_S, eos_ids_E)
     if logits_SV.device.type == "cpu" and logits_SV.dtype in DTYPES and library() is not None:
         return sample_cpu(logits_SV, uniform_S, *how)
     return sample_eager(logits_SV, uniform_S, *how)

@@ -1,9 +1,10 @@
-"""Bench of sampling from logits: against reading them once, and plain PyTorch.
+"""Bench sampling from rows of logits: against one read of the logits, and against plain PyTorch.
 
     python -m kernels.sampling.bench [--rows 32] [--vocab 250880] [--dtype bfloat16] [--device cuda]
 
-PyTorch's side does what ours does: a token, its log-probability and the logsumexp; top-k by topk, top-p by a sort, as
-transformers does them. Logits are normal with the given spread: at 8 a nucleus is a few tokens, at 2 tens of thousands.
+Both compute a token, its log-probability and the logsumexp. PyTorch uses topk for top-k and a sort for top-p, as
+transformers does. Logits are normal with the given standard deviation: with 8 a nucleus is a few tokens, with 2 tens of
+thousands.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ CASES = [
 def plain_pytorch(
     logits_SV: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """token, log-probability, logsumexp."""
+    """Return the tokens, their log-probabilities and the logsumexp."""
     tempered_SV = logits_SV.float() / temperature
     score_SV = tempered_SV
     if top_k:
@@ -60,7 +61,7 @@ def main() -> None:
         works = {
             "ours": partial(sample_rows, logits_SV, uniform_S, **how),
             "PyTorch": partial(plain_pytorch, logits_SV, **how),
-            # As float32, whatever the dtype: a sum of bfloat16 is limited by arithmetic.
+            # Viewed as float32 for any dtype: arithmetic would limit a sum of bfloat16.
             "one read": logits_SV.view(torch.float32).sum,
         }
         ms = {work: 1e3 * s for work, s in median_s(works, arguments.device, arguments.repeats).items()}

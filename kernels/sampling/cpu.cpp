@@ -1,7 +1,7 @@
-// Sampling on CPU: one token a row of logits from one pass over memory; what follows stays in the second-level cache.
+// Sampling on CPU: one token per row of logits from one pass over memory; the later steps stay in the L2 cache.
 //
-// A row is copied, tempered, into scratch in blocks of 256; each block's largest score and its sum of exponentials say
-// later which blocks matter, so that top-k and top-p look at few of them and nothing is sorted.
+// The row's scores are written to scratch in blocks of 256. Each block's largest score and sum of exponentials tell
+// later which blocks matter, so top-k and top-p read few blocks and sort nothing.
 #include "../common/vector.h"
 
 #include <algorithm>
@@ -17,12 +17,12 @@ namespace {
 
 constexpr int64_t BLOCK = 256;
 
-// What the Python side fills in.
+// Filled in by Python.
 struct Call {
     const void* logits;
     const double* uniform;
-    const int64_t* history;  // [rows, history_width], -1 where there is none; or null
-    const uint8_t* barred;   // [rows], or null
+    const int64_t* history;  // [rows, history_width], -1 for none; or null
+    const uint8_t* mask_eos;  // [rows], or null
     const int64_t* eos_ids;
     int64_t* token;
     float *logprob, *logsumexp;
@@ -48,13 +48,13 @@ struct Row {
     std::vector<float> max, sum;  // of each block; sum of exp(score - max)
     std::vector<float> found, order;
     std::vector<uint8_t> changed;
-    float most;    // the largest of max
+    float most;    // the largest score of the row
     double whole;  // the sum of exp(score - most) over the row
 
     int64_t blocks() const { return (int64_t)max.size(); }
     const float* at(int64_t block) const { return score.data() + block * BLOCK; }
 
-    void summarise(int64_t b) {
+    void summarize(int64_t b) {
         floats top = vec::all(-INFINITY), mass = {};
         for (int i = 0; i < BLOCK; i += 16) top = vec::max(load(at(b) + i), top);
         max[b] = largest(top);
@@ -65,7 +65,7 @@ struct Row {
 
     double share(int64_t b) const { return sum[b] == 0 ? 0.0 : sum[b] * std::exp((double)max[b] - most); }
 
-    void put_together() {
+    void combine_blocks() {
         most = *std::max_element(max.begin(), max.end());
         whole = 0;
         for (int64_t b = 0; b < blocks(); b++) whole += share(b);
@@ -88,12 +88,12 @@ struct Row {
                 tail[0] = from[i];
                 to[i] = load(tail)[0] / temperature;
             }
-            summarise(b);
+            summarize(b);
         }
-        put_together();
+        combine_blocks();
     }
 
-    // exp(score - most) of all scores that are at least `lowest`, into `found`; their sum.
+    // Writes exp(score - most) of all scores >= `lowest` to `found`. Returns their sum.
     double collect(float lowest) {
         found.clear();
         for (int64_t b = 0; b < blocks(); b++)
@@ -110,7 +110,7 @@ struct Row {
         return mass;
     }
 
-    // The n-th largest block maximum: at least n scores are as large. -inf where there are not so many blocks.
+    // Returns the n-th largest block maximum, -inf if there are fewer blocks. At least n scores are this large.
     float level(int64_t n) {
         if (n > blocks()) return -INFINITY;
         order = max;
@@ -119,7 +119,7 @@ struct Row {
     }
 };
 
-// The smallest weight w such that the weights above it sum to less than `wanted`: quickselect by mass.
+// Returns the smallest weight w such that the weights above w sum to less than `wanted`. Quickselect by sum.
 float nucleus(std::vector<float>& weights, double wanted) {
     float* low = weights.data();
     float* high = low + weights.size();
@@ -141,7 +141,7 @@ float nucleus(std::vector<float>& weights, double wanted) {
     }
 }
 
-// The weight below which a token is left out.
+// Returns the threshold: tokens with a smaller weight are removed.
 float threshold(Row& row, const Call& c) {
     float lowest = (float)c.min_p;
     double mass = row.whole;
@@ -164,9 +164,9 @@ float threshold(Row& row, const Call& c) {
     return lowest;
 }
 
-// The first token whose cumulative weight passes uniform * total, of those whose weight is at least `lowest`.
+// Returns the first token with a cumulative weight above uniform * total, among weights >= `lowest`.
 int64_t invert(Row& row, float lowest, double uniform) {
-    const float worth = lowest > 0 ? std::log(lowest) + row.most - 1e-3f : -INFINITY;  // a block below has none
+    const float worth = lowest > 0 ? std::log(lowest) + row.most - 1e-3f : -INFINITY;  // blocks with a smaller max have none
     auto kept = [&](int64_t b, int64_t i) {
         const floats weight = vec::exp(load(row.at(b) + i) - row.most);
         return weight >= lowest ? weight : floats{};
@@ -189,7 +189,7 @@ int64_t invert(Row& row, float lowest, double uniform) {
         if (m > left) break;
         left -= m;
     }
-    // Rounding may leave a little over behind the last weight: the last token of positive weight is taken then.
+    // If rounding leaves a rest after the last weight, take the last token of positive weight.
     int64_t token = std::max<int64_t>(block, 0) * BLOCK;
     for (int64_t i = 0; block >= 0 && i < BLOCK; i += 16) {
         const floats weight = kept(block, i);
@@ -224,16 +224,16 @@ void sample_row(const Call& c, int64_t s, Row& row) {
             const float old = original(token);
             change(token, old > 0 ? old / c.repetition_penalty : old * c.repetition_penalty);
         }
-    if (c.barred && c.barred[s])
+    if (c.mask_eos && c.mask_eos[s])
         for (int64_t i = 0; i < c.num_eos_ids; i++) change(c.eos_ids[i], -INFINITY);
     if (std::count(row.changed.begin(), row.changed.end(), 1)) {
         for (int64_t b = 0; b < row.blocks(); b++)
-            if (row.changed[b]) row.summarise(b);
-        row.put_together();
+            if (row.changed[b]) row.summarize(b);
+        row.combine_blocks();
     }
     int64_t token = 0;
     if (!(row.whole > 0)) {
-        // Not a number, or nothing to choose from: the log-probability says so.
+        // NaN, or no possible token: the log-probability becomes NaN.
     } else if (c.temperature > 0) {
         const bool truncates = c.top_k > 0 || c.top_p < 1 || c.min_p > 0;
         token = invert(row, truncates ? threshold(row, c) : 0.0f, c.uniform[s]);

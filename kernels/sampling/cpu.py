@@ -1,4 +1,4 @@
-"""Sampling on CPU in C++ (cpu.cpp)."""
+"""Sampling on CPU: call the C++ (cpu.cpp) with pointers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Call(ctypes.Structure):
     """`struct Call` of cpu.cpp, field by field."""
 
     _fields_ = (
-        *((x, ctypes.c_void_p) for x in ("logits", "uniform", "history", "barred", "eos_ids")),
+        *((x, ctypes.c_void_p) for x in ("logits", "uniform", "history", "mask_eos", "eos_ids")),
         *((x, ctypes.c_void_p) for x in ("token", "logprob", "logsumexp")),
         *((x, ctypes.c_int64) for x in ("rows", "row_stride", "vocabulary", "history_width", "num_eos_ids")),
         *((x, ctypes.c_int64) for x in ("top_k", "threads")),
@@ -31,7 +31,7 @@ class Call(ctypes.Structure):
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """Return the built kernel, or None without a compiler."""
+    """Return the built kernel, or None where there is no compiler."""
     lib = native.load("sampling", SOURCES)
     if lib is not None:
         lib.sample.argtypes, lib.sample.restype = [ctypes.POINTER(Call), ctypes.c_int], None
@@ -47,13 +47,13 @@ def sample_cpu(
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
     history_SN: Tensor | None = None,
-    eos_masked_S: Tensor | None = None,
+    mask_eos_S: Tensor | None = None,
     eos_ids_E: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `kernels.sampling.sample_rows`."""
     rows, vocabulary = logits_SV.shape
     logits_SV = logits_SV if logits_SV.stride(1) == 1 else logits_SV.contiguous()
-    tensors = [uniform_S, history_SN, eos_masked_S, eos_ids_E]
+    tensors = [uniform_S, history_SN, mask_eos_S, eos_ids_E]
     dtypes = (torch.float64, torch.int64, torch.bool, torch.int64)
     assert all(x is None or x.dtype == dtype for x, dtype in zip(tensors, dtypes))
     tensors = [x if x is None else x.contiguous() for x in tensors]

@@ -1,4 +1,4 @@
-"""Specification of sampling: float64, one sorted row at a time."""
+"""The specification of sampling: which tokens are kept and which is chosen, in float64, one row at a time."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def kept_reference(score_V: Tensor, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> Tensor:
-    """Return bool [V], the kept tokens as in `kernels.sampling.sample_rows`, from tempered scores."""
+    """Return bool [V], True for tokens that `kernels.sampling.sample_rows` keeps. Scores include the temperature."""
     share_V = score_V.double().softmax(-1)
-    # Tokens with equal scores are kept or dropped together.
+    # Compare with larger scores only, so that equal scores are kept or removed together.
     above_VV = score_V[None, :] > score_V[:, None]
     kept_V = above_VV.sum(-1) < (top_k or len(score_V))
     left_V = share_V * kept_V / (share_V * kept_V).sum()
@@ -19,6 +19,6 @@ def kept_reference(score_V: Tensor, top_k: int = 0, top_p: float = 1.0, min_p: f
 
 
 def token_reference(score_V: Tensor, kept_V: Tensor, uniform: float) -> int:
-    """Return the first kept token, in vocabulary order, whose cumulative probability exceeds `uniform`."""
+    """Return the first token in vocabulary order whose cumulative share of the kept tokens exceeds `uniform`."""
     cumulative_V = (score_V.double().softmax(-1) * kept_V).cumsum(-1)
     return int(torch.nonzero(cumulative_V > uniform * cumulative_V[-1])[0])

@@ -1,4 +1,4 @@
-"""Linear layers on a few rows (any number with AMX), fused with norm, activation and residual."""
+"""Linear layers on a few rows (any number with AMX), fused with norm before and activation and residual after."""
 
 from __future__ import annotations
 
@@ -26,20 +26,21 @@ class Norm(NamedTuple):
 
 
 def max_rows() -> float:
-    """Return up to how many rows it is faster than a general matrix product: any number with a matrix unit (Intel AMX).
+    """Return up to how many rows `skinny_linear` should be used: infinite on a matrix unit (Intel AMX).
 
-    There a smaller limit would change a row's bits with the number of rows, because the two products round differently.
+    A smaller limit there would change bits: the two products round differently, so a row's result would depend on how
+    many other rows there are.
     """
     return math.inf if cpu.has_matrix_unit() else MAX_ROWS_ON_VECTORS
 
 
 def fits(x_TD: Tensor, weight_ND: Tensor) -> bool:
-    """Return whether `skinny_linear` applies: at most `max_rows` float32 rows on a CPU, whole weights, no gradient."""
+    """Whether to use `skinny_linear`: at most `max_rows` float32 rows on a CPU, unsharded weights, no gradient."""
     return (
         x_TD.shape[0] <= max_rows()
         and x_TD.dtype == weight_ND.dtype == torch.float32
         and x_TD.device.type == "cpu"
-        and weight_ND.ndim == 2  # ZeRO-3 leaves empty flat tensors of sharded weights
+        and weight_ND.ndim == 2  # ZeRO-3 replaces sharded weights by flat placeholders
         and not torch.is_grad_enabled()
         and cpu.library() is not None
     )
@@ -53,11 +54,11 @@ def skinny_linear(
     activation: str | None = None,
     residual_TN: Tensor | None = None,
 ) -> Tensor:
-    """Return activation(norm(x) W^T + b) + residual, the weights' outputs concatenated: [T, sum of N].
+    """Return activation(norm(x) W^T + b) + residual, with the weights' outputs side by side: float32 [T, sum of N].
 
-    x_TD float32 [T, D]; weights [N, D] each; biases [N] or None. activation is None, "gelu" (its tanh
-    form) or "swiglu" (Shazeer 2020), which makes [T, N] of two weights: silu of the first times the second. residual
-    has the shape of the result. The weights are read in place, once. A row's bits do not depend on other rows.
-    No gradients; check `fits` first.
+    x_TD float32 [T, D]; weights [N, D] each; biases [N] or None. activation is None, "gelu" (tanh form) or "swiglu"
+    (Shazeer 2020), which returns [T, N] from two weights: silu of the first times the second. residual has the shape of
+    the result. Reads each weight once, without a copy. A row's bits do not depend on other rows. No gradients. Call
+    `fits` first.
     """
     return cpu.skinny_linear_cpu(x_TD, weights, biases, norm, activation, residual_TN)

@@ -1,4 +1,4 @@
-// A linear layer on a few rows, its norm before and its activation and residual behind it, in float32.
+// A linear layer on a few rows in float32, fused with the norm before and the activation and residual after.
 #include <omp.h>
 
 #include "../common/activations.h"
@@ -6,11 +6,11 @@
 
 namespace {
 
-constexpr int64_t kRowsAtOnce = 128;  // what they are packed to stays in the second cache
+constexpr int64_t kRowsAtOnce = 128;  // packed, they stay in the L2 cache
 
 enum Activation { kNone, kGelu, kSwiglu };
 
-// What comes after the product: 16 columns at a time back to rows, bias, activation, residual.
+// The steps after the product: transposes 16 columns at a time back to rows, adds bias, activation and residual.
 struct Finish {
     const float *y, *up;
     int64_t y_row, rows;
@@ -47,7 +47,7 @@ struct Finish {
     }
 };
 
-// What the Python side fills in, field by field.
+// Filled in by Python.
 struct Call {
     int64_t rows;
     const float *x, *norm_weight, *norm_bias, *residual;
@@ -57,7 +57,7 @@ struct Call {
     float eps;
 };
 
-// Some rows; how they are packed and multiplied is the Product's.
+// Computes some rows. Product packs and multiplies them.
 template <typename Product>
 void run(const Call& call, int64_t row0, int64_t rows) {
     const int64_t K = call.K, me = omp_get_thread_num(), team = omp_get_num_threads();
@@ -69,10 +69,10 @@ void run(const Call& call, int64_t row0, int64_t rows) {
     Statistics* stats = (Statistics*)statistics_buffer.get(2 * rows);
     if (norm != kNoNorm)
         for (int64_t r = 0; r < rows; r++) stats[r] = statistics(x + r * K, K, norm, call.eps);
-    // Every thread packs all of x for itself: what another has just written is slower to get than to compute.
+    // Every thread packs all of x: reading what another thread has just written takes longer than packing.
     Product product(rows, K);
     product.pack(x, norm, stats, call.norm_weight, call.norm_bias);
-    int64_t first = 0;  // column of out at which this weight's outputs begin
+    int64_t first = 0;  // first column of out for this weight
     for (int64_t i = 0; i < (gated ? 1 : call.count); i++) {
         const int64_t N = call.sizes[i], parts = (N + kLanes - 1) / kLanes;
         const int64_t n0 = std::min(N, parts * me / team * kLanes), n1 = std::min(N, parts * (me + 1) / team * kLanes);
@@ -93,12 +93,12 @@ void run(const Call& call, int64_t row0, int64_t rows) {
 
 extern "C" {
 
-// Whether there is a matrix unit that may be used.
+// Returns 1 if there is a matrix unit and the system allows it, else 0.
 int has_matrix_unit() { return has_amx(); }
 
-// out [rows, sum of N] = activation(norm(x) W^T + b) + residual, the weights side by side; with kSwiglu there are two of
-// one size, and out [rows, N] = silu(first) * second + residual. Everything float32 and contiguous but for out, whose rows lie
-// out_step apart. Without norm, bias or residual their pointers are null.
+// out [rows, sum of N] = activation(norm(x) W^T + b) + residual, the weights side by side. With kSwiglu there are two
+// weights of one size, and out [rows, N] = silu(first) * second + residual. All tensors are float32 and contiguous,
+// except that rows of out are out_step apart. Pointers to an absent norm, bias or residual are null.
 void skinny_linear(const Call* call) {
 #pragma omp parallel num_threads(call->threads)
     for (int64_t row = 0; row < call->rows; row += kRowsAtOnce) {

@@ -1,4 +1,4 @@
-"""skinny_linear on CPU in C++ (cpu.cpp)."""
+"""skinny_linear on CPU: call the C++ (cpu.cpp) with pointers and sizes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Call(ctypes.Structure):
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """Return the built kernel, or None without a compiler."""
+    """Return the built kernel, or None where there is no compiler."""
     lib = native.load("skinny_linear", SOURCES)
     if lib is not None:
         lib.has_matrix_unit.restype, lib.has_matrix_unit.argtypes = ctypes.c_int, []
@@ -47,7 +47,7 @@ def library() -> ctypes.CDLL | None:
 
 @cache
 def has_matrix_unit() -> bool:
-    """Return whether products run on a matrix unit (Intel AMX, if the system allows it) instead of vectors."""
+    """Whether products run on a matrix unit (Intel AMX, if the system allows it) instead of vectors."""
     return library() is not None and bool(library().has_matrix_unit())
 
 

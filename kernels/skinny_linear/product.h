@@ -1,12 +1,12 @@
-// The product of a few rows with a weight matrix, and the packing of the rows before it, their norm included.
+// The product of a few rows with a weight matrix, and the packing of the rows before it, including their norm.
 //
-// With a few rows the time is that of streaming the weights from memory, so everything is arranged for that:
+// With a few rows, streaming the weights from memory takes all the time. Two things make that fast:
 // - A tile is 12 rows of W by up to 32 rows of x. Lanes lie across the rows of x, and every weight is read once, by a
-//   broadcast. An output is the same chains of multiply-adds, whatever the number of rows: the same bits in any company.
-// - The 12 rows of a tile lie far apart, each at the front of its own stretch of W, and the next tile takes the rows that
-//   follow. So a thread reads 12 sequential streams, which the processor's own prefetcher keeps ahead of; 12 neighbouring
-//   rows would be 12 streams in the same few memory pages, which it does not. On the processor this was written for it is
-//   the difference between 15 and 28 GB/s.
+//   broadcast. An output is the same chain of multiply-adds for any number of rows: the same bits in any batch.
+// - The 12 rows of a tile are far apart, each at the start of its own stretch of W; the next tile takes the rows after
+//   them. So a thread reads 12 sequential streams, and the processor's prefetcher runs ahead of each. It does not run
+//   ahead for 12 adjacent rows, which are streams in the same few memory pages. On the processor this was written for,
+//   the difference is 28 against 15 GB/s.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -22,9 +22,9 @@ namespace {
 
 constexpr int kTileRows = 12;    // rows of W
 constexpr int kPanel = 32;       // rows of x
-constexpr int kVeryFew = 4;      // rows of x for which lanes lie across rows of W instead
-constexpr int kChain = 64;       // products added to one accumulator before it is added to the sum: less rounding
-constexpr int kAhead = 128;      // floats by which each stream is asked for in advance
+constexpr int kVeryFew = 4;      // up to so many rows of x, lanes lie across rows of W instead
+constexpr int kChain = 64;       // products per accumulator before it is added to the sum: less rounding
+constexpr int kAhead = 128;      // floats that each stream is prefetched ahead
 
 enum Norm { kNoNorm, kRms, kLayer };
 
@@ -41,7 +41,7 @@ struct Buffer {
     }
 };
 
-// Lane i of a vector whose lane d bit is clear stays or is met by lane i - d of its partner, and the other way round.
+// One round of a transpose: vectors i and i + d exchange lanes, so that bit d of row and lane index swap places.
 template <int d>
 inline __attribute__((always_inline)) void swap_halves(floats* r) {
     constexpr auto low = [](int i) { return i & d ? kLanes + i - d : i; };
@@ -59,7 +59,7 @@ inline __attribute__((always_inline)) void swap_halves(floats* r) {
     }
 }
 
-// Row i of a block of 16 becomes column i.
+// Transposes 16 x 16.
 inline __attribute__((always_inline)) void transpose(floats* r) {
     swap_halves<1>(r);
     swap_halves<2>(r);
@@ -67,7 +67,7 @@ inline __attribute__((always_inline)) void transpose(floats* r) {
     swap_halves<8>(r);
 }
 
-// Whole vectors through a type without alignment: with memcpy in its place GCC 12 takes blocks of them apart.
+// Loads and stores whole vectors through an unaligned type: with memcpy, GCC 12 splits arrays of vectors.
 typedef float anywhere __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 inline floats load(const float* at) { return *(const anywhere*)at; }
 inline void store(float* at, floats x) { *(anywhere*)at = x; }
@@ -92,8 +92,8 @@ inline float sum(floats x) {
     return x[0];
 }
 
-// x, normed, as [panels][K][width]: all but the last panel are kPanel wide, that one 16 or 32. Up to kVeryFew rows lie as
-// they come, [rows][K].
+// Normed x as [panels][K][width]: panels are kPanel wide, the last one 16 or 32. Up to kVeryFew rows are stored as
+// [rows][K].
 struct Panels {
     float* at;
     int64_t rows, K;
@@ -126,7 +126,7 @@ Statistics statistics(const float* x, int64_t K, Norm norm, float eps) {
     return {mean, 1.0f / std::sqrt(sum(squares) / K + eps)};
 }
 
-// Columns k to k+15 of 16 rows; `Full` when all of the columns are there.
+// Packs columns k to k+15 of 16 rows. `Full`: all 16 columns exist.
 template <bool Full>
 inline void pack_columns(const float* const* from, float* to, int width, int64_t k, int lanes, Norm norm,
                          const Statistics* const* stats, const float* weight, const float* bias) {
@@ -151,8 +151,8 @@ void norm_row(const float* x, float* to, int64_t K, Norm norm, const Statistics&
     for (int64_t k = 0; k < K; k++) to[k] = (x[k] - stats.mean) * stats.scale * weight[k] + (bias ? bias[k] : 0.0f);
 }
 
-// Rows row to row+15 into their panel. The last row stands in for rows that are not there: what is
-// computed of it is not stored.
+// Packs rows row to row+15 into their panel. The last row replaces rows that do not exist; their results are not
+// stored.
 void pack_block(const float* x, const Panels& panels, int64_t row, Norm norm,
                 const Statistics* all_stats, const float* weight, const float* bias) {
     const int64_t p = row / kPanel;
@@ -209,10 +209,10 @@ void tiles(const Panels& x, const float* w, int64_t stretch, float* y, int64_t y
     }
 }
 
-// With very few rows of x most lanes of a tile would idle. Here they are 16 rows of W: a block of 16 by 16 weights is
-// turned in registers, which costs half of what 256 broadcasts do. The sums are the same, term by term.
+// With very few rows of x most lanes of a tile would idle. Here the lanes are 16 rows of W: a block of 16 x 16 weights
+// is transposed in registers, which takes half the time of 256 broadcasts. The sums are the same, term by term.
 template <int Rows>
-__attribute__((noinline)) void turned_tile(const float* x, const float* const* w, int64_t K, floats* y) {
+__attribute__((noinline)) void transposed_tile(const float* x, const float* const* w, int64_t K, floats* y) {
     for (int64_t k = 0; k < K;) {
         const bool first = k == 0;
         floats acc[Rows] = {};
@@ -251,10 +251,10 @@ void product_of_very_few(const float* x, int64_t rows, int64_t K, const float* w
         const float* from[kLanes];
         for (int i = 0; i < kLanes; i++) from[i] = w + (n + std::min(i, count - 1) * step) * K;
         floats out[kVeryFew];
-        if (rows == 1) turned_tile<1>(x, from, K, out);
-        else if (rows == 2) turned_tile<2>(x, from, K, out);
-        else if (rows == 3) turned_tile<3>(x, from, K, out);
-        else turned_tile<4>(x, from, K, out);
+        if (rows == 1) transposed_tile<1>(x, from, K, out);
+        else if (rows == 2) transposed_tile<2>(x, from, K, out);
+        else if (rows == 3) transposed_tile<3>(x, from, K, out);
+        else transposed_tile<4>(x, from, K, out);
         for (int i = 0; i < count; i++)
             for (int64_t m = 0; m < rows; m++) y[(n - n0 + i * step) * y_row + m] = out[m][i];
     };
@@ -273,7 +273,7 @@ void product(const Panels& x, const float* w, int64_t n0, int64_t n1, float* y, 
     for (int64_t n = n0 + stretch * kTileRows; n < n1; n++) tiles<1>(x, w + n * K, 0, y + (n - n0) * y_row, y_row, 0);
 }
 
-// The rows of one call on the processor's vectors.
+// Packs and multiplies the rows of one call on vectors.
 class OnVectors {
     Panels panels;
 

@@ -1,10 +1,10 @@
-// The same product on a matrix unit that multiplies bfloat16 (Intel AMX), to the rounding of float32.
+// The same product on a matrix unit that multiplies bfloat16 (Intel AMX), as exact as float32 up to rounding.
 //
-// A float32 is the sum of three bfloat16 of 8 bits each, without a remainder. Of the nine products of two such sums the six
-// largest are taken, summed in float32; the three others are smaller than its rounding (Henry, Tang and Heinecke 2019,
-// "Leveraging the bfloat16 artificial intelligence datatype for higher-precision computations"). W is taken apart on its
-// way to the unit, 16 rows by 32 columns at a time, far apart from each other for the reason given in product.h. An
-// infinity in x or W gives NaN, and numbers below 1e-30 lose bits.
+// A float32 is exactly the sum of three bfloat16 of 8 bits each. Of the nine products of two such sums, the six largest
+// are summed in float32; the other three are smaller than its rounding (Henry, Tang and Heinecke 2019, "Leveraging the
+// bfloat16 artificial intelligence datatype for higher-precision computations"). W is split on its way to the unit, 16
+// rows by 32 columns at a time, the rows far apart for the reason given in product.h. An infinity in x or W gives NaN,
+// and numbers below 1e-30 lose bits.
 #pragma once
 #include "../common/amx.h"
 #include "product.h"
@@ -15,15 +15,15 @@
 namespace {
 
 constexpr int kStep = 32;          // columns of W, and of x, in one tile
-constexpr int kParts = 3;          // bfloat16 of which a float32 is the sum
+constexpr int kParts = 3;          // bfloat16 per float32
 constexpr int kTile = 16 * kStep;  // elements of a tile
-constexpr int kMostBlocks = 4;     // blocks of 16 rows of x that one pass over W takes along
+constexpr int kMostBlocks = 4;     // blocks of 16 rows of x per pass over W
 
 typedef uint16_t part;  // a bfloat16
 typedef part parts __attribute__((vector_size(64)));
 
-// As functions of constants, which the macros of immintrin.h cannot be. Tiles 0 to 3 are sums, 4 to 6 the parts of W, 7 a
-// part of x.
+// Tile instructions as templates, because the macros of immintrin.h take literals only. Tiles 0 to 3 are sums, 4 to 6
+// the parts of W, 7 a part of x.
 template <int T>
 inline void tile_zero() {
     asm volatile("tilezero %%tmm%c0" ::"i"(T));
@@ -41,7 +41,7 @@ inline void tile_multiply() {  // C += A B
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
 }
 
-// visit(0), visit(1), ... as constants.
+// Calls visit(0), visit(1), ... with compile-time constants.
 template <int Count, typename Visit>
 inline __attribute__((always_inline)) void constants(Visit&& visit) {
     if constexpr (Count > 0) {
@@ -50,34 +50,35 @@ inline __attribute__((always_inline)) void constants(Visit&& visit) {
     }
 }
 
-// The upper halves of 32 floats, in pairs of one of a and one of b (a sum has no order, as long as x and W have the same),
-// and what is left of floats without them.
+// upper: the upper halves of 32 floats, in pairs of one of a and one of b (any order works if x and W have the same).
+// rest: the floats less their upper halves.
 inline parts upper(floats a, floats b) { return (parts)((vec::words)a >> 16 | ((vec::words)b & 0xffff0000u)); }
 inline floats rest(floats a) { return a - (floats)((vec::words)a & 0xffff0000u); }
 
-// 32 floats into one row of three tiles that lie behind each other.
-inline void take_apart(floats a, floats b, part* to) {
+// Splits 32 floats into one row of three consecutive tiles.
+inline void split(floats a, floats b, part* to) {
     for (int p = 0; p < kParts; p++, a = rest(a), b = rest(b)) *(parts*)(to + p * kTile) = upper(a, b);
 }
 
 template <bool Full>
-inline void take_apart_rows(const float* const* w, int64_t k, int64_t lanes, part* to) {
+inline void split_rows(const float* const* w, int64_t k, int64_t lanes, part* to) {
 #pragma GCC unroll 16
     for (int i = 0; i < 16; i++, to += kStep) {
         const float* at = w[i] + k;
         if (Full) {
             __builtin_prefetch(at + kAhead, 0, 2);
             __builtin_prefetch(at + kAhead + kLanes, 0, 2);
-            take_apart(load(at), load(at + kLanes), to);
+            split(load(at), load(at + kLanes), to);
         } else {
             float row[kStep] = {};
             memcpy(row, at, lanes * sizeof(float));
-            take_apart(load(row), load(row + kLanes), to);
+            split(load(row), load(row + kLanes), to);
         }
     }
 }
 
-// y [16 rows of W, y_step apart][Blocks of x] = W x; x in tiles as below, `width` rows wide, its blocks x_block apart.
+// y [16 rows of W, y_step apart][Blocks of x] = W x. x is in tiles of `width` rows as in OnMatrixUnit, blocks x_block
+// apart.
 template <int Blocks>
 __attribute__((noinline)) void multiply_rows(const float* const* w, int64_t K, const part* x, int64_t x_block, int64_t width,
                                              float* y, int64_t y_step) {
@@ -85,13 +86,13 @@ __attribute__((noinline)) void multiply_rows(const float* const* w, int64_t K, c
     alignas(64) part room[2][kParts * kTile];
     auto prepare = [&](int64_t k) {
         part* to = room[k / kStep % 2];
-        if (k + kStep <= K) take_apart_rows<true>(w, k, kStep, to);
-        else if (k < K) take_apart_rows<false>(w, k, K - k, to);
+        if (k + kStep <= K) split_rows<true>(w, k, kStep, to);
+        else if (k < K) split_rows<false>(w, k, K - k, to);
     };
     constants<Blocks>([&](auto b) { tile_zero<b>(); });
     prepare(0);
     for (int64_t k = 0; k < K; k += kStep, x += kParts * x_tile) {
-        prepare(k + kStep);  // a step ahead: tiles are read from memory, and what was just written is not there yet
+        prepare(k + kStep);  // one step ahead: tiles load from memory, where fresh stores arrive late
         constants<kParts>([&](auto p) { tile_load<4 + p>(room[k / kStep % 2] + p * kTile, 64); });
         constants<kParts>([&](auto p) {
             constants<Blocks>([&](auto b) {
@@ -103,15 +104,15 @@ __attribute__((noinline)) void multiply_rows(const float* const* w, int64_t K, c
     constants<Blocks>([&](auto b) { tile_store<b>(y + 16 * b, y_step); });
 }
 
-// The rows of one call on the matrix unit, whose tiles the calling thread holds meanwhile.
+// Packs and multiplies the rows of one call on the matrix unit. The calling thread holds its tiles meanwhile.
 class OnMatrixUnit {
     part* at;  // [blocks of rows][K / 32][parts][16 pairs of columns][width][2]
     int64_t rows, K, blocks, block_size;
-    int width;  // rows of x in a tile: fewer than 16 where there are so few, which is less to read
+    int width;  // rows of x per tile: 4 or 8 if there are no more, which is less to read
     Tiles tiles;
 
-    // Rows row to row + 15 into their tiles, as far as there are any: the tiles' other columns stay as they are, nobody looks
-    // at what comes of them.
+    // Packs rows row to row + 15 into their tiles. Columns of rows that do not exist stay uninitialised; no one reads
+    // their results.
     template <int Width>
     void pack_block(const float* x, int64_t row, Norm norm, const Statistics* stats, const float* weight,
                     const float* bias) {
@@ -131,7 +132,7 @@ class OnMatrixUnit {
                     if (norm != kNoNorm) halves[h] = (halves[h] - stats[r].mean) * stats[r].scale * get(weight);
                     if (norm == kLayer) halves[h] += get(bias);
                 }
-                take_apart(halves[0], halves[1], room + (r - row) * kStep);
+                split(halves[0], halves[1], room + (r - row) * kStep);
             }
             for (int p = 0; p < kParts; p++) {
                 floats pairs[kLanes];
@@ -160,7 +161,7 @@ class OnMatrixUnit {
         }
     }
 
-    // y [n1 - n0, padded rows of x] = W[n0:n1] x. y has room for 15 rows more.
+    // y [n1 - n0, padded rows of x] = W[n0:n1] x. y has room for 15 more rows.
     void product(const float* w, int64_t n0, int64_t n1, float* y, int64_t y_row) const {
         const int64_t stretch = (n1 - n0) / 16;
         for (int64_t i = 0; i < stretch; i++) multiply(w, n0 + i, stretch, n1, y + i * y_row, y_row);
@@ -168,7 +169,7 @@ class OnMatrixUnit {
     }
 
    private:
-    // Rows n, n + stretch, ... of W, sixteen of them; behind n1 the last row stands in.
+    // Multiplies sixteen rows n, n + stretch, ... of W. The last row replaces rows from n1 on.
     void multiply(const float* w, int64_t n, int64_t stretch, int64_t n1, float* y, int64_t y_row) const {
         const float* from[16];
         for (int i = 0; i < 16; i++) from[i] = w + std::min(n + i * stretch, n1 - 1) * K;
@@ -191,7 +192,7 @@ class OnMatrixUnit {
 
 namespace {
 
-using OnMatrixUnit = OnVectors;  // never asked for: has_amx() is false
+using OnMatrixUnit = OnVectors;  // never used: has_amx() is false
 
 }  // namespace
 

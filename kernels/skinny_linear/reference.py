@@ -1,4 +1,4 @@
-"""Specification of skinny_linear: plain PyTorch, in the dtype of its input."""
+"""The specification of skinny_linear: plain PyTorch, in the dtype of its input."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch.nn.functional import gelu, layer_norm, linear, rms_norm, silu
 
 
 def skinny_linear_reference(x_TD, weights, biases, norm=None, activation=None, residual_TN=None):
-    """Same contract as `kernels.skinny_linear.skinny_linear`."""
+    """Return what `kernels.skinny_linear.skinny_linear` returns."""
     if norm is not None and norm.bias_D is not None:
         x_TD = layer_norm(x_TD, norm.weight_D.shape, norm.weight_D, norm.bias_D, norm.eps)
     elif norm is not None:

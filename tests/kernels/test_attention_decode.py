@@ -1,4 +1,4 @@
-"""attention_decode against its float64 reference: no worse than plain PyTorch, and no row depends on another."""
+"""attention_decode against its float64 reference: as exact as plain PyTorch, and each row independent of the others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kernels.attention_decode import attention_decode, attention_decode_referenc
 from kernels.attention_decode.eager import attention_decode_eager
 from kernels.common import native
 
-needs_compiler = pytest.mark.skipif(cpu.library() is None, reason="no C++ compiler here: the eager code runs instead")
+needs_compiler = pytest.mark.skipif(cpu.library() is None, reason="no C++ compiler: the eager code runs instead")
 each_backend = pytest.mark.parametrize(
     "function", [pytest.param(attention_decode, marks=needs_compiler), attention_decode_eager], ids=["C++", "eager"]
 )
@@ -21,7 +21,7 @@ each_backend = pytest.mark.parametrize(
 
 @dataclass(frozen=True)
 class Case:
-    """One call. `groups` are (rows, positions that they share)."""
+    """The arguments of one call."""
 
     q_SHK: torch.Tensor
     k_PGNK: torch.Tensor
@@ -38,7 +38,7 @@ class Case:
         return function(*plain, *groups)
 
     def open_ended(self):
-        """The last group goes on behind the rows."""
+        """Let the last group end after the last row."""
         return replace(self, cu_groups=torch.cat([self.cu_groups[:-1], self.cu_groups[-1:] + 100]))
 
     def rows(self, chosen):
@@ -49,7 +49,7 @@ class Case:
 
 
 def build(groups, page_size, head_size, kv_heads, per_kv, dtype, alibi, plain_layout, large, seed):
-    """groups: for each, (pages shared, [positions behind them for each of its rows])."""
+    """Build a case from groups of (pages shared, [positions after them, per row])."""
     generator = torch.Generator().manual_seed(seed)
     heads = kv_heads * per_kv
     lengths, tables, bounds, shared, used = [], [], [0], [], 0
@@ -64,10 +64,10 @@ def build(groups, page_size, head_size, kv_heads, per_kv, dtype, alibi, plain_la
             used += own
         bounds.append(len(lengths))
         shared.append(pages * page_size)
-    place = torch.randperm(used, generator=generator)
+    page_order = torch.randperm(used, generator=generator)
     width = max(map(len, tables), default=1)
-    # Behind a row's pages its table points nowhere, and behind its last position a page holds no number.
-    rows = [place[table].tolist() + [10**6] * (width - len(table)) for table in tables]
+    # Table entries after a row's pages are invalid, and pages hold NaN after its last position.
+    rows = [page_order[table].tolist() + [10**6] * (width - len(table)) for table in tables]
     table_SB = torch.tensor(rows, dtype=torch.int32).reshape(len(rows), width)
     k, v = empty_pages(used, kv_heads, page_size, head_size, dtype, "cpu")
     if plain_layout:
@@ -79,7 +79,7 @@ def build(groups, page_size, head_size, kv_heads, per_kv, dtype, alibi, plain_la
             n = min(page_size, length - j)
             for x in (k, v):
                 x[table[j // page_size], :, :n] = torch.randn(kv_heads, n, head_size, generator=generator).to(dtype)
-    # As BLOOM's are: one of three in a larger tensor.
+    # Strided as BLOOM's queries are: one of three in a larger tensor.
     q = torch.randn(len(rows), heads, 3, head_size, generator=generator).to(dtype)[:, :, 1] * (300 if large else 1)
     slopes = torch.rand(heads, generator=generator) if alibi else None
     counts = (torch.tensor(x, dtype=torch.int32) for x in (lengths, bounds, shared))
@@ -87,7 +87,7 @@ def build(groups, page_size, head_size, kv_heads, per_kv, dtype, alibi, plain_la
 
 
 def plain_pytorch(q_SHK, k_PGNK, v_PGNK, table_SB, length_S, slopes_H):
-    """What one would write without a kernel: gather, product, bias, softmax, product, in the dtype of the inputs."""
+    """Compute as one would without a kernel: gather, product, bias, softmax, product, in the dtype of the inputs."""
     out = torch.empty_like(q_SHK)
     per_kv = q_SHK.shape[1] // k_PGNK.shape[1]
     for s, n in enumerate(length_S.tolist()):
@@ -124,8 +124,8 @@ MANY_ROWS = build([(2, list(range(40)))], 16, 32, 1, 9, torch.float32, True, Fal
 @given(case=cases)
 @example(case=LONG)
 @example(case=LONG.to(torch.bfloat16))
-def test_any_case_is_right_to_the_rounding_of_plain_pytorch(function, case):
-    """A single case can come out well by luck, so more is granted here; the next test compares them on the whole."""
+def test_each_case_is_nearly_as_exact_as_plain_pytorch(function, case):
+    """Allows twice plain's error, which may be small by chance. The next test compares many cases together."""
     truth = case.to(torch.float64).run(attention_decode_reference)
     assert truth.isfinite().all()
     out = case.run(function)
@@ -141,8 +141,8 @@ def test_any_case_is_right_to_the_rounding_of_plain_pytorch(function, case):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("alibi", [False, True])
 @pytest.mark.parametrize("large", [False, True])
-def test_on_the_whole_the_error_is_no_larger_than_that_of_plain_pytorch(function, dtype, alibi, large):
-    """Root mean squares over 20 cases with lengths up to 600; two orders of summation differ by some percent."""
+def test_error_over_many_cases_is_that_of_plain_pytorch(function, dtype, alibi, large):
+    """Root mean square error over 20 cases with lengths up to 600; orders of summation differ by a few percent."""
     squares = torch.zeros(2, dtype=torch.float64)
     for seed in range(20):
         case = build([(2, [1, 40, 5]), (0, [600, 30 * seed])], 64, 64, 2, 2, dtype, alibi, False, large, seed)
@@ -150,7 +150,6 @@ def test_on_the_whole_the_error_is_no_larger_than_that_of_plain_pytorch(function
         for i, x in enumerate((case.run(function), case.run(plain_pytorch))):
             squares[i] += (x.double() - truth).square().sum()
     ours, plain = squares.sqrt().tolist()
-    print(ours / plain)
     assert ours <= 1.1 * plain
 
 
@@ -159,7 +158,7 @@ def test_on_the_whole_the_error_is_no_larger_than_that_of_plain_pytorch(function
 @given(case=cases, data=st.data())
 @example(case=LONG, data=None)
 @example(case=MANY_ROWS, data=None)
-def test_no_bit_of_a_row_depends_on_its_company_on_sharing_or_on_threads(case, data):
+def test_decode_is_batch_invariant(case, data):
     together = case.run()
     assert together.equal(case.run(shared=True))
     assert together.equal(case.open_ended().run(shared=True))
@@ -176,8 +175,8 @@ def test_no_bit_of_a_row_depends_on_its_company_on_sharing_or_on_threads(case, d
 
 
 @needs_compiler
-def test_shared_positions_are_read_from_the_first_row_alone():
-    """That is what sharing is for: another row's table may point nowhere where its group shares."""
+def test_shared_positions_are_read_only_from_the_first_row():
+    """The other rows' table entries for shared positions may be invalid."""
     case = LONG
     first = case.cu_groups[1]
     case.table_SB[first + 1 :, :9], kept = 10**6, case.table_SB[first + 1 :, :9].clone()
@@ -188,13 +187,13 @@ def test_shared_positions_are_read_from_the_first_row_alone():
     assert out.equal(case.run())
 
 
-def test_no_rows_give_no_rows():
+def test_empty_batch():
     k, v = empty_pages(2, 1, 4, 8, torch.float32, "cpu")
     nothing = torch.empty(0, dtype=torch.int32)
     assert attention_decode(torch.empty(0, 2, 8), k, v, nothing.reshape(0, 3), nothing).shape == (0, 2, 8)
 
 
-def test_a_scale_can_be_given():
+def test_scale_argument():
     case = LONG
     doubled = replace(case, q_SHK=case.q_SHK * 2)
     scaled = attention_decode(
@@ -205,7 +204,7 @@ def test_a_scale_can_be_given():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("plain_layout", [False, True])
-def test_what_is_written_is_what_lies_there(dtype, plain_layout):
+def test_write_pages(dtype, plain_layout):
     generator = torch.Generator().manual_seed(0)
     k, v = empty_pages(5, 2, 3, 4, dtype, "cpu", layers=(2,))
     if plain_layout:
@@ -224,7 +223,7 @@ def test_what_is_written_is_what_lies_there(dtype, plain_layout):
     assert v.equal(expected[1])
 
 
-def test_without_a_compiler_the_result_is_nearly_the_same(monkeypatch):
+def test_without_a_compiler_results_are_close(monkeypatch):
     expected = LONG.run(shared=True)
     monkeypatch.setattr(native, "load", lambda name, sources: None)
     cpu.library.cache_clear()
@@ -238,22 +237,22 @@ def test_without_a_compiler_the_result_is_nearly_the_same(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_compiles_for_a_gpu_that_is_not_here(dtype):
+def test_triton_kernels_compile_without_a_gpu(dtype):
     triton = pytest.importorskip("triton")
     from triton.backends import compiler as backends
 
     from kernels.attention_decode import fused
 
     sizes = {"H": 32, "K": 128, "KP": 128, "GROUPS": True}
-    piece = {"J": 1, "PAGE": 64, "PIECE": 256, "M": 16, "N": 32, "ALIBI": True, "scale2": 1.0}
+    chunk = {"J": 1, "PAGE": 64, "CHUNK": 256, "M": 16, "N": 32, "ALIBI": True, "scale2": 1.0}
     types = dict.fromkeys(("q", "k", "v", "out"), f"*{dtype}")
     types |= dict.fromkeys(("part", "top_in", "total_in", "top_out", "total_out", "slopes"), "*fp32")
     types |= dict.fromkeys(("table", "length", "cu_groups", "shared", "group_of"), "*i32")
     for kernel, constants in (
         (fused._merge, sizes),
-        (fused._piece, sizes | piece | {"SHARED": True}),
-        (fused._piece, sizes | piece | {"SHARED": False}),
-        (fused._piece, sizes | piece | {"SHARED": True, "rows": 1}),  # a number that is 1 is a constant to Triton
+        (fused._chunk, sizes | chunk | {"SHARED": True}),
+        (fused._chunk, sizes | chunk | {"SHARED": False}),
+        (fused._chunk, sizes | chunk | {"SHARED": True, "rows": 1}),  # Triton makes an argument of 1 a constant
     ):
         names = kernel.arg_names
         signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in names}

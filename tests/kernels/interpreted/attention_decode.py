@@ -1,4 +1,4 @@
-"""attention_decode in Triton against float64: pieces, groups, odd pages, odd head sizes, grouped heads, ALiBi."""
+"""attention_decode in Triton against float64: chunks, groups, odd page and head sizes, grouped heads, ALiBi."""
 
 import pytest
 import torch
@@ -7,8 +7,8 @@ from kernels.attention_decode import attention_decode_reference
 from kernels.attention_decode.fused import attention_decode_triton
 from tests.kernels.test_attention_decode import build
 
-# (pages shared, positions behind them) of each group; page size, head size, key/value heads, queries for each; ALiBi.
-# A program takes 256 positions, and 8 rows that share.
+# Per group (pages shared, [positions after them, per row]); page size, head size, key/value heads, queries per
+# key/value head, ALiBi. A program takes 256 positions and 8 rows that share.
 CASES = {
     "alibi": ([(2, [1, 40, 5, 0, 9, 9, 9, 9, 9, 3]), (0, [300])], 16, 16, 2, 1, True),
     "grouped heads, odd head size": ([(1, [0, 0]), (3, [270, 1]), (0, [1])], 128, 5, 1, 3, False),
@@ -20,11 +20,11 @@ CASES = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shared", [False, True])
 def test_equals_float64(name, dtype, shared):
-    """Pages hold NaN behind a row's last position."""
+    """Pages hold NaN after a row's last position."""
     groups, page_size, head_size, kv_heads, per_kv, alibi = CASES[name]
     case = build(groups, page_size, head_size, kv_heads, per_kv, dtype, alibi, False, False, 1)
     truth = case.to(torch.float64).run(attention_decode_reference)
-    if shared:  # what a group shares is read from its first rows alone
+    if shared:  # shared positions are read only from the first row of each tile
         for first, last, positions in zip(case.cu_groups, case.cu_groups[1:], case.shared_R):
             tile = max(16, 1 << (8 * per_kv - 1).bit_length()) // per_kv
             of_others = torch.arange(first, last)[torch.arange(last - first) % tile > 0]
@@ -35,6 +35,6 @@ def test_equals_float64(name, dtype, shared):
     assert (out.double() - truth).abs().max() <= 1e-6 + torch.finfo(dtype).eps * truth.abs().max()
 
 
-def test_no_rows_give_no_rows():
+def test_empty_batch():
     case = build([(0, [3])], 16, 16, 1, 1, torch.float32, False, False, False, 0)
     assert case.rows(slice(0, 0)).run(attention_decode_triton).shape == (0, 1, 16)
