@@ -27,7 +27,7 @@ class DecodeInputs:
         self.places = places(self.table_SB, position_S, cache.page_size)
         self.cu_groups = torch.full((max_rows + 1,), max_rows, dtype=torch.int32, device=device)
         self.shared_R = torch.zeros(max_rows, dtype=torch.int32, device=device)
-        self.rotation = model.rotation(position_S)
+        self.rotations = model.rotations(position_S)
         self.h_SD = torch.zeros(max_rows, model.hidden_size, dtype=weight.dtype, device=device)
         self._singles = PackedBatch.of_singles(position_S, position_S)  # only the lengths of its sequences are used
         self._filled = 0
@@ -49,8 +49,9 @@ class DecodeInputs:
         self.shared_R[groups:] = 0
         for kept, new in zip(self.places, places(table_SB, position_S, self.cache.page_size)):
             kept[:rows] = new
-        if self.rotation is not None:
-            for kept, new in zip(self.rotation, self.model.rotation(position_S)):
+        new_rotations = self.model.rotations(position_S)
+        for rotary, rotation in self.rotations.items():
+            for kept, new in zip(rotation, new_rotations[rotary]):
                 kept[:rows] = new
 
     def run(self, rows: int, split: int) -> tuple[Tensor, Tensor]:
@@ -58,6 +59,6 @@ class DecodeInputs:
         attend = self.cache.decode_at(
             self.table_SB[:rows], *(x[:rows] for x in self.places), self.cu_groups[: rows + 1], self.shared_R[:rows]
         )
-        rotation = self.rotation and tuple(x[:rows] for x in self.rotation)
-        trunk_SD = self.model.run(self.h_SD[:rows], self._singles, 0, split, attend, rotation)
-        return trunk_SD, self.model.run(trunk_SD, self._singles, split, self.model.num_layers, attend, rotation)
+        rotations = {rotary: (cos[:rows], sin[:rows]) for rotary, (cos, sin) in self.rotations.items()}
+        trunk_SD = self.model.run(self.h_SD[:rows], self._singles, 0, split, attend, rotations)
+        return trunk_SD, self.model.run(trunk_SD, self._singles, split, self.model.num_layers, attend, rotations)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from engine.batch import PackedBatch
 from engine.generation import huge_pages
-from engine.models.attend import Attend
+from engine.models.attend import Attend, AttentionOptions
 from kernels.attention import attention
 from kernels.attention_decode import attention_decode, empty_pages, write_pages
 
@@ -100,9 +100,9 @@ class KVCache:
         page_T = table_SB[batch.sequence_T, batch.positions_T // self.page_size].long()
         slot_T = batch.positions_T % self.page_size
 
-        def attend(layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, slopes_H: Tensor | None) -> Tensor:
+        def attend(layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, options: AttentionOptions) -> Tensor:
             write_pages(k_TGK, v_TGK, self.k_LPGNK[layer], self.v_LPGNK[layer], page_T, slot_T)
-            return attention(q_THK, k_TGK, v_TGK, batch.cu_seqlens, batch.lengths, slopes_H)
+            return attention(q_THK, k_TGK, v_TGK, batch.cu_seqlens, batch.lengths, *options)
 
         return attend
 
@@ -133,10 +133,10 @@ class KVCache:
     ) -> Attend:
         """`decode` with a given slot mapping."""
 
-        def attend(layer: int, q_SHK: Tensor, k_SGK: Tensor, v_SGK: Tensor, slopes_H: Tensor | None) -> Tensor:
+        def attend(layer: int, q_SHK: Tensor, k_SGK: Tensor, v_SGK: Tensor, options: AttentionOptions) -> Tensor:
             k_PGNK, v_PGNK = self.k_LPGNK[layer], self.v_LPGNK[layer]
             write_pages(k_SGK, v_SGK, k_PGNK, v_PGNK, page_S, slot_S)
-            return attention_decode(q_SHK, k_PGNK, v_PGNK, table_SB, length_S, slopes_H, None, cu_groups, shared_R)
+            return attention_decode(q_SHK, k_PGNK, v_PGNK, table_SB, length_S, *options, cu_groups, shared_R)
 
         return attend
 

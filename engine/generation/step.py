@@ -22,7 +22,7 @@ from engine.generation.random_address import uniform
 from engine.generation.sample import Sample
 from engine.generation.sampling import Sampled, Sampling, sample
 from engine.generation.scheduler import Chunk, Scheduler
-from engine.models.attend import Attend
+from engine.models.attend import Attend, AttentionOptions
 from engine.models.fused import logits
 
 if TYPE_CHECKING:
@@ -227,8 +227,8 @@ def _both(decode: Attend | None, prefill: Attend | None, singles: int) -> Attend
         assert attend is not None
         return attend
 
-    def attend(layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, slopes_H: Tensor | None) -> Tensor:
+    def attend(layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, options: AttentionOptions) -> Tensor:
         parts = zip((decode, prefill), *(x.tensor_split([singles]) for x in (q_THK, k_TGK, v_TGK)))
-        return torch.cat([part(layer, q, k, v, slopes_H) for part, q, k, v in parts])
+        return torch.cat([part(layer, q, k, v, options) for part, q, k, v in parts])
 
     return attend

@@ -1,4 +1,4 @@
-"""BLOOM and the LLaMA family behind one interface, read from and written to the Hugging Face layout.
+"""BLOOM, the LLaMA family, Gemma 3, Cohere 2 and Apertus behind one interface, in the Hugging Face layout.
 
 A model has `config, num_layers, hidden_size, num_heads, num_kv_heads, head_size, vocab_size`, `max_length` (the longest
 sequence it serves in tokens, None without a limit), `layers`, `final_norm`, and
@@ -11,6 +11,7 @@ a test. A fast decode path in fused.py is optional.
 
 from engine.models.attend import Attend
 from engine.models.bloom import Bloom
+from engine.models.decoder import Decoder
 from engine.models.hf import build_model, load_config, load_model, load_score_weight, save_model
 from engine.models.length_limit import LengthLimit, length_limit
 from engine.models.llama import Llama
@@ -18,6 +19,7 @@ from engine.models.llama import Llama
 __all__ = [
     "Attend",
     "Bloom",
+    "Decoder",
     "LengthLimit",
     "Llama",
     "build_model",

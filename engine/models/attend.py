@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from torch import Tensor
 
 from engine.batch import PackedBatch
 from kernels.attention import attention
 
-# attend(layer_index, q_THK, k_TGK, v_TGK, slopes_H) -> o_THK. layer_index is absolute, rotary is already applied,
-# slopes_H is float32 [H] with ALiBi and None without, and the scale is 1/sqrt(K).
-Attend = Callable[[int, Tensor, Tensor, Tensor, Tensor | None], Tensor]
+
+class AttentionOptions(NamedTuple):
+    """How one layer attends: the last arguments of the attention kernels, in their order."""
+
+    slopes_H: Tensor | None = None  # float32 [H], ALiBi
+    scale: float | None = None  # of the scores; None is 1/sqrt(K)
+    window: int | None = None  # a position sees this many positions, itself included; None is all before it
+
+
+# attend(layer_index, q_THK, k_TGK, v_TGK, options) -> o_THK. layer_index is absolute, rotary is already applied.
+Attend = Callable[[int, Tensor, Tensor, Tensor, AttentionOptions], Tensor]
 
 
 def causal_attend(batch: PackedBatch) -> Attend:
     """Return causal attention within each sequence of the batch, without a cache."""
 
-    def attend(_: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, slopes_H: Tensor | None) -> Tensor:
-        return attention(q_THK, k_TGK, v_TGK, batch.cu_seqlens, batch.lengths, slopes_H)
+    def attend(_: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, options: AttentionOptions) -> Tensor:
+        return attention(q_THK, k_TGK, v_TGK, batch.cu_seqlens, batch.lengths, *options)
 
     return attend

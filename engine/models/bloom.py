@@ -15,7 +15,7 @@ from torch.nn.functional import gelu
 
 from engine.base.errors import UserError
 from engine.batch import PackedBatch
-from engine.models.attend import Attend
+from engine.models.attend import Attend, AttentionOptions
 from engine.models.decoder import Decoder
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ def alibi_slopes(num_heads: int, device: torch.device) -> Tensor:
 class BloomBlock(nn.Module):
     """One layer; `index` is its layer number, also for a block held outside the model."""
 
+    rotary = None  # positions enter through ALiBi, inside attention
+
     def __init__(self, config: PretrainedConfig, index: int):
         super().__init__()
         width, eps = config.hidden_size, config.layer_norm_epsilon
@@ -53,9 +55,6 @@ class BloomBlock(nn.Module):
         self.mlp_up = nn.Linear(width, 4 * width)
         self.mlp_down = nn.Linear(4 * width, width)
 
-    def rotation(self, positions_T: Tensor) -> None:
-        """Return None: positions enter through ALiBi, inside attention."""
-
     def slopes(self, device: torch.device) -> Tensor:
         """Return the ALiBi slope of each head, float32 [H]. Attention adds slope * key position to the scores."""
         return alibi_slopes(self.num_heads, device)
@@ -64,7 +63,7 @@ class BloomBlock(nn.Module):
         residual_TD = self.attention_norm(h_TD) if self.norm_feeds_residual else h_TD
         q_THK, k_THK, v_THK = self.qkv(self.attention_norm(h_TD)).unflatten(1, (self.num_heads, 3, -1)).unbind(2)
         # softmax(q k^T / sqrt(K) + slope * key position) v, causal
-        o_THK = attend(self.index, q_THK, k_THK, v_THK, self.slopes(h_TD.device))
+        o_THK = attend(self.index, q_THK, k_THK, v_THK, AttentionOptions(self.slopes(h_TD.device)))
         h_TD = residual_TD + self.attention_out(o_THK.flatten(1))
 
         residual_TD = self.mlp_norm(h_TD) if self.norm_feeds_residual else h_TD

@@ -25,11 +25,12 @@ SIZES = {
     "max_position_embeddings": 2**40,
     "sliding_window": 2**40,
 }
-SMALL_NUMBERS = ("layer_norm_epsilon", "rms_norm_eps", "initializer_range")
+SMALL_NUMBERS = ("layer_norm_epsilon", "layer_norm_eps", "rms_norm_eps", "initializer_range", "logit_scale")
 _ROPE_NUMBERS = (
     *("rope_theta", "factor", "low_freq_factor", "high_freq_factor", "partial_rotary_factor"),
-    "original_max_position_embeddings",
+    *("original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"),
 )
+LAYER_TYPES = ("full_attention", "sliding_attention")
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 # Fields that change nothing that is computed here: names, storage and initialisation of weights, special tokens,
@@ -67,13 +68,20 @@ def check_config(config: PretrainedConfig, file: Path) -> None:
         for token in value if isinstance(value, list) else [value]:
             if token is not None and not (_is_whole(token) and token < SIZES["vocab_size"]):
                 raise UserError(f"{file} has {name} {value!r:.60}: give a token id or a list of them")
+    kinds, layers = getattr(config, "layer_types", None), config.num_hidden_layers
+    if kinds is not None and (len(kinds) != layers or any(kind not in LAYER_TYPES for kind in kinds)):
+        raise UserError(f"{file} has layer_types {kinds!r:.60}: give one of {', '.join(LAYER_TYPES)} for each layer")
     _check_rotary(config, file)
 
 
 def _check_rotary(config: PretrainedConfig, file: Path) -> None:
     """Check the fields of the rotary embedding, under transformers 5's name and the older one."""
-    for place in ("rope_parameters", "rope_scaling"):
-        fields = getattr(config, place, None) or {}
+    places = {place: getattr(config, place, None) or {} for place in ("rope_parameters", "rope_scaling")}
+    for place, fields in list(places.items()):
+        if isinstance(fields, Mapping) and set(fields) & set(LAYER_TYPES):  # some for each type of layer
+            del places[place]
+            places |= {f"{place}.{kind}": inner for kind, inner in fields.items()}
+    for place, fields in places.items():
         if not isinstance(fields, Mapping) or not all(
             isinstance(fields.get(n, ""), str) for n in ("rope_type", "type")
         ):

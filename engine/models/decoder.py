@@ -15,7 +15,7 @@ from engine.batch import PackedBatch
 from engine.models.attend import Attend, causal_attend
 from engine.models.fused import block_step
 from engine.models.length_limit import check_length, length_limit
-from engine.models.rotary import Rotation
+from engine.models.rotary import Rotations, rotations_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -26,11 +26,27 @@ def head_size_of(config: PretrainedConfig) -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
+def window_of(config: PretrainedConfig, index: int) -> int | None:
+    """Return how many positions a layer sees, itself included; None for all before it.
+
+    Gemma, Qwen and Cohere list the type of each layer; Mistral's sliding_window is for all of them.
+    """
+    kinds = getattr(config, "layer_types", None)
+    sliding = kinds is None or kinds[index] == "sliding_attention"
+    return getattr(config, "sliding_window", None) if sliding else None
+
+
+def check_activation(given: str, *supported: str) -> None:
+    """UserError for an activation that a family does not compute."""
+    if given not in supported:
+        raise UserError(f"the activation is {given!r}: only {supported[0]} is supported in this family")
+
+
 class Decoder(nn.Module):
     """The base of a language model. A family adds `embedding`, `layers`, `final_norm` and `head`.
 
-    A block has `config`, `index` (its place in the whole model), `rotation(positions_T)` (what it computes from the
-    positions once per step for all layers, or None) and `forward(h_TD, rotation, attend) -> h_TD`.
+    A block has `config`, `index` (its place in the whole model), `rotary` (the Rotary of its heads; None without one)
+    and `forward(h_TD, rotation, attend) -> h_TD`, where rotation is the cos and sin of `rotary`.
     """
 
     embedding: nn.Embedding
@@ -46,6 +62,11 @@ class Decoder(nn.Module):
         self.num_heads = config.num_attention_heads
         self.num_kv_heads = getattr(config, "num_key_value_heads", None) or self.num_heads
         self.head_size = head_size_of(config)
+        if self.num_heads % self.num_kv_heads:
+            raise UserError(
+                f"{self.num_heads} heads cannot be shared by {self.num_kv_heads} key/value heads: "
+                "correct num_key_value_heads in config.json"
+            )
         self.vocab_size = config.vocab_size
         limit = length_limit(config)
         self.max_length = limit.tokens if limit else None
@@ -54,26 +75,26 @@ class Decoder(nn.Module):
         """Return h_TD of the tokens, the input of layer 0."""
         return self.embedding(batch.tokens_T)
 
-    def rotation(self, positions_T: Tensor) -> Rotation | None:
-        """Return what the layers compute from the positions; None if attention alone uses positions (ALiBi)."""
-        return self.layers[0].rotation(positions_T)
+    def rotations(self, positions_T: Tensor) -> Rotations:
+        """Return cos and sin of the positions for each Rotary of the layers; empty without rotary embedding."""
+        return rotations_of(self.layers, positions_T)
 
     def run(
         self, h_TD: Tensor, batch: PackedBatch, start: int, stop: int, attend: Attend | None = None,
-        rotation: Rotation | None = None,
+        rotations: Rotations | None = None,
     ) -> Tensor:  # fmt: skip
         """Run layers start to stop-1 and return h_TD.
 
-        attend defaults to causal attention within each sequence of the batch, rotation to that of the batch's
+        attend defaults to causal attention within each sequence of the batch, rotations to those of the batch's
         positions. Raises UserError for a sequence longer than the model serves.
         """
         assert 0 <= start <= stop <= self.num_layers, (start, stop, self.num_layers)
-        return self.run_layers([self.layers[i] for i in range(start, stop)], h_TD, batch, attend, rotation)
+        return self.run_layers([self.layers[i] for i in range(start, stop)], h_TD, batch, attend, rotations)
 
     @staticmethod
     def run_layers(
         layers: Sequence[nn.Module], h_TD: Tensor, batch: PackedBatch, attend: Attend | None = None,
-        rotation: Rotation | None = None,
+        rotations: Rotations | None = None,
     ) -> Tensor:  # fmt: skip
         """Run the given blocks in order and return h_TD. They may be held outside the model."""
         if not len(layers):
@@ -81,9 +102,10 @@ class Decoder(nn.Module):
         first = layers[0]
         check_length(first.config, batch.max_len)
         step = block_step(first, h_TD, attend)
-        attend, rotation = attend or causal_attend(batch), rotation or first.rotation(batch.positions_T)
+        attend = attend or causal_attend(batch)
+        rotations = rotations_of(layers, batch.positions_T) if rotations is None else rotations
         for block in layers:
-            h_TD = step(block, h_TD, rotation, attend)
+            h_TD = step(block, h_TD, rotations.get(block.rotary), attend)
         return h_TD
 
     def norm(self, h_TD: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from engine.models.attend import Attend
+from engine.models.attend import Attend, AttentionOptions
 from engine.models.rotary import Rotation
 from kernels import passes
 from kernels.linear_logprob import linear_logits
@@ -60,8 +60,9 @@ def llama_few_rows(block: nn.Module, h_TD: Tensor, rotation: Rotation | None, at
         if not isinstance(norm, nn.Identity):
             part_THK = y_THK.narrow(1, start, count)
             part_THK.copy_(norm(part_THK))
-    rotate_in_place(y_THK.narrow(1, 0, heads + kv_heads), *rotation)
-    o_THK = attend(block.index, *y_THK.split((heads, kv_heads, kv_heads), dim=1), None)
+    if rotation is not None:
+        rotate_in_place(y_THK.narrow(1, 0, heads + kv_heads), *rotation)
+    o_THK = attend(block.index, *y_THK.split((heads, kv_heads, kv_heads), dim=1), block.options)
     h_TD = _add_linear(h_TD, block.attention_out, o_THK.flatten(1))
     return _add_linear(h_TD, block.down, _normed_linear(h_TD, block.mlp_norm, (block.gate, block.up), "swiglu"))
 
@@ -70,9 +71,10 @@ def llama_many_rows(block: nn.Module, h_TD: Tensor, rotation: Rotation | None, a
     x_TD = _rms_norm(block.attention_norm, h_TD)
     q_THK, k_TGK, v_TGK = (linear(x_TD).unflatten(1, (-1, block.head_size)) for linear in (block.q, block.k, block.v))
     q_THK, k_TGK = block.q_norm(q_THK), block.k_norm(k_TGK)
-    rotate_in_place(q_THK, *rotation)
-    rotate_in_place(k_TGK, *rotation)
-    o_THK = attend(block.index, q_THK, k_TGK, v_TGK, None)
+    if rotation is not None:
+        rotate_in_place(q_THK, *rotation)
+        rotate_in_place(k_TGK, *rotation)
+    o_THK = attend(block.index, q_THK, k_TGK, v_TGK, block.options)
     h_TD = block.attention_out(o_THK.flatten(1)).add_(h_TD)
     x_TD = _rms_norm(block.mlp_norm, h_TD)
     return block.down(passes.swiglu_in_place(block.gate(x_TD), block.up(x_TD))).add_(h_TD)
@@ -81,7 +83,7 @@ def llama_many_rows(block: nn.Module, h_TD: Tensor, rotation: Rotation | None, a
 def bloom_few_rows(block: nn.Module, h_TD: Tensor, rotation: None, attend: Attend) -> Tensor:
     residual_TD = block.attention_norm(h_TD) if block.norm_feeds_residual else h_TD
     qkv_TN = _normed_linear(h_TD, block.attention_norm, (block.qkv,))
-    o_THK = attend(block.index, *_bloom_qkv(block, qkv_TN), block.slopes(h_TD.device))
+    o_THK = attend(block.index, *_bloom_qkv(block, qkv_TN), AttentionOptions(block.slopes(h_TD.device)))
     h_TD = _add_linear(residual_TD, block.attention_out, o_THK.flatten(1))
     residual_TD = block.mlp_norm(h_TD) if block.norm_feeds_residual else h_TD
     return _add_linear(residual_TD, block.mlp_down, _normed_linear(h_TD, block.mlp_norm, (block.mlp_up,), "gelu"))
@@ -90,7 +92,7 @@ def bloom_few_rows(block: nn.Module, h_TD: Tensor, rotation: None, attend: Atten
 def bloom_many_rows(block: nn.Module, h_TD: Tensor, rotation: None, attend: Attend) -> Tensor:
     residual_TD = block.attention_norm(h_TD) if block.norm_feeds_residual else h_TD
     qkv_TN = block.qkv(block.attention_norm(h_TD))
-    o_THK = attend(block.index, *_bloom_qkv(block, qkv_TN), block.slopes(h_TD.device))
+    o_THK = attend(block.index, *_bloom_qkv(block, qkv_TN), AttentionOptions(block.slopes(h_TD.device)))
     h_TD = block.attention_out(o_THK.flatten(1)).add_(residual_TD)
     residual_TD = block.mlp_norm(h_TD) if block.norm_feeds_residual else h_TD
     return block.mlp_down(passes.gelu_in_place(block.mlp_up(block.mlp_norm(h_TD)))).add_(residual_TD)
@@ -98,7 +100,7 @@ def bloom_many_rows(block: nn.Module, h_TD: Tensor, rotation: None, attend: Atte
 
 LLAMA = FastPath(llama_few_rows, llama_many_rows, lambda block: block.q.weight)
 BLOOM = FastPath(bloom_few_rows, bloom_many_rows, lambda block: block.qkv.weight)
-FAST_PATHS = {"bloom": BLOOM, "llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA, "qwen3": LLAMA}  # by model_type
+FAST_PATHS = {"bloom": BLOOM} | dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "smollm3"), LLAMA)  # by model_type
 
 
 def _bloom_qkv(block: nn.Module, qkv_TN: Tensor) -> tuple[Tensor, ...]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,8 +14,12 @@ from torch import Tensor
 from engine.base.atomic import sync
 from engine.base.errors import UserError
 from engine.base.strict_json import read_object, reason_of
+from engine.models.apertus import Apertus
 from engine.models.bloom import Bloom
+from engine.models.cohere2 import Cohere2
 from engine.models.config_rules import check_config, refuse_code
+from engine.models.decoder import Decoder
+from engine.models.gemma3 import Gemma3
 from engine.models.llama import Llama
 from engine.models.names import LM_HEAD, SCORE, TABLES, match, written_name
 from engine.models.weight_files import StoredTensor, read_weights, write_weights
@@ -23,8 +27,13 @@ from engine.models.weight_files import StoredTensor, read_weights, write_weights
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-FAMILIES = {"bloom": Bloom, "llama": Llama, "mistral": Llama, "qwen2": Llama, "qwen3": Llama}
-CLASS_PREFIX = {"bloom": "Bloom", "llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+FAMILIES: dict[str, type[Decoder]] = {
+    "bloom": Bloom,
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "smollm3"), Llama),
+    "gemma3_text": Gemma3,
+    "cohere2": Cohere2,
+    "apertus": Apertus,
+}
 SHARD_BYTES = 5_000_000_000
 TOKENIZER_FOLDERS = ("additional_chat_templates",)  # the only folder that a saved tokenizer has
 
@@ -43,6 +52,7 @@ def load_config(path: str | Path) -> PretrainedConfig:
         raise UserError(f"{path} has no config.json: pass the local directory of a model in Hugging Face layout")
     fields = read_object(file)
     refuse_code(fields, file)
+    fields = _language_model(fields)
     model_type = fields.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UserError(f"{file} has model_type {model_type!r:.60}: supported are {', '.join(FAMILIES)}")
@@ -54,8 +64,18 @@ def load_config(path: str | Path) -> PretrainedConfig:
     return config
 
 
-def build_model(config: PretrainedConfig, seed: int) -> Bloom | Llama:
-    """Build a new float32 model on the CPU: matrices normal(0, initializer_range), norms 1, biases 0.
+def _language_model(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the fields of the language model inside a model that also reads images, or all fields of any other."""
+    inner = fields.get("text_config")
+    if not isinstance(inner, Mapping) or inner.get("model_type") not in FAMILIES:
+        return fields
+    kept = ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings")
+    return {name: fields[name] for name in kept if fields.get(name) is not None} | dict(inner)
+
+
+def build_model(config: PretrainedConfig, seed: int) -> Decoder:
+    """Build a new float32 model on the CPU: matrices normal(0, initializer_range), norms 1, biases 0, other
+    vectors as their module's `initial` says.
 
     The same config and seed give the same bits. UserError for a config that the family does not support.
     """
@@ -63,16 +83,16 @@ def build_model(config: PretrainedConfig, seed: int) -> Bloom | Llama:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
+            module, _, leaf = name.rpartition(".")
             if parameter.ndim == 2:
                 parameter.normal_(0.0, config.initializer_range, generator=generator)
             else:
-                parameter.fill_(0.0 if name.endswith(".bias") else 1.0)
+                initial = getattr(model.get_submodule(module), "initial", {"bias": 0.0})
+                parameter.fill_(initial.get(leaf, 1.0))
     return model
 
 
-def load_model(
-    path: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-) -> Bloom | Llama:
+def load_model(path: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Decoder:
     """Load a model from a Hugging Face directory, in the given dtype on the given device.
 
     Reads mapped files tensor by tensor, so only one extra tensor is in memory. Also loads a reward model's directory
@@ -110,7 +130,7 @@ def load_score_weight(path: str | Path) -> Tensor | None:
 
 
 def save_model(
-    model: Bloom | Llama,
+    model: Decoder,
     path: str | Path,
     tokenizer: PreTrainedTokenizerBase | None = None,
     score_weight_D: Tensor | None = None,
@@ -146,7 +166,7 @@ def save_model(
 
 
 def write_all_but_weights(
-    model: Bloom | Llama,
+    model: Decoder,
     folder: Path,
     tokenizer: PreTrainedTokenizerBase | None,
     score_weight_D: Tensor | None,
@@ -169,7 +189,7 @@ def write_all_but_weights(
     return tensors
 
 
-def empty_model(config: PretrainedConfig, where: str) -> Bloom | Llama:
+def empty_model(config: PretrainedConfig, where: str) -> Decoder:
     """Build a model on the meta device. A UserError about the config starts with `where`."""
     try:
         with torch.device("meta"):
@@ -198,7 +218,7 @@ def check_replaceable(path: Path) -> None:
 
 
 def _config_to_save(
-    model: Bloom | Llama,
+    model: Decoder,
     tokenizer: PreTrainedTokenizerBase | None,
     reward: bool,
     moments: tuple[float, float] | None,
@@ -206,8 +226,7 @@ def _config_to_save(
 ) -> PretrainedConfig:
     config = copy.deepcopy(model.config)
     config.dtype = model.embedding.weight.dtype
-    task = "ForSequenceClassification" if reward else "ForCausalLM"
-    config.architectures = [CLASS_PREFIX[config.model_type] + task]
+    config.architectures = [_architecture(config.model_type, reward)]
     if reward:
         config.num_labels = 1
         config.pad_token_id = _score_pad_id(config, tokenizer, eos_ids)
@@ -220,6 +239,18 @@ def _config_to_save(
         for name in ("score_mean", "score_std"):
             vars(config).pop(name, None)
     return config
+
+
+def _architecture(model_type: str, reward: bool) -> str:
+    """Return the name of transformers' class. Where it has none for scores, as for Cohere 2, only we load a reward."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    )
+
+    causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]
+    scores = causal.replace("ForCausalLM", "ForSequenceClassification")
+    return MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(model_type, scores) if reward else causal
 
 
 def _can_pad(token: int | None, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase | None) -> bool:

@@ -1,10 +1,10 @@
-"""RMSNorm and SwiGLU, each one fused kernel for bfloat16 on a CPU and plain PyTorch elsewhere."""
+"""RMSNorm and gated activations, each one fused kernel for bfloat16 on a CPU where there is one, else plain PyTorch."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import rms_norm, silu
+from torch.nn.functional import gelu, rms_norm, silu
 
 from kernels import bf16_passes
 
@@ -23,6 +23,26 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
+class CentredRMSNorm(nn.Module):
+    """RMSNorm whose weight is stored as its difference from 1, as Gemma's is. All arithmetic is in float32."""
+
+    initial = {"weight": 0.0}
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        # 1 + weight is not rounded to bfloat16: near 1 that has steps of 1/128.
+        return rms_norm(x.float(), self.weight.shape, 1.0 + self.weight.float(), self.eps).to(x.dtype)
+
+
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """Return silu(gate) * up (Shazeer 2020)."""
     return bf16_passes.swiglu(gate, up) if bf16_passes.fits(gate) else silu(gate) * up
+
+
+def geglu(gate: Tensor, up: Tensor) -> Tensor:
+    """Return gelu(gate) * up, with the tanh form of GELU (Shazeer 2020)."""
+    return gelu(gate, approximate="tanh") * up

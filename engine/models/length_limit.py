@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from engine.base.errors import UserError
+from engine.models.rotary import rope_fields
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -18,18 +19,10 @@ class LengthLimit(NamedTuple):
 
 
 def length_limit(config: PretrainedConfig) -> LengthLimit | None:
-    """Return the smallest limit; None without one, as for BLOOM with ALiBi.
-
-    A sliding window is a limit because attention here is full: up to its length the two are equal.
-    """
+    """Return the limit; None without one, as for BLOOM with ALiBi."""
     if config.model_type == "bloom":
         return None
-    limits = [LengthLimit(_trained_positions(config), "max_position_embeddings")]
-    kinds = getattr(config, "layer_types", None)  # Qwen lists the attention of each layer, Mistral has one kind
-    window = getattr(config, "sliding_window", None)
-    if window is not None and (kinds is None or "sliding_attention" in kinds):
-        limits.append(LengthLimit(window, "sliding_window"))
-    return min(limits)
+    return LengthLimit(_trained_positions(config), "max_position_embeddings")
 
 
 def check_length(config: PretrainedConfig, length: int) -> None:
@@ -47,7 +40,8 @@ def _trained_positions(config: PretrainedConfig) -> int:
 
     It is the length after scaling if the scaling has a smaller original length, as in LLaMA 3.1.
     """
-    positions = config.max_position_embeddings
-    fields = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    positions, fields = config.max_position_embeddings, rope_fields(config)
+    if config.model_type == "gemma3_text" or fields.get("rope_type") == "dynamic":
+        return positions  # Gemma's is the length after scaling; "dynamic" begins to scale there
     original = fields.get("original_max_position_embeddings") or positions
     return positions if original < positions else int(positions * (fields.get("factor") or 1.0))

@@ -1,4 +1,4 @@
-"""LLaMA and its family (Mistral, Qwen2, Qwen3): RMSNorm, rotary positions, grouped heads, a gated MLP.
+"""LLaMA and its family (Mistral, Qwen2, Qwen3, SmolLM3): RMSNorm, rotary positions, grouped heads, a gated MLP.
 
 Shapes: T tokens, D model, H heads, G key/value heads, K head size, N inner size of the MLP, V vocabulary.
 """
@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor, nn
 
-from engine.base.errors import UserError
-from engine.models.attend import Attend
-from engine.models.decoder import Decoder, head_size_of
+from engine.models.attend import Attend, AttentionOptions
+from engine.models.decoder import Decoder, check_activation, head_size_of, window_of
 from engine.models.layers import RMSNorm, swiglu
-from engine.models.rotary import Rotary, Rotation, cos_sin, rotate
+from engine.models.rotary import Rotary, Rotation, rotate
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -35,6 +34,7 @@ class Traits(NamedTuple):
             "mistral": cls(),
             "qwen2": cls(qkv_bias=True),
             "qwen3": cls(qkv_bias=bias, out_bias=bias, qk_norm=True),
+            "smollm3": cls(qkv_bias=bias, out_bias=bias, mlp_bias=getattr(config, "mlp_bias", False)),
         }[config.model_type]
 
 
@@ -46,7 +46,9 @@ class LlamaBlock(nn.Module):
         width, inner, eps = config.hidden_size, config.intermediate_size, config.rms_norm_eps
         self.config, self.index = config, index
         self.head_size = head_size_of(config)
-        self.rotary = Rotary.from_config(config, self.head_size)
+        rotated = getattr(config, "no_rope_layers", None)  # SmolLM3: 1 for a layer with rotary embedding, 0 without
+        self.rotary = Rotary.from_config(config, self.head_size) if rotated is None or rotated[index] else None
+        self.options = AttentionOptions(window=window_of(config, index))
         q_width, kv_width = config.num_attention_heads * self.head_size, config.num_key_value_heads * self.head_size
         traits = Traits.from_config(config)
         self.attention_norm = RMSNorm(width, eps)
@@ -61,16 +63,14 @@ class LlamaBlock(nn.Module):
         self.up = nn.Linear(width, inner, bias=traits.mlp_bias)
         self.down = nn.Linear(inner, width, bias=traits.mlp_bias)
 
-    def rotation(self, positions_T: Tensor) -> Rotation:
-        """Return cos and sin of the positions; all layers share them."""
-        return cos_sin(self.rotary, positions_T)
-
-    def forward(self, h_TD: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
+    def forward(self, h_TD: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
         x_TD = self.attention_norm(h_TD)
         q_THK, k_TGK, v_TGK = (linear(x_TD).unflatten(1, (-1, self.head_size)) for linear in (self.q, self.k, self.v))
-        q_THK, k_TGK = rotate(self.q_norm(q_THK), *rotation), rotate(self.k_norm(k_TGK), *rotation)
+        q_THK, k_TGK = self.q_norm(q_THK), self.k_norm(k_TGK)
+        if rotation is not None:
+            q_THK, k_TGK = rotate(q_THK, *rotation), rotate(k_TGK, *rotation)
         # softmax(q k^T / sqrt(K)) v, causal; H/G query heads share a key/value head
-        o_THK = attend(self.index, q_THK, k_TGK, v_TGK, None)
+        o_THK = attend(self.index, q_THK, k_TGK, v_TGK, self.options)
         h_TD = h_TD + self.attention_out(o_THK.flatten(1))
 
         x_TD = self.mlp_norm(h_TD)
@@ -85,14 +85,8 @@ class Llama(Decoder):
     """
 
     def __init__(self, config: PretrainedConfig):
-        if config.hidden_act not in ("silu", "swish"):
-            raise UserError(f"hidden_act is {config.hidden_act!r}: only silu is supported in the LLaMA family")
-        if config.num_attention_heads % config.num_key_value_heads:
-            raise UserError(
-                f"{config.num_attention_heads} heads cannot be shared by {config.num_key_value_heads} key/value heads: "
-                "correct num_key_value_heads in config.json"
-            )
         super().__init__(config)
+        check_activation(config.hidden_act, "silu", "swish")
         self.embedding = nn.Embedding(self.vocab_size, self.hidden_size)
         self.layers = nn.ModuleList(LlamaBlock(config, i) for i in range(self.num_layers))
         self.final_norm = RMSNorm(self.hidden_size, config.rms_norm_eps)

@@ -69,7 +69,32 @@ LLAMA = Table(
     harmless=r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",
 )
 
-TABLES = {"bloom": BLOOM, "llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA, "qwen3": LLAMA}
+GEMMA3 = LLAMA._replace(
+    in_layer=LLAMA.in_layer
+    | {
+        "attention_out_norm": "post_attention_layernorm",
+        "mlp_norm": "pre_feedforward_layernorm",
+        "mlp_out_norm": "post_feedforward_layernorm",
+    }
+)
+COHERE2 = LLAMA._replace(in_layer=LLAMA.in_layer | {"norm": "input_layernorm"})
+APERTUS = LLAMA._replace(
+    in_layer=LLAMA.in_layer
+    | {"attention_norm": "attention_layernorm", "mlp_norm": "feedforward_layernorm", "xielu": "mlp.act_fn"},
+    harmless=LLAMA.harmless + r"|layers\.\d+\.mlp\.act_fn\.(beta|eps)",  # xIELU's constants
+)
+
+TABLES = {
+    "bloom": BLOOM,
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "smollm3"), LLAMA),
+    "gemma3_text": GEMMA3,
+    "cohere2": COHERE2,
+    "apertus": APERTUS,
+}
+
+# Where a model that also reads images keeps its language model, and what else it has.
+NESTED_PREFIXES = ("language_model.model.", "model.language_model.", "language_model.")
+OTHER_PARTS = r"(model\.)?(vision_tower|vision_model|visual|multi_modal_projector|mm_projector)\..*"
 
 
 def hugging_face_name(table: Table, ours: str) -> str:
@@ -95,7 +120,7 @@ def match(where: str, model: nn.Module, shapes: Mapping[str, Sequence[int]]) -> 
     table = TABLES[model.config.model_type]
     stored: dict[str, str] = {}
     for name in shapes:
-        stored.setdefault(name.removeprefix(table.prefix), name)
+        stored.setdefault(_bare(table, name), name)
     if model.config.tie_word_embeddings and LM_HEAD in stored:
         stored.setdefault(hugging_face_name(table, "embedding.weight"), stored[LM_HEAD])
     wanted = {ours: hugging_face_name(table, ours) for ours, _ in model.named_parameters()}
@@ -121,8 +146,15 @@ def match(where: str, model: nn.Module, shapes: Mapping[str, Sequence[int]]) -> 
 
 def _ignorable(table: Table, name: str, tied: bool) -> bool:
     """Return whether a stored weight may be unused: a score head, a tied head (compared by the loader), a leftover."""
-    bare = name.removeprefix(table.prefix)
-    return name == SCORE or (tied and name == LM_HEAD) or re.fullmatch(table.harmless, bare) is not None
+    bare = _bare(table, name)
+    known = re.fullmatch(table.harmless, bare) or re.fullmatch(OTHER_PARTS, name)
+    return name == SCORE or (tied and bare == LM_HEAD) or known is not None
+
+
+def _bare(table: Table, name: str) -> str:
+    """Return a stored name without its prefix: the family's, or that of a language model inside a larger one."""
+    prefix = next((p for p in (*NESTED_PREFIXES, table.prefix) if name.startswith(p)), "")
+    return name.removeprefix(prefix)
 
 
 def _listed(names: list[str]) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from engine.batch import PackedBatch
 from engine.generation.kv_cache import PAGE_SIZE, page_bytes, pages_for
+from engine.models.attend import AttentionOptions
 from engine.planning.memory_tracker import MemoryTracker
 from engine.training.modules import Top
 
@@ -94,7 +95,7 @@ class _Head(torch.autograd.Function):
         return torch.empty(ctx.saved_tensors[0].shape, dtype=ctx.saved_tensors[0].dtype, device=grad.device)
 
 
-def _attend(_: int, q: Tensor, k: Tensor, v: Tensor, slopes_H: Tensor | None) -> Tensor:
+def _attend(_: int, q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions) -> Tensor:
     return _Attention.apply(q, k, v)
 
 

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from engine.batch import PackedBatch
-from engine.models import Attend
+from engine.models.attend import Attend, AttentionOptions
 from evaluation.scoring.prefix_tree import Node
 from kernels.attention import attention_after, has_attention_after
 from kernels.attention.fold import EXTRA, fold_key, fold_query
@@ -71,9 +71,7 @@ class TreeForward:
         self.key_size = model.head_size + (EXTRA if folds else 0)
         if not self.in_cpp:
             self.size = -(-num_positions // TILE) * TILE
-            mask = torch.zeros(TILE + QUERIES, self.size, device=self.device, dtype=self.dtype)
-            mask[:TILE, self.size - TILE :].fill_(float("-inf")).triu_(1)
-            self.mask = mask  # a tile uses the last columns, as many as it has keys
+            self.masks: dict[int | None, Tensor] = {}
 
     @torch.inference_mode()
     def forward(self, chunks: Sequence[Chunk]) -> tuple[list[list[int]], Tensor]:
@@ -126,9 +124,11 @@ class TreeForward:
         return KeysValues(keys, values)
 
     def _attend(self, chunks: Sequence[Chunk], positions_T: Tensor) -> Attend:
-        scale, paths = self.model.head_size**-0.5, [chunk.node.path for chunk in chunks]
+        paths = [chunk.node.path for chunk in chunks]
 
-        def attend(layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, slopes_H: Tensor | None) -> Tensor:
+        def attend(layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, options: AttentionOptions) -> Tensor:
+            slopes_H, scale, window = options
+            scale = self.model.head_size**-0.5 if scale is None else scale
             out_THK = torch.empty(q_THK.shape, device=self.device, dtype=self.dtype)
             if not self.in_cpp and slopes_H is not None:
                 q_THK, k_TGK = fold_query(q_THK, slopes_H, scale), fold_key(k_TGK, positions_T)
@@ -137,16 +137,18 @@ class TreeForward:
                 rows = slice(row, row + chunk.stop - chunk.start)
                 segments = _segments(chunk, path, layer, k_TGK[rows], v_TGK[rows])
                 if self.in_cpp:
-                    attention_after(q_THK[rows], segments, slopes_H, scale, out_THK[rows])
+                    attention_after(q_THK[rows], segments, slopes_H, scale, window, out_THK[rows])
                 else:
-                    out_THK[rows] = self._attend_in_tiles(q_THK[rows], segments, chunk.start)
+                    out_THK[rows] = self._attend_in_tiles(q_THK[rows], segments, chunk.start, scale, window)
                 row = rows.stop
             out_THK[row:] = 0  # filler rows
             return out_THK
 
         return attend
 
-    def _attend_in_tiles(self, q_NHK: Tensor, segments: Sequence[Segment], first: int) -> Tensor:
+    def _attend_in_tiles(
+        self, q_NHK: Tensor, segments: Sequence[Segment], first: int, scale: float, window: int | None
+    ) -> Tensor:
         """Return PyTorch's attention, [N, H, K], of queries at positions first to first+N-1."""
         filler, folded = -(first + len(q_NHK)) % TILE, self.key_size - self.model.head_size
         k_GPK, v_GPK = (torch.cat(parts).transpose(0, 1) for parts in zip(*segments))
@@ -155,14 +157,16 @@ class TreeForward:
         parts = []
         for start, stop in split_at_tiles(first, first + len(q_NHK)):
             q_QHK = pad(q_NHK[start - first : stop - first], (0, 0, 0, 0, 0, (start - stop) % QUERIES))
-            parts.append(self._attend_tile(q_QHK, start, k_GPK, v_GPK)[: stop - start])
+            parts.append(self._attend_tile(q_QHK, start, k_GPK, v_GPK, scale, window)[: stop - start])
         return torch.cat(parts)[..., : self.model.head_size]
 
-    def _attend_tile(self, q_NHK: Tensor, start: int, keys_GPK: Tensor, values_GPK: Tensor) -> Tensor:
+    def _attend_tile(
+        self, q_NHK: Tensor, start: int, keys_GPK: Tensor, values_GPK: Tensor, scale: float, window: int | None
+    ) -> Tensor:
         """Return the attention of N queries of one tile, from position start on, to all keys up to the tile's end."""
         count, num_heads, groups = q_NHK.shape[0], q_NHK.shape[1], keys_GPK.shape[0]
         end = (start // TILE + 1) * TILE
-        mask = self.mask[start % TILE : start % TILE + count, self.size - end :]
+        mask = self._mask(window)[start % TILE : start % TILE + count, self.size - end :]
         # Stack the heads that share keys as rows of one product, so that no key is copied.
         shared = num_heads // groups
         q_GNK = q_NHK.unflatten(1, (groups, shared)).permute(1, 2, 0, 3).flatten(1, 2)
@@ -171,9 +175,22 @@ class TreeForward:
             keys_GPK[None, :, :end],
             values_GPK[None, :, :end],
             attn_mask=mask if shared == 1 else mask.repeat(shared, 1),
-            scale=self.model.head_size**-0.5,
+            scale=scale,
         )[0]
         return out_GNK.unflatten(1, (shared, count)).permute(2, 0, 1, 3).flatten(1, 2)
+
+    def _mask(self, window: int | None) -> Tensor:
+        """Return the mask of one tile of queries. Its last columns are those of the tile; a tile uses as many columns
+        as it has keys. Rows after TILE are for filler queries and see everything.
+        """
+        if window not in self.masks:
+            mask = torch.zeros(TILE + QUERIES, self.size, device=self.device, dtype=self.dtype)
+            seen = torch.ones(TILE, self.size, device=self.device, dtype=torch.bool).tril(self.size - TILE)
+            if window is not None:
+                seen = seen.triu(self.size - TILE - window + 1)
+            self.masks[window] = mask
+            mask[:TILE].masked_fill_(~seen, float("-inf"))
+        return self.masks[window]
 
 
 def _segments(chunk: Chunk, path: Sequence[Node], layer: int, k_NGK: Tensor, v_NGK: Tensor) -> list[Segment]:

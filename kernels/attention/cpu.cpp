@@ -122,11 +122,14 @@ struct Geometry {
     const float* slopes;  // null without ALiBi
     float scale;
     int threads;
+    int window;  // a query sees so many keys, its own included
     // For attention_after: keys in segments, and q and out start at first_query. Otherwise null and 0.
     const Segment* segments;
     int first_query;
     int KP() const { return round_up(K, LANES); }
     float slope(int h) const { return slopes ? slopes[h] : 0.0f; }
+    // Returns the start of the tile with the first key that query i sees.
+    int first_tile(int i) const { return std::max(0, i - window + 1) / TILE * TILE; }
 };
 
 struct Unit {
@@ -162,12 +165,13 @@ void scores(const float* keys, const float* q_KI, int KP, int i0, int lanes, int
 inline int visible(int i, int j0, int rows) { return std::max(0, std::min(rows, i + LANES - j0)); }
 
 // Returns the first `count` keys or values of a head in tiles: float32 rows of KP, with zero rows up to a multiple of
-// STRIP. A tile already stored like this is read in place, others are copied to scratch, which advances.
+// STRIP. A tile already stored like this is read in place, others are copied to scratch, which advances. Tiles before
+// position `from` are null.
 template <class T>
-std::vector<const float*> tiles_of(const Segment* s, Packed Segment::*which, int head, int count, int K, int KP,
-                                   float*& scratch) {
-    std::vector<const float*> tiles;
-    for (int j = 0; j < count; j += TILE) {
+std::vector<const float*> tiles_of(const Segment* s, Packed Segment::*which, int head, int from, int count, int K,
+                                   int KP, float*& scratch) {
+    std::vector<const float*> tiles(from / TILE);
+    for (int j = from; j < count; j += TILE) {
         while (s->last <= j) s++;
         const Packed& x = s->*which;
         if (std::is_same_v<T, float> && x.token == KP && s->last >= j + TILE) {
@@ -192,11 +196,12 @@ template <class T>
 void forward_unit(const Geometry& g, const Unit& u, Packed q, Packed k, Packed v, T* out, float* lse, float* scratch) {
     const int KP = g.KP(), start = g.cu_seqlens[u.s], kv = u.h / (g.H / g.G), keys = round_up(u.last, STRIP);
     const int before = start - g.first_query;  // query i is row before + i of q
-    const float slope = g.slope(u.h), never = -std::numeric_limits<float>::infinity();
+    const float slope = g.slope(u.h), never = -std::numeric_limits<float>::infinity(), farthest = -g.window;
     const Segment whole = {k.from<T>(start), v.from<T>(start), 0, u.last};
     const Segment* segments = g.segments ? g.segments : &whole;
-    const std::vector<const float*> k_JK = tiles_of<T>(segments, &Segment::k, kv, u.last, g.K, KP, scratch);
-    const std::vector<const float*> v_JK = tiles_of<T>(segments, &Segment::v, kv, u.last, g.K, KP, scratch);
+    const int from = g.first_tile(u.first);
+    const std::vector<const float*> k_JK = tiles_of<T>(segments, &Segment::k, kv, from, u.last, g.K, KP, scratch);
+    const std::vector<const float*> v_JK = tiles_of<T>(segments, &Segment::v, kv, from, u.last, g.K, KP, scratch);
     float* q_IK = scratch;
     float* q_KI = q_IK + TILE * KP;
     float* o_IK = q_KI + TILE * KP;
@@ -208,7 +213,8 @@ void forward_unit(const Geometry& g, const Unit& u, Packed q, Packed k, Packed v
         float max_I[TILE], sum_I[TILE], shrink_I[TILE];
         std::fill(max_I, max_I + TILE, never);
         std::fill(sum_I, sum_I + TILE, 0.0f);
-        for (int j0 = 0; j0 < i0 + count; j0 += TILE) {
+        const int j_first = g.first_tile(i0);
+        for (int j0 = j_first; j0 < i0 + count; j0 += TILE) {
             const int rows = std::min(TILE, keys - j0);
             scores(k_JK[j0 / TILE], q_KI, KP, i0, lanes, j0, rows, s_JI);
             for (int l = 0; l < lanes; l += LANES) {
@@ -219,13 +225,15 @@ void forward_unit(const Geometry& g, const Unit& u, Packed q, Packed k, Packed v
                     const Vec ahead = float(j) - query;  // key position minus query position
                     Vec s = load(s_JI + j * TILE + l) + slope * ahead;
                     s = ahead > 0.0f ? vec::all(never) : s;
+                    s = ahead > farthest ? s : vec::all(never);
                     store(s_JI + j * TILE + l, s);
                     top = s > top ? s : top;
                 }
-                const Vec shrink = vec::exp(old - top);
+                const Vec base = top > never ? top : Vec{};  // a query may see no key of this tile
+                const Vec shrink = vec::exp(old - base);
                 Vec sum = load(sum_I + l) * shrink;
                 for (int j = 0; j < seen; j++) {
-                    const Vec p = vec::exp(load(s_JI + j * TILE + l) - top);
+                    const Vec p = vec::exp(load(s_JI + j * TILE + l) - base);
                     store(s_JI + j * TILE + l, p);
                     sum += p;
                 }
@@ -234,14 +242,14 @@ void forward_unit(const Geometry& g, const Unit& u, Packed q, Packed k, Packed v
                 store(shrink_I + l, shrink);
             }
             for (int i = 0; i < count; i += STRIP) {
-                if (j0)
+                if (j0 > j_first)
                     for (int r = i; r < i + STRIP; r++)
                         for (int c = 0; c < KP; c += LANES) {
                             float* o = o_IK + r * KP + c;
                             store(o, load(o) * shrink_I[r]);
                         }
                 const int depth = std::min(rows, i0 + i + STRIP - j0);
-                strip(s_JI + i, 1, TILE, v_JK[j0 / TILE], KP, o_IK + i * KP, KP, KP, depth, j0 > 0);
+                strip(s_JI + i, 1, TILE, v_JK[j0 / TILE], KP, o_IK + i * KP, KP, KP, depth, j0 > j_first);
             }
         }
         for (int i = 0; i < count; i++) {
@@ -256,7 +264,7 @@ template <class T, class TKV>
 void backward_unit(const Geometry& g, const Unit& u, Packed q, Packed k, Packed v, Packed out, Packed grad,
                    const float* lse, T* dq, TKV* dk, TKV* dv, float* scratch) {
     const int KP = g.KP(), start = g.cu_seqlens[u.s], kv = u.h / (g.H / g.G), n = u.last, keys = round_up(n, STRIP);
-    const float slope = g.slope(u.h);
+    const float slope = g.slope(u.h), farthest = -g.window;
     const int64_t all = int64_t(keys) * KP;
     float *k_JK = scratch, *v_JK = k_JK + all, *dk_JK = v_JK + all, *dv_JK = dk_JK + all;
     float *q_IK = dv_JK + all, *g_IK = q_IK + TILE * KP, *q_KI = g_IK + TILE * KP, *g_KI = q_KI + TILE * KP;
@@ -278,7 +286,8 @@ void backward_unit(const Geometry& g, const Unit& u, Packed q, Packed k, Packed 
             for (int c = 0; c < LANES; c++) delta_I[i] += sum[c];
             lse_I[i] = lse[int64_t(start + i0 + i) * g.H + u.h];
         }
-        for (int j0 = 0; j0 < i0 + count; j0 += TILE) {
+        const int j_first = g.first_tile(i0);
+        for (int j0 = j_first; j0 < i0 + count; j0 += TILE) {
             const int rows = std::min(TILE, keys - j0);
             scores(k_JK + int64_t(j0) * KP, q_KI, KP, i0, lanes, j0, rows, p_JI);
             scores(v_JK + int64_t(j0) * KP, g_KI, KP, i0, lanes, j0, rows, ds_JI);
@@ -290,13 +299,14 @@ void backward_unit(const Geometry& g, const Unit& u, Packed q, Packed k, Packed 
                     const Vec ahead = float(j) - query;
                     Vec p = vec::exp(load(p_at) + slope * ahead - lse_of);
                     p = ahead > 0.0f ? Vec{} : p;
+                    p = ahead > farthest ? p : Vec{};
                     store(p_at, p);
                     store(ds_at, p * (load(ds_at) - delta));
                 }
             }
             for (int i = 0; i < count; i += STRIP) {
                 const int depth = std::min(rows, i0 + i + STRIP - j0);
-                strip(ds_JI + i, 1, TILE, k_JK + int64_t(j0) * KP, KP, dq_IK + i * KP, KP, KP, depth, j0 > 0);
+                strip(ds_JI + i, 1, TILE, k_JK + int64_t(j0) * KP, KP, dq_IK + i * KP, KP, KP, depth, j0 > j_first);
             }
             for (int j = 0; j < rows; j += STRIP) {
                 const int from = std::max(0, j0 + j - i0) / STRIP * STRIP;  // the first query to see one of these keys

@@ -13,7 +13,13 @@ _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 def attention_eager(
-    q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, lengths: Sequence[int], slopes_H: Tensor | None, scale: float
+    q_THK: Tensor,
+    k_TGK: Tensor,
+    v_TGK: Tensor,
+    lengths: Sequence[int],
+    slopes_H: Tensor | None,
+    scale: float,
+    window: int | None = None,
 ) -> Tensor:
     """See `kernels.attention.attention`."""
     if not lengths:
@@ -25,6 +31,9 @@ def attention_eager(
     outputs = []
     for n, *qkv in zip(lengths, *(x.split(lengths) for x in (q_THK, k_TGK, v_TGK))):
         bias = None if bias_1H1N is None else bias_1H1N[..., :n]
+        if window is not None and window < n:
+            before = torch.full((n, n), float("-inf"), dtype=torch.float32).tril(-window)
+            bias = before if bias is None else bias + before
         out, _ = _flash(*(x.transpose(0, 1)[None] for x in qkv), 0.0, True, attn_mask=bias, scale=scale)
         outputs.append(out[0].transpose(0, 1))
     return torch.cat(outputs)

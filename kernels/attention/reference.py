@@ -15,6 +15,7 @@ def attention_reference(
     lengths: Sequence[int],
     slopes_H: Tensor | None = None,
     scale: float | None = None,
+    window: int | None = None,
 ) -> Tensor:
     """Return what `kernels.attention.attention` returns. Computes in float64 for float64 inputs, else in float32."""
     wide = torch.promote_types(q_THK.dtype, torch.float32)
@@ -28,7 +29,9 @@ def attention_reference(
         scores = q @ k.transpose(1, 2) * scale
         if slopes_H is not None:
             scores = scores + slopes_H.to(wide)[:, None, None] * torch.arange(n, device=q.device, dtype=wide)
-        future = torch.ones(n, n, dtype=torch.bool, device=q.device).triu(1)
-        weights = scores.masked_fill(future, float("-inf")).softmax(-1)
+        unseen = torch.ones(n, n, dtype=torch.bool, device=q.device).triu(1)
+        if window is not None:
+            unseen |= torch.ones_like(unseen).tril(-window)
+        weights = scores.masked_fill(unseen, float("-inf")).softmax(-1)
         outputs.append((weights @ v).transpose(0, 1))
     return torch.cat(outputs).to(q_THK.dtype) if outputs else torch.empty_like(q_THK)

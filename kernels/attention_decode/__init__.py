@@ -10,7 +10,7 @@ __all__ = ["attention_decode", "attention_decode_reference", "empty_pages", "wri
 
 
 def attention_decode(
-    q_SHK, k_PGNK, v_PGNK, table_SB, length_S, slopes_H=None, scale=None, cu_groups=None, shared_R=None
+    q_SHK, k_PGNK, v_PGNK, table_SB, length_S, slopes_H=None, scale=None, window=None, cu_groups=None, shared_R=None
 ):
     """Return the attention of one query per row over the row's pages: [S, H, K] in the dtype of q. No gradients.
 
@@ -20,7 +20,7 @@ def attention_decode(
     q_SHK [S, H, K], k_PGNK and v_PGNK [P, G, N, K], float32 or bfloat16. table_SB int32 [S, B]: position j of row s is
     in slot j % N of page table_SB[s, j // N]. length_S int32 [S], at least 1: a row sees positions 0 to length - 1;
     later entries of its table are not read. slopes_H float32 [H] adds slope * key position to the scores (ALiBi, Press
-    et al. 2022). scale defaults to 1/sqrt(K).
+    et al. 2022). scale defaults to 1/sqrt(K). With a window, a row sees only its last `window` positions.
 
     cu_groups int32 [R+1] and shared_R int32 [R] name rows that share pages: rows cu_groups[r] to cu_groups[r+1] have
     the same pages for their first shared_R[r] positions (a multiple of N, at most the shortest length of the group).
@@ -35,10 +35,10 @@ def attention_decode(
                 attention_decode_triton,
             )  # imported here: triton is not installed everywhere
 
-            return attention_decode_triton(q_SHK, k_PGNK, v_PGNK, table_SB, length_S, slopes_H, scale, *groups)
+            return attention_decode_triton(q_SHK, k_PGNK, v_PGNK, table_SB, length_S, slopes_H, scale, window, *groups)
         if q_SHK.device.type == "cpu" and library() is not None:
-            return attention_decode_cpu(q_SHK, k_PGNK, v_PGNK, table_SB, length_S, slopes_H, scale, *groups)
-    return attention_decode_eager(q_SHK, k_PGNK, v_PGNK, table_SB, length_S, slopes_H, scale)
+            return attention_decode_cpu(q_SHK, k_PGNK, v_PGNK, table_SB, length_S, slopes_H, scale, window, *groups)
+    return attention_decode_eager(q_SHK, k_PGNK, v_PGNK, table_SB, length_S, slopes_H, scale, window)
 
 
 def empty_pages(num_pages, num_kv_heads, page_size, head_size, dtype, device, layers=()):

@@ -113,7 +113,7 @@ def shared_prompts(arguments: argparse.Namespace, bandwidth: float) -> dict:
 
     def ours() -> None:
         for layer in range(arguments.layers):
-            attention_decode(q_SHK, k[layer], v[layer], table_SB, length_S, None, None, cu_groups, shared_R)
+            attention_decode(q_SHK, k[layer], v[layer], table_SB, length_S, None, None, None, cu_groups, shared_R)
 
     def not_shared() -> None:
         k, v, table_SB = separate

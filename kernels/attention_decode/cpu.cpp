@@ -27,6 +27,7 @@ struct Call {
     const int32_t *cu_groups, *shared;  // or null
     float* partial;  // [S, H, chunks, 2 + padded K], or null when every row fits one chunk
     int64_t heads, kv_heads, head_size, page_size, table_width, chunks, threads, element_bytes;
+    int64_t window;  // a row sees its last `window` positions
     int64_t q_row, q_head, k_page, k_head, k_slot, v_page, v_head, v_slot;
     float scale;
 };
@@ -51,6 +52,10 @@ inline float online_softmax(float* p, int64_t count, State& state) {
     floats most = vec::all(-INFINITY), sum = {};
     for (int64_t n = 0; n < count; n += vec::kLanes) most = vec::max(load(p + n), most);
     const float max = std::max(state.max, largest(most));
+    if (max == -INFINITY) {  // the window begins after this page
+        std::fill(p, p + count, 0.0f);
+        return 1.0f;
+    }
     const float rescale = state.max == max ? 1.0f : std::exp(state.max - max);
     for (int64_t n = 0; n < count; n += vec::kLanes) {
         const floats weight = vec::exp(load(p + n) - max);
@@ -89,7 +94,9 @@ void attend(const Call& c, const Item& item, int64_t rows, const float* q, const
                 dots(q + i * padded_k, k + h * b.k_head, b.k_slot, padded_k, count - n, then + h * b.k_head);
             // Positions relative to the row's last keep the bias small where the weights are large.
             const floats score = dot * c.scale + (IOTA + (float)(offset[row] + n)) * slope;
-            store(p + i * padded_n + n, IOTA < (float)(count - n) ? score : vec::all(-INFINITY));
+            const floats seen = IOTA < (float)(count - n) ? score : vec::all(-INFINITY);
+            const float before = -c.window - (offset[row] + n);  // lanes up to this one are before the row's window
+            store(p + i * padded_n + n, IOTA > before ? seen : vec::all(-INFINITY));
         });
     }
     float* rescale = p + queries * padded_n;
@@ -170,11 +177,16 @@ void run_item(const Call& c, const Item& item, std::vector<float>& memory, std::
         if (in_place) attend(c, item, last - first, q_rows, block, count, offset, p, states, next);
         else attend(c, item, last - first, q_rows, copy, count, offset, p, states, (const float*)room);
     };
-    for (int64_t page = begin; page < std::min(end, item.shared_pages); page++) visit(0, rows, page, c.page_size);
+    // Returns the first page that a row sees.
+    auto first_page = [&](int64_t row) { return std::max<int64_t>(0, c.length[item.first + row] - c.window) / c.page_size; };
+    int64_t nearest = end;
+    for (int64_t row = 0; row < rows; row++) nearest = std::min(nearest, first_page(row));
+    for (int64_t page = std::max(begin, nearest); page < std::min(end, item.shared_pages); page++)
+        visit(0, rows, page, c.page_size);
     for (int64_t row = 0; row < rows; row++) {
         const int64_t length = c.length[item.first + row];
         if (begin * c.page_size >= length) continue;
-        for (int64_t page = std::max(begin, item.shared_pages); page < end && page * c.page_size < length; page++)
+        for (int64_t page = std::max({begin, item.shared_pages, first_page(row)}); page < end && page * c.page_size < length; page++)
             visit(row, row + 1, page, std::min(c.page_size, length - page * c.page_size));
         for (int64_t j = 0; j < a_row; j++) {
             const State& s = state[row * a_row + j];

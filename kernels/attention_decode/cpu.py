@@ -14,11 +14,12 @@ from kernels.common import native, tape
 FOLDER = Path(__file__).parent
 SOURCES = (FOLDER / "cpu.cpp", FOLDER / "products.h", FOLDER.parent / "common" / "vector.h")
 DTYPES = (torch.float32, torch.bfloat16)
+NO_WINDOW = 1 << 40  # positions: longer than any sequence
 
 _POINTERS = ("q", "k", "v", "out", "table", "length", "slopes", "cu_groups", "shared", "partial")
 _NUMBERS = (
     *("heads", "kv_heads", "head_size", "page_size", "table_width", "chunks", "threads", "element_bytes"),
-    *("q_row", "q_head", "k_page", "k_head", "k_slot", "v_page", "v_head", "v_slot"),
+    *("window", "q_row", "q_head", "k_page", "k_head", "k_slot", "v_page", "v_head", "v_slot"),
 )
 _STEPS = (
     *("k_row", "k_head", "v_row", "v_head"),
@@ -66,6 +67,7 @@ def attention_decode_cpu(
     length_S: Tensor,
     slopes_H: Tensor | None = None,
     scale: float | None = None,
+    window: int | None = None,
     cu_groups: Tensor | None = None,
     shared_R: Tensor | None = None,
 ) -> Tensor:
@@ -93,6 +95,7 @@ def attention_decode_cpu(
         rows,
         *(None if x is None else x.data_ptr() for x in tensors),
         *(heads, kv_heads, head_size, page_size, table_SB.shape[1], chunks, native.threads(), q_SHK.element_size()),
+        window or NO_WINDOW,
         *q_SHK.stride()[:2],
         *k_PGNK.stride()[:3],
         *v_PGNK.stride()[:3],

@@ -14,6 +14,7 @@ def attention_decode_eager(
     length_S: Tensor,
     slopes_H: Tensor | None = None,
     scale: float | None = None,
+    window: int | None = None,
 ) -> Tensor:
     """See `kernels.attention_decode.attention_decode`. Copies every row's pages, shared ones once per row."""
     num_rows, num_heads, head_size = q_SHK.shape
@@ -23,6 +24,8 @@ def attention_decode_eager(
     positions_N = torch.arange(table_SB.shape[1] * page_size, device=q_SHK.device)
     visible_SN = positions_N < length_S[:, None]
     pages_SB = torch.where(visible_SN[:, ::page_size], table_SB, table_SB[:, :1]).long()
+    if window is not None:
+        visible_SN &= positions_N >= length_S[:, None] - window
     # [S, B, G, N, K] -> [S, G, B * N, K]
     k_SGNK, v_SGNK = (x[pages_SB].transpose(1, 2).flatten(2, 3).to(wide) for x in (k_PGNK, v_PGNK))
     q_SGJK = q_SHK.to(wide).unflatten(1, (num_kv_heads, -1))

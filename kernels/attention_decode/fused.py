@@ -20,10 +20,12 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def _chunk(
-    q, k, v, table, length, slopes, cu_groups, shared, group_of, part, top_out, total_out, scale2, rows, width, chunks,
+    q, k, v, table, length, slopes, cu_groups, shared, group_of, part, top_out, total_out,
+    scale2, window, rows, width, chunks,
     q_row, q_head, k_page, k_head, k_slot, k_dim, v_page, v_head, v_slot,
     H: tl.constexpr, J: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, PAGE: tl.constexpr, CHUNK: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, ALIBI: tl.constexpr, GROUPS: tl.constexpr, SHARED: tl.constexpr,
+    WINDOW: tl.constexpr,
 ):  # fmt: skip
     """Attend over one chunk of positions with the J query heads of one key/value head, for one row or a tile of rows.
 
@@ -43,6 +45,8 @@ def _chunk(
         stop = tl.minimum(stop, tl.load(length + first))
         if GROUPS:
             begin = tl.maximum(begin, tl.load(shared + tl.load(group_of + first)))
+        if WINDOW:  # in steps of N from position 0, so that a row is summed in the same way in any group
+            begin = tl.maximum(begin, (tl.load(length + first) - window) // N * N)
     if begin < stop:
         m = tl.arange(0, M)
         row, head = first + m // J, g * J + m % J
@@ -76,8 +80,13 @@ def _chunk(
                 s += slope2[:, None] * (j[None, :] - end[:, None] + 1).to(tl.float32)
             s = tl.where(seen[None, :], s, float("-inf"))
             new_top = tl.maximum(top, tl.max(s, 1))
-            p = tl.exp2(s - new_top[:, None])
-            shrink = tl.exp2(top - new_top)
+            base = new_top
+            if WINDOW:
+                s = tl.where(j[None, :] >= end[:, None] - window, s, float("-inf"))
+                new_top = tl.maximum(top, tl.max(s, 1))
+                base = tl.where(new_top > float("-inf"), new_top, 0.0)  # a row may see none of these positions
+            p = tl.exp2(s - base[:, None])
+            shrink = tl.exp2(top - base)
             acc = acc * shrink[:, None] + dot(p.to(v_NK.dtype), v_NK)
             total = total * shrink + tl.sum(p, 1)
             top = new_top
@@ -117,6 +126,7 @@ def attention_decode_triton(
     length_S: Tensor,
     slopes_H: Tensor | None = None,
     scale: float | None = None,
+    window: int | None = None,
     cu_groups: Tensor | None = None,
     shared_R: Tensor | None = None,
 ) -> Tensor:
@@ -145,10 +155,11 @@ def attention_decode_triton(
     for shared in (True, False) if cu_groups is not None else (False,):
         _chunk[(rows, kv_heads, chunks)](
             q_SHK, k_PGNK, v_PGNK, table_SB, length_S, slopes_H, cu_groups, shared_R, group_of_S, part, top, total,
-            scale * LOG2E.value, rows, table_SB.shape[1], chunks,
+            scale * LOG2E.value, window or 0, rows, table_SB.shape[1], chunks,
             *q_SHK.stride()[:2], *k_PGNK.stride(), *v_PGNK.stride()[:3],
             H=heads, J=per_kv, K=head_size, KP=padded, PAGE=page_size, CHUNK=CHUNK, M=max(16, tiles[shared]), N=32,
             ALIBI=slopes_H is not None, GROUPS=cu_groups is not None, SHARED=shared,
+            WINDOW=window is not None,
         )  # fmt: skip
     _merge[(rows * heads,)](
         part, top, total, out_SHK, rows, chunks, H=heads, K=head_size, KP=padded, GROUPS=cu_groups is not None

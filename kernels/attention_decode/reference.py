@@ -14,6 +14,7 @@ def attention_decode_reference(
     length_S: Tensor,
     slopes_H: Tensor | None = None,
     scale: float | None = None,
+    window: int | None = None,
 ) -> Tensor:
     """Return what `kernels.attention_decode.attention_decode` returns. Takes no groups: they change no result."""
     wide = torch.promote_types(q_SHK.dtype, torch.float32)
@@ -31,5 +32,7 @@ def attention_decode_reference(
         if slopes_H is not None:
             positions_N = torch.arange(length, device=q_SHK.device, dtype=wide)
             scores_HN = scores_HN + slopes_H.to(wide)[:, None] * positions_N
+        if window is not None:
+            scores_HN[:, : max(0, length - window)] = float("-inf")
         out_SHK[s] = (scores_HN.softmax(-1)[:, None] @ v_HNK)[:, 0].to(q_SHK.dtype)
     return out_SHK

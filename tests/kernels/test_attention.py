@@ -26,31 +26,33 @@ def case(lengths, groups, head_size, seed=0, dtype=torch.float32, strided=False)
     return [x.requires_grad_() for x in inputs], cu
 
 
-def plain(q, k, v, lengths, slopes):
+def plain(q, k, v, lengths, slopes, window=None):
     """What one writes in PyTorch in the inputs' dtype: a masked call a sequence."""
     outputs = []
     for n, *qkv in zip(lengths, *(x.split(lengths) for x in (q, k, v))):
         bias = torch.zeros(4, 1, n) if slopes is None else slopes[:, None, None] * torch.arange(n)
-        mask = bias.masked_fill(torch.ones(n, n, dtype=torch.bool).triu(1), float("-inf")).to(q.dtype)
+        unseen = torch.ones(n, n, dtype=torch.bool)
+        unseen = unseen.triu(1) if window is None else unseen.triu(1) | unseen.tril(-window)
+        mask = bias.masked_fill(unseen, float("-inf")).to(q.dtype)
         out = scaled_dot_product_attention(*(x.transpose(0, 1) for x in qkv), attn_mask=mask, enable_gqa=True)
         outputs.append(out.transpose(0, 1))
     return torch.cat(outputs)
 
 
-def errors(function, inputs, lengths, slopes):
+def errors(function, inputs, lengths, slopes, window=None):
     """Root mean square error against float64 of the output and of the gradients of q, k and v."""
     weight = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(1)).to(inputs[0].dtype)
     wide = [x.detach().double().requires_grad_() for x in inputs]
-    out, truth = function(*inputs), attention_reference(*wide, lengths, slopes)
+    out, truth = function(*inputs), attention_reference(*wide, lengths, slopes, None, window)
     assert out.shape == inputs[0].shape and out.dtype == inputs[0].dtype
     found = [out, *torch.autograd.grad((out * weight).sum(), inputs)]
     exact = [truth, *torch.autograd.grad((truth * weight.double()).sum(), wide)]
     return [(a.double() - b).square().mean().sqrt().item() for a, b in zip(found, exact)]
 
 
-def assert_no_worse_than_plain(function, inputs, lengths, slopes):
-    ours = errors(function, inputs, lengths, slopes)
-    theirs = errors(lambda q, k, v: plain(q, k, v, lengths, slopes), inputs, lengths, slopes)
+def assert_no_worse_than_plain(function, inputs, lengths, slopes, window):
+    ours = errors(function, inputs, lengths, slopes, window)
+    theirs = errors(lambda q, k, v: plain(q, k, v, lengths, slopes, window), inputs, lengths, slopes, window)
     floor = FLOOR[inputs[0].dtype]
     assert all(a <= max(1.5 * b, floor) for a, b in zip(ours, theirs)), (ours, theirs)
 
@@ -64,12 +66,15 @@ def assert_no_worse_than_plain(function, inputs, lengths, slopes):
     alibi=st.booleans(),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     strided=st.booleans(),
+    window=st.sampled_from([None, 1, 5, 16, 64, 100, 1000]),
 )
-def test_no_worse_than_plain_pytorch(lengths, groups, head_size, alibi, dtype, strided):
+def test_no_worse_than_plain_pytorch(lengths, groups, head_size, alibi, dtype, strided, window):
     assert library() is not None, "the C++ kernel was not built here"
     inputs, cu = case(lengths, groups, head_size, len(lengths), dtype, strided)
     slopes = SLOPES if alibi else None
-    assert_no_worse_than_plain(lambda q, k, v: attention(q, k, v, cu, lengths, slopes), inputs, lengths, slopes)
+    assert_no_worse_than_plain(
+        lambda q, k, v: attention(q, k, v, cu, lengths, slopes, None, window), inputs, lengths, slopes, window
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -83,12 +88,15 @@ def test_one_giant_sequence_beside_single_tokens(dtype):
 
 
 @pytest.mark.parametrize("alibi", [False, True])
+@pytest.mark.parametrize("window", [None, 5])
 @pytest.mark.parametrize("lengths", [[30, 1, 7], [65]])
-def test_eager_equals_float64(lengths, alibi):
+def test_eager_equals_float64(lengths, window, alibi):
     """The eager operator sums slope * position where the kernel sums slope * distance: hence the looser bound."""
     inputs, _ = case(lengths, 2, 8)
     slopes = SLOPES if alibi else None
-    found = errors(lambda q, k, v: attention_eager(q, k, v, lengths, slopes, 8**-0.5), inputs, lengths, slopes)
+    found = errors(
+        lambda q, k, v: attention_eager(q, k, v, lengths, slopes, 8**-0.5, window), inputs, lengths, slopes, window
+    )
     assert max(found) < 1e-5, found
 
 
@@ -123,15 +131,16 @@ def test_sequences_do_not_see_each_other():
     alibi=st.booleans(),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     dense=st.booleans(),
+    window=st.sampled_from([None, 1, 20, 64, 150]),
 )
 def test_the_last_tokens_have_the_bits_of_the_whole_however_keys_are_cut(
-    pieces, queries, groups, head_size, alibi, dtype, dense
+    pieces, queries, groups, head_size, alibi, dtype, dense, window
 ):
     total, slopes = sum(pieces), SLOPES if alibi else None
     queries = min(queries, total)
     inputs, cu = case([total], groups, head_size, queries, dtype)
     q, k, v = (x.detach() for x in inputs)
-    whole = attention(q, k, v, cu, [total], slopes)
+    whole = attention(q, k, v, cu, [total], slopes, None, window)
     assert has_attention_after(q)
     segments = list(zip(k.split(pieces), v.split(pieces)))
     if dense:  # heads outermost, and NaNs behind: nothing after a segment's end may be looked at
@@ -141,7 +150,7 @@ def test_the_last_tokens_have_the_bits_of_the_whole_however_keys_are_cut(
                 r[:, : len(x)] = x.transpose(0, 1)
         segments = [tuple(r[:, :n].transpose(0, 1) for r in roomy) for n, roomy in zip(pieces, room)]
     out = torch.empty(queries, 4, head_size, dtype=dtype)
-    attention_after(q[-queries:], segments, slopes, head_size**-0.5, out)
+    attention_after(q[-queries:], segments, slopes, head_size**-0.5, window, out)
     assert torch.equal(out, whole[-queries:])
 
 

@@ -31,11 +31,12 @@ class Case:
     slopes_H: torch.Tensor | None
     cu_groups: torch.Tensor
     shared_R: torch.Tensor
+    window: int | None = None
 
     def run(self, function=attention_decode, shared=False):
-        groups = (None, self.cu_groups, self.shared_R) if shared else ()
+        groups = (self.cu_groups, self.shared_R) if shared else ()
         plain = (self.q_SHK, self.k_PGNK, self.v_PGNK, self.table_SB, self.length_S, self.slopes_H)
-        return function(*plain, *groups)
+        return function(*plain, None, self.window, *groups)
 
     def open_ended(self):
         """Let the last group end after the last row."""
@@ -48,7 +49,7 @@ class Case:
         return replace(self, **{name: getattr(self, name).to(dtype) for name in ("q_SHK", "k_PGNK", "v_PGNK")})
 
 
-def build(groups, page_size, head_size, kv_heads, per_kv, dtype, alibi, plain_layout, large, seed):
+def build(groups, page_size, head_size, kv_heads, per_kv, dtype, alibi, plain_layout, large, seed, window=None):
     """Build a case from groups of (pages shared, [positions after them, per row])."""
     generator = torch.Generator().manual_seed(seed)
     heads = kv_heads * per_kv
@@ -83,10 +84,10 @@ def build(groups, page_size, head_size, kv_heads, per_kv, dtype, alibi, plain_la
     q = torch.randn(len(rows), heads, 3, head_size, generator=generator).to(dtype)[:, :, 1] * (300 if large else 1)
     slopes = torch.rand(heads, generator=generator) if alibi else None
     counts = (torch.tensor(x, dtype=torch.int32) for x in (lengths, bounds, shared))
-    return Case(q, k, v, table_SB, *(next(counts), slopes, *counts))
+    return Case(q, k, v, table_SB, *(next(counts), slopes, *counts), window)
 
 
-def plain_pytorch(q_SHK, k_PGNK, v_PGNK, table_SB, length_S, slopes_H):
+def plain_pytorch(q_SHK, k_PGNK, v_PGNK, table_SB, length_S, slopes_H, scale=None, window=None):
     """Compute as one would without a kernel: gather, product, bias, softmax, product, in the dtype of the inputs."""
     out = torch.empty_like(q_SHK)
     per_kv = q_SHK.shape[1] // k_PGNK.shape[1]
@@ -96,6 +97,8 @@ def plain_pytorch(q_SHK, k_PGNK, v_PGNK, table_SB, length_S, slopes_H):
         scores = (k @ q_SHK[s, :, :, None])[..., 0] * q_SHK.shape[2] ** -0.5
         if slopes_H is not None:
             scores = scores + (slopes_H[:, None] * torch.arange(n)).to(scores.dtype)
+        if window is not None:
+            scores[:, : max(0, n - window)] = -torch.inf
         out[s] = (scores.softmax(-1)[:, None] @ v)[:, 0]
     return out
 
@@ -114,8 +117,10 @@ cases = st.builds(
     plain_layout=st.booleans(),
     large=st.booleans(),
     seed=st.integers(0, 1000),
+    window=st.sampled_from([None, None, 1, 30, 100]),
 )
 LONG = build([(0, [4096, 1, 1]), (9, [0, 700, 64, 63])], 64, 64, 2, 2, torch.float32, True, False, False, 0)
+WINDOW = replace(LONG, window=600)
 MANY_ROWS = build([(2, list(range(40)))], 16, 32, 1, 9, torch.float32, True, False, False, 1)
 
 
@@ -124,6 +129,7 @@ MANY_ROWS = build([(2, list(range(40)))], 16, 32, 1, 9, torch.float32, True, Fal
 @given(case=cases)
 @example(case=LONG)
 @example(case=LONG.to(torch.bfloat16))
+@example(case=WINDOW)
 def test_each_case_is_nearly_as_exact_as_plain_pytorch(function, case):
     """Allows twice plain's error, which may be small by chance. The next test compares many cases together."""
     truth = case.to(torch.float64).run(attention_decode_reference)
@@ -158,6 +164,7 @@ def test_error_over_many_cases_is_that_of_plain_pytorch(function, dtype, alibi, 
 @given(case=cases, data=st.data())
 @example(case=LONG, data=None)
 @example(case=MANY_ROWS, data=None)
+@example(case=WINDOW, data=None)
 def test_decode_is_batch_invariant(case, data):
     together = case.run()
     assert together.equal(case.run(shared=True))

@@ -198,7 +198,7 @@ def test_no_requests_give_no_responses():
 
 
 def test_request_that_cannot_fit_is_refused():
-    model = build_model(mistral(sliding_window=16, num_hidden_layers=1), seed=0)
+    model = build_model(mistral(max_position_embeddings=16, num_hidden_layers=1), seed=0)
     fits = Request((1,) * 10, 0, 0, 6)
     assert len(generate(model, [fits], GREEDY, 0, NO_EOS)[0].tokens) == 6
     too_long = Request((1,) * 10, 1, 0, 7)

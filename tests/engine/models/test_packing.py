@@ -23,12 +23,13 @@ from tests.engine.models.tiny import (
     ONE_OF_EACH,
     SEQUENCES,
     VOCABULARY,
+    YARN,
     assert_close,
     bloom,
+    gemma3,
     llama,
     logits_of,
     mistral,
-    qwen2,
     randomise,
 )
 
@@ -37,10 +38,10 @@ for _name, _make in ONE_OF_EACH.items():
     MODELS[_name] = build_model(_make(), seed=0)
     randomise(MODELS[_name])
 
-both_families = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+each_family = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 
 
-@both_families
+@each_family
 @settings(max_examples=20, deadline=None)
 @given(sequences=st.lists(st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=9), min_size=1, max_size=5))
 @torch.no_grad()
@@ -50,7 +51,7 @@ def test_pack_equals_single_sequences(model, sequences):
     assert_close(together, alone, 1e-5)
 
 
-@both_families
+@each_family
 def test_gradients_of_a_pack_are_sums_over_sequences(model):
     def gradients(batches):
         model.zero_grad()
@@ -67,7 +68,7 @@ def test_gradients_of_a_pack_are_sums_over_sequences(model):
     model.zero_grad()
 
 
-@both_families
+@each_family
 @torch.no_grad()
 def test_layers_in_two_runs_give_the_same_bits(model):
     batch = PackedBatch.from_sequences(SEQUENCES)
@@ -77,7 +78,7 @@ def test_layers_in_two_runs_give_the_same_bits(model):
     assert torch.equal(model.run(h_TD, batch, 2, 2), h_TD)
 
 
-@both_families
+@each_family
 def test_blocks_outside_the_model_run_and_train(model):
     class Top(nn.Module):
         def __init__(self):
@@ -86,9 +87,9 @@ def test_blocks_outside_the_model_run_and_train(model):
 
     batch, top, seen = PackedBatch.from_sequences(SEQUENCES), Top(), []
 
-    def attend(layer, q_THK, k_TGK, v_TGK, slopes_H):
+    def attend(layer, q_THK, k_TGK, v_TGK, options):
         seen.append(layer)
-        return attention(q_THK, k_TGK, v_TGK, batch.cu_seqlens, batch.lengths, slopes_H)
+        return attention(q_THK, k_TGK, v_TGK, batch.cu_seqlens, batch.lengths, *options)
 
     with torch.no_grad():
         h_TD = model.run(model.embed(batch), batch, 0, 1)
@@ -100,7 +101,7 @@ def test_blocks_outside_the_model_run_and_train(model):
     assert all(parameter.grad is not None for parameter in top.parameters())
 
 
-@both_families
+@each_family
 @torch.no_grad()
 def test_decode_with_cache_equals_whole_sequences(model):
     """Prefill 4 and 2 tokens of two sequences, then decode one token per step, as generation does."""
@@ -108,18 +109,19 @@ def test_decode_with_cache_equals_whole_sequences(model):
     expected = [logits_of(model, PackedBatch.from_sequences([s])) for s in sequences]
     cache = {}
 
-    def attend(layer, q_THK, k_TGK, v_TGK, slopes_H):
+    def attend(layer, q_THK, k_TGK, v_TGK, options):
         outputs = []
         for s, (q, k, v) in enumerate(zip(*(x.split(batch.lengths) for x in (q_THK, k_TGK, v_TGK)))):
             if (layer, s) in cache:
                 k, v = (torch.cat(pair) for pair in zip(cache[layer, s], (k, v)))
             cache[layer, s] = k, v
             k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
-            scores = torch.einsum("qhk,nhk->hqn", q, k) * model.head_size**-0.5
-            if slopes_H is not None:
-                scores = scores + slopes_H[:, None, None] * torch.arange(len(k))
-            future = torch.ones(len(q), len(k), dtype=torch.bool).triu(1 + len(k) - len(q))
-            outputs.append(torch.einsum("hqn,nhk->qhk", scores.masked_fill(future, -torch.inf).softmax(-1), v))
+            scores = torch.einsum("qhk,nhk->hqn", q, k) * (options.scale or model.head_size**-0.5)
+            if options.slopes_H is not None:
+                scores = scores + options.slopes_H[:, None, None] * torch.arange(len(k))
+            distance = torch.arange(len(k) - len(q), len(k))[:, None] - torch.arange(len(k))
+            seen = (distance >= 0) & (distance < (options.window or len(k)))
+            outputs.append(torch.einsum("hqn,nhk->qhk", scores.masked_fill(~seen, -torch.inf).softmax(-1), v))
         return torch.cat(outputs)
 
     batch = PackedBatch.from_sequences([s[:n] for s, n in zip(sequences, prefilled)])
@@ -135,7 +137,7 @@ def test_decode_with_cache_equals_whole_sequences(model):
         assert_close(torch.cat(actual[s]), expected[s], 1e-5)
 
 
-@both_families
+@each_family
 def test_training_after_inference_mode(model):
     alibi_slopes.cache_clear()
     inverse_frequencies.cache_clear()
@@ -148,17 +150,14 @@ def test_training_after_inference_mode(model):
     assert not inverse_frequencies(MODELS["llama"].layers[0].rotary, batch.tokens_T.device).is_inference()
 
 
-SLIDE = {"use_sliding_window": True, "sliding_window": 8}
 LINEAR = {"rope_type": "linear", "rope_theta": 700.0, "factor": 3.0}
 
 
 @pytest.mark.parametrize(("config", "limit"), [
-    (mistral(sliding_window=8), (8, "sliding_window")),
-    (qwen2(**SLIDE, max_window_layers=3), (8, "sliding_window")),
-    (mistral(sliding_window=None), (256, "max_position_embeddings")),
-    (qwen2(sliding_window=8), (256, "max_position_embeddings")),
-    (qwen2(**SLIDE, max_window_layers=5), (256, "max_position_embeddings")),
-    (mistral(sliding_window=300), (256, "max_position_embeddings")),
+    (mistral(sliding_window=8), (256, "max_position_embeddings")),
+    (gemma3(), (256, "max_position_embeddings")),
+    (llama(rope_parameters={"rope_type": "dynamic", "factor": 3.0, "rope_theta": 700.0}), (256, "max_position_embeddings")),
+    (llama(rope_parameters=YARN), (256, "max_position_embeddings")),
     # Scaled positions: 256 is the length before scaling, unless the scaling names a shorter original length.
     (llama(rope_parameters=LINEAR), (768, "max_position_embeddings")),
     (llama(rope_parameters={**LINEAR, "original_max_position_embeddings": 64}), (256, "max_position_embeddings")),

@@ -84,7 +84,11 @@ def test_transformers_loads_equal_logits(name, dtype, tmp_path):
     assert_close(logits_of(model, BATCH), peer_logits(loaded, SEQUENCES), DTYPES[dtype])
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+# transformers has no class for scores of Cohere 2 and Apertus.
+WITH_SCORES = [name for name in CONFIGS if not name.startswith(("cohere2", "apertus"))]
+
+
+@pytest.mark.parametrize("name", WITH_SCORES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @torch.no_grad()
 def test_transformers_loads_equal_scores(name, dtype, tmp_path):

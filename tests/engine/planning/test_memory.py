@@ -138,7 +138,7 @@ def test_operations(family):
     w = workload("ppo", rollouts=1, ppo_epochs=1, top_layers=top)
     found = {p.name: p.flops for p in phases(on_meta(model), w)}
 
-    def attend(_, q, k, v, slopes_H):
+    def attend(_, q, k, v, options):
         groups = q.shape[1] // k.shape[1]
         return _dense(q, k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from transformers import BloomConfig, LlamaConfig
+from transformers import BloomConfig, Gemma3TextConfig, LlamaConfig
 
 from engine.models import build_model
 from evaluation.scoring.documents import Choice, Document
@@ -15,6 +15,11 @@ CONFIGS = {
     "llama": LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, tie_word_embeddings=False, initializer_range=0.3, max_position_embeddings=4096,
+    ),
+    "gemma3": Gemma3TextConfig(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, query_pre_attn_scalar=8, initializer_range=0.3, max_position_embeddings=4096,
+        sliding_window=40, sliding_window_pattern=2,
     ),
 }  # fmt: skip
 

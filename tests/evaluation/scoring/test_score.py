@@ -22,7 +22,7 @@ from tests.evaluation.scoring.documents import choice_of, document_of, documents
 from tests.kernels.units import each_way, run_on
 
 DOCUMENTS = documents_of(14)
-MODELS = {family: model_of(family) for family in ("bloom", "llama")}
+MODELS = {family: model_of(family) for family in ("bloom", "llama", "gemma3")}
 
 
 def scores(model, documents, **settings):
@@ -30,7 +30,7 @@ def scores(model, documents, **settings):
     return dict(scorer.score(documents)), scorer.work
 
 
-@pytest.fixture(scope="module", params=["bloom", "llama"])
+@pytest.fixture(scope="module", params=MODELS)
 def model(request):
     return MODELS[request.param]
 
@@ -48,8 +48,8 @@ def plain_scores(model, document):
         ids = (*choice.context_ids, *choice.continuation_ids)
         batch = PackedBatch.from_sequences([ids[:-1]])
 
-        def attend(_, q, k, v, slopes, lengths=batch.lengths):
-            return attention_reference(q, k, v, lengths, slopes)
+        def attend(_, q, k, v, options, lengths=batch.lengths):
+            return attention_reference(q, k, v, lengths, *options)
 
         h = model64.norm(model64.run(model64.embed(batch), batch, 0, model64.num_layers, attend))
         logprob = (h @ model64.head_weight.T).log_softmax(-1)[torch.arange(len(ids) - 1), torch.tensor(ids[1:])]

@@ -16,10 +16,10 @@ def case(lengths, groups, head_size, dtype):
     return [x.to(dtype).requires_grad_() for x in (q, k, v)], torch.tensor([0, *lengths]).cumsum(0).int()
 
 
-def errors(out, inputs, lengths, slopes, weight):
+def errors(out, inputs, lengths, slopes, weight, window=None):
     """The largest error of the output and of each gradient, against float64."""
     wide = [x.detach().double().requires_grad_() for x in inputs]
-    truth = attention_reference(*wide, lengths, slopes)
+    truth = attention_reference(*wide, lengths, slopes, None, window)
     found = [out, *torch.autograd.grad((out * weight).sum(), inputs)]
     exact = [truth, *torch.autograd.grad((truth * weight.double()).sum(), wide)]
     return [(a.double() - b).abs().max().item() for a, b in zip(found, exact)]
@@ -27,15 +27,23 @@ def errors(out, inputs, lengths, slopes, weight):
 
 # Tiles are 16 queries by 32 keys here: lengths just below, at and above them, and of one.
 @pytest.mark.parametrize(
-    ("lengths", "groups", "head_size", "alibi"),
-    [([33, 1, 16, 7], 2, 5, True), ([48], 1, 16, False), ([1, 1], 4, 8, True), ([31, 32], 4, 24, False)],
+    ("lengths", "groups", "head_size", "alibi", "window"),
+    [
+        ([33, 1, 16, 7], 2, 5, True, None),
+        ([48], 1, 16, False, None),
+        ([1, 1], 4, 8, True, None),
+        ([31, 32], 4, 24, False, None),
+        ([90, 3], 2, 8, False, 20),
+        ([70], 4, 5, True, 1),
+    ],
 )
-def test_float32_is_as_exact_as_plain_pytorch(lengths, groups, head_size, alibi):
+def test_float32_is_as_exact_as_plain_pytorch(lengths, groups, head_size, alibi, window):
     inputs, cu = case(lengths, groups, head_size, torch.float32)
     slopes = SLOPES if alibi else None
     weight = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(1))
-    ours = errors(attention_triton(*inputs, cu, lengths, slopes, head_size**-0.5), inputs, lengths, slopes, weight)
-    plain = errors(attention_reference(*inputs, lengths, slopes), inputs, lengths, slopes, weight)
+    case_of = (inputs, lengths, slopes, weight, window)
+    ours = errors(attention_triton(*inputs, cu, lengths, slopes, head_size**-0.5, window), *case_of)
+    plain = errors(attention_reference(*inputs, lengths, slopes, None, window), *case_of)
     # 2e-6: where plain PyTorch happens to be exact, as with a sequence of one token.
     assert all(a < max(2 * b, 2e-6) for a, b in zip(ours, plain)), (ours, plain)
 
@@ -45,7 +53,7 @@ def test_bfloat16():
     lengths = [37, 5]
     inputs, cu = case(lengths, 2, 16, torch.bfloat16)
     weight = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(1)).bfloat16()
-    out = attention_triton(*inputs, cu, lengths, SLOPES, 0.25)
+    out = attention_triton(*inputs, cu, lengths, SLOPES, 0.25, None)
     assert out.dtype == torch.bfloat16
     assert max(errors(out, inputs, lengths, SLOPES, weight)) < 0.1
 
@@ -55,13 +63,13 @@ def test_strided_inputs_and_gradients():
     lengths = [20, 3]
     qkv = torch.randn(23, 2, 3, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
     wide = qkv.detach().double().requires_grad_()
-    attention_triton(*qkv.unbind(2), torch.tensor([0, 20, 23]).int(), lengths, None, 0.3).sum().backward()
+    attention_triton(*qkv.unbind(2), torch.tensor([0, 20, 23]).int(), lengths, None, 0.3, None).sum().backward()
     attention_reference(*wide.unbind(2), lengths, None, 0.3).sum().backward()
     torch.testing.assert_close(qkv.grad.double(), wide.grad, atol=2e-6, rtol=1e-5)
 
 
 def test_empty_batch():
     q = torch.zeros(0, 4, 8, requires_grad=True)
-    out = attention_triton(q, q, q, torch.zeros(1).int(), [], SLOPES, 1.0)
+    out = attention_triton(q, q, q, torch.zeros(1).int(), [], SLOPES, 1.0, None)
     out.sum().backward()
     assert out.shape == q.grad.shape == (0, 4, 8)

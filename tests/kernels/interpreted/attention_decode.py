@@ -10,9 +10,10 @@ from tests.kernels.test_attention_decode import build
 # Per group (pages shared, [positions after them, per row]); page size, head size, key/value heads, queries per
 # key/value head, ALiBi. A program takes 256 positions and 8 rows that share.
 CASES = {
-    "alibi": ([(2, [1, 40, 5, 0, 9, 9, 9, 9, 9, 3]), (0, [300])], 16, 16, 2, 1, True),
-    "grouped heads, odd head size": ([(1, [0, 0]), (3, [270, 1]), (0, [1])], 128, 5, 1, 3, False),
-    "both, odd pages": ([(0, [31]), (45, [1, 7])], 7, 24, 3, 2, True),
+    "alibi": ([(2, [1, 40, 5, 0, 9, 9, 9, 9, 9, 3]), (0, [300])], 16, 16, 2, 1, True, None),
+    "grouped heads, odd head size": ([(1, [0, 0]), (3, [270, 1]), (0, [1])], 128, 5, 1, 3, False, None),
+    "both, odd pages": ([(0, [31]), (45, [1, 7])], 7, 24, 3, 2, True, None),
+    "a window": ([(20, [1, 40, 120, 0]), (0, [300])], 16, 16, 1, 2, True, 100),
 }
 
 
@@ -21,8 +22,8 @@ CASES = {
 @pytest.mark.parametrize("shared", [False, True])
 def test_equals_float64(name, dtype, shared):
     """Pages hold NaN after a row's last position."""
-    groups, page_size, head_size, kv_heads, per_kv, alibi = CASES[name]
-    case = build(groups, page_size, head_size, kv_heads, per_kv, dtype, alibi, False, False, 1)
+    groups, page_size, head_size, kv_heads, per_kv, alibi, window = CASES[name]
+    case = build(groups, page_size, head_size, kv_heads, per_kv, dtype, alibi, False, False, 1, window)
     truth = case.to(torch.float64).run(attention_decode_reference)
     if shared:  # shared positions are read only from the first row of each tile
         for first, last, positions in zip(case.cu_groups, case.cu_groups[1:], case.shared_R):
