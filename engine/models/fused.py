@@ -15,6 +15,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from engine.models.attend import Attend, AttentionOptions
+from engine.models.layers import CentredRMSNorm
 from engine.models.rotary import Rotation
 from kernels import passes
 from kernels.linear_logprob import linear_logits
@@ -58,8 +59,7 @@ def llama_few_rows(block: nn.Module, h_TD: Tensor, rotation: Rotation | None, at
     y_THK = y_TN.view(h_TD.shape[0], -1, block.head_size)
     for norm, start, count in ((block.q_norm, 0, heads), (block.k_norm, heads, kv_heads)):
         if not isinstance(norm, nn.Identity):
-            part_THK = y_THK.narrow(1, start, count)
-            part_THK.copy_(norm(part_THK))
+            passes.rms_norm_in_place(y_THK.narrow(1, start, count), *_weights(norm))
     if rotation is not None:
         rotate_in_place(y_THK.narrow(1, 0, heads + kv_heads), *rotation)
     o_THK = attend(block.index, *y_THK.split((heads, kv_heads, kv_heads), dim=1), block.options)
@@ -68,7 +68,7 @@ def llama_few_rows(block: nn.Module, h_TD: Tensor, rotation: Rotation | None, at
 
 
 def llama_many_rows(block: nn.Module, h_TD: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
-    x_TD = _rms_norm(block.attention_norm, h_TD)
+    x_TD = passes.rms_norm(h_TD, *_weights(block.attention_norm))
     q_THK, k_TGK, v_TGK = (linear(x_TD).unflatten(1, (-1, block.head_size)) for linear in (block.q, block.k, block.v))
     q_THK, k_TGK = block.q_norm(q_THK), block.k_norm(k_TGK)
     if rotation is not None:
@@ -76,8 +76,35 @@ def llama_many_rows(block: nn.Module, h_TD: Tensor, rotation: Rotation | None, a
         rotate_in_place(k_TGK, *rotation)
     o_THK = attend(block.index, q_THK, k_TGK, v_TGK, block.options)
     h_TD = block.attention_out(o_THK.flatten(1)).add_(h_TD)
-    x_TD = _rms_norm(block.mlp_norm, h_TD)
+    x_TD = passes.rms_norm(h_TD, *_weights(block.mlp_norm))
     return block.down(passes.swiglu_in_place(block.gate(x_TD), block.up(x_TD))).add_(h_TD)
+
+
+def gemma3_few_rows(block: nn.Module, h_TD: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
+    heads, kv_heads = block.q.out_features // block.head_size, block.k.out_features // block.head_size
+    y_TN = _normed_linear(h_TD, block.attention_norm, (block.q, block.k, block.v))
+    y_THK = y_TN.view(h_TD.shape[0], -1, block.head_size)
+    passes.rms_norm_in_place(y_THK.narrow(1, 0, heads), *_weights(block.q_norm))
+    passes.rms_norm_in_place(y_THK.narrow(1, heads, kv_heads), *_weights(block.k_norm))
+    rotate_in_place(y_THK.narrow(1, 0, heads + kv_heads), *rotation)
+    o_THK = attend(block.index, *y_THK.split((heads, kv_heads, kv_heads), dim=1), block.options)
+    x_TD = _linear(block.attention_out, o_THK.flatten(1))
+    h_TD = passes.add_rms_norm(h_TD, x_TD, *_weights(block.attention_out_norm))
+    x_TD = _linear(block.down, _normed_linear(h_TD, block.mlp_norm, (block.gate, block.up), "geglu"))
+    return passes.add_rms_norm(h_TD, x_TD, *_weights(block.mlp_out_norm))
+
+
+def gemma3_many_rows(block: nn.Module, h_TD: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
+    x_TD = passes.rms_norm(h_TD, *_weights(block.attention_norm))
+    q_THK, k_TGK, v_TGK = (linear(x_TD).unflatten(1, (-1, block.head_size)) for linear in (block.q, block.k, block.v))
+    for x_THK, norm in ((q_THK, block.q_norm), (k_TGK, block.k_norm)):
+        passes.rms_norm_in_place(x_THK, *_weights(norm))
+        rotate_in_place(x_THK, *rotation)
+    o_THK = attend(block.index, q_THK, k_TGK, v_TGK, block.options)
+    h_TD = passes.add_rms_norm(h_TD, block.attention_out(o_THK.flatten(1)), *_weights(block.attention_out_norm))
+    x_TD = passes.rms_norm(h_TD, *_weights(block.mlp_norm))
+    x_TD = block.down(passes.geglu_in_place(block.gate(x_TD), block.up(x_TD)))
+    return passes.add_rms_norm(h_TD, x_TD, *_weights(block.mlp_out_norm))
 
 
 def bloom_few_rows(block: nn.Module, h_TD: Tensor, rotation: None, attend: Attend) -> Tensor:
@@ -99,8 +126,11 @@ def bloom_many_rows(block: nn.Module, h_TD: Tensor, rotation: None, attend: Atte
 
 
 LLAMA = FastPath(llama_few_rows, llama_many_rows, lambda block: block.q.weight)
+GEMMA3 = FastPath(gemma3_few_rows, gemma3_many_rows, lambda block: block.q.weight)
 BLOOM = FastPath(bloom_few_rows, bloom_many_rows, lambda block: block.qkv.weight)
-FAST_PATHS = {"bloom": BLOOM} | dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "smollm3"), LLAMA)  # by model_type
+FAST_PATHS = {"bloom": BLOOM, "gemma3_text": GEMMA3} | dict.fromkeys(
+    ("llama", "mistral", "qwen2", "qwen3", "smollm3"), LLAMA
+)  # by model_type
 
 
 def _bloom_qkv(block: nn.Module, qkv_TN: Tensor) -> tuple[Tensor, ...]:
@@ -118,9 +148,14 @@ def _add_linear(residual_TD: Tensor, linear: nn.Linear, x_TN: Tensor) -> Tensor:
     return skinny_linear(x_TN, [linear.weight], [linear.bias], None, None, residual_TD)
 
 
-def _rms_norm(norm: nn.Module, h_TD: Tensor) -> Tensor:
-    return passes.rms_norm(h_TD, norm.weight, norm.eps)  # PyTorch's takes several passes; its LayerNorm takes one
+def _linear(linear: nn.Linear, x_TN: Tensor) -> Tensor:
+    return skinny_linear(x_TN, [linear.weight], [linear.bias])
+
+
+def _weights(norm: nn.Module) -> tuple[Tensor, float, bool]:
+    """Return the arguments of an RMSNorm in `passes`. PyTorch's takes several passes; its LayerNorm takes one."""
+    return norm.weight, norm.eps, isinstance(norm, CentredRMSNorm)
 
 
 def _parameters(norm: nn.Module) -> Norm:
-    return Norm(norm.weight, getattr(norm, "bias", None), norm.eps)
+    return Norm(norm.weight, getattr(norm, "bias", None), norm.eps, isinstance(norm, CentredRMSNorm))

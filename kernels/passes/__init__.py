@@ -1,4 +1,4 @@
-"""The operations between a block's products, one memory pass each: for many float32 rows on a CPU, without gradients.
+"""The operations between a block's products, one memory pass each: for float32 rows on a CPU, without gradients.
 
 PyTorch's RMSNorm takes seven passes and its gated activation two, a tenth of a forward when products run at full rate.
 Check `fits` first. A row's bits do not depend on other rows.
@@ -9,9 +9,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.passes.cpu import gelu_in_place, library, rms_norm, swiglu_in_place
+from kernels.passes.cpu import (
+    add_rms_norm,
+    geglu_in_place,
+    gelu_in_place,
+    library,
+    rms_norm,
+    rms_norm_in_place,
+    swiglu_in_place,
+)
 
-__all__ = ["fits", "gelu_in_place", "rms_norm", "swiglu_in_place"]
+__all__ = [
+    "add_rms_norm",
+    "fits",
+    "geglu_in_place",
+    "gelu_in_place",
+    "rms_norm",
+    "rms_norm_in_place",
+    "swiglu_in_place",
+]
 
 
 def fits(x_TD: Tensor, weight: Tensor) -> bool:

@@ -1,4 +1,4 @@
-// Norm and activations in one pass over memory each, in float32. A number's result does not depend on where it stands.
+// Norms and activations in one pass over memory each, in float32. A number's result does not depend on where it stands.
 #include <cmath>
 
 #include "../common/activations.h"
@@ -10,25 +10,42 @@ using vec::kLanes;
 using vec::load_part;
 using vec::store_part;
 
+// Filled in by Python: x, residual (or null) and out [rows, heads, D], rows apart by their own steps, heads adjacent.
+struct Call {
+    int64_t rows;
+    const float *x, *weight, *residual;
+    float* out;
+    int64_t x_row, residual_row, out_row, heads, D, threads;
+    float eps, offset;  // offset: added to the weights
+};
+
 extern "C" {
 
-// out = x / rms(x) * weight; x and out [rows, D].
-void rms_norm(const float* x, const float* weight, float eps, int64_t rows, int64_t D, float* out, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t r = 0; r < rows; r++) {
-        const float* from = x + r * D;
+// out = x / rms(x) * (weight + offset) + residual, over each D. out may be x.
+void rms_norm(const Call* call) {
+    const Call& c = *call;
+    const int64_t count = c.rows * c.heads, size = c.D;
+#pragma omp parallel for num_threads(c.threads) schedule(static) if (count * size > 1 << 15)
+    for (int64_t r = 0; r < count; r++) {
+        const int64_t row = r / c.heads, at = r % c.heads * size;
+        const float* from = c.x + row * c.x_row + at;
+        float* to = c.out + row * c.out_row + at;
+        const float* residual = c.residual ? c.residual + row * c.residual_row + at : nullptr;
         floats squares[4] = {};
-        for (int64_t k = 0; k < D; k += 4 * kLanes)
-            for (int i = 0; i < 4 && k + i * kLanes < D; i++) {
-                const floats v = load_part(from + k + i * kLanes, D - k - i * kLanes);
+        for (int64_t k = 0; k < size; k += 4 * kLanes)
+            for (int i = 0; i < 4 && k + i * kLanes < size; i++) {
+                const floats v = load_part(from + k + i * kLanes, size - k - i * kLanes);
                 squares[i] += v * v;
             }
         const floats four = (squares[0] + squares[1]) + (squares[2] + squares[3]);
         float sum = 0.0f;
         for (int i = 0; i < kLanes; i++) sum += four[i];
-        const float scale = 1.0f / std::sqrt(sum / D + eps);
-        for (int64_t k = 0; k < D; k += kLanes)
-            store_part(out + r * D + k, load_part(from + k, D - k) * scale * load_part(weight + k, D - k), D - k);
+        const float scale = 1.0f / std::sqrt(sum / size + c.eps);
+        for (int64_t k = 0; k < size; k += kLanes) {
+            floats y = load_part(from + k, size - k) * scale * (load_part(c.weight + k, size - k) + c.offset);
+            if (residual) y += load_part(residual + k, size - k);
+            store_part(to + k, y, size - k);
+        }
     }
 }
 
@@ -40,6 +57,13 @@ void gelu(float* x, int64_t count, int threads) {
 void swiglu(float* gate, const float* up, int64_t count, int threads) {
     in_blocks(count, threads, [=](int64_t i, int64_t n) {
         store_part(gate + i, vec::silu(load_part(gate + i, n)) * load_part(up + i, n), n);
+    });
+}
+
+// gate = gelu(gate) * up
+void geglu(float* gate, const float* up, int64_t count, int threads) {
+    in_blocks(count, threads, [=](int64_t i, int64_t n) {
+        store_part(gate + i, vec::gelu(load_part(gate + i, n)) * load_part(up + i, n), n);
     });
 }
 }

@@ -6,9 +6,9 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean of x^2 + eps) * weight over the last dimension (Zhang and Sennrich 2019)."""
-    return functional.rms_norm(x_TD, weight_D.shape, weight_D, eps)
+def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float, centred: bool = False) -> Tensor:
+    """x / sqrt(mean of x^2 + eps) * weight over the last dimension (Zhang and Sennrich 2019); centred: weight + 1."""
+    return functional.rms_norm(x_TD, weight_D.shape, weight_D + float(centred), eps)
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -19,3 +19,8 @@ def gelu(x: Tensor) -> Tensor:
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """gate * sigmoid(gate) * up (Shazeer 2020)."""
     return functional.silu(gate) * up
+
+
+def geglu(gate: Tensor, up: Tensor) -> Tensor:
+    """gelu(gate) * up, with the tanh form of GELU (Shazeer 2020)."""
+    return gelu(gate) * up

@@ -18,11 +18,15 @@ MAX_ROWS_ON_VECTORS = 96
 
 
 class Norm(NamedTuple):
-    """RMSNorm (Zhang and Sennrich 2019), or with a bias LayerNorm (Ba et al. 2016), over the last dimension."""
+    """RMSNorm (Zhang and Sennrich 2019), or with a bias LayerNorm (Ba et al. 2016), over the last dimension.
+
+    A centred RMSNorm stores its weight as the difference from 1.
+    """
 
     weight_D: Tensor
     bias_D: Tensor | None
     eps: float
+    centred: bool = False
 
 
 def max_rows() -> float:
@@ -56,9 +60,9 @@ def skinny_linear(
 ) -> Tensor:
     """Return activation(norm(x) W^T + b) + residual, with the weights' outputs side by side: float32 [T, sum of N].
 
-    x_TD float32 [T, D]; weights [N, D] each; biases [N] or None. activation is None, "gelu" (tanh form) or "swiglu"
-    (Shazeer 2020), which returns [T, N] from two weights: silu of the first times the second. residual has the shape of
-    the result. Reads each weight once, without a copy. A row's bits do not depend on other rows. No gradients. Call
-    `fits` first.
+    x_TD float32 [T, D]; weights [N, D] each; biases [N] or None. activation is None, "gelu" (tanh form), "swiglu" or
+    "geglu" (Shazeer 2020), which return [T, N] from two weights: silu or gelu of the first times the second. residual
+    has the shape of the result. Reads each weight once, without a copy. A row's bits do not depend on other rows. No
+    gradients. Call `fits` first.
     """
     return cpu.skinny_linear_cpu(x_TD, weights, biases, norm, activation, residual_TN)

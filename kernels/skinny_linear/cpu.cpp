@@ -8,7 +8,9 @@ namespace {
 
 constexpr int64_t kRowsAtOnce = 128;  // packed, they stay in the L2 cache
 
-enum Activation { kNone, kGelu, kSwiglu };
+enum Activation { kNone, kGelu, kSwiglu, kGeglu };
+
+inline bool gated(Activation activation) { return activation == kSwiglu || activation == kGeglu; }
 
 // The steps after the product: transposes 16 columns at a time back to rows, adds bias, activation and residual.
 struct Finish {
@@ -27,12 +29,13 @@ struct Finish {
         for (int64_t m = 0; m < rows; m += kLanes) {
             floats r[kLanes], u[kLanes];
             block(y + (n - n0) * y_row + m, r);
-            if (activation == kSwiglu) block(up + (n - n0) * y_row + m, u);
+            if (gated(activation)) block(up + (n - n0) * y_row + m, u);
             const int count = std::min<int64_t>(kLanes, rows - m);
             for (int j = 0; j < count; j++) {
                 floats z = r[j] + b;
                 if (activation == kGelu) z = vec::gelu(z);
                 if (activation == kSwiglu) z = vec::silu(z) * (u[j] + ub);
+                if (activation == kGeglu) z = vec::gelu(z) * (u[j] + ub);
                 const int64_t at = (m + j) * out_step + first + n;
                 if (residual) z += load_lanes<Full>(residual + at, lanes);
                 store_lanes<Full>(out + at, z, lanes);
@@ -63,7 +66,7 @@ void run(const Call& call, int64_t row0, int64_t rows) {
     const int64_t K = call.K, me = omp_get_thread_num(), team = omp_get_num_threads();
     const int64_t padded = (rows + kLanes - 1) / kLanes * kLanes;
     const Norm norm = (Norm)call.norm;
-    const bool gated = call.activation == kSwiglu;
+    const bool two = gated((Activation)call.activation);
     const float *x = call.x + row0 * K, *residual = call.residual ? call.residual + row0 * call.out_step : nullptr;
     static thread_local Buffer statistics_buffer, y_buffer;
     Statistics* stats = (Statistics*)statistics_buffer.get(2 * rows);
@@ -73,15 +76,15 @@ void run(const Call& call, int64_t row0, int64_t rows) {
     Product product(rows, K);
     product.pack(x, norm, stats, call.norm_weight, call.norm_bias);
     int64_t first = 0;  // first column of out for this weight
-    for (int64_t i = 0; i < (gated ? 1 : call.count); i++) {
+    for (int64_t i = 0; i < (two ? 1 : call.count); i++) {
         const int64_t N = call.sizes[i], parts = (N + kLanes - 1) / kLanes;
         const int64_t n0 = std::min(N, parts * me / team * kLanes), n1 = std::min(N, parts * (me + 1) / team * kLanes);
         const int64_t half = (n1 - n0 + kLanes) * padded;
         float* y = y_buffer.get(2 * half);
         product.product(call.weights[i], n0, n1, y, padded);
-        if (gated) product.product(call.weights[1], n0, n1, y + half, padded);
+        if (two) product.product(call.weights[1], n0, n1, y + half, padded);
         int64_t n = n0;
-        const Finish finish = {y, y + half, padded, rows, call.biases[i], gated ? call.biases[1] : nullptr,
+        const Finish finish = {y, y + half, padded, rows, call.biases[i], two ? call.biases[1] : nullptr,
                                (Activation)call.activation, residual, call.out + row0 * call.out_step, call.out_step, first};
         for (; n + kLanes <= n1; n += kLanes) finish.columns<true>(n0, n, kLanes);
         if (n < n1) finish.columns<false>(n0, n, n1 - n);
@@ -96,8 +99,8 @@ extern "C" {
 // Returns 1 if there is a matrix unit and the system allows it, else 0.
 int has_matrix_unit() { return has_amx(); }
 
-// out [rows, sum of N] = activation(norm(x) W^T + b) + residual, the weights side by side. With kSwiglu there are two
-// weights of one size, and out [rows, N] = silu(first) * second + residual. All tensors are float32 and contiguous,
+// out [rows, sum of N] = activation(norm(x) W^T + b) + residual, the weights side by side. With kSwiglu and kGeglu there are
+// two weights of one size, and out [rows, N] = silu or gelu(first) * second + residual. All tensors are float32 and contiguous,
 // except that rows of out are out_step apart. Pointers to an absent norm, bias or residual are null.
 void skinny_linear(const Call* call) {
 #pragma omp parallel num_threads(call->threads)

@@ -16,8 +16,9 @@ SOURCES = (
     *(FOLDER / name for name in ("cpu.cpp", "product.h", "product_amx.h")),
     *(FOLDER.parent / "common" / name for name in ("activations.h", "amx.h", "vector.h")),
 )
-ACTIVATIONS = {None: 0, "gelu": 1, "swiglu": 2}
-NO_NORM, RMS, LAYER = 0, 1, 2
+ACTIVATIONS = {None: 0, "gelu": 1, "swiglu": 2, "geglu": 3}
+GATED = ("swiglu", "geglu")  # of two weights
+NO_NORM, RMS, LAYER, CENTRED_RMS = 0, 1, 2, 3
 POINTER, LONG = ctypes.c_void_p, ctypes.c_int64
 MAX_WEIGHTS = 3
 
@@ -62,13 +63,14 @@ def skinny_linear_cpu(
     """See `kernels.skinny_linear.skinny_linear`."""
     x_TD = x_TD.contiguous()
     sizes = [weight.shape[0] for weight in weights]
-    width = sizes[0] if activation == "swiglu" else sum(sizes)
+    width = sizes[0] if activation in GATED else sum(sizes)
     out_TN = tape.empty(x_TD.shape[0], width)
     if residual_TN is not None:
         residual_TN = residual_TN.contiguous()
         assert residual_TN.shape == out_TN.shape, (residual_TN.shape, out_TN.shape)
     assert all(w.shape[1] == x_TD.shape[1] and w.is_contiguous() for w in weights), [w.shape for w in weights]
-    norm_weight_D, norm_bias_D, eps = norm or (None, None, 0.0)
+    norm_weight_D, norm_bias_D, eps, centred = norm or (None, None, 0.0, False)
+    assert not (centred and norm_bias_D is not None)
     arguments = Call(
         x_TD.shape[0],
         *map(_pointer, (x_TD, norm_weight_D, norm_bias_D, residual_TN, out_TN)),
@@ -76,7 +78,7 @@ def skinny_linear_cpu(
         (POINTER * MAX_WEIGHTS)(*map(_pointer, biases)),
         (LONG * MAX_WEIGHTS)(*sizes),
         *(len(weights), x_TD.shape[1], width, native.threads()),
-        NO_NORM if norm is None else RMS if norm_bias_D is None else LAYER,
+        NO_NORM if norm is None else LAYER if norm_bias_D is not None else CENTRED_RMS if centred else RMS,
         *(ACTIVATIONS[activation], has_matrix_unit()),
         eps,
     )

@@ -26,7 +26,10 @@ constexpr int kVeryFew = 4;      // up to so many rows of x, lanes lie across ro
 constexpr int kChain = 64;       // products per accumulator before it is added to the sum: less rounding
 constexpr int kAhead = 128;      // floats that each stream is prefetched ahead
 
-enum Norm { kNoNorm, kRms, kLayer };
+enum Norm { kNoNorm, kRms, kLayer, kCentredRms };
+
+// Returns what is added to the weights of a norm: centred ones are stored as their difference from 1.
+inline float offset_of(Norm norm) { return norm == kCentredRms ? 1.0f : 0.0f; }
 
 struct Buffer {
     float* at = nullptr;
@@ -130,7 +133,7 @@ Statistics statistics(const float* x, int64_t K, Norm norm, float eps) {
 template <bool Full>
 inline void pack_columns(const float* const* from, float* to, int width, int64_t k, int lanes, Norm norm,
                          const Statistics* const* stats, const float* weight, const float* bias) {
-    const floats w = weight ? load_lanes<Full>(weight + k, lanes) : all(1.0f);
+    const floats w = weight ? load_lanes<Full>(weight + k, lanes) + offset_of(norm) : all(1.0f);
     const floats b = bias ? load_lanes<Full>(bias + k, lanes) : floats{};
     floats r[kLanes];
 #pragma GCC unroll 16
@@ -148,7 +151,9 @@ inline void pack_columns(const float* const* from, float* to, int width, int64_t
 void norm_row(const float* x, float* to, int64_t K, Norm norm, const Statistics& stats, const float* weight,
               const float* bias) {
     if (norm == kNoNorm) return (void)memcpy(to, x, sizeof(float) * K);
-    for (int64_t k = 0; k < K; k++) to[k] = (x[k] - stats.mean) * stats.scale * weight[k] + (bias ? bias[k] : 0.0f);
+    const float offset = offset_of(norm);
+    for (int64_t k = 0; k < K; k++)
+        to[k] = (x[k] - stats.mean) * stats.scale * (weight[k] + offset) + (bias ? bias[k] : 0.0f);
 }
 
 // Packs rows row to row+15 into their panel. The last row replaces rows that do not exist; their results are not

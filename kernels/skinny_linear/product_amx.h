@@ -129,7 +129,7 @@ class OnMatrixUnit {
                         return lanes == kLanes ? load(from + first) : load_lanes<false>(from + first, lanes);
                     };
                     halves[h] = get(x + r * K);
-                    if (norm != kNoNorm) halves[h] = (halves[h] - stats[r].mean) * stats[r].scale * get(weight);
+                    if (norm != kNoNorm) halves[h] = (halves[h] - stats[r].mean) * stats[r].scale * (get(weight) + offset_of(norm));
                     if (norm == kLayer) halves[h] += get(bias);
                 }
                 split(halves[0], halves[1], room + (r - row) * kStep);

@@ -11,11 +11,11 @@ def skinny_linear_reference(x_TD, weights, biases, norm=None, activation=None, r
     if norm is not None and norm.bias_D is not None:
         x_TD = layer_norm(x_TD, norm.weight_D.shape, norm.weight_D, norm.bias_D, norm.eps)
     elif norm is not None:
-        x_TD = rms_norm(x_TD, norm.weight_D.shape, norm.weight_D, norm.eps)
+        x_TD = rms_norm(x_TD, norm.weight_D.shape, norm.weight_D + float(norm.centred), norm.eps)
     outputs = [linear(x_TD, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
-    if activation == "swiglu":
+    if activation in ("swiglu", "geglu"):
         gate_TN, up_TN = outputs
-        y_TN = silu(gate_TN) * up_TN
+        y_TN = (silu(gate_TN) if activation == "swiglu" else gelu(gate_TN, approximate="tanh")) * up_TN
     else:
         y_TN = torch.cat(outputs, dim=1)
         y_TN = gelu(y_TN, approximate="tanh") if activation == "gelu" else y_TN

@@ -15,8 +15,17 @@ pytestmark = pytest.mark.skipif(library() is None, reason="no C++ compiler here"
 
 PASSES = {
     "rms_norm": (lambda x, y: passes.rms_norm(x, y[0], 1e-5), lambda x, y: reference.rms_norm(x, y[0], 1e-5)),
+    "centred rms_norm": (
+        lambda x, y: passes.rms_norm(x, y[0], 1e-5, True),
+        lambda x, y: reference.rms_norm(x, y[0], 1e-5, True),
+    ),
+    "residual + rms_norm": (
+        lambda x, y: passes.add_rms_norm(y[:1].expand_as(x), x, y[0], 1e-5, True),
+        lambda x, y: y[:1] + reference.rms_norm(x, y[0], 1e-5, True),
+    ),
     "gelu": (lambda x, _: passes.gelu_in_place(x.clone()), lambda x, _: reference.gelu(x)),
     "swiglu": (lambda x, y: passes.swiglu_in_place(x.clone(), y), reference.swiglu),
+    "geglu": (lambda x, y: passes.geglu_in_place(x.clone(), y), reference.geglu),
 }
 
 
@@ -49,13 +58,23 @@ def test_a_row_has_the_same_bits_anywhere_and_on_any_number_of_threads(name, wid
     try:
         for n, first, last in ((1, 0, 120), (3, 0, 120), (1, 7, 8), (2, 31, 100)):
             torch.set_num_threads(n)
-            there = y if name == "rms_norm" else y[first:last]
+            there = y if "norm" in name else y[first:last]
             assert torch.equal(ours(x[first:last], there), together[first:last])
     finally:
         torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("name", ["gelu", "swiglu"])
+@torch.no_grad()
+def test_norm_of_some_heads_in_place():
+    y_THK = torch.randn(9, 5, 24, generator=torch.Generator().manual_seed(0))
+    weight_K, before = torch.randn(24), y_THK.clone()
+    passes.rms_norm_in_place(y_THK.narrow(1, 1, 3), weight_K, 1e-6, True)
+    expected = reference.rms_norm(before[:, 1:4].double(), weight_K.double(), 1e-6, True)
+    torch.testing.assert_close(y_THK[:, 1:4].double(), expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(y_THK[:, [0, 4]], before[:, [0, 4]])
+
+
+@pytest.mark.parametrize("name", ["gelu", "swiglu", "geglu"])
 def test_far_out_they_neither_overflow_nor_vanish(name):
     ours, plain = PASSES[name]
     x = torch.tensor([-1e30, -200.0, -30.0, 0.0, 30.0, 200.0, 1e30])

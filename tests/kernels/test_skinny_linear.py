@@ -26,8 +26,13 @@ def arguments(rows, width, sizes, norm, biased, activation, with_residual, seed,
     random = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
     weights = [random(n, width) * scale / width**0.5 for n in sizes]
     biases = [random(n) if biased else None for n in sizes]
-    norms = {"none": None, "rms": Norm(random(width), None, 1e-5), "layer": Norm(random(width), random(width), 1e-5)}
-    out = sizes[0] if activation == "swiglu" else sum(sizes)
+    norms = {
+        "none": None,
+        "rms": Norm(random(width), None, 1e-5),
+        "layer": Norm(random(width), random(width), 1e-5),
+        "centred": Norm(random(width), None, 1e-5, True),
+    }
+    out = sizes[0] if activation in ("swiglu", "geglu") else sum(sizes)
     return (
         random(rows, width) + 0.5,
         weights,
@@ -51,12 +56,12 @@ def doubled(x):
 @given(
     rows=st.integers(1, 300), width=st.sampled_from([1, 2, 15, 16, 17, 61, 127, 128, 129, 300]),
     sizes=st.lists(st.sampled_from([1, 3, 8, 15, 16, 17, 33, 130]), min_size=1, max_size=3),
-    norm=st.sampled_from(["none", "rms", "layer"]), biased=st.booleans(),
-    activation=st.sampled_from([None, "gelu", "swiglu"]), with_residual=st.booleans(), seed=st.integers(0, 99),
+    norm=st.sampled_from(["none", "rms", "layer", "centred"]), biased=st.booleans(),
+    activation=st.sampled_from([None, "gelu", "swiglu", "geglu"]), with_residual=st.booleans(), seed=st.integers(0, 99),
 )  # fmt: skip
 @settings(max_examples=60, deadline=None)
 def test_no_less_exact_than_pytorch(unit, rows, width, sizes, norm, biased, activation, with_residual, seed):
-    sizes = [sizes[0]] * 2 if activation == "swiglu" else sizes
+    sizes = [sizes[0]] * 2 if activation in ("swiglu", "geglu") else sizes
     args = arguments(rows, width, sizes, norm, biased, activation, with_residual, seed)
     truth = skinny_linear_reference(*map(doubled, args))
     with run_on(unit):
@@ -88,7 +93,7 @@ def test_the_error_over_many_outputs_is_that_of_float32(unit, width):
     seed=st.integers(0, 99),
     rows=st.integers(2, 300),
     width=st.sampled_from([16, 61, 260]),
-    norm=st.sampled_from(["none", "rms", "layer"]),
+    norm=st.sampled_from(["none", "rms", "layer", "centred"]),
 )
 @settings(max_examples=25, deadline=None)
 def test_a_row_has_the_same_bits_alone_in_any_company_and_on_any_number_of_threads(unit, seed, rows, width, norm):
@@ -98,8 +103,8 @@ def test_a_row_has_the_same_bits_alone_in_any_company_and_on_any_number_of_threa
 
 def check_company(seed, rows, width, norm):
     x, weights, biases, norms, _, residual = arguments(rows, width, [33, 33], norm, True, None, True, seed)
-    for activation in (None, "gelu", "swiglu"):
-        residual_TN = residual[:, :33] if activation == "swiglu" else residual
+    for activation in (None, "gelu", "swiglu", "geglu"):
+        residual_TN = residual[:, :33] if activation in ("swiglu", "geglu") else residual
         together = skinny_linear(x, weights, biases, norms, activation, residual_TN)
         for i in {0, rows // 2, rows - 1}:
             alone = skinny_linear(x[i : i + 1], weights, biases, norms, activation, residual_TN[i : i + 1])
@@ -135,7 +140,7 @@ def test_the_environment_can_turn_the_matrix_unit_off():
 def test_gates_far_out_neither_overflow_nor_vanish():
     x = torch.tensor([[-200.0], [-30.0], [0.0], [30.0], [200.0]])
     one = torch.ones(1, 1)
-    for activation, weights in (("gelu", [one]), ("swiglu", [one, one])):
+    for activation, weights in (("gelu", [one]), ("swiglu", [one, one]), ("geglu", [one, one])):
         args = (x, weights, [None] * len(weights), None, activation)
         torch.testing.assert_close(skinny_linear(*args), skinny_linear_reference(*args), rtol=1e-5, atol=1e-8)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
-from transformers import BloomConfig, LlamaConfig, Qwen2Config, Qwen3Config
+from transformers import ApertusConfig, BloomConfig, Gemma3TextConfig, LlamaConfig, Qwen2Config, Qwen3Config
 
+from engine.models.apertus import Apertus
 from engine.models.bloom import Bloom
+from engine.models.gemma3 import Gemma3
 from engine.models.llama import Llama
 
 SIZES = {"vocab_size": 97, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -14,6 +16,8 @@ CASES = {
     "llama": (Llama, LlamaConfig(**LLAMA_SIZES)),
     "qwen2": (Llama, Qwen2Config(**LLAMA_SIZES)),
     "qwen3": (Llama, Qwen3Config(**LLAMA_SIZES, head_dim=16)),
+    "gemma3": (Gemma3, Gemma3TextConfig(**LLAMA_SIZES, head_dim=32, sliding_window=50, sliding_window_pattern=2)),
+    "apertus": (Apertus, ApertusConfig(**LLAMA_SIZES)),
     "bloom": (Bloom, BloomConfig(vocab_size=97, hidden_size=64, n_layer=3, n_head=4)),
 }
 

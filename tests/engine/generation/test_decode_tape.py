@@ -26,7 +26,7 @@ def run(model, **options):
     return generate(model, requests(), Sampling(temperature=0.9, top_k=20), 7, 5, capture_layer=2, **options)
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "bloom"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "gemma3", "bloom"])
 @pytest.mark.parametrize("num_slots", [1, 3, 8])
 def test_rollout_on_tape_equals_rollout_without(name, num_slots, monkeypatch):
     model = model_of(name)
@@ -35,9 +35,10 @@ def test_rollout_on_tape_equals_rollout_without(name, num_slots, monkeypatch):
     assert_same(with_tape, run(model, num_slots=num_slots))
 
 
-def test_rows_longer_than_an_attention_chunk(monkeypatch):
-    """Beyond 512 positions a row's attention is put together from pieces, in memory that the tape provides."""
-    model = model_of("llama")
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_rows_longer_than_an_attention_chunk(name, monkeypatch):
+    """Beyond 512 positions a row's attention is merged from chunks, in memory that the tape provides."""
+    model = model_of(name)
     long = [Request(tuple(range(90)) * 7, 0, i, 30) for i in range(2)] + [Request((1, 2), 1, 0, 30)]
     with_tape = generate(model, long, Sampling(), 7, 5)
     monkeypatch.setattr(DecodeTape, "of", classmethod(lambda *_: None))
@@ -52,6 +53,6 @@ def test_tape_records_with_gradients_enabled():
 
 
 def test_model_that_needs_torch_has_no_tape():
-    model = model_of("qwen3")
+    model = model_of("apertus")
     assert DecodeTape.of(model, KVCache(model, 4), 4, 2, 0) is None
     assert all(r.tokens for r in generate(model, requests(), Sampling(), 7, 5))
