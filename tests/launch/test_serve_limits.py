@@ -225,7 +225,7 @@ def test_failed_step_ends_every_request(folder):
             return super().advance()
 
     async def test(client, server):
-        long = {**TEXT, "max_tokens": 100}
+        long = {**TEXT, "max_tokens": 100, "min_tokens": 100}  # no EOS ends them before the step that fails
         whole, streamed = await asyncio.gather(
             post(client, "completions", long), client.post("/v1/completions", json={**long, "stream": True})
         )
