@@ -138,7 +138,7 @@ def test_deepspeed_configs(here, refused, content, words):
 
 
 @pytest.mark.parametrize(("job", "changes", "word"), [
-    ("sft", {"lang": "xx"}, "unknown language 'xx'"),
+    pytest.param("sft", {"lang": "xx"}, "unknown language 'xx'", marks=pytest.mark.slow),
     ("ppo", {"reward": "m"}, "--reward m has no score head"),
     ("sample", {"data": "m"}, "it is a directory"),
 ])  # fmt: skip

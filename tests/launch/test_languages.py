@@ -24,12 +24,12 @@ def alone():
     pytest.param(code, marks=() if code in DEFAULT else pytest.mark.slow) for code in LANGUAGES
 ])  # fmt: skip
 def test_a_few_steps_from_nothing(tmp_path, monkeypatch, capsys, lang):
-    monkeypatch.setattr(common, "DEMO_RECORDS", 600)
+    monkeypatch.setattr(common, "DEMO_RECORDS", 200)
     few = ["--lang", lang, "--runs", str(tmp_path), "--batch-size", "16"]
     sft.job([*few, "--max-steps", "3"])
     reward.job([*few, "--max-steps", "2"])
     heldout = (tmp_path / lang / "data" / "heldout.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "some.jsonl").write_text("".join(heldout[:32]))
+    (tmp_path / "some.jsonl").write_text("".join(heldout[:16]))
     ppo.job([*few, "--max-steps", "2", "--eval-data", str(tmp_path / "some.jsonl")])
     out = capsys.readouterr().out
     assert "held-out" in out and "go on" in out
