@@ -15,12 +15,6 @@ from tests.launch.jobs import ALL, GOOD, TRAINERS, argv_of, assert_says, cases, 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def alone():
-    with small.alone():
-        yield
-
-
 @pytest.mark.parametrize("job", ALL)
 def test_good_flags_run(here, monkeypatch, job):
     run(monkeypatch, job, {})

@@ -6,18 +6,12 @@ import json
 
 import pytest
 
+from datagen import embedded
 from engine.base.languages import LANGUAGES
 from launch import common, ppo, reward, sft
-from tests.launch import small
 
 # By default one language per script family, including right-to-left and unspaced scripts; all with -m slow.
 DEFAULT = ("ar",)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def alone():
-    with small.alone():
-        yield
 
 
 @pytest.mark.parametrize("lang", [
@@ -25,6 +19,8 @@ def alone():
 ])  # fmt: skip
 def test_a_few_steps_from_nothing(tmp_path, monkeypatch, capsys, lang):
     monkeypatch.setattr(common, "DEMO_RECORDS", 200)
+    monkeypatch.setattr(embedded, "HELDOUT_SIZE", 32)
+    monkeypatch.setattr(embedded, "RANKING_HELDOUT_SIZE", 16)
     few = ["--lang", lang, "--runs", str(tmp_path), "--batch-size", "16"]
     sft.job([*few, "--max-steps", "3"])
     reward.job([*few, "--max-steps", "2"])

@@ -20,17 +20,6 @@ from launch.serve import HttpSettings, ModelSettings, load, name_of
 from tests.launch import small
 from tests.launch.serving import CHAT, MAX_OPEN, NAME, TEXT, idle, post, served, with_client
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return small.make_model(tmp_path_factory.mktemp("served") / "m")
-
-
-@pytest.fixture(scope="module")
-def loaded(folder):
-    return load(ModelSettings(str(folder), template="plain", max_length=128, slots=4))
-
-
 WRONG = [
     ("chat/completions", {**CHAT, "model": "gpt-9"}, 404, "model", "model_not_found"),
     ("chat/completions", {"messages": []}, 400, "messages", None),

@@ -15,17 +15,11 @@ import pytest
 from launch import evaluate
 from launch.serve import ModelSettings, load
 from tests.evaluation.lm_eval_peer import Peer
-from tests.launch import small
 from tests.launch.serving import NAME, in_a_thread
 from tests.launch.small import read_rows
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Say good morning"}]
 TOLERANCE = 1e-3
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return small.make_model(tmp_path_factory.mktemp("served") / "m")
 
 
 @pytest.fixture(scope="module")
