@@ -15,7 +15,10 @@ import torch
 import torch.multiprocessing as mp
 
 # One server serves a whole test process, so this names what any test wants of it.
-PRELOADED = ["torch", "deepspeed", "transformers", "tests.engine.training.trainers", "tests.reliability.killing"]
+PRELOADED = [
+    *("torch", "deepspeed", "transformers", "tests.engine.training.trainers"),
+    *("tests.reliability.lazy_imports", "tests.reliability.killing"),
+]
 
 
 def run_ranks(function: Callable[..., Any], ranks: int, *args: Any) -> list[Any]:

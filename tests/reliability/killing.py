@@ -1,7 +1,7 @@
 """Train in processes that are killed at a chosen moment, forked from a server process that has imported everything.
 
-The server process has no rank, process group or thread. It also imports what training imports lazily, and finds out
-which DeepSpeed operators can be built here. So a start costs one fork, and most calls of a run belong to training.
+The server process has no rank, process group or thread. It also imports what training imports lazily (lazy_imports.py).
+So a start costs one fork, and most calls of a run belong to training.
 """
 
 from __future__ import annotations
@@ -21,13 +21,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import deepspeed
-import torch
-import torch._dynamo.repro.after_dynamo
-import torch._inductor.compile_fx
-import torch.utils.cpp_extension
-import torch.utils.tensorboard  # noqa: F401
-
 from engine.distributed.world import start_world
 from tests.engine.training.trainers import make_trainer, tiny_model, train
 from tests.ranks import start_ranks
@@ -46,7 +39,6 @@ PLACES = {
 }
 PATIENCE_S = 120
 IMPORTED_BY = os.getpid()
-deepspeed.ops.__compatible_ops__  # noqa: B018  the first access finds them out
 
 
 @dataclass(frozen=True)
