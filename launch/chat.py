@@ -15,8 +15,9 @@ if __name__ == "__main__":  # run as a script: put the repository root on the pa
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.base.errors import UserError
+from engine.base.nearest import nearest
 from engine.cli.console import Console
-from engine.cli.parse import main, nearest, parse_settings
+from engine.cli.parse import main, parse_settings
 from engine.generation.sampling import Sampling
 from engine.serving.dialog import DialogEncoder, Turn, cut_to_fit
 from engine.serving.live import BROKEN, LENGTH, STOP, LiveEngine, LiveRequest
