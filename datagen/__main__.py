@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, NoReturn
 
 from datagen import benchmark, embedded, instruct, rank, rouge_filter, simulate, stats, translate
 from engine.base.errors import UserError
+from engine.base.nearest import nearest
 
 
 class Command(NamedTuple):
@@ -102,7 +102,7 @@ def _dispatch(argv: list[str]) -> int:
         return 0
     name, *flags = argv
     if name not in COMMANDS:
-        raise UserError(f"unknown command {name!r}{_nearest(name, COMMANDS)}: the commands are {', '.join(COMMANDS)}")
+        raise UserError(f"unknown command {name!r}{nearest(name, COMMANDS)}: the commands are {', '.join(COMMANDS)}")
     command = COMMANDS[name]
     parser = _Parser(
         prog=f"python -m datagen {name}",
@@ -115,14 +115,9 @@ def _dispatch(argv: list[str]) -> int:
     # Check before parsing: argparse would report a missing flag instead of the misspelt one.
     for flag in (word.split("=")[0] for word in flags if word.startswith("--")):
         if flag not in known:
-            raise UserError(f"unknown flag {flag}{_nearest(flag, known)} (see --help)")
+            raise UserError(f"unknown flag {flag}{nearest(flag, known)} (see --help)")
     command.run(parser.parse_args(flags))
     return 0
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f", did you mean {close[0]}?" if close else ""
 
 
 if __name__ == "__main__":

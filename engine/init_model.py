@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from engine.base.errors import UserError
 from engine.base.records import read_records
 from engine.models import build_model, save_model
-from engine.settings import flag
+from engine.settings import check_at_least, flag
 from engine.text.tokenizer import train_byte_bpe, train_sentencepiece
 
 if TYPE_CHECKING:
@@ -37,16 +37,13 @@ class ModelShape:
     max_positions: int = flag("longest sequence in tokens; bloom has no limit and only records it", 2048)
 
     def __post_init__(self) -> None:
-        for name in ("layers", "hidden", "heads", "max_positions", *_LLAMA_ONLY):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{_flag(name)} is {value}: give 1 or more")
+        check_at_least(1, self, "layers", "hidden", "heads", "max_positions", *_LLAMA_ONLY)
         if self.hidden % self.heads:
             raise UserError(f"--hidden {self.hidden} is no multiple of --heads {self.heads}: change one of them")
         if self.family == "bloom":
             for name in _LLAMA_ONLY:
                 if getattr(self, name) is not None:
-                    raise UserError(f"{_flag(name)} is for --family llama only: leave it out")
+                    raise UserError(f"--{name.replace('_', '-')} is for --family llama only: leave it out")
         elif self.heads % (self.kv_heads or self.heads):
             raise UserError(f"--heads {self.heads} is no multiple of --kv-heads {self.kv_heads}: change one of them")
         elif self.hidden // self.heads % 2:
@@ -136,7 +133,3 @@ def _config(shape: ModelShape, tokenizer: PreTrainedTokenizerFast) -> Pretrained
         tie_word_embeddings=False,
         **shared,
     )
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

@@ -1,4 +1,9 @@
-"""Settings of every job, as frozen dataclasses that become flags; presets supply the numbers of a stage."""
+"""Settings of training and sampling, as frozen dataclasses that become flags; presets supply the numbers of a stage.
+
+The file is one table: a field per flag with its help and default, and each flag's limits below its group. Commands
+with flags of their own (evaluate, serve, chat, plan, convert, the benchmarks) define them beside their code with `flag`
+and the checks.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +21,20 @@ def flag(help: str, default: Any = MISSING, **metadata: Any) -> Any:
     return field(default=default, metadata={"help": help, **metadata})
 
 
-def _at_least(name: str, value: float, limit: float) -> None:
-    if not limit <= value < math.inf:
-        raise UserError(f"--{name.replace('_', '-')} is {value}: give {limit} or more")
+def check_at_least(limit: float, settings: Any, *names: str) -> None:
+    """Raise UserError unless each named setting is finite and at least `limit`, or None (not given)."""
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and not limit <= value < math.inf:
+            raise UserError(f"--{name.replace('_', '-')} is {value}: give {limit} or more")
 
 
-def _above_zero(name: str, value: float, hint: str = "") -> None:
-    if not value > 0:
-        raise UserError(f"--{name.replace('_', '-')} is {value}: give more than 0{hint}")
+def check_above_zero(settings: Any, *names: str, hint: str = "") -> None:
+    """Raise UserError unless each named setting is above 0, or None (not given)."""
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and not value > 0:
+            raise UserError(f"--{name.replace('_', '-')} is {value}: give more than 0{hint}")
 
 
 def check_room(max_new_tokens: int, max_length: int) -> None:
@@ -81,11 +92,8 @@ class RunSettings:
     def __post_init__(self) -> None:
         if odd := set(self.monitors) - {"tensorboard", "csv", "wandb"}:
             raise UserError(f"--monitor: {min(odd)!r} is unknown, give some of tensorboard,csv,wandb, or none")
-        if self.max_steps is not None:
-            _at_least("max_steps", self.max_steps, 1)
-        _at_least("save_every", self.save_every, 0)
-        _at_least("keep", self.keep, 1)
-        _at_least("hang_timeout", self.hang_timeout, 1)
+        check_at_least(1, self, "max_steps", "keep", "hang_timeout")
+        check_at_least(0, self, "save_every")
         if self.resume and self.overwrite:
             raise UserError("--resume and --overwrite are both given: one continues a run, the other replaces it")
         if self.override and not self.resume:
@@ -113,15 +121,12 @@ class OptimizerSettings:
     warmup_steps: int | None = flag("steps of linear warm-up, whatever the length of the run", None)
 
     def __post_init__(self) -> None:
-        for name in ("lr", "max_warmup_steps", "weight_decay"):
-            _at_least(name, getattr(self, name), 0)
-        if self.warmup_steps is not None:
-            _at_least("warmup_steps", self.warmup_steps, 0)
-        _above_zero("eps", self.eps, " (a weight without a gradient is divided by it)")
+        check_at_least(0, self, "lr", "max_warmup_steps", "weight_decay", "warmup_steps")
+        check_above_zero(self, "eps", hint=" (a weight without a gradient is divided by it)")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"--{name} is {getattr(self, name)}: give 0 or more, below 1")
-        _above_zero("max_grad_norm", self.max_grad_norm, " (a large number clips nothing)")
+        check_above_zero(self, "max_grad_norm", hint=" (a large number clips nothing)")
 
     def warmup(self, num_steps: int) -> int:
         """Return the warm-up steps of a run: warmup_steps, or a tenth of num_steps up to max_warmup_steps."""
@@ -154,10 +159,9 @@ class BatchSettings:
     )
 
     def __post_init__(self) -> None:
-        _at_least("trunk_cache", self.trunk_cache, 0)
-        for name in ("batch_size", "epochs", "tokens_per_microbatch"):
-            _at_least(name, getattr(self, name), 1)
-        _at_least("max_length", self.max_length, 2)
+        check_at_least(0, self, "trunk_cache")
+        check_at_least(1, self, "batch_size", "epochs", "tokens_per_microbatch")
+        check_at_least(2, self, "max_length")
         if self.tokens_per_microbatch < self.max_length:
             raise UserError(
                 f"--tokens-per-microbatch is {self.tokens_per_microbatch}, --max-length is {self.max_length}: "
@@ -174,7 +178,7 @@ class HeldOutSettings:
     )
 
     def __post_init__(self) -> None:
-        _at_least("eval_every", self.eval_every, 0)
+        check_at_least(0, self, "eval_every")
 
     def measures(self, step: int, last: int) -> bool:
         """Return whether to evaluate on held-out data after this step."""
@@ -210,7 +214,7 @@ class RewardSettings(HeldOutSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least("top_layers", self.num_top_layers, 0)
+        check_at_least(0, self, "top_layers")
         if not 0 <= self.heldout < 1:
             raise UserError(f"--heldout is {self.heldout}: give a fraction of 0 or more, below 1")
 
@@ -260,19 +264,14 @@ class PPOSettings:
     eval_samples: int = flag("answers sampled per prompt of --eval-data, before and after PPO", 1)
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "minibatch_size", "ppo_epochs", "slots", "eval_samples"):
-            _at_least(name, getattr(self, name), 1)
-        for name in ("kl_coef", "vf_coef", "missing_eos_penalty"):
-            _at_least(name, getattr(self, name), 0)
+        check_at_least(1, self, "max_new_tokens", "minibatch_size", "ppo_epochs", "slots", "eval_samples")
+        check_at_least(0, self, "kl_coef", "vf_coef", "missing_eos_penalty")
         check_top_layers(self.top_layers)
         if self.sampling.temperature == 0:
             raise UserError(f"--temperature is {self.temperature}: PPO must sample, give more than 0")
-        for name in ("clip", "value_clip", "kl_horizon"):
-            _above_zero(name, getattr(self, name))
-        if self.score_clip is not None:
-            _above_zero("score_clip", self.score_clip)
+        check_above_zero(self, "clip", "value_clip", "kl_horizon", "score_clip")
         if self.kl_controller == "adaptive":
-            _above_zero("kl_target", self.kl_target, ", or --kl-controller fixed")
+            check_above_zero(self, "kl_target", hint=", or --kl-controller fixed")
         for name in ("gamma", "lam"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"--{name} is {getattr(self, name)}: give 0 to 1")
@@ -311,7 +310,7 @@ class SampleSettings:
     dtype: str = flag("auto is bfloat16 on a GPU, float32 on CPU", "auto", choices=["auto", "float32", "bfloat16"])
 
     def __post_init__(self) -> None:
-        _at_least("slots", self.slots, 1)
+        check_at_least(1, self, "slots")
 
 
 @dataclass(frozen=True)
@@ -332,9 +331,8 @@ class ResponseSettings:
     seed: int = flag("seed of every random stream", 0)
 
     def __post_init__(self) -> None:
-        for name in ("num_responses", "max_new_tokens"):
-            _at_least(name, getattr(self, name), 1)
-        _at_least("min_new_tokens", self.min_new_tokens, 0)
+        check_at_least(1, self, "num_responses", "max_new_tokens")
+        check_at_least(0, self, "min_new_tokens")
         if self.min_new_tokens > self.max_new_tokens:
             raise UserError(
                 f"--min-new-tokens is {self.min_new_tokens}, --max-new-tokens is {self.max_new_tokens}: "

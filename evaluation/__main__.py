@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from engine.base.errors import UserError
-from engine.cli.parse import main, nearest
+from engine.base.nearest import nearest
+from engine.cli.parse import main
 from evaluation import lint, report
 
 
@@ -32,7 +33,7 @@ def job(argv: Sequence[str]) -> None:
         return
     name, *arguments = argv
     if name not in COMMANDS:
-        raise UserError(f"unknown command {name!r}{nearest(name, list(COMMANDS))}: choose from {', '.join(COMMANDS)}")
+        raise UserError(f"unknown command {name!r}{nearest(name, COMMANDS)}: choose from {', '.join(COMMANDS)}")
     sys.exit(COMMANDS[name].run(arguments))
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.base.errors import UserError
-from engine.settings import flag
+from engine.settings import check_at_least, flag
 from evaluation.protocols import DEFAULT_PROTOCOL
 
 
@@ -34,10 +33,9 @@ class EvaluateSettings:
     dtype: str = flag("auto: bfloat16 on a GPU, float32 on a CPU", "auto", choices=["auto", "float32", "bfloat16"])
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_tokens", 1), ("cache_tokens", 1), ("max_length", 2), ("limit", 1), ("shots", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UserError(f"--{name.replace('_', '-')} is {value}: give {least} or more")
+        check_at_least(1, self, "batch_tokens", "cache_tokens", "limit")
+        check_at_least(2, self, "max_length")
+        check_at_least(0, self, "shots")
 
     @property
     def languages(self) -> list[str]:

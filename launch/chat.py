@@ -15,13 +15,14 @@ if __name__ == "__main__":  # run as a script: put the repository root on the pa
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.base.errors import UserError
+from engine.base.nearest import nearest
 from engine.cli.console import Console
-from engine.cli.parse import main, nearest, parse_settings
+from engine.cli.parse import main, parse_settings
 from engine.generation.sampling import Sampling
 from engine.serving.dialog import DialogEncoder, Turn, cut_to_fit
 from engine.serving.live import BROKEN, LENGTH, STOP, LiveEngine, LiveRequest
 from engine.serving.text_stream import TextStream
-from engine.settings import flag
+from engine.settings import check_at_least, flag
 from launch.serve import Loaded, ModelSettings, load
 
 PROMPT = "> "
@@ -49,8 +50,7 @@ class ChatSettings:
     system: str = flag("system message before the first question", "")
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise UserError(f"--max-new-tokens is {self.max_new_tokens}: give 1 or more")
+        check_at_least(1, self, "max_new_tokens")
         check_text(self.system, "--system")
         self.sampling  # noqa: B018  raises for a bad one
 

@@ -20,7 +20,7 @@ from engine.cli.console import Console
 from engine.cli.parse import main, parse_settings
 from engine.models.hf import empty_model, load_config
 from engine.planning.memory import Part, Workload, memory, peaks, phases
-from engine.settings import check_top_layers, flag, split_of
+from engine.settings import check_above_zero, check_at_least, check_top_layers, flag, split_of
 
 # (layers, width, heads), for LLaMA also the MLP width. From the published configs.
 BLOOM = {
@@ -66,11 +66,8 @@ class PlanSettings:
         if self.top_layers is not None:
             check_top_layers(self.top_layers)
         sizes = ("gpu_memory", "ranks", "rollouts", "slots", "prompt_tokens", "new_tokens", "ppo_epochs", "tflops")
-        for name in (*sizes, "bandwidth"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}: give more than 0")
-        if not self.trunk_cache >= 0:
-            raise UserError(f"--trunk-cache is {self.trunk_cache}: give 0 or more")
+        check_above_zero(self, *sizes, "bandwidth")
+        check_at_least(0, self, "trunk_cache")
         if self.tokens_per_microbatch < self.prompt_tokens + self.new_tokens:
             raise UserError(
                 f"--tokens-per-microbatch is {self.tokens_per_microbatch}, a sequence has "

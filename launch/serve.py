@@ -30,7 +30,7 @@ from engine.serving.app import Server, ServerSettings
 from engine.serving.ask import AskReader, Limits
 from engine.serving.dialog import DialogEncoder
 from engine.serving.live import LiveEngine
-from engine.settings import flag
+from engine.settings import check_at_least, flag
 from engine.text.eos import eos_ids_of
 from engine.text.templates import TEMPLATE_HELP
 from launch.common import choose_dtype, load_checked
@@ -55,9 +55,7 @@ class ModelSettings:
     dtype: str = flag("auto is bfloat16 on a GPU, float32 on CPU", "auto", choices=["auto", "float32", "bfloat16"])
 
     def __post_init__(self) -> None:
-        for name in ("slots", "max_length"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise UserError(f"--{name.replace('_', '-')} is {value}: give 1 or more")
+        check_at_least(1, self, "slots", "max_length")
 
 
 @dataclass(frozen=True)
@@ -78,9 +76,10 @@ class HttpSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise UserError(f"--port is {self.port}: give 0 to 65535")
-        for name, least in (("chat_tokens", 1), ("max_waiting", 0), ("max_body_mb", 1), ("drain_s", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}: give {least} or more")
+        check_at_least(1, self, "chat_tokens", "max_body_mb")
+        check_at_least(0, self, "max_waiting")
+        if self.drain_s < 0:
+            raise UserError(f"--drain-s is {self.drain_s}: give 0 or more")  # infinity waits for all
 
 
 @dataclass(frozen=True)

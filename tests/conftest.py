@@ -1,5 +1,6 @@
 """Fixtures and hypothesis profiles for all tests."""
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,11 @@ from hypothesis import settings
 settings.register_profile("fixed", derandomize=True)
 settings.register_profile("explore", derandomize=False)
 settings.load_profile("fixed")
+
+
+def pytest_collection_finish():
+    """Exempt all imported modules from garbage collection. ZeRO-3 starts a full one for each engine."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

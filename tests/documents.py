@@ -160,12 +160,25 @@ def start(name: str, arguments: Sequence[str]) -> None:
     os.environ.setdefault("COLUMNS", "120")
     try:
         if name.startswith("-m "):
-            runpy.run_module(name.removeprefix("-m "), run_name="__main__", alter_sys=False)
+            _run_module(name.removeprefix("-m "))
         else:
             runpy.run_path(name if Path(name).is_file() else str(ROOT / name), run_name="__main__")
     finally:
         sys.argv = argv
         sys.path[:] = path
+
+
+def _run_module(name: str) -> None:
+    """Run `python -m NAME`. runpy warns if a test has imported the module before, so hide that import for the time."""
+    found = importlib.util.find_spec(name)
+    if found and found.submodule_search_locations is not None:
+        name += ".__main__"
+    imported = sys.modules.pop(name, None)
+    try:
+        runpy.run_module(name, run_name="__main__", alter_sys=False)
+    finally:
+        if imported:
+            sys.modules[name] = imported
 
 
 def run(words: Sequence[str]) -> str:

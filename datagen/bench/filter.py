@@ -8,7 +8,6 @@ of the same texts, as Alpaca calls it: on words tokenized beforehand, one table 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import resource
 import statistics
@@ -16,6 +15,7 @@ import time
 
 from rouge_score.rouge_scorer import _score_lcs
 
+from datagen.bench import print_result
 from datagen.rouge_filter import find_rejections
 from datagen.text.words import rouge_words
 from engine.base.records import read_instructions
@@ -93,10 +93,7 @@ def main() -> None:
         "rouge_score_hours": round(rouge_s / 3600, 1),
         "ratio_to_rouge_score": round(rouge_s / filter_s),
     }
-    width = max(map(len, result))
-    for name, value in result.items():
-        print(f"{name:{width}}  {value:,}")
-    print(json.dumps(result))
+    print_result(result)
 
 
 if __name__ == "__main__":

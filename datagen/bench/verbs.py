@@ -6,9 +6,9 @@ Neither is a gold standard: spaCy's small English pipeline takes many imperative
 from __future__ import annotations
 
 import argparse
-import json
 import random
 
+from datagen.bench import print_result
 from datagen.statistics.root_verbs import by_rules, by_spacy
 from engine.base.records import read_instructions
 
@@ -33,10 +33,7 @@ def main() -> None:
         "object_by_rules_only": round(sum(bool(r.object) > bool(s.object) for r, s in pairs) / len(texts), 3),
         "object_by_spacy_only": round(sum(bool(r.object) < bool(s.object) for r, s in pairs) / len(texts), 3),
     }
-    width = max(map(len, result))
-    for name, value in result.items():
-        print(f"{name:{width}}  {value:,}")
-    print(json.dumps(result))
+    print_result(result)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import os
 import re
 import select
@@ -16,6 +15,7 @@ from typing import Any
 from transformers import HfArgumentParser
 
 from engine.base.errors import UserError
+from engine.base.nearest import nearest
 from engine.cli.config_file import read_config
 from engine.distributed.world import fail_together, leave, why_lost
 
@@ -70,12 +70,6 @@ class _Parser(_OneLine, HfArgumentParser):
 
 class _EarlyParser(_OneLine, argparse.ArgumentParser):
     """Read --config and --preset before the settings are parsed."""
-
-
-def nearest(word: str, known: Sequence[str]) -> str:
-    """Return ' (did you mean X?)', or '' if no known word is close."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def _as_argv(values: Mapping[str, Any], fields: Sequence[str], source: str) -> list[str]:

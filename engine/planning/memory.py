@@ -131,6 +131,7 @@ def activation_bytes(model: nn.Module, start: int, tokens: int, actions: int) ->
     return tracker.peak
 
 
+@lru_cache(maxsize=64)
 @torch.no_grad()
 def forward_bytes(model: nn.Module, tokens: int) -> int:
     """Peak bytes of one layer's forward in generation, where nothing is kept for a backward."""

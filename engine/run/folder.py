@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ class Run:
         self._monitor_config, self._monitors = monitors, None
         self._started = time.monotonic()
 
-    @cached_property
+    @property
     def provenance(self) -> dict[str, Any]:
         """Versions, commit and machine, to run it again."""
         return _provenance()
@@ -263,6 +263,7 @@ def _config_in(path: Path) -> dict[str, Any] | None:
     return config if isinstance(config.get("settings"), dict) else None
 
 
+@cache
 def _provenance() -> dict[str, Any]:
     try:
         here = Path(__file__).parents[1]

@@ -7,7 +7,6 @@ prompt, as in most descendants, so that a response is exactly the text that a us
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine.base.errors import UserError
+from engine.base.nearest import nearest_hint
 from engine.base.strict_json import reason_of
 
 TEMPLATE_CHARACTERS = 100_000
@@ -100,8 +100,7 @@ def load_template(name: str | os.PathLike[str]) -> Template:
     except UnicodeDecodeError as error:
         raise UserError(f"template {path} is not UTF-8 (byte {error.start}): save the file as UTF-8") from None
     except (OSError, ValueError) as error:
-        near = difflib.get_close_matches(str(name), [*TEMPLATES, CHAT], n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = nearest_hint(str(name), [*TEMPLATES, CHAT])
         raise UserError(
             f"template {str(name)!r} is no template and no readable file ({reason_of(error)}): {hint}"
             f"use {', '.join(TEMPLATES)}, {CHAT} or the path of a text file"

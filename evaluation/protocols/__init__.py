@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 
 from engine.base.errors import UserError
+from engine.base.nearest import nearest_hint
 from evaluation.protocols.draws import Draw, after_shuffle, by_document, in_file_order
 from evaluation.protocols.encodings import (
     Encoder,
@@ -61,6 +61,5 @@ def get_protocol(name: str) -> Protocol:
     """Return the protocol of this name. UserError for an unknown name, with the nearest known one."""
     if name in PROTOCOLS:
         return PROTOCOLS[name]
-    close = difflib.get_close_matches(name, PROTOCOLS, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    hint = nearest_hint(name, PROTOCOLS)
     raise UserError(f"unknown --protocol {name!r}: {hint}choose from {', '.join(PROTOCOLS)}")

@@ -5,7 +5,6 @@ A file adds tasks by its TASKS, a tuple of Task. It is a file of this folder, or
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import pkgutil
 import re
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.base.errors import UserError
+from engine.base.nearest import nearest_hint
 from evaluation.data.items import Item
 from evaluation.data.prompt_words import PromptWords
 
@@ -116,8 +116,7 @@ def get_tasks(names: Sequence[str]) -> list[Task]:
             chosen += family
         else:
             valid = sorted({*known, *(task.family for task in known.values() if task.family)})
-            close = difflib.get_close_matches(name, valid, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
+            hint = nearest_hint(name, valid)
             raise UserError(f"unknown task {name!r}: {hint}choose from {', '.join(valid)}, or a .py file with TASKS")
     taken = [task.name for task in chosen]
     if twice := next((name for name in taken if taken.count(name) > 1), None):

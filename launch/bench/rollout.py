@@ -21,7 +21,7 @@ from engine.generation.cache_budget import bytes_of_page, num_pages_for
 from engine.generation.kv_cache import PAGE_SIZE, KVCache
 from engine.generation.scheduler import ORDERS
 from engine.models import load_model
-from engine.settings import flag
+from engine.settings import check_above_zero, check_at_least, flag
 from launch.bench.rollout_floor import Machine, ModelCost, decode_share, measure
 from launch.bench.rollout_sides import (
     Result,
@@ -67,13 +67,9 @@ class BenchSettings:
     plot: str | None = flag("plot rows and seconds of every step to this file", None)
 
     def __post_init__(self) -> None:
-        for name in ("num_prompts", "prompt_tokens", "max_new_tokens", "responses", "slots", "repeats"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}: give 1 or more")
-        if self.warmups < 0:
-            raise UserError(f"--warmups is {self.warmups}: give 0 or more")
-        if not self.mean_new_tokens > 0:
-            raise UserError(f"--mean-new-tokens is {self.mean_new_tokens}: give more than 0")
+        check_at_least(1, self, "num_prompts", "prompt_tokens", "max_new_tokens", "responses", "slots", "repeats")
+        check_at_least(0, self, "warmups")
+        check_above_zero(self, "mean_new_tokens")
         for name in self.vs or ():
             if name not in PEERS:
                 raise UserError(f"--vs {name} is unknown: one of {', '.join(PEERS)}")

@@ -26,7 +26,7 @@ from engine.cli.parse import main, parse_settings
 from engine.generation.generate import Request, generate
 from engine.generation.sampling import Sampling
 from engine.models import load_model
-from engine.settings import flag
+from engine.settings import check_at_least, flag
 from launch.serve import KEY_VARIABLE
 
 _STARTS_WITHIN_S = 120.0
@@ -47,9 +47,7 @@ class BenchSettings:
     json: bool = flag("also print the numbers as one JSON line at the end", False)
 
     def __post_init__(self) -> None:
-        for name in ("clients", "alone", "prompt_tokens", "min_tokens"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}: give 1 or more")
+        check_at_least(1, self, "clients", "alone", "prompt_tokens", "min_tokens")
         if self.max_tokens < self.min_tokens:
             raise UserError(f"--max-tokens is {self.max_tokens}, --min-tokens {self.min_tokens}: raise the first")
         if self.alone > self.clients:

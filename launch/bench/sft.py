@@ -24,7 +24,7 @@ from engine.distributed.world import World, start_world
 from engine.models import build_model
 from engine.presets import presets
 from engine.run.folder import Run
-from engine.settings import STAGE_SETTINGS, flag
+from engine.settings import STAGE_SETTINGS, check_at_least, flag
 from engine.text.encoding import Example
 from engine.training.context import Context
 from engine.training.sft import SFTTrainer
@@ -55,9 +55,7 @@ class BenchSettings:
     operations: int = flag("number of the most expensive operations to list", 12)
 
     def __post_init__(self) -> None:
-        for name in ("layers", "sequences", "repeats"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} is {getattr(self, name)}: give 1 or more")
+        check_at_least(1, self, "layers", "sequences", "repeats")
         if not 2 <= self.shortest <= self.longest <= self.tokens_per_microbatch:
             raise UserError(
                 f"--shortest {self.shortest}, --longest {self.longest}, --tokens-per-microbatch "

@@ -39,10 +39,10 @@ def test_command_help_is_short_and_has_an_example(capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["embeded"], "unknown command 'embeded', did you mean embedded?"),
+        (["embeded"], "unknown command 'embeded' (did you mean embedded?)"),
         (["zzz"], "unknown command 'zzz': the commands are embedded"),
-        (["embedded", "--langs", "ne"], "unknown flag --langs, did you mean --lang?"),
-        (["embedded", "--ouput=x"], "unknown flag --ouput, did you mean --output?"),
+        (["embedded", "--langs", "ne"], "unknown flag --langs (did you mean --lang?)"),
+        (["embedded", "--ouput=x"], "unknown flag --ouput (did you mean --output?)"),
         (["embedded"], "the following arguments are required: --lang, --output (see --help)"),
         (["embedded", "--lang"], "argument --lang: expected one argument (see --help)"),
         (["embedded", "--lang", "en", "--output", "x", "--size", "many"], "argument --size: invalid int value"),

@@ -11,9 +11,11 @@ pytest.importorskip("triton", reason="needs triton, which torch for CPU does not
 FOLDER = Path(__file__).with_name("interpreted")
 
 
-def test_kernels_in_the_interpreter():
+@pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_kernels_in_the_interpreter(which):
     """In a process of their own: triton asks for TRITON_INTERPRET while it is imported."""
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *map(str, sorted(FOLDER.glob("*.py")))]
+    files = map(str, sorted(FOLDER.glob("*.py")))
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", which, *files]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(command, cwd=FOLDER.parents[2], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

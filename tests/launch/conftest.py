@@ -10,8 +10,28 @@ import pytest
 
 from engine.models import load_model, save_model
 from engine.text.tokenizer import load_tokenizer
+from launch.serve import ModelSettings, load
 from tests.launch import small
 from tests.launch.jobs import everything, run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def alone():
+    """Run each module as the only rank."""
+    with small.alone():
+        yield
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """Return a small model to serve."""
+    return small.make_model(tmp_path_factory.mktemp("served") / "m")
+
+
+@pytest.fixture(scope="module")
+def loaded(folder):
+    """Return the small model, ready to serve."""
+    return load(ModelSettings(str(folder), template="plain", max_length=128, slots=4))
 
 
 @pytest.fixture(scope="session")

@@ -15,12 +15,6 @@ from tests.launch.jobs import ALL, GOOD, TRAINERS, argv_of, assert_says, cases, 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def alone():
-    with small.alone():
-        yield
-
-
 @pytest.mark.parametrize("job", ALL)
 def test_good_flags_run(here, monkeypatch, job):
     run(monkeypatch, job, {})
@@ -138,7 +132,7 @@ def test_deepspeed_configs(here, refused, content, words):
 
 
 @pytest.mark.parametrize(("job", "changes", "word"), [
-    ("sft", {"lang": "xx"}, "unknown language 'xx'"),
+    pytest.param("sft", {"lang": "xx"}, "unknown language 'xx'", marks=pytest.mark.slow),
     ("ppo", {"reward": "m"}, "--reward m has no score head"),
     ("sample", {"data": "m"}, "it is a directory"),
 ])  # fmt: skip

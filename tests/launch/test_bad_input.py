@@ -15,12 +15,6 @@ from tests.launch import small
 from tests.launch.jobs import ALL, TRAINERS, assert_says, cases, run
 
 
-@pytest.fixture(scope="module", autouse=True)
-def alone():
-    with small.alone():
-        yield
-
-
 @pytest.mark.parametrize(("job", "changes", "words"), cases(
     (ALL, {"data": "absent.jsonl"}, "cannot read absent.jsonl: there is no such file", "check the path"),
     (ALL, {"data": "m"}, "cannot read m: it is a directory; name a file in it"),

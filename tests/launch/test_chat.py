@@ -24,11 +24,6 @@ ROOM = 128
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return small.make_model(tmp_path_factory.mktemp("chat") / "m")
-
-
-@pytest.fixture(scope="module")
 def loaded(folder):
     return load(ModelSettings(str(folder), template="plain", max_length=ROOM, slots=1))
 

@@ -19,12 +19,6 @@ from tests.launch.jobs import assert_says, everything
 from tests.ranks import run_ranks
 
 
-@pytest.fixture(scope="module", autouse=True)
-def alone():
-    with small.alone():
-        yield
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluate")

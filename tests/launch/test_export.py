@@ -15,12 +15,6 @@ from tests.launch.conftest import edit_json
 from tests.launch.jobs import TRAINERS, assert_says, run
 
 
-@pytest.fixture(scope="module", autouse=True)
-def alone():
-    with small.alone():
-        yield
-
-
 @pytest.mark.parametrize("pad", [-1, 320])
 @pytest.mark.parametrize("job", TRAINERS)
 def test_model_without_padding_id(here, monkeypatch, job, pad):

@@ -6,30 +6,26 @@ import json
 
 import pytest
 
+from datagen import embedded
 from engine.base.languages import LANGUAGES
 from launch import common, ppo, reward, sft
-from tests.launch import small
 
 # By default one language per script family, including right-to-left and unspaced scripts; all with -m slow.
 DEFAULT = ("ar",)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def alone():
-    with small.alone():
-        yield
 
 
 @pytest.mark.parametrize("lang", [
     pytest.param(code, marks=() if code in DEFAULT else pytest.mark.slow) for code in LANGUAGES
 ])  # fmt: skip
 def test_a_few_steps_from_nothing(tmp_path, monkeypatch, capsys, lang):
-    monkeypatch.setattr(common, "DEMO_RECORDS", 600)
+    monkeypatch.setattr(common, "DEMO_RECORDS", 200)
+    monkeypatch.setattr(embedded, "HELDOUT_SIZE", 32)
+    monkeypatch.setattr(embedded, "RANKING_HELDOUT_SIZE", 16)
     few = ["--lang", lang, "--runs", str(tmp_path), "--batch-size", "16"]
     sft.job([*few, "--max-steps", "3"])
     reward.job([*few, "--max-steps", "2"])
     heldout = (tmp_path / lang / "data" / "heldout.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "some.jsonl").write_text("".join(heldout[:32]))
+    (tmp_path / "some.jsonl").write_text("".join(heldout[:16]))
     ppo.job([*few, "--max-steps", "2", "--eval-data", str(tmp_path / "some.jsonl")])
     out = capsys.readouterr().out
     assert "held-out" in out and "go on" in out

@@ -20,12 +20,6 @@ from tests.launch.jobs import ALL, TRAINERS, assert_says, run
 NONE_GIVEN = {"max-length": None, "max-new-tokens": None}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def alone():
-    with small.alone():
-        yield
-
-
 @pytest.fixture(scope="module")
 def windowed(tmp_path_factory):
     """Return a model in Mistral's layout: 2,048 positions with a sliding window of 256."""

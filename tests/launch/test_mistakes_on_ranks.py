@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
-import subprocess
 import sys
-from pathlib import Path
 
+from engine.cli.parse import main
+from launch import ppo
 from tests.launch.jobs import argv_of
+from tests.ranks import start_ranks
 
-ROOT = Path(__file__).resolve().parents[2]
 REWARD = """
 import os
 def nothing(prompt, response):
@@ -18,28 +17,27 @@ def nothing(prompt, response):
 """
 
 
+def ppo_on_rank(folder):
+    """Run the command in this folder, with its output in files named after the rank."""
+    os.chdir(folder)
+    for descriptor, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"{name}{os.environ['RANK']}", os.O_WRONLY | os.O_CREAT), descriptor)
+    sys.argv = ["launch/ppo.py", *argv_of("ppo", {"reward": "my_reward:nothing", "batch-size": "4"})]
+    main(ppo.job)
+
+
 def test_reward_fails_on_the_second_rank(good_and_bad, tmp_path):
     (tmp_path / "my_reward.py").write_text(REWARD)
     for name in ("m", "prompts.jsonl"):
         (tmp_path / name).symlink_to(good_and_bad / name)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    own = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    argv = argv_of("ppo", {"reward": "my_reward:nothing", "batch-size": "4"})
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, ROOT / "launch" / "ppo.py", *argv], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **own, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]  # fmt: skip
+    ranks = start_ranks(ppo_on_rank, 2, tmp_path)
     try:
-        said = [rank.communicate(timeout=120) for rank in ranks]
+        for rank in ranks:
+            rank.join(120)
     finally:
         for rank in ranks:
             rank.kill()
-    assert [rank.returncode for rank in ranks] == [2, 2], said
+    said = [[(tmp_path / f"{name}{rank}").read_text() for name in ("out", "err")] for rank in range(2)]
+    assert [rank.exitcode for rank in ranks] == [2, 2], said
     assert "error: --reward my_reward:nothing gave nan" in said[1][1]
     assert "error" not in said[0][1] and "Traceback" not in said[0][1] + said[1][1]

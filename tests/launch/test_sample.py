@@ -26,12 +26,6 @@ from tests.launch import small
 K, NEW = 3, 12
 
 
-@pytest.fixture(scope="module", autouse=True)
-def alone():
-    with small.alone():
-        yield
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     return small.make_ending_model(tmp_path_factory.mktemp("files"))

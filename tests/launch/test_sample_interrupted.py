@@ -23,12 +23,6 @@ ROOT = Path(__file__).resolve().parents[2]
 K, NEW, ALL = 8, 12, 40
 
 
-@pytest.fixture(scope="module", autouse=True)
-def alone():
-    with small.alone():
-        yield
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     return small.make_ending_model(tmp_path_factory.mktemp("files"))

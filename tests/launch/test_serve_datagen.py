@@ -21,15 +21,9 @@ from launch.serve import ModelSettings, load
 from tests.datagen.api.api_helpers import read_lines
 from tests.datagen.test_rank import sampled
 from tests.datagen.test_translate_runs import records
-from tests.launch import small
 from tests.launch.serving import NAME, in_a_thread
 
 ROOM = 1 << 14
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return small.make_model(tmp_path_factory.mktemp("served") / "m")
 
 
 class Knowing(LiveEngine):

@@ -10,7 +10,6 @@ import aiohttp
 import pytest
 
 from launch.serve import ModelSettings, load
-from tests.launch import small
 from tests.launch.serving import CHAT, TEXT, idle, post, with_client
 
 JUNK = [
@@ -133,11 +132,6 @@ def stays_healthy(folder, num_requests: int, at_once: int) -> None:
     with_client(loaded, test, max_open=40)
     assert seen[200] > num_requests / 8
     assert seen[400] > num_requests / 8
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return small.make_model(tmp_path_factory.mktemp("served") / "m")
 
 
 def test_300_malformed_requests(folder):

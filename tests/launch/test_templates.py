@@ -24,12 +24,6 @@ OWN, TRAINED = "chat (the model has one and no record of another)", "chat (the m
 UNSAID = {"template": None, "max-length": "200"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def alone():
-    with small.alone():
-        yield
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """Return a model with a chat template."""

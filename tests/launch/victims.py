@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # by sampling, later: import it once for all processes
+import torch.utils.cpp_extension
 
 from engine.base.frames import scan_frames
 from engine.cli.parse import main

@@ -1,7 +1,7 @@
 """Train in processes that are killed at a chosen moment, forked from a server process that has imported everything.
 
-The server process has no rank, process group or thread. It also imports what training imports lazily, and finds out
-which DeepSpeed operators can be built here. So a start costs one fork, and most calls of a run belong to training.
+The server process has no rank, process group or thread. It also imports what training imports lazily (lazy_imports.py).
+So a start costs one fork, and most calls of a run belong to training.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -22,16 +21,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import deepspeed
-import torch
-import torch._dynamo.repro.after_dynamo
-import torch._inductor.compile_fx
-import torch.utils.cpp_extension
-import torch.utils.tensorboard
-
 from engine.distributed.world import start_world
 from tests.engine.training.trainers import make_trainer, tiny_model, train
-from tests.ranks import PRELOADED
+from tests.ranks import start_ranks
 
 # A moment is the n-th call of a Python or C function from a file with one of these names.
 PLACES = {
@@ -47,7 +39,6 @@ PLACES = {
 }
 PATIENCE_S = 120
 IMPORTED_BY = os.getpid()
-deepspeed.ops.__compatible_ops__  # noqa: B018  the first access finds them out
 
 
 @dataclass(frozen=True)
@@ -63,18 +54,8 @@ def run(
     stage: str, folder: Path, ranks: int = 1, case: Mapping[str, Any] | None = None, moment: Moment | None = None
 ) -> bool:
     """Train on `ranks` ranks, resuming if the folder holds a run. Return whether training ended; False if killed."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    started = context.Event()
-    processes = [
-        context.Process(target=_train, args=(rank, ranks, port, stage, folder, dict(case or {}), moment, started))
-        for rank in range(ranks)
-    ]
-    for process in processes:
-        process.start()
+    started = multiprocessing.get_context("forkserver").Event()
+    processes = start_ranks(_train, ranks, stage, folder, dict(case or {}), moment, started)
     try:
         return _watch(processes, moment, started)
     finally:
@@ -108,9 +89,6 @@ def _watch(processes: list[BaseProcess], moment: Moment | None, started: Any) ->
 
 
 def _train(
-    rank: int,
-    ranks: int,
-    port: int,
     stage: str,
     folder: Path,
     case: dict[str, Any],
@@ -118,10 +96,7 @@ def _train(
     started: Any,
 ) -> None:
     assert os.getppid() == IMPORTED_BY != os.getpid(), "not forked from the server process that imported everything"
-    torch.set_num_threads(1)
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
+    rank = int(os.environ["RANK"])
     if case.pop("bfloat16", False):
         case["model"] = tiny_model(case.get("family", "bloom")).bfloat16()
     mine = moment if moment and moment.rank == rank else None

@@ -143,13 +143,15 @@ def start(folder, ranks, code, *argv):
 LOOP = """
 import sys, time, torch
 from engine.distributed.world import start_world
-world = start_world(2.0)
+world, heard = start_world(2.0), False
 for step in range(10**6):
     world.at(f"step {step + 1}")
-    if step == 3 and world.rank == 1:
+    if step == 3 and world.rank == 1 and sys.argv[1] == "sleep":
         print("there", flush=True)
-        if sys.argv[1] == "sleep":
-            time.sleep(10**6)
+        time.sleep(10**6)
+    if not heard and world.rank == 0 and world.heartbeat.peers[1].phase:
+        print("heard", flush=True)
+        heard = True
     time.sleep(0.001)
     world.sum(torch.ones(3))
 """
@@ -160,10 +162,11 @@ def test_hanging_rank_is_named_by_the_other(tmp_path, how):
     """A signal stops the whole process, or only its main thread sleeps. --hang-timeout is 2 s."""
     first, second = start(tmp_path, 2, LOOP, how)
     try:
-        assert second.stdout.readline() == "there\n"
         if how == "stop":
-            time.sleep(0.5)  # until the other has received its phase
+            assert first.stdout.readline() == "heard\n"
             second.send_signal(signal.SIGSTOP)
+        else:
+            assert second.stdout.readline() == "there\n"
         began = time.monotonic()
         _, err = first.communicate(timeout=60)
         seconds = time.monotonic() - began

@@ -35,9 +35,11 @@ ON_TWO_RANKS = {
     "sft-zero2-bf16": ("sft", 2, {"zero": "zero2", "bfloat16": True}),
     "reward-zero3": ("reward", 3, {"zero": "zero3", "family": "llama"}),
     "ppo": ("ppo", 2, {"critic": "separate"}),
+    "ppo-zero3-in-a-rollout": ("ppo", 4, {"zero": "zero3", "during_rollout": 2}),
+}
+MORE_ON_TWO_RANKS = {
     "ppo-zero1-bf16": ("ppo", 5, {"zero": "zero1", "bfloat16": True}),
     "ppo-zero3": ("ppo", 3, {"zero": "zero3"}),
-    "ppo-zero3-in-a-rollout": ("ppo", 4, {"zero": "zero3", "during_rollout": 2}),
 }
 
 
@@ -66,9 +68,10 @@ def test_resumed_run_equals_uninterrupted_run(world, tmp_path, name):
     assert_same(tmp_path / name / "stopped", tmp_path / name / "whole")
 
 
-def test_two_ranks_resume_exactly(tmp_path):
-    run_ranks(on_ranks, 2, tmp_path, ON_TWO_RANKS)
-    for name in ON_TWO_RANKS:
+@pytest.mark.parametrize("cases", [ON_TWO_RANKS, pytest.param(MORE_ON_TWO_RANKS, marks=pytest.mark.slow)])
+def test_two_ranks_resume_exactly(tmp_path, cases):
+    run_ranks(on_ranks, 2, tmp_path, cases)
+    for name in cases:
         assert_same(tmp_path / name / "stopped", tmp_path / name / "whole")
 
 
@@ -79,9 +82,9 @@ def stop_on_two(folder, cases):
 
 def test_resume_with_other_ranks_and_zero_stages(world, tmp_path):
     """Two ranks under ZeRO stop, one without goes on: as one rank would have done it all, up to the order of sums."""
-    run_ranks(stop_on_two, 2, tmp_path, ON_TWO_RANKS)
-    for name in ("reward-zero3", "ppo", "ppo-zero3"):
-        stage, _, changes = ON_TWO_RANKS[name]
+    cases = {name: (ON_TWO_RANKS | MORE_ON_TWO_RANKS)[name] for name in ("reward-zero3", "ppo", "ppo-zero3")}
+    run_ranks(stop_on_two, 2, tmp_path, cases)
+    for name, (stage, _, changes) in cases.items():
         changes = {**changes, "zero": "zero0"}
         whole = train(make(stage, world, tmp_path / "whole" / name, **changes))
         trainer = make(stage, world, tmp_path / name, resume=True, **changes)

@@ -94,6 +94,6 @@ def test_processes_that_build_at_once_agree(sources, tmp_path):
         'print(add_number(native.load("add", [Path(p) for p in sys.argv[1:]])))'
     )
     command = [sys.executable, "-c", code, *map(str, sources)]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(3)]
-    assert [process.communicate(timeout=120)[0].strip() for process in processes] == ["4957"] * 3
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
+    assert [process.communicate(timeout=120)[0].strip() for process in processes] == ["4957"] * 2
     assert len(list((tmp_path / "cache").rglob("*.so"))) == 1

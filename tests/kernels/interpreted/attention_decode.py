@@ -18,8 +18,15 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "shared"),
+    [
+        (torch.float32, False),
+        (torch.float32, True),
+        (torch.bfloat16, True),
+        pytest.param(torch.bfloat16, False, marks=pytest.mark.slow),
+    ],
+)
 def test_equals_float64(name, dtype, shared):
     """Pages hold NaN after a row's last position."""
     groups, page_size, head_size, kv_heads, per_kv, alibi, window = CASES[name]

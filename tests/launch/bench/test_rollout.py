@@ -11,11 +11,19 @@ import pytest
 from engine.base.errors import UserError
 from engine.generation.generate import Step
 from engine.models import build_model, load_model
+from launch.bench import rollout_floor
 from launch.bench.rollout import job
 from launch.bench.rollout_floor import Machine, ModelCost, decode_share
 from launch.bench.rollout_workload import Workload, check_same_lengths, draw_lengths, make_workload
 from tests.engine.models.tiny import llama
 from tests.launch.small import INSTRUCTIONS, make_model, write_rows
+
+
+@pytest.fixture(autouse=True)
+def measured_in_a_moment(monkeypatch):
+    """Read 64 MiB and multiply small matrices to measure the machine: rough numbers will do."""
+    monkeypatch.setattr(rollout_floor, "READ_BYTES", 64 << 20)
+    monkeypatch.setattr(rollout_floor, "GEMM_SIDE", 512)
 
 
 @pytest.mark.parametrize("family", ["bloom", "llama"])
