@@ -66,10 +66,13 @@ class Rotary(NamedTuple):
                 f"rotary scaling {scaling!r} needs {', '.join(absent)}: add it to the config's rope_parameters"
             )
         numbers: dict[str, Any] = {name: float(fields[name]) for name in SCALINGS[scaling]}
-        original = int(fields.get("original_max_position_embeddings") or config.max_position_embeddings)
+        if scaling in ("llama3", "yarn"):
+            original = int(fields.get("original_max_position_embeddings") or config.max_position_embeddings)
         if scaling == "llama3":
             numbers["original_max_positions"] = original
-        if scaling == "yarn":
+        elif scaling == "yarn":
+            if theta <= 1:
+                raise UserError(f"rope_theta is {theta:g}, rotary scaling 'yarn' takes its logarithm: give more than 1")
             numbers["amplitude"] = _yarn_amplitude(fields)
             numbers["blend"] = _yarn_blend(fields, head_size, theta, original)
         return cls(head_size, theta, scaling, **numbers)
