@@ -69,9 +69,9 @@ def _language_model(fields: Mapping[str, Any]) -> Mapping[str, Any]:
     inner = fields.get("text_config")
     if not isinstance(inner, Mapping) or inner.get("model_type") not in FAMILIES:
         return fields
-    tied = {name: fields[name] for name in ("tie_word_embeddings",) if name in fields}
-    tokens = {name: fields[name] for name in TOKEN_IDS if fields.get(name) is not None}
-    return {**tied, **inner, **tokens}  # the outer config lists all tokens that end a turn, as Gemma's does
+    # The outer config decides: Gemma's lists all tokens that end a turn, and transformers ties the head by it.
+    outer = (*TOKEN_IDS, "tie_word_embeddings")
+    return dict(inner) | {name: fields[name] for name in outer if fields.get(name) is not None}
 
 
 def build_model(config: PretrainedConfig, seed: int) -> Decoder:

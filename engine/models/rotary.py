@@ -114,8 +114,8 @@ def _llama3(frequencies: Tensor, rotary: Rotary) -> Tensor:
 def _yarn(powers: Tensor, rotary: Rotary) -> Tensor:
     """YaRN (Peng et al. 2023): like llama3, but the blend is linear in the number of the pair."""
     first, last = rotary.blend
-    slowed = ((torch.arange(len(powers), dtype=torch.float32) - first) / (last - first)).clamp(0, 1)
-    return (1.0 / (rotary.factor * powers)) * slowed + (1.0 / powers) * (1 - slowed)
+    kept = 1 - ((torch.arange(len(powers), dtype=torch.float32, device="cpu") - first) / (last - first)).clamp(0, 1)
+    return (1.0 / (rotary.factor * powers)) * (1 - kept) + (1.0 / powers) * kept
 
 
 def _yarn_blend(fields: Mapping[str, Any], head_size: int, theta: float, original: int) -> tuple[float, float]:

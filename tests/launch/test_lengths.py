@@ -51,7 +51,8 @@ def test_default_lengths_are_lowered_to_the_models_limit(here, windowed, monkeyp
     own |= {name: None for name in NONE_GIVEN if job in ("ppo", "sample") or name == "max-length"}
     run(monkeypatch, job, {"model": str(windowed), **own})
     length = 768 if job == "reward" else 512
-    said = f"note: {windowed} serves 256 tokens (max_position_embeddings in its config.json): --max-length is 256, not {length}"
+    said = f"note: {windowed} serves 256 tokens (max_position_embeddings in its config.json): "
+    said += f"--max-length is 256, not {length}"
     said += ", --max-new-tokens is 128, not 256" if job in ("ppo", "sample") else ""
     assert said in capfd.readouterr().out.split("\n")
     if job in TRAINERS:

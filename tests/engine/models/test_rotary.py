@@ -95,7 +95,8 @@ def test_frequencies_equal_those_of_transformers(fields, head_size):
 )
 def test_unsupported_rotary_configs_are_refused(fields, head_size, said):
     with pytest.raises(UserError, match=said):
-        Rotary.from_config(SimpleNamespace(rope_parameters=fields, rope_theta=100.0), head_size)
+        config = SimpleNamespace(rope_parameters=fields, rope_theta=100.0, max_position_embeddings=256)
+        Rotary.from_config(config, head_size)
 
 
 def test_alibi_slopes():
