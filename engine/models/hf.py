@@ -54,7 +54,7 @@ def load_config(path: str | Path) -> PretrainedConfig:
     refuse_code(fields, file)
     fields = _language_model(fields)
     model_type = fields.get("model_type")
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
+    if not _is_family(model_type):
         raise UserError(f"{file} has model_type {model_type!r:.60}: supported are {', '.join(FAMILIES)}")
     try:
         config = CONFIG_MAPPING[model_type].from_dict(fields)
@@ -67,11 +67,15 @@ def load_config(path: str | Path) -> PretrainedConfig:
 def _language_model(fields: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the fields of the language model inside a model that also reads images, or all fields of any other."""
     inner = fields.get("text_config")
-    if not isinstance(inner, Mapping) or inner.get("model_type") not in FAMILIES:
+    if not isinstance(inner, Mapping) or not _is_family(inner.get("model_type")):
         return fields
     # The outer config decides: Gemma's lists all tokens that end a turn, and transformers ties the head by it.
     outer = (*TOKEN_IDS, "tie_word_embeddings")
     return dict(inner) | {name: fields[name] for name in outer if fields.get(name) is not None}
+
+
+def _is_family(model_type: Any) -> bool:
+    return isinstance(model_type, str) and model_type in FAMILIES
 
 
 def build_model(config: PretrainedConfig, seed: int) -> Decoder:

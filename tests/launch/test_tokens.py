@@ -19,7 +19,7 @@ def tokenizers(tmp_path_factory):
     """Return the folder of two models, whose tokenizers were trained on Nepali and on English."""
     folder = tmp_path_factory.mktemp("tokenizers")
     for code in ("ne", "en"):
-        init_model(load_kit(code).texts, 500, folder / code, family="bloom", layers=1, hidden=16, heads=2)
+        init_model(load_kit(code).texts, 360, folder / code, family="bloom", layers=1, hidden=16, heads=2)
     return folder
 
 

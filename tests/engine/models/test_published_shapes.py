@@ -194,7 +194,8 @@ PUBLISHED = {
             "max_position_embeddings": 65536, "attention_bias": False, "mlp_bias": False, "qk_norm": True,
             "post_norm": False, "tie_word_embeddings": False,
         },
-        {"hidden_size": 512, "intermediate_size": 2688, "num_attention_heads": 4, "num_key_value_heads": 1},
+        # Narrow: the gradient of xIELU jumps at 0 (see its minimum), so no activation should be within rounding of 0.
+        {"hidden_size": 512, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 1},
     ),
 }  # fmt: skip
 SMALL = {"num_hidden_layers": 2, "vocab_size": 160, "bos_token_id": 1, "eos_token_id": 2}
@@ -211,13 +212,14 @@ def pair(request, tmp_path_factory):
     theirs = peer(AutoConfig.from_pretrained(path))
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
-            if parameter.ndim == 2 and "embed" not in name:
-                parameter.mul_(parameter.shape[1] ** -0.5 / 0.12)  # activations of ordinary size
+            if parameter.ndim == 2:  # activations of ordinary size; a large tied embedding would repeat its token
+                parameter.mul_(parameter.shape[1] ** -0.5 / (5.0 if "embed" in name else 0.12))
     theirs.save_pretrained(path)
     (path / "config.json").write_text(json.dumps(fields))  # the published fields again, not those of transformers 5
     longest = 600 if fields.get("sliding_window") == 512 else 100
     generator = torch.Generator().manual_seed(2)
-    sequences = [torch.randint(160, (n,), generator=generator).tolist() for n in (7, longest, 1, 33)]
+    # From 8: transformers gives the embedding of the padding token, 0 or 3, no gradient.
+    sequences = [torch.randint(8, 160, (n,), generator=generator).tolist() for n in (7, longest, 1, 33)]
     return load_model(path), theirs, sequences
 
 
@@ -263,7 +265,7 @@ def test_greedy_tokens_with_the_cache_equal_transformers(pair):
             min_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0,
         )  # fmt: skip
         assert list(response.tokens) == expected[0, len(prompt) :].tolist()
-        assert len(set(response.tokens)) > 4, "the text is too constant to tell anything"
+    assert sum(len(set(r.tokens)) for r in responses) > 9, "the texts are too constant to tell anything"
 
 
 def test_gradients_of_log_probabilities_equal_transformers(pair):
