@@ -52,16 +52,9 @@ def served_length(model_dir: str | Path, asked: int | None) -> tuple[int, str]:
     """
     config = base_config(model_dir)
     limit = length_limit(config)
-    if limit is None or (asked is not None and asked <= limit.tokens):
-        length = asked or context_length(config, load_tokenizer(model_dir))
-    elif asked is not None:
+    if asked is not None and limit is not None and asked > limit.tokens:
         raise _too_long(asked, model_dir, limit)
-    else:
-        context = context_length(config, load_tokenizer(model_dir))
-        length = min(context, limit.tokens)
-        if length < context:
-            words = f"{length:,} tokens a sequence ({limit.field} in its config.json; without it {context:,})"
-            return length, words
+    length = asked or context_length(config, load_tokenizer(model_dir))
     return length, f"{length:,} tokens a sequence"
 
 

@@ -24,14 +24,15 @@ SIZES = {
     "head_dim": 2**14,
     "max_position_embeddings": 2**40,
     "sliding_window": 2**40,
+    "query_pre_attn_scalar": 2**20,
 }
 SMALL_NUMBERS = ("layer_norm_epsilon", "layer_norm_eps", "rms_norm_eps", "initializer_range", "logit_scale")
 _ROPE_NUMBERS = (
     *("rope_theta", "factor", "low_freq_factor", "high_freq_factor", "partial_rotary_factor"),
-    *("original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"),
+    *("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"),
 )
 LAYER_TYPES = ("full_attention", "sliding_attention")
-_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 # Fields that change nothing that is computed here: names, storage and initialisation of weights, special tokens,
 # outputs of transformers, dropout (never applied), and the moments of a reward model's scores (read by its scorer). The
@@ -63,15 +64,25 @@ def check_config(config: PretrainedConfig, file: Path) -> None:
         value = getattr(config, name, 0.0)
         if not (isinstance(value, int | float) and math.isfinite(value) and 0 <= value <= 100):
             raise UserError(f"{file} has {name} {value!r:.60}: give a number from 0 to 100")
-    for name in _TOKEN_IDS:
+    for name in TOKEN_IDS:
         value = getattr(config, name, None)
         for token in value if isinstance(value, list) else [value]:
             if token is not None and not (_is_whole(token) and token < SIZES["vocab_size"]):
                 raise UserError(f"{file} has {name} {value!r:.60}: give a token id or a list of them")
-    kinds, layers = getattr(config, "layer_types", None), config.num_hidden_layers
-    if kinds is not None and (len(kinds) != layers or any(kind not in LAYER_TYPES for kind in kinds)):
-        raise UserError(f"{file} has layer_types {kinds!r:.60}: give one of {', '.join(LAYER_TYPES)} for each layer")
+    for name, allowed in (("layer_types", LAYER_TYPES), ("no_rope_layers", (0, 1))):
+        _check_list(name, getattr(config, name, None), allowed, config.num_hidden_layers, file)
     _check_rotary(config, file)
+
+
+def _check_list(name: str, values: list[Any] | None, allowed: tuple[Any, ...], layers: int, file: Path) -> None:
+    """UserError for a list that has not one of the allowed values for each layer."""
+    if values is None:
+        return
+    if len(values) != layers:
+        raise UserError(f"{file} has {len(values)} {name} for {layers} layers: give one for each layer")
+    for value in values:
+        if value not in allowed:
+            raise UserError(f"{file} has {value!r:.60} in {name}: supported are {', '.join(map(str, allowed))}")
 
 
 def _check_rotary(config: PretrainedConfig, file: Path) -> None:
@@ -89,6 +100,9 @@ def _check_rotary(config: PretrainedConfig, file: Path) -> None:
         for name in _ROPE_NUMBERS:
             if (value := fields.get(name)) is not None and not _is_size(value):
                 raise UserError(f"{file} has {place}.{name} {value!r:.60}: give a number above 0")
+        original = fields.get("original_max_position_embeddings")
+        if original is not None and not (_is_size(original) and original >= 1):
+            raise UserError(f"{file} has {place}.original_max_position_embeddings {original!r:.60}: give 1 or more")
     theta = getattr(config, "rope_theta", None)
     if theta is not None and not _is_size(theta):
         raise UserError(f"{file} has rope_theta {theta!r:.60}: give a number above 0")

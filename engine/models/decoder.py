@@ -39,7 +39,9 @@ def window_of(config: PretrainedConfig, index: int) -> int | None:
 def check_activation(given: str, *supported: str) -> None:
     """UserError for an activation that a family does not compute."""
     if given not in supported:
-        raise UserError(f"the activation is {given!r}: only {supported[0]} is supported in this family")
+        raise UserError(
+            f"the activation is {given!r}: only {supported[0]} is supported in this family: choose another model"
+        )
 
 
 class Decoder(nn.Module):

@@ -76,7 +76,7 @@ class Gemma3(Decoder):
         check_activation(config.hidden_activation, "gelu_pytorch_tanh")
         for name in ("final_logit_softcapping", "attn_logit_softcapping", "use_bidirectional_attention"):
             if getattr(config, name, None):
-                raise UserError(f"{name} is {getattr(config, name)}: Gemma 3 is supported without it")
+                raise UserError(f"{name} is {getattr(config, name)}: only models without it are supported")
         self.embedding = nn.Embedding(self.vocab_size, self.hidden_size)
         self.layers = nn.ModuleList(Gemma3Block(config, i) for i in range(self.num_layers))
         self.final_norm = CentredRMSNorm(self.hidden_size, config.rms_norm_eps)

@@ -17,11 +17,11 @@ from engine.base.strict_json import read_object, reason_of
 from engine.models.apertus import Apertus
 from engine.models.bloom import Bloom
 from engine.models.cohere2 import Cohere2
-from engine.models.config_rules import check_config, refuse_code
+from engine.models.config_rules import TOKEN_IDS, check_config, refuse_code
 from engine.models.decoder import Decoder
 from engine.models.gemma3 import Gemma3
 from engine.models.llama import Llama
-from engine.models.names import LM_HEAD, SCORE, TABLES, match, written_name
+from engine.models.names import LM_HEAD, SCORE, TABLES, constants, match, written_name
 from engine.models.weight_files import StoredTensor, read_weights, write_weights
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def load_config(path: str | Path) -> PretrainedConfig:
     refuse_code(fields, file)
     fields = _language_model(fields)
     model_type = fields.get("model_type")
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
+    if not _is_family(model_type):
         raise UserError(f"{file} has model_type {model_type!r:.60}: supported are {', '.join(FAMILIES)}")
     try:
         config = CONFIG_MAPPING[model_type].from_dict(fields)
@@ -67,10 +67,15 @@ def load_config(path: str | Path) -> PretrainedConfig:
 def _language_model(fields: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the fields of the language model inside a model that also reads images, or all fields of any other."""
     inner = fields.get("text_config")
-    if not isinstance(inner, Mapping) or inner.get("model_type") not in FAMILIES:
+    if not isinstance(inner, Mapping) or not _is_family(inner.get("model_type")):
         return fields
-    kept = ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings")
-    return {name: fields[name] for name in kept if fields.get(name) is not None} | dict(inner)
+    # The outer config decides: Gemma's lists all tokens that end a turn, and transformers ties the head by it.
+    outer = (*TOKEN_IDS, "tie_word_embeddings")
+    return dict(inner) | {name: fields[name] for name in outer if fields.get(name) is not None}
+
+
+def _is_family(model_type: Any) -> bool:
+    return isinstance(model_type, str) and model_type in FAMILIES
 
 
 def build_model(config: PretrainedConfig, seed: int) -> Decoder:
@@ -107,6 +112,7 @@ def load_model(path: str | Path, dtype: torch.dtype = torch.float32, device: tor
     names = match(str(path), model, {name: tensor.shape for name, tensor in stored.items()})
     if model.config.tie_word_embeddings and LM_HEAD in stored and names["embedding.weight"] != LM_HEAD:
         _check_tied(path, stored[LM_HEAD], stored[names["embedding.weight"]])
+    _check_constants(path, model.config.model_type, stored)
     state = {ours: stored[name].read().to(device, dtype, copy=True) for ours, name in names.items()}
     model.load_state_dict(state, assign=True)
     return model
@@ -177,6 +183,7 @@ def write_all_but_weights(
     config = _config_to_save(model, tokenizer, score_weight_D is not None, score_moments, eos_ids)
     table = TABLES[config.model_type]
     tensors: dict[str, Tensor] = {written_name(table, ours): weight for ours, weight in model.named_parameters()}
+    tensors |= {n: torch.tensor(x, dtype=config.dtype) for n, x in constants(table, model.num_layers).items()}
     if score_weight_D is not None:
         assert score_weight_D.shape == (model.hidden_size,), score_weight_D.shape
         tensors.pop(LM_HEAD, None)
@@ -205,6 +212,15 @@ def _check_tied(path: Path, head: StoredTensor, embedding: StoredTensor) -> None
             f"{path} holds a {LM_HEAD} that differs from the embedding while config.json ties them: "
             "set tie_word_embeddings to false"
         )
+
+
+def _check_constants(path: Path, model_type: str, stored: Mapping[str, StoredTensor]) -> None:
+    """UserError for a stored constant with another value than the one that is computed with."""
+    for end, value in TABLES[model_type].constants.items():
+        for name in (name for name in stored if name.endswith(end)):
+            number = stored[name].read().double()
+            if not torch.allclose(number, torch.full_like(number, value), rtol=1e-2, atol=0.0):  # bfloat16 rounds
+                raise UserError(f"{path} has {name} {number.tolist()!r:.60}: only {value} is supported")
 
 
 def check_replaceable(path: Path) -> None:

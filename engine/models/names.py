@@ -23,6 +23,7 @@ class Table(NamedTuple):
     layer: str  # Hugging Face's name of our `layers.{i}`
     in_layer: dict[str, str]
     harmless: str  # leftovers of old versions: buffers without weights
+    constants: Mapping[str, float] = {}  # in each layer: numbers that transformers stores beside the weights
 
 
 BLOOM = Table(
@@ -81,7 +82,7 @@ COHERE2 = LLAMA._replace(in_layer=LLAMA.in_layer | {"norm": "input_layernorm"})
 APERTUS = LLAMA._replace(
     in_layer=LLAMA.in_layer
     | {"attention_norm": "attention_layernorm", "mlp_norm": "feedforward_layernorm", "xielu": "mlp.act_fn"},
-    harmless=LLAMA.harmless + r"|layers\.\d+\.mlp\.act_fn\.(beta|eps)",  # xIELU's constants
+    constants={"mlp.act_fn.beta": 0.5, "mlp.act_fn.eps": -1e-6},  # xIELU's
 )
 
 TABLES = {
@@ -109,6 +110,12 @@ def written_name(table: Table, ours: str) -> str:
     """Return the name a weight is written under: with the prefix, except for the language head."""
     name = hugging_face_name(table, ours)
     return name if name == LM_HEAD else table.prefix + name
+
+
+def constants(table: Table, num_layers: int) -> dict[str, float]:
+    """Return the constants of all layers by the names they are written under."""
+    layers = (table.layer.format(i=i) for i in range(num_layers))
+    return {f"{table.prefix}{layer}.{name}": value for layer in layers for name, value in table.constants.items()}
 
 
 def match(where: str, model: nn.Module, shapes: Mapping[str, Sequence[int]]) -> dict[str, str]:
@@ -148,7 +155,8 @@ def _ignorable(table: Table, name: str, tied: bool) -> bool:
     """Return whether a stored weight may be unused: a score head, a tied head (compared by the loader), a leftover."""
     bare = _bare(table, name)
     known = re.fullmatch(table.harmless, bare) or re.fullmatch(OTHER_PARTS, name)
-    return name == SCORE or (tied and bare == LM_HEAD) or known is not None
+    constant = bare.endswith(tuple(table.constants))  # compared by the loader
+    return name == SCORE or (tied and bare == LM_HEAD) or known is not None or constant
 
 
 def _bare(table: Table, name: str) -> str:

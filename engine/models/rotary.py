@@ -66,10 +66,13 @@ class Rotary(NamedTuple):
                 f"rotary scaling {scaling!r} needs {', '.join(absent)}: add it to the config's rope_parameters"
             )
         numbers: dict[str, Any] = {name: float(fields[name]) for name in SCALINGS[scaling]}
-        original = int(fields.get("original_max_position_embeddings") or config.max_position_embeddings)
+        if scaling in ("llama3", "yarn"):
+            original = int(fields.get("original_max_position_embeddings") or config.max_position_embeddings)
         if scaling == "llama3":
             numbers["original_max_positions"] = original
-        if scaling == "yarn":
+        elif scaling == "yarn":
+            if theta <= 1:
+                raise UserError(f"rope_theta is {theta:g}, rotary scaling 'yarn' takes its logarithm: give more than 1")
             numbers["amplitude"] = _yarn_amplitude(fields)
             numbers["blend"] = _yarn_blend(fields, head_size, theta, original)
         return cls(head_size, theta, scaling, **numbers)
@@ -111,8 +114,8 @@ def _llama3(frequencies: Tensor, rotary: Rotary) -> Tensor:
 def _yarn(powers: Tensor, rotary: Rotary) -> Tensor:
     """YaRN (Peng et al. 2023): like llama3, but the blend is linear in the number of the pair."""
     first, last = rotary.blend
-    slowed = ((torch.arange(len(powers), dtype=torch.float32) - first) / (last - first)).clamp(0, 1)
-    return (1.0 / (rotary.factor * powers)) * slowed + (1.0 / powers) * (1 - slowed)
+    kept = 1 - ((torch.arange(len(powers), dtype=torch.float32, device="cpu") - first) / (last - first)).clamp(0, 1)
+    return (1.0 / (rotary.factor * powers)) * (1 - kept) + (1.0 / powers) * kept
 
 
 def _yarn_blend(fields: Mapping[str, Any], head_size: int, theta: float, original: int) -> tuple[float, float]:

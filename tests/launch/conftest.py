@@ -57,9 +57,9 @@ def good_and_bad(tmp_path_factory):
     shutil.copy(folder / "other" / "tokenizer.json", folder / "large_vocabulary" / "tokenizer.json")
     (folder / "no_tokenizer" / "tokenizer.json").unlink()
     edit_json(folder / "mismatch" / "config.json", hidden_size=32)
-    window = load_model(small.make_model(folder / "llama", "llama"))
-    save_model(window, folder / "window", load_tokenizer(folder / "llama"))
-    edit_json(folder / "window" / "config.json", model_type="mistral", sliding_window=32)
+    short = load_model(small.make_model(folder / "llama", "llama"))
+    save_model(short, folder / "short", load_tokenizer(folder / "llama"))
+    edit_json(folder / "short" / "config.json", max_position_embeddings=32)
     (folder / "run").mkdir()
     shutil.copytree(model, folder / "run" / "model")
     return folder

@@ -126,7 +126,7 @@ def test_too_long_responses(here, refused, monkeypatch):
     (ALL, {"model": "large_vocabulary"}, "ids up to 329", "320 rows", "saved with the model"),
     (ALL, {"model": "rm"}, "--model rm is a reward model", "give a language model"),
     (ALL, {"model": "run"}, "--model run is a run's folder", "run/model"),
-    (ALL, {"model": "window"}, "--max-length is 64, window serves 32 tokens (sliding_window in", "lower it"),
+    (ALL, {"model": "short"}, "--max-length is 64, short serves 32 tokens (max_position_embeddings in", "lower it"),
     (("ppo",), {"reward": "nowhere"}, "nowhere is not a directory"),
     (("ppo",), {"reward": "cut"}, "cut/model.safetensors is cut short"),
     (("ppo",), {"reward": "m"}, "--reward m has no score head", "launch/reward.py", "module:function"),

@@ -22,9 +22,9 @@ NONE_GIVEN = {"max-length": None, "max-new-tokens": None}
 
 @pytest.fixture(scope="module")
 def windowed(tmp_path_factory):
-    """Return a model in Mistral's layout: 2,048 positions with a sliding window of 256."""
+    """Return a model in Mistral's layout: 256 positions, and a sliding window, which is no limit."""
     path = small.make_model(tmp_path_factory.mktemp("windowed") / "m", "llama")
-    edit_json(path / "config.json", model_type="mistral", sliding_window=256)
+    edit_json(path / "config.json", model_type="mistral", max_position_embeddings=256, sliding_window=64)
     return path
 
 
@@ -45,7 +45,8 @@ def test_default_lengths_are_lowered_to_the_models_limit(here, windowed, monkeyp
     own |= {name: None for name in NONE_GIVEN if job in ("ppo", "sample") or name == "max-length"}
     run(monkeypatch, job, {"model": str(windowed), **own})
     length = 768 if job == "reward" else 512
-    said = f"note: {windowed} serves 256 tokens (sliding_window in its config.json): --max-length is 256, not {length}"
+    said = f"note: {windowed} serves 256 tokens (max_position_embeddings in its config.json): "
+    said += f"--max-length is 256, not {length}"
     said += ", --max-new-tokens is 128, not 256" if job in ("ppo", "sample") else ""
     assert said in capfd.readouterr().out.split("\n")
     if job in TRAINERS:
@@ -77,9 +78,9 @@ def test_fitting_lengths_stay(short):
 def test_server_defaults_to_the_limit(windowed, short):
     loaded = serve.load(serve.ModelSettings(str(windowed), slots=1))
     assert loaded.engine.max_length == 256
-    assert loaded.room == "256 tokens a sequence (sliding_window in its config.json; without it 2,048)"
+    assert loaded.room == "256 tokens a sequence"
     assert serve.load(serve.ModelSettings(str(short), slots=1)).room == "128 tokens a sequence"
-    with pytest.raises(UserError, match=r"--max-length is 257, .* serves 256 tokens \(sliding_window in its"):
+    with pytest.raises(UserError, match=r"--max-length is 257, .* serves 256 tokens \(max_position_embeddings in its"):
         serve.load(serve.ModelSettings(str(windowed), max_length=257))
 
 
@@ -90,9 +91,7 @@ def test_chat_defaults_to_the_limit_with_room_for_a_question(windowed, monkeypat
     monkeypatch.setattr(builtins, "input", no_input)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
     chat.job(["--model", str(windowed)])
-    assert "256 tokens a sequence (sliding_window in its config.json; without it 2,048), answers of up to 128" in (
-        capsys.readouterr().out
-    )
+    assert "256 tokens a sequence, answers of up to 128" in capsys.readouterr().out
     chat.job(["--model", str(windowed), "--max-new-tokens", "250"])
     assert "answers of up to 250" in capsys.readouterr().out
 
@@ -101,7 +100,7 @@ def test_evaluation_defaults_to_the_limit(windowed, tmp_path, capsys):
     made_up.everything(tmp_path / "data")
     flags = ["--lang=en", f"--model={windowed}", f"--data-dir={tmp_path / 'data'}", "--tasks=arc", "--limit=2"]
     evaluate.job([*flags, "--shots=0", f"--output={tmp_path / 'out'}"])
-    assert "256 tokens a sequence (sliding_window in its config.json; without it 2,048)" in capsys.readouterr().out
+    assert "256 tokens a sequence" in capsys.readouterr().out
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["tasks"]["arc.en"]["max_length"] == 256
     with pytest.raises(UserError, match=r"--max-length is 300, .* serves 256 tokens"):

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from engine.base.errors import UserError
-from engine.models import load_model, load_score_weight
-from tests.engine.models.tiny import ONE_OF_EACH, peer, rewrite_as_bin, rewrite_as_bin_shards
+from engine.models import build_model, load_config, load_model, load_score_weight
+from tests.engine.models.tiny import CONFIGS, ONE_OF_EACH, peer, rewrite_as_bin, rewrite_as_bin_shards
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +63,28 @@ def field_of_wrong_type(path):
     change_config(path, hidden_size="wide")
 
 
+def change_scaling(path, **fields):
+    change_config(path, rope_parameters={"rope_theta": 100.0, **fields})
+
+
 def scaling_unknown(path):
-    change_config(path, rope_parameters={"rope_type": "yarn", "factor": 2.0, "rope_theta": 100.0})
+    change_scaling(path, rope_type="su", factor=2.0)
 
 
 def scaling_incomplete(path):
-    change_config(path, rope_parameters={"rope_type": "llama3", "factor": 2.0, "rope_theta": 100.0})
+    change_scaling(path, rope_type="llama3", factor=2.0)
+
+
+def yarn_without_factor(path):
+    change_scaling(path, rope_type="yarn", original_max_position_embeddings=64)
+
+
+def yarn_of_no_base(path):
+    change_scaling(path, rope_type="yarn", factor=2.0, rope_theta=1.0)
+
+
+def yarn_from_no_length(path):
+    change_scaling(path, rope_type="yarn", factor=2.0, original_max_position_embeddings=0.5)
 
 
 def no_weights(path):
@@ -144,8 +160,11 @@ def bin_with_other_things(path):
         (other_model_type, "config.json has model_type 'gpt2': supported are bloom, llama"),
         (no_model_type, "config.json has model_type None"),
         (field_of_wrong_type, "config.json is not a valid llama config .*hidden_size"),
-        (scaling_unknown, "config.json: rotary scaling 'yarn' is not supported"),
+        (scaling_unknown, "config.json: rotary scaling 'su' is not supported: choose one of default"),
         (scaling_incomplete, "config.json is not a valid llama config .*low_freq_factor"),
+        (yarn_without_factor, "config.json is not a valid llama config .*'yarn': {'factor'}"),
+        (yarn_of_no_base, "config.json: rope_theta is 1, rotary scaling 'yarn' takes its logarithm: give more than 1"),
+        (yarn_from_no_length, r"rope_parameters.original_max_position_embeddings 0.5: give 1 or more"),
         (no_weights, "holds no weights: expected one of model.safetensors"),
         (safetensors_cut_short, "model.safetensors is cut short"),
         (safetensors_empty, "model.safetensors is cut short"),
@@ -162,10 +181,40 @@ def bin_with_other_things(path):
 def test_bad_directory_is_one_line_with_its_path(directory, damage, said, capsys):
     damage(directory)
     for load in (load_model, load_score_weight):
-        if load is load_score_weight and damage is scaling_unknown:
+        if load is load_score_weight and damage in (scaling_unknown, yarn_of_no_base):
             continue  # reading the score head computes no rotary embedding
         with pytest.raises(UserError, match=said) as caught:
             load(directory)
         assert str(directory) in str(caught.value)
         assert "\n" not in str(caught.value)
     assert "ran its own code" not in capsys.readouterr().out
+
+
+FULL = "full_attention"
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("gemma3", {"layer_types": [FULL]}, r"`num_hidden_layers` \(5\) must be equal .* `layer_types` \(1\)"),
+        ("gemma3", {"layer_types": [FULL] * 4 + ["chunked_attention"]}, "has 'chunked_attention' in layer_types: supp"),
+        ("cohere2", {"layer_types": [FULL] * 4 + ["new"]}, "not a valid cohere2 config .*`layer_types` entries must"),
+        ("qwen2", {"layer_types": [FULL] * 6}, r"`num_hidden_layers` \(5\) must be equal .* `layer_types` \(6\)"),
+        ("smollm3", {"no_rope_layers": [1, 0]}, "has 2 no_rope_layers for 5 layers: give one for each layer"),
+        ("smollm3", {"no_rope_layers": [1, 0, 1, 2, 1]}, "has 2 in no_rope_layers: supported are 0, 1"),
+        ("gemma3", {"query_pre_attn_scalar": 0}, "has query_pre_attn_scalar 0: give a whole number from 1"),
+        ("gemma3", {"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0: only models without it"),
+        ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50.0: only models without it"),
+        ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True: only models without"),
+        ("gemma3", {"hidden_activation": "silu"}, "the activation is 'silu': only gelu_pytorch_tanh is supported"),
+        ("apertus", {"hidden_act": "silu"}, "the activation is 'silu': only xielu is supported"),
+        ("cohere2", {"hidden_act": "gelu"}, "the activation is 'gelu': only silu is supported"),
+    ],
+)
+def test_what_a_family_does_not_compute_is_refused(name, changes, said, tmp_path):
+    CONFIGS[name]().save_pretrained(tmp_path)
+    change_config(tmp_path, **changes)
+    with pytest.raises(UserError, match=said) as caught:
+        build_model(load_config(tmp_path), seed=0)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400

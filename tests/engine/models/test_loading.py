@@ -27,9 +27,9 @@ from tests.engine.models.tiny import (
 )
 
 BATCH = PackedBatch.from_sequences(SEQUENCES)
-PREFIX = {"bloom": "transformer.", "llama": "model."}
+PREFIX = {"bloom": "transformer."} | dict.fromkeys(("llama", "gemma3", "cohere2", "apertus"), "model.")
 
-both_families = pytest.mark.parametrize("family", ONE_OF_EACH)
+each_family = pytest.mark.parametrize("family", ONE_OF_EACH)
 
 
 @pytest.fixture(scope="module")
@@ -55,27 +55,27 @@ def assert_loads(path, saved, family):
     assert_close(logits_of(load_model(path), BATCH), saved[family][1], 1e-5)
 
 
-@both_families
+@each_family
 def test_sharded_safetensors(family, saved, tmp_path):
     peer(ONE_OF_EACH[family]()).save_pretrained(tmp_path, max_shard_size="60KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
     assert_loads(tmp_path, saved, family)
 
 
-@both_families
+@each_family
 @pytest.mark.parametrize("legacy", [False, True])
 def test_one_bin_file(family, directory, saved, legacy):
     rewrite_as_bin(directory, legacy)
     assert_loads(directory, saved, family)
 
 
-@both_families
+@each_family
 def test_sharded_bin_files(family, directory, saved):
     rewrite_as_bin_shards(directory)
     assert_loads(directory, saved, family)
 
 
-@both_families
+@each_family
 def test_names_without_the_prefix(family, directory, saved):
     tensors = weights_of(directory)
     assert any(name.startswith(PREFIX[family]) for name in tensors)
@@ -95,6 +95,20 @@ def test_names_without_the_prefix(family, directory, saved):
 def test_harmless_leftovers_are_ignored(family, directory, saved, leftover):
     rewrite(directory, weights_of(directory) | {leftover: torch.ones(4)})
     assert_loads(directory, saved, family)
+
+
+@pytest.mark.parametrize("family", ["apertus"])
+def test_constants_of_an_activation_may_be_absent_but_not_differ(family, directory, saved):
+    tensors = weights_of(directory)
+    for end in ("beta", "eps"):
+        without = {name: tensor for name, tensor in tensors.items() if not name.endswith(f"act_fn.{end}")}
+        assert len(without) == len(tensors) - 5
+        rewrite(directory, without)
+        assert_loads(directory, saved, family)
+        name = f"model.layers.3.mlp.act_fn.{end}"
+        rewrite(directory, tensors | {name: torch.tensor(0.25)})
+        with pytest.raises(UserError, match=rf"{name} 0.25: only (0.5|-1e-06) is supported"):
+            load_model(directory)
 
 
 @pytest.mark.parametrize("family", ["bloom"])
@@ -134,7 +148,7 @@ def test_untied_model_without_embedding_is_refused(tmp_path):
         load_model(tmp_path)
 
 
-@both_families
+@each_family
 def test_every_weight_has_the_given_dtype_and_trains(family, directory):
     model = load_model(directory, torch.bfloat16)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
@@ -142,7 +156,7 @@ def test_every_weight_has_the_given_dtype_and_trains(family, directory):
     assert not list(model.buffers())
 
 
-@both_families
+@each_family
 def test_loaded_model_does_not_need_its_files(family, directory, saved):
     model = load_model(directory)
     (directory / "model.safetensors").write_bytes(b"")  # a weight that is still mapped would crash now
@@ -167,7 +181,7 @@ def test_mismatched_weights_are_one_error_with_all_names(tmp_path):
     assert "\n" not in message
 
 
-@both_families
+@each_family
 def test_shape_mismatch_is_refused(family, directory):
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(config | {"vocab_size": 60}))
@@ -175,10 +189,12 @@ def test_shape_mismatch_is_refused(family, directory):
         load_model(directory)
 
 
-@both_families
+@each_family
 def test_long_lists_of_names_are_shortened(family, directory):
     config = json.loads((directory / "config.json").read_text())
-    config["n_layer" if family == "bloom" else "num_hidden_layers"] = 4
+    config["n_layer" if family == "bloom" else "num_hidden_layers"] = 3
+    if "layer_types" in config:
+        config["layer_types"] = config["layer_types"][:3]
     (directory / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"missing none; unused \d+ \(([^,]+, ){7}[^,]+ and \d+ more\)"):
         load_model(directory)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from engine.batch import PackedBatch
-from engine.models import build_model
+from engine.models import build_model, load_model
 from tests.engine.models.tiny import CONFIGS, SEQUENCES, assert_close, logits_of, ours, peer, peer_logits
 
 BATCH = PackedBatch.from_sequences(SEQUENCES)
@@ -22,13 +23,18 @@ def test_logits_equal_transformers(name, tmp_path):
 @pytest.mark.parametrize("name", CONFIGS)
 @torch.no_grad()
 def test_bf16_logits_are_as_exact_as_transformers(name, tmp_path):
-    """The reference: transformers in float32 with the same bf16 weights."""
-    model = peer(CONFIGS[name]()).bfloat16()
-    actual = logits_of(ours(model, tmp_path, torch.bfloat16), BATCH)
+    """The reference: transformers in float32 with the same bf16 weights.
+
+    Both peers are loaded from files: `model.bfloat16()` would also round the rotary frequencies.
+    """
+    peer(CONFIGS[name]()).bfloat16().save_pretrained(tmp_path)
+    actual = logits_of(load_model(tmp_path, torch.bfloat16), BATCH)
     assert actual.dtype == torch.bfloat16
-    in_bf16 = peer_logits(model, SEQUENCES)
-    truth = peer_logits(model.float(), SEQUENCES)
-    assert_close(actual, in_bf16, 2e-2)
+    in_bf16, truth = (
+        peer_logits(AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype, attn_implementation="eager"), SEQUENCES)
+        for dtype in (torch.bfloat16, torch.float32)
+    )
+    assert_close(logits_of(load_model(tmp_path), BATCH), truth, 1e-5)
     assert_close(actual, truth, 2e-2)
     assert (actual - truth).square().mean().sqrt() <= 1.1 * (in_bf16 - truth).square().mean().sqrt()
 

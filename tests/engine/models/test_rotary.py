@@ -7,11 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from engine.base.errors import UserError
 from engine.models.bloom import alibi_slopes
 from engine.models.rotary import Rotary, cos_sin, inverse_frequencies, rotate
-from tests.engine.models.tiny import LLAMA3
+from tests.engine.models.tiny import LLAMA3, YARN, llama
 
 CPU = torch.device("cpu")
 
@@ -50,18 +51,52 @@ def test_config_fields_of_transformers_5_and_4_are_read():
     assert Rotary.from_config(plain, 8) == Rotary(8, 700.0)
 
 
+OWN_AMPLITUDE = {"mscale": 0.7, "mscale_all_dim": 1.2, "beta_fast": 4.0, "truncate": False}
+
+
+@pytest.mark.parametrize("head_size", [8, 64, 128])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        LLAMA3,
+        YARN,
+        YARN | OWN_AMPLITUDE,
+        YARN | {"attention_factor": 0.9},
+        # Qwen2.5's and Qwen3's published numbers
+        {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 32768},
+        {"rope_type": "dynamic", "rope_theta": 700.0, "factor": 3.0},
+        {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+    ],
+)
+def test_frequencies_equal_those_of_transformers(fields, head_size):
+    """Exactly: one unit in the last place is 1e-4 rad at position 2,000."""
+    config = llama(head_dim=head_size, max_position_embeddings=131072, rope_parameters=fields)
+    expected, amplitude = ROPE_INIT_FUNCTIONS[fields["rope_type"]](config, CPU)
+    rotary = Rotary.from_config(config, head_size)
+    assert torch.equal(inverse_frequencies(rotary, CPU), expected)
+    assert rotary.amplitude == amplitude
+    cos, sin = cos_sin(rotary, torch.tensor([0, 5000]))
+    angles = 5000.0 * expected
+    assert torch.equal(cos[1, 0], angles.cos() * amplitude)
+    assert torch.equal(sin[1, 0], angles.sin() * amplitude)
+
+
 @pytest.mark.parametrize(
     ("fields", "head_size", "said"),
     [
-        ({"rope_type": "yarn", "factor": 4.0}, 8, "'yarn' is not supported"),
+        ({"rope_type": "longrope", "factor": 4.0}, 8, "'longrope' is not supported"),
         ({"rope_type": "linear"}, 8, "needs factor"),
+        ({"rope_type": "yarn"}, 8, "needs factor"),
+        ({"rope_type": "yarn", "factor": "4"}, 8, "needs factor"),
+        ({"rope_type": "yarn", "factor": 4.0, "rope_theta": 1.0}, 8, "rope_theta is 1, .* give more than 1"),
         ({"partial_rotary_factor": 0.5}, 8, "partial_rotary_factor is 0.5"),
         ({}, 7, "head size is 7"),
     ],
 )
 def test_unsupported_rotary_configs_are_refused(fields, head_size, said):
     with pytest.raises(UserError, match=said):
-        Rotary.from_config(SimpleNamespace(rope_parameters=fields, rope_theta=100.0), head_size)
+        config = SimpleNamespace(rope_parameters=fields, rope_theta=100.0, max_position_embeddings=256)
+        Rotary.from_config(config, head_size)
 
 
 def test_alibi_slopes():

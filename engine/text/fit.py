@@ -1,0 +1,54 @@
+"""How well a tokenizer fits a language: tokens per word, tokens per character, bytes per token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerFast
+
+from engine.base.languages import Language
+
+# Scripts that are written without spaces between words (ISO 15924).
+NO_SPACES = {"Hans", "Hant", "Hani", "Jpan", "Hira", "Kana", "Thai", "Laoo", "Khmr", "Mymr", "Tibt"}
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Sums over some texts in one tokenizer."""
+
+    tokens: int
+    words: int
+    characters: int  # Unicode code points, spaces included
+    bytes: int  # of UTF-8
+
+    @property
+    def per_word(self) -> float:
+        return self.tokens / self.words
+
+    @property
+    def per_character(self) -> float:
+        return self.tokens / self.characters
+
+    @property
+    def bytes_per_token(self) -> float:
+        return self.bytes / self.tokens
+
+
+def has_spaces(language: Language) -> bool:
+    """Return whether words of the language are split at spaces. In the others, each character counts as a word."""
+    return language.scripts[0] not in NO_SPACES
+
+
+def measure(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str], spaces: bool = True) -> Fit:
+    """Return the sums over the texts, each encoded alone, without special tokens.
+
+    spaces: words are split at whitespace; without it, every character but whitespace is a word.
+    """
+    tokens = words = characters = size = 0
+    for text in texts:
+        tokens += len(tokenizer.encode(text, add_special_tokens=False))
+        words += len(text.split()) if spaces else sum(not c.isspace() for c in text)
+        characters += len(text)
+        size += len(text.encode("utf-8"))
+    return Fit(tokens, words, characters, size)
