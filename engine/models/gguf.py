@@ -1,8 +1,8 @@
 """GGUF files in and out: the config, the weights and the tokenizer of one file (llama.cpp, Ollama).
 
 Weights are dequantised to float32 and then cast. The format stores the query and key rows of LLaMA and SmolLM 3 in
-interleaved order, BLOOM's fused projection as queries, keys, values, Gemma's norms with 1 added, and Apertus's numbers of
-the activation as fields. All are put back as Hugging Face has them.
+interleaved order, BLOOM's fused projection as queries, keys, values, Gemma's norms with 1 added, and the numbers of
+Apertus's activation as fields. All are put back as Hugging Face has them.
 """
 
 from __future__ import annotations

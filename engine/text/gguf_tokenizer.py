@@ -80,18 +80,22 @@ def fields_of(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> dict[str, 
     tokens = [names.get(i, f"<unused{i}>") for i in range(vocab_size)]
     types = [_type_of(i, names, added) for i in range(vocab_size)]
     fields: dict[str, Any] = {"tokenizer.ggml.tokens": tokens}
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    merges = [tuple(merge.split(" ", 1)) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
     if model.get("byte_fallback"):
         types = [BYTE if re.fullmatch(r"<0x[0-9A-F]{2}>", token) else t for token, t in zip(tokens, types)]
-        order = {"".join(merge.split(" ", 1)): -float(i + 1) for i, merge in reversed(list(enumerate(merges)))}
+        order = {"".join(merge): -float(i + 1) for i, merge in reversed(list(enumerate(merges)))}
         prefix = "Prepend" in json.dumps(backend["normalizer"]) or tokenizer.encode("a", add_special_tokens=False) == (
             tokenizer.encode("\u2581a", add_special_tokens=False)
         )
         fields |= {"tokenizer.ggml.model": "llama", "tokenizer.ggml.add_space_prefix": prefix}
         fields["tokenizer.ggml.scores"] = [order.get(token, -1e9) for token in tokens]
+        taken = set(tokens)
+        for i, token in enumerate(tokens):  # the format's readers look for these in the text as it is
+            if types[i] == USER_DEFINED and (blanks := token.replace("▁", " ")) not in taken:
+                tokens[i] = blanks
     else:
         fields |= {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": _name_of_split(backend["pre_tokenizer"])}
-        fields["tokenizer.ggml.merges"] = merges
+        fields["tokenizer.ggml.merges"] = [" ".join(merge) for merge in merges]
     fields["tokenizer.ggml.token_type"] = types
     for name, i in (
         ("bos", tokenizer.bos_token_id), ("eos", tokenizer.eos_token_id), ("unknown", tokenizer.unk_token_id),
