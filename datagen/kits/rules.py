@@ -84,14 +84,14 @@ def _check_kit(data: dict[str, Any], code: str) -> Iterator[str]:
         yield from (f"{name}: missing" for name in missing)
         return
     if data["code"] != code:
-        yield f"code: {data['code']!r} differs from the file's name {code!r}"
+        yield f"code: {data['code']!r:.60} differs from the file's name {code!r:.60}"
     digits = data["digits"]
     if not isinstance(digits, str) or [unicodedata.digit(c, None) for c in digits] != list(range(10)):
-        yield f"digits: {digits!r} must be the ten digits 0 to 9 in order"
+        yield f"digits: {digits!r:.60} must be the ten digits 0 to 9 in order"
         digits = "0123456789"
     separator = data["separator"]
     if not isinstance(separator, str) or not separator.strip():
-        yield f"separator: {separator!r} must be a visible mark such as ', '"
+        yield f"separator: {separator!r:.60} must be a visible mark such as ', '"
         separator = ", "
     yield from _check_words("numbers", data["numbers"], separator, exactly=31)
     yield from _check_words("days", data["days"], separator, exactly=7)
@@ -108,14 +108,14 @@ def _check_kit(data: dict[str, Any], code: str) -> Iterator[str]:
 
 def _check_string(field: str, value: Any) -> Iterator[str]:
     if not isinstance(value, str) or not value:
-        yield f"{field}: {value!r} must be a non-empty string"
+        yield f"{field}: {value!r:.60} must be a non-empty string"
         return
     if value != value.strip() or "  " in value:
-        yield f"{field}: {value!r} has leading, trailing or double spaces: remove them"
+        yield f"{field}: {value!r:.60} has leading, trailing or double spaces: remove them"
     if not unicodedata.is_normalized("NFC", value):
-        yield f"{field}: {value!r} is not in Unicode NFC: write {unicodedata.normalize('NFC', value)!r}"
+        yield f"{field}: {value!r:.60} is not in Unicode NFC: write {unicodedata.normalize('NFC', value)!r:.60}"
     if any(unicodedata.category(c) == "Cc" for c in value):
-        yield f"{field}: {value!r} has a control character: remove it"
+        yield f"{field}: {value!r:.60} has a control character: remove it"
 
 
 def _check_words(
@@ -135,11 +135,12 @@ def _check_words(
         if not isinstance(word, str):
             continue
         if separator.strip() in word or "{" in word or "}" in word:
-            yield f"{field}[{index}]: {word!r} contains a brace or the separator {separator!r}: choose another word"
+            mark = f"the separator {separator!r:.60}"
+            yield f"{field}[{index}]: {word!r:.60} contains a brace or {mark}: choose another word"
         if any(c.isdigit() for c in word):
-            yield f"{field}[{index}]: {word!r} contains a digit: write it as a word"
+            yield f"{field}[{index}]: {word!r:.60} contains a digit: write it as a word"
         if word.casefold() in seen:
-            yield f"{field}[{index}]: {word!r} occurs twice: replace one"
+            yield f"{field}[{index}]: {word!r:.60} occurs twice: replace one"
         seen.add(word.casefold())
 
 
@@ -165,7 +166,7 @@ def _check_categories(categories: Any, separator: str) -> Iterator[str]:
         yield from _check_words(f"categories.{label}", words, separator, at_least=MIN_CATEGORY_WORDS)
         for word in words if isinstance(words, list) else []:
             if isinstance(word, str) and owner.setdefault(word.casefold(), label) != label:
-                yield f"categories.{label}: {word!r} is also in {owner[word.casefold()]}: keep it in one"
+                yield f"categories.{label}: {word!r:.60} is also in {owner[word.casefold()]}: keep it in one"
 
 
 def _check_texts(texts: Any) -> Iterator[str]:
@@ -183,11 +184,11 @@ def _check_texts(texts: Any) -> Iterator[str]:
         if units == 1:
             units, (low, high), unit = len(text), UNSPACED_TEXT_CHARACTERS, "characters"
         if not low <= units <= high:
-            yield f"{field}: {text!r} has {units} {unit}, must have {low} to {high}"
+            yield f"{field}: {text!r:.60} has {units} {unit}, must have {low} to {high}"
         if "{" in text or "}" in text:
-            yield f"{field}: {text!r} contains a brace: remove it"
+            yield f"{field}: {text!r:.60} contains a brace: remove it"
         if text in texts[:index]:
-            yield f"{field}: {text!r} occurs twice: replace one"
+            yield f"{field}: {text!r:.60} occurs twice: replace one"
 
 
 def _check_templates(data: dict[str, Any]) -> Iterator[str]:
@@ -245,7 +246,7 @@ def _check_choices(field: str, kind: str, shape: str, data: dict[str, Any]) -> I
     if kind == "even_or_odd":
         for name in ("even", "odd"):
             if isinstance(data[name], str) and data[name].casefold() not in shape:
-                yield f"{field}: must name the choice {name} ({data[name]!r})"
+                yield f"{field}: must name the choice {name} ({data[name]!r:.60})"
     if kind == "category" and isinstance(data["categories"], dict):
         # One label may be part of another word; two labels are a list of choices.
         named = [label for label in data["categories"] if label.casefold() in shape]

@@ -13,6 +13,6 @@ def test_500_steps_leak_nothing(tmp_path, stage):
     found = summary(stage, measure(stage, 500, tmp_path / "run"), 0.0)
     # Allocators still grow a little. Leaking one tensor per step would cost at least 10 kB with these models.
     assert found["resident_bytes_a_step"] < 8192, found
-    assert [found[f"{kind}_grown"] for kind in ("descriptors", "threads", "python threads")] == [0, 0, 0], found
+    assert max(found[f"{kind}_grown"] for kind in ("descriptors", "threads", "python threads")) <= 0, found
     sizes = {"rollouts": 5, "tokens": 64} if stage == "ppo" else {}
     assert found["log_bytes_a_step"] <= disk_parts(stage, tiny_model("bloom"), 0, 1, 0, 1, **sizes)["logs"], found

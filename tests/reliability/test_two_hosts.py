@@ -30,5 +30,7 @@ def test_two_hosts_with_faults_equal_one_host(tmp_path):
         assert_same(two, one)
         rows = [[json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()] for run in (two, alone)]
         assert [r["step"] for r in rows[0]] == [r["step"] for r in rows[1]]
+        rows = [[row for row in of_run if loss in row] for of_run in rows]  # rows of held-out losses have others
+        assert rows[0] and len(rows[0]) == len(rows[1]), stage
         for ours, theirs in zip(*rows):
             assert ours[loss] == pytest.approx(theirs[loss], rel=1e-5, abs=1e-6), (stage, ours["step"])
