@@ -41,7 +41,7 @@ def read_gguf(file: Path, dtype: torch.dtype) -> tuple[nn.Module, dict[str, Any]
     if not file.is_file():
         raise UserError(f"--gguf {file} is not there: give a .gguf file")
     try:
-        reader = gguf.GGUFReader(file)
+        reader = _reader(file)
         fields = {name: field.contents() for name, field in reader.fields.items()}
         stored = {tensor.name: tensor for tensor in reader.tensors}
     except _BAD_FILE as error:
@@ -79,6 +79,22 @@ def read_gguf(file: Path, dtype: torch.dtype) -> tuple[nn.Module, dict[str, Any]
     weights |= {ours: weight.to(dtype) for ours, weight in _numbers_of(fields, config, file).items()}
     model.load_state_dict(weights, assign=True)
     return model, fields
+
+
+def _reader(file: Path) -> gguf.GGUFReader:
+    """Return the package's reader on a plain array: slices of numpy's class for mapped files take three times as long."""
+    import gguf
+
+    class PlainReader(gguf.GGUFReader):
+        @property
+        def data(self) -> np.ndarray:
+            return self.plain
+
+        @data.setter
+        def data(self, mapped: np.memmap) -> None:
+            self.plain = np.asarray(mapped)
+
+    return PlainReader(file)
 
 
 def write_gguf(

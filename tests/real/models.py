@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import importlib
 import json
@@ -46,7 +47,12 @@ def gguf_file(name: str, folder: Path) -> Path:
 
 
 def load(name: str, path: Path) -> Loaded:
-    return Loaded(name, path, load_model(path), peer_of(path), AutoTokenizer.from_pretrained(path))
+    return Loaded(name, path, load_model(path), peer_of(path), tokenizer_of(path))
+
+
+@functools.cache
+def tokenizer_of(path: Path) -> PreTrainedTokenizerFast:
+    return AutoTokenizer.from_pretrained(path)
 
 
 def peer_of(path: Path) -> torch.nn.Module:

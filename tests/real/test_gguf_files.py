@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 
-import gguf
 import pytest
 import torch
 import transformers
@@ -13,11 +12,11 @@ from transformers import AutoTokenizer
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from engine.models import load_model
-from engine.models.gguf import read_gguf, write_gguf
+from engine.models.gguf import _reader, read_gguf, write_gguf
 from engine.models.names import TABLES, written_name
 from engine.text.gguf_tokenizer import USER_DEFINED, fields_of
 from tests.greetings import GREETINGS
-from tests.real.models import SCRIPTS, gguf_file, passage
+from tests.real.models import SCRIPTS, gguf_file, passage, tokenizer_of
 
 pytestmark = pytest.mark.real
 TEXTS = [
@@ -42,7 +41,7 @@ def test_every_tensor_is_the_one_transformers_reads(real, tmp_path):
 def test_written_again_as_gguf(real, tmp_path):
     """Every weight, every token id and the config come back; the head of 100 MB is written as float16."""
     _, path = real
-    model, tokenizer = load_model(path), AutoTokenizer.from_pretrained(path)
+    model, tokenizer = load_model(path), tokenizer_of(path)
     write_gguf(tmp_path / "m.gguf", model, tokenizer, "f16", fields_of)
     read, fields = read_gguf(tmp_path / "m.gguf", torch.float32)
     for (name, weight), (_, expected) in zip(read.named_parameters(), model.named_parameters(), strict=True):
@@ -81,12 +80,12 @@ def sentencepiece_of(fields) -> SentencePieceProcessor:
 def test_token_ids(real, tmp_path):
     """Gemma against sentencepiece; SmolLM2's byte-level BPE against what transformers makes of the file."""
     name, path = real
-    file, ours = gguf_file(name, tmp_path), AutoTokenizer.from_pretrained(path)
+    file, ours = gguf_file(name, tmp_path), tokenizer_of(path)
     rng = random.Random(0)
     letters = "".join(GREETINGS.values()) + " " * 40 + "\n\t<>/b'"
     texts = [*TEXTS, *("".join(rng.choices(letters, k=60)) for _ in range(300))]
     if name == "gemma3":
-        fields = {n: field.contents() for n, field in gguf.GGUFReader(file).fields.items() if n.startswith("tokenizer")}
+        fields = {n: field.contents() for n, field in _reader(file).fields.items() if n.startswith("tokenizer")}
         processor = sentencepiece_of(fields)
         expected = [[ours.bos_token_id, *processor.encode(text)] for text in texts]
     else:
@@ -102,7 +101,7 @@ def test_gemmas_special_tokens(real):
     name, path = real
     if name != "gemma3":
         pytest.skip("of Gemma alone")
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer = tokenizer_of(path)
     ids = tokenizer("<start_of_turn>user\nनमस्ते<end_of_turn>").input_ids
     assert ids[:2] == [2, 105] and ids[-1] == 106 and ids[3] == 107
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<bos>", "<eos>", "<pad>")
