@@ -21,10 +21,11 @@ OTHERS = {
     "scale2": "fp32",
     "slope2": "fp32",
 }
-HEADS = {"H": 8, "G": 4, "K": 80, "KP": 128, "ALIBI": True}
+HEADS = {"H": 8, "G": 4, "K": 80, "KP": 128, "ALIBI": True, "WINDOW": False}
+WINDOWS = {**HEADS, "ALIBI": False, "WINDOW": True}
 HIDDEN = {"D": 1000, "h_column": 1, "W_column": 1}
 CASES = [
-    *((attention, name, HEADS) for name in ("_FORWARD", "_BACKWARD_Q", "_BACKWARD_KV")),
+    *((attention, name, sizes) for sizes in (HEADS, WINDOWS) for name in ("_FORWARD", "_BACKWARD_Q", "_BACKWARD_KV")),
     *((linear_logprob, name, HIDDEN) for name in ("_TOTALS", "_GRADIENT")),
 ]
 
@@ -45,7 +46,11 @@ def machine_code(kernel, constants, dtype, capability, **options):
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("size", [2, 4])
-@pytest.mark.parametrize(("module", "name", "constants"), CASES, ids=[f"{m.__name__}{n}" for m, n, _ in CASES])
+@pytest.mark.parametrize(
+    ("module", "name", "constants"),
+    CASES,
+    ids=[f"{m.__name__}{n}{', window' * c.get('WINDOW', False)}" for m, n, c in CASES],
+)
 def test_attention_and_linear_logprob_compile(module, name, constants, size, capability):
     tuner = getattr(module, name)[size]
     config = tuner.configs[-1]
