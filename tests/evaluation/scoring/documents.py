@@ -18,8 +18,8 @@ CONFIGS = {
     ),
     "gemma3": Gemma3TextConfig(
         vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, query_pre_attn_scalar=8, initializer_range=0.3, max_position_embeddings=4096,
-        sliding_window=40, sliding_window_pattern=2,
+        num_key_value_heads=2, head_dim=16, query_pre_attn_scalar=8, initializer_range=0.3,
+        max_position_embeddings=4096, sliding_window=40, sliding_window_pattern=2,
     ),
 }  # fmt: skip
 
