@@ -112,13 +112,15 @@ class OptimizerSettings:
     _argument_group_name = "optimizer"
     lr: float = flag("peak learning rate")
     schedule: str = flag("shape after the warm-up", choices=["constant", "linear", "cosine"])
-    max_warmup_steps: int = flag("without --warmup-steps, warm up for a tenth of the steps, at most this many")
+    max_warmup_steps: int = flag(
+        "without --warmup-steps, warm up for a tenth of the steps (PPO: iterations), up to this"
+    )
     weight_decay: float = flag("decoupled weight decay of matrices")
     beta1: float = flag("decay of the mean of gradients")
     beta2: float = flag("decay of the mean of squares")
     eps: float = flag("AdamW's epsilon", 1e-8)
     max_grad_norm: float = flag("clip the global gradient norm to this", 1.0)
-    warmup_steps: int | None = flag("steps of linear warm-up, whatever the length of the run", None)
+    warmup_steps: int | None = flag("steps of linear warm-up (PPO: iterations), whatever the length of the run", None)
 
     def __post_init__(self) -> None:
         check_at_least(0, self, "lr", "max_warmup_steps", "weight_decay", "warmup_steps")

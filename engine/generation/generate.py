@@ -53,7 +53,8 @@ def generate(
 ) -> list[Sample]:
     """Generate a response to each request, in their order. Arguments and options as in `stream`.
 
-    A response depends on its request, the seed and the weights only (decoding is batch-invariant).
+    A response depends on its request, the seed and the weights only, up to rounding: few and many rows have different
+    kernels.
     """
     responses: list[Sample | None] = [None] * len(requests)
     found = stream(model, requests, sampling, seed, eos_id, num_slots, capture_layer, on_progress, **options)

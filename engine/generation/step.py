@@ -1,6 +1,7 @@
 """One step of generation: run prompt chunks and decoding rows in one forward, then sample.
 
-Shapes: T tokens of a step, S rows (sequences that decode), D model, V vocabulary, P pages of N positions, E EOS ids.
+Shapes: T tokens of a step, S rows (sequences that decode), D model, V vocabulary, P pages of N positions, B pages per
+row, C slots, R groups or chunks, E EOS ids.
 """
 
 from __future__ import annotations
@@ -147,7 +148,7 @@ class StepEngine:
         return h_TD[: len(rows)]
 
     def _chunk_done(self, chunk: Chunk, h_ND: Tensor) -> None:
-        """Keep the last layer's output at the prompt's last position."""
+        """If this chunk ends the prompt, keep its last hidden state for sampling."""
         if chunk.stop == len(chunk.prompt.tokens):
             chunk.prompt.last_hidden_D = h_ND[-1].clone()
 
@@ -180,7 +181,7 @@ class StepEngine:
         return torch.from_numpy(masked).to(self.device) if self.eos_ids and masked.any() else None
 
     def leave(self, read: bool) -> list[Sample]:
-        """Remove complete rows and return their samples. Without `read`, an EOS is not looked for."""
+        """Remove complete rows and return their samples. Without `read`, only if a row is at its last position."""
         rows = self.rows
         full_S = rows.host_position_S >= rows.last_S
         if not (read or full_S.any()):

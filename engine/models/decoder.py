@@ -116,7 +116,7 @@ class Decoder(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """W_VD: the head's weight, or the embedding's own tensor if tied. UserError for a model without a head."""
+        """Return the LM head's weight [V, D]; if tied, the embedding's own tensor. UserError without a head."""
         if self.config.tie_word_embeddings:
             return self.embedding.weight
         if self.head is None:

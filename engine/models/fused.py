@@ -15,7 +15,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from engine.models.attend import Attend, AttentionOptions
-from engine.models.layers import CentredRMSNorm
+from engine.models.layers import ZeroCenteredRMSNorm
 from engine.models.rotary import Rotation
 from kernels import passes
 from kernels.linear_logprob import linear_logits
@@ -154,8 +154,8 @@ def _linear(linear: nn.Linear, x_TN: Tensor) -> Tensor:
 
 def _weights(norm: nn.Module) -> tuple[Tensor, float, bool]:
     """Return the arguments of an RMSNorm in `passes`. PyTorch's takes several passes; its LayerNorm takes one."""
-    return norm.weight, norm.eps, isinstance(norm, CentredRMSNorm)
+    return norm.weight, norm.eps, isinstance(norm, ZeroCenteredRMSNorm)
 
 
 def _parameters(norm: nn.Module) -> Norm:
-    return Norm(norm.weight, getattr(norm, "bias", None), norm.eps, isinstance(norm, CentredRMSNorm))
+    return Norm(norm.weight, getattr(norm, "bias", None), norm.eps, isinstance(norm, ZeroCenteredRMSNorm))

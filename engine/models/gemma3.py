@@ -14,7 +14,7 @@ from engine.base.errors import UserError
 from engine.batch import PackedBatch
 from engine.models.attend import Attend, AttentionOptions
 from engine.models.decoder import Decoder, check_activation, head_size_of, window_of
-from engine.models.layers import CentredRMSNorm, geglu
+from engine.models.layers import ZeroCenteredRMSNorm, geglu
 from engine.models.rotary import Rotary, Rotation, rotate
 
 if TYPE_CHECKING:
@@ -38,19 +38,19 @@ class Gemma3Block(nn.Module):
         self.rotary = Rotary.from_config(config, self.head_size, config.layer_types[index])
         self.options = AttentionOptions(scale=config.query_pre_attn_scalar**-0.5, window=window_of(config, index))
         q_width, kv_width = config.num_attention_heads * self.head_size, config.num_key_value_heads * self.head_size
-        self.attention_norm = CentredRMSNorm(width, eps)
+        self.attention_norm = ZeroCenteredRMSNorm(width, eps)
         self.q = nn.Linear(width, q_width, bias=bias)
         self.k = nn.Linear(width, kv_width, bias=bias)
         self.v = nn.Linear(width, kv_width, bias=bias)
-        self.q_norm = CentredRMSNorm(self.head_size, eps)
-        self.k_norm = CentredRMSNorm(self.head_size, eps)
+        self.q_norm = ZeroCenteredRMSNorm(self.head_size, eps)
+        self.k_norm = ZeroCenteredRMSNorm(self.head_size, eps)
         self.attention_out = nn.Linear(q_width, width, bias=bias)
-        self.attention_out_norm = CentredRMSNorm(width, eps)
-        self.mlp_norm = CentredRMSNorm(width, eps)
+        self.attention_out_norm = ZeroCenteredRMSNorm(width, eps)
+        self.mlp_norm = ZeroCenteredRMSNorm(width, eps)
         self.gate = nn.Linear(width, inner, bias=False)
         self.up = nn.Linear(width, inner, bias=False)
         self.down = nn.Linear(inner, width, bias=False)
-        self.mlp_out_norm = CentredRMSNorm(width, eps)
+        self.mlp_out_norm = ZeroCenteredRMSNorm(width, eps)
 
     def forward(self, h_TD: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
         x_TD = self.attention_norm(h_TD)
@@ -79,7 +79,7 @@ class Gemma3(Decoder):
                 raise UserError(f"{name} is {getattr(config, name)}: only models without it are supported")
         self.embedding = nn.Embedding(self.vocab_size, self.hidden_size)
         self.layers = nn.ModuleList(Gemma3Block(config, i) for i in range(self.num_layers))
-        self.final_norm = CentredRMSNorm(self.hidden_size, config.rms_norm_eps)
+        self.final_norm = ZeroCenteredRMSNorm(self.hidden_size, config.rms_norm_eps)
         self.head = None if config.tie_word_embeddings else nn.Linear(self.hidden_size, self.vocab_size, bias=False)
 
     def embed(self, batch: PackedBatch) -> Tensor:

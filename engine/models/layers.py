@@ -23,7 +23,7 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
-class CentredRMSNorm(nn.Module):
+class ZeroCenteredRMSNorm(nn.Module):
     """RMSNorm whose weight is stored as its difference from 1, as Gemma's is. All arithmetic is in float32."""
 
     initial = {"weight": 0.0}

@@ -69,7 +69,7 @@ class LlamaBlock(nn.Module):
         q_THK, k_TGK = self.q_norm(q_THK), self.k_norm(k_TGK)
         if rotation is not None:
             q_THK, k_TGK = rotate(q_THK, *rotation), rotate(k_TGK, *rotation)
-        # softmax(q k^T / sqrt(K)) v, causal; H/G query heads share a key/value head
+        # softmax(q k^T / sqrt(K)) v, causal, over the window if there is one; H/G query heads share a key/value head
         o_THK = attend(self.index, q_THK, k_TGK, v_TGK, self.options)
         h_TD = h_TD + self.attention_out(o_THK.flatten(1))
 

@@ -69,6 +69,8 @@ class Rotary(NamedTuple):
         if scaling in ("llama3", "yarn"):
             original = int(fields.get("original_max_position_embeddings") or config.max_position_embeddings)
         if scaling == "llama3":
+            if numbers["low_freq_factor"] == numbers["high_freq_factor"]:
+                raise UserError("rotary scaling 'llama3' has low_freq_factor equal to high_freq_factor: correct one")
             numbers["original_max_positions"] = original
         elif scaling == "yarn":
             if theta <= 1:

@@ -18,13 +18,13 @@ _STORED = {"rollout_S": "id_S"}  # names of columns in files, where they differ
 
 @dataclass(frozen=True)
 class Experience:
-    """A suffix _T or _S names the first dimension of a column; select and concat use it."""
+    """A suffix _T or _S names the first dimension of a column; `select` uses it."""
 
     batch: PackedBatch
     rollout_S: Tensor  # int64: index of the rollout in its iteration, independent of the rank
     action_T: Tensor  # bool: the column's target was sampled by the policy
     trunk_TD: Tensor | None  # output of the frozen layers, maybe in host memory; None if all layers are trained
-    logprob_T: Tensor  # float32, log-probability under the policy that acted
+    logprob_T: Tensor  # float32, log-probability under the policy before the update, without top-k and top-p
     ref_logprob_T: Tensor  # float32, under the reference
     value_T: Tensor  # float32, the critic's value before the action
     reward_T: Tensor  # float32

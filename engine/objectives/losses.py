@@ -38,6 +38,7 @@ def kl_estimate(logprob_T: Tensor, ref_logprob_T: Tensor, estimator: str) -> Ten
     """Estimate KL(policy || reference) per action from samples of the policy (Schulman 2020, "Approximating KL").
 
     k1: log ratio, unbiased; k2: half its square; k3: exp(-log ratio) - 1 + log ratio, unbiased and never negative.
+    Unbiased for samples of the whole distribution: top-k and top-p cut it.
     """
     log_ratio = logprob_T - ref_logprob_T
     if estimator == "k1":
@@ -49,7 +50,7 @@ def kl_estimate(logprob_T: Tensor, ref_logprob_T: Tensor, estimator: str) -> Ten
 
 
 def policy_loss(logprob_A: Tensor, old_logprob_A: Tensor, advantage_A: Tensor, clip: float) -> tuple[Tensor, Tensor]:
-    """Return the sum of PPO's clipped surrogate (Schulman et al. 2017, eq. 7), and how many actions are clipped."""
+    """Return minus the sum of PPO's clipped surrogate (Schulman et al. 2017, eq. 7), and how many are clipped."""
     ratio = (logprob_A - old_logprob_A).exp()
     unclipped = -advantage_A * ratio
     clipped = -advantage_A * ratio.clamp(1 - clip, 1 + clip)

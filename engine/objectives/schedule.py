@@ -8,7 +8,7 @@ from engine.settings import OptimizerSettings
 
 
 def learning_rate(step: int, num_steps: int, peak: float, schedule: str, warmup_steps: int) -> float:
-    """Return the rate of optimizer step `step` (from 0) of `num_steps`.
+    """Return the rate of optimizer step `step` (from 0) of `num_steps`. PPO counts iterations instead.
 
     Rises linearly to the peak over warmup_steps, then stays ("constant") or falls to 0 at the end ("linear", "cosine").
     """

@@ -29,7 +29,12 @@ from engine.training.context import Context
 from engine.training.guards import stop_ppo
 from engine.training.metrics import Metrics
 from engine.training.modules import Policy
-from engine.training.ppo_columns import acted_columns, critic_start, final_rewards, rewarded_columns
+from engine.training.ppo_columns import (
+    final_rewards,
+    initial_value_offset,
+    old_logprobs_and_values,
+    rewards_and_advantages,
+)
 from engine.training.ppo_loss import ppo_loss
 from engine.training.ppo_progress import Progress
 from engine.training.ppo_report import first_and_last, measure_rollouts, measure_update, report
@@ -67,7 +72,7 @@ class PPOTrainer:
         self.reference = self.policy.reference()
         if ppo.critic == "separate":
             start_critic(self.policy, scorer)
-        # A critic that starts as a reward model with its own trunk reads that trunk.
+        # A critic that starts as a reward model with its own trunk has that trunk's output as its input.
         self.critic_trunk = scorer.own_trunk if ppo.critic == "separate" and scorer.trunk else None
         trunk = [] if self.split is None else trunk_parameters(model, self.split)
         head = [("head", w) for w in self.policy.frozen_head]
@@ -75,7 +80,7 @@ class PPOTrainer:
         self.actor = Actor(model, self.policy, self.split, context)
         self.zero = ZeroStep(self.policy, adamw(self.optimizer), self.world, context.ds_config, model.head_weight.dtype)
         self.kl = KLController(ppo.kl_coef, ppo.kl_target if ppo.kl_controller == "adaptive" else None, ppo.kl_horizon)
-        # Whitening subtracts the mean: a single rollout would lose the sign of its score. Every rank needs one, too.
+        # At least two rollouts an iteration, since whitening one alone removes the sign of its score; one per rank.
         fewest = max(2, self.world.size)
         steps = batches(len(prompts), self.batch.batch_size, self.batch.epochs, self.seed, "prompts", fewest=fewest)
         self.per_epoch = len(steps) // self.batch.epochs
@@ -124,16 +129,19 @@ class PPOTrainer:
         return logged
 
     def collect(self, iteration: int, metrics: Metrics) -> Experience:
-        """One rollout of each of the iteration's prompts (this rank's share), with every column that PPO needs."""
+        """Generate one response to each prompt of this rank, score it, and compute rewards and advantages.
+
+        In iteration 0 it also sets the policy's value_offset.
+        """
         self.world.at(f"iteration {iteration + 1}, rollouts")
         self.actor.publish(self.zero)
         self.files_before = self.run.position()["files"]
-        mine = self._share(iteration, self.world.rank)
-        prompts = [self.prompts[self.steps[iteration][i]] for i in mine]
+        indices = self._share(iteration, self.world.rank)  # in the iteration, whose indices are in the data set
+        prompts = [self.prompts[self.steps[iteration][i]] for i in indices]
         began = time.monotonic()
         self.actor.gather()
         with self.checkpoints.abort_on_signal(self.progress.step, self._state):
-            responses = self._generate(iteration, mine)
+            responses = self._generate(iteration, indices)
         self.actor.release()
         generated = time.monotonic()
         self.world.at(f"iteration {iteration + 1}, scoring")
@@ -150,7 +158,7 @@ class PPOTrainer:
         score_S, clipped = use_scores(raw_S, self.score_clip)
         if self.score_clip is not None:
             metrics.add("rollout/score_clipped", clipped, len(responses))
-        logprob_T, value_T, ref_logprob_T = acted_columns(
+        logprob_T, value_T, ref_logprob_T = old_logprobs_and_values(
             self.zero, self.reference, batch, trunk_TD, critic_trunk_TD, action_T,
             self._plan(batch, range(batch.num_sequences)), self.ppo.temperature,
         )  # fmt: skip
@@ -160,14 +168,15 @@ class PPOTrainer:
         ended_S = torch.tensor([r.ended for r in responses], device=self.world.device)
         final_S = final_rewards(self.ppo, score_S, ended_S)
         if iteration == 0:
-            self.policy.value_offset = critic_start(value_T, action_T, final_S, self.world.sum)
-            value_T = torch.where(action_T, value_T + self.policy.value_offset, 0.0)
-        kl_T, reward_T, advantage_T, return_T = rewarded_columns(
+            offset = initial_value_offset(value_T, action_T, final_S, self.world.sum)
+            self.policy.value_offset += offset
+            value_T = torch.where(action_T, value_T + offset, 0.0)
+        kl_T, reward_T, advantage_T, return_T = rewards_and_advantages(
             self.ppo, self.kl.coef, batch, action_T, (logprob_T, value_T, ref_logprob_T), final_S, self.world.sum
         )
         experience = Experience(
-            batch, torch.tensor(mine, device=self.world.device), action_T, trunk_TD, logprob_T, ref_logprob_T, value_T,
-            reward_T, advantage_T, return_T, score_S, critic_trunk_TD,
+            batch, torch.tensor(indices, device=self.world.device), action_T, trunk_TD, logprob_T, ref_logprob_T,
+            value_T, reward_T, advantage_T, return_T, score_S, critic_trunk_TD,
         )  # fmt: skip
         rollout_logprob_A = torch.tensor([x for r in responses for x in r.logprobs], device=self.world.device)
         measure_rollouts(metrics, experience, kl_T, self.kl.coef, ended_S, rollout_logprob_A, self.world.size)
@@ -176,12 +185,12 @@ class PPOTrainer:
         return experience
 
     def minibatches(self, iteration: int, epoch: int) -> list[list[int]]:
-        """The iteration's rollouts of all ranks, shuffled and cut into optimizer steps."""
+        """Return the iteration's rollouts of all ranks, shuffled and cut into optimizer steps."""
         order = shuffled(len(self.steps[iteration]), self.seed, "minibatches", iteration, epoch)
         return even_parts(order, self.ppo.minibatch_size)
 
     def update(self, experience: Experience, chosen: Sequence[int], lr: float, metrics: Metrics) -> None:
-        """One optimizer step on the chosen rollouts of the iteration, whichever rank made them."""
+        """Take one optimizer step on the chosen rollouts of the iteration, on the ranks that made them."""
         wanted_S = torch.isin(experience.rollout_S, torch.tensor(list(chosen), device=self.world.device))
         actions = self.world.sum((experience.action_T & wanted_S[experience.batch.sequence_T]).sum())
         mine, losses, before = wanted_S.nonzero()[:, 0].tolist(), [], metrics.copy()
@@ -220,14 +229,14 @@ class PPOTrainer:
             )  # fmt: skip
 
     def _share(self, iteration: int, rank: int) -> list[int]:
-        """The rollouts of an iteration that a rank makes, as indices into it."""
+        """Return the rollouts of an iteration that a rank makes, as indices into it."""
         return shard_of([len(self.prompts[i].tokens) for i in self.steps[iteration]], rank, self.world.size)
 
     def _plan(self, batch: PackedBatch, sequences: Sequence[int]) -> list[Microbatch]:
         return rank_microbatches(batch.lengths, sequences, self.batch.tokens_per_microbatch, self.world.max)
 
     def _state(self) -> dict[str, Any]:
-        """What a checkpoint keeps besides weights, optimizer and rollouts."""
+        """Return what a checkpoint keeps besides weights, optimizer and rollouts."""
         metrics = self.world.gather(self.progress.metrics.state())
         own = {"kl_coef": self.kl.coef, "value_offset": self.policy.value_offset, "metrics": metrics}
         return {**own, **self.progress.numbers()}
@@ -238,6 +247,7 @@ class PPOTrainer:
         self.kl.coef, x = saved.trainer["kl_coef"], saved.experience
         self.policy.value_offset = saved.trainer["value_offset"]
         if x is not None:
+            self.files_before = self.run.position()["files"]
             kept = {name: self.actor.keep([getattr(x, name)]) for name in ("trunk_TD", "critic_trunk_TD")}
             x = dataclasses.replace(x, **kept)
             self.actor.release()

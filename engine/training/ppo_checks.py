@@ -7,13 +7,13 @@ from engine.settings import PPOSettings
 
 
 def check_iteration(ppo: PPOSettings, batch_size: int) -> None:
-    """UserError for an iteration of one rollout, and for one that could make the adaptive KL weight negative."""
+    """UserError for an iteration of one rollout, and for one that the KL controller cannot follow."""
     if batch_size < 2:
         raise UserError(f"--batch-size is {batch_size}: PPO compares the rollouts of an iteration: give 2 or more")
     if ppo.kl_controller == "adaptive" and not ppo.kl_horizon >= batch_size:
         raise UserError(
-            f"--kl-horizon is {ppo.kl_horizon}, --batch-size is {batch_size}: an iteration could make the KL weight "
-            "negative, raise --kl-horizon"
+            f"--kl-horizon is {ppo.kl_horizon}, --batch-size is {batch_size}: an iteration could change the KL weight "
+            "by more than a fifth, raise --kl-horizon to the batch size or above"
         )
 
 

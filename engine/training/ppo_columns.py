@@ -19,7 +19,7 @@ from engine.training.trunk import rows_of
 
 
 @torch.no_grad()
-def acted_columns(
+def old_logprobs_and_values(
     policy: Callable[..., tuple[Tensor, Tensor, Tensor]],
     reference: Callable[..., Tensor],
     batch: PackedBatch,
@@ -48,7 +48,7 @@ def final_rewards(ppo: PPOSettings, score_S: Tensor, ended_S: Tensor) -> Tensor:
     return score_S - ppo.missing_eos_penalty * ~ended_S
 
 
-def critic_start(
+def initial_value_offset(
     value_T: Tensor, action_T: Tensor, final_S: Tensor, sum_over_ranks: Callable[[Tensor], Tensor]
 ) -> float:
     """Return the mean final reward minus the mean value of the first rollouts, over all ranks: the new critic's offset.
@@ -61,7 +61,7 @@ def critic_start(
     return final / responses - value / actions
 
 
-def rewarded_columns(
+def rewards_and_advantages(
     ppo: PPOSettings,
     kl_coef: float,
     batch: PackedBatch,
@@ -72,7 +72,7 @@ def rewarded_columns(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return float32 [T] each: KL estimate, reward, whitened advantage, return.
 
-    `columns` come from `acted_columns`, `final_S` from `final_rewards`.
+    `columns` come from `old_logprobs_and_values`, `final_S` from `final_rewards`.
     """
     logprob_T, value_T, ref_logprob_T = columns
     kl_T = kl_estimate(logprob_T, ref_logprob_T, ppo.kl_estimator)

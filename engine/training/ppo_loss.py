@@ -1,4 +1,4 @@
-"""The PPO loss of some rollouts: one forward of the policy, compared with what it did when it acted.
+"""The PPO loss: run the current policy over rollouts and compare it with their old log-probabilities and values.
 
 Shapes: T tokens, A action columns, D model.
 """
@@ -22,7 +22,7 @@ class PPOTerms:
     logprob_A: Tensor  # float32
     entropy_A: Tensor  # float32
     value_A: Tensor  # float32
-    log_ratio_A: Tensor  # float32, to the log-probability at the time of the rollout
+    log_ratio_A: Tensor  # float32, log pi_new(a) - log pi_old(a)
     policy: Tensor
     policy_clipped: Tensor  # actions whose loss the clip decided
     value: Tensor
@@ -31,7 +31,7 @@ class PPOTerms:
 
 
 def ppo_loss(policy: Callable[..., tuple[Tensor, Tensor, Tensor]], x: Experience, ppo: PPOSettings) -> PPOTerms:
-    """Run the policy over the rollouts `x`: clipped surrogate plus vf_coef times clipped value loss.
+    """Run the policy over the rollouts `x`: minus the clipped surrogate, plus vf_coef times the clipped value loss.
 
     `policy` is called as engine.training.modules.Policy. Trunk outputs that lie in host memory are copied.
     """

@@ -32,6 +32,7 @@ def attention(
     the C++ cannot be built; one warning then says so.
     """
     scale = q_THK.shape[2] ** -0.5 if scale is None else scale
+    assert window is None or window >= 1, window
     window = None if window is None or window >= max(lengths, default=0) else window
     if q_THK.device.type == "cuda":
         from kernels.attention.fused import attention_triton  # imported here: triton is not installed everywhere

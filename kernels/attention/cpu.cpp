@@ -136,7 +136,7 @@ struct Unit {
     int s, h, first, last;  // queries first to last-1 of one sequence and head
 };
 
-// Returns all units by falling cost, so that threads finish together.
+// Returns all units by falling cost (without a window), so that threads finish together.
 std::vector<Unit> units(const Geometry& g, int chunk) {
     std::vector<Unit> all;
     for (int s = 0; s < g.S; s++) {
@@ -174,7 +174,7 @@ std::vector<const float*> tiles_of(const Segment* s, Packed Segment::*which, int
     for (int j = from; j < count; j += TILE) {
         while (s->last <= j) s++;
         const Packed& x = s->*which;
-        if (std::is_same_v<T, float> && x.token == KP && s->last >= j + TILE) {
+        if (std::is_same_v<T, float> && K == KP && x.token == KP && s->last >= j + TILE) {
             tiles.push_back(reinterpret_cast<const float*>(x.at<T>(j - s->first, head)));
             continue;
         }

@@ -65,6 +65,8 @@ def attention_cpu(
     """See `kernels.attention.attention`."""
     if q_THK.dtype not in DTYPES or library() is None:
         return attention_eager(q_THK, k_TGK, v_TGK, lengths, slopes_H, scale, window)
+    assert q_THK.dtype == k_TGK.dtype == v_TGK.dtype, (q_THK.dtype, k_TGK.dtype, v_TGK.dtype)
+    assert k_TGK.shape == v_TGK.shape and q_THK.shape[1] % k_TGK.shape[1] == 0, (q_THK.shape, k_TGK.shape, v_TGK.shape)
     return _Attention.apply(q_THK, k_TGK, v_TGK, cu_seqlens, slopes_H, scale, window)
 
 

@@ -28,6 +28,7 @@ def attention_decode(
 
     The tokens of one prompt can be rows too, with the same pages and growing lengths, after all their keys are written.
     """
+    assert window is None or window >= 1, window
     if q_SHK.dtype in DTYPES:
         groups = (cu_groups, shared_R)
         if q_SHK.device.type == "cuda":

@@ -154,6 +154,24 @@ def test_the_last_tokens_have_the_bits_of_the_whole_however_keys_are_cut(
     assert torch.equal(out, whole[-queries:])
 
 
+def test_heads_adjacent_in_memory_with_a_size_that_is_no_multiple_of_16():
+    """Two heads of 8 are as far apart as one of 16, and the memory after the last token holds NaN."""
+    q = torch.randn(64, 4, 8, generator=torch.Generator().manual_seed(0))
+    k, v = torch.randn(2, 65, 2, 8, generator=torch.Generator().manual_seed(1))
+    k[64] = v[64] = torch.nan
+    found = attention(q, k[:64], v[:64], torch.tensor([0, 64]).int(), [64])
+    torch.testing.assert_close(found, attention_reference(q, k[:64], v[:64], [64]), rtol=1e-5, atol=1e-5)
+
+
+def test_inputs_of_different_dtypes_or_shapes_are_refused():
+    q, k = torch.zeros(4, 4, 16), torch.zeros(4, 2, 16)
+    for other in (k.bfloat16(), torch.zeros(4, 3, 16)):
+        with pytest.raises(AssertionError):
+            attention(q, other, other, torch.tensor([0, 4]).int(), [4])
+    with pytest.raises(AssertionError):
+        attention(q, k, k, torch.tensor([0, 4]).int(), [4], None, None, 0)
+
+
 def test_a_nan_reaches_only_the_queries_that_see_it():
     lengths = [6, 4]
     (q, k, v), cu = case(lengths, 4, 8)

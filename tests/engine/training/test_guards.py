@@ -129,6 +129,15 @@ def test_stopped_run_resumes(world, tmp_path, stage):
 
 
 @pytest.mark.parametrize("stage", STAGES)
+def test_resumed_run_stops_again_with_one_line(world, tmp_path, stage):
+    """PPO resumes inside an iteration here: its rollouts come from the checkpoint."""
+    calls = microbatches_of(make_trainer(stage, world, tmp_path / "whole"), STOPPED_AT)
+    stopped(stage, world, tmp_path / "run", "gradient", calls)
+    line = stopped(stage, world, tmp_path / "run", "gradient", 0, resume=True)
+    assert line.startswith("step 3: the gradient is not finite on rank 0") and "\n" not in line
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_batch_is_kept(world, tmp_path, stage):
     data = {"sft": sft_examples, "reward": rankings, "ppo": prompts}[stage]()
     line = stopped(stage, world, tmp_path / "run", "loss", 0, data=data)
