@@ -58,7 +58,7 @@ def test_good_flags_run(here, monkeypatch, job):
     (("ppo", "sample"), {"top-p": "0"}, "--top-p is 0.0", "above 0, up to 1"),
     (("ppo", "sample"), {"top-k": "-2"}, "--top-k is -2", "give 0 (all tokens) or more"),
     (("ppo",), {"kl-horizon": "0"}, "--kl-horizon is 0.0: give more than 0"),
-    (("ppo",), {"kl-horizon": "127"}, "--kl-horizon is 127.0, --batch-size is 128", "negative", "raise --kl-horizon"),
+    (("ppo",), {"kl-horizon": "127"}, "--kl-horizon is 127.0, --batch-size is 128", "a fifth", "raise --kl-horizon"),
     (("ppo",), {"kl-coef": "-0.1"}, "--kl-coef is -0.1: give 0 or more"),
     (("ppo",), {"kl-coef": "nan"}, "--kl-coef is nan: give 0 or more"),
     (("ppo",), {"vf-coef": "-1"}, "--vf-coef is -1.0: give 0 or more"),
