@@ -11,7 +11,7 @@ from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 from transformers import AutoTokenizer
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-from engine.models import load_model
+from engine.models import load_config, load_model
 from engine.models.gguf import _reader, read_gguf, write_gguf
 from engine.models.names import TABLES, written_name
 from engine.text.gguf_tokenizer import USER_DEFINED, fields_of
@@ -97,10 +97,16 @@ def test_token_ids(real, tmp_path):
         assert ours.decode(found, skip_special_tokens=True) == text
 
 
-def test_gemmas_special_tokens(real):
+def test_gemmas_config_and_special_tokens(real):
+    """The facts that the file leaves out are transformers' defaults; the sizes are those of the model's card."""
     name, path = real
     if name != "gemma3":
         pytest.skip("of Gemma alone")
+    config, published = load_config(path), transformers.Gemma3TextConfig(num_hidden_layers=18)
+    for fact in ("layer_types", "rope_parameters", "query_pre_attn_scalar", "hidden_activation", "tie_word_embeddings"):
+        assert getattr(config, fact) == getattr(published, fact), fact
+    sizes = (config.hidden_size, config.head_dim, config.sliding_window, config.max_position_embeddings)
+    assert sizes == (640, 256, 512, 32768)
     tokenizer = tokenizer_of(path)
     ids = tokenizer("<start_of_turn>user\nनमस्ते<end_of_turn>").input_ids
     assert ids[:2] == [2, 105] and ids[-1] == 106 and ids[3] == 107

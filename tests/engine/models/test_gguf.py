@@ -242,6 +242,21 @@ def test_text_split_without_a_name_is_refused():
         fields_of(train_byte_bpe(TEXTS * 3, 400), 400)
 
 
+@pytest.mark.parametrize(("name", "fact"), [
+    ("gemma3, head size", "layer_types"), ("gemma3, head size", "rope_parameters"),
+    ("cohere2", "layer_types"), ("smollm3, every fourth", "no_rope_layers"),
+])  # fmt: skip
+def test_what_files_leave_out_is_what_transformers_takes_for_granted(tmp_path, name, fact):
+    """Published files have no field for the period of windows, Gemma's second rotary base, SmolLM 3's interval."""
+    model = model_of(name)
+    write_gguf(tmp_path / "m.gguf", model, byte_level("gpt-2"), "f32", fields_of)
+    kind = {"gemma3_text": "gemma3"}.get(model.config.model_type, model.config.model_type)
+    names = ("attention.sliding_window_pattern", "rope.freq_base_swa", "rope.scaling.type", "rope.scaling.factor")
+    without = {f"{kind}.{n}": None for n in names} | ({f"{kind}.rope.freq_base": 1e6} if kind == "gemma3" else {})
+    read, _ = read_gguf(changed(tmp_path / "m.gguf", tmp_path / "p.gguf", without), torch.float32)
+    assert getattr(read.config, fact) == getattr(type(model.config)(num_hidden_layers=5), fact)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
     file = tmp_path_factory.mktemp("gguf") / "m.gguf"
