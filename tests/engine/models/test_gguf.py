@@ -164,6 +164,18 @@ def test_transformers_reads_written_file(tmp_path, name):
     assert len(found) >= len(state) - 1  # a tied head is stored once
 
 
+@pytest.mark.parametrize(("name", "second"), [
+    ("llama, grouped heads", 4), ("smollm3, every fourth", 4), ("apertus", 1), ("cohere2", 1),
+    ("gemma3, head size", 1), ("qwen3", 1),
+])  # fmt: skip
+def test_order_of_query_rows(tmp_path, name, second):
+    """llama.cpp rotates neighbours in some architectures: there row 1 is the partner of row 0, half a head (4) on."""
+    model = model_of(name)
+    write_gguf(tmp_path / "m.gguf", model, byte_level("gpt-2"), "f32", fields_of)
+    (stored,) = (t for t in gguf.GGUFReader(tmp_path / "m.gguf").tensors if t.name == "blk.0.attn_q.weight")
+    assert torch.equal(torch.tensor(np.array(stored.data[1])), model.layers[0].q.weight.detach()[second])
+
+
 @pytest.mark.parametrize(("kind", "error"), [("f16", 1e-3), ("q8_0", 1e-2)])
 def test_quantisation_rounds_only_matrices(tmp_path, kind, error):
     model = model_of("llama, grouped heads")
