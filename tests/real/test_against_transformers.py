@@ -1,4 +1,4 @@
-"""Real models against transformers: logits, greedy answers, perplexity, texts longer than the window, what is saved."""
+"""Real models against transformers: logits, greedy answers, perplexity, texts longer than the window."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import math
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from engine.batch import PackedBatch
 from engine.generation.generate import Request, generate
 from engine.generation.sampling import Sampling
-from engine.models import load_model, save_model
 from kernels.linear_logprob import linear_logprob
-from tests.real.models import SCRIPTS, assert_close, hidden, passage, phrases, tokenizer_of, written
+from tests.real.models import SCRIPTS, assert_close, hidden, passage, phrases, written
 
 pytestmark = pytest.mark.real
 GREEDY = Sampling(temperature=0.0)
@@ -128,25 +127,3 @@ def test_text_longer_than_the_window(loaded):
     requests = [Request(tuple(p), i, 0, NEW_TOKENS) for i, p in enumerate(prompts)]
     ours = generate(loaded.model, requests, GREEDY, 0, loaded.tokenizer.eos_token_id)
     check_answers(ours, *greedy_peer(loaded, prompts, NEW_TOKENS))
-
-
-@torch.no_grad()
-def test_saved_model_in_transformers(real, tmp_path):
-    """Other weights than those read, so that nothing is left over from the directory before."""
-    _, path = real
-    model, tokenizer = load_model(path), tokenizer_of(path)
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        if parameter.numel() < 1_000_000:
-            parameter += 1e-3 * torch.randn(parameter.shape, generator=generator)
-    save_model(model, tmp_path / "saved", tokenizer)
-    ids = tokenizer(passage("ne", 200)).input_ids
-    ours = hidden(model, [ids]) @ model.head_weight.T
-    peer = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=torch.float32)
-    assert_close(ours, peer(torch.tensor([ids])).logits[0], 1e-5, "saved")
-    read = load_model(tmp_path / "saved")
-    assert torch.equal(ours, hidden(read, [ids]) @ read.head_weight.T)
-    assert (
-        AutoTokenizer.from_pretrained(tmp_path / "saved")(passage("ta", 200)).input_ids
-        == tokenizer(passage("ta", 200)).input_ids
-    )

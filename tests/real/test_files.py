@@ -1,4 +1,4 @@
-"""The GGUF files of real models: transformers' own reader gives the same bits, sentencepiece the same token ids."""
+"""Files of real models: GGUF as transformers and sentencepiece read it, written again, and what `save_model` writes."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import pytest
 import torch
 import transformers
 from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-from engine.models import load_model
+from engine.models import load_config, load_model, save_model
 from engine.models.gguf import _reader, read_gguf, write_gguf
 from engine.models.names import TABLES, written_name
 from engine.text.gguf_tokenizer import USER_DEFINED, fields_of
 from tests.greetings import GREETINGS
-from tests.real.models import SCRIPTS, gguf_file, passage, tokenizer_of
+from tests.real.models import SCRIPTS, assert_close, gguf_file, hidden, passage, tokenizer_of
 
 pytestmark = pytest.mark.real
 TEXTS = [
@@ -97,11 +97,40 @@ def test_token_ids(real, tmp_path):
         assert ours.decode(found, skip_special_tokens=True) == text
 
 
-def test_gemmas_special_tokens(real):
+def test_gemmas_config_and_special_tokens(real):
+    """The facts that the file leaves out are transformers' defaults; the sizes are those of the model's card."""
     name, path = real
     if name != "gemma3":
         pytest.skip("of Gemma alone")
+    config, published = load_config(path), transformers.Gemma3TextConfig(num_hidden_layers=18)
+    for fact in ("layer_types", "rope_parameters", "query_pre_attn_scalar", "hidden_activation", "tie_word_embeddings"):
+        assert getattr(config, fact) == getattr(published, fact), fact
+    sizes = (config.hidden_size, config.head_dim, config.sliding_window, config.max_position_embeddings)
+    assert sizes == (640, 256, 512, 32768)
     tokenizer = tokenizer_of(path)
     ids = tokenizer("<start_of_turn>user\nनमस्ते<end_of_turn>").input_ids
     assert ids[:2] == [2, 105] and ids[-1] == 106 and ids[3] == 107
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<bos>", "<eos>", "<pad>")
+
+
+@torch.no_grad()
+def test_saved_model_in_transformers(real, tmp_path):
+    """Other weights than those read, so that nothing is left over from the directory before."""
+    _, path = real
+    model, tokenizer = load_model(path), tokenizer_of(path)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.numel() < 1_000_000:
+            parameter += 1e-3 * torch.randn(parameter.shape, generator=generator)
+    save_model(model, tmp_path / "saved", tokenizer)
+    ids = tokenizer(passage("ne", 200)).input_ids
+    ours = hidden(model, [ids]) @ model.head_weight.T
+    del model
+    peer = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=torch.float32)
+    assert_close(ours, peer(torch.tensor([ids])).logits[0], 1e-5, "saved")
+    read = load_model(tmp_path / "saved")
+    assert torch.equal(ours, hidden(read, [ids]) @ read.head_weight.T)
+    assert (
+        AutoTokenizer.from_pretrained(tmp_path / "saved")(passage("ta", 200)).input_ids
+        == tokenizer(passage("ta", 200)).input_ids
+    )
