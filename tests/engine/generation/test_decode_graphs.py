@@ -17,7 +17,11 @@ from engine.generation.decode_tape import DecodeTape
 from engine.generation.generate import Request, generate
 from engine.generation.kv_cache import KVCache
 from engine.generation.sampling import Sampling
+from engine.models.fused import FAST_PATHS
 from tests.engine.generation.recorded_steps import CASES, assert_same, model_of
+
+# Without a fast path the bits of a row depend on the number of rows, and a graph has blank ones.
+WITH_FAST_PATH = [name for name, (_, config) in CASES.items() if config.model_type in FAST_PATHS]
 
 
 def requests():
@@ -72,7 +76,7 @@ def test_batch_sizes_leave_less_than_half_of_the_rows_blank(most):
     assert len(sizes) <= 2 * most.bit_length()
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", WITH_FAST_PATH)
 @pytest.mark.parametrize("num_slots", [1, 3, 29])
 def test_rollout_with_graphs_equals_rollout_without(name, num_slots, call_by_call, request):
     model = model_of(name)
@@ -143,7 +147,7 @@ def test_failed_capture_falls_back_with_a_note(monkeypatch, played, capsys):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", WITH_FAST_PATH)
 def test_graphs_on_a_gpu_give_equal_tokens(name, monkeypatch):
     model = model_of(name).cuda()
     by_graphs = generate(model, requests(), Sampling(0.0), 7, 5, num_slots=29, capture_layer=2)
