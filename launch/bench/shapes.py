@@ -29,7 +29,7 @@ from engine.generation.sampling import Sampling
 from engine.models import load_model
 from engine.presets import presets
 from engine.run.folder import Run
-from engine.settings import STAGE_SETTINGS, flag, split_of
+from engine.settings import STAGE_SETTINGS, check_at_least, flag, split_of
 from engine.text.encoding import Example, Prompt
 from engine.text.tokenizer import load_tokenizer
 from engine.training.context import Context
@@ -66,9 +66,7 @@ class BenchSettings:
     repeats: int = flag("measured rounds per phase, after one warm-up round", 3)
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if isinstance(value, int) and value < 1:
-                raise UserError(f"--{name.replace('_', '-')} is {value}: give 1 or more")
+        check_at_least(1, self, *(name for name, value in asdict(self).items() if isinstance(value, int)))
         for name in self.phases or ():
             if name not in PHASES:
                 raise UserError(f"--phases {name} is unknown: one of {', '.join(PHASES)}")
