@@ -6,7 +6,8 @@
 
 namespace {
 
-constexpr int64_t kRowsAtOnce = 128;  // packed, they stay in the L2 cache
+constexpr int64_t kColumnsAtOnce = 1024;  // of a product, before the steps after it: they read them from the L2 cache
+constexpr int64_t kRowsAtOnce = 128;      // packed, they stay in the L2 cache
 
 enum Activation { kNone, kGelu, kSwiglu, kGeglu };
 
@@ -78,16 +79,18 @@ void run(const Call& call, int64_t row0, int64_t rows) {
     int64_t first = 0;  // first column of out for this weight
     for (int64_t i = 0; i < (two ? 1 : call.count); i++) {
         const int64_t N = call.sizes[i], parts = (N + kLanes - 1) / kLanes;
-        const int64_t n0 = std::min(N, parts * me / team * kLanes), n1 = std::min(N, parts * (me + 1) / team * kLanes);
-        const int64_t half = (n1 - n0 + kLanes) * padded;
-        float* y = y_buffer.get(2 * half);
-        product.product(call.weights[i], n0, n1, y, padded);
-        if (two) product.product(call.weights[1], n0, n1, y + half, padded);
-        int64_t n = n0;
-        const Finish finish = {y, y + half, padded, rows, call.biases[i], two ? call.biases[1] : nullptr,
-                               (Activation)call.activation, residual, call.out + row0 * call.out_step, call.out_step, first};
-        for (; n + kLanes <= n1; n += kLanes) finish.columns<true>(n0, n, kLanes);
-        if (n < n1) finish.columns<false>(n0, n, n1 - n);
+        const int64_t start = std::min(N, parts * me / team * kLanes), stop = std::min(N, parts * (me + 1) / team * kLanes);
+        for (int64_t n0 = start; n0 < stop; n0 += kColumnsAtOnce) {
+            const int64_t n1 = std::min(stop, n0 + kColumnsAtOnce), half = (n1 - n0 + kLanes) * padded;
+            float* y = y_buffer.get(2 * half);
+            product.product(call.weights[i], n0, n1, y, padded);
+            if (two) product.product(call.weights[1], n0, n1, y + half, padded);
+            const Finish finish = {y, y + half, padded, rows, call.biases[i], two ? call.biases[1] : nullptr,
+                                   (Activation)call.activation, residual, call.out + row0 * call.out_step, call.out_step, first};
+            int64_t n = n0;
+            for (; n + kLanes <= n1; n += kLanes) finish.columns<true>(n0, n, kLanes);
+            if (n < n1) finish.columns<false>(n0, n, n1 - n);
+        }
         first += N;
     }
 }

@@ -72,6 +72,14 @@ def passage(lang: str, size: int) -> str:
     return text.decode(errors="ignore")
 
 
+# Texts whose token ids must be right: scripts, blanks, tags, rare characters, repetition, nothing at all.
+TEXTS = [
+    *GREETINGS.values(), *(passage(lang, 400) for lang in SCRIPTS), "\n".join(GREETINGS.values()),
+    "  two  blanks   ", "\n\n\n\t\tx", "<table><tr>a</tr></table> <b", "rare \x07 \u200d \U00012000", "", " ",
+    "a" * 50 + " " * 40 + "b" + "\n" * 40,
+]  # fmt: skip
+
+
 def written(lang: str, size: int, data: Path | None) -> str:
     """About `size` bytes of instructions and answers: from public data sets if they are there, else of the kit."""
     if data is None:

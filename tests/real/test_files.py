@@ -16,14 +16,9 @@ from engine.models.gguf import _reader, read_gguf, write_gguf
 from engine.models.names import TABLES, written_name
 from engine.text.gguf_tokenizer import USER_DEFINED, fields_of
 from tests.greetings import GREETINGS
-from tests.real.models import SCRIPTS, assert_close, gguf_file, hidden, passage, tokenizer_of
+from tests.real.models import TEXTS, assert_close, gguf_file, hidden, passage, tokenizer_of
 
 pytestmark = pytest.mark.real
-TEXTS = [
-    *GREETINGS.values(), *(passage(lang, 400) for lang in SCRIPTS), "\n".join(GREETINGS.values()),
-    "  two  blanks   ", "\n\n\n\t\tx", "<table><tr>a</tr></table> <b", "rare \x07 \u200d \U00012000", "", " ",
-    "a" * 50 + " " * 40 + "b" + "\n" * 40,
-]  # fmt: skip
 
 
 def test_every_tensor_is_the_one_transformers_reads(real, tmp_path):
