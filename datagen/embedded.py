@@ -56,11 +56,13 @@ class EmbeddedData:
                 yield from (text for text in texts if text)
 
 
-def make_embedded(lang: str, seed: int = 0, size: int = DEFAULT_SIZE) -> EmbeddedData:
+def make_embedded(
+    lang: str, seed: int = 0, size: int = DEFAULT_SIZE, careless_share: float = CARELESS_SHARE
+) -> EmbeddedData:
     """Make `size` SFT records, two thirds as many RL prompts and rankings, and held-out sets of fixed size.
 
-    Equal arguments give equal data, in every process. UserError for a language without a valid kit, or a size too small
-    to include every kind of task.
+    `careless_share` of the SFT answers are careless. Equal arguments give equal data, in every process. UserError for a
+    language without a valid kit, or a size too small to include every kind of task.
     """
     smallest = 2 * len(KINDS)
     if size < smallest:
@@ -71,18 +73,18 @@ def make_embedded(lang: str, seed: int = 0, size: int = DEFAULT_SIZE) -> Embedde
     return EmbeddedData(
         lang=lang,
         seed=seed,
-        **{split: _instruction_rows(kit, split, count, seed) for split, count in sizes.items()},
+        **{split: _instruction_rows(kit, split, count, seed, careless_share) for split, count in sizes.items()},
         **{split: _ranking_rows(kit, split, count, seed) for split, count in ranking_sizes.items()},
         benchmarks=make_benchmarks(kit, seed),
     )
 
 
-def _instruction_rows(kit: Kit, split: str, count: int, seed: int) -> list[Row]:
+def _instruction_rows(kit: Kit, split: str, count: int, seed: int, careless_share: float) -> list[Row]:
     tasks = draw_split(kit, split, count, KINDS, f"{seed}/{split}")
     rng = Random(f"{kit.code}/{seed}/{split}/answers")
     rows = []
     for index, task in enumerate(tasks):
-        careless = split == "sft" and rng.random() < CARELESS_SHARE
+        careless = split == "sft" and rng.random() < careless_share
         output = _careless(kit, task.output, rng) if careless else task.output
         rows.append({**_prompt(kit, split, index, task), "output": output, "kind": task.kind})
     return rows

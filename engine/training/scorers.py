@@ -40,7 +40,7 @@ def load_scorer(
     A reward model with the policy's layers below `split` keeps only its top, which reads the policy's trunk. With
     `offload`, a reward model with its own trunk stays in host memory between uses.
     """
-    if _is_callable_name(reward):
+    if is_function_name(reward):
         return FunctionScorer(reward, policy.head_weight.device)
     return RewardModelScorer(Path(reward), policy, split, tokenizer, tokens_per_microbatch, offload)
 
@@ -198,7 +198,7 @@ def describe(scorer: Scorer, clip: float | None) -> str:
 
 def check_reward(reward: str) -> None:
     """UserError for a --reward that is wrong whatever the policy."""
-    if _is_callable_name(reward):
+    if is_function_name(reward):
         _import(reward)
     else:
         _score_weight(Path(reward))
@@ -217,7 +217,7 @@ def try_scorer(scorer: Scorer, policy: nn.Module, split: int | None, prompt: Pro
         )
 
 
-def _is_callable_name(reward: str) -> bool:
+def is_function_name(reward: str) -> bool:
     return ":" in reward and not Path(reward).exists()
 
 

@@ -1,0 +1,101 @@
+"""Measures of sampled answers with 95 % intervals: a bootstrap over prompts, paired where two models answer them.
+
+P prompts, K samples of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.base.languages import Language
+from engine.base.records import read_records
+from engine.base.scripts import main_script
+from engine.training.exact_match import canonical
+
+RESAMPLES = 4_000
+MAIN_SHARE = 0.5  # of an answer's letters must be in a script of the language
+Answers = list[dict[str, Any]]  # rows of launch/sample.py, and of launch/score.py
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over prompts and its 95 % bootstrap interval (percentiles; Efron and Tibshirani 1993)."""
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, value_P: np.ndarray) -> Interval:
+        """Estimate from one value per prompt. The same seed always, so that a table is the same each time."""
+        draws = np.random.default_rng(0).integers(0, len(value_P), (RESAMPLES, len(value_P)))
+        low, high = np.percentile(value_P[draws].mean(axis=1), [2.5, 97.5])
+        return cls(float(value_P.mean()), float(low), float(high))
+
+    @property
+    def half(self) -> float:
+        return (self.high - self.low) / 2
+
+    def beats(self, other: Interval) -> bool:
+        """Whether the difference exceeds both half intervals added up."""
+        return self.mean - other.mean > self.half + other.half
+
+
+def read_answers(path: Path) -> Answers:
+    """Read the rows of a file that launch/sample.py or launch/score.py wrote."""
+    return [row for _, row in read_records(path)]
+
+
+def measure(
+    answers: Answers, scores: Mapping[str, Answers], expected: Mapping[str, str], language: Language, length: Callable
+) -> dict[str, np.ndarray]:
+    """Return {measure: float64 [P]}, the mean over a prompt's samples.
+
+    right           equals the expected answer, ignoring outer blanks and the Unicode form
+    score NAME      the reward model's score, one for each entry of `scores`: the same rows, scored
+    language        its letters are in a script of the language; answers without letters count as right
+    ended           ended with EOS
+    length          `length(text)`, in tokens
+    """
+    rows: dict[str, list[float]] = {name: [] for name in ("right", "language", "ended", "length")}
+    for row in answers:
+        wanted, texts = canonical(expected[row["id"]]), row["responses"]
+        rows["right"].append(_mean(canonical(text) == wanted for text in texts))
+        rows["language"].append(_mean(in_script(text, language) for text in texts))
+        rows["ended"].append(_mean(row["finished"]))
+        rows["length"].append(_mean(map(length, texts)))
+    for name, scored in scores.items():
+        assert [row["responses"] for row in scored] == [row["responses"] for row in answers], name
+        rows[f"score {name}"] = [_mean(row["scores"]) for row in scored]
+    return {name: np.array(values) for name, values in rows.items()}
+
+
+def in_script(text: str, language: Language) -> bool:
+    """Return whether most letters of a text are in a script of the language; True without letters."""
+    found = main_script(language.scripts, text)
+    return found is None or found[1] >= MAIN_SHARE
+
+
+def best_of(scored: Answers) -> Answers:
+    """Return each prompt's answer with the highest score, as rows with one response; the first of equals."""
+    rows = []
+    for row in scored:
+        best = max(range(len(row["scores"])), key=row["scores"].__getitem__)
+        rows.append({**row, **{name: [row[name][best]] for name in ("responses", "finished", "scores")}})
+    return rows
+
+
+def _mean(values: Any) -> float:
+    values = [float(value) for value in values]
+    return sum(values) / len(values)
+
+
+def rows_by_id(answers: Answers, ids: Sequence[str]) -> Answers:
+    """Return the rows of the given prompts, in their order."""
+    by_id = {row["id"]: row for row in answers}
+    return [by_id[i] for i in ids]

@@ -1,0 +1,171 @@
+"""The report of a real run: base, SFT, RLHF, control and best of 8, each measure with its interval, and answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from engine.base.atomic import write_text
+from engine.base.languages import get_language
+from engine.base.records import read_instructions, read_records
+from engine.models import load_config
+from engine.run.folder import read_result
+from engine.text.tokenizer import load_tokenizer
+from launch.real.measures import Interval, best_of, measure, read_answers, rows_by_id
+from launch.real.stages import BEST_OF, HELDOUT, REWARDS
+
+Values = Mapping[str, np.ndarray]  # measure -> float64 [P], a number per prompt
+BEST = f"best of {BEST_OF}"
+TITLES = {
+    "right": "right answers, %",
+    "score a": "score by reward model A (optimised)",
+    "score b": "score by reward model B (other rankings)",
+    "language": "in the language's script, %",
+    "ended": "ended, %",
+    "length": "tokens per answer",
+}
+PERCENT = ("right", "language", "ended")
+SHOWN_PROMPTS = 4
+
+
+def write_report(lang: str, folder: Path, base: Path, seeds: Sequence[int]) -> Path:
+    """Write folder/report.md from the files of the run, and return its path."""
+    language, tokenizer = get_language(lang), load_tokenizer(base)
+    names = ["base", "sft", *(f"ppo_{seed}" for seed in seeds), "control"]
+
+    def length(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    family = load_config(base).model_type
+    lines = [f"# {language.name}: base, SFT and RLHF of {family}", ""]
+    lines += ["Means over prompts ± half of the 95 % bootstrap interval.", ""]
+    for kind, title in (("tasks", "Held-out checkable tasks"), ("questions", "Held-out questions (ARC validation)")):
+        prompts = folder / "data" / f"{HELDOUT[kind]}.jsonl"
+        if not prompts.is_file():
+            continue
+        expected = {record.id: record.output for record in read_instructions(prompts)}
+        values = {n: _measured(folder, n, kind, expected, language, length) for n in names}
+        values[BEST] = _best_values(folder, kind, expected, language, length)
+        lines += [f"## {title}", "", *_table(values), "", "Paired differences to SFT:", "", *_differences(values), ""]
+    lines += [*_evaluations(folder, lang), *_rewards(folder), *_kl(folder, names), *_answers(folder, names)]
+    lines += _steps(folder)
+    page = folder / "report.md"
+    write_text(page, "\n".join(lines).rstrip() + "\n")
+    return page
+
+
+def _measured(folder: Path, name: str, kind: str, expected: Mapping[str, str], language, length: Callable) -> Values:
+    scores = {f"{r}": read_answers(folder / "answers" / f"{name}.{kind}.{r}.jsonl") for r in REWARDS}
+    return measure(read_answers(folder / "answers" / f"{name}.{kind}.jsonl"), scores, expected, language, length)
+
+
+def _best_values(folder: Path, kind: str, expected: Mapping[str, str], language, length: Callable) -> Values:
+    """Measure SFT's best answers by reward model A; B's scores are those of the same answers."""
+    best, by_b = best_of(read_answers(folder / "answers" / f"sft.{kind}.a.jsonl")), []
+    for row, all_b in zip(best, read_answers(folder / "answers" / f"sft.{kind}.b.jsonl")):
+        at = all_b["responses"].index(row["responses"][0])
+        by_b.append({**row, "scores": [all_b["scores"][at]]})
+    return measure(best, {"a": best, "b": by_b}, expected, language, length)
+
+
+def _table(values: Mapping[str, Values]) -> Iterator[str]:
+    yield f"| measure | {' | '.join(values)} |"
+    yield f"|---|{'---|' * len(values)}"
+    for name, title in TITLES.items():
+        yield f"| {title} | {' | '.join(_shown(name, Interval.of(v[name])) for v in values.values())} |"
+
+
+def _differences(values: Mapping[str, Values]) -> Iterator[str]:
+    others = [name for name in values if name not in ("base", "sft")]
+    yield f"| measure | {' | '.join(others)} |"
+    yield f"|---|{'---|' * len(others)}"
+    for name, title in TITLES.items():
+        cells = (_shown(name, Interval.of(values[other][name] - values["sft"][name]), "+") for other in others)
+        yield f"| {title} | {' | '.join(cells)} |"
+
+
+def _shown(name: str, x: Interval, sign: str = "") -> str:
+    """Format 0.504 ± 0.033 as a percentage for shares."""
+    if name in PERCENT:
+        return f"{100 * x.mean:{sign}.1f} ± {100 * x.half:.1f}"
+    return f"{x.mean:{sign}.2f} ± {x.half:.2f}"
+
+
+def _evaluations(folder: Path, lang: str) -> Iterator[str]:
+    """Yield the tables of the benchmarks: accuracy of each model, and paired differences to SFT."""
+    runs = {path.name: path for path in sorted((folder / "evaluate").glob("*")) if (path / "results.json").is_file()}
+    order = [name for name in ("base", "sft", "ppo_0") if name in runs]
+    if "sft" not in order:
+        return
+    tasks = sorted(path.name.removesuffix(f".{lang}.jsonl") for path in runs["sft"].glob(f"*.{lang}.jsonl"))
+    yield from ("## Benchmarks", "", f"| task | {' | '.join(order)} | RLHF - SFT, paired | questions |")
+    yield f"|---|{'---|' * (len(order) + 2)}"
+    for task in tasks:
+        scores = {name: _scores(runs[name] / f"{task}.{lang}.jsonl") for name in order}
+        ids = [i for i in scores["sft"] if all(i in other for other in scores.values())]
+        arrays = {name: np.array([found[i] for i in ids]) for name, found in scores.items()}
+        cells = [_shown("right", Interval.of(x)) for x in arrays.values()]
+        difference = _shown("right", Interval.of(arrays[order[-1]] - arrays["sft"]), "+")
+        yield f"| {task} | {' | '.join(cells)} | {difference} | {len(ids)} |"
+    yield ""
+
+
+def _scores(path: Path) -> dict[str, float]:
+    """Return {document: its score by the task's main metric}."""
+    return {str(row["index"]): next(iter(row["scores"].values())) for _, row in read_records(path)}
+
+
+def _rewards(folder: Path) -> Iterator[str]:
+    yield from ("## Reward models", "", "| model | held-out pairs in the right order |", "|---|---|")
+    for name in REWARDS:
+        if (result := read_result(folder / f"reward_{name}")) is not None:
+            yield f"| {name.upper()} | {result['accuracy']:.1%} |"
+    yield ""
+
+
+def _kl(folder: Path, names: Sequence[str]) -> Iterator[str]:
+    yield from ("## PPO", "", "| run | KL, nats per response | score, first -> last | seconds |", "|---|---|---|---|")
+    for name in names[2:]:
+        if (result := read_result(folder / name)) is not None:
+            scores = f"{result['score_first']:.3f} -> {result['score_last']:.3f}"
+            yield f"| {name} | {result['kl_last']:.2f} | {scores} | {result['seconds']:.0f} |"
+    yield ""
+
+
+def _answers(folder: Path, names: Sequence[str]) -> Iterator[str]:
+    """Yield the first answers of each model to some held-out prompts, side by side."""
+    shown = [name for name in ("base", "sft", "ppo_0", "control") if name in names]
+    yield from ("## Answers, side by side", "")
+    for kind in HELDOUT:
+        files = {name: folder / "answers" / f"{name}.{kind}.jsonl" for name in shown}
+        if not all(path.is_file() for path in files.values()):
+            continue
+        rows = {name: read_answers(path) for name, path in files.items()}
+        ids = [row["id"] for row in rows["sft"]][:: max(1, len(rows["sft"]) // SHOWN_PROMPTS)][:SHOWN_PROMPTS]
+        for chosen in zip(*(rows_by_id(found, ids) for found in rows.values())):
+            yield from (f"**{_line(chosen[0]['instruction'] + ' ' + chosen[0]['input'])}**", "")
+            yield from (f"- {name}: {_line(row['responses'][0])}" for name, row in zip(shown, chosen))
+            yield ""
+
+
+def _line(text: str) -> str:
+    text = text.strip().replace("\n", " ⏎ ")
+    return text if len(text) <= 200 else text[:200] + " …"
+
+
+def _steps(folder: Path) -> Iterator[str]:
+    """Yield seconds and peak memory of each step."""
+    path = folder / "steps.jsonl"
+    if not path.is_file():
+        return
+    yield from ("## Time and memory", "", "| step | seconds | peak GB |", "|---|---|---|")
+    total: dict[str, list[float]] = {}
+    for _, row in read_records(path):
+        total.setdefault(row["step"], []).append(row["seconds"])
+        peak = row["peak_gb"]
+        total[row["step"]] = [sum(total[row["step"]]), peak]
+    for name, (seconds, peak) in total.items():
+        yield f"| {name} | {seconds:.0f} | {peak:.1f} |"
+    yield ""

@@ -1,0 +1,116 @@
+"""The steps of a real run as commands, each skipped when it is done and resumed when it was interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.base.errors import UserError
+from engine.reward_functions import noise
+
+ROOT = Path(__file__).resolve().parents[2]
+NOISE = f"{noise.__module__}:{noise.__name__}"
+REWARDS = ("a", "b")  # PPO optimises a; b is trained on the other half of the rankings
+BEST_OF = 8
+SAMPLES = 4
+TASKS = "arc,truthfulqa,mmlu"
+HELDOUT = {"tasks": "heldout_tasks", "questions": "heldout_questions"}
+GIGABYTE_KIB = 1e9 / 1024
+
+DTYPE = ("--dtype", "bfloat16")
+TEXT = ("--template", "plain", *DTYPE, "--truncate", "drop")
+COMMON = (*TEXT, "--max-length", "256", "--save-every", "20")
+SFT = ("--batch-size", "32", "--epochs", "2", "--lr", "5e-5", "--warmup-steps", "10", "--top-layers", "12")
+REWARD = ("--batch-size", "32", "--epochs", "1", "--lr", "5e-5", "--warmup-steps", "6", "--top-layers", "12")
+PPO = (
+    "--batch-size", "256", "--minibatch-size", "64", "--ppo-epochs", "2", "--max-steps", "60", "--lr", "3e-5",
+    "--schedule", "constant", "--warmup-steps", "4", "--top-layers", "4", "--max-new-tokens", "48", "--slots", "256",
+    "--kl-controller", "fixed", "--kl-coef", "0.05", "--missing-eos-penalty", "1",
+)  # fmt: skip
+SAMPLE = (*TEXT, "--max-length", "304", "--max-new-tokens", "48")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command, and the file that exists once it is done. `resume`: pass --resume if its folder already exists."""
+
+    name: str
+    argv: tuple[str, ...]
+    done: Path
+    resume: Path | None = None
+
+    def is_done(self) -> bool:
+        return self.done.is_file()
+
+
+def steps(lang: str, folder: Path, base: Path, seeds: Sequence[int]) -> Iterator[Step]:
+    """Yield the steps of a language in order; the data are already in folder/data."""
+    data = folder / "data"
+    sft, rewards = folder / "sft" / "model", {name: folder / f"reward_{name}" for name in REWARDS}
+    tasks = ("--eval-data", data / "heldout_tasks.jsonl")
+    yield _train("sft", lang, base, data / "sft.jsonl", folder / "sft", *SFT, *tasks)
+    for name, output in rewards.items():
+        heldout = ("--eval-data", data / "ranking_heldout.jsonl")
+        yield _train("reward", lang, sft, data / f"ranking_{name}.jsonl", output, *REWARD, *heldout)
+    runs = {f"ppo_{seed}": (rewards["a"] / "model", seed) for seed in seeds} | {"control": (NOISE, seeds[0])}
+    for name, (reward, seed) in runs.items():
+        flags = (*PPO, *tasks, "--reward", reward, "--seed", seed)
+        yield _train("ppo", lang, sft, data / "rl.jsonl", folder / name, *flags)
+    models = {"base": base, "sft": sft} | {name: folder / name / "model" for name in runs}
+    for name, model in models.items():
+        yield from _answers(lang, name, model, data, folder / "answers", rewards)
+    if (data / "benchmarks").is_dir():
+        for name in ("base", "sft", "ppo_0"):
+            yield _evaluate(lang, models[name], data / "benchmarks", folder / "evaluate" / name)
+
+
+def _train(stage: str, lang: str, model: Path, data: Path, output: Path, *flags: object) -> Step:
+    argv = (f"launch/{stage}.py", "--lang", lang, "--model", model, "--data", data, "--output", output, *COMMON, *flags)
+    return Step(output.name, tuple(map(str, argv)), output / "result.json", resume=output)
+
+
+def _answers(lang: str, name: str, model: Path, data: Path, folder: Path, rewards: dict[str, Path]) -> Iterator[Step]:
+    """Yield the sampling of answers to held-out prompts, and their scores by each reward model."""
+    for kind, prompts in HELDOUT.items():
+        if not (data / f"{prompts}.jsonl").is_file():
+            continue
+        output, count = folder / f"{name}.{kind}.jsonl", BEST_OF if name == "sft" else SAMPLES
+        argv = ("launch/sample.py", "--lang", lang, "--model", model, "--data", data / f"{prompts}.jsonl", "--output",
+                output, "--num-responses", count, "--seed", 1, *SAMPLE)  # fmt: skip
+        yield Step(output.stem, tuple(map(str, argv)), output)
+        for reward, path in rewards.items():
+            scored = folder / f"{name}.{kind}.{reward}.jsonl"
+            argv = ("launch/score.py", "--reward", path / "model", "--data", output, "--output", scored, *DTYPE)
+            yield Step(scored.stem, tuple(map(str, argv)), scored)
+
+
+def _evaluate(lang: str, model: Path, data: Path, output: Path) -> Step:
+    argv = ("launch/evaluate.py", "--lang", lang, "--model", model, "--tasks", TASKS, "--data-dir", data, "--shots", 0,
+            "--bad-records", "skip", "--output", output)  # fmt: skip
+    return Step(f"evaluate_{output.name}", tuple(map(str, argv)), output / "results.json")
+
+
+def run(step: Step, log: Path) -> None:
+    """Run a step in its own process and append its seconds and peak memory to `log`. UserError if it fails."""
+    resume = ["--resume"] if step.resume and step.resume.is_dir() else []
+    began = time.monotonic()
+    process = subprocess.Popen([sys.executable, *step.argv, *resume], cwd=ROOT)
+    _, status, usage = os.wait4(process.pid, 0)
+    if code := os.waitstatus_to_exitcode(status):
+        raise UserError(
+            f"{step.name} ended with status {code}: see its last line above; the same command goes on from here"
+        )
+    entry = {
+        "step": step.name,
+        "seconds": round(time.monotonic() - began, 1),
+        "peak_gb": round(usage.ru_maxrss / GIGABYTE_KIB, 2),
+        "resumed": bool(resume),
+    }
+    with log.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")

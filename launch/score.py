@@ -1,0 +1,140 @@
+"""Score the responses of a file with a reward: `python launch/score.py --reward DIR --data FILE --output FILE`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":  # run as a script: put the repository root on the path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from engine.base.errors import UserError
+from engine.base.records import read_records, write_jsonl
+from engine.batch import PackedBatch
+from engine.cli.console import Console
+from engine.cli.parse import main, parse_settings
+from engine.distributed.world import start_world
+from engine.models import load_model, load_score_weight
+from engine.packing import first_fit_decreasing
+from engine.run.folder import check_writable
+from engine.run.template_choice import choose_template
+from engine.settings import TEMPLATE_HELP, check_at_least, flag
+from engine.text.chats import encode_instruction
+from engine.text.templates import load_template
+from engine.text.tokenizer import encode_response, load_tokenizer
+from engine.training.modules import RewardModule
+from engine.training.scorers import FunctionScorer, check_reward, is_function_name, score_moments
+from launch.common import choose_dtype
+
+
+@dataclass(frozen=True)
+class ScoreSettings:
+    """What scores what."""
+
+    _argument_group_name = "score"
+    reward: str = flag("reward model directory, or module:function of (prompt, response) -> float")
+    data: str = flag("responses as launch/sample.py writes them: {instruction, input, responses, finished}")
+    output: str = flag("file to write, .jsonl: the lines of --data, each with scores")
+    overwrite: bool = flag("replace the output file", False)
+    template: str | None = flag(TEMPLATE_HELP, None)
+    max_length: int = flag("longest sequence in tokens; longer ones are an error", 2048)
+    tokens_per_microbatch: int = flag("tokens per forward", 8192)
+    dtype: str = flag("auto is bfloat16 on a GPU, float32 on CPU", "auto", choices=["auto", "float32", "bfloat16"])
+
+    def __post_init__(self) -> None:
+        check_at_least(2, self, "max_length")
+        check_at_least(self.max_length, self, "tokens_per_microbatch")
+
+
+def job(argv: Sequence[str]) -> None:
+    """Check all inputs, then score every response and write the lines with `scores`."""
+    (settings,) = parse_settings(
+        (ScoreSettings,), argv, "python launch/score.py", "Score the responses of a file with a reward."
+    )
+    output = Path(settings.output)
+    if output.exists() and not settings.overwrite:
+        raise UserError(f"--output {output} exists: --overwrite replaces it, or name another file")
+    check_writable(output)
+    check_reward(settings.reward)
+    rows = read_responses(Path(settings.data))
+    world = start_world(600.0)
+    score = score_with_function if is_function_name(settings.reward) else score_with_model
+    scores = score(settings, rows, world.device)
+    write_jsonl(output, ({**row, "scores": values} for row, values in zip(rows, scores)))
+    every = [x for values in scores for x in values]
+    Console().say(
+        f"{output}: {len(every):,} responses to {len(rows):,} prompts, mean score {sum(every) / len(every):.3f}"
+    )
+
+
+def read_responses(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a file of responses. UserError for a line without the fields that scoring needs."""
+    rows = []
+    for line, row in read_records(path):
+        for name, kind in (("instruction", str), ("responses", list)):
+            if not isinstance(row.get(name), kind):
+                raise UserError(f"{path}, line {line}: field {name!r} is {row.get(name)!r:.60}: give a {kind.__name__}")
+        if not row["responses"] or not all(isinstance(text, str) for text in row["responses"]):
+            raise UserError(f"{path}, line {line}: field 'responses' must be a list of at least one string")
+        finished = row.get("finished", [True] * len(row["responses"]))
+        if not isinstance(finished, list) or len(finished) != len(row["responses"]):
+            raise UserError(f"{path}, line {line}: field 'finished' must have one value per response")
+        rows.append({"input": "", **row, "finished": finished})
+    if not rows:
+        raise UserError(f"{path} has no responses")
+    return rows
+
+
+def score_with_function(settings: ScoreSettings, rows: Sequence[dict], device: torch.device) -> list[list[float]]:
+    """Return the function's score of each response. Its prompt is the text before the response, by the template."""
+    scorer, template = FunctionScorer(settings.reward, device), load_template(settings.template or "plain")
+    scores = []
+    for row in rows:
+        prompt = template.format(row["instruction"], row["input"])
+        scores.append(scorer(None, None, [prompt] * len(row["responses"]), row["responses"]).tolist())
+    return scores
+
+
+@torch.no_grad()
+def score_with_model(settings: ScoreSettings, rows: Sequence[dict], device: torch.device) -> list[list[float]]:
+    """Return the reward model's score of each response, normalised by the moments in its config.json.
+
+    A response that did not finish is scored without an EOS, as in PPO.
+    """
+    path = Path(settings.reward)
+    tokenizer = load_tokenizer(path)
+    template = choose_template(settings.template, path, tokenizer).template
+    sequences = []
+    for number, row in enumerate(rows, start=1):
+        prompt = encode_instruction(tokenizer, template, row["instruction"], row["input"])
+        for text, finished in zip(row["responses"], row["finished"]):
+            response = encode_response(tokenizer, text)
+            tokens = (*prompt, *(response if finished or len(response) == 1 else response[:-1]))
+            if len(tokens) > settings.max_length:
+                raise UserError(
+                    f"{settings.data}, response of prompt {number} has {len(tokens)} tokens with its prompt, "
+                    f"--max-length is {settings.max_length}: raise it"
+                )
+            sequences.append(tokens)
+    model = load_model(path, choose_dtype(settings.dtype, device), device)
+    module = RewardModule(model, load_score_weight(path).to(device), None).eval()
+    mean, std = score_moments(path) or (0.0, 1.0)
+    scores: list[float] = [0.0] * len(sequences)
+    packs = first_fit_decreasing([len(tokens) for tokens in sequences], settings.tokens_per_microbatch)
+    with Console().bar(len(sequences), "scoring", "response") as bar:
+        for ids in packs:
+            batch = PackedBatch.from_sequences([sequences[i] for i in ids], device)
+            for i, value in zip(ids, ((module(batch, None) - mean) / std).tolist()):
+                scores[i] = value
+            bar.update(len(ids))
+    rest = iter(scores)
+    return [[next(rest) for _ in row["responses"]] for row in rows]
+
+
+if __name__ == "__main__":
+    main(job)
