@@ -29,6 +29,11 @@ class Example:
     tokens: tuple[int, ...]
     prompt_len: int
 
+    @property
+    def response_start(self) -> int:
+        """Index of the first response token that is predicted: the first token of a sequence follows nothing."""
+        return max(1, self.prompt_len)
+
 
 @dataclass(frozen=True)
 class RankedExamples:
