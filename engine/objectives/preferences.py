@@ -1,7 +1,7 @@
 """Direct preference optimisation as pure functions: implicit rewards of responses, and losses over ranked ones.
 
-float32 in, sums over prompts out; the trainer divides once by the global count. Shapes: A selected action columns,
-S responses. `ranks` has one list per prompt, 1 = best, equal = tie; responses are numbered through the batch.
+Sums over prompts come out; the trainer divides once by the global count. Shapes: A selected action columns, S
+responses. `ranks` has one list per prompt, 1 = best, equal = tie; responses are numbered through the batch.
 """
 
 from __future__ import annotations
@@ -15,21 +15,22 @@ from engine.objectives.losses import ranking_loss, ranking_pairs
 
 
 def sums_of(x_A: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Return float32 [S]: the sum of each response's `lengths[s]` columns, which lie end to end.
+    """Return float64 [S]: the sum of each response's `lengths[s]` columns, which lie end to end.
 
-    Each is a sum of its own, so that it has the same bits in every run, on a GPU too.
+    float64, because losses take differences of such sums, which are small beside them. Each is a sum of its own, so
+    that it has the same bits in every run, on a GPU too.
     """
-    return torch.stack([part.sum() for part in x_A.split(list(lengths))])
+    return torch.stack([part.sum(dtype=torch.float64) for part in x_A.split(list(lengths))])
 
 
 def implicit_rewards(logprob_S: Tensor, ref_logprob_S: Tensor, beta: float, length_S: Tensor | None = None) -> Tensor:
     """Return float32 [S]: beta * log(policy / reference) of each response (Rafailov et al. 2023, eq. 5).
 
-    The prompt's constant is left out, because losses compare responses of one prompt. With `length_S`, divided by the
-    number of the response's tokens.
+    Both log-probabilities are float64. The prompt's constant is left out, because losses compare responses of one
+    prompt. With `length_S`, divided by the number of the response's tokens.
     """
     reward_S = beta * (logprob_S - ref_logprob_S)
-    return reward_S if length_S is None else reward_S / length_S
+    return (reward_S if length_S is None else reward_S / length_S).float()
 
 
 def pairs_loss(reward_S: Tensor, ranks: Sequence[Sequence[int]], smoothing: float = 0.0) -> Tensor:
@@ -69,4 +70,5 @@ def plackett_luce_loss(reward_S: Tensor, ranks: Sequence[Sequence[int]]) -> Tens
 def best_loss(logprob_S: Tensor, length_S: Tensor, ranks: Sequence[Sequence[int]]) -> Tensor:
     """Sum over prompts of -log p per token of the best response (Pang et al. 2024, eq. 1); a mean over ties."""
     weights = [float(rank == min(prompt)) / prompt.count(min(prompt)) for prompt in map(list, ranks) for rank in prompt]
-    return -(torch.tensor(weights, device=logprob_S.device) * logprob_S / length_S).sum()
+    weight_S = torch.tensor(weights, dtype=logprob_S.dtype, device=logprob_S.device)
+    return -(weight_S * logprob_S / length_S).sum().float()

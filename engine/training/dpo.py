@@ -47,12 +47,12 @@ class DPOTrainer(RankingTrainer):
         trunk = None if split is None else Trunk(model, split)
         module, compared = LanguageModule(model, split), [*rankings, *heldout]
         super().__init__(module, model, trunk, FrozenWeights(frozen), rankings, heldout, context, compared)
-        # float32, log-probability of each response under the reference; NaN where no step uses the response.
-        self.reference_S = torch.full((self.first[-1],), math.nan)
+        # float64, log-probability of each response under the reference; NaN where no step uses the response.
+        self.reference_S = torch.full((self.first[-1],), math.nan, dtype=torch.float64)
         self.heldout_first = [0]
         for ranking in heldout:
             self.heldout_first.append(self.heldout_first[-1] + len(ranking.examples))
-        self.heldout_reference_S = torch.full((self.heldout_first[-1],), math.nan)
+        self.heldout_reference_S = torch.full((self.heldout_first[-1],), math.nan, dtype=torch.float64)
 
     @property
     def passes(self) -> int:
@@ -63,7 +63,7 @@ class DPOTrainer(RankingTrainer):
         return dpo_loss(self.logprobs(records, indices), ref_logprob_S, records, self.settings)
 
     def logprobs(self, rankings: Sequence[RankedExamples], indices: Sequence[int] | None) -> Tensor:
-        """float32 [S]: log-probability of each response under the policy; `indices` as in `loss`."""
+        """float64 [S]: log-probability of each response under the policy; `indices` as in `loss`."""
         responses = self.responses_of(rankings, indices)
         batch, columns_A = packed(responses.examples)
         batch, columns_A = batch.to(self.world.device), columns_A.to(self.world.device)
@@ -148,7 +148,7 @@ class DPOTrainer(RankingTrainer):
         return torch.where(counted > 0, whole_S, math.nan).cpu()
 
     def _take_references(self, columns: Mapping[str, Tensor]) -> None:
-        trained_S, heldout_S = (columns.get(name, torch.empty(0)) for name in (TRAINED, HELDOUT))
+        trained_S, heldout_S = (columns.get(name, torch.empty(0, dtype=torch.float64)) for name in (TRAINED, HELDOUT))
         is_whole = (trained_S.shape, heldout_S.shape) == (self.reference_S.shape, self.heldout_reference_S.shape)
         rows = [s for step in self.steps for s in self.row_numbers([self.records[i] for i in step], step)]
         if not is_whole or bool(trained_S[rows].isnan().any()):
@@ -165,7 +165,7 @@ def dpo_loss(
 ) -> tuple[Tensor, dict[str, tuple[Tensor, int]]]:
     """(sum of the losses of the rankings, {metric: (sum over rankings, number of rankings)}), names as in TRL.
 
-    `logprob_S` and `ref_logprob_S` are float32, the log-probability of each response under policy and reference.
+    `logprob_S` and `ref_logprob_S` are float64, the log-probability of each response under policy and reference.
     Metrics of pairs are means over a ranking's pairs of different ranks: `rewards/chosen` of the better response,
     `rewards/rejected` of the worse one, `rewards/accuracies` the share of pairs with the better reward above.
     """
