@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":  # run as a script: put the repository root on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -18,6 +20,13 @@ from engine.training.heldout import Estimate, as_share, shown
 from launch.common import Job, finished_before, open_job, parse_stage
 from launch.rankings import read_inputs
 from launch.replay import replay_asked
+
+SHOWN = {
+    "held-out loss, before -> after": "heldout_loss",
+    "held-out pairs in the right order by the implicit reward": "accuracy",
+    "held-out pairs whose better answer is likelier": "likelier",
+}
+SHARES = ("accuracy", "likelier")
 
 
 def job(argv: Sequence[str]) -> None:
@@ -64,21 +73,17 @@ def show(job: Job) -> None:
     """Print the result as a short table."""
     result = job.run.result
     rows = [["DPO loss, first -> last step", f"{result['loss_first']:.3f} -> {result['loss_last']:.3f}"]]
-    for title, name in (
-        ("held-out loss, before -> after", "heldout_loss"),
-        ("held-out pairs in the right order by the implicit reward", "accuracy"),
-        ("held-out pairs whose better answer is likelier", "likelier"),
-    ):
+    for title, name in SHOWN.items():
         if name in result:
-            sides = [
-                Estimate(result[f"{name}{when}"], result.get(f"{name}_half{when}", float("inf")))
-                for when in ("_before", "")
-            ]
-            text = [shown(name, x) if name == "heldout_loss" else as_share(x) for x in sides]
-            rows.append([title, " -> ".join(text)])
+            sides = [_estimate(result, name, when) for when in ("_before", "")]
+            rows.append([title, " -> ".join(as_share(x) if name in SHARES else shown(name, x) for x in sides)])
     job.console.say()
     job.console.table(["direct preference optimisation", f"{result['seconds']:.0f} s"], rows)
     job.console.say(f"  model: {job.run.model_dir}   curves: tensorboard --logdir {job.run.path / 'tb'}")
+
+
+def _estimate(result: Mapping[str, Any], name: str, when: str) -> Estimate:
+    return Estimate(result[f"{name}{when}"], result.get(f"half_intervals{when}", {}).get(name, math.inf))
 
 
 if __name__ == "__main__":

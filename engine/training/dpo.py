@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,7 +82,7 @@ class DPOTrainer(RankingTrainer):
         if self.heldout:
             self.checkpoints.columns |= {HELDOUT: self.heldout_reference_S}
 
-    def measure(self) -> tuple[dict[str, float], dict[str, float], str]:
+    def measure(self) -> tuple[dict[str, Any], dict[str, float], str]:
         """Loss and share of ordered pairs of the held-out rankings, with half of their 95 % interval over rankings.
 
         accuracy   pairs ordered rightly by the implicit reward; equal ones, as all are at first, count half
@@ -99,8 +100,8 @@ class DPOTrainer(RankingTrainer):
         whole = [found[i] for i in range(len(self.heldout))]
         estimates = {name: Estimate.of([values[name] for values in whole]) for name in whole[0]}
         results = {name: x.mean for name, x in estimates.items()}
-        # One ranking has no interval.
-        results |= {f"{name}_half": x.half for name, x in estimates.items() if math.isfinite(x.half)}
+        if len(whole) > 1:  # one ranking has no interval
+            results["half_intervals"] = {name: x.half for name, x in estimates.items()}
         line = (
             f"loss {shown('loss', estimates['heldout_loss'])}, pairs ordered rightly {as_share(estimates['accuracy'])}"
         )

@@ -54,9 +54,9 @@ class SupervisedTrainer(ABC):
         self.steps = steps[: run_settings.max_steps]
         identity = {**identity, "steps": len(self.steps)}
         self.checkpoints = Checkpoints(self.zero, self.run, run_settings, self.world, self.console, identity)
-        self.results: dict[str, float] = {}
+        self.results: dict[str, Any] = {}
 
-    def train(self) -> dict[str, float]:
+    def train(self) -> dict[str, Any]:
         """Run the steps that are left. Returns the losses and held-out measurements by name, for result.json."""
         saved = self.checkpoints.restore()
         if self.trunk and self.trunk.split and self.passes > 1:
@@ -131,7 +131,7 @@ class SupervisedTrainer(ABC):
         """
 
     @abstractmethod
-    def measure(self) -> tuple[dict[str, float], dict[str, float], str]:
+    def measure(self) -> tuple[dict[str, Any], dict[str, float], str]:
         """Measure the held-out records: ({name in result.json: value}, {name in metrics.jsonl: value}, line)."""
 
     @abstractmethod
@@ -154,7 +154,7 @@ class SupervisedTrainer(ABC):
         """Put a step's loss into the results."""
         self.results = {**self.results, "loss_last": loss}
 
-    def finish(self) -> dict[str, float]:
+    def finish(self) -> dict[str, Any]:
         """Compute what follows the last step. Returns the run's results."""
         return self.results
 

@@ -87,6 +87,8 @@ def test_rankings_without_a_pair(here, refused, job):
     small.write_rows(here / "ties.jsonl", [{**row, "ranks": [2, 2, 2]} for row in small.RANKINGS])
     line = refused(job, {"data": "ties.jsonl"})
     assert_says(line, "ties.jsonl:1:", "'ranks' is 2 for every response", "drop the record")
+    line = refused(job, {"data": "ties.jsonl", "bad-records": "skip"})
+    assert_says(line, "ties.jsonl has no valid record, the first mistake of 5: ties.jsonl:1:")
 
 
 @pytest.mark.parametrize("job", ALL)

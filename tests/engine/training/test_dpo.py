@@ -226,7 +226,7 @@ def test_held_out_measures_by_hand(world, tmp_path, family):
         mean = torch.tensor(each, dtype=torch.float64)
         assert outcome["result"][name] == pytest.approx(float(mean.mean()), rel=1e-4), name
         half = 1.96 * float(mean.std()) / len(each) ** 0.5
-        assert outcome["result"][f"{name}_half"] == pytest.approx(half, rel=1e-2), name
+        assert outcome["result"]["half_intervals"][name] == pytest.approx(half, rel=1e-2), name
     last = outcome["measured"][-1][1]
     assert (last["eval/loss"], last["eval/accuracy"]) == (
         outcome["result"]["heldout_loss"],
@@ -236,7 +236,7 @@ def test_held_out_measures_by_hand(world, tmp_path, family):
 
 def test_a_single_held_out_ranking_has_no_interval(world, tmp_path):
     result = train(make_trainer("dpo", world, tmp_path / "run", heldout=rankings(1, 5)))["result"]
-    assert "accuracy" in result and "accuracy_half" not in result
+    assert "accuracy" in result and "half_intervals" not in result
 
 
 def test_result_is_independent_of_microbatch_size(world, tmp_path):

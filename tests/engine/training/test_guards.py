@@ -157,6 +157,8 @@ def test_batch_is_kept(world, tmp_path, stage):
         assert sequences == [tokens for i in dict.fromkeys(note["ids"]) for tokens in known[i]]
         ranks = {r.id: list(r.ranks) for r in data}
         assert tensors["ranks_S"].tolist() == [x for i in dict.fromkeys(note["ids"]) for x in ranks[i]]
+        if stage == "dpo":
+            assert tensors["ref_logprob_S"].isfinite().all() and len(tensors["ref_logprob_S"]) == len(sequences)
     else:
         known = {p.id: p.tokens for p in data}
         assert all(s[: len(known[i])] == known[i] for i, s in zip(note["ids"], sequences))
