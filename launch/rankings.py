@@ -52,12 +52,16 @@ class Inputs:
             "disk": disk,
         }
 
-    def disk(self, job: Job, split: int | None, passes: int) -> str:
-        """The header's line about the disk; the outputs of the layers below `split` are read `passes` times."""
+    def disk(self, job: Job, split: int | None, passes: int, columns: int = 0) -> str:
+        """The header's line about the disk; the outputs of the layers below `split` are read `passes` times.
+
+        A checkpoint holds `columns` numbers a response.
+        """
         lengths = [len(e.tokens) for r in self.rankings for e in r.examples]
         kept = kept_tokens(lengths, self.model, passes, self.batch.trunk_cache) if split else 0
         trained = num_trained(self.model, split)
-        return job.disk(len(self.rankings), self.batch, self.model, trained, kept_tokens=kept)
+        columns *= len(lengths) + sum(len(r.examples) for r in self.heldout)
+        return job.disk(len(self.rankings), self.batch, self.model, trained, kept_tokens=kept, columns=columns)
 
 
 def read_inputs(job: Job, run_settings: RunSettings, batch: BatchSettings, share: float) -> Inputs:
