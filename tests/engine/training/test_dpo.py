@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 
@@ -88,16 +89,18 @@ def test_first_step_starts_at_the_reference(world, tmp_path, family, changes):
 def test_each_response_is_forwarded_once_per_epoch_and_once_for_the_reference(world, tmp_path):
     ranked = rankings()
     trainer = make_trainer("dpo", world, tmp_path / "run", data=ranked, heldout=[], epochs=3, max_steps=None)
-    forwarded = {True: [], False: []}
+    packs = {True: [], False: []}
 
-    def count(_, args):
-        assert torch.is_grad_enabled() or not forwarded[True], "the reference comes before the first step"
-        forwarded[torch.is_grad_enabled()] += [tuple(t.tolist()) for t in args[0].tokens_T.split(args[0].lengths)]
+    def note(_, args):
+        assert torch.is_grad_enabled() or not packs[True], "the reference comes before the first step"
+        packs[torch.is_grad_enabled()].append([tuple(t.tolist()) for t in args[0].tokens_T.split(args[0].lengths)])
 
-    trainer.zero.module.register_forward_pre_hook(count)
+    trainer.zero.module.register_forward_pre_hook(note)
     train(trainer)
+    assert packs[False] == packs[True][: len(packs[False])], "other packs would round otherwise"
+    forwarded = {with_gradient: sorted(sum(there, [])) for with_gradient, there in packs.items()}
     once = sorted(e.tokens for r in ranked for e in r.examples)
-    assert sorted(forwarded[False]) == once and sorted(forwarded[True]) == sorted(3 * once)
+    assert forwarded == {False: once, True: sorted(3 * once)}
 
 
 def test_reference_of_a_short_run_is_computed_only_where_it_is_used(world, tmp_path):
@@ -266,7 +269,9 @@ def test_resumed_run_takes_the_reference_from_its_checkpoint(world, tmp_path):
 def test_resumed_run_with_other_data_is_refused(world, tmp_path):
     """With --override too: the reference of other data needs the weights before training."""
     stopped("dpo", world, tmp_path / "run", 2, max_steps=2)
-    for changes in ({"data": rankings(5, 8)}, {"heldout": rankings(4, 9)}, {"max_steps": 5}):
+    first, *others = rankings()
+    swapped = [dataclasses.replace(first, examples=first.examples[::-1]), *others]  # as many responses as before
+    for changes in ({"data": rankings(5, 8)}, {"data": swapped}, {"heldout": rankings(4, 9)}, {"max_steps": 5}):
         trainer = make("dpo", world, tmp_path / "run", resume=True, override=True, **{"max_steps": 2, **changes})
         with pytest.raises(UserError, match="does not hold the reference's log-probabilities of this run's data"):
             train(trainer)
