@@ -68,7 +68,7 @@ def plackett_luce_loss(reward_S: Tensor, ranks: Sequence[Sequence[int]]) -> Tens
 
 
 def best_loss(logprob_S: Tensor, length_S: Tensor, ranks: Sequence[Sequence[int]]) -> Tensor:
-    """Sum over prompts of -log p per token of the best response (Pang et al. 2024, eq. 1); a mean over ties."""
+    """Sum over prompts of -log p per token of the best response (Pang et al. 2024); a mean over ties."""
     weights = [float(rank == min(prompt)) / prompt.count(min(prompt)) for prompt in map(list, ranks) for rank in prompt]
     weight_S = torch.tensor(weights, dtype=logprob_S.dtype, device=logprob_S.device)
     return -(weight_S * logprob_S / length_S).sum().float()

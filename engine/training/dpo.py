@@ -57,7 +57,7 @@ class DPOTrainer(RankingTrainer):
 
     @property
     def passes(self) -> int:
-        return self.batch.epochs + 1  # one for the reference
+        return self.batch.epochs + 1  # one for the reference; a resumed run keeps them too, to read the same bits
 
     def loss(self, records: Sequence[RankedExamples], indices: Sequence[int] | None) -> tuple[Tensor, dict]:
         ref_logprob_S = self.reference_S[self.row_numbers(records, indices)]
@@ -196,7 +196,7 @@ def dpo_loss(
 
 def measures(logprob_S: Tensor, ref_logprob_S: Tensor, ranking: RankedExamples, dpo: DPOSettings) -> dict[str, float]:
     """The measures of one held-out ranking, see `DPOTrainer.measure`."""
-    loss, metrics = dpo_loss(logprob_S, ref_logprob_S, [ranking], dpo)
+    loss, _ = dpo_loss(logprob_S, ref_logprob_S, [ranking], dpo)
     better_P, worse_P, _ = ranking_pairs([ranking.ranks])
     reward_S = logprob_S - ref_logprob_S
     if dpo.length_normalised:

@@ -25,6 +25,7 @@ CASES = {
     "reward": ("reward", 2, {}),
     "reward-zero3-bf16": ("reward", 3, {"zero": "zero3", "bfloat16": True}),
     "dpo": ("dpo", 2, {"sft_coef": 0.3}),
+    "dpo-one-epoch": ("dpo", 1, {"epochs": 1, "max_steps": None}),
     "dpo-zero3-bf16": ("dpo", 3, {"zero": "zero3", "bfloat16": True, "top_layers": "all"}),
     "ppo": ("ppo", 2, {"kl_horizon": 50.0}),
     "ppo-between-iterations": ("ppo", 4, {}),
