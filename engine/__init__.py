@@ -1,3 +1,3 @@
-"""The engine: models, packing, generation, losses, the three trainers. The package itself imports nothing."""
+"""The engine: models, packing, generation, losses, the four trainers. The package itself imports nothing."""
 
 __version__ = "0.1.0"

@@ -8,7 +8,10 @@ Preset = dict[str, Any]
 
 
 def okapi(stage: str) -> Preset:
-    """Return the settings of Lai et al. 2023 (arXiv 2307.16039), or of its published code where it is silent."""
+    """Return the settings of Lai et al. 2023 (arXiv 2307.16039), or of its published code where it is silent.
+
+    It has no DPO: these are the settings of Rafailov et al. 2023 (arXiv 2305.18290), with AdamW for their RMSprop.
+    """
     adam = {"beta1": 0.9, "beta2": 0.95}
     return {
         "sft": {
@@ -18,6 +21,10 @@ def okapi(stage: str) -> Preset:
         "reward": {
             "lr": 3e-5, "schedule": "cosine", "max_warmup_steps": 50, "weight_decay": 1e-4, "beta1": 0.9,
             "beta2": 0.999, "batch_size": 64, "epochs": 3, "max_length": 768,
+        },
+        "dpo": {
+            "lr": 1e-6, "schedule": "constant", "max_warmup_steps": 150, "weight_decay": 0.0, "beta1": 0.9,
+            "beta2": 0.999, "batch_size": 64, "epochs": 1, "max_length": 768, "beta": 0.1,
         },
         "ppo": {
             "lr": 1e-6, "schedule": "constant", "max_warmup_steps": 0, "weight_decay": 1e-6, **adam,
@@ -30,8 +37,8 @@ def okapi(stage: str) -> Preset:
 
 def default(stage: str) -> Preset:
     """Return the paper's settings, with the loss on responses only and warm-ups for smaller data."""
-    changes: dict[str, Preset] = {"sft": {"loss_on": "response", "max_warmup_steps": 50}, "reward": {}, "ppo": {}}
-    return {**okapi(stage), **changes[stage]}
+    changes: dict[str, Preset] = {"sft": {"loss_on": "response", "max_warmup_steps": 50}}
+    return {**okapi(stage), **changes.get(stage, {})}
 
 
 def demo(stage: str) -> Preset:
@@ -43,6 +50,10 @@ def demo(stage: str) -> Preset:
         },
         "reward": {
             "lr": 5e-4, "max_warmup_steps": 20, "batch_size": 32, "epochs": 1, "max_steps": 300, "max_length": 192,
+            "template": "plain",
+        },
+        "dpo": {
+            "lr": 1e-4, "max_warmup_steps": 20, "batch_size": 32, "epochs": 1, "max_steps": 300, "max_length": 192,
             "template": "plain",
         },
         "ppo": {

@@ -73,7 +73,7 @@ class RunSettings:
     model: str | None = flag("base model, a Hugging Face directory (default: a new one with random weights)", None)
     data: str | None = flag("training file, .jsonl, .jsonl.gz or .json (default: embedded)", None)
     eval_data: str | None = flag(
-        "held-out file, measured before and after: SFT loss, reward pair accuracy, PPO exact matches", None
+        "held-out file, measured before and after: SFT loss, pair accuracy (reward, DPO), PPO exact matches", None
     )
     output: str | None = flag("folder of this run (default: RUNS/LANG/STAGE)", None)
     runs: str = flag("folder of all runs", "runs")
@@ -141,7 +141,7 @@ class BatchSettings:
 
     _argument_group_name = "batch"
     batch_size: int = flag(
-        "SFT: sequences per step; reward: prompts per step; PPO: rollouts per iteration; summed over all ranks"
+        "SFT: sequences per step; reward, DPO: prompts per step; PPO: rollouts per iteration; summed over all ranks"
     )
     epochs: int = flag("passes over the data")
     max_length: int = flag("longest sequence in tokens, prompt and response together")
@@ -156,7 +156,7 @@ class BatchSettings:
     bad_records: str = flag("what to do with an invalid record", "error", choices=["error", "skip"])
     tokens_per_microbatch: int = flag("tokens per forward on one rank", 8192)
     trunk_cache: float = flag(
-        "GB to cache outputs of frozen layers; SFT, reward: in a file; PPO: on the device, the rest on the host",
+        "GB to cache outputs of frozen layers; SFT, reward, DPO: in a file; PPO: on the device, the rest on the host",
         16.0,
     )
 
@@ -173,7 +173,7 @@ class BatchSettings:
 
 @dataclass(frozen=True)
 class HeldOutSettings:
-    """How often SFT and reward training evaluate on held-out data."""
+    """How often SFT, reward training and DPO evaluate on held-out data."""
 
     eval_every: int = flag(
         "steps between evaluations on held-out data; 0: only before the first step and after the last", 0
@@ -202,7 +202,19 @@ class SFTSettings(HeldOutSettings):
 
 
 @dataclass(frozen=True)
-class RewardSettings(HeldOutSettings):
+class RankingSettings(HeldOutSettings):
+    """What reward training and DPO do with a file of rankings."""
+
+    heldout: float = flag("fraction of the prompts held out without --eval-data; 0: no evaluation", 0.05)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.heldout < 1:
+            raise UserError(f"--heldout is {self.heldout}: give a fraction of 0 or more, below 1")
+
+
+@dataclass(frozen=True)
+class RewardSettings(RankingSettings):
     """Settings of reward training alone."""
 
     _argument_group_name = "reward"
@@ -212,18 +224,42 @@ class RewardSettings(HeldOutSettings):
         choices=["own", "shared"],
     )
     top_layers: int | None = flag("number of top layers to train (default: 12; with a shared trunk 4)", None)
-    heldout: float = flag("fraction of the prompts held out without --eval-data; 0: no evaluation", 0.05)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(0, self, "top_layers")
-        if not 0 <= self.heldout < 1:
-            raise UserError(f"--heldout is {self.heldout}: give a fraction of 0 or more, below 1")
 
     @property
     def num_top_layers(self) -> int:
         default = 4 if self.trunk == "shared" else 12
         return default if self.top_layers is None else self.top_layers
+
+
+@dataclass(frozen=True)
+class DPOSettings(RankingSettings):
+    """Settings of direct preference optimisation alone."""
+
+    _argument_group_name = "dpo"
+    beta: float = flag("scale of the implicit reward, log(policy / reference): a larger one stays closer", 0.1)
+    dpo_loss: str = flag(
+        "pairs: the mean over a prompt's pairs of different ranks; plackett-luce: the probability of its whole ranking",
+        "pairs",
+        choices=["pairs", "plackett-luce"],
+    )
+    label_smoothing: float = flag("probability that a pair's order in the data is wrong (conservative DPO)", 0.0)
+    length_normalised: bool = flag("divide implicit rewards by the number of tokens of the response", False)
+    sft_coef: float = flag("weight of an added loss: -log p per token of the best response", 0.0)
+    top_layers: str = flag("number of top layers to train, or all", "all")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_top_layers(self.top_layers)
+        check_above_zero(self, "beta", hint=" (with 0 nothing is learned)")
+        check_at_least(0, self, "beta", "sft_coef")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise UserError(f"--label-smoothing is {self.label_smoothing}: give 0 or more, below 0.5 (a coin's flip)")
+        if self.label_smoothing and self.dpo_loss != "pairs":
+            raise UserError("--label-smoothing is for pairs: leave it out, or give --dpo-loss pairs")
 
 
 @dataclass(frozen=True)
@@ -286,7 +322,7 @@ class PPOSettings:
 # Settings classes of each training stage, in the order in which its launcher unpacks them.
 STAGE_SETTINGS = {
     stage: (RunSettings, OptimizerSettings, BatchSettings, own)
-    for stage, own in (("sft", SFTSettings), ("reward", RewardSettings), ("ppo", PPOSettings))
+    for stage, own in (("sft", SFTSettings), ("reward", RewardSettings), ("dpo", DPOSettings), ("ppo", PPOSettings))
 }
 
 

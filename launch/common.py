@@ -137,6 +137,8 @@ def checked_reader(job: Job, batch: BatchSettings, read: Callable[..., Iterable[
     def records(path: str) -> list[Any]:
         bad: list[UserError] = []
         good = list(read(path, on_bad_record=bad.append if batch.bad_records == "skip" else None))
+        if bad and not good:
+            raise UserError(f"{path} has no valid record, the first mistake of {len(bad)}: {bad[0]}")
         if bad:
             job.console.say(f"{len(bad)} of {len(good) + len(bad)} records skipped, the first: {bad[0]}")
         return good

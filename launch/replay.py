@@ -24,7 +24,8 @@ from engine.training.replay import Replayed, bad_weights, groups_of, replay
 from engine.training.scorers import load_scorer, start_critic
 from launch.common import choose_dtype, load_checked
 
-EMBEDDED = {"sft": "init", "reward": "sft/model", "ppo": "sft/model"}  # the base model of a stage without --model
+# The base model of a stage without --model.
+EMBEDDED = {"sft": "init", "reward": "sft/model", "dpo": "sft/model", "ppo": "sft/model"}
 SHOWN_GRADIENTS = 12
 
 
@@ -57,7 +58,7 @@ def show(stage: str, file: Path) -> None:
     console = Console(world.is_first)
     if not world.is_first:
         return
-    groups = groups_of(stage, note["ids"], tensors, own if stage == "ppo" else None)
+    groups = groups_of(stage, note["ids"], tensors, own)
     model_dir = run.model or Path(run.runs, run.lang, EMBEDDED[stage])
     model, tokenizer = load_checked(model_dir, choose_dtype(run.dtype, world.device), world.device)
     checkpoint = _checkpoint_of(note, file)
@@ -152,7 +153,7 @@ def _module(
         score_weight_D = RewardModule.new_score_weight(model, derive_seed(run.seed, "score head"))
         return RewardModule(model, score_weight_D, split), split
     split = split_of(own.top_layers, model.num_layers)
-    if stage == "sft":
+    if stage in ("sft", "dpo"):
         return LanguageModule(model, split), split
     policy = Policy(model, split)
     if own.critic == "separate":

@@ -37,7 +37,7 @@ def test_commands_parse(block, tmp_path, monkeypatch):
     [
         "deepspeed launch/sft.py --lang ne --max-lenght 9",
         "deepspeed launch/sft.py --lang xx --lr fast",
-        "python launch/plan.py --stage dpo",
+        "python launch/plan.py --stage kto",
         "python launch/no_such.py --lang ne",
         "deepspeed launch/ppo.py --lang ne --deepspeed_config ds_configs/zero9.json",
         "python -m datagen translat --lang ne",

@@ -1,1 +1,1 @@
-"""The mathematics of SFT, rankings and PPO: pure functions of columns, which know no models and no ranks."""
+"""The mathematics of SFT, rankings, DPO and PPO: pure functions of columns, which know no models and no ranks."""

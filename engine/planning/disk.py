@@ -13,7 +13,7 @@ from engine.training.trunk import trunk_parameters
 
 STATE_BYTES = 12  # per trained weight in a checkpoint: float32 master and AdamW's two moments
 NUMBER_BYTES = 45 + 75  # per logged number: in metrics.jsonl, and as a TensorBoard event
-NUMBERS = {"sft": 6, "reward": 7, "ppo": 40}  # numbers per step (PPO: per iteration), with a few to spare
+NUMBERS = {"sft": 6, "reward": 7, "dpo": 15, "ppo": 40}  # numbers per step (PPO: per iteration), with a few to spare
 TEXT_BYTES = 6  # per token in samples.jsonl, roughly, for scripts of three bytes per letter
 SAMPLES = 4  # per iteration
 SCORE_BYTES = 12
@@ -46,14 +46,17 @@ def disk_parts(
     rollouts: int = 0,
     tokens: int = 0,
     kept_tokens: int = 0,
+    columns: int = 0,
 ) -> dict[str, float]:
-    """Upper bounds in bytes by part: `rollouts` per iteration of up to `tokens` each, `kept_tokens` of trunk outputs.
+    """Upper bounds in bytes by part: `rollouts` per iteration of up to `tokens` each, `kept_tokens` of trunk outputs,
+    `columns` numbers of float64 that each checkpoint holds besides.
 
     A run without --save-every still writes one checkpoint when it is stopped. While a checkpoint is written, the one it
     replaces still exists.
     """
     weight_bytes = next(model.parameters()).element_size()
     checkpoint = trained * STATE_BYTES + rollouts * tokens * (model.hidden_size * weight_bytes + 40)
+    checkpoint += 8 * columns
     samples = steps * (SAMPLES * tokens * TEXT_BYTES + rollouts * SCORE_BYTES)
     return {
         "checkpoints": checkpoint * (keep + 1 if save_every else 1),

@@ -27,7 +27,7 @@ PREFILL_TOKENS = 512
 class Workload:
     """The workload. Sizes in tokens; for several ranks, the share of one."""
 
-    stage: str  # sft, reward or ppo
+    stage: str  # sft, reward, dpo or ppo
     dtype: torch.dtype
     ranks: int
     zero: int
@@ -166,10 +166,11 @@ def memory(model: nn.Module, w: Workload) -> list[Part]:
     """Return bytes by part on one device."""
     s, L, D, b = Sizes.of(model), model.num_layers, model.hidden_size, w.dtype.itemsize
     top = L if w.top_layers is None else min(w.top_layers, L)
-    whole = w.stage == "sft" and w.top_layers is None or w.stage == "ppo" and w.top_layers is None
+    speaks = w.stage in ("sft", "dpo")  # trains a language model, and no score or value head
+    whole = w.stage != "reward" and w.top_layers is None
     top_weights = top * s.layer + s.norm
     trunk = 0 if whole else (L - top) * s.layer + s.embedding
-    trained = top_weights + (s.embedding + s.head if whole else 0) + (0 if w.stage == "sft" else D)
+    trained = top_weights + (s.embedding + s.head if whole else 0) + (0 if speaks else D)
     parts, sharded = [], w.zero == 3 and w.ranks > 1
     own = 1 / w.ranks if sharded else 1  # share of what ZeRO-3 shards
     if w.stage == "ppo":
@@ -191,7 +192,7 @@ def memory(model: nn.Module, w: Workload) -> list[Part]:
             trained += critic
             parts.append(Part("critic", critic * b * own, critic * b * own))
     else:
-        parts.append(Part("frozen layers", 0, (trunk + (0 if whole else s.head * (w.stage == "sft"))) * b))
+        parts.append(Part("frozen layers", 0, (trunk + (0 if whole else s.head * speaks)) * b))
         parts.append(Part("trained weights", 0, trained * b * own))
     state = (2 if w.dtype == torch.float32 else 3) * 4 * trained  # moments, and masters of bfloat16 weights
     zero = max(w.zero, 0 if w.dtype == torch.float32 else 1)
@@ -245,9 +246,14 @@ def phases(model: nn.Module, w: Workload) -> list[Phase]:
     if w.stage != "ppo":
         trained = layers(top, tokens, length / 2)
         frozen = layers(L - top, tokens, length / 2)
-        heads = head * tokens * (4 if w.top_layers is None else 3) if w.stage == "sft" else 0
+        heads = 0 if w.stage == "reward" else head * tokens * (4 if w.top_layers is None else 3)
         weights = (L * s.layer + s.embedding) * b
-        return [Phase("forward and backward", frozen + 3 * trained + heads, 3 * weights)]
+        work = [Phase("forward and backward", frozen + 3 * trained + heads, 3 * weights)]
+        if (
+            w.stage == "dpo"
+        ):  # before the first step, the frozen layers included; where they are kept, a step saves them
+            work.append(Phase("the reference, once for these responses", frozen + trained + head * tokens, weights))
+        return work
     weights = (L * s.layer + V * D) * b
     cache = page_bytes(model, w.dtype) / PAGE_SIZE
     rounds = max(1.0, here / w.slots)

@@ -31,6 +31,12 @@ CURVES = (
     Curve("sft_heldout", "SFT: loss on held-out data", "sft", "eval/loss", "nats per token"),
     Curve("reward_accuracy", "Reward model: pairs ordered rightly", "reward", "reward/accuracy", "%", is_share=True),
     Curve("reward_heldout", "Reward model: held-out pairs right", "reward", "eval/accuracy", "%", is_share=True),
+    Curve("dpo_loss", "DPO: loss", "dpo", "loss/dpo", "nats per prompt"),
+    Curve("dpo_accuracy", "DPO: pairs ordered rightly", "dpo", "rewards/accuracies", "%", is_share=True),
+    Curve("dpo_margins", "DPO: margin of the implicit reward", "dpo", "rewards/margins", "nats times beta"),
+    Curve("dpo_chosen", "DPO: log ratio of the better answer", "dpo", "log_ratio/chosen", "nats per response"),
+    Curve("dpo_rejected", "DPO: log ratio of the worse answer", "dpo", "log_ratio/rejected", "nats per response"),
+    Curve("dpo_heldout", "DPO: held-out pairs right", "dpo", "eval/accuracy", "%", is_share=True),
     Curve("ppo_score", "PPO: score", "ppo", "objective/scores", "score"),
     Curve("ppo_kl", "PPO: KL to the reference", "ppo", "objective/kl", "nats per response"),
     Curve(

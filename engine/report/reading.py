@@ -11,12 +11,13 @@ from typing import Any
 from engine.base.errors import UserError
 from engine.base.strict_json import is_number, parse_whole, read_object, shown_size
 
-STAGES = ("sft", "reward", "ppo")
+STAGES = ("sft", "reward", "dpo", "ppo")
 _RESTORE = "restore the file"
 # Fields of a result that the report shows, for any stage.
 _RESULTS = (
     *("seconds", "loss_first", "loss_last", "accuracy_before", "accuracy", "score_first", "score_last"),
     *("kl_first", "kl_last", "exact_match_before", "exact_match", "heldout_loss_before", "heldout_loss"),
+    *("likelier_before", "likelier"),
 )
 ROWS_BYTES = 2**30  # largest file that is read
 # Settings that say where a run is or how it was started, not what it computes. Runs that differ only in these are seeds

@@ -1,7 +1,8 @@
 """Checkpoints on disk: written whole or not at all, verified before use, the oldest removed.
 
 checkpoints/latest                 the name of the newest one
-checkpoints/step-000120/           state.json, trained.safetensors, rollout.safetensors (PPO), manifest.json
+checkpoints/step-000120/           state.json, trained.safetensors, manifest.json, and rollout.safetensors (PPO) or
+                                   columns.safetensors (DPO)
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from engine.base.atomic import sync, write_text
 from engine.base.errors import UserError
 
 STATE, MANIFEST, LATEST = "state.json", "manifest.json", "latest"
-TRAINED, ROLLOUT = "trained.safetensors", "rollout.safetensors"
-REQUIRED, POSSIBLE = {STATE, TRAINED}, {STATE, TRAINED, ROLLOUT}
+TRAINED, ROLLOUT, COLUMNS = "trained.safetensors", "rollout.safetensors", "columns.safetensors"
+REQUIRED, POSSIBLE = {STATE, TRAINED}, {STATE, TRAINED, ROLLOUT, COLUMNS}
 FIELDS = {
     "step": int, "settings": dict, "identity": dict, "versions": dict, "ranks": int, "zero_stage": int, "files": dict,
     "seconds": float, "trainer": dict,

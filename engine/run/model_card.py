@@ -10,10 +10,14 @@ from typing import Any
 from engine.base.errors import UserError
 from engine.base.languages import LANGUAGES
 
-STAGES = {"sft": "supervised fine-tuning", "reward": "a reward model", "ppo": "PPO against a reward model"}
+STAGES = {
+    "sft": "supervised fine-tuning", "reward": "a reward model", "dpo": "direct preference optimisation",
+    "ppo": "PPO against a reward model",
+}  # fmt: skip
 # Settings shown in a card; the run's config.json has all of them.
 _SHOWN = (
     *("preset", "lr", "batch_size", "epochs", "max_steps", "max_length", "template", "loss_on", "top_layers"),
+    *("beta", "dpo_loss", "label_smoothing", "length_normalised", "sft_coef"),
     *("trained_layers", "kl_coef", "kl_controller", "ppo_epochs", "max_new_tokens", "temperature", "seed", "dtype"),
 )
 

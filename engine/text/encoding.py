@@ -1,8 +1,8 @@
 """Encode records as prompts and responses, and check or cut their lengths before any work.
 
 Only a record's own text is cut, never the template or BOS. `left` cuts the start and `right` the end of the input, then
-of the instruction, which keeps at least one character. With a response (SFT, reward), `left` cuts the prompt that way,
-and `right` cuts the end of the response, including EOS. A record that is still too long is a mistake.
+of the instruction, which keeps at least one character. With a response (SFT, reward, DPO), `left` cuts the prompt
+that way, and `right` cuts the end of the response, including EOS. A record that is still too long is a mistake.
 """
 
 from __future__ import annotations
@@ -28,6 +28,11 @@ class Example:
     id: str
     tokens: tuple[int, ...]
     prompt_len: int
+
+    @property
+    def response_start(self) -> int:
+        """Index of the first response token that is predicted: the first token of a sequence follows nothing."""
+        return max(1, self.prompt_len)
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""The three trainers, and what they step with."""
+"""The four trainers, and what they step with."""

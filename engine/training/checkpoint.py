@@ -21,7 +21,17 @@ from engine.cli.interrupt import Interrupt
 from engine.distributed.world import World
 from engine.models.config_rules import computed_from
 from engine.objectives.experience import Experience
-from engine.run.checkpoint_files import ROLLOUT, TRAINED, Checkpoint, check_room, name_of, newest_whole, write, written
+from engine.run.checkpoint_files import (
+    COLUMNS,
+    ROLLOUT,
+    TRAINED,
+    Checkpoint,
+    check_room,
+    name_of,
+    newest_whole,
+    write,
+    written,
+)
 from engine.run.folder import Run, differences
 from engine.settings import RunSettings
 from engine.training.zero import ZeroStep
@@ -35,11 +45,15 @@ class _Signalled(BaseException):
 
 @dataclass(frozen=True)
 class Saved:
-    """Where a run resumes: optimizer steps done, the trainer's own state, this rank's rollouts."""
+    """Where a run resumes: optimizer steps done, the trainer's own state, this rank's rollouts, columns of the data.
+
+    columns: as in `Checkpoints`; None if there are none, or if they belong to other data (--override).
+    """
 
     step: int
     trainer: dict[str, Any]
     experience: Experience | None
+    columns: dict[str, Tensor] | None
 
 
 class Checkpoints:
@@ -50,6 +64,8 @@ class Checkpoints:
     training loop: there, SIGTERM and SIGINT wait for the end of the step, then the run is saved and the process exits
     with 128 + signal (a second SIGINT exits at once). `finishing` is the context for the work after the loop. All ranks
     make each call together.
+
+    columns: tensors that are computed once before the first step and go into every checkpoint, equal on all ranks.
     """
 
     def __init__(
@@ -64,6 +80,7 @@ class Checkpoints:
         self.zero, self.run, self.settings, self.world, self.console = zero, run, settings, world, console
         self.identity = {**identity, "dtype": str(next(iter(zero.trained.values())).dtype).removeprefix("torch.")}
         self.folder = run.path / "checkpoints"
+        self.columns: Mapping[str, Tensor] = {}
         self._saved_step: int | None = None
         self._last: tuple[int, Any] = (0, {})  # the newest step that can be saved, and the trainer's state
         self._interrupt = Interrupt("the run is saved at the next step, then it stops" if world.is_first else "")
@@ -98,7 +115,9 @@ class Checkpoints:
         self.run.cut_back(state["files"], state["seconds"])
         self._saved_step = state["step"]
         self._last = state["step"], state["trainer"]
-        return Saved(state["step"], state["trainer"], self._rollouts_of_rank(found, state, share))
+        same_data = state["identity"].get("tokens") == self.identity.get("tokens")
+        columns = self.world.gather(found and same_data and found.tensors(COLUMNS))[0] or None
+        return Saved(state["step"], state["trainer"], self._rollouts_of_rank(found, state, share), columns)
 
     def after_step(
         self,
@@ -186,7 +205,7 @@ class Checkpoints:
             return
         self._wait()
         state = {"trainer": dict(trainer() if callable(trainer) else trainer), "step": step}
-        files = {TRAINED: self.zero.keep()}
+        files = {TRAINED: self.zero.keep()} | ({COLUMNS: self.columns} if self.columns else {})
         if self.world.max(experience is not None):
             parts = self.world.collect(experience.tensors())
             if self.world.is_first:

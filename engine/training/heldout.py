@@ -83,9 +83,16 @@ class Answers:
 
 def shown(name: str, x: Estimate) -> str:
     """Format a measure with its interval: 24.4 ± 2.1 %, or 0.312 ± 0.040."""
-    if name in SHARES:
-        return f"{100 * x.mean:.1f} ± {100 * x.half:.1f} %"
-    return f"{x.mean:.3f} ± {x.half:.3f}"
+    return as_share(x) if name in SHARES else _with_interval(f"{x.mean:.3f}", f"{x.half:.3f}")
+
+
+def as_share(x: Estimate) -> str:
+    """Format a share as a percentage with its interval."""
+    return f"{_with_interval(f'{100 * x.mean:.1f}', f'{100 * x.half:.1f}')} %"
+
+
+def _with_interval(mean: str, half: str) -> str:
+    return mean if half == "inf" else f"{mean} ± {half}"  # one prompt has no interval
 
 
 def in_words(estimates: Mapping[str, Estimate]) -> str:

@@ -17,7 +17,10 @@ from torch import Tensor, nn
 from engine.base.errors import UserError
 from engine.batch import PackedBatch, action_mask
 from engine.objectives.experience import Experience
-from engine.settings import PPOSettings
+from engine.objectives.preferences import sums_of
+from engine.settings import DPOSettings, PPOSettings
+from engine.text.encoding import Example, RankedExamples
+from engine.training.dpo import dpo_loss, lengths_of, packed
 from engine.training.guards import COLUMNS
 from engine.training.ppo_loss import ppo_loss
 from engine.training.reward import reward_loss
@@ -57,8 +60,8 @@ class Replayed:
         return next((name for name, size in named.items() if not _finite(size)), None)
 
 
-def groups_of(stage: str, ids: Sequence[str], tensors: Mapping[str, Tensor], ppo: PPOSettings | None) -> list[Group]:
-    """Split a kept batch into groups. UserError if it lacks what its stage needs."""
+def groups_of(stage: str, ids: Sequence[str], tensors: Mapping[str, Tensor], settings: Any) -> list[Group]:
+    """Split a kept batch into groups; `settings` are the stage's own. UserError if it lacks what its stage needs."""
     tokens = [tuple(part.tolist()) for part in tensors["tokens_T"].split(tensors["lengths_S"].tolist())]
     if len(ids) != len(tokens) or not all(isinstance(name, str) for name in ids):
         raise UserError(f"the kept batch has {len(tokens)} sequences and {len(ids)} records: it is damaged")
@@ -69,12 +72,18 @@ def groups_of(stage: str, ids: Sequence[str], tensors: Mapping[str, Tensor], ppo
                 Group((i,), (t,), partial(_sft, start), {}) for i, t, start in zip(ids, tokens, starts, strict=True)
             ]
         if stage == "reward":
-            return list(_rankings(ids, tokens, tensors["ranks_S"].tolist(), tensors["ranking_S"].tolist()))
+            ranks = tensors["ranks_S"].tolist()
+            return [
+                Group(*_of(rows, ids, tokens), partial(_reward, [ranks[s] for s in rows]), {})
+                for rows in _rankings(ids, tensors)
+            ]
+        if stage == "dpo":
+            return [_dpo_group(rows, ids, tokens, tensors, settings) for rows in _rankings(ids, tensors)]
         columns = dict(tensors)
         offset = float(columns.pop("value_offset"))
         x = Experience.of_tensors(columns, "cpu")
         return [
-            Group((name,), (tokens[s],), partial(_ppo, part, ppo, offset), _kept(part), part.trunk_TD)
+            Group((name,), (tokens[s],), partial(_ppo, part, settings, offset), _kept(part), part.trunk_TD)
             for s, name in enumerate(ids)
             for part in (x.select([s]),)
         ]
@@ -153,16 +162,49 @@ def _ppo(
     }  # fmt: skip
 
 
-def _rankings(
-    ids: Sequence[str], tokens: Sequence[tuple[int, ...]], ranks: Sequence[int], ranking: Sequence[int]
-) -> Iterator[Group]:
-    if not len(ids) == len(ranks) == len(ranking):
+def _dpo_group(
+    rows: Sequence[int],
+    ids: Sequence[str],
+    tokens: Sequence[tuple[int, ...]],
+    tensors: Mapping[str, Tensor],
+    dpo: DPOSettings,
+) -> Group:
+    """The responses of one ranking, with the reference's log-probabilities as the run had them."""
+    names, sequences = _of(rows, ids, tokens)
+    starts, ranks = (tensors[name].tolist() for name in ("prompt_len_S", "ranks_S"))
+    examples = tuple(Example(ids[s], tokens[s], starts[s]) for s in rows)
+    ranking = RankedExamples(names[0], examples, tuple(ranks[s] for s in rows))
+    ref_logprob_S = tensors["ref_logprob_S"][list(rows)]
+    return Group(names, sequences, partial(_dpo, ranking, ref_logprob_S, dpo), {"ref logprob": ref_logprob_S})
+
+
+def _dpo(
+    ranking: RankedExamples,
+    ref_logprob_S: Tensor,
+    dpo: DPOSettings,
+    module: nn.Module,
+    batch: PackedBatch,
+    trunk_TD: Tensor | None,
+) -> dict[str, Tensor]:
+    columns_A = packed(ranking.examples)[1].to(batch.tokens_T.device)
+    logprob_A = module(batch, trunk_TD, columns_A)
+    logprob_S = sums_of(logprob_A, lengths_of(ranking.examples))
+    loss, _ = dpo_loss(logprob_S, ref_logprob_S, [ranking], dpo)
+    return {"logprob": logprob_A, "log ratio": logprob_S - ref_logprob_S.to(logprob_S.device), "loss": loss}
+
+
+def _rankings(ids: Sequence[str], tensors: Mapping[str, Tensor]) -> list[list[int]]:
+    """The sequences of each ranking."""
+    ranking = tensors["ranking_S"].tolist()
+    if not len(ids) == len(tensors["ranks_S"]) == len(ranking):
         raise ValueError("columns of different lengths")
-    for number in dict.fromkeys(ranking):
-        rows = [s for s, n in enumerate(ranking) if n == number]
-        yield Group(
-            tuple(ids[s] for s in rows), tuple(tokens[s] for s in rows), partial(_reward, [ranks[s] for s in rows]), {}
-        )
+    return [[s for s, n in enumerate(ranking) if n == number] for number in dict.fromkeys(ranking)]
+
+
+def _of(
+    rows: Sequence[int], ids: Sequence[str], tokens: Sequence[tuple[int, ...]]
+) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
+    return tuple(ids[s] for s in rows), tuple(tokens[s] for s in rows)
 
 
 def _kept(x: Experience) -> dict[str, Tensor]:

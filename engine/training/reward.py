@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -12,16 +11,15 @@ from engine.batch import PackedBatch
 from engine.cli.console import short
 from engine.objectives.losses import ranking_loss, ranking_pairs
 from engine.packing import first_fit_decreasing
-from engine.text.encoding import Example, RankedExamples
-from engine.training.checkpoint import fingerprint
+from engine.text.encoding import RankedExamples
 from engine.training.context import Context
 from engine.training.metrics import Metrics
 from engine.training.modules import RewardModule
-from engine.training.supervised import SupervisedTrainer
+from engine.training.ranking_trainer import RankingTrainer
 from engine.training.trunk import FrozenWeights, Trunk, rows_of, trunk_parameters
 
 
-class RewardTrainer(SupervisedTrainer):
+class RewardTrainer(RankingTrainer):
     """Minimise the mean over prompts of each prompt's mean pairwise loss (Ouyang et al. 2022)."""
 
     name = "reward"
@@ -34,19 +32,10 @@ class RewardTrainer(SupervisedTrainer):
         heldout: Sequence[RankedExamples],
         context: Context,
     ):
-        identity = fingerprint(model, [e.tokens for r in rankings for e in r.examples], [r.ranks for r in rankings])
         split = max(0, model.num_layers - context.stage.num_top_layers)
         frozen, trunk = FrozenWeights(trunk_parameters(model, split)), Trunk(model, split)
         module = RewardModule(model, score_weight_D, split)
-        # Index of each ranking's first response among all responses, as the trunk keeps them.
-        self.first = list(accumulate((len(r.examples) for r in rankings), initial=0))
-        super().__init__(module, model, trunk, frozen, rankings, heldout, context, identity)
-
-    def examples_of(self, record: RankedExamples) -> Sequence[Example]:
-        return record.examples
-
-    def terms_of(self, records: Sequence[RankedExamples]) -> int:
-        return len(records)
+        super().__init__(module, model, trunk, frozen, rankings, heldout, context)
 
     def loss(self, records: Sequence[RankedExamples], indices: Sequence[int] | None) -> tuple[Tensor, dict]:
         loss, right, pairs = reward_loss(self._scores(records, indices), [r.ranks for r in records])
@@ -60,15 +49,6 @@ class RewardTrainer(SupervisedTrainer):
             metrics.add("accuracy", right * weight, pairs * weight)
         accuracy = metrics.read(self.world)["accuracy"]
         return {"accuracy": accuracy}, {"eval/accuracy": accuracy}, f"{accuracy:.1%} of the pairs ordered rightly"
-
-    def kept_tensors(self, records: Sequence[RankedExamples]) -> dict[str, Tensor]:
-        examples = [e for r in records for e in r.examples]
-        return {
-            "tokens_T": torch.tensor([token for e in examples for token in e.tokens]),
-            "lengths_S": torch.tensor([len(e.tokens) for e in examples]),
-            "ranks_S": torch.tensor([rank for r in records for rank in r.ranks]),
-            "ranking_S": torch.tensor([i for i, r in enumerate(records) for _ in r.examples]),
-        }
 
     def finish(self) -> dict[str, float]:
         """The results, with the mean and standard deviation of the scores of the training responses."""
@@ -100,14 +80,9 @@ class RewardTrainer(SupervisedTrainer):
 
     def _scores(self, rankings: Sequence[RankedExamples], indices: Sequence[int] | None) -> Tensor:
         """float32 [S]: the score of each response, in the order of the rankings; `indices` as in `loss`."""
-        sequences = [e.tokens for r in rankings for e in r.examples]
-        order = sorted(range(len(sequences)), key=lambda s: len(sequences[s]))  # shortest first
-        batch = PackedBatch.from_sequences([sequences[s] for s in order], self.world.device)
-        rows = None
-        if indices is not None:
-            rows = [self.first[i] + k for i, r in zip(indices, rankings) for k in range(len(r.examples))]
-            rows = [rows[s] for s in order]
-        return self.zero(batch, self.trunk(batch, rows))[torch.tensor(order, device=self.world.device).argsort()]
+        responses = self.responses_of(rankings, indices)
+        batch = PackedBatch.from_sequences([e.tokens for e in responses.examples], self.world.device)
+        return self.zero(batch, self.trunk(batch, responses.rows))[responses.back_S]
 
 
 def reward_loss(score_S: Tensor, ranks: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, int]:

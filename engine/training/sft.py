@@ -72,8 +72,7 @@ class SFTTrainer(SupervisedTrainer):
         return {"tokens": tokens}
 
     def _first_learned(self, example: Example) -> int:
-        # The first token of a sequence follows nothing, so it is never learned.
-        return 1 if self.on_all else max(1, example.prompt_len)
+        return 1 if self.on_all else example.response_start
 
 
 def sft_loss(

@@ -1,4 +1,4 @@
-"""The training loop that SFT and reward training share: resume, step, measure, save, stop."""
+"""The training loop that SFT, reward training and DPO share: resume, step, measure, save, stop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine.cli.console import short
 from engine.objectives.schedule import learning_rate
 from engine.packing import Microbatch, plan_microbatches
 from engine.text.encoding import Example
-from engine.training.checkpoint import Checkpoints
+from engine.training.checkpoint import Checkpoints, Saved
 from engine.training.context import Context
 from engine.training.guards import in_losses, stop
 from engine.training.metrics import Metrics
@@ -54,15 +54,15 @@ class SupervisedTrainer(ABC):
         self.steps = steps[: run_settings.max_steps]
         identity = {**identity, "steps": len(self.steps)}
         self.checkpoints = Checkpoints(self.zero, self.run, run_settings, self.world, self.console, identity)
-        self.results: dict[str, float] = {}
+        self.results: dict[str, Any] = {}
 
-    def train(self) -> dict[str, float]:
+    def train(self) -> dict[str, Any]:
         """Run the steps that are left. Returns the losses and held-out measurements by name, for result.json."""
         saved = self.checkpoints.restore()
-        if self.trunk and self.trunk.split and self.batch.epochs > 1:
+        if self.trunk and self.trunk.split and self.passes > 1:
             sequences = [e.tokens for record in self.records for e in self.examples_of(record)]
             self.trunk.keep(sequences, self.run.trunk_file, self.batch, self.world, self.console)
-        self.results = dict(saved.trainer) if saved else {}
+        self.prepare(saved)
         if not saved:
             self._measure(0, before=True)
         bar, total = self.console.bar(len(self.steps), self.name, "step"), len(self.steps)
@@ -131,18 +131,30 @@ class SupervisedTrainer(ABC):
         """
 
     @abstractmethod
-    def measure(self) -> tuple[dict[str, float], dict[str, float], str]:
+    def measure(self) -> tuple[dict[str, Any], dict[str, float], str]:
         """Measure the held-out records: ({name in result.json: value}, {name in metrics.jsonl: value}, line)."""
 
     @abstractmethod
     def kept_tensors(self, records: Sequence[Any]) -> dict[str, Tensor]:
         """The tensors that replay a batch of these records."""
 
+    @property
+    def passes(self) -> int:
+        """How often the run reads a record's trunk outputs: from two on they are kept."""
+        return self.batch.epochs
+
+    def prepare(self, saved: Saved | None) -> None:
+        """Take the results so far from the checkpoint that the run resumes, None at its beginning.
+
+        A subclass takes, or computes, what else its steps need.
+        """
+        self.results = dict(saved.trainer) if saved else {}
+
     def keep_loss(self, loss: float) -> None:
         """Put a step's loss into the results."""
         self.results = {**self.results, "loss_last": loss}
 
-    def finish(self) -> dict[str, float]:
+    def finish(self) -> dict[str, Any]:
         """Compute what follows the last step. Returns the run's results."""
         return self.results
 

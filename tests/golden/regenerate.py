@@ -2,7 +2,7 @@
 
     python -m tests.golden.regenerate
 
-runs the six traces again, writes them here as STAGE_FAMILY.json, and says for each by how much its numbers moved. Do
+runs the eight traces again, writes them here as STAGE_FAMILY.json, and says for each by how much its numbers moved. Do
 this only when a number was meant to change, and say in the commit why it did: test_golden.py compares.
 
 A trace holds what was logged in each of the ten steps (losses, gradient norms and, for PPO, scores, KL, lengths), the
@@ -32,7 +32,7 @@ from tests.engine.training.trainers import (
 )
 
 FOLDER = Path(__file__).parent
-TRACES = [(stage, family) for stage in ("sft", "reward", "ppo") for family in FAMILIES]
+TRACES = [(stage, family) for stage in ("sft", "reward", "dpo", "ppo") for family in FAMILIES]
 STEPS = 10
 DIGITS = 8  # significant, as many as float32 has
 PROBE = (5, 17, 42, 8, 8, 31)
@@ -40,7 +40,7 @@ PROBE = (5, 17, 42, 8, 8, 31)
 
 def make_trace(stage: str, family: str) -> dict[str, Any]:
     """Train ten tiny steps from fixed weights on fixed data, on the CPU and on one rank."""
-    data = {"sft": sft_examples, "reward": rankings, "ppo": prompts}[stage]
+    data = {"sft": sft_examples, "reward": rankings, "dpo": rankings, "ppo": prompts}[stage]
     gradients: dict[str, float] = {}
     with one_rank() as world, tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(

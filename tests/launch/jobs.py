@@ -9,16 +9,18 @@ from pathlib import Path
 import pytest
 
 from engine.cli.parse import main
-from launch import ppo, reward, sample, sft
+from launch import dpo, ppo, reward, sample, sft
 
-JOBS = {"sft": sft.job, "reward": reward.job, "ppo": ppo.job, "sample": sample.job}
-TRAINERS = ("sft", "reward", "ppo")
+JOBS = {"sft": sft.job, "reward": reward.job, "dpo": dpo.job, "ppo": ppo.job, "sample": sample.job}
+TRAINERS = ("sft", "reward", "dpo", "ppo")
+ON_RANKINGS = ("reward", "dpo")
 ALL = (*TRAINERS, "sample")
 SHORT = {"template": "plain", "max-length": "64"}
 # Valid flags: an error then comes from the one flag that a test changes.
 GOOD = {
     "sft": {"data": "prompts.jsonl", "output": "out", "max-steps": "1", **SHORT},
     "reward": {"data": "rankings.jsonl", "output": "out", "max-steps": "1", "heldout": "0.4", **SHORT},
+    "dpo": {"data": "rankings.jsonl", "output": "out", "max-steps": "1", "heldout": "0.4", **SHORT},
     "ppo": {
         "data": "prompts.jsonl", "output": "out", "max-steps": "1", "reward": "rm", "top-layers": "1",
         "max-new-tokens": "8", **SHORT,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.launch import small
-from tests.launch.jobs import ALL, GOOD, TRAINERS, argv_of, assert_says, cases, everything, run
+from tests.launch.jobs import ALL, GOOD, ON_RANKINGS, TRAINERS, argv_of, assert_says, cases, everything, run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,7 +51,13 @@ def test_good_flags_run(here, monkeypatch, job):
     (("ppo",), {"top-layers": "-1"}, "--top-layers is '-1'", "1 or more, or all"),
     (("ppo",), {"top-layers": "x"}, "--top-layers is 'x'", "1 or more, or all"),
     (("ppo",), {"top-layers": "²"}, "--top-layers is '²'", "1 or more, or all"),
-    (("ppo",), {"top-layers": "3"}, "--top-layers is 3, the model has 2 layers", "give fewer, or all"),
+    (("dpo",), {"beta": "0"}, "--beta is 0.0: give more than 0"),
+    (("dpo",), {"beta": "inf"}, "--beta is inf: give 0 or more"),
+    (("dpo",), {"dpo-loss": "listwise"}, "--dpo-loss", "'listwise'", "plackett-luce"),
+    (("dpo",), {"label-smoothing": "0.5"}, "--label-smoothing is 0.5: give 0 or more, below 0.5"),
+    (("dpo",), {"label-smoothing": "0.1", "dpo-loss": "plackett-luce"}, "--label-smoothing is for pairs", "pairs"),
+    (("dpo",), {"sft-coef": "-1"}, "--sft-coef is -1.0: give 0 or more"),
+    (("dpo", "ppo"), {"top-layers": "3"}, "--top-layers is 3, the model has 2 layers", "give fewer, or all"),
     (("ppo",), {"temperature": "0"}, "--temperature is 0.0", "give more than 0"),
     (("sample",), {"temperature": "0"}, "--temperature is 0", "4 responses", "--num-responses 1"),
     (("ppo", "sample"), {"temperature": "-1"}, "--temperature is -1.0"),
@@ -76,9 +82,9 @@ def test_good_flags_run(here, monkeypatch, job):
     (("sample",), {"stop": ""}, "--stop contains an empty text", "leave it out"),
     (("sample",), {"cache-tokens": "63"}, "--cache-tokens is 63: give 64, one page, or more"),
     (("sample",), {"cache-tokens": "64"}, "needs 2 pages of 64 tokens", "raise --cache-tokens to 128"),
-    (("reward",), {"heldout": "1"}, "--heldout is 1.0", "below 1"),
-    (("reward",), {"heldout": "0.01"}, "5 prompts, too few to hold out 1%", "--eval-data", "--heldout 0"),
-    (("sft", "reward"), {"eval-every": "-1"}, "--eval-every is -1: give 0 or more"),
+    (ON_RANKINGS, {"heldout": "1"}, "--heldout is 1.0", "below 1"),
+    (ON_RANKINGS, {"heldout": "0.01"}, "5 prompts, too few to hold out 1%", "--eval-data", "--heldout 0"),
+    (("sft", "reward", "dpo"), {"eval-every": "-1"}, "--eval-every is -1: give 0 or more"),
 ))  # fmt: skip
 def test_flags(refused, job, changes, words):
     assert_says(refused(job, changes), *words)

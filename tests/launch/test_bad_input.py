@@ -12,7 +12,7 @@ import pytest
 
 from engine.base.records import read_instructions, read_rankings
 from tests.launch import small
-from tests.launch.jobs import ALL, TRAINERS, assert_says, cases, run
+from tests.launch.jobs import ALL, ON_RANKINGS, TRAINERS, assert_says, cases, run
 
 
 @pytest.mark.parametrize(("job", "changes", "words"), cases(
@@ -22,7 +22,7 @@ from tests.launch.jobs import ALL, TRAINERS, assert_says, cases, run
     (ALL, {"data": "loop.jsonl"}, "cannot read loop.jsonl: Too many levels of symbolic links", "permissions"),
     (ALL, {"data": "prompts.jsonl/x.jsonl"}, "cannot read prompts.jsonl/x.jsonl: Not a directory"),
     (TRAINERS, {"eval-data": "absent.jsonl"}, "cannot read absent.jsonl: there is no such file"),
-    (("reward",), {"data": "prompts.jsonl"}, "prompts.jsonl:1: no field holds responses", "'responses' and 'ranks'"),
+    (ON_RANKINGS, {"data": "prompts.jsonl"}, "prompts.jsonl:1: no field holds responses", "'responses' and 'ranks'"),
     (("sft",), {"data": "rankings.jsonl"}, "rankings.jsonl:1: field 'output' is missing", "add it"),
     (ALL, {"data": "bad.jsonl.gz"}, "bad.jsonl.gz:1: the gzip file is damaged"),
 ))  # fmt: skip
@@ -58,7 +58,7 @@ GOOD_LINE = json.dumps({"instruction": "x", "input": "", "output": "y"}).encode(
 def test_records(here, refused, jobs, line, words):
     ranking = json.dumps({"instruction": "x", "input": "", "responses": ["a", "b"], "ranks": [1, 2]}).encode() + b"\n"
     for job in jobs:
-        (here / "d.jsonl").write_bytes((ranking if job == "reward" else GOOD_LINE) + line + b"\n")
+        (here / "d.jsonl").write_bytes((ranking if job in ON_RANKINGS else GOOD_LINE) + line + b"\n")
         assert_says(refused(job, {"data": "d.jsonl"}), *words)
     (here / "d.jsonl").write_bytes(GOOD_LINE + line + b"\n")
     if "sft" in jobs:
@@ -77,8 +77,18 @@ def test_records(here, refused, jobs, line, words):
 def test_rankings(here, refused, responses, ranks, words):
     row = {"instruction": "x", "input": "", "responses": responses, "ranks": ranks}
     small.write_rows(here / "k.jsonl", [*small.RANKINGS, row])
-    assert_says(refused("reward", {"data": "k.jsonl"}), "k.jsonl:6:", *words)
-    assert_says(refused("reward", {"eval-data": "k.jsonl"}), "k.jsonl:6:", *words)
+    for job in ON_RANKINGS:
+        assert_says(refused(job, {"data": "k.jsonl"}), "k.jsonl:6:", *words)
+        assert_says(refused(job, {"eval-data": "k.jsonl"}), "k.jsonl:6:", *words)
+
+
+@pytest.mark.parametrize("job", ON_RANKINGS)
+def test_rankings_without_a_pair(here, refused, job):
+    small.write_rows(here / "ties.jsonl", [{**row, "ranks": [2, 2, 2]} for row in small.RANKINGS])
+    line = refused(job, {"data": "ties.jsonl"})
+    assert_says(line, "ties.jsonl:1:", "'ranks' is 2 for every response", "drop the record")
+    line = refused(job, {"data": "ties.jsonl", "bad-records": "skip"})
+    assert_says(line, "ties.jsonl has no valid record, the first mistake of 5: ties.jsonl:1:")
 
 
 @pytest.mark.parametrize("job", ALL)
@@ -108,8 +118,9 @@ def test_too_long_responses(here, refused, monkeypatch):
     assert_says(refused("sft", {"data": "d.jsonl", "truncate": "left"}), "the response of sequence long alone", "right")
     run(monkeypatch, "sft", {"data": "d.jsonl", "truncate": "right"})
     small.write_rows(here / "k.jsonl", [{**small.RANKINGS[0], "responses": ["abc " * 10, "no " * 10, "good " * 10]}])
-    line = refused("reward", {"data": "k.jsonl", "output": "rw", "max-length": "99", "tokens-per-microbatch": "99"})
-    assert_says(line, "the 3 responses of ranking a have", "--tokens-per-microbatch is 99: raise it")
+    for job in ON_RANKINGS:
+        line = refused(job, {"data": "k.jsonl", "output": "rw", "max-length": "99", "tokens-per-microbatch": "99"})
+        assert_says(line, "the 3 responses of ranking a have", "--tokens-per-microbatch is 99: raise it")
 
 
 @pytest.mark.parametrize(("job", "changes", "words"), cases(

@@ -15,7 +15,7 @@ from launch.lengths import fit_lengths
 from tests.evaluation import made_up
 from tests.launch import small
 from tests.launch.conftest import edit_json
-from tests.launch.jobs import ALL, TRAINERS, assert_says, run
+from tests.launch.jobs import ALL, ON_RANKINGS, TRAINERS, assert_says, run
 
 NONE_GIVEN = {"max-length": None, "max-new-tokens": None}
 
@@ -44,7 +44,7 @@ def test_default_lengths_are_lowered_to_the_models_limit(here, windowed, monkeyp
     (here / "lengths_reward.py").write_text("def length(prompt, response): return float(len(response))\n")
     own |= {name: None for name in NONE_GIVEN if job in ("ppo", "sample") or name == "max-length"}
     run(monkeypatch, job, {"model": str(windowed), **own})
-    length = 768 if job == "reward" else 512
+    length = 768 if job in ON_RANKINGS else 512
     said = f"note: {windowed} serves 256 tokens (max_position_embeddings in its config.json): "
     said += f"--max-length is 256, not {length}"
     said += ", --max-new-tokens is 128, not 256" if job in ("ppo", "sample") else ""

@@ -41,6 +41,15 @@ def test_more_memory_holds_more_rollouts_and_offload_helps(capsys):
     assert not small["fits"] and large["fits"]
 
 
+def test_dpo_adds_one_forward_to_sft_and_no_second_model(capsys):
+    """The reference's forward: a third of the layers' work, the head's product where SFT has it four times."""
+    sft, dpo = (printed(capsys, "--stage", stage, "--gpu-memory", "141") for stage in ("sft", "dpo"))
+    assert sft["parts"] == dpo["parts"] and sft["update_bytes"] == dpo["update_bytes"]
+    whole = sft["forward and backward"]
+    assert dpo["forward and backward"] == whole
+    assert 0.25 * whole < dpo["the reference, once for these responses"] < 0.34 * whole
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

@@ -65,10 +65,10 @@ def damaged_model(folder, spoil):
     save_model(model, folder / "damaged", tokenizer)
 
 
-@pytest.mark.parametrize("job", ["sft", "reward"])
+@pytest.mark.parametrize("job", ["sft", "reward", "dpo"])
 def test_exploded_weights(here, monkeypatch, capfd, job):
     """The replay starts from the last good weights, saved when the run stopped."""
-    file = stopped(monkeypatch, capfd, job, {**ENOUGH, "eval-data": "rankings.jsonl"} if job == "reward" else ENOUGH)
+    file = stopped(monkeypatch, capfd, job, ENOUGH if job == "sft" else {**ENOUGH, "eval-data": "rankings.jsonl"})
     note, _ = read_kept(file)
     assert note["step"] > 1 and note["checkpoint"] == f"step-{note['step'] - 1:06d}"
     out = replayed(monkeypatch, capfd, job, file)

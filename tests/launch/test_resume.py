@@ -9,7 +9,7 @@ import pytest
 
 from engine.training import exact_match, heldout
 from engine.training.zero import ZeroStep
-from launch import common, ppo, reward, sft
+from launch import common, dpo, ppo, reward, sft
 from launch.common import make_whole, parse_stage, stage_model
 from tests.launch import small
 from tests.launch.jobs import TRAINERS, assert_says, run
@@ -64,7 +64,7 @@ def test_job_stopped_after_its_last_step_resumes_there(here, monkeypatch, capfd,
     changes = {"max-steps": "2", "batch-size": "2", "save-every": "100"}
     if job == "ppo":
         changes |= {"minibatch-size": "1"}
-    if job != "reward":
+    if job in ("sft", "ppo"):
         changes |= {"eval-data": "prompts.jsonl"}
     if job == "sft":
         changes |= {"exact-match": "true"}
@@ -72,6 +72,7 @@ def test_job_stopped_after_its_last_step_resumes_there(here, monkeypatch, capfd,
     where, name = {
         ("export", "ppo"): (ppo, "save_model"), ("export", "sft"): (sft, "save_trained"),
         ("export", "reward"): (reward, "save_trained"), ("answers", "reward"): (reward, "write_card"),
+        ("export", "dpo"): (dpo, "save_trained"), ("answers", "dpo"): (dpo, "write_card"),
         ("answers", "ppo"): (heldout, "generate"),
     }.get((after, job), (exact_match, "generate"))  # fmt: skip
     own, times = getattr(where, name), []
@@ -89,7 +90,7 @@ def test_job_stopped_after_its_last_step_resumes_there(here, monkeypatch, capfd,
         patched.setattr(where, name, signalling)
         run(monkeypatch, job, {**changes, "save-every": "0"})
     assert stopped.value.code == 143
-    steps = {"sft": 2, "reward": 2, "ppo": 20}[job]  # PPO: 3 and 2 of 5 prompts, minibatches of 1, 4 epochs
+    steps = {"ppo": 20}.get(job, 2)  # PPO: 3 and 2 of 5 prompts, minibatches of 1, 4 epochs
     assert f"SIGTERM: saved out/checkpoints/step-{steps:06d}, --resume continues there" in capfd.readouterr().out
     run(monkeypatch, job, changes, "--resume")
     assert_same(here / "out", here / "whole")

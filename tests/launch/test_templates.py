@@ -102,7 +102,7 @@ def test_ppo_refuses_a_reward_model_with_another_template(here, refused, monkeyp
     assert "its prompt template is not recorded)" in capfd.readouterr().out
 
 
-@pytest.mark.parametrize("job", ["sft", "reward", "ppo", "sample"])
+@pytest.mark.parametrize("job", ["sft", "reward", "dpo", "ppo", "sample"])
 def test_chat_template_is_refused_if_the_model_has_none(refused, job):
     assert_says(refused(job, {"template": "chat"}), "asks for the chat template of m, which has none: give alpaca")
 

@@ -1,4 +1,4 @@
-"""One step of SFT, reward training and PPO on real models, each against transformers, autograd and torch's AdamW."""
+"""One step of each trainer (SFT, reward, DPO, PPO) on real models, against transformers, autograd and torch's AdamW."""
 
 from __future__ import annotations
 
@@ -125,16 +125,27 @@ def test_sft_step(real, world, tmp_path):
     check_step(ours, peer, trained, before)
 
 
-def test_reward_step(real, world, tmp_path):
-    """Two prompts with two and three responses, a tie among them; the default of 12 layers."""
-    _, path = real
-    model, tokenizer = load_model(path), tokenizer_of(path)
-    rankings, before = [], load_file(path / "model.safetensors")
+def make_rankings(tokenizer) -> list[RankedExamples]:
+    """Two prompts with two and three responses, a tie among them."""
+    rankings = []
     for lang, ranks in (("ne", (2, 1)), ("en", (1, 2, 2))):
         texts = [tokenizer(text, add_special_tokens=False).input_ids[:15] for text in phrases(lang)[2:]]
         prompt = tokenizer(phrases(lang)[1]).input_ids
         responses = [Example(lang, (*prompt, *text, tokenizer.eos_token_id), len(prompt)) for text in texts]
         rankings.append(RankedExamples(lang, tuple(responses[: len(ranks)]), ranks))
+    return rankings
+
+
+def mean_of_pairs(ranking: RankedExamples, rewards: list[torch.Tensor]) -> torch.Tensor:
+    pairs = permutations(zip(ranking.ranks, rewards), 2)
+    return torch.stack([-logsigmoid(better - worse) for (rank, better), (other, worse) in pairs if rank < other]).mean()
+
+
+def test_reward_step(real, world, tmp_path):
+    """The default of 12 layers."""
+    _, path = real
+    model, tokenizer = load_model(path), tokenizer_of(path)
+    rankings, before = make_rankings(tokenizer), load_file(path / "model.safetensors")
     score_D = RewardModule.new_score_weight(model, 7)
     trainer = make_trainer(
         "reward", world, tmp_path / "run", model=model, data=rankings, heldout=[], score_weight_D=score_D,
@@ -150,15 +161,47 @@ def test_reward_step(real, world, tmp_path):
     trained, losses, largest = train_only_top(peer, 12), [], 0.0
     for ranking in rankings:
         scores = [peer.model(torch.tensor([e.tokens])).last_hidden_state[0, -1] @ head[0] for e in ranking.examples]
-        pairs = permutations(zip(ranking.ranks, scores), 2)
-        terms = [-logsigmoid(better - worse) for (rank, better), (other, worse) in pairs if rank < other]
-        losses.append(torch.stack(terms).mean())
+        losses.append(mean_of_pairs(ranking, scores))
         largest = max(largest, *(abs(float(score)) for score in scores))
     loss, norm = by_hand(peer, torch.stack(losses).mean(), [head])
     assert row["loss/reward"] == pytest.approx(loss, rel=1e-5, abs=1e-5 * largest)
     assert row["grad_norm"] == pytest.approx(norm, rel=1e-4)
     peer_heads, before["score"] = WithHeads(peer, score=head), score_D[None]
     check_step({**ours, "score": our_score}, peer_heads, [*trained, "score"], before)
+
+
+def test_dpo_step(real, world, tmp_path):
+    """The top 12 layers; the policy is its reference, so a pair costs log 2 and has a gradient."""
+    _, path = real
+    model, tokenizer = load_model(path), tokenizer_of(path)
+    rankings, before = make_rankings(tokenizer), load_file(path / "model.safetensors")
+    trainer = make_trainer(
+        "dpo", world, tmp_path / "run", model=model, data=rankings, heldout=[], batch_size=2, beta=0.5,
+        **{**STEP, "top_layers": "12"},
+    )  # fmt: skip
+    trainer.train()
+    (row,) = trainer.run.rows
+    ours, reference_S = weights_of(model), trainer.reference_S.tolist()
+    del trainer, model
+    gc.collect()
+
+    peer = peer_of(path)
+    trained, losses, logprobs = train_only_top(peer, 12), [], []
+    for ranking in rankings:
+        rewards = []
+        for example in ranking.examples:
+            tokens = torch.tensor(example.tokens)
+            logprob_TV = peer(tokens[None]).logits[0].log_softmax(-1)
+            actions = torch.arange(example.prompt_len, len(tokens))
+            logprobs.append(logprob_TV[actions - 1, tokens[actions]].sum())
+            rewards.append(0.5 * (logprobs[-1] - logprobs[-1].detach()))
+        losses.append(mean_of_pairs(ranking, rewards))
+    assert reference_S == pytest.approx([float(x) for x in logprobs], rel=1e-5)
+    loss, norm = by_hand(peer, torch.stack(losses).mean())
+    assert row["loss/dpo"] == pytest.approx(loss, rel=1e-6) == pytest.approx(math.log(2), rel=1e-6)
+    assert row["rewards/margins"] == 0
+    assert row["grad_norm"] == pytest.approx(norm, rel=1e-4)
+    check_step(ours, peer, trained, before)
 
 
 class WithHeads:

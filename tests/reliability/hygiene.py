@@ -25,6 +25,7 @@ from tests.engine.training.trainers import make_trainer, one_rank, train
 LONG = {
     "sft": {"epochs": 10**4},
     "reward": {"epochs": 10**4},
+    "dpo": {"epochs": 10**4},
     "ppo": {"epochs": 10**4, "ppo_epochs": 1, "minibatch_size": 5},
 }
 

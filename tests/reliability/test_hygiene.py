@@ -8,7 +8,7 @@ from tests.reliability.hygiene import measure, summary
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "ppo"])
 def test_500_steps_leak_nothing(tmp_path, stage):
     found = summary(stage, measure(stage, 500, tmp_path / "run"), 0.0)
     # Allocators still grow a little. Leaking one tensor per step would cost at least 10 kB with these models.

@@ -17,7 +17,7 @@ def size_of(folder):
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
 
 
-@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "ppo"])
 def test_what_is_predicted_is_taken(tmp_path, stage):
     with one_rank() as world:
         changes = {"save_every": 1, "keep": 2, "max_steps": 4, "epochs": 4}

@@ -24,6 +24,9 @@ CASES = {
     "sft-zero2": ("sft", 2, {"zero": "zero2"}),
     "reward": ("reward", 2, {}),
     "reward-zero3-bf16": ("reward", 3, {"zero": "zero3", "bfloat16": True}),
+    "dpo": ("dpo", 2, {"sft_coef": 0.3}),
+    "dpo-one-epoch": ("dpo", 1, {"epochs": 1, "max_steps": None}),
+    "dpo-zero3-bf16": ("dpo", 3, {"zero": "zero3", "bfloat16": True, "top_layers": "all"}),
     "ppo": ("ppo", 2, {"kl_horizon": 50.0}),
     "ppo-between-iterations": ("ppo", 4, {}),
     "ppo-in-a-rollout": ("ppo", 4, {"during_rollout": 2}),
@@ -34,6 +37,7 @@ CASES = {
 ON_TWO_RANKS = {
     "sft-zero2-bf16": ("sft", 2, {"zero": "zero2", "bfloat16": True}),
     "reward-zero3": ("reward", 3, {"zero": "zero3", "family": "llama"}),
+    "dpo-zero2": ("dpo", 2, {"zero": "zero2", "dpo_loss": "plackett-luce"}),
     "ppo": ("ppo", 2, {"critic": "separate"}),
     "ppo-zero3-in-a-rollout": ("ppo", 4, {"zero": "zero3", "during_rollout": 2}),
 }
@@ -82,7 +86,9 @@ def stop_on_two(folder, cases):
 
 def test_resume_with_other_ranks_and_zero_stages(world, tmp_path):
     """Two ranks under ZeRO stop, one without goes on: as one rank would have done it all, up to the order of sums."""
-    cases = {name: (ON_TWO_RANKS | MORE_ON_TWO_RANKS)[name] for name in ("reward-zero3", "ppo", "ppo-zero3")}
+    cases = {
+        name: (ON_TWO_RANKS | MORE_ON_TWO_RANKS)[name] for name in ("reward-zero3", "dpo-zero2", "ppo", "ppo-zero3")
+    }
     run_ranks(stop_on_two, 2, tmp_path, cases)
     for name, (stage, _, changes) in cases.items():
         changes = {**changes, "zero": "zero0"}
@@ -115,7 +121,7 @@ def test_zero_stage_changes_are_exact(world, tmp_path, before, after):
             assert torch.equal(weight, kept[f"weight:{name}"].to(weight.dtype)), name
 
 
-@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "ppo"])
 def test_global_random_generators_are_not_used(world, tmp_path, stage):
     """So there is no generator to keep: other states of them give the same run, and training leaves them alone."""
     for seed, name in ((1, "one"), (2, "two")):

@@ -27,7 +27,7 @@ from tests.engine.training.trainers import (
 )
 from tests.ranks import run_ranks
 
-STAGES = ("sft", "reward", "ppo")
+STAGES = ("sft", "reward", "dpo", "ppo")
 STOPPED_AT = 2  # steps that are done: PPO's third is inside of its first iteration
 
 
@@ -139,7 +139,7 @@ def test_resumed_run_stops_again_with_one_line(world, tmp_path, stage):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_batch_is_kept(world, tmp_path, stage):
-    data = {"sft": sft_examples, "reward": rankings, "ppo": prompts}[stage]()
+    data = {"sft": sft_examples, "reward": rankings, "dpo": rankings, "ppo": prompts}[stage]()
     line = stopped(stage, world, tmp_path / "run", "loss", 0, data=data)
     file = file_of(tmp_path / "run", 1, 0)
     assert f"python launch/{stage}.py --replay {file}" in line and "no step was taken yet" in line
@@ -152,11 +152,13 @@ def test_batch_is_kept(world, tmp_path, stage):
         known = {e.id: (e.tokens, max(1, e.prompt_len)) for e in data}
         assert [known[i] for i in note["ids"]] == list(zip(sequences, tensors["prompt_len_S"].tolist()))
         assert len(sequences) == 5  # 15 in steps of at most 7
-    elif stage == "reward":
+    elif stage in ("reward", "dpo"):
         known = {r.id: [e.tokens for e in r.examples] for r in data}
         assert sequences == [tokens for i in dict.fromkeys(note["ids"]) for tokens in known[i]]
         ranks = {r.id: list(r.ranks) for r in data}
         assert tensors["ranks_S"].tolist() == [x for i in dict.fromkeys(note["ids"]) for x in ranks[i]]
+        if stage == "dpo":
+            assert tensors["ref_logprob_S"].isfinite().all() and len(tensors["ref_logprob_S"]) == len(sequences)
     else:
         known = {p.id: p.tokens for p in data}
         assert all(s[: len(known[i])] == known[i] for i, s in zip(note["ids"], sequences))
@@ -195,7 +197,7 @@ def test_exploding_weights(world, tmp_path):
         train(make_trainer("sft", world, tmp_path / "run", lr=1e30, warmup_steps=0, eps=1e-8))
 
 
-CASES = {"sft": "zero0", "reward": "zero2", "ppo": "zero3"}
+CASES = {"sft": "zero0", "reward": "zero2", "dpo": "zero0", "ppo": "zero3"}
 
 
 def both_ranks(folder):

@@ -83,7 +83,7 @@ def test_invisible_trunk_file_is_an_error(world, tmp_path, monkeypatch):
         Trunk(tiny_model("bloom"), 2).keep([(1, 2)], tmp_path / "t.bin", settings, world, Console(enabled=False))
 
 
-@pytest.mark.parametrize("stage", ["sft", "reward"])
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])
 def test_training_from_kept_trunk_is_the_same(world, tmp_path, stage):
     """Two epochs from memory, from half of it, and with all recomputed: the same losses and weights."""
     sizes = {"all": 1.0, "part": 5e-6, "none": 0.0}
@@ -305,7 +305,7 @@ def test_checksum_of_large_and_transposed_tensors():
     assert checksums([("w", weight.view(2, -1).T)])["w"] == checksums([("w", weight)])["w"]
 
 
-@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "ppo"])
 def test_changed_trunk_is_an_error(tmp_path, stage):
     with one_rank() as world:
         trainer = make_trainer(stage, world, tmp_path / stage, top_layers="1" if stage != "reward" else 1)

@@ -1,4 +1,4 @@
-"""Tiny trainers on synthetic tokens: what the proofs of SFT, reward training and PPO have in common."""
+"""Tiny trainers on synthetic tokens: what the proofs of SFT, reward training, DPO and PPO have in common."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from engine.models import Bloom, Llama, build_model, load_model, save_model
 from engine.run.folder import Run
 from engine.settings import (
     BatchSettings,
+    DPOSettings,
     OptimizerSettings,
     PPOSettings,
     RewardSettings,
@@ -34,6 +35,7 @@ from engine.settings import (
 )
 from engine.text.encoding import Example, Prompt, RankedExamples
 from engine.training.context import Context
+from engine.training.dpo import DPOTrainer
 from engine.training.export import body_weights, save_trained
 from engine.training.ppo import PPOTrainer
 from engine.training.reward import RewardTrainer
@@ -64,6 +66,7 @@ SHARED = {
 OF_STAGE = {
     "sft": (SFTSettings, {"max_steps": 5}),
     "reward": (RewardSettings, {"batch_size": 2, "max_steps": 5, "tokens_per_microbatch": 150, "top_layers": 2}),
+    "dpo": (DPOSettings, {"batch_size": 2, "max_steps": 5, "tokens_per_microbatch": 150, "top_layers": "2"}),
     "ppo": (PPOSettings, {
         "batch_size": 5, "max_steps": 2, "tokens_per_microbatch": 80, "top_layers": "2", "max_new_tokens": 12,
         "minibatch_size": 3, "ppo_epochs": 2, "slots": 3,
@@ -183,7 +186,7 @@ def make_trainer(
     stage: str, world: World, folder: Path, family: str = "bloom", zero: str = "zero0", layers: int = 3,
     model: torch.nn.Module | None = None, data: Sequence[Any] | None = None, heldout: Sequence[Any] | None = None,
     score_weight_D: Tensor | None = None, eos_ids: Sequence[int] = (EOS,), **changes: Any,
-) -> SFTTrainer | RewardTrainer | PPOTrainer:  # fmt: skip
+) -> SFTTrainer | RewardTrainer | DPOTrainer | PPOTrainer:  # fmt: skip
     """A trainer ready to train; `changes` are settings."""
     groups = settings(stage, **changes)
     run = RecordedRun(folder, stage, groups, world)
@@ -192,6 +195,8 @@ def make_trainer(
     context = Context(*groups, world, run, Console(enabled=False), ds_config(zero))
     if stage == "sft":
         return SFTTrainer(model, data or sft_examples(), heldout or [], context)
+    if stage == "dpo":
+        return DPOTrainer(model, data or rankings(), rankings(4, 5) if heldout is None else heldout, context)
     if stage == "reward":
         if score_weight_D is None:
             score_weight_D = 0.3 * torch.randn(model.hidden_size, generator=torch.Generator().manual_seed(4))
@@ -203,7 +208,7 @@ def make_trainer(
     return PPOTrainer(model, tokenizer, eos_ids, data or prompts(), scorer, context)
 
 
-def train(trainer: SFTTrainer | RewardTrainer | PPOTrainer) -> dict[str, Any]:
+def train(trainer: SFTTrainer | RewardTrainer | DPOTrainer | PPOTrainer) -> dict[str, Any]:
     """Train and save as the launchers do. Returns what came of it on this rank:
 
     rows     what was logged in each step, without the clock
