@@ -7,6 +7,7 @@ sequences pass them.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 
@@ -268,21 +269,33 @@ def test_greedy_tokens_with_the_cache_equal_transformers(pair):
     assert sum(len(set(r.tokens)) for r in responses) > 9, "the texts are too constant to tell anything"
 
 
-def test_gradients_of_log_probabilities_equal_transformers(pair):
+def test_gradients_of_log_probabilities_are_those_of_transformers_in_float64(pair):
+    """Within 1e-5 of the largest gradient, or as near as transformers in float32."""
     ours, theirs, sequences = pair
     sequences = [sequences[0], sequences[1][-90:], sequences[3]]
     ours.zero_grad()
-    theirs.zero_grad()
     batch = PackedBatch.from_sequences(sequences)
     logprob_TV = logits_of(ours, batch).log_softmax(-1)
     last = batch.cu_seqlens[1:].long() - 1
     predicts = torch.ones(len(batch.tokens_T), dtype=torch.bool).index_fill(0, last, False)
     logprob_TV.gather(1, batch.target_T[:, None])[predicts].sum().backward()
-    for sequence in sequences:
-        tokens = torch.tensor([sequence])
-        logprob = theirs(tokens).logits[0, :-1].log_softmax(-1)
-        logprob.gather(1, tokens[0, 1:, None]).sum().backward()
-    expected = dict(theirs.named_parameters())
+    in_float32, exact = peer_gradients(theirs, sequences), peer_gradients(copy.deepcopy(theirs).double(), sequences)
     table = TABLES[ours.config.model_type]
     for name, parameter in ours.named_parameters():
-        assert_close(parameter.grad, expected[written_name(table, name)].grad, 1e-4)
+        at = written_name(table, name)
+        allowed = max(1e-5, 1.5 * relative_error(in_float32[at], exact[at]))
+        assert relative_error(parameter.grad, exact[at]) <= allowed, name
+
+
+def peer_gradients(model, sequences):
+    """Return {name: gradient of the sum of all log-probabilities}."""
+    model.zero_grad()
+    for sequence in sequences:
+        tokens = torch.tensor([sequence])
+        logprob = model(tokens).logits[0, :-1].log_softmax(-1)
+        logprob.gather(1, tokens[0, 1:, None]).sum().backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def relative_error(actual, expected):
+    return float((actual.double() - expected.double()).abs().max() / expected.double().abs().max())
