@@ -23,14 +23,15 @@ Row = dict[str, Any]
 TASKS = 4_000  # SFT records from the kit; two thirds as many rankings, and as many PPO prompts
 INSTRUCTIONS = 4_000  # SFT records from the instruction file
 OPTIONS = ("option_a", "option_b", "option_c", "option_d", "option_e")
-TRAINED_FILES = ("sft", "ranking_a", "ranking_b", "rl")
+TRAINED_FILES = ("sft", "ranking_prompts", "ranking_questions", "rl")
 
 
 def make_data(lang: str, folder: Path, data_dir: Path | None, instructions: Path | None) -> dict[str, int]:
     """Write the files of a run to the folder, and return {file: number of records}.
 
     sft                    tasks with right answers, half of ARC's training questions, MMLU's dev part, instructions
-    ranking_a, ranking_b   two halves of: ranked answers to tasks, TruthfulQA, MMLU
+    ranking_prompts        tasks whose answers by the SFT model are ranked (rank.py)
+    ranking_questions      ranked answers to questions of TruthfulQA and MMLU
     rl                     prompts: tasks, and the other half of ARC's training questions
     heldout_tasks          600 checkable tasks
     heldout_questions      ARC's validation questions with their right answers
@@ -43,12 +44,11 @@ def make_data(lang: str, folder: Path, data_dir: Path | None, instructions: Path
     rng = Random(f"{lang}/real")
     questions = _Questions(lang, data_dir, rng)
     tasks = {name: [_plain(row) for row in getattr(kit, name)] for name in ("sft", "rl", "heldout")}
-    rankings = _shuffled([*map(_plain, kit.ranking), *questions.rankings], rng)
     extra = _read_instructions(instructions, rng) if instructions else []
     files = {
         "sft": _shuffled([*tasks["sft"], *questions.sft, *extra[:INSTRUCTIONS]], rng),
-        "ranking_a": rankings[::2],
-        "ranking_b": rankings[1::2],
+        "ranking_prompts": [_with_best_answer(row) for row in kit.ranking],
+        "ranking_questions": questions.rankings,
         "rl": _shuffled([*tasks["rl"], *questions.rl, *extra[INSTRUCTIONS : 2 * INSTRUCTIONS]], rng),
         "ranking_heldout": [*map(_plain, kit.ranking_heldout), *questions.heldout_rankings],
         "heldout_tasks": tasks["heldout"],
@@ -167,6 +167,12 @@ def _write_benchmarks(folder: Path, tests: dict[str, list[Row]]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding="utf-8")
     return next(folder / name for name in tests if name.startswith("m_arc"))
+
+
+def _with_best_answer(row: Row) -> Row:
+    """Return the prompt of a ranking with its best answer as output."""
+    best = row["responses"][row["ranks"].index(1)]
+    return {**{name: row[name] for name in ("id", "instruction", "input")}, "output": best}
 
 
 def _plain(row: Row) -> Row:

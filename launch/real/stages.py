@@ -13,12 +13,14 @@ from pathlib import Path
 
 from engine.base.errors import UserError
 from engine.reward_functions import noise
+from launch.real import rank
 
 ROOT = Path(__file__).resolve().parents[2]
 NOISE = f"{noise.__module__}:{noise.__name__}"
 REWARDS = ("a", "b")  # PPO optimises a; b is trained on the other half of the rankings
 BEST_OF = 8
 SAMPLES = 4
+RANKED_SAMPLES = 6
 TASKS = "arc,truthfulqa,mmlu"
 HELDOUT = {"tasks": "heldout_tasks", "questions": "heldout_questions"}
 GIGABYTE_KIB = 1e9 / 1024
@@ -55,6 +57,9 @@ def steps(lang: str, folder: Path, base: Path, seeds: Sequence[int]) -> Iterator
     sft, rewards = folder / "sft" / "model", {name: folder / f"reward_{name}" for name in REWARDS}
     tasks = ("--eval-data", data / "heldout_tasks.jsonl")
     yield _train("sft", lang, base, data / "sft.jsonl", folder / "sft", *SFT, *tasks)
+    samples = data / rank.SAMPLES
+    yield _sample("ranking samples", lang, sft, data / "ranking_prompts.jsonl", samples, RANKED_SAMPLES, 0)
+    yield Step("rankings", ("-m", rank.__name__, str(data)), data / "ranking_b.jsonl")
     for name, output in rewards.items():
         heldout = ("--eval-data", data / "ranking_heldout.jsonl")
         yield _train("reward", lang, sft, data / f"ranking_{name}.jsonl", output, *REWARD, *heldout)
@@ -81,13 +86,17 @@ def _answers(lang: str, name: str, model: Path, data: Path, folder: Path, reward
         if not (data / f"{prompts}.jsonl").is_file():
             continue
         output, count = folder / f"{name}.{kind}.jsonl", BEST_OF if name == "sft" else SAMPLES
-        argv = ("launch/sample.py", "--lang", lang, "--model", model, "--data", data / f"{prompts}.jsonl", "--output",
-                output, "--num-responses", count, "--seed", 1, *SAMPLE)  # fmt: skip
-        yield Step(output.stem, tuple(map(str, argv)), output)
+        yield _sample(output.stem, lang, model, data / f"{prompts}.jsonl", output, count, 1)
         for reward, path in rewards.items():
             scored = folder / f"{name}.{kind}.{reward}.jsonl"
             argv = ("launch/score.py", "--reward", path / "model", "--data", output, "--output", scored, *DTYPE)
             yield Step(scored.stem, tuple(map(str, argv)), scored)
+
+
+def _sample(name: str, lang: str, model: Path, prompts: Path, output: Path, count: int, seed: int) -> Step:
+    argv = ("launch/sample.py", "--lang", lang, "--model", model, "--data", prompts, "--output", output,
+            "--num-responses", count, "--seed", seed, *SAMPLE)  # fmt: skip
+    return Step(name, tuple(map(str, argv)), output)
 
 
 def _evaluate(lang: str, model: Path, data: Path, output: Path) -> Step:

@@ -6,6 +6,7 @@ import pytest
 
 from engine.base.records import read_instructions, read_rankings
 from launch.real import data as real
+from launch.real import rank
 from tests.launch import small
 
 COUNT = 60
@@ -61,18 +62,36 @@ def test_nothing_that_is_evaluated_on_is_trained_on(made):
 
 
 def test_the_two_reward_models_see_different_rankings(made):
-    folder, counts = made
-    halves = [[(r.instruction, r.input) for r in read_rankings(folder / f"ranking_{h}.jsonl")] for h in "ab"]
-    assert abs(len(halves[0]) - len(halves[1])) <= 1 and len(halves[0]) == counts["ranking_a"]
-    questions = [{i for i, _ in half if i.startswith(("What is", "Is truthful"))} for half in halves]
-    assert questions[0] and questions[1] and not questions[0] & questions[1]
+    folder, _ = made
+    prompts = list(read_instructions(folder / "ranking_prompts.jsonl"))
+    samples = [
+        {"id": p.id, "instruction": p.instruction, "input": p.input, "responses": [p.output, "x", "x ", f"y{i}"]}
+        for i, p in enumerate(prompts)
+    ]
+    small.write_rows(folder / rank.SAMPLES, samples)
+    sizes = rank.write_halves(folder)
+    halves = [list(read_rankings(folder / f"ranking_{h}.jsonl")) for h in "ab"]
+    assert [len(half) for half in halves] == list(sizes) and abs(sizes[0] - sizes[1]) <= 1
+    ids = [{r.id for r in half} for half in halves]
+    assert not ids[0] & ids[1] and len(ids[0] | ids[1]) == sum(sizes) == len(prompts) + COUNT // 2 + 2 * COUNT // 3
+
+
+def test_samples_are_ranked_by_their_check():
+    rows = [
+        {"id": "a", "instruction": "i", "input": "", "responses": ["1", " 2", "2", "3", "", "4", "5", "6"]},
+        {"id": "b", "instruction": "j", "input": "", "responses": ["7", "8 ", "8"]},
+        {"id": "c", "instruction": "k", "input": "", "responses": ["9", "9"]},
+    ]
+    first, second = rank.rank_samples(rows, {"a": "3", "b": "0", "c": "9"})
+    assert (first["responses"], first["ranks"]) == (["3", "1", "2", "4", "5"], [1, 2, 2, 2, 2])
+    assert (second["responses"], second["ranks"]) == (["0", "7", "8"], [1, 2, 2])
 
 
 def test_records_hold_the_right_option_and_each_wrong_one_once(made):
     folder, _ = made
     rows = {r.instruction: r for r in read_instructions(folder / "sft.jsonl")}
     assert rows["What is mmlu-dev 0?"].output == "b"
-    ranked = {r.instruction: r for h in "ab" for r in read_rankings(folder / f"ranking_{h}.jsonl")}
+    ranked = {r.instruction: r for r in read_rankings(folder / "ranking_questions.jsonl")}
     mmlu = next(r for i, r in ranked.items() if i.startswith("What is mmlu-val"))
     truthful = next(r for i, r in ranked.items() if i.startswith("Is truthful"))
     assert (mmlu.responses, mmlu.ranks) == (("b", "a"), (1, 2))

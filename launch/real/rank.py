@@ -1,0 +1,57 @@
+"""Rank the SFT model's own answers to tasks by their checks: `python -m launch.real.rank DATA`.
+
+In Okapi a judge ranks K answers that the SFT model sampled. For tasks with checkable answers the check is the judge.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from engine.base.records import read_instructions, read_records, write_jsonl
+from engine.training.exact_match import canonical
+
+Row = dict[str, Any]
+MOST_WRONG = 4  # wrong answers in a ranking
+SAMPLES = "ranking_samples.jsonl"
+
+
+def rank_samples(samples: Iterable[Row], expected: dict[str, str]) -> list[Row]:
+    """Return a ranking for each prompt with wrong samples: the right answer first, up to MOST_WRONG wrong ones tie.
+
+    The right answer takes part even where no sample found it. Equal answers count once.
+    """
+    rankings = []
+    for row in samples:
+        right = canonical(expected[row["id"]])
+        texts = dict.fromkeys(canonical(text) for text in row["responses"])
+        wrong = [text for text in texts if text and text != right][:MOST_WRONG]
+        if wrong:
+            ranks = [1] + [2] * len(wrong)
+            same = {name: row[name] for name in ("id", "instruction", "input")}
+            rankings.append({**same, "responses": [right, *wrong], "ranks": ranks})
+    return rankings
+
+
+def write_halves(folder: Path) -> tuple[int, int]:
+    """Write ranking_a.jsonl and ranking_b.jsonl, halves of the ranked samples and questions. Return their sizes."""
+    expected = {record.id: record.output for record in read_instructions(folder / "ranking_prompts.jsonl")}
+    tasks = rank_samples((row for _, row in read_records(folder / SAMPLES)), expected)
+    questions = folder / "ranking_questions.jsonl"
+    rows = [*tasks, *(row for _, row in read_records(questions))] if questions.is_file() else tasks
+    Random("rankings").shuffle(rows)
+    write_jsonl(folder / "ranking_a.jsonl", rows[::2])
+    write_jsonl(folder / "ranking_b.jsonl", rows[1::2])
+    return len(rows[::2]), len(rows[1::2])
+
+
+def main(argv: Sequence[str]) -> None:
+    """Write the halves of the folder that the command line names, and print their sizes."""
+    print("rankings: {} for reward model A, {} for B".format(*write_halves(Path(argv[0]))))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
