@@ -57,7 +57,7 @@ def job(argv: Sequence[str]) -> None:
         (data / "counts.json").write_text(json.dumps(counts, indent=1), encoding="utf-8")
     todo = list(steps(settings.lang, folder, base, seeds))
     left = [step for step in todo if not step.is_done()]
-    console.say(f"{len(todo)} steps, {len(todo) - len(left)} done; {forecast(folder, base, left)}\n")
+    console.say(f"{len(todo)} steps, {len(todo) - len(left)} done; {forecast(base, left)}\n")
     for number, step in enumerate(todo, start=1):
         if step.is_done():
             continue

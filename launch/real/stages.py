@@ -51,6 +51,11 @@ class Step:
         return self.done.is_file()
 
 
+def flag_of(step: Step, name: str) -> str:
+    """Return the value of a flag of a step's command."""
+    return step.argv[step.argv.index(name) + 1]
+
+
 def steps(lang: str, folder: Path, base: Path, seeds: Sequence[int]) -> Iterator[Step]:
     """Yield the steps of a language in order; the data are already in folder/data."""
     data = folder / "data"
