@@ -58,11 +58,11 @@ class Gemma3Block(nn.Module):
         q_THK, k_TGK = rotate(self.q_norm(q_THK), *rotation), rotate(self.k_norm(k_TGK), *rotation)
         # softmax(q k^T / sqrt(query_pre_attn_scalar)) v, causal, over the layer's window
         o_THK = attend(self.index, q_THK, k_TGK, v_TGK, self.options)
-        h_TD = h_TD + self.attention_out_norm(self.attention_out(o_THK.flatten(1)))
+        h_TD = self.attention_out_norm(self.attention_out(o_THK.flatten(1)), residual=h_TD)  # h + norm(attention)
 
         x_TD = self.mlp_norm(h_TD)
         x_TN = geglu(self.gate(x_TD), self.up(x_TD))  # gelu(gate) * up
-        return h_TD + self.mlp_out_norm(self.down(x_TN))
+        return self.mlp_out_norm(self.down(x_TN), residual=h_TD)  # h + norm(MLP)
 
 
 class Gemma3(Decoder):

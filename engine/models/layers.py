@@ -33,9 +33,13 @@ class ZeroCenteredRMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.zeros(size))
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Return norm(x), or residual + norm(x), in the dtype of x."""
+        if bf16_passes.fits(x):
+            return bf16_passes.rms_norm(x, self.weight, self.eps, centred=True, residual=residual)
         # 1 + weight is not rounded to bfloat16: near 1 that has steps of 1/128.
-        return rms_norm(x.float(), self.weight.shape, 1.0 + self.weight.float(), self.eps).to(x.dtype)
+        y = rms_norm(x.float(), self.weight.shape, 1.0 + self.weight.float(), self.eps).to(x.dtype)
+        return y if residual is None else residual + y
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -45,4 +49,4 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 def geglu(gate: Tensor, up: Tensor) -> Tensor:
     """Return gelu(gate) * up, with the tanh form of GELU (Shazeer 2020)."""
-    return gelu(gate, approximate="tanh") * up
+    return bf16_passes.geglu(gate, up) if bf16_passes.fits(gate) else gelu(gate, approximate="tanh") * up

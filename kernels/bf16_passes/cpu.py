@@ -17,11 +17,11 @@ SOURCES = (FOLDER / "cpu.cpp", *(FOLDER.parent / "common" / name for name in ("a
 BLOCK_ROWS = 64  # rows whose weight gradient is summed together; independent of the number of threads
 POINTER, LONG, REAL, INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
 ARGUMENTS = {
-    "rms_norm": (POINTER, POINTER, REAL, LONG, LONG, POINTER, POINTER, INT),
-    "rms_norm_gradient": (*[POINTER] * 4, LONG, LONG, LONG, *[POINTER] * 3, INT),
+    "rms_norm": (*[POINTER] * 3, REAL, REAL, LONG, LONG, POINTER, POINTER, INT),
+    "rms_norm_gradient": (*[POINTER] * 4, REAL, LONG, LONG, LONG, *[POINTER] * 3, INT),
     "rotate": (POINTER, POINTER, POINTER, LONG, LONG, LONG, REAL, POINTER, INT),
-    "swiglu": (POINTER, POINTER, LONG, POINTER, INT),
-    "swiglu_gradient": (POINTER, POINTER, POINTER, LONG, POINTER, POINTER, INT),
+    **dict.fromkeys(("swiglu", "geglu"), (POINTER, POINTER, LONG, POINTER, INT)),
+    **dict.fromkeys(("swiglu_gradient", "geglu_gradient"), (*[POINTER] * 3, LONG, POINTER, POINTER, INT)),
 }
 
 
@@ -41,16 +41,23 @@ def _dense(*tensors: Tensor) -> list[Tensor]:
 
 
 class RMSNorm(torch.autograd.Function):
-    """See `kernels.bf16_passes.rms_norm`."""
+    """See `kernels.bf16_passes.rms_norm`; `offset` is added to the weight in float32."""
 
     @staticmethod
-    def forward(ctx, x, weight_D, eps):
+    def forward(ctx, x, weight_D, eps, offset, residual):
         x, weight_D = _dense(x, weight_D)
         width = weight_D.shape[0]
+        assert x.shape[-1] == width, (x.shape, width)
         rows, out = x.numel() // width, torch.empty_like(x)
         scale_T = torch.empty(rows, dtype=torch.float32)
-        pointers = (out.data_ptr(), scale_T.data_ptr())
-        library().rms_norm(x.data_ptr(), weight_D.data_ptr(), eps, rows, width, *pointers, native.threads())
+        read = (x.data_ptr(), weight_D.data_ptr(), None)
+        if residual is not None:
+            assert residual.shape == x.shape, (residual.shape, x.shape)
+            (residual,) = _dense(residual)
+            read = (*read[:2], residual.data_ptr())
+        written = (out.data_ptr(), scale_T.data_ptr())
+        library().rms_norm(*read, offset, eps, rows, width, *written, native.threads())
+        ctx.offset = offset
         ctx.save_for_backward(x, weight_D, scale_T)
         return out
 
@@ -64,8 +71,8 @@ class RMSNorm(torch.autograd.Function):
         dx, dweight_D = torch.empty_like(x), torch.empty_like(weight_D)
         read = (tensor.data_ptr() for tensor in (grad, x, weight_D, scale_T))
         written = (tensor.data_ptr() for tensor in (dx, parts_BD, dweight_D))
-        library().rms_norm_gradient(*read, rows, width, BLOCK_ROWS, *written, native.threads())
-        return dx, dweight_D, None
+        library().rms_norm_gradient(*read, ctx.offset, rows, width, BLOCK_ROWS, *written, native.threads())
+        return dx, dweight_D, None, None, grad if ctx.needs_input_grad[4] else None
 
 
 class Rotate(torch.autograd.Function):
@@ -93,15 +100,16 @@ def _rotated(x_THK: Tensor, cos: Tensor, sin: Tensor, direction: float) -> Tenso
     return out
 
 
-class SwiGLU(torch.autograd.Function):
-    """See `kernels.bf16_passes.swiglu`."""
+class Gated(torch.autograd.Function):
+    """A gated activation by its name in the library. See `kernels.bf16_passes.swiglu` and `geglu`."""
 
     @staticmethod
-    def forward(ctx, gate, up):
+    def forward(ctx, name, gate, up):
         gate, up = _dense(gate, up)
         assert gate.shape == up.shape, (gate.shape, up.shape)
         out = torch.empty_like(gate)
-        library().swiglu(gate.data_ptr(), up.data_ptr(), gate.numel(), out.data_ptr(), native.threads())
+        getattr(library(), name)(gate.data_ptr(), up.data_ptr(), gate.numel(), out.data_ptr(), native.threads())
+        ctx.name = name
         ctx.save_for_backward(gate, up)
         return out
 
@@ -111,6 +119,6 @@ class SwiGLU(torch.autograd.Function):
         gate, up = ctx.saved_tensors
         (grad,) = _dense(grad)
         dgate, dup = torch.empty_like(gate), torch.empty_like(up)
-        read = (tensor.data_ptr() for tensor in (grad, gate, up))
-        library().swiglu_gradient(*read, gate.numel(), dgate.data_ptr(), dup.data_ptr(), native.threads())
-        return dgate, dup
+        read, written = (grad.data_ptr(), gate.data_ptr(), up.data_ptr()), (dgate.data_ptr(), dup.data_ptr())
+        getattr(library(), f"{ctx.name}_gradient")(*read, gate.numel(), *written, native.threads())
+        return None, dgate, dup

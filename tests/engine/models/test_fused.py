@@ -99,7 +99,7 @@ def test_logits_of_a_bfloat16_model_are_float32(name):
         assert_close(found, (model.norm(h_SD).double() @ model.head_weight.double().T).float(), 1e-5)
 
 
-@pytest.mark.parametrize("name", ["llama, tied", "llama, head size of its own", "qwen3"])
+@pytest.mark.parametrize("name", ["llama, tied", "llama, head size of its own", "qwen3", "gemma3"])
 def test_bfloat16_kernels_are_as_exact_as_plain_pytorch(name, monkeypatch):
     """Gradients of all weights of a pack in training, against float64; and training runs the kernels."""
     model = build_model(CONFIGS[name](), seed=0)
