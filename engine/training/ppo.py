@@ -186,7 +186,7 @@ class PPOTrainer:
             value_T, reward_T, advantage_T, return_T, score_S, critic_trunk_TD,
         )  # fmt: skip
         rollout_logprob_A = torch.tensor([x for r in responses for x in r.logprobs], device=self.world.device)
-        measure_rollouts(metrics, experience, self.ppo, kl_coef * kl_T, ended_S, rollout_logprob_A, self.world.size)
+        measure_rollouts(metrics, experience, self.ppo, kl_T, kl_coef, ended_S, rollout_logprob_A, self.world.size)
         shown = zip(prompts[:4], texts, score_S[:4].tolist())
         self.run.sample(iteration + 1, [{"prompt": p.text, "response": t, "score": s} for p, t, s in shown])
         return experience

@@ -24,20 +24,21 @@ def measure_rollouts(
     metrics: Metrics,
     x: Experience,
     ppo: PPOSettings,
-    penalty_T: Tensor,
+    kl_T: Tensor,
+    kl_coef: float,
     ended_S: Tensor,
     rollout_logprob_A: Tensor,
     ranks: int,
 ) -> None:
     """Add the metrics of this rank's rollouts, sums over responses.
 
-    `penalty_T` is the KL penalty in the reward, `ended_S` whether a response has an EOS, `rollout_logprob_A` the
-    log-probability at which generation sampled each action.
+    `kl_T` is the KL estimate and `kl_coef` its weight in the reward, `ended_S` whether a response has an EOS,
+    `rollout_logprob_A` the log-probability at which generation sampled each action.
     """
     rollouts, actions = x.batch.num_sequences, x.action_T.sum()
     metrics.add("objective/kl", (x.logprob_T - x.ref_logprob_T).sum(), rollouts)
     metrics.add("objective/scores", x.score_S.sum(), rollouts)
-    metrics.add("objective/non_score_reward", -penalty_T.sum(), rollouts)
+    metrics.add("objective/non_score_reward", -kl_coef * kl_T.sum(), rollouts)
     metrics.add("objective/rlhf_reward", x.reward_T.sum(), rollouts)
     metrics.add("objective/entropy", -x.logprob_T.sum(), rollouts)
     metrics.add("rollout/response_length", actions, rollouts)
