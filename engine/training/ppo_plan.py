@@ -28,12 +28,12 @@ class Plan:
     ) -> Plan:
         """Plan `epochs` passes over the prompts, cut after `most` iterations.
 
-        An iteration has at least two rollouts, since whitening one alone removes the sign of its score; and a prompt
-        per rank.
+        An iteration has at least two prompts if the batch has, since whitening one rollout alone removes the sign of
+        its score; and a prompt per rank.
         """
         samples = ppo.samples_per_prompt
-        fewest = max(2 if samples == 1 else 1, ranks)
-        steps = batches(len(prompts), batch.batch_size // samples, batch.epochs, seed, "prompts", fewest=fewest)
+        size = batch.batch_size // samples
+        steps = batches(len(prompts), size, batch.epochs, seed, "prompts", fewest=max(min(2, size), ranks))
         every = [[i for i in step for _ in range(samples)] for step in steps[:most]]
         return Plan(prompts, ppo, seed, every, len(steps) // batch.epochs)
 
