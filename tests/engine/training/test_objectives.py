@@ -110,7 +110,10 @@ class Peer:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_two_iterations_equal_an_independent_computation(world, tmp_path, name):
     steady = {"schedule": "constant", "warmup_steps": 0, "kl_controller": "fixed", "kl_coef": 0.1}
-    trainer, peer = make_trainer("ppo", world, tmp_path / "run", family="llama", **steady, **VARIANTS[name]), Peer(name)
+    trainer, peer = (
+        make_trainer("ppo", world, tmp_path / "run", family="llama", data=prompts(8), **steady, **VARIANTS[name]),
+        Peer(name),
+    )
     collect, update = trainer.collect, trainer.update
 
     def collected(iteration, metrics):
