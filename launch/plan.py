@@ -47,7 +47,7 @@ class PlanSettings:
     trunk: str = flag("ppo: reward model on the policy's trunk, or on its own", "shared",
                       choices=["shared", "own"])  # fmt: skip
     advantage: str = flag("ppo: with a critic (gae), or without one (rloo, grpo)", "gae", choices=list(FEWEST_SAMPLES))
-    samples_per_prompt: int = flag("ppo: rollouts of each prompt, which share the cache of its keys and values", 1)
+    samples_per_prompt: int = flag("ppo: rollouts of each prompt, which share its prefill", 1)
     critic: str = flag(
         "ppo: value head on the policy's top layers, or separate top layers", "shared", choices=["shared", "separate"]
     )

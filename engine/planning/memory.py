@@ -43,7 +43,7 @@ class Workload:
     reward_offload: bool
     trunk_cache_gb: float
     ppo_epochs: int
-    samples: int = 1  # rollouts of each prompt, which share its pages of the cache
+    samples: int = 1  # rollouts of each prompt, which share its prefill
     value_head: bool = True  # PPO: False without a critic
 
 
@@ -215,8 +215,7 @@ def memory(model: nn.Module, w: Workload) -> list[Part]:
         here = -(-w.rollouts // w.ranks)
         length = w.prompt_tokens + w.new_tokens
         flying = min(here, w.slots)
-        shared = (flying - -(-flying // w.samples)) * (w.prompt_tokens // PAGE_SIZE)
-        pages = flying * pages_for(length) - shared + 1
+        pages = flying * pages_for(length) + 1  # allocated so, although the samples of a prompt share its pages
         parts.append(Part("cache of keys and values", pages * page_bytes(model, w.dtype), 0))
         if not whole:
             kept = here * length * D * b

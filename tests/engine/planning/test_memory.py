@@ -124,7 +124,7 @@ def test_memory_of_ppo(world, tmp_path, monkeypatch, family, hidden, layers, way
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_memory_without_a_critic(world, tmp_path, monkeypatch, family):
-    """Four responses to each prompt share the whole pages of its cache, and no value head is there."""
+    """Four responses to each prompt share its prefill, and no value head is there."""
     monkeypatch.setattr(fused, "FAST_PATHS", {})
     model = model_of(family, 64, 6)
     with MemoryTracker() as tracker:
@@ -142,8 +142,8 @@ def test_memory_without_a_critic(world, tmp_path, monkeypatch, family):
     parts, critic = (memory(on_meta(model), case) for case in (w, dataclasses.replace(w, value_head=True)))
     assert peaks([p for p in parts if "reward" not in p.name])[0] == pytest.approx(rollout, rel=0.1)
     assert sum(p.update for p in critic) - sum(p.update for p in parts) == 64 * 4 * 4  # weight, gradient, two moments
-    alone = memory(on_meta(model), dataclasses.replace(w, samples=1))
-    assert peaks(parts)[0] < 0.9 * peaks(alone)[0]
+    prefill, alone = (phases(on_meta(model), case)[0] for case in (w, dataclasses.replace(w, samples=1)))
+    assert 4 * prefill.flops == alone.flops
 
 
 def counted(work) -> int:
