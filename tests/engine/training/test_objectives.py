@@ -13,7 +13,15 @@ from engine.base.errors import UserError
 from engine.generation.scheduler import group_by_prompt
 from engine.training.metrics import Metrics
 from tests.engine.training.stopping import make, stopped
-from tests.engine.training.trainers import check_two_ranks, make_trainer, one_rank, prompts, tiny_model, train
+from tests.engine.training.trainers import (
+    check_two_ranks,
+    logits_of,
+    make_trainer,
+    one_rank,
+    prompts,
+    tiny_model,
+    train,
+)
 from tests.reliability.remains import assert_same
 
 RLOO = {"advantage": "rloo", "samples_per_prompt": 3, "batch_size": 6, "minibatch_size": 4}
@@ -58,8 +66,6 @@ class Peer:
         self.adamw = torch.optim.AdamW(groups, lr=3e-3, betas=(0.9, 0.95), eps=1e-3)
 
     def logprobs(self, model, tokens, start):
-        from tests.engine.training.trainers import logits_of
-
         rows = logits_of(model, tokens)[start - 1 : -1].log_softmax(-1)
         return rows[torch.arange(len(tokens) - start), torch.tensor(tokens[start:])]
 
@@ -218,6 +224,9 @@ def test_warm_up_trains_only_the_critic(world, tmp_path, critic, zero):
     after = trainer.zero.state_dict()
     for name, weight in start.items():
         assert torch.equal(after[name], weight) is name.startswith("body."), name
+    moments = {name: x for name, x in trainer.zero.keep().items() if name.startswith("exp_avg:")}
+    assert len(moments) == len(start)
+    assert all(bool(x.any()) is not name.startswith("exp_avg:body.") for name, x in moments.items())
     trainer.iterate(1)
     last = trainer.zero.state_dict()
     assert any(not torch.equal(last[name], w) for name, w in after.items() if name.startswith("body."))
