@@ -11,7 +11,9 @@ import torch
 import engine.training.ppo
 from engine.base.errors import UserError
 from engine.generation.scheduler import group_by_prompt
+from engine.training.guards import file_of, read_kept
 from engine.training.metrics import Metrics
+from engine.training.replay import groups_of, replay
 from tests.engine.training.stopping import make, stopped
 from tests.engine.training.trainers import (
     check_two_ranks,
@@ -259,3 +261,17 @@ def test_own_estimator_must_return_columns(world, tmp_path):
     trainer = make_trainer("ppo", world, tmp_path / "run", advantage=f"{__name__}:nothing")
     with pytest.raises(UserError, match="gave 1.0: return a tensor of one number per token"):
         trainer.collect(0, Metrics())
+
+
+def test_a_kept_batch_without_a_critic_is_replayed(world, tmp_path):
+    """A gradient that is not finite: the batch holds the KL's weight and no value, and replays to the same loss."""
+    trainer = make_trainer("ppo", world, tmp_path / "run", kl_coef=0.3, kl_controller="fixed", **GRPO)
+    trainer.zero.step = lambda lr: math.nan
+    with pytest.raises(UserError, match="step 1: the gradient is not finite"):
+        trainer.train()
+    note, tensors = read_kept(file_of(tmp_path / "run", 1, 0))
+    assert tensors["kl_coef"] == pytest.approx(0.3) and not {"value_T", "value_offset"} & tensors.keys()
+    groups = groups_of("ppo", note["ids"], tensors, trainer.ppo)
+    results = list(replay(trainer.model, trainer.policy, trainer.split, groups))
+    assert len(results) == 3 and not any(r.first_bad for r in results)
+    assert "KL loss" in results[0].sizes and "value" not in results[0].sizes
