@@ -20,7 +20,7 @@ from engine.cli.console import Console
 from engine.cli.parse import main, parse_settings
 from engine.models.hf import empty_model, load_config
 from engine.planning.memory import Part, Workload, memory, peaks, phases
-from engine.settings import check_above_zero, check_at_least, check_top_layers, flag, split_of
+from engine.settings import FEWEST_SAMPLES, check_above_zero, check_at_least, check_top_layers, flag, split_of
 
 # (layers, width, heads), for LLaMA also the MLP width. From the published configs.
 BLOOM = {
@@ -48,6 +48,8 @@ class PlanSettings:
     )
     trunk: str = flag("ppo: reward model on the policy's trunk, or on its own", "shared",
                       choices=["shared", "own"])  # fmt: skip
+    advantage: str = flag("ppo: with a critic (gae), or without one (rloo, grpo)", "gae", choices=list(FEWEST_SAMPLES))
+    samples_per_prompt: int = flag("ppo: rollouts of each prompt, which share its prefill", 1)
     critic: str = flag(
         "ppo: value head on the policy's top layers, or separate top layers", "shared", choices=["shared", "separate"]
     )
@@ -70,6 +72,13 @@ class PlanSettings:
         sizes = ("gpu_memory", "ranks", "rollouts", "slots", "prompt_tokens", "new_tokens", "ppo_epochs", "tflops")
         check_above_zero(self, *sizes, "bandwidth")
         check_at_least(0, self, "trunk_cache")
+        check_at_least(1, self, "samples_per_prompt")
+        if self.advantage != "gae" and self.critic == "separate":
+            raise UserError(f"--critic is separate: --advantage {self.advantage} has no critic, leave it out")
+        if self.rollouts % self.samples_per_prompt:
+            raise UserError(
+                f"--rollouts is {self.rollouts}, --samples-per-prompt is {self.samples_per_prompt}: give a multiple"
+            )
         if self.tokens_per_microbatch < self.prompt_tokens + self.new_tokens:
             raise UserError(
                 f"--tokens-per-microbatch is {self.tokens_per_microbatch}, a sequence has "
@@ -101,7 +110,8 @@ def workload(s: PlanSettings, num_layers: int) -> Workload:
     return Workload(
         s.stage, getattr(torch, s.dtype), s.ranks, s.zero, s.offload, None if split is None else num_layers - split,
         s.rollouts, s.slots, s.prompt_tokens, s.new_tokens, s.tokens_per_microbatch, s.trunk == "shared",
-        s.critic == "separate", s.reward_offload, s.trunk_cache, s.ppo_epochs,
+        s.critic == "separate", s.reward_offload, s.trunk_cache, s.ppo_epochs, s.samples_per_prompt,
+        s.advantage == "gae",
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from engine.cli.parse import Parsed, main
 from engine.models import save_model
 from engine.planning.disk import num_trained
 from engine.run.folder import read_result
-from engine.run.model_card import write_card
+from engine.run.model_card import method_name, write_card
 from engine.run.template_choice import check_reward_template, check_template
 from engine.settings import (
     BatchSettings,
@@ -28,9 +28,11 @@ from engine.settings import (
 )
 from engine.text.encoding import encode_prompts
 from engine.text.eos import eos_ids_of
+from engine.training.estimators import estimator_of
 from engine.training.heldout import SHOWN, Estimate, compared, in_words, sample_answers, shown
 from engine.training.ppo import PPOTrainer
-from engine.training.ppo_checks import check_iteration, check_rollouts
+from engine.training.ppo_checks import check_iteration, check_rollouts, check_warmup
+from engine.training.ppo_plan import Plan
 from engine.training.scorers import RewardModelScorer, check_reward, describe, load_scorer, try_scorer
 from launch import reward, sft
 from launch.common import (
@@ -71,6 +73,7 @@ def train(
     """Check all inputs, run earlier stages if needed, then train, save and evaluate."""
     check_room(ppo.max_new_tokens, batch.max_length)
     check_iteration(ppo, batch.batch_size)
+    estimator_of(ppo.advantage)
     check_template(batch.template)
     if ppo.reward:
         check_reward(ppo.reward)
@@ -99,12 +102,14 @@ def train(
     if isinstance(scorer, RewardModelScorer):
         template_note = f", {check_reward_template(reward_name, choice, tokenizer)}"
     try_scorer(scorer, model, split, prompts[0], tokenizer)
-    check_rollouts(len(prompts), batch.batch_size, job.world.size)
+    check_rollouts(len(prompts), batch.batch_size, job.world.size, ppo.samples_per_prompt)
+    seed, ranks, most = run_settings.seed, job.world.size, run_settings.max_steps
+    check_warmup(ppo, len(Plan.of(prompts, batch, ppo, seed, ranks, most).steps))
 
     trained = num_trained(model, split) * (2 if ppo.critic == "separate" else 1)
-    disk = job.disk(
-        len(prompts), batch, model, trained, rollouts=min(batch.batch_size, len(prompts)), tokens=batch.max_length
-    )
+    samples = ppo.samples_per_prompt
+    rollouts = min(batch.batch_size, samples * len(prompts))
+    disk = job.disk(samples * len(prompts), batch, model, trained, rollouts=rollouts, tokens=batch.max_length)
     inputs = {"policy before PPO": model_dir, "reward": reward_name, "prompts": data}
     exported = job.try_export(model, inputs, tokenizer, choice.template, eos_ids)
     if scorer.note:
@@ -113,12 +118,13 @@ def train(
     context = job.context(run_settings, optimizer, batch, ppo)
     trainer = PPOTrainer(model, tokenizer, eos_ids, prompts, scorer, context)
     steps = trainer.steps
-    job.header(f"PPO in {job.language.name}", {
+    job.header(f"{method_name(ppo.advantage)} in {job.language.name}", {
         "policy": f"{model_dir} (top {ppo.top_layers} of {model.num_layers} layers trained)",
-        "reward": f"{reward_name} ({describe(scorer, trainer.score_clip)}{template_note})",
+        "reward": f"{reward_name} ({describe(scorer, trainer.scores.clip)}{template_note})",
         "data": f"{data} ({len(prompts):,} prompts)",
         "template": choice.shown,
-        "plan": f"{len(steps)} iterations of {len(steps[0])} rollouts of up to {ppo.max_new_tokens} tokens",
+        "plan": f"{len(steps)} iterations of {len(steps[0])} rollouts of up to {ppo.max_new_tokens} tokens"
+        + (f", {samples} for each prompt" if samples > 1 else ""),
         "update": f"{ppo.ppo_epochs} PPO epochs, {ppo.minibatch_size} rollouts a step",
         "disk": disk,
     }, len(steps))  # fmt: skip

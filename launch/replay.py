@@ -155,7 +155,7 @@ def _module(
     split = split_of(own.top_layers, model.num_layers)
     if stage in ("sft", "dpo"):
         return LanguageModule(model, split), split
-    policy = Policy(model, split)
+    policy = Policy(model, split, own.has_critic)
     if own.critic == "separate":
         reward = own.reward or str(Path(run.runs, run.lang, "reward", "model"))
         start_critic(policy, load_scorer(reward, model, split, tokenizer, batch.tokens_per_microbatch))

@@ -26,10 +26,10 @@ class Experience:
     trunk_TD: Tensor | None  # output of the frozen layers, maybe in host memory; None if all layers are trained
     logprob_T: Tensor  # float32, log-probability under the policy before the update, without top-k and top-p
     ref_logprob_T: Tensor  # float32, under the reference
-    value_T: Tensor  # float32, the critic's value before the action
+    value_T: Tensor | None  # float32, the critic's value before the action; None without a critic
     reward_T: Tensor  # float32
-    advantage_T: Tensor  # float32, whitened
-    return_T: Tensor  # float32
+    advantage_T: Tensor  # float32; whitened with a critic
+    return_T: Tensor | None  # float32, what the critic learns
     score_S: Tensor  # float32, the reward of the whole response, normalised and clipped
     critic_trunk_TD: Tensor | None = None  # as trunk_TD, for a critic with its own trunk
 
@@ -69,7 +69,7 @@ class Experience:
         columns = {
             names.get(name, name): value if name.endswith("trunk_TD") else value.to(device) for name, value in x.items()
         }
-        return cls(batch=batch, **{"trunk_TD": None, **columns})
+        return cls(batch=batch, **{"trunk_TD": None, "value_T": None, "return_T": None, **columns})
 
     def _columns(self) -> dict[str, Tensor | None]:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "batch"}

@@ -49,17 +49,40 @@ def kl_estimate(logprob_T: Tensor, ref_logprob_T: Tensor, estimator: str) -> Ten
     return torch.expm1(-log_ratio) + log_ratio
 
 
-def policy_loss(logprob_A: Tensor, old_logprob_A: Tensor, advantage_A: Tensor, clip: float) -> tuple[Tensor, Tensor]:
+def policy_loss(
+    logprob_A: Tensor, old_logprob_A: Tensor, advantage_A: Tensor, clip: float, weight_A: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return minus the sum of PPO's clipped surrogate (Schulman et al. 2017, eq. 7), and how many are clipped."""
     ratio = (logprob_A - old_logprob_A).exp()
     unclipped = -advantage_A * ratio
     clipped = -advantage_A * ratio.clamp(1 - clip, 1 + clip)
-    return torch.maximum(unclipped, clipped).sum(), (clipped > unclipped).sum()
+    return weighted_sum(torch.maximum(unclipped, clipped), weight_A), (clipped > unclipped).sum()
 
 
-def value_loss(value_A: Tensor, old_value_A: Tensor, return_A: Tensor, clip: float) -> tuple[Tensor, Tensor]:
+def value_loss(
+    value_A: Tensor, old_value_A: Tensor, return_A: Tensor, clip: float, weight_A: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the sum of 0.5 * max(unclipped, clipped) squared error, and how many are clipped (Ziegler et al. 2019)."""
     unclipped = (value_A - return_A).square()
     kept = torch.maximum(torch.minimum(value_A, old_value_A + clip), old_value_A - clip)
     clipped = (kept - return_A).square()
-    return 0.5 * torch.maximum(unclipped, clipped).sum(), (clipped > unclipped).sum()
+    return 0.5 * weighted_sum(torch.maximum(unclipped, clipped), weight_A), (clipped > unclipped).sum()
+
+
+def kl_loss(logprob_A: Tensor, ref_logprob_A: Tensor, estimator: str, weight_A: Tensor | None = None) -> Tensor:
+    """Return the sum of the KL estimates, as a loss: the gradient goes through the estimator.
+
+    For samples of the policy, the expected gradient of k2 is that of KL(policy || reference), that of k3 is that of
+    KL(reference || policy), and that of k1 is 0. Samples of an older policy are not reweighted.
+    """
+    return weighted_sum(kl_estimate(logprob_A, ref_logprob_A, estimator), weight_A)
+
+
+def weighted_sum(x_A: Tensor, weight_A: Tensor | None) -> Tensor:
+    """Return the sum of x_A * weight_A; without weights, of x_A."""
+    return x_A.sum() if weight_A is None else (x_A * weight_A).sum()
+
+
+def mean_per_sequence(sequence_A: Tensor, num_sequences: int) -> Tensor:
+    """Return float32 [A], 1 / the number of actions of the action's sequence: weights of a sum of means."""
+    return 1.0 / torch.bincount(sequence_A, minlength=num_sequences)[sequence_A].float()

@@ -23,6 +23,24 @@ def learning_rate(step: int, num_steps: int, peak: float, schedule: str, warmup_
     return peak * 0.5 * (1 + math.cos(math.pi * done))
 
 
+def ppo_rates(
+    iteration: int, num_iterations: int, optimizer: OptimizerSettings, critic_lr: float | None, critic_warmup: int
+) -> tuple[float, float | None]:
+    """Return the learning rates of an iteration of PPO, the policy's and the critic's; None if they are one.
+
+    In the first `critic_warmup` iterations the policy's is 0; its schedule begins after them.
+    """
+
+    def rate(peak: float, begin: int) -> float:
+        total = num_iterations - begin
+        return learning_rate(iteration - begin, total, peak, optimizer.schedule, optimizer.warmup(total))
+
+    policy = 0.0 if iteration < critic_warmup else rate(optimizer.lr, critic_warmup)
+    if critic_lr is None and not critic_warmup:
+        return policy, None
+    return policy, rate(optimizer.lr if critic_lr is None else critic_lr, 0)
+
+
 def rate_line(optimizer: OptimizerSettings, num_steps: int) -> str:
     """Describe the learning rate of a run for the header, and whether a preset's warm-up is cut."""
     steps, most = optimizer.warmup(num_steps), optimizer.max_warmup_steps

@@ -43,6 +43,8 @@ class Workload:
     reward_offload: bool
     trunk_cache_gb: float
     ppo_epochs: int
+    samples: int = 1  # rollouts of each prompt, which share its prefill
+    value_head: bool = True  # PPO: False without a critic
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,8 @@ def memory(model: nn.Module, w: Workload) -> list[Part]:
     whole = w.stage != "reward" and w.top_layers is None
     top_weights = top * s.layer + s.norm
     trunk = 0 if whole else (L - top) * s.layer + s.embedding
-    trained = top_weights + (s.embedding + s.head if whole else 0) + (0 if speaks else D)
+    trained = top_weights + (s.embedding + s.head if whole else 0)
+    trained += 0 if speaks or w.stage == "ppo" and not w.value_head else D
     parts, sharded = [], w.zero == 3 and w.ranks > 1
     own = 1 / w.ranks if sharded else 1  # share of what ZeRO-3 shards
     if w.stage == "ppo":
@@ -213,13 +216,13 @@ def memory(model: nn.Module, w: Workload) -> list[Part]:
         here = -(-w.rollouts // w.ranks)
         length = w.prompt_tokens + w.new_tokens
         flying = min(here, w.slots)
-        pages = flying * pages_for(length) + 1
+        pages = flying * pages_for(length) + 1  # allocated so, although the samples of a prompt share its pages
         parts.append(Part("cache of keys and values", pages * page_bytes(model, w.dtype), 0))
         if not whole:
             kept = here * length * D * b
             on_device = kept if kept <= w.trunk_cache_gb * 1e9 else 0
             parts.append(Part("trunk outputs", pages * PAGE_SIZE * D * b + on_device, on_device))
-        rows = min(PREFILL_TOKENS, here * w.prompt_tokens)
+        rows = min(PREFILL_TOKENS, here // w.samples * w.prompt_tokens)
         logits = flying * model.vocab_size * 4 * 2  # in float32, with sampling's temporaries
         parts.append(Part("a step's activations or logits", max(forward_bytes(model, rows), logits), 0))
     return parts
@@ -255,7 +258,7 @@ def phases(model: nn.Module, w: Workload) -> list[Phase]:
             work.append(Phase("the reference, once for these responses", frozen + trained + head * tokens, weights))
         return work
     weights = (L * s.layer + V * D) * b
-    cache = page_bytes(model, w.dtype) / PAGE_SIZE
+    cache, prompts = page_bytes(model, w.dtype) / PAGE_SIZE, -(-here // w.samples)
     rounds = max(1.0, here / w.slots)
     decode_bytes = w.new_tokens * (rounds * weights + here * (w.prompt_tokens + w.new_tokens / 2) * cache)
     decode = layers(L, new, w.prompt_tokens + w.new_tokens / 2) + head * new
@@ -267,7 +270,7 @@ def phases(model: nn.Module, w: Workload) -> list[Phase]:
     top_bytes = (top * s.layer + V * D) * b
     passes = -(-tokens // w.tokens_per_microbatch)
     return [
-        Phase("prefill", layers(L, here * w.prompt_tokens, w.prompt_tokens / 2), weights),
+        Phase("prefill", layers(L, prompts * w.prompt_tokens, w.prompt_tokens / 2), weights),
         Phase("decode", decode, decode_bytes),
         Phase("scoring", scoring, passes * (bodies * top_bytes + (top_bytes if w.shared_trunk else weights))),
         Phase("update", update, w.ppo_epochs * passes * 3 * top_bytes),

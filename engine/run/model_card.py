@@ -12,14 +12,19 @@ from engine.base.languages import LANGUAGES
 
 STAGES = {
     "sft": "supervised fine-tuning", "reward": "a reward model", "dpo": "direct preference optimisation",
-    "ppo": "PPO against a reward model",
+    "ppo": "{} against a reward model",
 }  # fmt: skip
 # Settings shown in a card; the run's config.json has all of them.
 _SHOWN = (
     *("preset", "lr", "batch_size", "epochs", "max_steps", "max_length", "template", "loss_on", "top_layers"),
-    *("beta", "dpo_loss", "label_smoothing", "length_normalised", "sft_coef"),
+    *("beta", "dpo_loss", "label_smoothing", "length_normalised", "sft_coef", "advantage", "samples_per_prompt"),
     *("trained_layers", "kl_coef", "kl_controller", "ppo_epochs", "max_new_tokens", "temperature", "seed", "dtype"),
 )
+
+
+def method_name(advantage: str) -> str:
+    """Return the name of the method with this --advantage."""
+    return {"gae": "PPO", "rloo": "RLOO", "grpo": "GRPO"}.get(advantage, "REINFORCE")
 
 
 def write_card(
@@ -66,11 +71,12 @@ def card(stage: str, settings: Mapping[str, Any], inputs: Mapping[str, Any], res
     """Return the card in Markdown, with the metadata block that the Hugging Face hub reads."""
     code = settings["lang"]
     name = LANGUAGES[code].name if code in LANGUAGES else code
-    tags = ["rlhf", stage]
+    method = method_name(settings.get("advantage", "gae"))
+    tags = ["rlhf", method.lower() if stage == "ppo" else stage]
     kind = "text-classification" if stage == "reward" else "text-generation"
     head = ["---", f"language: {json.dumps([code])}", "library_name: transformers", f"pipeline_tag: {kind}"]
     head += [f"tags: {json.dumps(tags)}", "---", ""]
-    lines = [f"# {name}: {STAGES[stage]}", "", "## How it was made", ""]
+    lines = [f"# {name}: {STAGES[stage].format(method)}", "", "## How it was made", ""]
     lines += [f"- {what}: {_code(value)}" for what, value in inputs.items() if value is not None]
     lines += ["", "| setting | value |", "|---|---|"]
     lines += [f"| {key} | {_code(settings[key])} |" for key in _SHOWN if settings.get(key) is not None]

@@ -52,7 +52,8 @@ def in_losses(losses: Sequence[Tensor], ids: Sequence[Sequence[str]], order: int
 def in_rollouts(x: Experience, ids: Sequence[str]) -> Trouble | None:
     """Find the first column of the rollouts that is not finite; `ids` are the prompts' records, one per sequence."""
     for order, name in enumerate(COLUMNS):
-        column = getattr(x, name)
+        if (column := getattr(x, name)) is None:
+            continue
         bad = ~column.isfinite()
         if name.endswith("_T"):
             acted = (bad & x.action_T).float()
@@ -108,6 +109,7 @@ def stop_ppo(
     checkpoints: Checkpoints,
     progress: Progress,
     policy: Policy,
+    kl_coef: float,
     state: Callable[[], Mapping[str, Any]],
     x: Experience,
     ids: Sequence[str],
@@ -129,7 +131,8 @@ def stop_ppo(
     trouble = trouble or in_losses(losses, [[ids[s] for s in part.indices] for part in plan], len(COLUMNS))
     # One bad rollout makes all advantages bad: keep them all.
     chosen = range(len(ids)) if progress.experience is None else mine or [0]
-    kept = {**x.select(chosen).tensors(), "value_offset": torch.tensor(policy.value_offset)}
+    numbers = {"kl_coef": kl_coef} | ({"value_offset": policy.value_offset} if policy.value is not None else {})
+    kept = {**x.select(chosen).tensors(), **{name: torch.tensor(number) for name, number in numbers.items()}}
     if not math.isfinite(policy.value_offset):  # it came from the dropped rollouts; the next ones give another
         policy.value_offset = 0.0
     stop(run, checkpoints, progress.step, trouble, [ids[s] for s in chosen], kept, state, progress.experience)

@@ -104,16 +104,20 @@ class RewardModule(nn.Module):
 
 
 class Policy(LanguageModule):
-    """What PPO trains: the body and a critic, a value head on the same body or on its own.
+    """What PPO trains: the body and, if asked, a critic, a value head on the same body or on its own.
 
     `value_offset` (float32) is added to every value: the level of the scores, which bfloat16 weights cannot hold
-    exactly and which the policy's learning rate would take long to reach.
+    exactly and which the policy's learning rate would take long to reach. While `critic_alone` is set, values pass no
+    gradient to a shared body.
     """
 
-    def __init__(self, model: nn.Module, split: int | None):
+    def __init__(self, model: nn.Module, split: int | None, has_critic: bool = True):
         super().__init__(model, split)
         self.critic: Top | Whole | None = None
-        self.value_offset = 0.0
+        self.value: ScalarHead | None = None
+        self.value_offset, self.critic_alone = 0.0, False
+        if not has_critic:
+            return
         self.value = ScalarHead(model.hidden_size, bias=True)
         nn.init.zeros_(self.value.weight)
         nn.init.zeros_(self.value.bias)
@@ -139,13 +143,17 @@ class Policy(LanguageModule):
         columns_A: Tensor,
         temperature: float,
         critic_trunk_TD: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return float32 [A] each: log-probability of the action, entropy, value before the action.
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return float32 [A] each: log-probability of the action, entropy, value before it (None without a critic).
 
         `critic_trunk_TD` is the trunk's output for a critic with another trunk than the policy's.
         """
         h_AD = self.body(batch, trunk_TD, columns_A)
         logprob_A, _, entropy_A = linear_logprob(h_AD, self.head_VD, batch.target_T[columns_A], temperature)
+        if self.value is None:
+            return logprob_A, entropy_A, None
+        if self.critic_alone:
+            h_AD = h_AD.detach()
         if self.critic is not None:
             h_AD = self.critic(batch, trunk_TD if critic_trunk_TD is None else critic_trunk_TD, columns_A)
         return logprob_A, entropy_A, self.value(h_AD) + self.value_offset

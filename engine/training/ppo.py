@@ -1,4 +1,4 @@
-"""PPO on the top layers of a language model: collect, then epochs, minibatches, microbatches, loss, step.
+"""PPO and its relatives on the top layers of a language model: collect, then epochs, minibatches, loss, step.
 
 Shapes: T tokens, A selected action columns, S sequences, D model.
 """
@@ -9,17 +9,18 @@ import dataclasses
 import math
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
-from engine.base.seeds import batches, derive_seed, even_parts, shuffled
+from engine.base.seeds import derive_seed
 from engine.batch import PackedBatch, action_mask
-from engine.generation.generate import Request, Sample, generate
+from engine.generation.generate import Sample, generate
 from engine.objectives.experience import Experience
 from engine.objectives.kl_controller import KLController
-from engine.objectives.schedule import learning_rate
-from engine.packing import Microbatch, rank_microbatches, shard_of
+from engine.objectives.schedule import ppo_rates
+from engine.packing import Microbatch, rank_microbatches
 from engine.settings import split_of
 from engine.text.encoding import Prompt
 from engine.text.tokenizer import decode
@@ -35,10 +36,12 @@ from engine.training.ppo_columns import (
     old_logprobs_and_values,
     rewards_and_advantages,
 )
-from engine.training.ppo_loss import ppo_loss
+from engine.training.ppo_loss import divisor_of, ppo_loss
+from engine.training.ppo_plan import Plan
 from engine.training.ppo_progress import Progress
 from engine.training.ppo_report import first_and_last, measure_rollouts, measure_update, report
-from engine.training.scorers import Scorer, start_critic, use_scores
+from engine.training.ppo_scores import Scores
+from engine.training.scorers import Scorer, start_critic
 from engine.training.trunk import FrozenWeights, trunk_parameters
 from engine.training.zero import ZeroStep, adamw
 
@@ -47,7 +50,8 @@ class PPOTrainer:
     """Proximal policy optimisation (Schulman et al. 2017) as in Ouyang et al. 2022, with the lower layers run once.
 
     Generation keeps the output of the frozen trunk. The old log-probabilities, the reference, the values and every
-    epoch start from it. `model` is trained in place: its top layers are the policy's.
+    epoch start from it. `model` is trained in place: its top layers are the policy's. RLOO and GRPO have no critic and
+    take advantages from several rollouts of a prompt; the rest is the same.
     """
 
     def __init__(
@@ -65,10 +69,10 @@ class PPOTrainer:
             context.world, context.run, context.console, context.run_settings.seed
         )  # fmt: skip
         ppo = self.ppo
-        self.score_clip = scorer.clip(ppo.score_clip)
+        self.scores = Scores(ppo, scorer, self.world.sum)
         identity = fingerprint(model, [p.tokens for p in prompts])
         self.split = split_of(ppo.top_layers, model.num_layers)
-        self.policy = Policy(model, self.split)
+        self.policy = Policy(model, self.split, ppo.has_critic)
         self.reference = self.policy.reference()
         if ppo.critic == "separate":
             start_critic(self.policy, scorer)
@@ -78,13 +82,13 @@ class PPOTrainer:
         head = [("head", w) for w in self.policy.frozen_head]
         self.frozen = FrozenWeights([*trunk, *head, *self.reference.named_parameters("reference")])
         self.actor = Actor(model, self.policy, self.split, context)
-        self.zero = ZeroStep(self.policy, adamw(self.optimizer), self.world, context.ds_config, model.head_weight.dtype)
+        apart = ("value.", "critic.") if ppo.critic_warmup or ppo.critic_lr is not None else ()
+        self.zero = ZeroStep(
+            self.policy, adamw(self.optimizer), self.world, context.ds_config, model.head_weight.dtype, apart
+        )
         self.kl = KLController(ppo.kl_coef, ppo.kl_target if ppo.kl_controller == "adaptive" else None, ppo.kl_horizon)
-        # At least two rollouts an iteration, since whitening one alone removes the sign of its score; one per rank.
-        fewest = max(2, self.world.size)
-        steps = batches(len(prompts), self.batch.batch_size, self.batch.epochs, self.seed, "prompts", fewest=fewest)
-        self.per_epoch = len(steps) // self.batch.epochs
-        self.steps = steps[: context.run_settings.max_steps]
+        self.plan = Plan.of(prompts, self.batch, ppo, self.seed, self.world.size, context.run_settings.max_steps)
+        self.steps = self.plan.steps
         identity["steps"] = len(self.steps)
         self.checkpoints = Checkpoints(self.zero, self.run, context.run_settings, self.world, self.console, identity)
         self.progress = Progress()
@@ -111,10 +115,11 @@ class PPOTrainer:
         """
         at, began = self.progress, time.monotonic()
         total = len(self.steps)
-        lr = learning_rate(iteration, total, self.optimizer.lr, self.optimizer.schedule, self.optimizer.warmup(total))
+        lr, self.zero.apart_lr = ppo_rates(iteration, total, self.optimizer, self.ppo.critic_lr, self.ppo.critic_warmup)
+        self.policy.critic_alone = iteration < self.ppo.critic_warmup
         if at.experience is None:
             at.collected(self.collect(iteration, at.metrics), time.monotonic() - began)
-        updates = [chosen for epoch in range(self.ppo.ppo_epochs) for chosen in self.minibatches(iteration, epoch)]
+        updates = [chosen for epoch in range(self.ppo.ppo_epochs) for chosen in self.plan.minibatches(iteration, epoch)]
         for chosen in updates[at.updates :]:
             began = time.monotonic()
             self.world.at(f"iteration {iteration + 1}, update {at.updates + 1}")
@@ -122,21 +127,24 @@ class PPOTrainer:
             at.updated(time.monotonic() - began)
             if at.updates < len(updates):
                 self.checkpoints.after_step(at.step, self._state, at.experience)
-        logged = report(iteration, total, at, lr, self.kl.coef, self.world, self.run, self.console)
-        self.kl.update(logged["objective/kl"], len(self.steps[iteration]))
+        logged = report(
+            iteration, total, at, (lr, self.zero.apart_lr), self.kl.coef, self.world, self.run, self.console
+        )
+        if not self.policy.critic_alone:
+            self.kl.update(logged["objective/kl"], len(self.steps[iteration]))
         at.finished(iteration, logged)
         self.checkpoints.after_step(at.step, self._state, last=iteration + 1 == total)
         return logged
 
     def collect(self, iteration: int, metrics: Metrics) -> Experience:
-        """Generate one response to each prompt of this rank, score it, and compute rewards and advantages.
+        """Generate the responses to this rank's prompts, score them, and compute rewards and advantages.
 
-        In iteration 0 it also sets the policy's value_offset.
+        In iteration 0 it also sets what is made of the first scores: the critic's value_offset, the normalisation.
         """
         self.world.at(f"iteration {iteration + 1}, rollouts")
         self.actor.publish(self.zero)
         self.files_before = self.run.position()["files"]
-        indices = self._share(iteration, self.world.rank)  # in the iteration, whose indices are in the data set
+        indices = self.plan.share(iteration, self.world.rank, self.world.size)  # in the iteration
         prompts = [self.prompts[self.steps[iteration][i]] for i in indices]
         began = time.monotonic()
         self.actor.gather()
@@ -155,49 +163,45 @@ class PPOTrainer:
         texts = [decode(self.tokenizer, r.text_tokens) for r in responses]
         scorer_trunk_TD = trunk_TD if self.scorer.trunk is None else critic_trunk_TD
         raw_S = self.scorer(batch, scorer_trunk_TD, [p.text for p in prompts], texts)
-        score_S, clipped = use_scores(raw_S, self.score_clip)
-        if self.score_clip is not None:
-            metrics.add("rollout/score_clipped", clipped, len(responses))
+        score_S = self.scores(raw_S, metrics)
         logprob_T, value_T, ref_logprob_T = old_logprobs_and_values(
             self.zero, self.reference, batch, trunk_TD, critic_trunk_TD, action_T,
-            self._plan(batch, range(batch.num_sequences)), self.ppo.temperature,
+            self._microbatches(batch, range(batch.num_sequences)), self.ppo.temperature,
         )  # fmt: skip
         metrics.add("time/scoring_s", time.monotonic() - generated)
 
         self.world.at(f"iteration {iteration + 1}, advantages")
         ended_S = torch.tensor([r.ended for r in responses], device=self.world.device)
         final_S = final_rewards(self.ppo, score_S, ended_S)
-        if iteration == 0:
+        if iteration == 0 and value_T is not None:
             offset = initial_value_offset(value_T, action_T, final_S, self.world.sum)
             self.policy.value_offset += offset
             value_T = torch.where(action_T, value_T + offset, 0.0)
+        kl_coef = self.kl.coef if self.ppo.kl_in == "reward" else 0.0
         kl_T, reward_T, advantage_T, return_T = rewards_and_advantages(
-            self.ppo, self.kl.coef, batch, action_T, (logprob_T, value_T, ref_logprob_T), final_S, self.world.sum
+            self.ppo, kl_coef, batch, action_T, (logprob_T, value_T, ref_logprob_T), final_S, self.world.sum
         )
         experience = Experience(
             batch, torch.tensor(indices, device=self.world.device), action_T, trunk_TD, logprob_T, ref_logprob_T,
             value_T, reward_T, advantage_T, return_T, score_S, critic_trunk_TD,
         )  # fmt: skip
         rollout_logprob_A = torch.tensor([x for r in responses for x in r.logprobs], device=self.world.device)
-        measure_rollouts(metrics, experience, kl_T, self.kl.coef, ended_S, rollout_logprob_A, self.world.size)
+        measure_rollouts(metrics, experience, self.ppo, kl_T, kl_coef, ended_S, rollout_logprob_A, self.world.size)
         shown = zip(prompts[:4], texts, score_S[:4].tolist())
         self.run.sample(iteration + 1, [{"prompt": p.text, "response": t, "score": s} for p, t, s in shown])
         return experience
-
-    def minibatches(self, iteration: int, epoch: int) -> list[list[int]]:
-        """Return the iteration's rollouts of all ranks, shuffled and cut into optimizer steps."""
-        order = shuffled(len(self.steps[iteration]), self.seed, "minibatches", iteration, epoch)
-        return even_parts(order, self.ppo.minibatch_size)
 
     def update(self, experience: Experience, chosen: Sequence[int], lr: float, metrics: Metrics) -> None:
         """Take one optimizer step on the chosen rollouts of the iteration, on the ranks that made them."""
         wanted_S = torch.isin(experience.rollout_S, torch.tensor(list(chosen), device=self.world.device))
         actions = self.world.sum((experience.action_T & wanted_S[experience.batch.sequence_T]).sum())
+        divisor, policy_coef = divisor_of(self.ppo, actions, len(chosen)), float(not self.policy.critic_alone)
         mine, losses, before = wanted_S.nonzero()[:, 0].tolist(), [], metrics.copy()
-        plan = self._plan(experience.batch, mine)
+        plan = self._microbatches(experience.batch, mine)
         for k, microbatch in enumerate(plan):
-            terms = ppo_loss(self.zero, experience.select(microbatch.indices), self.ppo)
-            loss = terms.loss * microbatch.weight / actions
+            part = experience.select(microbatch.indices)
+            terms = ppo_loss(self.zero, part, self.ppo, self.kl.coef, policy_coef)
+            loss = terms.loss * microbatch.weight / divisor
             self.zero.backward(loss, last=k == len(plan) - 1)
             losses.append(loss.detach())
             self.world.tick()
@@ -208,14 +212,13 @@ class PPOTrainer:
             step = self.steps[self.progress.iteration]
             names = [self.prompts[step[i]].id for i in experience.rollout_S.tolist()]
             stop_ppo(
-                self.run, self.checkpoints, self.progress, self.policy, self._state, experience, names, mine, plan,
-                losses, self.files_before,
+                self.run, self.checkpoints, self.progress, self.policy, self.kl.coef, self._state, experience, names,
+                mine, plan, losses, self.files_before,
             )  # fmt: skip
         metrics.add("grad_norm", norm / self.world.size, 1 / self.world.size)
 
     def _generate(self, iteration: int, indices: Sequence[int]) -> list[Sample]:
-        step, epoch = self.steps[iteration], iteration // self.per_epoch
-        requests = [Request(self.prompts[step[i]].tokens, step[i], epoch, self.ppo.max_new_tokens) for i in indices]
+        requests = self.plan.requests(iteration, indices)
         with self.console.bar(len(requests), f"rollout {iteration + 1}", "response") as bar:
 
             def progress(finished: int, _: int) -> None:
@@ -228,27 +231,27 @@ class PPOTrainer:
                 self.ppo.slots, self.split, progress,
             )  # fmt: skip
 
-    def _share(self, iteration: int, rank: int) -> list[int]:
-        """Return the rollouts of an iteration that a rank makes, as indices into it."""
-        return shard_of([len(self.prompts[i].tokens) for i in self.steps[iteration]], rank, self.world.size)
-
-    def _plan(self, batch: PackedBatch, sequences: Sequence[int]) -> list[Microbatch]:
+    def _microbatches(self, batch: PackedBatch, sequences: Sequence[int]) -> list[Microbatch]:
         return rank_microbatches(batch.lengths, sequences, self.batch.tokens_per_microbatch, self.world.max)
 
     def _state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps besides weights, optimizer and rollouts."""
         metrics = self.world.gather(self.progress.metrics.state())
-        own = {"kl_coef": self.kl.coef, "value_offset": self.policy.value_offset, "metrics": metrics}
+        own = {"kl_coef": self.kl.coef, "metrics": metrics}
+        own |= {"value_offset": self.policy.value_offset} if self.ppo.has_critic else {}
+        own |= {"score_norm": self.scores.norm} if self.scores.normalises else {}
         return {**own, **self.progress.numbers()}
 
     def _restore(self) -> None:
-        if (saved := self.checkpoints.restore(lambda rank, state: self._share(state["iteration"], rank))) is None:
+        share = partial(self.plan.share, ranks=self.world.size)
+        if (saved := self.checkpoints.restore(lambda rank, state: share(state["iteration"], rank))) is None:
             return
-        self.kl.coef, x = saved.trainer["kl_coef"], saved.experience
-        self.policy.value_offset = saved.trainer["value_offset"]
+        own, x = saved.trainer, saved.experience
+        self.kl.coef, self.policy.value_offset = own["kl_coef"], own.get("value_offset", 0.0)
+        self.scores.norm = own.get("score_norm")
         if x is not None:
             self.files_before = self.run.position()["files"]
             kept = {name: self.actor.keep([getattr(x, name)]) for name in ("trunk_TD", "critic_trunk_TD")}
             x = dataclasses.replace(x, **kept)
             self.actor.release()
-        self.progress = Progress.of_numbers(saved.trainer, x, Metrics.of_states(saved.trainer["metrics"], self.world))
+        self.progress = Progress.of_numbers(own, x, Metrics.of_states(own["metrics"], self.world))

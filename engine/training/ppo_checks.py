@@ -7,7 +7,13 @@ from engine.settings import PPOSettings
 
 
 def check_iteration(ppo: PPOSettings, batch_size: int) -> None:
-    """UserError for an iteration of one rollout, and for one that the KL controller cannot follow."""
+    """UserError for an iteration of one rollout or of part of a prompt's, and one too large for the KL controller."""
+    samples = ppo.samples_per_prompt
+    if batch_size % samples:
+        raise UserError(
+            f"--batch-size is {batch_size}, --samples-per-prompt is {samples}: the first counts all responses, give a "
+            f"multiple of the second, such as {-(-batch_size // samples) * samples}"
+        )
     if batch_size < 2:
         raise UserError(f"--batch-size is {batch_size}: PPO compares the rollouts of an iteration: give 2 or more")
     if ppo.kl_controller == "adaptive" and not ppo.kl_horizon >= batch_size:
@@ -17,12 +23,21 @@ def check_iteration(ppo: PPOSettings, batch_size: int) -> None:
         )
 
 
-def check_rollouts(prompts: int, batch_size: int, ranks: int) -> None:
-    """UserError unless each iteration has a rollout for every rank, and at least two in all."""
-    if min(prompts, batch_size) < ranks:
+def check_rollouts(prompts: int, batch_size: int, ranks: int, samples: int = 1) -> None:
+    """UserError unless each iteration has a prompt for every rank, and at least two rollouts in all."""
+    if min(prompts, batch_size // samples) < ranks:
         raise UserError(
-            f"{prompts} prompts in iterations of {batch_size} leave one of {ranks} ranks without any: give more "
-            "prompts, a larger --batch-size, or fewer ranks"
+            f"{prompts} prompts in iterations of {batch_size // samples} leave one of {ranks} ranks without any: give "
+            "more prompts, a larger --batch-size, or fewer ranks"
         )
-    if prompts < 2:
+    if prompts * samples < 2:
         raise UserError("there is one prompt: PPO compares the rollouts of an iteration, give 2 prompts or more")
+
+
+def check_warmup(ppo: PPOSettings, iterations: int) -> None:
+    """UserError if the critic's warm-up leaves the policy no iteration."""
+    if ppo.critic_warmup >= iterations:
+        raise UserError(
+            f"--critic-warmup is {ppo.critic_warmup}, the run has {iterations} iterations: the policy would never be "
+            "trained, lower the first or raise --max-steps or --epochs"
+        )

@@ -12,6 +12,7 @@ from engine.cli.console import Console, short
 from engine.distributed.world import World
 from engine.objectives.experience import Experience
 from engine.run.folder import Run
+from engine.settings import PPOSettings
 from engine.training.metrics import Metrics
 from engine.training.ppo_loss import PPOTerms
 from engine.training.ppo_progress import Progress
@@ -22,6 +23,7 @@ _RETURN, _ERROR = "return", "return - value"  # moments that `derive` replaces
 def measure_rollouts(
     metrics: Metrics,
     x: Experience,
+    ppo: PPOSettings,
     kl_T: Tensor,
     kl_coef: float,
     ended_S: Tensor,
@@ -30,8 +32,8 @@ def measure_rollouts(
 ) -> None:
     """Add the metrics of this rank's rollouts, sums over responses.
 
-    `kl_T` is the KL estimate in the reward, `ended_S` whether a response has an EOS, `rollout_logprob_A` the
-    log-probability at which generation sampled each action.
+    `kl_T` is the KL estimate and `kl_coef` its weight in the reward, `ended_S` whether a response has an EOS,
+    `rollout_logprob_A` the log-probability at which generation sampled each action.
     """
     rollouts, actions = x.batch.num_sequences, x.action_T.sum()
     metrics.add("objective/kl", (x.logprob_T - x.ref_logprob_T).sum(), rollouts)
@@ -47,6 +49,12 @@ def measure_rollouts(
     length_S = actions_of(x)
     metrics.add("rollout/empty", ((length_S == 1) & ended_S).sum(), rollouts)
     metrics.add("rollout/tokens", actions.double(), 1 / ranks)
+    if ppo.samples_per_prompt > 1:
+        score_GK = x.score_S.view(-1, ppo.samples_per_prompt)
+        equal = (score_GK == score_GK[:, :1]).all(1).sum()
+        metrics.add("rollout/equal_prompts", equal, len(score_GK))
+    if x.return_T is None:
+        return
     return_A, error_A = x.return_T[x.action_T].double(), (x.return_T - x.value_T)[x.action_T].double()
     for name, y_A in ((_RETURN, return_A), (_ERROR, error_A)):
         metrics.add(name, y_A.sum(), actions)
@@ -61,8 +69,8 @@ def actions_of(x: Experience) -> Tensor:
 
 def derive(x: dict[str, float], scores: Sequence[float], lengths: Sequence[int]) -> None:
     """Replace moments in `x` by explained variance; add statistics of the scores and lengths of all rollouts."""
-    spread = {n: x.pop(f"{n}, squared") - x.pop(n) ** 2 for n in (_RETURN, _ERROR)}
-    if spread[_RETURN] > 0:
+    spread = {n: x.pop(f"{n}, squared") - x.pop(n) ** 2 for n in (_RETURN, _ERROR) if n in x}
+    if spread.get(_RETURN, 0.0) > 0:
         x["val/explained_variance"] = 1 - spread[_ERROR] / spread[_RETURN]
     x["rollout/score_std"] = pstdev(scores)
     if x["rollout/score_std"] > 0 and len(set(lengths)) > 1:
@@ -72,26 +80,38 @@ def derive(x: dict[str, float], scores: Sequence[float], lengths: Sequence[int])
 def measure_update(metrics: Metrics, terms: PPOTerms, weight: float) -> None:
     """Add the sums over actions of one microbatch of an update; `weight` is 0 for a stand-in."""
     log_ratio_A = terms.log_ratio_A.detach()
-    count = len(log_ratio_A) * weight
-    metrics.add("loss/policy_avg", terms.policy * weight, count)
-    metrics.add("loss/value_avg", terms.value * weight, count)
+    count, losses = len(log_ratio_A) * weight, terms.divisor * weight
+    metrics.add("loss/policy_avg", terms.policy * weight, losses)
+    if terms.kl is not None:
+        metrics.add("loss/kl_avg", terms.kl * weight, losses)
     metrics.add("policy/approxkl_avg", 0.5 * log_ratio_A.square().sum() * weight, count)
     metrics.add("policy/clipfrac_avg", terms.policy_clipped * weight, count)
     metrics.add("policy/entropy_avg", terms.entropy_A.sum() * weight, count)
-    metrics.add("val/clipfrac_avg", terms.value_clipped * weight, count)
-    metrics.add("val/ratio", log_ratio_A.exp().sum() * weight, count)
-    metrics.first("val/first_ratio_error", (log_ratio_A.exp() - 1).abs().sum() * weight, count)
+    if terms.value is not None:
+        metrics.add("loss/value_avg", terms.value * weight, losses)
+        metrics.add("val/clipfrac_avg", terms.value_clipped * weight, count)
+    ratio = "val" if terms.value is not None else "policy"
+    metrics.add(f"{ratio}/ratio", log_ratio_A.exp().sum() * weight, count)
+    metrics.first(f"{ratio}/first_ratio_error", (log_ratio_A.exp() - 1).abs().sum() * weight, count)
 
 
 def report(
-    iteration: int, total: int, at: Progress, lr: float, kl_coef: float, world: World, run: Run, console: Console
+    iteration: int,
+    total: int,
+    at: Progress,
+    rates: tuple[float, float | None],
+    kl_coef: float,
+    world: World,
+    run: Run,
+    console: Console,
 ) -> dict[str, float]:
     """Reduce one iteration's numbers over the ranks; log and print them. Returns them by name."""
     x = at.metrics.read(world)
     mine = list(zip(at.experience.score_S.tolist(), actions_of(at.experience).tolist()))
     scores, lengths = zip(*sum(world.gather(mine), []))
     derive(x, scores, lengths)
-    x |= {"lr": lr, "objective/kl_coef": kl_coef, "time/collect_s": at.collect_s, "time/update_s": at.update_s}
+    x |= {"lr": rates[0]} | ({} if rates[1] is None else {"critic_lr": rates[1]})
+    x |= {"objective/kl_coef": kl_coef, "time/collect_s": at.collect_s, "time/update_s": at.update_s}
     x["eps"] = len(scores) / (at.collect_s + at.update_s)
     x["time/generation_tokens_per_s"] = x["rollout/tokens"] / x["time/generation_s"]
     run.log(iteration + 1, x)
@@ -115,6 +135,7 @@ def row(iteration: str, x: Mapping[str, float]) -> dict[str, str]:
         "iteration": iteration, "score": short(x["objective/scores"]), "kl": short(x["objective/kl"]),
         "reward": short(x["objective/rlhf_reward"]), "entropy": short(x["policy/entropy_avg"]),
         "length": f"{x['rollout/response_length']:.1f}", "eos": f"{x['rollout/ended_with_eos']:.0%}",
-        "clipped": f"{x['policy/clipfrac_avg']:.1%}", "value loss": short(x["loss/value_avg"]),
+        "clipped": f"{x['policy/clipfrac_avg']:.1%}",
+        **({"value loss": short(x["loss/value_avg"])} if "loss/value_avg" in x else {}),
         "rollout s": f"{x['time/generation_s']:.1f}", "update s": f"{x['time/update_s']:.1f}",
     }  # fmt: skip

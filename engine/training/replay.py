@@ -80,10 +80,10 @@ def groups_of(stage: str, ids: Sequence[str], tensors: Mapping[str, Tensor], set
         if stage == "dpo":
             return [_dpo_group(rows, ids, tokens, tensors, settings) for rows in _rankings(ids, tensors)]
         columns = dict(tensors)
-        offset = float(columns.pop("value_offset"))
+        kl_coef, offset = (float(columns.pop(name, 0.0)) for name in ("kl_coef", "value_offset"))
         x = Experience.of_tensors(columns, "cpu")
         return [
-            Group((name,), (tokens[s],), partial(_ppo, part, settings, offset), _kept(part), part.trunk_TD)
+            Group((name,), (tokens[s],), partial(_ppo, part, settings, kl_coef, offset), _kept(part), part.trunk_TD)
             for s, name in enumerate(ids)
             for part in (x.select([s]),)
         ]
@@ -151,15 +151,23 @@ def _reward(ranks: Sequence[int], module: nn.Module, batch: PackedBatch, trunk_T
 
 
 def _ppo(
-    x: Experience, ppo: PPOSettings, offset: float, module: nn.Module, batch: PackedBatch, trunk_TD: Tensor | None
+    x: Experience,
+    ppo: PPOSettings,
+    kl_coef: float,
+    offset: float,
+    module: nn.Module,
+    batch: PackedBatch,
+    trunk_TD: Tensor | None,
 ) -> dict[str, Tensor]:
     module.value_offset = offset
     here = Experience.of_tensors(x.tensors(), batch.tokens_T.device)
-    terms = ppo_loss(module, dataclasses.replace(here, batch=batch, trunk_TD=trunk_TD), ppo)
-    return {
+    terms = ppo_loss(module, dataclasses.replace(here, batch=batch, trunk_TD=trunk_TD), ppo, kl_coef)
+    quantities = {
         "logprob": terms.logprob_A, "entropy": terms.entropy_A, "value": terms.value_A,
-        "ratio": terms.log_ratio_A.exp(), "policy loss": terms.policy, "value loss": terms.value, "loss": terms.loss,
+        "ratio": terms.log_ratio_A.exp(), "policy loss": terms.policy, "KL loss": terms.kl, "value loss": terms.value,
+        "loss": terms.loss,
     }  # fmt: skip
+    return {name: x for name, x in quantities.items() if x is not None}
 
 
 def _dpo_group(
@@ -211,7 +219,8 @@ def _kept(x: Experience) -> dict[str, Tensor]:
     """The columns of a rollout at its actions, causes first."""
     columns: dict[str, Any] = {} if x.trunk_TD is None else {"trunk": x.trunk_TD}
     for name in COLUMNS:
-        column = getattr(x, name)
+        if (column := getattr(x, name)) is None:
+            continue
         columns[name.rpartition("_")[0]] = column[x.action_T] if name.endswith("_T") else column
     return columns
 

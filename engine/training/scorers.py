@@ -6,11 +6,7 @@ Shapes: S sequences.
 from __future__ import annotations
 
 import contextlib
-import importlib
-import inspect
 import math
-import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -18,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.base.errors import UserError
+from engine.base.imported import import_function
 from engine.base.strict_json import is_number
 from engine.batch import PackedBatch
 from engine.models import load_config, load_model, load_score_weight
@@ -28,7 +25,7 @@ from engine.training.modules import Policy, RewardModule
 from engine.training.reward import score_sequences
 from engine.training.trunk import Trunk, same_trunk
 
-NORMALISED_CLIP = 10.0  # standard deviations: default clip of a reward model's normalised scores
+NORMALISED_CLIP = 10.0  # standard deviations: default clip of normalised scores
 SMALLEST_STD = 1e-6  # relative to max(1, |mean|): below it, scores differ only by rounding
 
 
@@ -230,18 +227,4 @@ def _score_weight(path: Path) -> Tensor:
 
 def _import(name: str) -> Callable[[str, str], float]:
     """Import the function that module:function names."""
-    module_name, _, function_name = name.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # sys.path starts with the launcher's folder; the user's module is here
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-        if not callable(function):
-            raise TypeError(f"it is {function!r:.60}")
-        with contextlib.suppress(ValueError):  # a compiled function may have no signature
-            inspect.signature(function).bind("prompt", "response")
-    except (ImportError, AttributeError, SyntaxError, TypeError, ValueError) as error:
-        raise UserError(
-            f"--reward {name} is not an importable function of (prompt, response) ({error}): "
-            "give a reward model's directory or module:function"
-        ) from error
-    return function
+    return import_function(name, "--reward", ("prompt", "response"), "a reward model's directory or module:function")

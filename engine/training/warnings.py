@@ -60,7 +60,7 @@ RULES = (
     Rule(
         "clip_fraction", lambda x, _: x["policy/clipfrac_avg"] > 0.4, 3,
         "{policy/clipfrac_avg:.0%} of the actions are clipped",
-        "look at val/ratio; lower --lr or --ppo-epochs, or raise --minibatch-size",
+        "look at the ratio (val/ratio); lower --lr or --ppo-epochs, or raise --minibatch-size",
     ),
     # Below 0 the critic is worse than a constant. It starts untrained, so it gets time.
     Rule(
@@ -80,6 +80,12 @@ RULES = (
         "equal_scores", lambda x, _: x["rollout/score_std"] == 0, 1,
         "all rollouts have the same score",
         "look at the reward function or model, and at the responses in samples.jsonl",
+    ),
+    # A prompt whose responses have equal scores teaches nothing; above 90 % most of the generation is wasted.
+    Rule(
+        "equal_prompts", lambda x, _: x["rollout/equal_prompts"] > 0.9, 3,
+        "for {rollout/equal_prompts:.0%} of the prompts all responses have the same score",
+        "look for prompts that are too easy or too hard; raise --samples-per-prompt, or give a finer reward",
     ),
 )  # fmt: skip
 

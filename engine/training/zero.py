@@ -33,6 +33,7 @@ from deepspeed.utils import (
 
 # A checkpoint keeps the float32 master and AdamW's two moments of each trained parameter, in any ZeRO stage.
 WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")
+APART = "apart"  # of a parameter group: whether it has its own learning rate
 
 # Fields that our own settings decide; a ds_config must not set them.
 OURS = {
@@ -90,16 +91,24 @@ class ZeroStep:
     bfloat16 weights have float32 masters: our own in stage 0 on one rank (DeepSpeed would copy all gradients several
     times per step), else DeepSpeed's, sharded over the ranks. The trainer passes losses that are sums already divided
     by the global count. DeepSpeed averages gradients over ranks and accumulated microbatches; this class undoes both,
-    so that the gradient is that of the plain sum.
+    so that the gradient is that of the plain sum. Parameters whose names begin with a prefix in `apart` may have a
+    learning rate of their own.
     """
 
     def __init__(
-        self, module: nn.Module, optimizer: AdamW, world: World, ds_config: Mapping[str, Any], dtype: torch.dtype
+        self,
+        module: nn.Module,
+        optimizer: AdamW,
+        world: World,
+        ds_config: Mapping[str, Any],
+        dtype: torch.dtype,
+        apart: tuple[str, ...] = (),
     ):
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         # On CPU, DeepSpeed would compile a shared-memory all-reduce at first use: 20 s, and it needs a compiler.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.world = world
+        self.apart_lr: float | None = None  # learning rate of the parameters in `apart`, if it is another
         zero = dict(ds_config.get("zero_optimization", {}))
         self.stage = int(zero.get("stage", 0))
         self.module, self.masters, half = module, None, dtype == torch.bfloat16
@@ -108,10 +117,16 @@ class ZeroStep:
         elif half and self.stage == 0:
             self.stage = zero["stage"] = 1  # DeepSpeed shards float32 masters from stage 1 on
         stepped = self.masters or module
-        trained = [p for p in stepped.parameters() if p.requires_grad]
+        names = [name for name, p in module.named_parameters() if p.requires_grad]
+        trained = list(zip(names, (p for p in stepped.parameters() if p.requires_grad), strict=True))
         groups = [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": optimizer.weight_decay},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+            {
+                "params": [p for n, p in trained if (p.ndim > 1) is decays and n.startswith(apart) is own],
+                "weight_decay": optimizer.weight_decay if decays else 0.0,
+                APART: own,
+            }
+            for own in (False, True)
+            for decays in (True, False)
         ]
         torch_adamw = torch.optim.AdamW(
             [g for g in groups if g["params"]], lr=0.0, betas=optimizer.betas, eps=optimizer.eps, fused=True
@@ -155,7 +170,7 @@ class ZeroStep:
         scaling, so this is always an error.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = self.apart_lr if group[APART] and self.apart_lr is not None else lr
         if self.stage:
             self.engine.step()  # with a norm that is not finite it changes nothing and reports inf
             return float(self.engine.get_global_grad_norm())

@@ -7,7 +7,15 @@ import math
 import pytest
 import torch
 
-from engine.objectives.losses import kl_estimate, policy_loss, ranking_loss, ranking_pairs, value_loss
+from engine.objectives.losses import (
+    kl_estimate,
+    kl_loss,
+    mean_per_sequence,
+    policy_loss,
+    ranking_loss,
+    ranking_pairs,
+    value_loss,
+)
 
 
 def close(actual, expected, rel=1e-6):
@@ -161,3 +169,45 @@ def test_value_is_clipped_around_the_old_value():
     loss, clipped = value_loss(torch.tensor([4.0, 2.6]), torch.tensor([3.0, 3.0]), torch.tensor([5.0, 1.0]), 0.5)
     close(loss, 0.5 * (5 - 3.5) ** 2 + 0.5 * (2.6 - 1.0) ** 2)
     assert clipped == 1
+
+
+def test_kl_loss_by_hand():
+    """Slopes with respect to the log-probability: k2's is the log ratio, k3's 1 - exp(-log ratio); times the weight."""
+    logprob_A = torch.tensor([-1.0, -2.0, -0.5], requires_grad=True)
+    ref_A, weight_A = torch.tensor([-1.3, -1.6, -0.5]), torch.tensor([1.0, 0.5, 2.0])  # log ratios 0.3, -0.4, 0
+    loss = kl_loss(logprob_A, ref_A, "k2", weight_A)
+    close(loss, 0.045 + 0.5 * 0.08)
+    close(gradient(logprob_A, loss), [0.3, 0.5 * -0.4, 0.0])
+    loss = kl_loss(logprob_A, ref_A, "k3")
+    close(loss, (math.exp(-0.3) - 1 + 0.3) + (math.exp(0.4) - 1 - 0.4))
+    close(gradient(logprob_A, loss), [1 - math.exp(-0.3), 1 - math.exp(0.4), 0.0])
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_expected_gradient_of_kl_as_a_loss(estimator):
+    """Over all outcomes, weighted by the policy: k2 KL(policy || reference), k3 KL(reference || policy), k1 nothing."""
+    generator = torch.Generator().manual_seed(0)
+    logits, reference = torch.randn(2, 30, generator=generator, dtype=torch.float64)
+    logits.requires_grad_(True)
+    policy, reference = logits.log_softmax(-1), reference.log_softmax(-1)
+    actual = gradient(logits, kl_loss(policy, reference, estimator, policy.detach().exp()))
+    policy = logits.log_softmax(-1)
+    direct = {
+        "k1": 0 * policy.sum(), "k2": (policy.exp() * (policy - reference)).sum(),
+        "k3": (reference.exp() * (reference - policy)).sum(),
+    }[estimator]  # fmt: skip
+    torch.testing.assert_close(actual, gradient(logits, direct), rtol=1e-9, atol=1e-12)
+
+
+def test_weights_make_a_sum_of_means():
+    """Three actions of sequence 0, one of sequence 2; the clipped ratio 1.5 counts as 1.2."""
+    weight_A = mean_per_sequence(torch.tensor([0, 0, 0, 2]), 3)
+    close(weight_A, [1 / 3, 1 / 3, 1 / 3, 1.0])
+    logprob_A = torch.tensor([1.5, 1.0, 1.0, 1.0]).log()
+    loss, clipped = policy_loss(logprob_A, torch.zeros(4), torch.tensor([2.0, 1.0, -4.0, 3.0]), 0.2, weight_A)
+    close(loss, -(2.4 + 1.0 - 4.0) / 3 - 3.0)
+    assert clipped == 1
+    close(
+        value_loss(torch.ones(4), torch.ones(4), torch.tensor([1.0, 2.0, 3.0, 4.0]), 9.0, weight_A)[0],
+        0.5 * (5 / 3 + 9),
+    )

@@ -46,7 +46,7 @@ def test_the_tracker_counts_storages_once_until_they_are_freed():
 
 
 def prompts_of_equal_length(count: int, length: int) -> list[Prompt]:
-    return [Prompt(f"p{i}", tuple(range(10 + i % 9, 10 + i % 9 + length)), "", "") for i in range(count)]
+    return [Prompt(f"p{i}", tuple(10 + (i % 9 + j) % 40 for j in range(length)), "", "") for i in range(count)]
 
 
 def model_of(family: str, hidden: int, layers: int) -> Bloom | Llama:
@@ -120,6 +120,30 @@ def test_memory_of_ppo(world, tmp_path, monkeypatch, family, hidden, layers, way
     predicted = peaks(without_reward)
     assert 0.9 * rollout <= predicted[0] <= (1.1 if way == "modules" else 1.2) * rollout
     assert predicted[1] == pytest.approx(update, rel=0.1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_memory_without_a_critic(world, tmp_path, monkeypatch, family):
+    """Four responses to each prompt share its prefill, and no value head is there."""
+    monkeypatch.setattr(fused, "FAST_PATHS", {})
+    model = model_of(family, 64, 6)
+    with MemoryTracker() as tracker:
+        tracker.know(model.parameters())
+        trainer = make_trainer(
+            "ppo", world, tmp_path / "run", model=model, data=prompts_of_equal_length(4, 140), batch_size=16,
+            max_new_tokens=24, max_length=164, minibatch_size=16, tokens_per_microbatch=820, slots=16, max_steps=3,
+            epochs=3, advantage="rloo", samples_per_prompt=4,
+        )  # fmt: skip
+        trainer.iterate(0)
+        tracker.peak = tracker.live
+        trainer.collect(1, Metrics())
+        rollout = tracker.peak
+    w = workload("ppo", prompt_tokens=140, tokens_per_microbatch=820, samples=4, value_head=False)
+    parts, critic = (memory(on_meta(model), case) for case in (w, dataclasses.replace(w, value_head=True)))
+    assert peaks([p for p in parts if "reward" not in p.name])[0] == pytest.approx(rollout, rel=0.1)
+    assert sum(p.update for p in critic) - sum(p.update for p in parts) == 64 * 4 * 4  # weight, gradient, two moments
+    prefill, alone = (phases(on_meta(model), case)[0] for case in (w, dataclasses.replace(w, samples=1)))
+    assert 4 * prefill.flops == alone.flops
 
 
 def counted(work) -> int:

@@ -93,7 +93,7 @@ def test_no_iteration_has_a_single_rollout(world, tmp_path, count, size, sizes):
     """Whitening would take the mean of its advantages away, and with it the sign of its score."""
     trainer = make_trainer("ppo", world, tmp_path / "run", data=prompts(count), batch_size=size, max_steps=None)
     assert [len(step) for step in trainer.steps] == 2 * sizes
-    assert [len(ids) for ids in trainer.minibatches(1, 0)] == ([2, 2] if sizes[1] == 4 else [2])
+    assert [len(ids) for ids in trainer.plan.minibatches(1, 0)] == ([2, 2] if sizes[1] == 4 else [2])
 
 
 def test_bfloat16(world, tmp_path):

@@ -196,7 +196,7 @@ def test_trunk_runs_only_in_generation(world, tmp_path, critic, monkeypatch):
 
     trainer._generate = counted
     experience = trainer.collect(0, Metrics())
-    for ids in [ids for epoch in range(3) for ids in trainer.minibatches(0, epoch)]:
+    for ids in [ids for epoch in range(3) for ids in trainer.plan.minibatches(0, epoch)]:
         trainer.update(experience, ids, 1e-3, Metrics())
     total = experience.batch.num_tokens
     outside = Counter({key: n / total for key, n in (tokens - generating).items()})

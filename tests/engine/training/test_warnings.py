@@ -19,7 +19,7 @@ HEALTHY = {
     "objective/kl": 3.0, "policy/entropy_avg": 2.0, "rollout/empty": 0.0, "rollout/ended_with_eos": 0.9,
     "rollout/score_length_correlation": 0.2, "rollout/response_length": 40.0, "policy/clipfrac_avg": 0.1,
     "val/explained_variance": 0.3, "rollout/score_std": 1.0,
-    "rollout/score_clipped": 0.01,
+    "rollout/score_clipped": 0.01, "rollout/equal_prompts": 0.3,
 }  # fmt: skip
 SICK = {
     "exploding_kl": {"objective/kl": 51.0},
@@ -31,6 +31,7 @@ SICK = {
     "explained_variance": {"val/explained_variance": -0.1},
     "score_clip": {"rollout/score_clipped": 0.2},
     "equal_scores": {"rollout/score_std": 0.0},
+    "equal_prompts": {"rollout/equal_prompts": 0.95},
 }
 
 

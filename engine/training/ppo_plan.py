@@ -1,0 +1,58 @@
+"""The plan of a PPO run: which rollouts each iteration has, which rank makes them, and which update uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engine.base.seeds import batches, even_parts, shuffled
+from engine.generation.sample import Request
+from engine.packing import shard_of
+from engine.settings import BatchSettings, PPOSettings
+from engine.text.encoding import Prompt
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`steps` has a list per iteration: the prompt (its index) of each rollout, K in a row for each prompt."""
+
+    prompts: Sequence[Prompt]
+    ppo: PPOSettings
+    seed: int
+    steps: list[list[int]]
+    per_epoch: int  # iterations
+
+    @staticmethod
+    def of(
+        prompts: Sequence[Prompt], batch: BatchSettings, ppo: PPOSettings, seed: int, ranks: int, most: int | None
+    ) -> Plan:
+        """Plan `epochs` passes over the prompts, cut after `most` iterations.
+
+        An iteration has at least two prompts if the batch has, since whitening one rollout alone removes the sign of
+        its score; and a prompt per rank.
+        """
+        samples = ppo.samples_per_prompt
+        size = batch.batch_size // samples
+        steps = batches(len(prompts), size, batch.epochs, seed, "prompts", fewest=max(min(2, size), ranks))
+        every = [[i for i in step for _ in range(samples)] for step in steps[:most]]
+        return Plan(prompts, ppo, seed, every, len(steps) // batch.epochs)
+
+    def share(self, iteration: int, rank: int, ranks: int) -> list[int]:
+        """Return the rollouts of an iteration that a rank makes, as indices into it: all K of a prompt, or none."""
+        samples = self.ppo.samples_per_prompt
+        lengths = [len(self.prompts[i].tokens) for i in self.steps[iteration][::samples]]
+        return [samples * g + k for g in shard_of(lengths, rank, ranks) for k in range(samples)]
+
+    def requests(self, iteration: int, rollouts: Sequence[int]) -> list[Request]:
+        """Return what to generate. A sample's address is never used twice, over all epochs."""
+        step, samples = self.steps[iteration], self.ppo.samples_per_prompt
+        first = iteration // self.per_epoch * samples
+        return [
+            Request(self.prompts[step[i]].tokens, step[i], first + i % samples, self.ppo.max_new_tokens)
+            for i in rollouts
+        ]
+
+    def minibatches(self, iteration: int, epoch: int) -> list[list[int]]:
+        """Return the iteration's rollouts of all ranks, shuffled and cut into optimizer steps."""
+        order = shuffled(len(self.steps[iteration]), self.seed, "minibatches", iteration, epoch)
+        return even_parts(order, self.ppo.minibatch_size)
