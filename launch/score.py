@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,18 @@ from engine.cli.console import Console
 from engine.cli.parse import main, parse_settings
 from engine.distributed.world import start_world
 from engine.models import load_model, load_score_weight
-from engine.packing import first_fit_decreasing
 from engine.run.folder import check_writable
 from engine.run.template_choice import choose_template
-from engine.settings import TEMPLATE_HELP, check_at_least, flag
+from engine.settings import check_at_least, flag
 from engine.text.chats import encode_instruction
-from engine.text.templates import load_template
+from engine.text.templates import TEMPLATE_HELP, load_template
 from engine.text.tokenizer import encode_response, load_tokenizer
 from engine.training.modules import RewardModule
+from engine.training.reward import score_sequences
 from engine.training.scorers import FunctionScorer, check_reward, is_function_name, score_moments
 from launch.common import choose_dtype
+
+ROWS_AT_ONCE = 1_000  # prompts whose responses are packed together
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,6 @@ def score_with_function(settings: ScoreSettings, rows: Sequence[dict], device: t
     return scores
 
 
-@torch.no_grad()
 def score_with_model(settings: ScoreSettings, rows: Sequence[dict], device: torch.device) -> list[list[float]]:
     """Return the reward model's score of each response, normalised by the moments in its config.json.
 
@@ -109,31 +110,33 @@ def score_with_model(settings: ScoreSettings, rows: Sequence[dict], device: torc
     path = Path(settings.reward)
     tokenizer = load_tokenizer(path)
     template = choose_template(settings.template, path, tokenizer).template
-    sequences = []
-    for number, row in enumerate(rows, start=1):
-        prompt = encode_instruction(tokenizer, template, row["instruction"], row["input"])
-        for text, finished in zip(row["responses"], row["finished"]):
-            response = encode_response(tokenizer, text)
-            tokens = (*prompt, *(response if finished or len(response) == 1 else response[:-1]))
-            if len(tokens) > settings.max_length:
-                raise UserError(
-                    f"{settings.data}, response of prompt {number} has {len(tokens)} tokens with its prompt, "
-                    f"--max-length is {settings.max_length}: raise it"
-                )
-            sequences.append(tokens)
+    sequences = [list(_sequences(row, tokenizer, template)) for row in rows]
+    for number, of_prompt in enumerate(sequences, start=1):
+        if (longest := max(map(len, of_prompt))) > settings.max_length:
+            raise UserError(
+                f"{settings.data}, a response to prompt {number} has {longest} tokens with its prompt, --max-length is "
+                f"{settings.max_length}: raise it"
+            )
     model = load_model(path, choose_dtype(settings.dtype, device), device)
     module = RewardModule(model, load_score_weight(path).to(device), None).eval()
     mean, std = score_moments(path) or (0.0, 1.0)
-    scores: list[float] = [0.0] * len(sequences)
-    packs = first_fit_decreasing([len(tokens) for tokens in sequences], settings.tokens_per_microbatch)
-    with Console().bar(len(sequences), "scoring", "response") as bar:
-        for ids in packs:
-            batch = PackedBatch.from_sequences([sequences[i] for i in ids], device)
-            for i, value in zip(ids, ((module(batch, None) - mean) / std).tolist()):
-                scores[i] = value
-            bar.update(len(ids))
-    rest = iter(scores)
-    return [[next(rest) for _ in row["responses"]] for row in rows]
+    scores: list[list[float]] = []
+    with Console().bar(len(rows), "scoring", "prompt") as bar:
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            part = sequences[start : start + ROWS_AT_ONCE]
+            batch = PackedBatch.from_sequences([tokens for of_prompt in part for tokens in of_prompt], device)
+            score_S = (score_sequences(module, batch, None, settings.tokens_per_microbatch) - mean) / std
+            scores += [of_prompt.tolist() for of_prompt in score_S.split([len(of_prompt) for of_prompt in part])]
+            bar.update(len(part))
+    return scores
+
+
+def _sequences(row: dict[str, Any], tokenizer: Any, template: Any) -> Iterator[tuple[int, ...]]:
+    """Yield the prompt with each response. An empty one that did not finish gets its EOS: there must be a token."""
+    prompt = encode_instruction(tokenizer, template, row["instruction"], row["input"])
+    for text, finished in zip(row["responses"], row["finished"]):
+        response = encode_response(tokenizer, text)
+        yield (*prompt, *(response if finished or len(response) == 1 else response[:-1]))
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ from engine.text.tokenizer import load_tokenizer
 from launch.real.stages import Step, flag_of
 
 SIDE = 2048  # of the square product that measures the machine
-# Share of that rate which a step reaches, measured on 2 cores of an Intel Xeon with AMX: small layers, short answers.
+# Rough shares of that rate which the steps reach on a CPU with small layers and short answers.
 REACHED = {"sft": 0.25, "reward": 0.25, "ppo": 0.2, "sample": 0.12, "score": 0.3, "evaluate": 0.3}
-ANSWER_TOKENS = 8.0  # of tasks and questions; a base model writes up to its limit
+ANSWER_TOKENS = 8.0  # of tasks and questions, roughly
 READ_RECORDS = 400  # records whose tokens are counted
 
 

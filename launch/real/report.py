@@ -49,7 +49,8 @@ def write_report(lang: str, folder: Path, base: Path, seeds: Sequence[int]) -> P
         values = {n: _measured(folder, n, kind, expected, language, length) for n in names}
         values[BEST] = _best_values(folder, kind, expected, language, length)
         lines += [f"## {title}", "", *_table(values), "", "Paired differences to SFT:", "", *_differences(values), ""]
-    lines += [*_evaluations(folder, lang), *_rewards(folder), *_kl(folder, names), *_answers(folder, names)]
+        lines += [*_verdict(values, names[2]), ""]
+    lines += [*_evaluations(folder), *_rewards(folder), *_kl(folder, names), *_answers(folder, names)]
     lines += _steps(folder)
     page = folder / "report.md"
     write_text(page, "\n".join(lines).rstrip() + "\n")
@@ -86,6 +87,14 @@ def _differences(values: Mapping[str, Values]) -> Iterator[str]:
         yield f"| {title} | {' | '.join(cells)} |"
 
 
+def _verdict(values: Mapping[str, Values], ppo: str) -> Iterator[str]:
+    """Say whether RLHF is above SFT, and the control is not, by more than both half intervals."""
+    for name in ("right", "score b"):
+        sft = Interval.of(values["sft"][name])
+        answers = ("yes" if Interval.of(values[other][name]).beats(sft) else "no" for other in (ppo, "control"))
+        yield "- {}: above SFT by more than both intervals: RLHF {}, control {}".format(TITLES[name], *answers)
+
+
 def _shown(name: str, x: Interval, sign: str = "") -> str:
     """Format 0.504 ± 0.033 as a percentage for shares."""
     if name in PERCENT:
@@ -93,28 +102,13 @@ def _shown(name: str, x: Interval, sign: str = "") -> str:
     return f"{x.mean:{sign}.2f} ± {x.half:.2f}"
 
 
-def _evaluations(folder: Path, lang: str) -> Iterator[str]:
-    """Yield the tables of the benchmarks: accuracy of each model, and paired differences to SFT."""
-    runs = {path.name: path for path in sorted((folder / "evaluate").glob("*")) if (path / "results.json").is_file()}
-    order = [name for name in ("base", "sft", "ppo_0") if name in runs]
-    if "sft" not in order:
-        return
-    tasks = sorted(path.name.removesuffix(f".{lang}.jsonl") for path in runs["sft"].glob(f"*.{lang}.jsonl"))
-    yield from ("## Benchmarks", "", f"| task | {' | '.join(order)} | RLHF - SFT, paired | questions |")
-    yield f"|---|{'---|' * (len(order) + 2)}"
-    for task in tasks:
-        scores = {name: _scores(runs[name] / f"{task}.{lang}.jsonl") for name in order}
-        ids = [i for i in scores["sft"] if all(i in other for other in scores.values())]
-        arrays = {name: np.array([found[i] for i in ids]) for name, found in scores.items()}
-        cells = [_shown("right", Interval.of(x)) for x in arrays.values()]
-        difference = _shown("right", Interval.of(arrays[order[-1]] - arrays["sft"]), "+")
-        yield f"| {task} | {' | '.join(cells)} | {difference} | {len(ids)} |"
-    yield ""
-
-
-def _scores(path: Path) -> dict[str, float]:
-    """Return {document: its score by the task's main metric}."""
-    return {str(row["index"]): next(iter(row["scores"].values())) for _, row in read_records(path)}
+def _evaluations(folder: Path) -> Iterator[str]:
+    """Yield the evaluation's own report, its headings a level lower."""
+    path = folder / "evaluate" / "report" / "report.md"
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            yield f"#{line}" if line.startswith("#") else line
+        yield ""
 
 
 def _rewards(folder: Path) -> Iterator[str]:
@@ -136,7 +130,7 @@ def _kl(folder: Path, names: Sequence[str]) -> Iterator[str]:
 
 def _answers(folder: Path, names: Sequence[str]) -> Iterator[str]:
     """Yield the first answers of each model to some held-out prompts, side by side."""
-    shown = [name for name in ("base", "sft", "ppo_0", "control") if name in names]
+    shown = [*names[:3], "control"]
     yield from ("## Answers, side by side", "")
     for kind in HELDOUT:
         files = {name: folder / "answers" / f"{name}.{kind}.jsonl" for name in shown}
@@ -160,12 +154,11 @@ def _steps(folder: Path) -> Iterator[str]:
     path = folder / "steps.jsonl"
     if not path.is_file():
         return
-    yield from ("## Time and memory", "", "| step | seconds | peak GB |", "|---|---|---|")
-    total: dict[str, list[float]] = {}
+    seconds: dict[str, float] = {}
+    peak: dict[str, float] = {}
     for _, row in read_records(path):
-        total.setdefault(row["step"], []).append(row["seconds"])
-        peak = row["peak_gb"]
-        total[row["step"]] = [sum(total[row["step"]]), peak]
-    for name, (seconds, peak) in total.items():
-        yield f"| {name} | {seconds:.0f} | {peak:.1f} |"
+        name = row["step"]
+        seconds[name], peak[name] = seconds.get(name, 0.0) + row["seconds"], max(peak.get(name, 0.0), row["peak_gb"])
+    yield from ("## Time and memory", "", "| step | seconds | peak GB |", "|---|---|---|")
+    yield from (f"| {name} | {seconds[name]:.0f} | {peak[name]:.1f} |" for name in seconds)
     yield ""

@@ -76,8 +76,13 @@ def steps(lang: str, folder: Path, base: Path, seeds: Sequence[int]) -> Iterator
     for name, model in models.items():
         yield from _answers(lang, name, model, data, folder / "answers", rewards)
     if (data / "benchmarks").is_dir():
-        for name in ("base", "sft", "ppo_0"):
-            yield _evaluate(lang, models[name], data / "benchmarks", folder / "evaluate" / name)
+        evaluations = {name: folder / "evaluate" / name for name in ("base", "sft", f"ppo_{seeds[0]}")}
+        for name, output in evaluations.items():
+            yield _evaluate(lang, models[name], data / "benchmarks", output)
+        named = (f"{name}={path}" for name, path in evaluations.items())
+        report = folder / "evaluate" / "report"
+        argv = ("-m", "evaluation", "report", *named, "--output", str(report))
+        yield Step("evaluation report", argv, report / "report.md")
 
 
 def _train(stage: str, lang: str, model: Path, data: Path, output: Path, *flags: object) -> Step:

@@ -1,0 +1,99 @@
+"""Settings of SFT, reward training and DPO."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.base.errors import UserError
+from engine.settings.flags import check_above_zero, check_at_least, check_top_layers, flag
+
+
+@dataclass(frozen=True)
+class HeldOutSettings:
+    """How often SFT, reward training and DPO evaluate on held-out data."""
+
+    eval_every: int = flag(
+        "steps between evaluations on held-out data; 0: only before the first step and after the last", 0
+    )
+
+    def __post_init__(self) -> None:
+        check_at_least(0, self, "eval_every")
+
+    def measures(self, step: int, last: int) -> bool:
+        """Return whether to evaluate on held-out data after this step."""
+        return step == last or (self.eval_every > 0 and step % self.eval_every == 0)
+
+
+@dataclass(frozen=True)
+class SFTSettings(HeldOutSettings):
+    """Settings of supervised fine-tuning alone."""
+
+    _argument_group_name = "sft"
+    loss_on: str = flag("tokens in the loss", "response", choices=["response", "all"])
+    top_layers: str = flag("number of top layers to train, or all", "all")
+    exact_match: bool = flag("at the end, also answer the held-out data greedily and count exact matches", False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_top_layers(self.top_layers)
+
+
+@dataclass(frozen=True)
+class RankingSettings(HeldOutSettings):
+    """What reward training and DPO do with a file of rankings."""
+
+    heldout: float = flag("fraction of the prompts held out without --eval-data; 0: no evaluation", 0.05)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.heldout < 1:
+            raise UserError(f"--heldout is {self.heldout}: give a fraction of 0 or more, below 1")
+
+
+@dataclass(frozen=True)
+class RewardSettings(RankingSettings):
+    """Settings of reward training alone."""
+
+    _argument_group_name = "reward"
+    trunk: str = flag(
+        "shared: train only the layers that PPO trains, so that PPO scores from its own trunk; own: train more layers",
+        "own",
+        choices=["own", "shared"],
+    )
+    top_layers: int | None = flag("number of top layers to train (default: 12; with a shared trunk 4)", None)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(0, self, "top_layers")
+
+    @property
+    def num_top_layers(self) -> int:
+        default = 4 if self.trunk == "shared" else 12
+        return default if self.top_layers is None else self.top_layers
+
+
+@dataclass(frozen=True)
+class DPOSettings(RankingSettings):
+    """Settings of direct preference optimisation alone."""
+
+    _argument_group_name = "dpo"
+    beta: float = flag("scale of the implicit reward, log(policy / reference): a larger one stays closer", 0.1)
+    dpo_loss: str = flag(
+        "pairs: the mean over a prompt's pairs of different ranks; plackett-luce: the probability of its whole ranking",
+        "pairs",
+        choices=["pairs", "plackett-luce"],
+    )
+    label_smoothing: float = flag("probability that a pair's order in the data is wrong (conservative DPO)", 0.0)
+    length_normalised: bool = flag("divide implicit rewards by the number of tokens of the response", False)
+    sft_coef: float = flag("weight of an added loss: -log p per token of the best response", 0.0)
+    top_layers: str = flag("number of top layers to train, or all", "all")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_top_layers(self.top_layers)
+        check_above_zero(self, "beta", hint=" (with 0 nothing is learned)")
+        check_at_least(0, self, "beta", "sft_coef")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise UserError(f"--label-smoothing is {self.label_smoothing}: give 0 or more, below 0.5 (a coin's flip)")
+        if self.label_smoothing and self.dpo_loss != "pairs":
+            raise UserError("--label-smoothing is for pairs: leave it out, or give --dpo-loss pairs")
