@@ -16,6 +16,7 @@ from pathlib import Path
 if __name__ == "__main__":  # run as a script: put the repository root on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from datagen.embedded import CARELESS_SHARE
 from engine.base.errors import UserError
 from engine.base.languages import get_language
 from engine.cli.console import Console
@@ -38,11 +39,14 @@ class RealSettings:
     lang: str = flag("language code with a kit: ru, zh, ne, ... (26 languages and en)", "ne")
     data_dir: str | None = flag("folder of Okapi's translated m_arc, m_mmlu, m_truthfulqa (default: tasks alone)", None)
     instructions: str | None = flag("more instruction records for SFT and prompts for PPO", None)
+    careless: float = flag("share of the SFT answers to tasks that are right and then go on", CARELESS_SHARE)
     base: str | None = flag("base model directory (default: Gemma 3 270M from its package)", None)
     seeds: str = flag("seeds of PPO, separated by commas; the control runs with the first", "0")
     runs: str = flag("folder of the runs", "runs/real")
 
     def __post_init__(self) -> None:
+        if not 0 <= self.careless <= 1:
+            raise UserError(f"--careless is {self.careless:g}: give a share from 0 to 1")
         if not all(seed.isdecimal() for seed in self.seeds.split(",")):
             raise UserError(f"--seeds is {self.seeds!r}: give numbers separated by commas, such as 0,1,2")
 
@@ -57,7 +61,7 @@ def job(argv: Sequence[str]) -> None:
     data = folder / "data"
     if not (data / "counts.json").is_file():
         paths = (Path(p) if p else None for p in (settings.data_dir, settings.instructions))
-        counts = make_data(settings.lang, data, *paths)
+        counts = make_data(settings.lang, data, *paths, settings.careless)
         (data / "counts.json").write_text(json.dumps(counts, indent=1), encoding="utf-8")
     todo = list(steps(settings.lang, folder, base, seeds))
     left = [step for step in todo if not step.is_done()]

@@ -14,7 +14,7 @@ from random import Random
 from typing import Any
 
 from datagen.decontaminate import Benchmarks
-from datagen.embedded import make_embedded
+from datagen.embedded import CARELESS_SHARE, make_embedded
 from engine.base.errors import UserError
 from engine.base.records import read_instructions, write_jsonl
 from evaluation.data.files import LocalData
@@ -26,10 +26,12 @@ OPTIONS = ("option_a", "option_b", "option_c", "option_d", "option_e")
 TRAINED_FILES = ("sft", "ranking_prompts", "ranking_questions", "rl")
 
 
-def make_data(lang: str, folder: Path, data_dir: Path | None, instructions: Path | None) -> dict[str, int]:
+def make_data(
+    lang: str, folder: Path, data_dir: Path | None, instructions: Path | None, careless_share: float = CARELESS_SHARE
+) -> dict[str, int]:
     """Write the files of a run to the folder, and return {file: number of records}.
 
-    sft                    tasks with right answers, half of ARC's training questions, MMLU's dev part, instructions
+    sft                    tasks, some answered carelessly; half of ARC's training part, MMLU's dev part; instructions
     ranking_prompts        tasks whose answers by the SFT model are ranked (rank.py)
     ranking_questions      ranked answers to questions of TruthfulQA and MMLU
     rl                     prompts: tasks, and the other half of ARC's training questions
@@ -40,7 +42,7 @@ def make_data(lang: str, folder: Path, data_dir: Path | None, instructions: Path
 
     Without `data_dir` there are tasks alone. UserError for a language without a kit, or a damaged file.
     """
-    kit = make_embedded(lang, size=TASKS, careless_share=0.0)
+    kit = make_embedded(lang, size=TASKS, careless_share=careless_share)
     rng = Random(f"{lang}/real")
     questions = _Questions(lang, data_dir, rng)
     tasks = {name: [_plain(row) for row in getattr(kit, name)] for name in ("sft", "rl", "heldout")}

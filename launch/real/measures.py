@@ -15,7 +15,7 @@ import numpy as np
 from engine.base.languages import Language
 from engine.base.records import read_records
 from engine.base.scripts import main_script
-from engine.training.exact_match import canonical
+from engine.training.heldout import checked
 
 RESAMPLES = 4_000
 MAIN_SHARE = 0.5  # of an answer's letters must be in a script of the language
@@ -57,15 +57,18 @@ def measure(
     """Return {measure: float64 [P]}, the mean over a prompt's samples.
 
     right           equals the expected answer, ignoring outer blanks and the Unicode form
+    right, more     its first line equals it, and more follows
     score NAME      the reward model's score, one for each entry of `scores`: the same rows, scored
     language        its letters are in a script of the language; answers without letters count as right
     ended           ended with EOS
     length          `length(text)`, in tokens
     """
-    rows: dict[str, list[float]] = {name: [] for name in ("right", "language", "ended", "length")}
+    rows: dict[str, list[float]] = {name: [] for name in ("right", "right, more", "language", "ended", "length")}
     for row in answers:
-        wanted, texts = canonical(expected[row["id"]]), row["responses"]
-        rows["right"].append(_mean(canonical(text) == wanted for text in texts))
+        wanted, texts = expected[row["id"]], row["responses"]
+        checks = [checked(text, wanted) for text in texts]
+        rows["right"].append(_mean(check["exact_match"] for check in checks))
+        rows["right, more"].append(_mean(check["right_then_more"] for check in checks))
         rows["language"].append(_mean(in_script(text, language) for text in texts))
         rows["ended"].append(_mean(row["finished"]))
         rows["length"].append(_mean(map(length, texts)))

@@ -16,6 +16,7 @@ if __name__ == "__main__":  # run as a script: put the repository root on the pa
 
 from engine.base.records import read_instructions, read_records, write_jsonl
 from engine.training.exact_match import canonical
+from engine.training.heldout import checked
 
 Row = dict[str, Any]
 MOST_WRONG = 4  # wrong answers in a ranking
@@ -23,19 +24,22 @@ SAMPLES = "ranking_samples.jsonl"
 
 
 def rank_samples(samples: Iterable[Row], expected: dict[str, str]) -> list[Row]:
-    """Return a ranking for each prompt with wrong samples: the right answer first, up to MOST_WRONG wrong ones tie.
+    """Return a ranking for each prompt with samples that are not right.
 
-    The right answer takes part even where no sample found it. Equal answers count once.
+    Ranks: 1 the right answer, even where no sample found it; 2 one sample that begins with it and goes on; 3 up to
+    MOST_WRONG wrong samples. Equal answers count once.
     """
     rankings = []
     for row in samples:
         right = canonical(expected[row["id"]])
         texts = dict.fromkeys(canonical(text) for text in row["responses"])
-        wrong = [text for text in texts if text and text != right][:MOST_WRONG]
-        if wrong:
-            ranks = [1] + [2] * len(wrong)
+        checks = {text: checked(text, right) for text in texts if text}
+        longer = [text for text, check in checks.items() if check["right_then_more"]][:1]
+        wrong = [text for text, check in checks.items() if not any(check.values())][:MOST_WRONG]
+        if longer or wrong:
+            ranks = [1] + [2] * len(longer) + [3] * len(wrong)
             same = {name: row[name] for name in ("id", "instruction", "input")}
-            rankings.append({**same, "responses": [right, *wrong], "ranks": ranks})
+            rankings.append({**same, "responses": [right, *longer, *wrong], "ranks": ranks})
     return rankings
 
 

@@ -20,13 +20,14 @@ Values = Mapping[str, np.ndarray]  # measure -> float64 [P], a number per prompt
 BEST = f"best of {BEST_OF}"
 TITLES = {
     "right": "right answers, %",
+    "right, more": "right, then more text, %",
     "score a": "score by reward model A (optimised)",
     "score b": "score by reward model B (other rankings)",
     "language": "in the language's script, %",
     "ended": "ended, %",
     "length": "tokens per answer",
 }
-PERCENT = ("right", "language", "ended")
+PERCENT = ("right", "right, more", "language", "ended")
 SHOWN_PROMPTS = 4
 
 

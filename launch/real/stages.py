@@ -29,7 +29,7 @@ DTYPE = ("--dtype", "bfloat16")
 TEXT = ("--template", "plain", *DTYPE, "--truncate", "drop")
 COMMON = (*TEXT, "--max-length", "256", "--save-every", "20")
 SFT = ("--batch-size", "32", "--epochs", "2", "--lr", "5e-5", "--warmup-steps", "10", "--top-layers", "12")
-REWARD = ("--batch-size", "32", "--epochs", "1", "--lr", "5e-5", "--warmup-steps", "6", "--top-layers", "12")
+REWARD = ("--batch-size", "32", "--epochs", "1", "--lr", "1e-4", "--warmup-steps", "6", "--top-layers", "12")
 PPO = (
     "--batch-size", "256", "--minibatch-size", "64", "--ppo-epochs", "2", "--max-steps", "60", "--lr", "3e-5",
     "--schedule", "constant", "--warmup-steps", "4", "--top-layers", "4", "--max-new-tokens", "48", "--slots", "256",

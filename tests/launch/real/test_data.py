@@ -77,14 +77,15 @@ def test_the_two_reward_models_see_different_rankings(made):
 
 
 def test_samples_are_ranked_by_their_check():
+    sampled = ["1", " 2", "3\n!", "2", "3", "", "4", "3\n?", "5", "6"]
     rows = [
-        {"id": "a", "instruction": "i", "input": "", "responses": ["1", " 2", "2", "3", "", "4", "5", "6"]},
+        {"id": "a", "instruction": "i", "input": "", "responses": sampled},
         {"id": "b", "instruction": "j", "input": "", "responses": ["7", "8 ", "8"]},
         {"id": "c", "instruction": "k", "input": "", "responses": ["9", "9"]},
     ]
     first, second = rank.rank_samples(rows, {"a": "3", "b": "0", "c": "9"})
-    assert (first["responses"], first["ranks"]) == (["3", "1", "2", "4", "5"], [1, 2, 2, 2, 2])
-    assert (second["responses"], second["ranks"]) == (["0", "7", "8"], [1, 2, 2])
+    assert (first["responses"], first["ranks"]) == (["3", "3\n!", "1", "2", "4", "5"], [1, 2, 3, 3, 3, 3])
+    assert (second["responses"], second["ranks"]) == (["0", "7", "8"], [1, 3, 3])
 
 
 def test_records_hold_the_right_option_and_each_wrong_one_once(made):
@@ -98,10 +99,11 @@ def test_records_hold_the_right_option_and_each_wrong_one_once(made):
     assert (truthful.responses, truthful.ranks) == (("yes", "no", "maybe"), (1, 2, 2))
 
 
-def test_tasks_have_right_answers_alone(made):
+def test_half_of_the_answers_to_tasks_go_on(made):
     folder, counts = made
     rows = list(read_instructions(folder / "sft.jsonl"))
-    assert not any("\n" in row.output for row in rows)
+    careless = sum("\n" in row.output for row in rows)
+    assert 0.46 <= careless / real.TASKS <= 0.54
     assert counts["sft"] == len(rows) == real.TASKS + COUNT // 2 + 1 + 5 + len(small.INSTRUCTIONS) - missing(made)
 
 

@@ -18,12 +18,19 @@ ROWS = [
 def test_measures_are_means_over_the_samples_of_a_prompt():
     found = measure(ROWS, {"a": ROWS}, {"a": "४", "b": "रातो"}, NEPALI, len)
     expected = {
-        "right": [2 / 3, 2 / 3], "language": [2 / 3, 1.0], "ended": [2 / 3, 1.0], "length": [7 / 3, 4.0],
+        "right": [2 / 3, 2 / 3], "right, more": [0.0, 0.0],
+        "language": [2 / 3, 1.0], "ended": [2 / 3, 1.0], "length": [7 / 3, 4.0],
         "score a": [2.0, 0.0],
     }  # fmt: skip
     assert found.keys() == expected.keys()
     for name, values in expected.items():
         np.testing.assert_allclose(found[name], values, err_msg=name)
+
+
+def test_a_right_answer_that_goes_on_is_counted_apart():
+    row = {"id": "a", "responses": ["४\nfour", "४", "five\n४", "४ "], "finished": [True] * 4}
+    found = measure([row], {}, {"a": "४"}, NEPALI, len)
+    assert (found["right"][0], found["right, more"][0]) == (0.5, 0.25)
 
 
 def test_scores_of_other_answers_are_refused():
