@@ -18,6 +18,7 @@ MAX_DEPTH = 100
 OBJECT_BYTES = 64 * 2**20
 _BLANKS = " \t\r\n"
 _LONGEST_REASON = 160  # characters
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # only an escape can write one
 _TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
 
 
@@ -45,7 +46,7 @@ def parse_whole(text: str, any_text: bool = False) -> Any:
     value, end = parse(text, len(text) - len(text.lstrip(_BLANKS)))
     if rest := text[end:].lstrip(_BLANKS):
         raise JSONDecodeError("more text after the value", text, len(text) - len(rest))
-    if not any_text and "\\u" in text and not is_utf8(value):
+    if not any_text and _SURROGATE.search(text) and not is_utf8(value):
         raise ValueError("a text holds half a surrogate pair")
     return value
 

@@ -14,7 +14,7 @@ from torch.nn.functional import softplus
 
 from engine.models.attend import Attend, AttentionOptions
 from engine.models.decoder import Decoder, check_activation, head_size_of
-from engine.models.layers import RMSNorm
+from engine.models.layers import RMSNorm, embedding
 from engine.models.rotary import Rotary, Rotation, rotate
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Apertus(Decoder):
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)
         check_activation(config.hidden_act, "xielu")
-        self.embedding = nn.Embedding(self.vocab_size, self.hidden_size)
+        self.embedding = embedding(self.vocab_size, self.hidden_size)
         self.layers = nn.ModuleList(ApertusBlock(config, i) for i in range(self.num_layers))
         self.final_norm = RMSNorm(self.hidden_size, config.rms_norm_eps)
         self.head = None if config.tie_word_embeddings else nn.Linear(self.hidden_size, self.vocab_size, bias=False)

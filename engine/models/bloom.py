@@ -17,6 +17,7 @@ from engine.base.errors import UserError
 from engine.batch import PackedBatch
 from engine.models.attend import Attend, AttentionOptions
 from engine.models.decoder import Decoder
+from engine.models.layers import embedding
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -84,7 +85,7 @@ class Bloom(Decoder):
                 "correct hidden_size or n_head in config.json"
             )
         super().__init__(config)
-        self.embedding = nn.Embedding(self.vocab_size, self.hidden_size)
+        self.embedding = embedding(self.vocab_size, self.hidden_size)
         self.embedding_norm = nn.LayerNorm(self.hidden_size, eps=config.layer_norm_epsilon)
         self.layers = nn.ModuleList(BloomBlock(config, i) for i in range(self.num_layers))
         self.final_norm = nn.LayerNorm(self.hidden_size, eps=config.layer_norm_epsilon)

@@ -14,7 +14,7 @@ from engine.base.errors import UserError
 from engine.batch import PackedBatch
 from engine.models.attend import Attend, AttentionOptions
 from engine.models.decoder import Decoder, check_activation, head_size_of, window_of
-from engine.models.layers import ZeroCenteredRMSNorm, geglu
+from engine.models.layers import ZeroCenteredRMSNorm, embedding, geglu
 from engine.models.rotary import Rotary, Rotation, rotate
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Gemma3(Decoder):
         for name in ("final_logit_softcapping", "attn_logit_softcapping", "use_bidirectional_attention"):
             if getattr(config, name, None):
                 raise UserError(f"{name} is {getattr(config, name)}: only models without it are supported")
-        self.embedding = nn.Embedding(self.vocab_size, self.hidden_size)
+        self.embedding = embedding(self.vocab_size, self.hidden_size)
         self.layers = nn.ModuleList(Gemma3Block(config, i) for i in range(self.num_layers))
         self.final_norm = ZeroCenteredRMSNorm(self.hidden_size, config.rms_norm_eps)
         self.head = None if config.tie_word_embeddings else nn.Linear(self.hidden_size, self.vocab_size, bias=False)

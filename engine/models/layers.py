@@ -1,4 +1,4 @@
-"""RMSNorm and gated activations, each one fused kernel for bfloat16 on a CPU where there is one, else plain PyTorch."""
+"""Embedding, RMSNorm and gated activations; in bfloat16 on a CPU one fused kernel each, else plain PyTorch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, rms_norm, silu
 
 from kernels import bf16_passes
+
+
+def embedding(vocab_size: int, hidden_size: int) -> nn.Embedding:
+    """Return an embedding without initial values; nn.Embedding's own would import torch._dynamo on the meta device."""
+    return nn.Embedding.from_pretrained(torch.empty(vocab_size, hidden_size), freeze=False)
 
 
 class RMSNorm(nn.Module):

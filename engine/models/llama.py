@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from engine.models.attend import Attend, AttentionOptions
 from engine.models.decoder import Decoder, check_activation, head_size_of, window_of
-from engine.models.layers import RMSNorm, swiglu
+from engine.models.layers import RMSNorm, embedding, swiglu
 from engine.models.rotary import Rotary, Rotation, rotate
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Llama(Decoder):
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)
         check_activation(config.hidden_act, "silu", "swish")
-        self.embedding = nn.Embedding(self.vocab_size, self.hidden_size)
+        self.embedding = embedding(self.vocab_size, self.hidden_size)
         self.layers = nn.ModuleList(LlamaBlock(config, i) for i in range(self.num_layers))
         self.final_norm = RMSNorm(self.hidden_size, config.rms_norm_eps)
         self.head = None if config.tie_word_embeddings else nn.Linear(self.hidden_size, self.vocab_size, bias=False)

@@ -70,17 +70,17 @@ def _make(tokenizer: PreTrainedTokenizerFast) -> Codec:
     salt = secrets.token_hex(16)  # cannot occur in a text
     names = {content: f"{salt}{number:06x}" for number, content in enumerate(ids)}
     _rename(spec, names)
-    start = Tokenizer.from_str(json.dumps(spec))
-    if any(start.token_to_id(names[content]) != id for content, id in ids.items()):
-        raise ValueError("its special tokens have other ids when they are read again")
-    has_prefix = False
+    has_prefix, parts = False, {}
     for part in ("normalizer", "pre_tokenizer", "decoder"):
-        spec[part], changed = _without_prefix(spec[part])
+        parts[part], changed = _without_prefix(spec[part])
         has_prefix |= changed and part != "decoder"
-    middle = Tokenizer.from_str(json.dumps(spec))
+    middle = Tokenizer.from_str(json.dumps({**spec, **parts}))
+    start = Tokenizer.from_str(json.dumps(spec)) if has_prefix else middle  # a large vocabulary takes seconds to read
+    if any(middle.token_to_id(names[content]) != id for content, id in ids.items()):
+        raise ValueError("its special tokens have other ids when they are read again")
     starts_with_bos = tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
     return Codec(
-        start if has_prefix else middle,
+        start,
         middle,
         (tokenizer.bos_token_id,) if starts_with_bos else (),
         has_prefix and start.encode(" a").ids == start.encode("a").ids,
@@ -112,7 +112,7 @@ def _rename(spec: dict[str, Any], names: dict[str, str]) -> None:
         model["unk_token"] = names[model["unk_token"]]
     if "merges" in model:
         pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
-        model["merges"] = [[a, b] for a, b in pairs if not names.keys() & {a, b, a + b}]
+        model["merges"] = [[a, b] for a, b in pairs if not (a in names or b in names or a + b in names)]
 
 
 def _without_prefix(part: dict[str, Any] | None) -> tuple[dict[str, Any] | None, bool]:

@@ -25,17 +25,22 @@ TASKS = "arc,truthfulqa,mmlu"
 HELDOUT = {"tasks": "heldout_tasks", "questions": "heldout_questions"}
 GIGABYTE_KIB = 1e9 / 1024
 
-DTYPE = ("--dtype", "bfloat16")
-TEXT = ("--template", "plain", *DTYPE, "--truncate", "drop")
-COMMON = (*TEXT, "--max-length", "256", "--save-every", "20")
-SFT = ("--batch-size", "32", "--epochs", "2", "--lr", "5e-5", "--warmup-steps", "10", "--top-layers", "12")
-REWARD = ("--batch-size", "32", "--epochs", "1", "--lr", "1e-4", "--warmup-steps", "6", "--top-layers", "12")
-PPO = (
-    "--batch-size", "256", "--minibatch-size", "64", "--ppo-epochs", "2", "--max-steps", "60", "--lr", "3e-5",
-    "--schedule", "constant", "--warmup-steps", "4", "--top-layers", "4", "--max-new-tokens", "48", "--slots", "256",
-    "--kl-controller", "fixed", "--kl-coef", "0.05", "--missing-eos-penalty", "1",
-)  # fmt: skip
-SAMPLE = (*TEXT, "--max-length", "304", "--max-new-tokens", "48")
+
+def _flags(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+DTYPE = _flags("--dtype bfloat16")
+TEXT = _flags("--template plain --dtype bfloat16 --truncate drop")
+SFT = _flags("--batch-size 32 --epochs 2 --lr 5e-5 --warmup-steps 10 --top-layers 12 --save-every 100")
+REWARD = _flags("--batch-size 32 --epochs 1 --lr 1e-4 --warmup-steps 6 --top-layers 12 --save-every 50")
+PPO = _flags(
+    "--batch-size 256 --minibatch-size 64 --ppo-epochs 2 --max-steps 60 --lr 3e-5 --schedule constant --warmup-steps 4 "
+    "--top-layers 4 --max-new-tokens 48 --slots 256 --kl-controller fixed --kl-coef 0.05 --missing-eos-penalty 1 "
+    "--save-every 10"
+)
+TRAINED_LENGTH = _flags("--max-length 256")
+SAMPLE = (*TEXT, *_flags("--max-length 304 --max-new-tokens 48"))
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,8 @@ def steps(lang: str, folder: Path, base: Path, seeds: Sequence[int]) -> Iterator
 
 
 def _train(stage: str, lang: str, model: Path, data: Path, output: Path, *flags: object) -> Step:
-    argv = (f"launch/{stage}.py", "--lang", lang, "--model", model, "--data", data, "--output", output, *COMMON, *flags)
+    own = ("--lang", lang, "--model", model, "--data", data, "--output", output)
+    argv = (f"launch/{stage}.py", *own, *TEXT, *TRAINED_LENGTH, *flags)
     return Step(output.name, tuple(map(str, argv)), output / "result.json", resume=output)
 
 
