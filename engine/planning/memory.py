@@ -249,13 +249,13 @@ def phases(model: nn.Module, w: Workload) -> list[Phase]:
     if w.stage != "ppo":
         trained = layers(top, tokens, length / 2)
         frozen = layers(L - top, tokens, length / 2)
-        heads = 0 if w.stage == "reward" else head * tokens * (4 if w.top_layers is None else 3)
+        heads = 0 if w.stage == "reward" else head * new * (4 if w.top_layers is None else 3)  # loss on responses
         weights = (L * s.layer + s.embedding) * b
         work = [Phase("forward and backward", frozen + 3 * trained + heads, 3 * weights)]
         if (
             w.stage == "dpo"
         ):  # before the first step, the frozen layers included; where they are kept, a step saves them
-            work.append(Phase("the reference, once for these responses", frozen + trained + head * tokens, weights))
+            work.append(Phase("the reference, once for these responses", frozen + trained + head * new, weights))
         return work
     weights = (L * s.layer + V * D) * b
     cache, prompts = page_bytes(model, w.dtype) / PAGE_SIZE, -(-here // w.samples)

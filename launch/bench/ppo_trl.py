@@ -28,7 +28,7 @@ from engine.cli.console import Console
 from engine.cli.parse import build_settings, main, parse_settings
 from engine.distributed.world import start_world
 from engine.init_model import init_model
-from engine.models import load_model, save_model
+from engine.models import load_config, load_model, save_model
 from engine.presets import presets
 from engine.run.folder import Run
 from engine.settings import STAGE_SETTINGS, flag, split_of
@@ -49,6 +49,8 @@ class CompareSettings:
     layers: int = flag("number of blocks", 24)
     hidden: int = flag("width", 512)
     vocab_size: int = flag("tokens in the vocabulary", 2048)
+    policy: str | None = flag("directory of the policy (default: a random model of the shape above)", None)
+    reward_model: str | None = flag("directory of its reward model; with --policy", None)
     top_layers: int = flag("top layers of the policy (and of TRL's value model) that both sides train", 4)
     reward: str = flag("ours: reward model on the shared trunk, or with its own trunk", "shared",
                        choices=["shared", "own"])  # fmt: skip
@@ -71,10 +73,14 @@ def prompt_lengths(s: CompareSettings) -> list[int]:
 
 
 def make_models(s: CompareSettings, folder: Path) -> None:
-    """Write random models `policy` and `reward` to the folder.
+    """Put `policy` and `reward` into the folder: links to the given models, else random ones.
 
-    The reward model is the policy with noise: in the top layers if its trunk is shared, else in all layers.
+    The random reward model is the policy with noise: in the top layers if its trunk is shared, else in all layers.
     """
+    if s.policy is not None:
+        for name, path in (("policy", s.policy), ("reward", s.reward_model)):
+            (folder / name).symlink_to(Path(path).resolve())
+        return
     texts = (f"{r['instruction']} {r['input']} {r['output']}" for r in make_embedded("ne", 0, 3000).sft)
     shape = {"layers": s.layers, "hidden": s.hidden, "heads": s.hidden // 64, "max_positions": 1024}
     init_model(texts, s.vocab_size, str(folder / "policy"), 0, family=s.family, **shape)
@@ -91,7 +97,8 @@ def make_models(s: CompareSettings, folder: Path) -> None:
 def prompts_of(s: CompareSettings) -> list[list[int]]:
     """Return random prompts. Their tokens start at 8, above the special tokens."""
     generator = torch.Generator().manual_seed(3)
-    return [torch.randint(8, s.vocab_size, (n,), generator=generator).tolist() for n in prompt_lengths(s)]
+    vocab_size = load_config(s.policy).vocab_size if s.policy else s.vocab_size
+    return [torch.randint(8, vocab_size, (n,), generator=generator).tolist() for n in prompt_lengths(s)]
 
 
 class Ours:
@@ -147,7 +154,7 @@ class Theirs:
         for model in (policy, value):
             model.requires_grad_(False)
             body = model.base_model
-            blocks, norm = (body.h, body.ln_f) if s.family == "bloom" else (body.layers, body.norm)
+            blocks, norm = (body.h, body.ln_f) if hasattr(body, "h") else (body.layers, body.norm)
             for part in (*blocks[-s.top_layers :], norm):
                 part.requires_grad_(True)
         value.score.requires_grad_(True)
@@ -232,7 +239,8 @@ def compare_memory(s: CompareSettings, folder: Path, console: Console) -> dict[s
     make_models(s, folder)
     peaks = {}
     for side in ("ours", "trl"):
-        flags = [x for k, v in asdict(s).items() if k not in ("side", "memory") for x in (f"--{k}", str(v))]
+        given = {k: v for k, v in asdict(s).items() if k not in ("side", "memory") and v is not None}
+        flags = [x for k, v in given.items() for x in (f"--{k}", str(v))]
         command = [sys.executable, __file__, *flags, "--side", side, "--folder", str(folder)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -262,6 +270,8 @@ def job(argv: Sequence[str]) -> None:
     )
     if s.rollouts % s.minibatch:
         raise UserError(f"--rollouts {s.rollouts} is not a multiple of --minibatch {s.minibatch}: TRL needs one")
+    if (s.policy is None) != (s.reward_model is None):
+        raise UserError("--policy and --reward-model go together: give both, or neither for random models")
     console = Console()
     if s.side != "both":
         with tempfile.TemporaryDirectory() as scratch:
@@ -272,7 +282,8 @@ def job(argv: Sequence[str]) -> None:
     lengths = prompt_lengths(s)
     padded = s.rollouts * max(lengths)
     console.header("PPO against TRL 1.12", {
-        "model": f"{s.family}, {s.layers} layers of {s.hidden}, vocabulary {s.vocab_size:,}, float32, random weights",
+        "model": f"{s.policy}, float32" if s.policy else
+        f"{s.family}, {s.layers} layers of {s.hidden}, vocabulary {s.vocab_size:,}, float32, random weights",
         "trained": f"top {s.top_layers} (TRL: of the policy and of its value model), AdamW, lr 1e-5",
         "batch": f"{s.rollouts} rollouts, {s.minibatch} per step, {s.epochs} PPO epochs, temperature 1",
         "tokens": f"prompts of {lengths[0]} to {lengths[-1]} ({padded / sum(lengths):.2f}x when padded), "

@@ -1,6 +1,6 @@
 """Run the whole chain on a pretrained model and write its report: `python -m launch.real --lang ne`.
 
-Convert, SFT, two reward models, PPO in several seeds and with an uninformative reward, answers, evaluation, report.
+Convert, SFT, two reward models, RLOO in several seeds and with an uninformative reward, answers, evaluation, report.
 Stop it at any time; the same command goes on.
 """
 
@@ -24,7 +24,7 @@ from engine.cli.parse import main, parse_settings
 from engine.settings import flag
 from launch import convert
 from launch.real.data import make_data
-from launch.real.forecast import forecast
+from launch.real.forecast import FORECAST, write_forecast
 from launch.real.report import write_report
 from launch.real.stages import run, steps
 
@@ -38,10 +38,10 @@ class RealSettings:
     _argument_group_name = "real"
     lang: str = flag("language code with a kit: ru, zh, ne, ... (26 languages and en)", "ne")
     data_dir: str | None = flag("folder of Okapi's translated m_arc, m_mmlu, m_truthfulqa (default: tasks alone)", None)
-    instructions: str | None = flag("more instruction records for SFT and prompts for PPO", None)
+    instructions: str | None = flag("more instruction records for SFT and prompts for RLOO", None)
     careless: float = flag("share of the SFT answers to tasks that are right and then go on", CARELESS_SHARE)
     base: str | None = flag("base model directory (default: Gemma 3 270M from its package)", None)
-    seeds: str = flag("seeds of PPO, separated by commas; the control runs with the first", "0")
+    seeds: str = flag("seeds of RLOO, separated by commas; the control runs with the first", "0")
     runs: str = flag("folder of the runs", "runs/real")
 
     def __post_init__(self) -> None:
@@ -64,8 +64,8 @@ def job(argv: Sequence[str]) -> None:
         counts = make_data(settings.lang, data, *paths, settings.careless)
         (data / "counts.json").write_text(json.dumps(counts, indent=1), encoding="utf-8")
     todo = list(steps(settings.lang, folder, base, seeds))
-    left = [step for step in todo if not step.is_done()]
-    console.say(f"{len(todo)} steps, {len(todo) - len(left)} done; {forecast(base, left)}\n")
+    for line in write_forecast(base, todo, folder / FORECAST):
+        console.say(line)
     for number, step in enumerate(todo, start=1):
         if step.is_done():
             continue

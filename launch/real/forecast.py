@@ -1,34 +1,67 @@
-"""How long a real run will take: the operations of each step over the rate of this machine."""
+"""How long a real run will take and how much memory: the operations of each step over the rate of this machine."""
 
 from __future__ import annotations
 
+import json
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
 
+from engine.base.atomic import write_text
 from engine.base.errors import UserError
 from engine.base.records import read_records
 from engine.models import load_config
 from engine.models.hf import empty_model
+from engine.planning.memory import Workload, memory, peaks, phases
+from engine.settings import BatchSettings
 from engine.text.tokenizer import load_tokenizer
-from launch.real.stages import Step, flag_of
+from launch.real.stages import Step, flag_of, stage_of
 
+FORECAST = "forecast.json"  # of each step, in the folder of the language
 SIDE = 2048  # of the square product that measures the machine
-# Rough shares of that rate which the steps reach on a CPU with small layers and short answers.
-REACHED = {"sft": 0.25, "reward": 0.25, "ppo": 0.2, "sample": 0.12, "score": 0.3, "evaluate": 0.3}
-ANSWER_TOKENS = 8.0  # of tasks and questions, roughly
+# Share of that rate which a stage reaches on a CPU: measured with Gemma 3 270M, whose layers are small.
+REACHED = {"sft": 0.3, "reward": 0.5, "ppo": 0.5, "sample": 0.17, "score": 0.4, "evaluate": 0.4}
+START_SECONDS = 10.0  # of a process, until it has read tokenizer and weights
+START_GB = 1.0  # Python, PyTorch and the codecs of a large vocabulary
 READ_RECORDS = 400  # records whose tokens are counted
 
 
-def forecast(base: Path, left: Sequence[Step]) -> str:
-    """Return "about 3.1 hours left", or what can be said before the data exist."""
-    if not left:
-        return "nothing is left"
+@dataclass(frozen=True)
+class Expected:
+    """What a step should take."""
+
+    seconds: float
+    peak_gb: float
+
+
+def write_forecast(base: Path, todo: Sequence[Step], file: Path) -> Iterator[str]:
+    """Forecast the steps that are left, remember it in `file` for the report, and yield it in lines, one a stage."""
+    known = read_forecast(file)
+    left = [step for step in todo if not step.is_done()]
     model, rate = _Model(base), measured_rate()
-    hours = sum(model.operations(step) / (rate * REACHED[stage_of(step)]) for step in left if stage_of(step) in REACHED)
-    return f"about {hours / 3600:.1f} hours left at {rate / 1e9:,.0f} GFLOP/s"
+    by_stage: dict[str, list[Expected]] = {}
+    for step in left:
+        if stage_of(step) in REACHED:
+            known[step.name] = expected = model.expected(step, rate)
+            by_stage.setdefault(stage_of(step), []).append(expected)
+    write_text(file, json.dumps({name: vars(expected) for name, expected in known.items()}, indent=1))
+    hours = sum(expected.seconds for stage in by_stage.values() for expected in stage) / 3600
+    yield f"{len(todo)} steps, {len(todo) - len(left)} done; about {hours:.1f} hours left at {rate / 1e9:,.0f} GFLOP/s"
+    for stage, steps in by_stage.items():
+        minutes, peak = sum(x.seconds for x in steps) / 60, max(x.peak_gb for x in steps)
+        yield f"  {stage:10} {len(steps):2} x {minutes / len(steps):5.0f} minutes, up to {peak:4.1f} GB"
+
+
+def read_forecast(file: Path) -> dict[str, Expected]:
+    """Read what write_forecast wrote: {step: what it should take}; {} without a file."""
+    if not file.is_file():
+        return {}
+    return {name: Expected(**row) for name, row in json.loads(file.read_text(encoding="utf-8")).items()}
 
 
 def measured_rate() -> float:
@@ -41,60 +74,94 @@ def measured_rate() -> float:
     return 3 * 2 * SIDE**3 / (time.perf_counter() - began)
 
 
-def stage_of(step: Step) -> str:
-    """Return the name of the launcher that a step runs, such as "sft"."""
-    return Path(step.argv[0]).stem
+@dataclass(frozen=True)
+class _Lengths:
+    """Records of a file, responses of a record, and mean tokens of a prompt and of a response."""
+
+    records: int
+    responses: float
+    prompt: float
+    response: float
+
+
+# Of a file that an earlier step has yet to write: the rankings of a kit's tasks.
+_UNWRITTEN = _Lengths(1_900, 4.5, 30.0, 8.0)
 
 
 class _Model:
-    """Operations of the steps on one base model."""
+    """Operations and memory of the steps on one base model."""
 
     def __init__(self, base: Path):
-        model = empty_model(load_config(base), str(base))
-        self.tokenizer, self.layers, self.head = load_tokenizer(base), model.num_layers, model.head_weight.numel()
-        self.layer = sum(weight.numel() for weight in model.layers.parameters()) / model.num_layers
-        self.counted: dict[Path, tuple[int, float]] = {}
+        self.model = empty_model(load_config(base), str(base)).to(torch.bfloat16)
+        self.tokenizer = load_tokenizer(base)
+        self.counted: dict[Path, _Lengths] = {}
 
-    def operations(self, step: Step) -> float:
-        """Two for each weight a token passes forward, four backward; the head runs for response tokens alone."""
-        stage, layers = stage_of(step), self.layers
-        if stage == "evaluate":
-            folder = Path(flag_of(step, "--data-dir"))
-            options = sum(file.stat().st_size for file in folder.glob("*/*.json")) / 4  # tokens
-            return options * 2 * layers * self.layer + 0.2 * options * 2 * self.head
-        records, tokens = self._count(Path(flag_of(step, "--data")))
-        whole = 2 * layers * self.layer
-        if stage == "sft":
-            epochs, top = float(flag_of(step, "--epochs")), int(flag_of(step, "--top-layers"))
-            return records * epochs * (tokens * (whole + 4 * top * self.layer) + ANSWER_TOKENS * 6 * self.head)
-        if stage == "reward":
-            top = int(flag_of(step, "--top-layers"))
-            return records * tokens * (whole + 4 * top * self.layer)
+    def expected(self, step: Step, rate: float) -> Expected:
+        """Return the seconds at `rate` operations per second, and the peak of resident memory."""
+        stage = stage_of(step)
+        work, repeats = self._evaluation(step) if stage == "evaluate" else self._work(stage, step)
+        found = {phase.name: phase.flops for phase in phases(self.model, work)}
+        names = ("prefill", "decode") if stage == "sample" else tuple(found)
+        seconds = repeats * sum(found[name] for name in names) / (rate * REACHED[stage])
+        rollout, update = peaks(memory(self.model, work))
+        peak = rollout if stage == "sample" else max(rollout, update)
+        return Expected(START_SECONDS + seconds, START_GB + peak / 1e9)
+
+    def _work(self, stage: str, step: Step) -> tuple[Workload, float]:
+        """Return the workload of an optimizer step, iteration or round of a step, and how many there are."""
+        data = self._lengths(Path(flag_of(step, "--data")))
+
+        def given(name: str) -> float:
+            return float(flag_of(step, name))
+
+        if stage in ("ppo", "sample"):  # what is generated is as long as what was learned
+            learned = self._lengths(Path(flag_of(step, "--data")).with_name("sft.jsonl"))
+            data = replace(data, response=learned.response)
+        if stage == "ppo":
+            batch = int(given("--batch-size"))
+            return self._workload("ppo", int(given("--top-layers")), batch, data, step), given("--max-steps")
         if stage == "sample":
-            count = int(flag_of(step, "--num-responses"))
-            return records * (tokens * whole + count * ANSWER_TOKENS * (whole + 2 * self.head))
+            count = int(given("--num-responses"))
+            return self._workload("ppo", 0, count, data, step, samples=count), data.records
         if stage == "score":
-            return records * tokens * whole
-        rollouts = int(flag_of(step, "--max-steps")) * int(flag_of(step, "--batch-size"))
-        top, epochs = int(flag_of(step, "--top-layers")), int(flag_of(step, "--ppo-epochs"))
-        together = tokens + ANSWER_TOKENS
-        generated = together * 2 * whole + ANSWER_TOKENS * 2 * self.head  # and scored by a reward model
-        scored = 2 * (together * 2 * top * self.layer + ANSWER_TOKENS * 2 * self.head)
-        updated = epochs * (together * 6 * top * self.layer + ANSWER_TOKENS * 4 * self.head)
-        return rollouts * (generated + scored + updated)
+            return self._workload("reward", 0, round(data.responses), data, step), data.records
+        sequences = int(given("--batch-size")) * (data.responses if stage == "reward" else 1)
+        work = self._workload(stage, int(given("--top-layers")), round(sequences), data, step)
+        return work, math.ceil(data.records * given("--epochs") / given("--batch-size"))
 
-    def _count(self, path: Path) -> tuple[int, float]:
-        """Return (records, mean tokens of a record with all its responses). What is not made yet counts as tasks."""
+    def _evaluation(self, step: Step) -> tuple[Workload, float]:
+        """Every option of a question is a response of about a third of its record."""
+        files = Path(flag_of(step, "--data-dir")).glob("*/*.json")
+        tokens = sum(file.stat().st_size for file in files) / 4
+        return self._workload("sft", 0, 64, _Lengths(64, 1, 40.0, 20.0), step), tokens / (64 * 60.0)
+
+    def _workload(self, stage: str, top: int, sequences: int, data: _Lengths, step: Step, samples: int = 1) -> Workload:
+        prompt, response = math.ceil(data.prompt), math.ceil(data.response)
+        tokens = min(BatchSettings.tokens_per_microbatch, sequences * (prompt + response))
+        epochs = int(flag_of(step, "--ppo-epochs", "1"))
+        samples = int(flag_of(step, "--samples-per-prompt", str(samples)))
+        critic = flag_of(step, "--advantage", "gae") == "gae"
+        return Workload(
+            stage, torch.bfloat16, 1, 0, False, top, sequences, min(sequences, 256), prompt, response, tokens,
+            shared_trunk=False, separate_critic=False, reward_offload=False, trunk_cache_gb=16.0, ppo_epochs=epochs,
+            samples=samples, value_head=critic,
+        )  # fmt: skip
+
+    def _lengths(self, path: Path) -> _Lengths:
         if path not in self.counted:
-            records, texts = 0, []
             try:
-                for _, row in read_records(path):
-                    records += 1
-                    if records <= READ_RECORDS:
-                        answers = row.get("responses", [row.get("output", "")])
-                        texts.append("\n".join(f"{row['instruction']}\n{row['input']}\n{text}" for text in answers))
+                rows = [row for _, row in read_records(path)]
             except UserError:
-                return 2_400, 120.0
-            tokens = sum(len(self.tokenizer(text)["input_ids"]) for text in texts)
-            self.counted[path] = records, tokens / len(texts)
+                return _UNWRITTEN
+            prompts, responses = [], []
+            for row in islice(rows, READ_RECORDS):
+                prompts.append(self._tokens(f"{row['instruction']}\n{row['input']}\n"))
+                responses.append([1 + self._tokens(text) for text in row.get("responses") or [row.get("output", "")]])
+            flat = [count for counts in responses for count in counts]
+            self.counted[path] = _Lengths(
+                len(rows), len(flat) / len(responses), sum(prompts) / len(prompts), sum(flat) / len(flat)
+            )
         return self.counted[path]
+
+    def _tokens(self, text: str) -> int:
+        return len(self.tokenizer(text)["input_ids"])

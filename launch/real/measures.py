@@ -15,6 +15,7 @@ import numpy as np
 from engine.base.languages import Language
 from engine.base.records import read_records
 from engine.base.scripts import main_script
+from engine.training.exact_match import canonical
 from engine.training.heldout import checked
 
 RESAMPLES = 4_000
@@ -91,6 +92,21 @@ def best_of(scored: Answers) -> Answers:
         best = max(range(len(row["scores"])), key=row["scores"].__getitem__)
         rows.append({**row, **{name: [row[name][best]] for name in ("responses", "finished", "scores")}})
     return rows
+
+
+def prefers_right(scored: Answers, expected: Mapping[str, str]) -> np.ndarray:
+    """Return float64 [P'], a share for each prompt with right and wrong samples: its pairs that the scores order.
+
+    A sample that goes on after the right answer is wrong. Equal scores count half.
+    """
+    shares = []
+    for row in scored:
+        right = [canonical(text) == canonical(expected[row["id"]]) for text in row["responses"]]
+        good = [score for score, is_right in zip(row["scores"], right) if is_right]
+        bad = [score for score, is_right in zip(row["scores"], right) if not is_right]
+        if good and bad:
+            shares.append(_mean((a > b) + 0.5 * (a == b) for a in good for b in bad))
+    return np.array(shares)
 
 
 def _mean(values: Any) -> float:

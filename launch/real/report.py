@@ -13,7 +13,8 @@ from engine.base.records import read_instructions, read_records
 from engine.models import load_config
 from engine.run.folder import read_result
 from engine.text.tokenizer import load_tokenizer
-from launch.real.measures import Interval, best_of, measure, read_answers, rows_by_id
+from launch.real.forecast import FORECAST, read_forecast
+from launch.real.measures import Interval, best_of, measure, prefers_right, read_answers, rows_by_id
 from launch.real.stages import BEST_OF, HELDOUT, REWARDS
 
 Values = Mapping[str, np.ndarray]  # measure -> float64 [P], a number per prompt
@@ -34,7 +35,7 @@ SHOWN_PROMPTS = 4
 def write_report(lang: str, folder: Path, base: Path, seeds: Sequence[int]) -> Path:
     """Write folder/report.md from the files of the run, and return its path."""
     language, tokenizer = get_language(lang), load_tokenizer(base)
-    names = ["base", "sft", *(f"ppo_{seed}" for seed in seeds), "control"]
+    names = ["base", "sft", *(f"rlhf_{seed}" for seed in seeds), "control"]
 
     def length(text: str) -> int:
         return len(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -88,11 +89,11 @@ def _differences(values: Mapping[str, Values]) -> Iterator[str]:
         yield f"| {title} | {' | '.join(cells)} |"
 
 
-def _verdict(values: Mapping[str, Values], ppo: str) -> Iterator[str]:
+def _verdict(values: Mapping[str, Values], rlhf: str) -> Iterator[str]:
     """Say whether RLHF is above SFT, and the control is not, by more than both half intervals."""
     for name in ("right", "score b"):
         sft = Interval.of(values["sft"][name])
-        answers = ("yes" if Interval.of(values[other][name]).beats(sft) else "no" for other in (ppo, "control"))
+        answers = ("yes" if Interval.of(values[other][name]).beats(sft) else "no" for other in (rlhf, "control"))
         yield "- {}: above SFT by more than both intervals: RLHF {}, control {}".format(TITLES[name], *answers)
 
 
@@ -113,15 +114,21 @@ def _evaluations(folder: Path) -> Iterator[str]:
 
 
 def _rewards(folder: Path) -> Iterator[str]:
-    yield from ("## Reward models", "", "| model | held-out pairs in the right order |", "|---|---|")
+    yield from ("## Reward models", "")
+    yield "| model | held-out pairs in order, % | right above wrong of SFT's samples for one task, % | tasks |"
+    yield "|---|---|---|---|"
+    expected = {r.id: r.output for r in read_instructions(folder / "data" / f"{HELDOUT['tasks']}.jsonl")}
     for name in REWARDS:
-        if (result := read_result(folder / f"reward_{name}")) is not None:
-            yield f"| {name.upper()} | {result['accuracy']:.1%} |"
+        result, samples = read_result(folder / f"reward_{name}"), folder / "answers" / f"sft.tasks.{name}.jsonl"
+        if result is not None and samples.is_file():
+            shares = prefers_right(read_answers(samples), expected)
+            cells = (f"{100 * result['accuracy']:.1f}", _shown("right", Interval.of(shares)), str(len(shares)))
+            yield f"| {name.upper()} | {' | '.join(cells)} |"
     yield ""
 
 
 def _kl(folder: Path, names: Sequence[str]) -> Iterator[str]:
-    yield from ("## PPO", "", "| run | KL, nats per response | score, first -> last | seconds |", "|---|---|---|---|")
+    yield from ("## RLHF", "", "| run | KL, nats per response | score, first -> last | seconds |", "|---|---|---|---|")
     for name in names[2:]:
         if (result := read_result(folder / name)) is not None:
             scores = f"{result['score_first']:.3f} -> {result['score_last']:.3f}"
@@ -151,7 +158,7 @@ def _line(text: str) -> str:
 
 
 def _steps(folder: Path) -> Iterator[str]:
-    """Yield seconds and peak memory of each step."""
+    """Yield seconds and peak memory of each step, beside the forecast."""
     path = folder / "steps.jsonl"
     if not path.is_file():
         return
@@ -160,6 +167,10 @@ def _steps(folder: Path) -> Iterator[str]:
     for _, row in read_records(path):
         name = row["step"]
         seconds[name], peak[name] = seconds.get(name, 0.0) + row["seconds"], max(peak.get(name, 0.0), row["peak_gb"])
-    yield from ("## Time and memory", "", "| step | seconds | peak GB |", "|---|---|---|")
-    yield from (f"| {name} | {seconds[name]:.0f} | {peak[name]:.1f} |" for name in seconds)
+    forecast = read_forecast(folder / FORECAST)
+    yield from ("## Time and memory", "", "| step | seconds | forecast | peak GB | forecast |", "|---|---|---|---|---|")
+    for name in seconds:
+        expected = forecast.get(name)
+        first, second = (f"{expected.seconds:.0f}", f"{expected.peak_gb:.1f}") if expected else ("", "")
+        yield f"| {name} | {seconds[name]:.0f} | {first} | {peak[name]:.1f} | {second} |"
     yield ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -17,13 +16,13 @@ from launch.real import rank
 
 ROOT = Path(__file__).resolve().parents[2]
 NOISE = f"{noise.__module__}:{noise.__name__}"
-REWARDS = ("a", "b")  # PPO optimises a; b is trained on the other half of the rankings
+REWARDS = ("a", "b")  # RLHF optimises a; b is trained on the other half of the rankings
 BEST_OF = 8
 SAMPLES = 4
 RANKED_SAMPLES = 6
 TASKS = "arc,truthfulqa,mmlu"
 HELDOUT = {"tasks": "heldout_tasks", "questions": "heldout_questions"}
-GIGABYTE_KIB = 1e9 / 1024
+LOOK_SECONDS = 0.2  # between two looks at the memory of a step
 
 
 def _flags(text: str) -> tuple[str, ...]:
@@ -34,10 +33,10 @@ DTYPE = _flags("--dtype bfloat16")
 TEXT = _flags("--template plain --dtype bfloat16 --truncate drop")
 SFT = _flags("--batch-size 32 --epochs 2 --lr 5e-5 --warmup-steps 10 --top-layers 12 --save-every 100")
 REWARD = _flags("--batch-size 32 --epochs 1 --lr 1e-4 --warmup-steps 6 --top-layers 12 --save-every 50")
-PPO = _flags(
-    "--batch-size 256 --minibatch-size 64 --ppo-epochs 2 --max-steps 60 --lr 3e-5 --schedule constant --warmup-steps 4 "
-    "--top-layers 4 --max-new-tokens 48 --slots 256 --kl-controller fixed --kl-coef 0.05 --missing-eos-penalty 1 "
-    "--save-every 10"
+RLHF = _flags(
+    "--advantage rloo --samples-per-prompt 8 --batch-size 256 --minibatch-size 128 --ppo-epochs 1 --max-steps 40 "
+    "--lr 3e-5 --schedule constant --warmup-steps 2 --top-layers 4 --max-new-tokens 48 --slots 256 "
+    "--kl-controller fixed --kl-coef 0.05 --missing-eos-penalty 1 --save-every 10"
 )
 TRAINED_LENGTH = _flags("--max-length 256")
 SAMPLE = (*TEXT, *_flags("--max-length 304 --max-new-tokens 48"))
@@ -56,9 +55,14 @@ class Step:
         return self.done.is_file()
 
 
-def flag_of(step: Step, name: str) -> str:
-    """Return the value of a flag of a step's command."""
-    return step.argv[step.argv.index(name) + 1]
+def stage_of(step: Step) -> str:
+    """Return the name of the launcher that a step runs, such as "sft"."""
+    return Path(step.argv[0]).stem
+
+
+def flag_of(step: Step, name: str, default: str = "") -> str:
+    """Return the value of a flag of a step's command, or the default."""
+    return step.argv[step.argv.index(name) + 1] if name in step.argv else default
 
 
 def steps(lang: str, folder: Path, base: Path, seeds: Sequence[int]) -> Iterator[Step]:
@@ -73,15 +77,15 @@ def steps(lang: str, folder: Path, base: Path, seeds: Sequence[int]) -> Iterator
     for name, output in rewards.items():
         heldout = ("--eval-data", data / "ranking_heldout.jsonl")
         yield _train("reward", lang, sft, data / f"ranking_{name}.jsonl", output, *REWARD, *heldout)
-    runs = {f"ppo_{seed}": (rewards["a"] / "model", seed) for seed in seeds} | {"control": (NOISE, seeds[0])}
+    runs = {f"rlhf_{seed}": (rewards["a"] / "model", seed) for seed in seeds} | {"control": (NOISE, seeds[0])}
     for name, (reward, seed) in runs.items():
-        flags = (*PPO, *tasks, "--reward", reward, "--seed", seed)
+        flags = (*RLHF, *tasks, "--reward", reward, "--seed", seed)
         yield _train("ppo", lang, sft, data / "rl.jsonl", folder / name, *flags)
     models = {"base": base, "sft": sft} | {name: folder / name / "model" for name in runs}
     for name, model in models.items():
         yield from _answers(lang, name, model, data, folder / "answers", rewards)
     if (data / "benchmarks").is_dir():
-        evaluations = {name: folder / "evaluate" / name for name in ("base", "sft", f"ppo_{seeds[0]}")}
+        evaluations = {name: folder / "evaluate" / name for name in ("base", "sft", f"rlhf_{seeds[0]}")}
         for name, output in evaluations.items():
             yield _evaluate(lang, models[name], data / "benchmarks", output)
         named = (f"{name}={path}" for name, path in evaluations.items())
@@ -125,17 +129,32 @@ def run(step: Step, log: Path) -> None:
     """Run a step in its own process and append its seconds and peak memory to `log`. UserError if it fails."""
     resume = ["--resume"] if step.resume and step.resume.is_dir() else []
     began = time.monotonic()
-    process = subprocess.Popen([sys.executable, *step.argv, *resume], cwd=ROOT)
-    _, status, usage = os.wait4(process.pid, 0)
-    if code := os.waitstatus_to_exitcode(status):
+    process, peak = subprocess.Popen([sys.executable, *step.argv, *resume], cwd=ROOT), 0.0
+    while process.poll() is None:
+        peak = max(peak, peak_gb(process.pid))
+        time.sleep(LOOK_SECONDS)
+    if code := process.returncode:
         raise UserError(
             f"{step.name} ended with status {code}: see its last line above; the same command goes on from here"
         )
     entry = {
         "step": step.name,
         "seconds": round(time.monotonic() - began, 1),
-        "peak_gb": round(usage.ru_maxrss / GIGABYTE_KIB, 2),
+        "peak_gb": round(peak, 2),
         "resumed": bool(resume),
     }
     with log.open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry) + "\n")
+
+
+def peak_gb(pid: int) -> float:
+    """Return the peak of a process's resident memory so far; 0.0 once it has ended.
+
+    Not getrusage: a process inherits its peak from the process that started it.
+    """
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    except OSError:
+        return 0.0
+    kib = next((line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")), "0")
+    return int(kib) * 1024 / 1e9

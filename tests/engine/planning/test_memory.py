@@ -179,7 +179,7 @@ def test_operations(family):
     decoded = found["prefill"] + found["decode"] - head
     assert decoded == pytest.approx(whole, rel=0.02)
     sft = phases(on_meta(model), dataclasses.replace(w, stage="sft", top_layers=None))
-    assert sft[0].flops == pytest.approx(3 * whole + 4 * 2 * VOCABULARY * hidden * length, rel=0.02)
+    assert sft[0].flops == pytest.approx(3 * whole + 4 * 2 * VOCABULARY * hidden * new, rel=0.02)
 
 
 def _dense(q_THK, k_THK, v_THK):

@@ -23,8 +23,8 @@ def small_run(tmp_path, monkeypatch):
     for name, steps in (("SFT", 3), ("REWARD", 2)):
         monkeypatch.setattr(stages, name, (*getattr(stages, name), "--max-steps", str(steps)))
     few = {"--batch-size": "16", "--minibatch-size": "8", "--max-steps": "2", "--max-new-tokens": "6"}
-    ppo = [few.get(before, value) for before, value in zip(("", *stages.PPO), stages.PPO)]
-    monkeypatch.setattr(stages, "PPO", tuple(ppo))
+    rlhf = [few.get(before, value) for before, value in zip(("", *stages.RLHF), stages.RLHF)]
+    monkeypatch.setattr(stages, "RLHF", tuple(rlhf))
     return ["--lang", "ne", "--base", str(base), "--runs", str(tmp_path / "runs")]
 
 
@@ -46,9 +46,9 @@ def test_every_step_runs_once_and_the_report_has_every_table(small_run, tmp_path
     page = (folder / "report.md").read_text(encoding="utf-8")
     for part in (
         "| right answers, % |",
-        "| base | sft | ppo_0 | control | best of 8 |",
+        "| base | sft | rlhf_0 | control | best of 8 |",
         "Paired differences",
-        "## PPO",
+        "## RLHF",
     ):
         assert part in page
     steps = [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from engine.base.languages import get_language
-from launch.real.measures import Interval, best_of, in_script, measure
+from launch.real.measures import Interval, best_of, in_script, measure, prefers_right
 
 NEPALI = get_language("ne")
 ROWS = [
@@ -63,3 +63,13 @@ def test_best_of_takes_the_first_of_the_highest_scores():
 
 def test_the_script_of_an_answer():
     assert in_script("रातो कलम pen", NEPALI) and in_script("42", NEPALI) and not in_script("red", NEPALI)
+
+
+def test_pairs_of_a_right_and_a_wrong_sample_count_once_a_prompt():
+    rows = [
+        {"id": "a", "responses": ["4", "4\n!", "5", "4"], "scores": [1.0, 0.5, 1.0, 2.0]},  # 1, 0.5 and 1, 1
+        {"id": "b", "responses": ["4", "4 "], "scores": [1.0, 0.0]},  # no wrong one
+        {"id": "c", "responses": ["6", "7"], "scores": [0.0, 1.0]},
+    ]
+    found = prefers_right(rows, {"a": "4", "b": "4", "c": "6"})
+    np.testing.assert_allclose(found, [3.5 / 4, 0.0])

@@ -1,0 +1,52 @@
+"""The forecast of a real run, against what a step does."""
+
+import json
+
+import pytest
+
+from engine.init_model import init_model
+from launch.real import forecast, stages
+from launch.real.data import make_data
+from tests.greetings import GREETINGS
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Return a folder with a base model of 13 layers and the data of a run."""
+    folder = tmp_path_factory.mktemp("forecast")
+    init_model(list(GREETINGS.values()) * 2, 320, folder / "base", family="bloom", layers=13, hidden=16, heads=2)
+    make_data("ne", folder / "data", None, None)
+    return folder
+
+
+def test_every_step_that_computes_is_forecast_and_what_is_done_keeps_its_forecast(folder):
+    todo = list(stages.steps("ne", folder, folder / "base", [0, 1]))
+    lines = list(forecast.write_forecast(folder / "base", todo, folder / "forecast.json"))
+    found = forecast.read_forecast(folder / "forecast.json")
+    assert set(found) == {step.name for step in todo} - {"rankings"}
+    assert lines[0].startswith(f"{len(todo)} steps, 0 done; about ")
+    assert [line.split()[0] for line in lines[1:]] == ["sft", "sample", "reward", "ppo", "score"]
+    assert found["rlhf_0"] == found["rlhf_1"] == found["control"]
+    assert all(x.seconds > forecast.START_SECONDS and x.peak_gb > forecast.START_GB for x in found.values())
+
+    (folder / "sft").mkdir()
+    (folder / "sft" / "result.json").write_text("{}")
+    lines = list(forecast.write_forecast(folder / "base", todo, folder / "forecast.json"))
+    assert lines[0].startswith(f"{len(todo)} steps, 1 done;") and not lines[1].startswith("  sft")
+    assert forecast.read_forecast(folder / "forecast.json")["sft"] == found["sft"]
+
+
+def test_the_operations_are_those_of_the_plan(folder):
+    """SFT of 12 of 13 layers, counted by hand: 2 a weight forward, 4 backward, and the attention over half a length."""
+    step = next(stages.steps("ne", folder, folder / "base", [0]))
+    model = forecast._Model(folder / "base")
+    rows = [json.loads(line) for line in (folder / "data" / "sft.jsonl").read_text(encoding="utf-8").splitlines()]
+    lengths = model._lengths(folder / "data" / "sft.jsonl")
+    prompt, response = -(-lengths.prompt // 1), -(-lengths.response // 1)
+    matrices = 12 * 16 * 16
+    layer = (prompt + response) * (2 * matrices + 4 * 16 * (prompt + response) / 2)
+    one = layer * (1 + 3 * 12) + 3 * 2 * 320 * 16 * response
+    records = -(-2 * len(rows) // 32) * 32  # of two epochs, whole steps
+    rate = 1e9
+    expected = forecast.START_SECONDS + records * one / (rate * forecast.REACHED["sft"])
+    assert model.expected(step, rate).seconds == pytest.approx(expected, rel=1e-6)
