@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from engine.base.languages import get_language
-from launch.real.measures import Interval, best_of, in_script, measure
+from launch.real.measures import Interval, best_of, measure
 
 NEPALI = get_language("ne")
 ROWS = [
@@ -59,7 +59,3 @@ def test_one_beats_another_by_more_than_both_intervals():
 
 def test_best_of_takes_the_first_of_the_highest_scores():
     assert [(row["responses"], row["scores"]) for row in best_of(ROWS)] == [(["four"], [3.0]), (["रातो"], [0.5])]
-
-
-def test_the_script_of_an_answer():
-    assert in_script("रातो कलम pen", NEPALI) and in_script("42", NEPALI) and not in_script("red", NEPALI)
