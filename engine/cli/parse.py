@@ -129,7 +129,10 @@ def parse_settings(
     for word in (flag.split("=")[0] for flag in flags):
         if word.startswith("--") and word not in known:
             raise UserError(f"unknown flag {word}{nearest(word, known)}: --help lists all of them")
-    sources = _as_argv(read_config(chosen.config), fields, f"--config {chosen.config}") if chosen.config else []
+    sources = []
+    if chosen.config:
+        values = _without_lists(read_config(chosen.config), settings_classes, _names_in(flags))
+        sources = _as_argv(values, fields, f"--config {chosen.config}")
 
     preset = chosen.preset or (default_preset([*sources, *flags]) if default_preset else None)
     if preset is not None:
@@ -147,9 +150,23 @@ def parse_settings(
     if rest:
         raise UserError(f"unexpected argument {rest[0]}{nearest(rest[0], known)}: --help lists all flags")
     parsed = Parsed(settings)
-    words = (word for word in [*sources, *flags] if word.startswith("--"))
-    parsed.given = frozenset(word.removeprefix("--").split("=")[0].replace("-", "_") for word in words)
+    parsed.given = _names_in([*sources, *flags])
     return parsed
+
+
+def _names_in(argv: Sequence[str]) -> frozenset[str]:
+    """Return the fields that the flags of a command line set."""
+    words = (word for word in argv if word.startswith("--"))
+    return frozenset(word.removeprefix("--").split("=")[0].replace("-", "_") for word in words)
+
+
+def _without_lists(
+    values: Mapping[str, Any], settings_classes: Sequence[type], given: frozenset[str]
+) -> Mapping[str, Any]:
+    """Leave out the lists that a flag gives too: argparse would append the flag's values to the file's."""
+    fields = [f for cls in settings_classes for f in dataclasses.fields(cls)]
+    lists = given & {f.name for f in fields if f.metadata.get("action") == "extend"}
+    return {key: value for key, value in values.items() if key.replace("-", "_") not in lists}
 
 
 def build_settings(settings_classes: Sequence[type], preset: Mapping[str, Any], values: Mapping[str, Any]) -> Parsed:

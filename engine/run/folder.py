@@ -24,12 +24,13 @@ from engine.base.strict_json import read_object
 from engine.distributed.shared_folder import check_shared
 from engine.distributed.world import World
 from engine.run.monitors import Monitors
+from engine.settings import parse_rewards
 
 VERSIONS = ("torch", "deepspeed", "transformers", "tokenizers", "sentencepiece", "numpy")
 # Settings that say how to start or what to keep, not what to run. ZeRO's may change when a run is resumed.
 NOT_COMPARED = ("overwrite", "resume", "override", "save_every", "keep", "hang_timeout", "monitor")
 MAY_CHANGE = (*NOT_COMPARED, "deepspeed_config")
-INPUTS = ("model", "data", "eval_data", "reward")
+INPUTS = ("model", "data", "eval_data")
 
 
 class Run:
@@ -109,8 +110,10 @@ class Run:
         return True
 
     def _check_inputs_survive(self) -> None:
-        for name in INPUTS:
-            if (value := self.settings.get(name)) and _real(value).is_relative_to(_real(self.path)):
+        inputs = [(name, self.settings[name]) for name in INPUTS if self.settings.get(name)]
+        inputs += [("reward", reward.spec) for reward in parse_rewards(self.settings.get("reward") or ())]
+        for name, value in inputs:
+            if _real(value).is_relative_to(_real(self.path)):
                 raise UserError(
                     f"--{name.replace('_', '-')} {value} lies in {self.path}, which --overwrite would delete: "
                     "give another --output"
@@ -215,9 +218,15 @@ class Run:
 def differences(
     before: Mapping[str, Any], now: Mapping[str, Any], not_compared: Sequence[str] = MAY_CHANGE
 ) -> list[str]:
-    """List `name old -> new` for each setting that changed, compared as JSON."""
+    """List `name old -> new` for each setting that changed, compared as JSON. A text equals the list of it alone."""
     now = json.loads(json.dumps(now))
-    return [f"{k} {before.get(k)!r} -> {v!r}" for k, v in now.items() if k not in not_compared and before.get(k) != v]
+    changed = []
+    for name, value in now.items():
+        old = before.get(name)
+        was = [old] if isinstance(value, list) and isinstance(old, str) else old  # --reward took one before
+        if name not in not_compared and was != value:
+            changed.append(f"{name} {old!r} -> {value!r}")
+    return changed
 
 
 def read_result(path: Path) -> dict[str, Any] | None:

@@ -179,7 +179,7 @@ def test_stop_string_ends_a_response_and_is_cut(files, tmp_path, capsys):
             stopped += bool(found)
     assert [pair for row in cut for pair in zip(row["responses"], row["finished"])] == expected
     assert 0 < stopped < len(texts)
-    assert f", {stopped / len(texts):.0%} at a stop string; " in said[-1]
+    assert f", {stopped / len(texts):.0%} at a stop string, " in said[-1]
 
 
 def test_every_eos_of_generation_config_ends_a_response(files, tmp_path, monkeypatch):
