@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":  # run as a script: put the repository root on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -17,7 +18,7 @@ from engine.models import save_model
 from engine.planning.disk import num_trained
 from engine.run.folder import read_result
 from engine.run.model_card import method_name, write_card
-from engine.run.template_choice import check_reward_template, check_template
+from engine.run.template_choice import Choice, check_reward_template, check_template
 from engine.settings import (
     BatchSettings,
     OptimizerSettings,
@@ -28,7 +29,7 @@ from engine.settings import (
     parse_rewards,
     split_of,
 )
-from engine.text.encoding import encode_prompts
+from engine.text.encoding import Prompt, encode_prompts
 from engine.text.eos import eos_ids_of
 from engine.training.estimators import estimator_of
 from engine.training.heldout import Estimate, compared, in_words, sample_answers, shown, titles
@@ -103,12 +104,8 @@ def train(
     if checks_file:
         checks = encode_prompts(read_prompts(checks_file), tokenizer, choice.template, room, batch.truncate)
     scorer = load_rewards(rewards, model, split, tokenizer, batch.tokens_per_microbatch, ppo.reward_offload)
-    notes = []
-    for one, of in zip(rewards, each(scorer)):
-        is_model = isinstance(of, RewardModelScorer)
-        notes.append(f", {check_reward_template(one.spec, choice, tokenizer)}" if is_model else "")
-        check_outputs(of, prompts, data)
-        check_outputs(of, checks, checks_file)
+    notes = check_scorers(rewards, scorer, choice, tokenizer, {data: prompts, checks_file: checks})
+    for of in each(scorer):
         try_scorer(of, model, split, prompts[0], tokenizer)
     check_rollouts(len(prompts), batch.batch_size, job.world.size, ppo.samples_per_prompt)
     seed, ranks, most = run_settings.seed, job.world.size, run_settings.max_steps
@@ -120,8 +117,9 @@ def train(
     disk = job.disk(samples * len(prompts), batch, model, trained, rollouts=rollouts, tokens=batch.max_length)
     inputs = {"policy before PPO": model_dir, "reward": ", ".join(map(str, rewards)), "prompts": data}
     exported = job.try_export(model, inputs, tokenizer, choice.template, eos_ids)
-    for note in (of.note for of in each(scorer) if of.note):
-        job.console.say(note)
+    for of in each(scorer):
+        if of.note:
+            job.console.say(of.note)
     job.run.start()
     context = job.context(run_settings, optimizer, batch, ppo)
     trainer = PPOTrainer(model, tokenizer, eos_ids, prompts, scorer, context)
@@ -161,6 +159,23 @@ def train(
         if job.world.is_first:
             write_card(job.run.model_dir, "ppo", job.card_settings, inputs, result, tokenizer, eos_ids)
         job.run.finish(result)
+
+
+def check_scorers(
+    rewards: Sequence[Reward], scorer: Scorer, choice: Choice, tokenizer: Any, prompts: Mapping[Any, Sequence[Prompt]]
+) -> list[str]:
+    """Return a note on each reward's prompt template for the header, "" for functions.
+
+    UserError for a reward model with another template than the policy's, and for a function of the records' outputs if
+    one of `prompts` (by their file) has none.
+    """
+    notes = []
+    for one, of in zip(rewards, each(scorer)):
+        is_model = isinstance(of, RewardModelScorer)
+        notes.append(f", {check_reward_template(one.spec, choice, tokenizer)}" if is_model else "")
+        for file, of_file in prompts.items():
+            check_outputs(of, of_file, file)
+    return notes
 
 
 def reward_lines(

@@ -97,11 +97,8 @@ def score_with_function(settings: ScoreSettings, rows: Sequence[dict], device: t
     scorer, template = FunctionScorer(settings.reward, device), load_template(settings.template or "plain")
     scores = []
     for number, row in enumerate(rows, start=1):
-        prompt, output, count = (
-            template.format(row["instruction"], row["input"]),
-            row.get("output"),
-            len(row["responses"]),
-        )
+        prompt = template.format(row["instruction"], row["input"])
+        output, count = row.get("output", ""), len(row["responses"])
         if scorer.wants_output and not (isinstance(output, str) and output):
             raise UserError(
                 f"--reward {settings.reward} compares with the record's output, and prompt {number} of {settings.data} "
