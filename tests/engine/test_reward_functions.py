@@ -71,10 +71,9 @@ def test_wrong_settings(name, message):
 
 
 def test_a_factory_without_its_brackets_is_told_from_a_reward():
-    with pytest.raises(UserError, match="length gave <function .*return a finite number, or give its settings"):
-        FunctionScorer("tests.engine.test_reward_functions:factory", torch.device("cpu"))(
-            None, None, ["p"], ["r"], [""]
-        )
+    scorer = FunctionScorer("tests.engine.test_reward_functions:factory", torch.device("cpu"))
+    with pytest.raises(UserError, match="factory gave <function .*return a finite number, or give its settings"):
+        scorer(None, None, ["p"], ["r"], [""])
 
 
 def factory(shortest, longest):
