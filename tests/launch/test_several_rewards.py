@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from engine.report.page import write_page
+from engine.report.__main__ import main as report
 from tests.launch import small
 from tests.launch.jobs import assert_says, run
 
@@ -30,8 +30,8 @@ def test_a_run_with_a_model_and_two_functions(here, monkeypatch, capfd):
     assert f"- reward: `rm:0.5, {LENGTH}:2, {EXACT}`" in card
     run(monkeypatch, "ppo", changes, "--reward", f"{LENGTH}:2", EXACT)
     assert "is complete with these settings" in capfd.readouterr().out
-    page = write_page([here / "runs" / "ne"], here / "report.html")
-    assert "answers in a wrong language on held-out prompts" in page.read_text()
+    report(["runs/ne", "--output", "page.html"])
+    assert "answers in a wrong language on held-out prompts" in (here / "page.html").read_text()
 
 
 def test_another_list_is_another_run(here, monkeypatch, refused):
