@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -154,6 +156,25 @@ def test_trunks_and_the_critic_of_reward_models(world, tmp_path, models, own_fir
     with torch.no_grad():
         _, _, value_S = trainer.policy(x.batch, x.trunk_TD, x.batch.last_S, 1.0, x.critic_trunk_TD)
     torch.testing.assert_close(value_S - trainer.policy.value_offset, 2 * expected[0], atol=2e-4, rtol=1e-4)
+
+
+def test_models_that_share_the_trunk_run_their_tops_alone(world, tmp_path, models):
+    """By hooks: layers 2 and 3 of each, once over all tokens; the trunk is not there to run."""
+    second = shutil.copytree(models[0], tmp_path / "second" / "model")
+    reward = [models[0], f"{second}:-1"]
+    trainer = make_trainer(
+        "ppo", world, tmp_path / "ppo", layers=4, reward=reward, tokens_per_microbatch=10_000, score_clip=100.0
+    )
+    tokens: Counter = Counter()
+    for i, scorer in enumerate(trainer.scorer.scorers):
+        assert scorer.shares_trunk and scorer.trunk is None
+        for block in [m for m in scorer.module.modules() if hasattr(m, "index")]:
+            block.register_forward_pre_hook(
+                lambda block, args, i=i: tokens.update({(i, block.index): args[0].shape[0]})
+            )
+    x = trainer.collect(0, Metrics())
+    assert tokens == {(i, layer): x.batch.num_tokens for i in (0, 1) for layer in (2, 3)}
+    assert not x.score_S.any(), "equal scores with the weights 1 and -1"
 
 
 def test_a_critic_of_functions_alone_is_a_copy_of_the_policy():
