@@ -114,7 +114,8 @@ def train(
     trained = num_trained(model, split) * (2 if ppo.critic == "separate" else 1)
     samples = ppo.samples_per_prompt
     rollouts = min(batch.batch_size, samples * len(prompts))
-    disk = job.disk(samples * len(prompts), batch, model, trained, rollouts=rollouts, tokens=batch.max_length)
+    sizes = {"rollouts": rollouts, "tokens": batch.max_length, "rewards": len(rewards)}
+    disk = job.disk(samples * len(prompts), batch, model, trained, **sizes)
     inputs = {"policy before PPO": model_dir, "reward": ", ".join(map(str, rewards)), "prompts": data}
     exported = job.try_export(model, inputs, tokenizer, choice.template, eos_ids)
     for of in each(scorer):
