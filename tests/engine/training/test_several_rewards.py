@@ -58,13 +58,14 @@ def world():
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Two reward models: on the trunk of `tiny_model(layers=4)`, and with a trunk of its own."""
+    """Three reward models: on the trunk of `tiny_model(layers=4)`, and two with trunks of their own."""
     folder = tmp_path_factory.mktemp("models")
     with one_rank() as world:
         train(make_trainer("reward", world, folder / "shared", layers=4, trunk="shared", top_layers=2))
-        own = {"model": tiny_model("bloom", 3, seed=5), "trunk": "shared", "top_layers": 1}
-        train(make_trainer("reward", world, folder / "own", **own))
-    return str(folder / "shared" / "model"), str(folder / "own" / "model")
+        for name, seed in (("own", 5), ("other", 6)):
+            own = {"model": tiny_model("bloom", 3, seed), "trunk": "shared", "top_layers": 1, "max_steps": 1}
+            train(make_trainer("reward", world, folder / name, **own))
+    return tuple(str(folder / name / "model") for name in ("shared", "own", "other"))
 
 
 def responses(folder):
@@ -132,16 +133,17 @@ def test_one_reward_of_weight_1_is_as_without_a_weight(world, tmp_path):
 @pytest.mark.parametrize("own_first", [False, True])
 def test_trunks_and_the_critic_of_reward_models(world, tmp_path, models, own_first, offload):
     """Each scores as its saved model, whole. A separate critic starts as the first one, times its weight."""
-    order = models[::-1] if own_first else models
-    items = [WORDS, f"{order[0]}:2", f"{order[1]}:-0.5"]
+    shared, own, other = models
+    order = [own, other, shared] if own_first else [shared, other, own]
+    items = [WORDS, f"{order[0]}:2", f"{order[1]}:-0.5", f"{order[2]}:0.25"]
     trainer = make_trainer(
         "ppo", world, tmp_path / "ppo", layers=4, reward=items, critic="separate", score_clip=100.0,
         reward_offload=offload,
     )  # fmt: skip
     scorer, seen = trainer.scorer, []
-    assert [of.shares_trunk for of in scorer.scorers] == [False, not own_first, own_first] and scorer.shares_trunk
-    assert (scorer.trunk is not None) is own_first
-    assert scorer.names == (["words", "own", "shared"] if own_first else ["words", "shared", "own"])
+    assert [of.shares_trunk for of in scorer.scorers] == [False, *(path == shared for path in order)]
+    assert scorer.shares_trunk and (scorer.trunk is not None) is own_first
+    assert scorer.names == ["words", *(Path(path).parent.name for path in order)]
     trainer.scorer = lambda *args: seen.append(scorer(*args)) or seen[-1]
     x = trainer.collect(0, Metrics())
     expected = []
@@ -151,7 +153,7 @@ def test_trunks_and_the_critic_of_reward_models(world, tmp_path, models, own_fir
         with torch.no_grad():
             expected.append((whole(x.batch, None) - mean) / std)
     torch.testing.assert_close(seen[0][1:], torch.stack(expected), atol=1e-4, rtol=1e-4)
-    sum_S = seen[0][0] + 2 * expected[0] - 0.5 * expected[1]
+    sum_S = seen[0][0] + 2 * expected[0] - 0.5 * expected[1] + 0.25 * expected[2]
     torch.testing.assert_close(x.score_S, sum_S, atol=1e-4, rtol=1e-4)
     with torch.no_grad():
         _, _, value_S = trainer.policy(x.batch, x.trunk_TD, x.batch.last_S, 1.0, x.critic_trunk_TD)
