@@ -40,6 +40,8 @@ class Run:
         """`monitors` comes from take_monitors: where metrics go besides metrics.jsonl and TensorBoard."""
         self.path, self.stage, self.world = path, stage, world
         self.settings = {k: v for s in settings for k, v in dataclasses.asdict(s).items()}
+        if isinstance(rewards := self.settings.get("reward"), list) and len(rewards) == 1:
+            self.settings["reward"] = rewards[0]  # one reward is recorded by its name
         self.template: dict[str, str] | None = None  # the prompt template, as template_choice.py records it
         self.lowered: dict[str, Any] = {}  # settings that were lowered to what the model allows
         self._writer = None
@@ -111,7 +113,9 @@ class Run:
 
     def _check_inputs_survive(self) -> None:
         inputs = [(name, self.settings[name]) for name in INPUTS if self.settings.get(name)]
-        inputs += [("reward", reward.spec) for reward in parse_rewards(self.settings.get("reward") or ())]
+        rewards = self.settings.get("reward") or []
+        rewards = parse_rewards([rewards] if isinstance(rewards, str) else rewards)
+        inputs += [("reward", reward.spec) for reward in rewards]
         for name, value in inputs:
             if _real(value).is_relative_to(_real(self.path)):
                 raise UserError(
@@ -218,15 +222,9 @@ class Run:
 def differences(
     before: Mapping[str, Any], now: Mapping[str, Any], not_compared: Sequence[str] = MAY_CHANGE
 ) -> list[str]:
-    """List `name old -> new` for each setting that changed, compared as JSON. A text equals the list of it alone."""
+    """List `name old -> new` for each setting that changed, compared as JSON."""
     now = json.loads(json.dumps(now))
-    changed = []
-    for name, value in now.items():
-        old = before.get(name)
-        was = [old] if isinstance(value, list) and isinstance(old, str) else old  # --reward took one before
-        if name not in not_compared and was != value:
-            changed.append(f"{name} {old!r} -> {value!r}")
-    return changed
+    return [f"{k} {before.get(k)!r} -> {v!r}" for k, v in now.items() if k not in not_compared and before.get(k) != v]
 
 
 def read_result(path: Path) -> dict[str, Any] | None:

@@ -91,7 +91,7 @@ class PPOSettings:
     eval_samples: int = flag("answers sampled per prompt of --eval-data, before and after PPO", 1)
 
     def __post_init__(self) -> None:
-        if isinstance(self.reward, str):  # as runs recorded it when there could be only one
+        if isinstance(self.reward, str):  # as a run records one reward
             object.__setattr__(self, "reward", [self.reward])
         parse_rewards(self.reward or ())
         check_at_least(1, self, "max_new_tokens", "minibatch_size", "ppo_epochs", "slots", "eval_samples")

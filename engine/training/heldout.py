@@ -26,7 +26,7 @@ from engine.text.encoding import Prompt
 from engine.text.tokenizer import decode
 from engine.training.checkpoint import Checkpoints
 from engine.training.exact_match import canonical
-from engine.training.weighted_scorers import Scorer, measures
+from engine.training.weighted_scorers import Scorer
 
 # The measures that are printed, and their titles. Shares are printed as percentages.
 SHOWN = {
@@ -182,7 +182,8 @@ def _scores(
         return {}
     batch = PackedBatch.from_sequences([(*p.tokens, *r.tokens) for p, r in zip(prompts, responses)], world.device)
     trunk_TD = torch.cat([r.trunk_ND for r in responses]) if scorer.shares_trunk else None
-    return measures(scorer, scorer(batch, trunk_TD, [p.text for p in prompts], texts, [p.output for p in prompts]))
+    scores = scorer(batch, trunk_TD, [p.text for p in prompts], texts, [p.output for p in prompts])
+    return scorer.measures(scores)
 
 
 def checked(text: str, output: str) -> dict[str, float]:

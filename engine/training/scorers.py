@@ -44,7 +44,15 @@ def load_scorer(
     return RewardModelScorer(Path(reward), policy, split, tokenizer, tokens_per_microbatch, offload)
 
 
-class FunctionScorer:
+class _Alone:
+    """What both kinds of scorers have."""
+
+    def measures(self, score_S: Tensor) -> dict[str, list[float]]:
+        """Return what the scorer gave as a held-out measure: {"score": one number per sequence}."""
+        return {"score": score_S.tolist()}
+
+
+class FunctionScorer(_Alone):
     """Scores of a Python function of (prompt, response) or of (prompt, response, output), unchanged.
 
     `output` is the answer in the prompt's record.
@@ -89,7 +97,7 @@ class FunctionScorer:
         return "a Python function"
 
 
-class RewardModelScorer:
+class RewardModelScorer(_Alone):
     """Scores of a reward model, normalised by the mean and standard deviation in its config.json."""
 
     wants_output = False

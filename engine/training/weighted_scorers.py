@@ -60,6 +60,11 @@ class WeightedScorers:
         """Return float32 [S], the weighted sum."""
         return sum(weight * score_S for weight, score_S in zip(self.weights, score_RS))
 
+    def measures(self, score_RS: Tensor) -> dict[str, list[float]]:
+        """Return the weighted sum of each sequence as "score", and the scores by each reward as "score/NAME"."""
+        parts = {f"score/{name}": score_S.tolist() for name, score_S in zip(self.names, score_RS)}
+        return {"score": self.add_up(score_RS).tolist(), **parts}
+
 
 Scorer = OneScorer | WeightedScorers
 
@@ -82,17 +87,6 @@ def load_rewards(
 def each(scorer: Scorer) -> Sequence[OneScorer]:
     """Return the scorers of all rewards."""
     return scorer.scorers if isinstance(scorer, WeightedScorers) else [scorer]
-
-
-def measures(scorer: Scorer, raw: Tensor) -> dict[str, list[float]]:
-    """Return {"score": one number per sequence}; with several rewards the weighted sum, and "score/NAME" for each.
-
-    `raw` is what the scorer returned, neither clipped nor normalised by rollouts.
-    """
-    if not isinstance(scorer, WeightedScorers):
-        return {"score": raw.tolist()}
-    parts = {f"score/{name}": score_S.tolist() for name, score_S in zip(scorer.names, raw)}
-    return {"score": scorer.add_up(raw).tolist(), **parts}
 
 
 def start_critic(policy: Policy, scorer: Scorer) -> None:

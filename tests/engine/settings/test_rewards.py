@@ -63,6 +63,6 @@ def test_all_weights_may_be_negative():
     assert [r.weight for r in parse_rewards(["m:f:-1", "m:g:-0.5"])] == [-1.0, -0.5]
 
 
-def test_settings_of_earlier_runs_hold_one_text():
+def test_one_reward_may_be_a_text_as_a_run_records_it():
     assert PPOSettings(EVEN).reward == [EVEN] and PPOSettings(EVEN).rewards == [Reward(EVEN)]
     assert PPOSettings().reward is None and PPOSettings().rewards == []

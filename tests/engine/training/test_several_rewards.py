@@ -15,7 +15,6 @@ from engine.base.errors import UserError
 from engine.batch import PackedBatch
 from engine.cli.console import Console
 from engine.models import load_model, load_score_weight
-from engine.run.folder import differences
 from engine.text.encoding import Prompt
 from engine.training.heldout import compared, in_words, sample_answers, titles
 from engine.training.metrics import Metrics
@@ -215,12 +214,6 @@ def test_another_list_is_refused_on_resume_and_new_ones_are_normalised_anew(worl
     mean = trainer.run.rows[0]["rollout/score_norm_mean/share_of_even_words_plus_5"]
     assert mean == pytest.approx(trainer.run.rows[0]["rollout/raw_score/share_of_even_words_plus_5"])
     assert trainer.scores.norms[0][0] != trainer.run.rows[0]["rollout/raw_score/words"]
-
-
-def test_runs_that_recorded_one_reward_as_text_go_on():
-    assert differences({"reward": "a"}, {"reward": ["a"]}) == []
-    assert differences({"reward": "a"}, {"reward": ["a", "b"]}) == ["reward 'a' -> ['a', 'b']"]
-    assert differences({"reward": ["a"]}, {"reward": None}) == ["reward ['a'] -> None"]
 
 
 def test_held_out_answers_have_each_score_and_the_sum(world):
