@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":  # run as a script: put the repository root on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -17,23 +18,26 @@ from engine.models import save_model
 from engine.planning.disk import num_trained
 from engine.run.folder import read_result
 from engine.run.model_card import method_name, write_card
-from engine.run.template_choice import check_reward_template, check_template
+from engine.run.template_choice import Choice, check_reward_template, check_template
 from engine.settings import (
     BatchSettings,
     OptimizerSettings,
     PPOSettings,
+    Reward,
     RunSettings,
     check_room,
+    parse_rewards,
     split_of,
 )
-from engine.text.encoding import encode_prompts
+from engine.text.encoding import Prompt, encode_prompts
 from engine.text.eos import eos_ids_of
 from engine.training.estimators import estimator_of
-from engine.training.heldout import SHOWN, Estimate, compared, in_words, sample_answers, shown
+from engine.training.heldout import Estimate, compared, in_words, sample_answers, shown, titles
 from engine.training.ppo import PPOTrainer
 from engine.training.ppo_checks import check_iteration, check_rollouts, check_warmup
 from engine.training.ppo_plan import Plan
-from engine.training.scorers import RewardModelScorer, check_reward, describe, load_scorer, try_scorer
+from engine.training.scorers import RewardModelScorer, check_outputs, check_reward, describe, try_scorer
+from engine.training.weighted_scorers import Scorer, each, load_rewards
 from launch import reward, sft
 from launch.common import (
     Job,
@@ -75,14 +79,16 @@ def train(
     check_iteration(ppo, batch.batch_size)
     estimator_of(ppo.advantage)
     check_template(batch.template)
-    if ppo.reward:
-        check_reward(ppo.reward)
+    for one in ppo.rewards:
+        check_reward(one.spec)
     read_prompts = checked_reader(job, batch, partial(read_instructions, require_output=False))
     if run_settings.model is None:
         check_files(read_prompts, run_settings.data)
         check_files(read_prompts, run_settings.eval_data)
     model_dir = run_settings.model or stage_model(run_settings, "sft", sft.run, job, batch.template)
-    reward_name = ppo.reward or str(stage_model(run_settings, "reward", reward.run, job, batch.template))
+    rewards = ppo.rewards
+    if not rewards:
+        rewards = parse_rewards([str(stage_model(run_settings, "reward", reward.run, job, batch.template))])
     data, checks_file = run_settings.data, run_settings.eval_data
     if data is None:
         embedded = embedded_data(run_settings, job)
@@ -97,11 +103,10 @@ def train(
     checks = []
     if checks_file:
         checks = encode_prompts(read_prompts(checks_file), tokenizer, choice.template, room, batch.truncate)
-    scorer = load_scorer(reward_name, model, split, tokenizer, batch.tokens_per_microbatch, ppo.reward_offload)
-    template_note = ""
-    if isinstance(scorer, RewardModelScorer):
-        template_note = f", {check_reward_template(reward_name, choice, tokenizer)}"
-    try_scorer(scorer, model, split, prompts[0], tokenizer)
+    scorer = load_rewards(rewards, model, split, tokenizer, batch.tokens_per_microbatch, ppo.reward_offload)
+    notes = check_scorers(rewards, scorer, choice, tokenizer, {data: prompts, checks_file: checks})
+    for of in each(scorer):
+        try_scorer(of, model, split, prompts[0], tokenizer)
     check_rollouts(len(prompts), batch.batch_size, job.world.size, ppo.samples_per_prompt)
     seed, ranks, most = run_settings.seed, job.world.size, run_settings.max_steps
     check_warmup(ppo, len(Plan.of(prompts, batch, ppo, seed, ranks, most).steps))
@@ -109,18 +114,20 @@ def train(
     trained = num_trained(model, split) * (2 if ppo.critic == "separate" else 1)
     samples = ppo.samples_per_prompt
     rollouts = min(batch.batch_size, samples * len(prompts))
-    disk = job.disk(samples * len(prompts), batch, model, trained, rollouts=rollouts, tokens=batch.max_length)
-    inputs = {"policy before PPO": model_dir, "reward": reward_name, "prompts": data}
+    sizes = {"rollouts": rollouts, "tokens": batch.max_length, "rewards": len(rewards)}
+    disk = job.disk(samples * len(prompts), batch, model, trained, **sizes)
+    inputs = {"policy before PPO": model_dir, "reward": ", ".join(map(str, rewards)), "prompts": data}
     exported = job.try_export(model, inputs, tokenizer, choice.template, eos_ids)
-    if scorer.note:
-        job.console.say(scorer.note)
+    for of in each(scorer):
+        if of.note:
+            job.console.say(of.note)
     job.run.start()
     context = job.context(run_settings, optimizer, batch, ppo)
     trainer = PPOTrainer(model, tokenizer, eos_ids, prompts, scorer, context)
     steps = trainer.steps
     job.header(f"{method_name(ppo.advantage)} in {job.language.name}", {
         "policy": f"{model_dir} (top {ppo.top_layers} of {model.num_layers} layers trained)",
-        "reward": f"{reward_name} ({describe(scorer, trainer.scores.clip)}{template_note})",
+        **reward_lines(rewards, scorer, trainer.scores.clips, notes),
         "data": f"{data} ({len(prompts):,} prompts)",
         "template": choice.shown,
         "plan": f"{len(steps)} iterations of {len(steps[0])} rollouts of up to {ppo.max_new_tokens} tokens"
@@ -130,7 +137,7 @@ def train(
     }, len(steps))  # fmt: skip
     answers = partial(
         sample_answers, model, tokenizer, eos_ids, checks, scorer, ppo, split, run_settings.seed, batch.batch_size,
-        job.world, job.console,
+        job.world, job.console, language=job.language,
     )  # fmt: skip
     if checks:
         before = answers()
@@ -143,8 +150,9 @@ def train(
         if checks:
             after = answers(checkpoints=trainer.checkpoints)
             result["heldout"] = compared(before, after)
-            if right := result["heldout"].get("exact_match"):
-                result |= {"exact_match_before": right["before"][0], "exact_match": right["after"][0]}
+            for name in ("exact_match", "wrong_language"):
+                if found := result["heldout"].get(name):
+                    result |= {f"{name}_before": found["before"][0], name: found["after"][0]}
             job.run.sample(len(trainer.steps), [
                 {"prompt": p.text, "response": a[0], "before_ppo": b[0], "expected": p.output}
                 for p, a, b in zip(checks[:20], after.texts, before.texts)
@@ -152,6 +160,35 @@ def train(
         if job.world.is_first:
             write_card(job.run.model_dir, "ppo", job.card_settings, inputs, result, tokenizer, eos_ids)
         job.run.finish(result)
+
+
+def check_scorers(
+    rewards: Sequence[Reward], scorer: Scorer, choice: Choice, tokenizer: Any, prompts: Mapping[Any, Sequence[Prompt]]
+) -> list[str]:
+    """Return a note on each reward's prompt template for the header, "" for functions.
+
+    UserError for a reward model with another template than the policy's, and for a function of the records' outputs if
+    one of `prompts` (by their file) has none.
+    """
+    notes = []
+    for one, of in zip(rewards, each(scorer)):
+        is_model = isinstance(of, RewardModelScorer)
+        notes.append(f", {check_reward_template(one.spec, choice, tokenizer)}" if is_model else "")
+        for file, of_file in prompts.items():
+            check_outputs(of, of_file, file)
+    return notes
+
+
+def reward_lines(
+    rewards: Sequence[Reward], scorer: Scorer, clips: Sequence[float | None], notes: Sequence[str]
+) -> dict[str, str]:
+    """Return the header's line of each reward: with its weight and its name in the metrics if there are several."""
+    lines = {}
+    for one, of, clip, note in zip(rewards, each(scorer), clips, notes):
+        several = len(rewards) > 1 or one.weight != 1
+        weight = f", weight {one.weight:g}" if several else ""
+        lines[f"reward {one.name}" if several else "reward"] = f"{one.spec} ({describe(of, clip)}{note}{weight})"
+    return lines
 
 
 def show(job: Job, run_settings: RunSettings) -> None:
@@ -170,9 +207,8 @@ def show(job: Job, run_settings: RunSettings) -> None:
         ["PPO KL to the reference, nats per response", f"{result['kl_first']:.3f}", f"{result['kl_last']:.3f}"],
     ]
     heldout = result.get("heldout", {})
-    for name, title in SHOWN.items():
-        if name in heldout:
-            rows.append([title, *(shown(name, Estimate(*heldout[name][when])) for when in ("before", "after"))])
+    for name, title in titles(heldout).items():
+        rows.append([title, *(shown(name, Estimate(*heldout[name][when])) for when in ("before", "after"))])
     job.console.say()
     job.console.table([f"{job.language.name}: {result['seconds']:.0f} s of PPO", "first", "last"], rows)
     job.console.say(f"\n  model    {job.run.model_dir}")

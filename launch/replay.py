@@ -17,11 +17,11 @@ from engine.base.seeds import derive_seed
 from engine.cli.console import Console
 from engine.distributed.world import start_world
 from engine.run.checkpoint_files import TRAINED, Checkpoint
-from engine.settings import STAGE_SETTINGS, BatchSettings, RunSettings, split_of
+from engine.settings import STAGE_SETTINGS, BatchSettings, RunSettings, parse_rewards, split_of
 from engine.training.guards import read_kept
 from engine.training.modules import LanguageModule, Policy, RewardModule
 from engine.training.replay import Replayed, bad_weights, groups_of, replay
-from engine.training.scorers import load_scorer, start_critic
+from engine.training.weighted_scorers import load_rewards, start_critic
 from launch.common import choose_dtype, load_checked
 
 # The base model of a stage without --model.
@@ -157,8 +157,8 @@ def _module(
         return LanguageModule(model, split), split
     policy = Policy(model, split, own.has_critic)
     if own.critic == "separate":
-        reward = own.reward or str(Path(run.runs, run.lang, "reward", "model"))
-        start_critic(policy, load_scorer(reward, model, split, tokenizer, batch.tokens_per_microbatch))
+        rewards = own.rewards or parse_rewards([str(Path(run.runs, run.lang, "reward", "model"))])
+        start_critic(policy, load_rewards(rewards, model, split, tokenizer, batch.tokens_per_microbatch))
     return policy, split
 
 

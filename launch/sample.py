@@ -18,7 +18,8 @@ if __name__ == "__main__":  # run as a script: put the repository root on the pa
 import torch.distributed as dist
 
 from engine.base.errors import UserError
-from engine.base.languages import get_language
+from engine.base.in_language import in_language
+from engine.base.languages import Language, get_language
 from engine.base.records import InstructionRecord, read_instructions, write_jsonl
 from engine.cli.console import Console
 from engine.cli.interrupt import Interrupt
@@ -111,7 +112,7 @@ def job(argv: Sequence[str]) -> None:
             progress = Progress(console, bar)
             responses = sample(model, tokenizer, mine, how, settings, eos_ids, progress, interrupt)
             tokens = keep(responses, output, run, settings.overwrite, world, interrupt)
-            counts = join(output, records, requests, world, interrupt)
+            counts = join(output, records, requests, language, world, interrupt)
         except SystemExit:
             if world.is_first and (shard_paths(output) or not output.exists()):
                 console.say(interrupted_message(output, len(requests), settings.overwrite))
@@ -195,6 +196,7 @@ def join(
     output: Path,
     records: Sequence[InstructionRecord],
     requests: Sequence[Request],
+    language: Language,
     world: World,
     interrupt: Interrupt,
 ) -> Counter:
@@ -202,7 +204,7 @@ def join(
     counts, mistake = Counter(), None
     if world.is_first:
         try:
-            counts = write(output, records, requests, interrupt)
+            counts = write(output, records, requests, language, interrupt)
         except UserError as error:
             mistake = str(error)
     agree(mistake, world, interrupt)
@@ -223,9 +225,16 @@ def agree(mistake: str | None, world: World, interrupt: Interrupt) -> None:
 
 
 def write(
-    output: Path, records: Sequence[InstructionRecord], requests: Sequence[Request], interrupt: Interrupt
+    output: Path,
+    records: Sequence[InstructionRecord],
+    requests: Sequence[Request],
+    language: Language,
+    interrupt: Interrupt,
 ) -> Counter:
-    """Write the output from the shards and delete them; return counts of tokens and of how responses ended."""
+    """Write the output from the shards and delete them.
+
+    Returns counts of tokens, of how responses ended, and of those that are not in the language.
+    """
     shards, counts = Shards(output), Counter()
     keys = [(request.prompt_id, request.sample_id) for request in requests]
     if missing := len(set(keys) - shards.keys()):
@@ -240,6 +249,7 @@ def write(
             responses, record = list(group), records[prompt_id]
             counts.update(response.end for response in responses)
             counts["tokens"] += sum(response.num_tokens for response in responses)
+            counts["wrong language"] += sum(not in_language(response.text, language) for response in responses)
             yield {
                 "id": record.id,
                 "instruction": record.instruction,
@@ -265,8 +275,9 @@ def summary(output: Path, num_responses: int, num_prompts: int, counts: Counter,
     stopped = f", {counts[STOP] / num_responses:.0%} at a stop string" if counts[STOP] else ""
     of_all = f"{counts['tokens']:,} tokens, {tokens:,} of them" if tokens < counts["tokens"] else f"{tokens:,} tokens"
     ended = f"{counts[EOS] / num_responses:.0%} ended with EOS{stopped}"
+    wrong = f"{counts['wrong language'] / num_responses:.0%} in a wrong language"
     return (
-        f"\n  {output}: {num_responses:,} responses to {num_prompts:,} prompts, {ended}; "
+        f"\n  {output}: {num_responses:,} responses to {num_prompts:,} prompts, {ended}, {wrong}; "
         f"{of_all} in {seconds:.1f} s, {tokens / seconds:,.0f} tokens/s"
     )
 

@@ -22,13 +22,13 @@ from engine.distributed.world import start_world
 from engine.models import load_model, load_score_weight
 from engine.run.folder import check_writable
 from engine.run.template_choice import choose_template
-from engine.settings import check_at_least, flag
+from engine.settings import check_at_least, flag, is_function_name
 from engine.text.chats import encode_instruction
 from engine.text.templates import TEMPLATE_HELP, load_template
 from engine.text.tokenizer import encode_response, load_tokenizer
 from engine.training.modules import RewardModule
 from engine.training.reward import score_sequences
-from engine.training.scorers import FunctionScorer, check_reward, is_function_name, score_moments
+from engine.training.scorers import FunctionScorer, check_reward, score_moments
 from launch.common import choose_dtype
 
 ROWS_AT_ONCE = 1_000  # prompts whose responses are packed together
@@ -96,9 +96,15 @@ def score_with_function(settings: ScoreSettings, rows: Sequence[dict], device: t
     """Return the function's score of each response. Its prompt is the text before the response, by the template."""
     scorer, template = FunctionScorer(settings.reward, device), load_template(settings.template or "plain")
     scores = []
-    for row in rows:
+    for number, row in enumerate(rows, start=1):
         prompt = template.format(row["instruction"], row["input"])
-        scores.append(scorer(None, None, [prompt] * len(row["responses"]), row["responses"]).tolist())
+        output, count = row.get("output", ""), len(row["responses"])
+        if scorer.wants_output and not (isinstance(output, str) and output):
+            raise UserError(
+                f"--reward {settings.reward} compares with the record's output, and prompt {number} of {settings.data} "
+                "has no field 'output': add it to each line"
+            )
+        scores.append(scorer(None, None, [prompt] * count, row["responses"], [output] * count).tolist())
     return scores
 
 

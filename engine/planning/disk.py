@@ -14,6 +14,7 @@ from engine.training.trunk import trunk_parameters
 STATE_BYTES = 12  # per trained weight in a checkpoint: float32 master and AdamW's two moments
 NUMBER_BYTES = 45 + 75  # per logged number: in metrics.jsonl, and as a TensorBoard event
 NUMBERS = {"sft": 6, "reward": 7, "dpo": 15, "ppo": 40}  # numbers per step (PPO: per iteration), with a few to spare
+REWARD_NUMBERS = 7  # more of them for each reward beyond the first
 TEXT_BYTES = 6  # per token in samples.jsonl, roughly, for scripts of three bytes per letter
 SAMPLES = 4  # per iteration
 SCORE_BYTES = 12
@@ -47,9 +48,10 @@ def disk_parts(
     tokens: int = 0,
     kept_tokens: int = 0,
     columns: int = 0,
+    rewards: int = 1,
 ) -> dict[str, float]:
     """Upper bounds in bytes by part: `rollouts` per iteration of up to `tokens` each, `kept_tokens` of trunk outputs,
-    `columns` numbers of float64 that each checkpoint holds besides.
+    `columns` numbers of float64 that each checkpoint holds besides, `rewards` of PPO.
 
     A run without --save-every still writes one checkpoint when it is stopped. While a checkpoint is written, the one it
     replaces still exists.
@@ -58,10 +60,11 @@ def disk_parts(
     checkpoint = trained * STATE_BYTES + rollouts * tokens * (model.hidden_size * weight_bytes + 40)
     checkpoint += 8 * columns
     samples = steps * (SAMPLES * tokens * TEXT_BYTES + rollouts * SCORE_BYTES)
+    numbers = NUMBERS[stage] + REWARD_NUMBERS * (rewards - 1)
     return {
         "checkpoints": checkpoint * (keep + 1 if save_every else 1),
         "model": sum(p.numel() for p in model.parameters()) * weight_bytes,
-        "logs": steps * NUMBERS[stage] * NUMBER_BYTES + samples,
+        "logs": steps * numbers * NUMBER_BYTES + samples,
         "trunk": kept_tokens * model.hidden_size * weight_bytes,
     }
 

@@ -25,6 +25,7 @@ _REACHED = (
     ("PPO score", "ppo", "score_first", "score_last", False),
     ("PPO KL to the reference, nats per response", "ppo", "kl_first", "kl_last", False),
     ("right answers on held-out prompts, sampled", "ppo", "exact_match_before", "exact_match", True),
+    ("answers in a wrong language on held-out prompts", "ppo", "wrong_language_before", "wrong_language", True),
 )
 # Phases of a stage: title -> seconds per step.
 _PHASES: dict[str, Callable[[Mapping[str, float]], float]] = {

@@ -24,12 +24,13 @@ from engine.base.strict_json import read_object
 from engine.distributed.shared_folder import check_shared
 from engine.distributed.world import World
 from engine.run.monitors import Monitors
+from engine.settings import parse_rewards
 
 VERSIONS = ("torch", "deepspeed", "transformers", "tokenizers", "sentencepiece", "numpy")
 # Settings that say how to start or what to keep, not what to run. ZeRO's may change when a run is resumed.
 NOT_COMPARED = ("overwrite", "resume", "override", "save_every", "keep", "hang_timeout", "monitor")
 MAY_CHANGE = (*NOT_COMPARED, "deepspeed_config")
-INPUTS = ("model", "data", "eval_data", "reward")
+INPUTS = ("model", "data", "eval_data")
 
 
 class Run:
@@ -39,6 +40,8 @@ class Run:
         """`monitors` comes from take_monitors: where metrics go besides metrics.jsonl and TensorBoard."""
         self.path, self.stage, self.world = path, stage, world
         self.settings = {k: v for s in settings for k, v in dataclasses.asdict(s).items()}
+        if isinstance(rewards := self.settings.get("reward"), list) and len(rewards) == 1:
+            self.settings["reward"] = rewards[0]  # one reward is recorded by its name
         self.template: dict[str, str] | None = None  # the prompt template, as template_choice.py records it
         self.lowered: dict[str, Any] = {}  # settings that were lowered to what the model allows
         self._writer = None
@@ -109,8 +112,12 @@ class Run:
         return True
 
     def _check_inputs_survive(self) -> None:
-        for name in INPUTS:
-            if (value := self.settings.get(name)) and _real(value).is_relative_to(_real(self.path)):
+        inputs = [(name, self.settings[name]) for name in INPUTS if self.settings.get(name)]
+        rewards = self.settings.get("reward") or []
+        rewards = parse_rewards([rewards] if isinstance(rewards, str) else rewards)
+        inputs += [("reward", reward.spec) for reward in rewards]
+        for name, value in inputs:
+            if _real(value).is_relative_to(_real(self.path)):
                 raise UserError(
                     f"--{name.replace('_', '-')} {value} lies in {self.path}, which --overwrite would delete: "
                     "give another --output"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from engine.settings.flags import check_above_zero, check_at_least, check_room, check_top_layers, flag, split_of
 from engine.settings.ppo import FEWEST_SAMPLES, PPOSettings
+from engine.settings.rewards import Reward, is_function_name, parse_rewards
 from engine.settings.run import BatchSettings, OptimizerSettings, RunSettings
 from engine.settings.sample import ResponseSettings, SampleSettings
 from engine.settings.supervised import DPOSettings, HeldOutSettings, RankingSettings, RewardSettings, SFTSettings
@@ -22,6 +23,7 @@ __all__ = [
     "PPOSettings",
     "RankingSettings",
     "ResponseSettings",
+    "Reward",
     "RewardSettings",
     "RunSettings",
     "SFTSettings",
@@ -32,6 +34,8 @@ __all__ = [
     "check_room",
     "check_top_layers",
     "flag",
+    "is_function_name",
+    "parse_rewards",
     "split_of",
 ]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from engine.base.errors import UserError
 from engine.generation.sampling import Sampling
 from engine.settings.flags import check_above_zero, check_at_least, check_top_layers, flag
+from engine.settings.rewards import Reward, parse_rewards
 
 # Advantage estimators (engine/objectives/advantages.py), with the fewest responses to a prompt that they compare.
 FEWEST_SAMPLES = {"gae": 1, "rloo": 2, "grpo": 2}
@@ -17,7 +18,12 @@ class PPOSettings:
     """Settings of PPO alone."""
 
     _argument_group_name = "ppo"
-    reward: str | None = flag("reward model directory, or module:function of (prompt, response) -> float", None)
+    reward: list[str] | None = flag(
+        "reward model directory, or module:function of (prompt, response) -> float; several are added up, each may end "
+        "with :WEIGHT (a number, default 1)",
+        None,
+        action="extend",
+    )
     top_layers: str = flag("number of top layers to train, or all; the other layers are the frozen trunk", "4")
     advantage: str = flag(
         "gae: with a critic (PPO); rloo, grpo: from the other responses to the same prompt, without one; or "
@@ -40,8 +46,8 @@ class PPOSettings:
         choices=["token", "sequence", "constant"],
     )
     critic: str = flag(
-        "gae: shared, a value head on the policy's top layers; separate, its own top layers, copied from the reward "
-        "model",
+        "gae: shared, a value head on the policy's top layers; separate, its own top layers, copied from the first "
+        "reward model",
         "shared",
         choices=["shared", "separate"],
     )
@@ -85,6 +91,9 @@ class PPOSettings:
     eval_samples: int = flag("answers sampled per prompt of --eval-data, before and after PPO", 1)
 
     def __post_init__(self) -> None:
+        if isinstance(self.reward, str):  # as a run records one reward
+            object.__setattr__(self, "reward", [self.reward])
+        parse_rewards(self.reward or ())
         check_at_least(1, self, "max_new_tokens", "minibatch_size", "ppo_epochs", "slots", "eval_samples")
         check_at_least(0, self, "kl_coef", "vf_coef", "missing_eos_penalty")
         check_top_layers(self.top_layers)
@@ -125,6 +134,11 @@ class PPOSettings:
         ):  # fmt: skip
             if value != neutral and name in FEWEST_SAMPLES and name != only:
                 raise UserError(f"--{flag_name} is {value}: it is for --advantage {only}, not {name}, leave it out")
+
+    @property
+    def rewards(self) -> list[Reward]:
+        """What --reward names; empty without it."""
+        return parse_rewards(self.reward or ())
 
     @property
     def has_critic(self) -> bool:

@@ -7,12 +7,14 @@ flips the choice. Samples measure the distribution that PPO trains.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 
+from engine.base.in_language import in_language
+from engine.base.languages import Language
 from engine.base.seeds import derive_seed
 from engine.batch import PackedBatch
 from engine.cli.console import Console
@@ -24,15 +26,16 @@ from engine.text.encoding import Prompt
 from engine.text.tokenizer import decode
 from engine.training.checkpoint import Checkpoints
 from engine.training.exact_match import canonical
-from engine.training.scorers import Scorer
+from engine.training.weighted_scorers import Scorer
 
 # The measures that are printed, and their titles. Shares are printed as percentages.
 SHOWN = {
     "exact_match": "right answers (exact match) on held-out prompts, sampled",
     "right_then_more": "right, then more text",
     "score": "score on held-out prompts",
+    "wrong_language": "answers in a wrong language",
 }
-SHARES = ("exact_match", "right_then_more", "ended")
+SHARES = ("exact_match", "right_then_more", "ended", "wrong_language")
 NORMAL_95 = 1.96  # standard errors on each side of the mean of a 95 % interval
 
 
@@ -61,7 +64,9 @@ class Estimate:
 class Answers:
     """The samples of each prompt, and measures: one number per prompt, the mean over its samples.
 
-    score             the reward, neither clipped nor penalised
+    score             the reward, neither clipped nor penalised; of several rewards the weighted sum
+    score/NAME        each of several rewards, without its weight
+    wrong_language    share that is not in the run's language (engine/base/in_language.py)
     ended, length     share that end with an EOS; number of tokens
     exact_match       share equal to the record's output, ignoring outer blanks and the Unicode form
     right_then_more   share whose first line is the record's output and that continue after it
@@ -81,6 +86,13 @@ class Answers:
         }
 
 
+def titles(names: Iterable[str]) -> dict[str, str]:
+    """Return {measure: title} of the printed ones among `names`, each of several rewards after all others."""
+    names = list(names)
+    rewards = {n: f"{SHOWN['score']}, {n.removeprefix('score/')}" for n in names if n.startswith("score/")}
+    return {name: title for name, title in SHOWN.items() if name in names} | rewards
+
+
 def shown(name: str, x: Estimate) -> str:
     """Format a measure with its interval: 24.4 ± 2.1 %, or 0.312 ± 0.040."""
     return as_share(x) if name in SHARES else _with_interval(f"{x.mean:.3f}", f"{x.half:.3f}")
@@ -97,7 +109,8 @@ def _with_interval(mean: str, half: str) -> str:
 
 def in_words(estimates: Mapping[str, Estimate]) -> str:
     """Format the printed measures of one policy in a line."""
-    return ", ".join(f"{name.replace('_', ' ')} {shown(name, x)}" for name, x in estimates.items() if name in SHOWN)
+    printed = titles(estimates)
+    return ", ".join(f"{name.replace('_', ' ')} {shown(name, x)}" for name, x in estimates.items() if name in printed)
 
 
 def compared(before: Answers, after: Answers) -> dict[str, dict[str, list[float]]]:
@@ -123,6 +136,7 @@ def sample_answers(
     world: World,
     console: Console,
     checkpoints: Checkpoints | None = None,
+    language: Language | None = None,
 ) -> Answers:
     """Sample and score `ppo.eval_samples` answers to each prompt; every rank gets the same result.
 
@@ -145,8 +159,11 @@ def sample_answers(
                 )  # fmt: skip
             texts = [decode(tokenizer, r.text_tokens) for r in responses]
             scores = _scores([prompts[i] for i in indices], responses, texts, scorer, world)
-            for i, response, text, score in zip(indices, responses, texts, scores):
-                numbers = {"score": score, "ended": float(response.ended), "length": float(len(response.tokens))}
+            for n, (i, response, text) in enumerate(zip(indices, responses, texts)):
+                numbers = {name: of_answers[n] for name, of_answers in scores.items()}
+                numbers |= {"ended": float(response.ended), "length": float(len(response.tokens))}
+                if language is not None:
+                    numbers["wrong_language"] = float(not in_language(text, language))
                 if checkable:
                     numbers |= checked(text, prompts[i].output)
                 found.setdefault(i, []).append((text, numbers))
@@ -160,12 +177,13 @@ def sample_answers(
 
 def _scores(
     prompts: Sequence[Prompt], responses: Sequence[Sample], texts: Sequence[str], scorer: Scorer, world: World
-) -> list[float]:
+) -> dict[str, list[float]]:
     if not prompts:
-        return []
+        return {}
     batch = PackedBatch.from_sequences([(*p.tokens, *r.tokens) for p, r in zip(prompts, responses)], world.device)
     trunk_TD = torch.cat([r.trunk_ND for r in responses]) if scorer.shares_trunk else None
-    return scorer(batch, trunk_TD, [p.text for p in prompts], texts).tolist()
+    scores = scorer(batch, trunk_TD, [p.text for p in prompts], texts, [p.output for p in prompts])
+    return scorer.measures(scores)
 
 
 def checked(text: str, output: str) -> dict[str, float]:

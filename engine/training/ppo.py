@@ -41,8 +41,8 @@ from engine.training.ppo_plan import Plan
 from engine.training.ppo_progress import Progress
 from engine.training.ppo_report import first_and_last, measure_rollouts, measure_update, report
 from engine.training.ppo_scores import Scores
-from engine.training.scorers import Scorer, start_critic
 from engine.training.trunk import FrozenWeights, trunk_parameters
+from engine.training.weighted_scorers import Scorer, start_critic
 from engine.training.zero import ZeroStep, adamw
 
 
@@ -161,9 +161,9 @@ class PPOTrainer:
         trunk_TD = self.actor.keep([r.trunk_ND for r in responses])
         critic_trunk_TD = self.actor.keep([self.critic_trunk and self.critic_trunk(batch)])
         texts = [decode(self.tokenizer, r.text_tokens) for r in responses]
-        scorer_trunk_TD = trunk_TD if self.scorer.trunk is None else critic_trunk_TD
-        raw_S = self.scorer(batch, scorer_trunk_TD, [p.text for p in prompts], texts)
-        score_S = self.scores(raw_S, metrics)
+        prompt_texts, outputs = [p.text for p in prompts], [p.output for p in prompts]
+        raw = self.scorer(batch, trunk_TD, prompt_texts, texts, outputs, critic_trunk_TD)
+        score_S = self.scores(raw, metrics)
         logprob_T, value_T, ref_logprob_T = old_logprobs_and_values(
             self.zero, self.reference, batch, trunk_TD, critic_trunk_TD, action_T,
             self._microbatches(batch, range(batch.num_sequences)), self.ppo.temperature,
@@ -239,7 +239,7 @@ class PPOTrainer:
         metrics = self.world.gather(self.progress.metrics.state())
         own = {"kl_coef": self.kl.coef, "metrics": metrics}
         own |= {"value_offset": self.policy.value_offset} if self.ppo.has_critic else {}
-        own |= {"score_norm": self.scores.norm} if self.scores.normalises else {}
+        own |= {"score_norm": self.scores.state()} if self.scores.normalises else {}
         return {**own, **self.progress.numbers()}
 
     def _restore(self) -> None:
@@ -248,7 +248,7 @@ class PPOTrainer:
             return
         own, x = saved.trainer, saved.experience
         self.kl.coef, self.policy.value_offset = own["kl_coef"], own.get("value_offset", 0.0)
-        self.scores.norm = own.get("score_norm")
+        self.scores.restore(own.get("score_norm"))
         if x is not None:
             self.files_before = self.run.position()["files"]
             kept = {name: self.actor.keep([getattr(x, name)]) for name in ("trunk_TD", "critic_trunk_TD")}

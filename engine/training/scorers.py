@@ -1,4 +1,4 @@
-"""The scores of rollouts: from one of our reward models, or from any Python function.
+"""The scores of rollouts by one reward: one of our reward models, or any Python function.
 
 Shapes: S sequences.
 """
@@ -14,25 +14,27 @@ import torch
 from torch import Tensor, nn
 
 from engine.base.errors import UserError
-from engine.base.imported import import_function
+from engine.base.imported import has_parameter, import_function
 from engine.base.strict_json import is_number
 from engine.batch import PackedBatch
 from engine.models import load_config, load_model, load_score_weight
 from engine.packing import first_fit_decreasing
+from engine.settings import is_function_name
 from engine.text.encoding import Prompt
 from engine.text.tokenizer import encode_response, load_tokenizer
-from engine.training.modules import Policy, RewardModule
+from engine.training.modules import RewardModule
 from engine.training.reward import score_sequences
 from engine.training.trunk import Trunk, same_trunk
 
 NORMALISED_CLIP = 10.0  # standard deviations: default clip of normalised scores
+OUTPUT = "output"  # the third parameter of a reward function, if it has one
 SMALLEST_STD = 1e-6  # relative to max(1, |mean|): below it, scores differ only by rounding
 
 
 def load_scorer(
     reward: str, policy: nn.Module, split: int | None, tokenizer, tokens_per_microbatch: int, offload: bool = False
-) -> Scorer:
-    """Load a reward model's directory, or module:function of (prompt, response) -> float.
+) -> OneScorer:
+    """Load a reward model's directory, or module:function of (prompt, response) -> float, with or without an output.
 
     A reward model with the policy's layers below `split` keeps only its top, which reads the policy's trunk. With
     `offload`, a reward model with its own trunk stays in host memory between uses.
@@ -42,30 +44,49 @@ def load_scorer(
     return RewardModelScorer(Path(reward), policy, split, tokenizer, tokens_per_microbatch, offload)
 
 
-class FunctionScorer:
-    """Scores of a Python function of (prompt, response), unchanged."""
+class _Alone:
+    """What both kinds of scorers have."""
+
+    def measures(self, score_S: Tensor) -> dict[str, list[float]]:
+        """Return what the scorer gave as a held-out measure: {"score": one number per sequence}."""
+        return {"score": score_S.tolist()}
+
+
+class FunctionScorer(_Alone):
+    """Scores of a Python function of (prompt, response) or of (prompt, response, output), unchanged.
+
+    `output` is the answer in the prompt's record.
+    """
 
     note: str | None = None
     shares_trunk, trunk = False, None  # it reads text
 
     def __init__(self, name: str, device: torch.device):
         self.name, self.function, self.device = name, _import(name), device
+        self.wants_output = has_parameter(self.function, OUTPUT)
 
     def __call__(
-        self, batch: PackedBatch, trunk_TD: Tensor | None, prompts: Sequence[str], responses: Sequence[str]
+        self,
+        batch: PackedBatch,
+        trunk_TD: Tensor | None,
+        prompts: Sequence[str],
+        responses: Sequence[str],
+        outputs: Sequence[str],
+        own_trunk_TD: Tensor | None = None,
     ) -> Tensor:
         """Return float32 [S], the score of each sequence."""
-        scores = [self._one(prompt, response) for prompt, response in zip(prompts, responses)]
+        scores = [self._one(*texts) for texts in zip(prompts, responses, outputs, strict=True)]
         return torch.tensor(scores, dtype=torch.float32, device=self.device)
 
-    def _one(self, prompt: str, response: str) -> float:
-        value = self.function(prompt, response)
+    def _one(self, prompt: str, response: str, output: str) -> float:
+        value = self.function(prompt, response, **({OUTPUT: output} if self.wants_output else {}))
         try:
             score = float(value)
         except (TypeError, ValueError):
             score = math.nan
         if not math.isfinite(score):
-            raise UserError(f"--reward {self.name} gave {value!r} for {response[:60]!r}: return a finite number")
+            hint = ", or give its settings in brackets" if callable(value) else ""
+            raise UserError(f"--reward {self.name} gave {value!r} for {response[:60]!r}: return a finite number{hint}")
         return score
 
     def clip(self, asked: float | None) -> float | None:
@@ -76,8 +97,10 @@ class FunctionScorer:
         return "a Python function"
 
 
-class RewardModelScorer:
+class RewardModelScorer(_Alone):
     """Scores of a reward model, normalised by the mean and standard deviation in its config.json."""
+
+    wants_output = False
 
     def __init__(
         self, path: Path, policy: nn.Module, split: int | None, tokenizer, tokens_per_microbatch: int, offload: bool
@@ -105,12 +128,21 @@ class RewardModelScorer:
             self._move(self.device)
 
     def __call__(
-        self, batch: PackedBatch, trunk_TD: Tensor | None, prompts: Sequence[str], responses: Sequence[str]
+        self,
+        batch: PackedBatch,
+        trunk_TD: Tensor | None,
+        prompts: Sequence[str] = (),
+        responses: Sequence[str] = (),
+        outputs: Sequence[str] = (),
+        own_trunk_TD: Tensor | None = None,
     ) -> Tensor:
-        """Return float32 [S]. trunk_TD, on the device or the host, is the output of the trunk that the top reads.
+        """Return float32 [S]. Its top reads `trunk_TD`, the output of the policy's trunk that generation kept.
 
-        That is the policy's, kept by generation, or that of `own_trunk`. With None the trunk is run.
+        With a trunk of its own, it reads `own_trunk_TD`, the output of `own_trunk`. With None the trunk is run. Both
+        are on the device or the host.
         """
+        if self.trunk is not None:
+            trunk_TD = own_trunk_TD
         with self._on_device():
             score_S = score_sequences(self.module, batch, trunk_TD, self.tokens_per_microbatch, self.trunk)
         return (score_S - self.mean) / self.std
@@ -147,15 +179,7 @@ class RewardModelScorer:
         return "a model of its own" + (", in host memory between uses" if self.offload else "")
 
 
-Scorer = FunctionScorer | RewardModelScorer
-
-
-def start_critic(policy: Policy, scorer: Scorer) -> None:
-    """Give the policy a separate critic: the reward model if there is one, else a copy of the policy's body."""
-    if isinstance(scorer, RewardModelScorer):
-        policy.separate_critic(scorer.module, scorer.mean, scorer.std)
-    else:
-        policy.separate_critic(None)
+OneScorer = FunctionScorer | RewardModelScorer
 
 
 def score_moments(path: Path) -> tuple[float, float] | None:
@@ -188,7 +212,7 @@ def use_scores(raw_S: Tensor, clip: float | None) -> tuple[Tensor, Tensor]:
     return used_S, (raw_S.isfinite() & (used_S != raw_S)).sum()
 
 
-def describe(scorer: Scorer, clip: float | None) -> str:
+def describe(scorer: OneScorer, clip: float | None) -> str:
     """Describe the scorer for the header."""
     return f"{scorer}; scores {'not clipped' if clip is None else f'clipped to plus and minus {clip:g}'}"
 
@@ -202,20 +226,25 @@ def check_reward(reward: str) -> None:
         score_moments(Path(reward))
 
 
-def try_scorer(scorer: Scorer, policy: nn.Module, split: int | None, prompt: Prompt, tokenizer) -> None:
+def try_scorer(scorer: OneScorer, policy: nn.Module, split: int | None, prompt: Prompt, tokenizer) -> None:
     """Score an empty response, so that a broken scorer fails before anything is written."""
     tokens = (*prompt.tokens, *encode_response(tokenizer, ""))
     batch = PackedBatch.from_sequences([tokens], policy.head_weight.device)
     trunk_TD = Trunk(policy, split)(batch) if scorer.shares_trunk else None
-    score = float(scorer(batch, trunk_TD, [prompt.text], [""])[0])
+    score = float(scorer(batch, trunk_TD, [prompt.text], [""], [prompt.output])[0])
     if not math.isfinite(score):
         raise UserError(
             f"the reward model scores prompt {prompt.id} as {score}: its weights are damaged, train it again"
         )
 
 
-def is_function_name(reward: str) -> bool:
-    return ":" in reward and not Path(reward).exists()
+def check_outputs(scorer: OneScorer, prompts: Sequence[Prompt], file: str | Path) -> None:
+    """UserError if the scorer compares with the records' outputs, and a record has none."""
+    if scorer.wants_output and (missing := next((p for p in prompts if not p.output), None)):
+        raise UserError(
+            f"--reward {scorer.name} compares with the record's output, and record {missing.id} of {file} has none: "
+            "add it, or leave this reward out"
+        )
 
 
 def _score_weight(path: Path) -> Tensor:
@@ -225,6 +254,7 @@ def _score_weight(path: Path) -> Tensor:
     return weight_D
 
 
-def _import(name: str) -> Callable[[str, str], float]:
+def _import(name: str) -> Callable[..., float]:
     """Import the function that module:function names."""
-    return import_function(name, "--reward", ("prompt", "response"), "a reward model's directory or module:function")
+    instead = "a reward model's directory or module:function"
+    return import_function(name, "--reward", ("prompt", "response"), instead, optional=(OUTPUT,))

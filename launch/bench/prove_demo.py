@@ -26,6 +26,7 @@ from engine.settings import flag
 from engine.training.heldout import SHOWN, Estimate, shown
 
 CONTROL = "engine.reward_functions:noise"
+MEASURES = ("exact_match", "right_then_more", "score")
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def job(argv: Sequence[str]) -> None:
             if learned(result) != (name == "reward model"):
                 failed.append(f"seed {seed}, {name}")
     console = Console()
-    titles = [f"{title}: SFT -> PPO" for title in SHOWN.values()]
+    titles = [f"{SHOWN[name]}: SFT -> PPO" for name in MEASURES]
     console.say()
     console.table(["seed, reward", *titles, "gain in right answers", "KL"], rows)
     if failed:
@@ -100,7 +101,7 @@ def learned(result: dict[str, Any]) -> bool:
 def cells(result: dict[str, Any]) -> list[str]:
     """Return the table cells of one run: held-out metrics, the gain, and the KL."""
     heldout = {n: {w: Estimate(*pair) for w, pair in sides.items()} for n, sides in result["heldout"].items()}
-    changes = [f"{shown(n, heldout[n]['before'])} -> {shown(n, heldout[n]['after'])}" for n in SHOWN]
+    changes = [f"{shown(n, heldout[n]['before'])} -> {shown(n, heldout[n]['after'])}" for n in MEASURES]
     return [*changes, shown("exact_match", heldout["exact_match"]["difference"]), f"{result['kl_last']:.2f}"]
 
 

@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from engine.base.in_language import in_language
 from engine.base.languages import Language
 from engine.base.records import read_records
-from engine.base.scripts import main_script
 from engine.training.exact_match import canonical
 from engine.training.heldout import checked
 
 RESAMPLES = 4_000
-MAIN_SHARE = 0.5  # of an answer's letters must be in a script of the language
 Answers = list[dict[str, Any]]  # rows of launch/sample.py, and of launch/score.py
 
 
@@ -60,7 +59,7 @@ def measure(
     right           equals the expected answer, ignoring outer blanks and the Unicode form
     right, more     its first line equals it, and more follows
     score NAME      the reward model's score, one for each entry of `scores`: the same rows, scored
-    language        its letters are in a script of the language; answers without letters count as right
+    language        it is in the language, as far as its script and its letters tell (engine/base/in_language.py)
     ended           ended with EOS
     length          `length(text)`, in tokens
     """
@@ -70,19 +69,13 @@ def measure(
         checks = [checked(text, wanted) for text in texts]
         rows["right"].append(_mean(check["exact_match"] for check in checks))
         rows["right, more"].append(_mean(check["right_then_more"] for check in checks))
-        rows["language"].append(_mean(in_script(text, language) for text in texts))
+        rows["language"].append(_mean(in_language(text, language) for text in texts))
         rows["ended"].append(_mean(row["finished"]))
         rows["length"].append(_mean(map(length, texts)))
     for name, scored in scores.items():
         assert [row["responses"] for row in scored] == [row["responses"] for row in answers], name
         rows[f"score {name}"] = [_mean(row["scores"]) for row in scored]
     return {name: np.array(values) for name, values in rows.items()}
-
-
-def in_script(text: str, language: Language) -> bool:
-    """Return whether most letters of a text are in a script of the language; True without letters."""
-    found = main_script(language.scripts, text)
-    return found is None or found[1] >= MAIN_SHARE
 
 
 def best_of(scored: Answers) -> Answers:

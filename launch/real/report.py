@@ -24,7 +24,7 @@ TITLES = {
     "right, more": "right, then more text, %",
     "score a": "score by reward model A (optimised)",
     "score b": "score by reward model B (other rankings)",
-    "language": "in the language's script, %",
+    "language": "in the language, %",
     "ended": "ended, %",
     "length": "tokens per answer",
 }

@@ -152,6 +152,9 @@ def test_too_long_responses(here, refused, monkeypatch):
     (("ppo",), {"reward": "rewards_here:of_nan"}, "--reward rewards_here:of_nan gave nan for ''", "a finite number"),
     (("ppo",), {"reward": "rewards_here:of_none"}, "--reward rewards_here:of_none gave None", "a finite number"),
     (("ppo",), {"reward": "broken_here:score"}, "--reward broken_here:score", "broken_here.py, line 1"),
+    (("ppo",), {"reward": "rewards_here:within"}, "rewards_here:within gave <function", "its settings in brackets"),
+    (("ppo",), {"reward": "rewards_here:within(open, 1)"}, "within(open, 1) has an argument that is no number, text"),
+    (("ppo",), {"reward": "rm:0"}, "--reward rm:0: the weight is 0, give a finite number other than 0"),
 ))  # fmt: skip
 def test_models_and_rewards(here, refused, monkeypatch, job, changes, words):
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
@@ -161,6 +164,7 @@ def test_models_and_rewards(here, refused, monkeypatch, job, changes, words):
         "def of_one(response): return 1.0\n"
         "def of_nan(prompt, response): return float('nan')\n"
         "def of_none(prompt, response): return None\n"
+        "def within(shortest, longest): return lambda prompt, response: 1.0\n"
     )
     monkeypatch.delitem(sys.modules, "rewards_here", raising=False)
     assert_says(refused(job, changes), *words)

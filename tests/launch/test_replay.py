@@ -113,10 +113,11 @@ def bad_when_long(prompt: str, response: str) -> float:
     return 1.0
 
 
-def test_ppo(here, monkeypatch, capfd):
-    """Replay kept rollouts of a policy that explodes in its second update, and of a score that is never finite."""
+@pytest.mark.parametrize("rewards", [[], ["--reward", "rm:0.5"]])
+def test_ppo(here, monkeypatch, capfd, rewards):
+    """Replay kept rollouts of a policy that explodes in its second update; the critic may start as a reward model."""
     argv = {**ENOUGH, "reward": "tests.launch.test_replay:bad_when_long", "max-new-tokens": "6"}
-    file = stopped(monkeypatch, capfd, "ppo", argv, "--critic", "separate")
+    file = stopped(monkeypatch, capfd, "ppo", argv, "--critic", "separate", *rewards)
     out = replayed(monkeypatch, capfd, "ppo", file)
     assert "is the first value that is not finite" in out and "policy loss" in out and "kept" in out
 

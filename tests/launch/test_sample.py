@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.base.errors import UserError
+from engine.base.in_language import in_language
+from engine.base.languages import get_language
 from engine.base.records import read_instructions
 from engine.base.seeds import derive_seed
 from engine.generation.generate import Request, generate
@@ -152,11 +154,14 @@ def test_template_comes_from_the_models_run(files, tmp_path, capsys):
 
 
 def test_summary_line(files, tmp_path, capsys):
-    rows = rows_of(files, tmp_path / "o.jsonl", "--num-responses", "1", "--temperature", "0")
+    rows = rows_of(files, tmp_path / "o.jsonl", "--num-responses", "1", "--seed", "3")
     ended = sum(row["finished"][0] for row in rows)
     assert all(row["finished"] in ([True], [False]) and len(row["responses"]) == 1 for row in rows)
     last = capsys.readouterr().out.splitlines()[-1]
-    said = rf"5 responses to 5 prompts, {ended / 5:.0%} ended with EOS; (\d+) tokens in .* tokens/s"
+    odd = sum(not in_language(row["responses"][0], get_language("ne")) for row in rows)
+    assert 0 < odd < 5
+    said = rf"5 responses to 5 prompts, {ended / 5:.0%} ended with EOS, {odd / 5:.0%} in a wrong language"
+    said += r"; (\d+) tokens in .* tokens/s"
     assert 5 <= int(re.fullmatch(f"  {tmp_path / 'o.jsonl'}: {said}", last)[1]) <= 5 * NEW
 
 
@@ -174,7 +179,7 @@ def test_stop_string_ends_a_response_and_is_cut(files, tmp_path, capsys):
             stopped += bool(found)
     assert [pair for row in cut for pair in zip(row["responses"], row["finished"])] == expected
     assert 0 < stopped < len(texts)
-    assert f", {stopped / len(texts):.0%} at a stop string; " in said[-1]
+    assert f", {stopped / len(texts):.0%} at a stop string, " in said[-1]
 
 
 def test_every_eos_of_generation_config_ends_a_response(files, tmp_path, monkeypatch):

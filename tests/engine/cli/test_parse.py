@@ -110,6 +110,25 @@ def test_config_values_may_start_with_a_dash(config):
     refused("--lr is -1e-05: give more than 0", "--config", config("lang: de\nlr: -0.00001"))
 
 
+def test_a_list_of_flags_replaces_the_files(config):
+    """Values of one list flag add up, in one place: the command line or the file."""
+
+    @dataclass(frozen=True)
+    class Rewards:
+        reward: list[str] | None = flag("rewards", None, action="extend")
+
+    file = config("reward: [a, b]")
+    for argv, found in (
+        (["--config", file], ["a", "b"]),
+        (["--config", file, "--reward", "c"], ["c"]),
+        (["--reward=c", "--reward", "d", "e", "--config", file], ["c", "d", "e"]),
+        (["--config", config("reward: a:0.5", "y.yaml")], ["a:0.5"]),
+        ([], None),
+    ):
+        (rewards,) = parse_settings([Rewards], argv, "job.py", "A job.")
+        assert rewards.reward == found
+
+
 def test_dashes_equal_underscores():
     for spelling in ("--warmup-steps", "--warmup_steps"):
         assert parse("--lang", "ne", spelling, "7")[1].warmup_steps == 7

@@ -17,16 +17,24 @@ def size_of(folder):
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
 
 
-@pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "ppo"])
-def test_what_is_predicted_is_taken(tmp_path, stage):
+REWARDS = [f"tests.engine.training.trainers:share_of_even_words{more}" for more in ("", "_plus_5:0.5")]
+
+
+@pytest.mark.parametrize(
+    ("stage", "more"),
+    [("sft", {}), ("reward", {}), ("dpo", {}), ("ppo", {}), ("ppo", {"reward": REWARDS, "score_norm": "rollouts"})],
+)
+def test_what_is_predicted_is_taken(tmp_path, stage, more):
     with one_rank() as world:
-        changes = {"save_every": 1, "keep": 2, "max_steps": 4, "epochs": 4}
+        changes = {**more, "save_every": 1, "keep": 2, "max_steps": 4, "epochs": 4}
         trainer = make_trainer(stage, world, tmp_path / "run", **changes)
         model = trainer.model
         train(trainer)
     split = 1 if stage != "sft" else None
     rollouts, tokens = (5, 64) if stage == "ppo" else (0, 0)
-    parts = disk_parts(stage, model, num_trained(model, split), 4, 1, 2, rollouts, tokens)
+    parts = disk_parts(
+        stage, model, num_trained(model, split), 4, 1, 2, rollouts, tokens, rewards=len(more.get("reward", [""]))
+    )
     taken = {
         "checkpoints": size_of(tmp_path / "run" / "checkpoints"),
         "model": sum(p.stat().st_size for p in (tmp_path / "run" / "model").glob("*.safetensors")),

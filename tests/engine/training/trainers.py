@@ -39,8 +39,8 @@ from engine.training.dpo import DPOTrainer
 from engine.training.export import body_weights, save_trained
 from engine.training.ppo import PPOTrainer
 from engine.training.reward import RewardTrainer
-from engine.training.scorers import load_scorer
 from engine.training.sft import SFTTrainer
+from engine.training.weighted_scorers import load_rewards
 from tests.ranks import run_ranks
 
 VOCABULARY, BOS, EOS, FIRST_WORD = 60, 1, 2, 4
@@ -204,7 +204,7 @@ def make_trainer(
         return RewardTrainer(model, score_weight_D, data or rankings(), heldout, context)
     tokenizer, ppo = tiny_tokenizer(), groups[-1]
     split = split_of(ppo.top_layers, model.num_layers)
-    scorer = load_scorer(ppo.reward, model, split, tokenizer, groups[2].tokens_per_microbatch, ppo.reward_offload)
+    scorer = load_rewards(ppo.rewards, model, split, tokenizer, groups[2].tokens_per_microbatch, ppo.reward_offload)
     return PPOTrainer(model, tokenizer, eos_ids, data or prompts(), scorer, context)
 
 

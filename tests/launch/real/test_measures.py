@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from engine.base.languages import get_language
-from launch.real.measures import Interval, best_of, in_script, measure, prefers_right
+from launch.real.measures import Interval, best_of, measure, prefers_right
 
 NEPALI = get_language("ne")
 ROWS = [
@@ -59,10 +59,6 @@ def test_one_beats_another_by_more_than_both_intervals():
 
 def test_best_of_takes_the_first_of_the_highest_scores():
     assert [(row["responses"], row["scores"]) for row in best_of(ROWS)] == [(["four"], [3.0]), (["रातो"], [0.5])]
-
-
-def test_the_script_of_an_answer():
-    assert in_script("रातो कलम pen", NEPALI) and in_script("42", NEPALI) and not in_script("red", NEPALI)
 
 
 def test_pairs_of_a_right_and_a_wrong_sample_count_once_a_prompt():
