@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -24,7 +25,9 @@ from engine.text.encoding import Prompt
 from engine.text.tokenizer import decode
 from engine.training.checkpoint import Checkpoints
 from engine.training.exact_match import canonical
-from engine.training.scorers import Scorer
+
+if TYPE_CHECKING:  # scorers.py imports reward.py, which takes its intervals from here
+    from engine.training.scorers import Scorer
 
 # The measures that are printed, and their titles. Shares are printed as percentages.
 SHOWN = {
@@ -55,6 +58,19 @@ class Estimate:
             return cls(mean, math.inf)
         variance = math.fsum((x - mean) ** 2 for x in values) / (n - 1)
         return cls(mean, NORMAL_95 * math.sqrt(variance / n))
+
+    @classmethod
+    def of_ratio(cls, totals: Sequence[float], counts: Sequence[float]) -> Estimate:
+        """Estimate sum(totals) / sum(counts) from one pair per prompt, such as its right pairs and all its pairs.
+
+        Uses the linear approximation of a ratio's variance over prompts. With equal counts it is `of` the ratios.
+        """
+        n, count = len(totals), math.fsum(counts)
+        mean = math.fsum(totals) / count
+        if n == 1:
+            return cls(mean, math.inf)
+        variance = math.fsum((t - mean * c) ** 2 for t, c in zip(totals, counts)) * n / (n - 1)
+        return cls(mean, NORMAL_95 * math.sqrt(variance) / count)
 
 
 @dataclass(frozen=True)
