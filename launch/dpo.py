@@ -49,6 +49,7 @@ def train(
     job: Job, run_settings: RunSettings, optimizer: OptimizerSettings, batch: BatchSettings, dpo: DPOSettings
 ) -> None:
     """Check all inputs, then train, save and evaluate."""
+    dpo.check_heldout_of(run_settings.data, run_settings.eval_data)
     read = read_inputs(job, run_settings, batch, dpo.heldout)
     model, tokenizer = read.model, read.tokenizer
     split = split_of(dpo.top_layers, model.num_layers)

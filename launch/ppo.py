@@ -29,9 +29,9 @@ from engine.settings import (
 from engine.text.encoding import encode_prompts
 from engine.text.eos import eos_ids_of
 from engine.training.estimators import estimator_of
-from engine.training.heldout import SHOWN, Estimate, compared, in_words, sample_answers, shown
+from engine.training.heldout import SHOWN, Estimate, compared, shown
 from engine.training.ppo import PPOTrainer
-from engine.training.ppo_checks import check_iteration, check_rollouts, check_warmup
+from engine.training.ppo_checks import check_iteration, check_measures, check_rollouts, check_warmup
 from engine.training.ppo_plan import Plan
 from engine.training.scorers import RewardModelScorer, check_reward, describe, load_scorer, try_scorer
 from launch import reward, sft
@@ -75,6 +75,8 @@ def train(
     check_iteration(ppo, batch.batch_size)
     estimator_of(ppo.advantage)
     check_template(batch.template)
+    has_heldout = run_settings.eval_data is not None or run_settings.data is None
+    ppo.check_heldout(has_heldout, "--eval-data")
     if ppo.reward:
         check_reward(ppo.reward)
     read_prompts = checked_reader(job, batch, partial(read_instructions, require_output=False))
@@ -97,6 +99,7 @@ def train(
     checks = []
     if checks_file:
         checks = encode_prompts(read_prompts(checks_file), tokenizer, choice.template, room, batch.truncate)
+    check_measures(ppo, checks, checks_file)
     scorer = load_scorer(reward_name, model, split, tokenizer, batch.tokens_per_microbatch, ppo.reward_offload)
     template_note = ""
     if isinstance(scorer, RewardModelScorer):
@@ -116,7 +119,7 @@ def train(
         job.console.say(scorer.note)
     job.run.start()
     context = job.context(run_settings, optimizer, batch, ppo)
-    trainer = PPOTrainer(model, tokenizer, eos_ids, prompts, scorer, context)
+    trainer = PPOTrainer(model, tokenizer, eos_ids, prompts, scorer, context, checks)
     steps = trainer.steps
     job.header(f"{method_name(ppo.advantage)} in {job.language.name}", {
         "policy": f"{model_dir} (top {ppo.top_layers} of {model.num_layers} layers trained)",
@@ -128,24 +131,17 @@ def train(
         "update": f"{ppo.ppo_epochs} PPO epochs, {ppo.minibatch_size} rollouts a step",
         "disk": disk,
     }, len(steps))  # fmt: skip
-    answers = partial(
-        sample_answers, model, tokenizer, eos_ids, checks, scorer, ppo, split, run_settings.seed, batch.batch_size,
-        job.world, job.console,
-    )  # fmt: skip
-    if checks:
-        before = answers()
-        job.console.say(f"  {len(checks)} held-out prompts before PPO: {in_words(before.estimates())}\n")
     result = trainer.train()
     with trainer.checkpoints.finishing():
         with trainer.checkpoints.part():
             if job.world.is_first:
                 save_model(model, job.run.model_dir, exported, eos_ids=eos_ids)
         if checks:
-            after = answers(checkpoints=trainer.checkpoints)
+            before, after = trainer.heldout.before, trainer.answers_after()
             result["heldout"] = compared(before, after)
             if right := result["heldout"].get("exact_match"):
                 result |= {"exact_match_before": right["before"][0], "exact_match": right["after"][0]}
-            job.run.sample(len(trainer.steps), [
+            job.run.sample(trainer.exported, [
                 {"prompt": p.text, "response": a[0], "before_ppo": b[0], "expected": p.output}
                 for p, a, b in zip(checks[:20], after.texts, before.texts)
             ])  # fmt: skip

@@ -41,6 +41,7 @@ def train(
     job: Job, run_settings: RunSettings, optimizer: OptimizerSettings, batch: BatchSettings, reward: RewardSettings
 ) -> None:
     """Check all inputs, then train, save and evaluate."""
+    reward.check_heldout_of(run_settings.data, run_settings.eval_data)
     read = read_inputs(job, run_settings, batch, reward.heldout)
     model, tokenizer, batch = read.model, read.tokenizer, read.batch
     top = min(reward.num_top_layers, model.num_layers)

@@ -56,6 +56,8 @@ def train(
 ) -> None:
     """Check all inputs, then train, save and evaluate."""
     check_template(batch.template)
+    has_heldout = run_settings.eval_data is not None or run_settings.data is None
+    sft.check_heldout(has_heldout, "--eval-data")
     data, checks_file = run_settings.data, run_settings.eval_data
     read = checked_reader(job, batch, read_instructions)
     if run_settings.model is None:

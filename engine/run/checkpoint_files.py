@@ -87,8 +87,9 @@ def write(
 ) -> None:
     """Write a checkpoint, then point `latest` at it, then remove all but `keep`.
 
-    `best` is a file that goes into it by a link, as best.safetensors. Files and folders are synced before the rename, and so are the files `beside`, whose lengths the state records.
-    UserError when the disk refuses; then nothing is left of it and earlier checkpoints are unchanged.
+    `best` is a file that goes into it by a link, as best.safetensors. Files and folders are synced before the rename,
+    and so are the files `beside`, whose lengths the state records. UserError when the disk refuses; then nothing is
+    left of it and earlier checkpoints are unchanged.
     """
     part, target = folder / f"{UNFINISHED}{name_of(step)}", folder / name_of(step)
     try:

@@ -39,7 +39,9 @@ class RankingSettings(HeldOutSettings):
 
     def check_heldout_of(self, data: str | None, eval_data: str | None) -> None:
         """Raise UserError if a step is to be kept and these files and --heldout give no held-out rankings."""
-        self.check_heldout(data is None or eval_data is not None or self.heldout > 0, "--eval-data, or --heldout above 0")
+        self.check_heldout(
+            data is None or eval_data is not None or self.heldout > 0, "--eval-data, or --heldout above 0"
+        )
 
 
 @dataclass(frozen=True)

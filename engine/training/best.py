@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from engine.base.atomic import whole_path
 from engine.base.errors import UserError
 from engine.cli.console import Console
+from engine.run.kept import in_words
 from engine.settings import HeldOutSettings
 from engine.training.checkpoint import Checkpoints
 
@@ -66,18 +67,23 @@ class Best:
         self.checkpoints.together(lambda: self._write(weights, step))
         return True
 
-    def settle(self, last: int) -> dict[str, Any]:
-        """Put the kept weights into the module at the end of a run of `last` steps.
+    def settle(self, last: int, before: float | None, unit: str = "step") -> dict[str, Any]:
+        """Put the kept weights into the module at the end of a run of `last` steps, and say which they are.
 
         Returns what result.json takes over: the measurements of the kept step, and `kept`; {} if nothing is kept.
+        `before` is the value before training; a `unit` is a step or an iteration.
         """
         if self.kept is None:
             return {}
         if self.kept["step"] != last:
             self._put_in(self.kept["step"])
-        names = {"step": "step", "value": "value", "measured_steps": "measured", "last_value": "newest"}
-        kept = {"measure": self.name, **{name: self.kept[own] for name, own in names.items()}, "last_step": last}
+        names = {unit: "step", "value": "value", "measured": "measured", "last_value": "newest"}
+        kept = {"measure": self.name, **{name: self.kept[own] for name, own in names.items()}, f"last_{unit}": last}
+        if self.kept["step"] == last:
+            kept.pop("last_value")
         self.console.say(in_words(kept))
+        if before is not None and not self.settings.is_better(kept["value"], before):
+            self.console.say(f"warning: the model before training is as good on held-out data, {before:.4g}")
         return {**self.kept["results"], "kept": kept}
 
     def _write(self, weights: Mapping[str, Any], step: int) -> None:
@@ -101,8 +107,8 @@ class Best:
             except (OSError, SafetensorError, KeyError, ValueError) as error:
                 why = getattr(error, "strerror", None) or " ".join(str(error).split())
                 raise UserError(
-                    f"{self.file} cannot be read ({why}), it held the weights of the best step, {step}: remove it, then "
-                    "--resume brings it back from the newest checkpoint"
+                    f"{self.file} cannot be read ({why}), it held the weights of the best step, {step}: --resume "
+                    "brings it back from the newest checkpoint"
                 ) from error
             if note["step"] != step:
                 raise UserError(f"{self.file} holds step {note['step']}, not the best one, {step}: remove the run")
@@ -112,13 +118,3 @@ class Best:
         handle = found.get("handle")
         names = self.world.gather(list(handle.keys()) if handle else None)[0]
         self.zero.show(names, handle.get_tensor if handle else lambda name: None)
-
-
-def in_words(kept: Mapping[str, Any]) -> str:
-    """Describe `kept` of a result in a line: which step, its value, and that of the last."""
-    named = kept["measure"].replace("_", " ")
-    line = f"kept: step {kept['step']:,} of {kept['last_step']:,}, held-out {named} {kept['value']:.4g}, the best of "
-    line += f"{kept['measured_steps']:,} measured"
-    if kept["step"] != kept["last_step"]:
-        line += f"; the last step has {kept['last_value']:.4g}"
-    return line

@@ -7,7 +7,7 @@ flips the choice. Samples measure the distribution that PPO trains.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -79,6 +79,7 @@ class Answers:
 
     score             the reward, neither clipped nor penalised
     ended, length     share that end with an EOS; number of tokens
+    kl                log-probability under the policy minus that under the reference, in nats
     exact_match       share equal to the record's output, ignoring outer blanks and the Unicode form
     right_then_more   share whose first line is the record's output and that continue after it
     """
@@ -139,11 +140,13 @@ def sample_answers(
     world: World,
     console: Console,
     checkpoints: Checkpoints | None = None,
+    kl_of: Callable[[Sequence[Prompt], Sequence[Sample]], list[float]] | None = None,
 ) -> Answers:
     """Sample and score `ppo.eval_samples` answers to each prompt; every rank gets the same result.
 
     About `rollouts` answers are held in memory at once, as in training. With the same seed, two policies get the same
-    random numbers. With a finishing trainer's `checkpoints`, a signal ends it early.
+    random numbers. With a trainer's `checkpoints`, a signal ends it early. `kl_of` gives the measure kl: the KL to the
+    reference of each answer of this rank.
     """
     samples, per_round = ppo.eval_samples, max(world.size, rollouts // ppo.eval_samples)
     checkable = all(prompt.output for prompt in prompts)
@@ -161,8 +164,11 @@ def sample_answers(
                 )  # fmt: skip
             texts = [decode(tokenizer, r.text_tokens) for r in responses]
             scores = _scores([prompts[i] for i in indices], responses, texts, scorer, world)
-            for i, response, text, score in zip(indices, responses, texts, scores):
+            kls = kl_of([prompts[i] for i in indices], responses) if kl_of else []
+            for n, (i, response, text, score) in enumerate(zip(indices, responses, texts, scores)):
                 numbers = {"score": score, "ended": float(response.ended), "length": float(len(response.tokens))}
+                if kl_of:
+                    numbers["kl"] = kls[n]
                 if checkable:
                     numbers |= checked(text, prompts[i].output)
                 found.setdefault(i, []).append((text, numbers))

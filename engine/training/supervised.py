@@ -75,7 +75,8 @@ class SupervisedTrainer(ABC):
                 if self.settings.measures(step + 1, total):
                     self._measure(step + 1)
                 self.checkpoints.after_step(step + 1, self._state(), last=step + 1 == total)
-            self.results |= self.best.settle(total)
+            name = "heldout_loss" if self.best.name == "loss" else self.best.name
+            self.results |= self.best.settle(total, self.results.get(f"{name}_before"))
             result = self.finish()
             self.world.at(None)
             self.frozen.check()
