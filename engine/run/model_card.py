@@ -20,7 +20,7 @@ _SHOWN = (
     *("preset", "lr", "batch_size", "epochs", "max_steps", "max_length", "template", "loss_on", "top_layers"),
     *("beta", "dpo_loss", "label_smoothing", "length_normalised", "sft_coef", "advantage", "samples_per_prompt"),
     *("trained_layers", "kl_coef", "kl_controller", "ppo_epochs", "max_new_tokens", "temperature", "seed", "dtype"),
-    *("eval_every", "keep_best", "target_kl", "stop_kl"),
+    *("keep_best", "target_kl", "stop_kl"),
 )
 
 
