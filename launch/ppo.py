@@ -16,6 +16,7 @@ from engine.cli.parse import Parsed, main
 from engine.models import save_model
 from engine.planning.disk import num_trained
 from engine.run.folder import read_result
+from engine.run.kept import in_words
 from engine.run.model_card import method_name, write_card
 from engine.run.template_choice import check_reward_template, check_template
 from engine.settings import (
@@ -77,6 +78,10 @@ def train(
     check_template(batch.template)
     has_heldout = run_settings.eval_data is not None or run_settings.data is None
     ppo.check_heldout(has_heldout, "--eval-data")
+    if ppo.eval_every and not has_heldout:
+        raise UserError(
+            f"--eval-every is {ppo.eval_every} and no prompt is held out: give --eval-data, or leave it out"
+        )
     if ppo.reward:
         check_reward(ppo.reward)
     read_prompts = checked_reader(job, batch, partial(read_instructions, require_output=False))
@@ -171,6 +176,10 @@ def show(job: Job, run_settings: RunSettings) -> None:
             rows.append([title, *(shown(name, Estimate(*heldout[name][when])) for when in ("before", "after"))])
     job.console.say()
     job.console.table([f"{job.language.name}: {result['seconds']:.0f} s of PPO", "first", "last"], rows)
+    if "stopped" in result:
+        job.console.say(f"\n  {result['stopped']}")
+    if "kept" in result:
+        job.console.say(f"\n  {in_words(result['kept'])}")
     job.console.say(f"\n  model    {job.run.model_dir}")
     job.console.say(f"  answers  {job.run.path / 'samples.jsonl'}")
     job.console.say(f"  curves   tensorboard --logdir {job.run.path / 'tb'}")
