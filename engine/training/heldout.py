@@ -148,6 +148,12 @@ def sample_answers(
     random numbers. With a trainer's `checkpoints`, a signal ends it early. `kl_of` gives the measure kl: the KL to the
     reference of each answer of this rank.
     """
+
+    def progress(*_: int) -> None:
+        world.tick()
+        if checkpoints is not None:
+            checkpoints.raise_if_signalled()
+
     samples, per_round = ppo.eval_samples, max(world.size, rollouts // ppo.eval_samples)
     checkable = all(prompt.output for prompt in prompts)
     found: dict[int, list[tuple[str, dict[str, float]]]] = {}
@@ -160,7 +166,7 @@ def sample_answers(
             with checkpoints.part() if checkpoints else nullcontext():
                 responses = generate(
                     model, requests, ppo.sampling, derive_seed(seed, "heldout"), eos_ids, ppo.slots, split,
-                    None if checkpoints is None else lambda *_: checkpoints.raise_if_signalled(),
+                    progress,
                 )  # fmt: skip
             texts = [decode(tokenizer, r.text_tokens) for r in responses]
             scores = _scores([prompts[i] for i in indices], responses, texts, scorer, world)
