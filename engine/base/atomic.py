@@ -37,10 +37,10 @@ def whole_path(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
+        temporary.chmod(mode)  # a writer may have made it readable by the owner alone
         sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)

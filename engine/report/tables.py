@@ -19,6 +19,7 @@ MOST_ANSWERS = 20
 _REACHED = (
     ("SFT loss, nats per token", "sft", "loss_first", "loss_last", False),
     ("SFT loss on held-out data", "sft", "heldout_loss_before", "heldout_loss", False),
+    ("reward model, loss on held-out data", "reward", "heldout_loss_before", "heldout_loss", False),
     ("reward model, pairs ordered rightly", "reward", "accuracy_before", "accuracy", True),
     ("DPO loss on held-out data", "dpo", "heldout_loss_before", "heldout_loss", False),
     ("DPO, held-out pairs ordered rightly by the implicit reward", "dpo", "accuracy_before", "accuracy", True),

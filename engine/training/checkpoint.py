@@ -237,7 +237,8 @@ class Checkpoints:
 
     def _bring_back_best(self, found: Checkpoint | None) -> None:
         """Replace the best weights by those of a checkpoint: the ones on disk may be from a later step."""
-        self.best.unlink(missing_ok=True)
+        for file in (self.best, *self.best.parent.glob(f".{self.best.name}.*.tmp")):  # a kill leaves those
+            file.unlink(missing_ok=True)
         if found is not None and (found.path / BEST).is_file():
             link(found.path / BEST, self.best)
 
