@@ -89,8 +89,8 @@ def test_only_the_trained_layers_are_stored(world, tmp_path):
     case = case_of("ppo", max_steps=1, model=tiny_model("bloom").bfloat16(), critic="separate")
     trainer = make_trainer("ppo", world, tmp_path / "run", **case)
     sizes = []
-    own = trainer.best.checkpoints.together
-    trainer.best.checkpoints.together = lambda action: (own(action), sizes.append((tmp_path / "run" / BEST).stat()))
+    own = trainer.best._write
+    trainer.best._write = lambda *args: (own(*args), sizes.append(trainer.best.file.stat()))
     train(trainer)
     trained = sum(p.numel() for n, p in trainer.zero.trained.items() if n.startswith("body."))
     assert 0 <= sizes[0].st_size - 2 * trained < 4000

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from engine.base.errors import UserError
+from engine.text.tokenizer import decode
 from tests.engine.training.stopping import Said, make, stop_during
 from tests.engine.training.trainers import (
     check_two_ranks,
@@ -66,7 +67,7 @@ def test_measures_by_hand(world, tmp_path, family):
                 policy, reference = (logits_of(m, tokens).double().log_softmax(-1) for m in (after, before))
             at = [(len(prompt.tokens) - 1 + i, token) for i, token in enumerate(r.tokens)]
             kl = sum(float(policy[i, token] - reference[i, token]) for i, token in at)
-            text = " ".join(f"w{t}" for t in r.text_tokens)
+            text = decode(trainer.tokenizer, r.text_tokens)
             numbers = {"score": share_of_even_words("", text), "kl": kl, "length": len(r.tokens), "ended": r.ended}
             for name, value in numbers.items():
                 values[name].setdefault(prompt.id, []).append(float(value))
