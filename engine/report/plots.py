@@ -69,7 +69,8 @@ def draw_curve(curve: Curve, lines: Sequence[Line], png: Path) -> Markup:
         if curve.against is None:
             axes.xaxis.get_major_locator().set_params(integer=True)
         if len(lines) > 1 or any(line.heldout for line in lines):
-            axes.legend()
+            named = sorted(zip(*axes.get_legend_handles_labels()), key=lambda pair: "kept: " in pair[1])  # rings last
+            axes.legend(*zip(*named))
 
     return _picture(draw, png)
 
