@@ -10,6 +10,7 @@ import torch
 
 from engine.base.errors import UserError
 from engine.distributed.world import start_world
+from engine.models import load_model
 from engine.run.checkpoint_files import BEST
 from engine.run.kept import in_words
 from tests.engine.training.stopping import Said, make, stop_during, stopped
@@ -133,7 +134,7 @@ def test_killed_after_the_best_step_and_resumed(world, tmp_path, stage):
 
 
 def test_a_checkpoint_brings_back_its_own_best_step(world, tmp_path):
-    case = case_of("sft", save_every=1)
+    case = case_of("sft", save_every=100)
     whole = train(make_trainer("sft", world, tmp_path / "whole", **case))
     best = whole["result"]["kept"]["step"]
     stopped("sft", world, tmp_path / "run", best, **case)
@@ -178,13 +179,17 @@ def test_equal_values_keep_the_earlier_step(world, tmp_path):
 
 
 def test_two_ranks_under_zero_3_keep_the_same_step(world, tmp_path):
-    case = case_of("sft", zero="zero3", top_layers="2")
+    case = case_of(
+        "sft", zero="zero3", top_layers="2", eps=1e-3
+    )  # ranks add in another order: see SHARED in trainers.py
     two = run_ranks(outcomes, 2, "sft", tmp_path / "two", {"run": case})
     one = train(make_trainer("sft", world, tmp_path / "one", **{**case, "zero": "zero0"}))
     for rank in two:
         assert rank["run"]["result"]["kept"]["step"] == one["result"]["kept"]["step"] < STEPS
         assert_same_rows(rank["run"]["rows"], one["rows"], "two ranks")
-        assert_same_weights(rank["run"]["weights"], one["weights"], 1e-5)
+        assert_same_weights(rank["run"]["weights"], one["weights"], 1e-6)
+    saved = load_model(tmp_path / "two" / "run" / "model").state_dict()
+    assert saved and all(torch.equal(weight, two[0]["run"]["weights"][name]) for name, weight in saved.items())
 
 
 def killed_on_ranks(folder: Path, stage: str, case: dict, step: int) -> None:
