@@ -138,6 +138,7 @@ def test_a_checkpoint_brings_back_its_own_best_step(world, tmp_path):
     whole = train(make_trainer("sft", world, tmp_path / "whole", **case))
     best = whole["result"]["kept"]["step"]
     stopped("sft", world, tmp_path / "run", best, **case)
+    (tmp_path / "run" / BEST).unlink()  # the checkpoint has its own name for the file
     (tmp_path / "run" / BEST).write_bytes(b"of a later step")
     train(make_trainer("sft", world, tmp_path / "run", resume=True, **case))
     assert_same(tmp_path / "run", tmp_path / "whole")
