@@ -73,7 +73,10 @@ class Job:
         run: RunSettings = self.settings[0]
         steps = -(-count // batch.batch_size) * batch.epochs
         steps = min(steps, run.max_steps or steps)
-        parts = disk_parts(self.run.stage, model, trained, steps, run.save_every, run.keep, **sizes)
+        keep_best = self.settings[3].keep_best is not None
+        parts = disk_parts(
+            self.run.stage, model, trained, steps, run.save_every, run.keep, keep_best=keep_best, **sizes
+        )  # fmt: skip
         return disk_line(parts, self.run.path)
 
     def choose_template(self, given: str | None, model_dir: str | Path, tokenizer: Any) -> Choice:

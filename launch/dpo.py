@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 if __name__ == "__main__":  # run as a script: put the repository root on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.cli.parse import Parsed, main
+from engine.run.kept import in_words
 from engine.run.model_card import write_card
 from engine.settings import BatchSettings, DPOSettings, OptimizerSettings, RunSettings, split_of
 from engine.training.dpo import DPOTrainer
 from engine.training.export import save_trained
-from engine.training.heldout import Estimate, as_share, shown
+from engine.training.heldout import as_share, shown
 from launch.common import Job, finished_before, open_job, parse_stage
-from launch.rankings import read_inputs
+from launch.rankings import estimate_of, read_inputs
 from launch.replay import replay_asked
 
 SHOWN = {
@@ -49,6 +48,7 @@ def train(
     job: Job, run_settings: RunSettings, optimizer: OptimizerSettings, batch: BatchSettings, dpo: DPOSettings
 ) -> None:
     """Check all inputs, then train, save and evaluate."""
+    dpo.check_heldout_of(run_settings.data, run_settings.eval_data)
     read = read_inputs(job, run_settings, batch, dpo.heldout)
     model, tokenizer = read.model, read.tokenizer
     split = split_of(dpo.top_layers, model.num_layers)
@@ -75,15 +75,13 @@ def show(job: Job) -> None:
     rows = [["DPO loss, first -> last step", f"{result['loss_first']:.3f} -> {result['loss_last']:.3f}"]]
     for title, name in SHOWN.items():
         if name in result:
-            sides = [_estimate(result, name, when) for when in ("_before", "")]
+            sides = [estimate_of(result, name, when) for when in ("_before", "")]
             rows.append([title, " -> ".join(as_share(x) if name in SHARES else shown(name, x) for x in sides)])
     job.console.say()
     job.console.table(["direct preference optimisation", f"{result['seconds']:.0f} s"], rows)
+    if "kept" in result:
+        job.console.say(f"  {in_words(result['kept'])}")
     job.console.say(f"  model: {job.run.model_dir}   curves: tensorboard --logdir {job.run.path / 'tb'}")
-
-
-def _estimate(result: Mapping[str, Any], name: str, when: str) -> Estimate:
-    return Estimate(result[f"{name}{when}"], result.get(f"half_intervals{when}", {}).get(name, math.inf))
 
 
 if __name__ == "__main__":

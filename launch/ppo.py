@@ -17,6 +17,7 @@ from engine.cli.parse import Parsed, main
 from engine.models import save_model
 from engine.planning.disk import num_trained
 from engine.run.folder import read_result
+from engine.run.kept import in_words
 from engine.run.model_card import method_name, write_card
 from engine.run.template_choice import Choice, check_reward_template, check_template
 from engine.settings import (
@@ -32,9 +33,9 @@ from engine.settings import (
 from engine.text.encoding import Prompt, encode_prompts
 from engine.text.eos import eos_ids_of
 from engine.training.estimators import estimator_of
-from engine.training.heldout import Estimate, compared, in_words, sample_answers, shown, titles
+from engine.training.heldout import Estimate, compared, shown, titles
 from engine.training.ppo import PPOTrainer
-from engine.training.ppo_checks import check_iteration, check_rollouts, check_warmup
+from engine.training.ppo_checks import check_iteration, check_measures, check_rollouts, check_warmup
 from engine.training.ppo_plan import Plan
 from engine.training.scorers import RewardModelScorer, check_outputs, check_reward, describe, try_scorer
 from engine.training.weighted_scorers import Scorer, each, load_rewards
@@ -79,6 +80,12 @@ def train(
     check_iteration(ppo, batch.batch_size)
     estimator_of(ppo.advantage)
     check_template(batch.template)
+    has_heldout = run_settings.eval_data is not None or run_settings.data is None
+    ppo.check_heldout(has_heldout, "--eval-data")
+    if ppo.eval_every and not has_heldout:
+        raise UserError(
+            f"--eval-every is {ppo.eval_every} and no prompt is held out: give --eval-data, or leave it out"
+        )
     for one in ppo.rewards:
         check_reward(one.spec)
     read_prompts = checked_reader(job, batch, partial(read_instructions, require_output=False))
@@ -103,6 +110,7 @@ def train(
     checks = []
     if checks_file:
         checks = encode_prompts(read_prompts(checks_file), tokenizer, choice.template, room, batch.truncate)
+    check_measures(ppo, checks, checks_file)
     scorer = load_rewards(rewards, model, split, tokenizer, batch.tokens_per_microbatch, ppo.reward_offload)
     notes = check_scorers(rewards, scorer, choice, tokenizer, {data: prompts, checks_file: checks})
     for of in each(scorer):
@@ -123,7 +131,7 @@ def train(
             job.console.say(of.note)
     job.run.start()
     context = job.context(run_settings, optimizer, batch, ppo)
-    trainer = PPOTrainer(model, tokenizer, eos_ids, prompts, scorer, context)
+    trainer = PPOTrainer(model, tokenizer, eos_ids, prompts, scorer, context, checks)
     steps = trainer.steps
     job.header(f"{method_name(ppo.advantage)} in {job.language.name}", {
         "policy": f"{model_dir} (top {ppo.top_layers} of {model.num_layers} layers trained)",
@@ -135,25 +143,18 @@ def train(
         "update": f"{ppo.ppo_epochs} PPO epochs, {ppo.minibatch_size} rollouts a step",
         "disk": disk,
     }, len(steps))  # fmt: skip
-    answers = partial(
-        sample_answers, model, tokenizer, eos_ids, checks, scorer, ppo, split, run_settings.seed, batch.batch_size,
-        job.world, job.console, language=job.language,
-    )  # fmt: skip
-    if checks:
-        before = answers()
-        job.console.say(f"  {len(checks)} held-out prompts before PPO: {in_words(before.estimates())}\n")
     result = trainer.train()
     with trainer.checkpoints.finishing():
         with trainer.checkpoints.part():
             if job.world.is_first:
                 save_model(model, job.run.model_dir, exported, eos_ids=eos_ids)
         if checks:
-            after = answers(checkpoints=trainer.checkpoints)
+            before, after = trainer.heldout.before, trainer.answers_after()
             result["heldout"] = compared(before, after)
             for name in ("exact_match", "wrong_language"):
                 if found := result["heldout"].get(name):
                     result |= {f"{name}_before": found["before"][0], name: found["after"][0]}
-            job.run.sample(len(trainer.steps), [
+            job.run.sample(trainer.exported, [
                 {"prompt": p.text, "response": a[0], "before_ppo": b[0], "expected": p.output}
                 for p, a, b in zip(checks[:20], after.texts, before.texts)
             ])  # fmt: skip
@@ -211,6 +212,10 @@ def show(job: Job, run_settings: RunSettings) -> None:
         rows.append([title, *(shown(name, Estimate(*heldout[name][when])) for when in ("before", "after"))])
     job.console.say()
     job.console.table([f"{job.language.name}: {result['seconds']:.0f} s of PPO", "first", "last"], rows)
+    if "stopped" in result:
+        job.console.say(f"\n  {result['stopped']}")
+    if "kept" in result:
+        job.console.say(f"\n  {in_words(result['kept'])}")
     job.console.say(f"\n  model    {job.run.model_dir}")
     job.console.say(f"  answers  {job.run.path / 'samples.jsonl'}")
     job.console.say(f"  curves   tensorboard --logdir {job.run.path / 'tb'}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import math
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from engine.run.template_choice import Choice, check_template
 from engine.settings import BatchSettings, RunSettings
 from engine.text.encoding import RankedExamples, encode_rankings
 from engine.text.eos import eos_ids_of
+from engine.training.heldout import Estimate
 from engine.training.rankings import by_prompt
 from engine.training.rankings import split as split_prompts
 from launch import sft
@@ -120,3 +122,8 @@ def grouped_by_prompt(
     if not groups:
         raise UserError(f"{path} has no usable ranking: give responses that differ, or raise --max-length")
     return groups
+
+
+def estimate_of(result: Mapping[str, Any], name: str, when: str) -> Estimate:
+    """Return a measure of a result with its interval; `when` is "_before" or "". One prompt has no interval."""
+    return Estimate(result[f"{name}{when}"], result.get(f"half_intervals{when}", {}).get(name, math.inf))

@@ -11,13 +11,15 @@ if __name__ == "__main__":  # run as a script: put the repository root on the pa
 
 from engine.base.seeds import derive_seed
 from engine.cli.parse import Parsed, main
+from engine.run.kept import in_words
 from engine.run.model_card import write_card
 from engine.settings import BatchSettings, OptimizerSettings, RewardSettings, RunSettings
 from engine.training.export import save_trained
+from engine.training.heldout import as_share
 from engine.training.modules import RewardModule
 from engine.training.reward import RewardTrainer
 from launch.common import Job, finished_before, open_job, parse_stage
-from launch.rankings import read_inputs
+from launch.rankings import estimate_of, read_inputs
 from launch.replay import replay_asked
 
 
@@ -41,6 +43,7 @@ def train(
     job: Job, run_settings: RunSettings, optimizer: OptimizerSettings, batch: BatchSettings, reward: RewardSettings
 ) -> None:
     """Check all inputs, then train, save and evaluate."""
+    reward.check_heldout_of(run_settings.data, run_settings.eval_data)
     read = read_inputs(job, run_settings, batch, reward.heldout)
     model, tokenizer, batch = read.model, read.tokenizer, read.batch
     top = min(reward.num_top_layers, model.num_layers)
@@ -69,11 +72,13 @@ def show(job: Job) -> None:
     """Print the result as a short table."""
     result, rows = job.run.result, []
     if {"accuracy_before", "accuracy"} <= result.keys():
-        before, after = result["accuracy_before"], result["accuracy"]
-        rows.append(["held-out pairs in the right order, before -> after", f"{before:.1%} -> {after:.1%}"])
+        before, after = (as_share(estimate_of(result, "accuracy", when)) for when in ("_before", ""))
+        rows.append(["held-out pairs in the right order, before -> after", f"{before} -> {after}"])
     rows.append(["loss, last step", f"{result['loss_last']:.3f}"])
     job.console.say()
     job.console.table(["reward model", f"{result['seconds']:.0f} s"], rows)
+    if "kept" in result:
+        job.console.say(f"  {in_words(result['kept'])}")
     job.console.say(f"  model: {job.run.model_dir}   curves: tensorboard --logdir {job.run.path / 'tb'}")
 
 

@@ -12,6 +12,7 @@ if __name__ == "__main__":  # run as a script: put the repository root on the pa
 from engine.base.records import read_instructions
 from engine.cli.parse import Parsed, main
 from engine.planning.disk import kept_tokens, num_trained
+from engine.run.kept import in_words
 from engine.run.model_card import write_card
 from engine.run.template_choice import check_template
 from engine.settings import BatchSettings, OptimizerSettings, RunSettings, SFTSettings, split_of
@@ -56,6 +57,8 @@ def train(
 ) -> None:
     """Check all inputs, then train, save and evaluate."""
     check_template(batch.template)
+    has_heldout = run_settings.eval_data is not None or run_settings.data is None
+    sft.check_heldout(has_heldout, "--eval-data")
     data, checks_file = run_settings.data, run_settings.eval_data
     read = checked_reader(job, batch, read_instructions)
     if run_settings.model is None:
@@ -123,6 +126,8 @@ def show(job: Job) -> None:
         rows.append(["exact match on held-out tasks", f"{result['exact_match']:.1%}"])
     job.console.say()
     job.console.table(["supervised fine-tuning", f"{result['seconds']:.0f} s"], rows)
+    if "kept" in result:
+        job.console.say(f"  {in_words(result['kept'])}")
     job.console.say(f"  model: {job.run.model_dir}   curves: tensorboard --logdir {job.run.path / 'tb'}")
 
 

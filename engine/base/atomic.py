@@ -29,6 +29,25 @@ def whole_file(path: Path, text: bool = False) -> Iterator[IO[Any]]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def whole_path(path: Path) -> Iterator[Path]:
+    """As `whole_file`, for a writer that takes a path: it writes to the path yielded, which becomes `path`.
+
+    The file is as readable as any other that this process writes.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        yield temporary
+        temporary.chmod(mode)  # a writer may have made it readable by the owner alone
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text as `whole_file`."""
     with whole_file(path, text=True) as file:

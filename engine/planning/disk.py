@@ -49,9 +49,11 @@ def disk_parts(
     kept_tokens: int = 0,
     columns: int = 0,
     rewards: int = 1,
+    keep_best: bool = False,
 ) -> dict[str, float]:
     """Upper bounds in bytes by part: `rollouts` per iteration of up to `tokens` each, `kept_tokens` of trunk outputs,
-    `columns` numbers of float64 that each checkpoint holds besides, `rewards` of PPO.
+    `columns` numbers of float64 that each checkpoint holds besides, `rewards` of PPO. With `keep_best`, the trained
+    weights of the best step, while they are replaced, and of the best step of each checkpoint.
 
     A run without --save-every still writes one checkpoint when it is stopped. While a checkpoint is written, the one it
     replaces still exists.
@@ -61,7 +63,9 @@ def disk_parts(
     checkpoint += 8 * columns
     samples = steps * (SAMPLES * tokens * TEXT_BYTES + rollouts * SCORE_BYTES)
     numbers = NUMBERS[stage] + REWARD_NUMBERS * (rewards - 1)
+    best = {"best": trained * weight_bytes * (keep + 2 if save_every else 2)} if keep_best else {}
     return {
+        **best,
         "checkpoints": checkpoint * (keep + 1 if save_every else 1),
         "model": sum(p.numel() for p in model.parameters()) * weight_bytes,
         "logs": steps * numbers * NUMBER_BYTES + samples,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from engine.report.reading import RunFolder
 
@@ -14,7 +14,10 @@ Points = list[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Curve:
-    """One plot: a metric against the step, or against another metric (`against`)."""
+    """One plot: a metric against the step, or against another metric (`against`).
+
+    `heldout` names the same quantity on held-out data, drawn in the same plot.
+    """
 
     name: str
     title: str
@@ -24,29 +27,41 @@ class Curve:
     against: str | None = None
     against_unit: str = "step"
     is_share: bool = False
+    heldout: str | None = None
 
 
 CURVES = (
-    Curve("sft_loss", "SFT: loss", "sft", "loss/sft", "nats per token"),
-    Curve("sft_heldout", "SFT: loss on held-out data", "sft", "eval/loss", "nats per token"),
-    Curve("reward_accuracy", "Reward model: pairs ordered rightly", "reward", "reward/accuracy", "%", is_share=True),
-    Curve("reward_heldout", "Reward model: held-out pairs right", "reward", "eval/accuracy", "%", is_share=True),
-    Curve("dpo_loss", "DPO: loss", "dpo", "loss/dpo", "nats per prompt"),
-    Curve("dpo_accuracy", "DPO: pairs ordered rightly", "dpo", "rewards/accuracies", "%", is_share=True),
+    Curve("sft_loss", "SFT: loss", "sft", "loss/sft", "nats per token", heldout="eval/loss"),
+    Curve("reward_loss", "Reward model: loss", "reward", "loss/reward", "nats per prompt", heldout="eval/loss"),
+    Curve(
+        "reward_accuracy", "Reward model: pairs ordered rightly", "reward", "reward/accuracy", "%", is_share=True,
+        heldout="eval/accuracy",
+    ),
+    Curve("dpo_loss", "DPO: loss", "dpo", "loss/dpo", "nats per prompt", heldout="eval/loss"),
+    Curve(
+        "dpo_accuracy", "DPO: pairs ordered rightly", "dpo", "rewards/accuracies", "%", is_share=True,
+        heldout="eval/accuracy",
+    ),
     Curve("dpo_margins", "DPO: margin of the implicit reward", "dpo", "rewards/margins", "nats times beta"),
     Curve("dpo_chosen", "DPO: log ratio of the better answer", "dpo", "log_ratio/chosen", "nats per response"),
     Curve("dpo_rejected", "DPO: log ratio of the worse answer", "dpo", "log_ratio/rejected", "nats per response"),
-    Curve("dpo_heldout", "DPO: held-out pairs right", "dpo", "eval/accuracy", "%", is_share=True),
-    Curve("ppo_score", "PPO: score", "ppo", "objective/scores", "score"),
-    Curve("ppo_kl", "PPO: KL to the reference", "ppo", "objective/kl", "nats per response"),
+    Curve("ppo_score", "PPO: score", "ppo", "objective/scores", "score", heldout="heldout/score"),
+    Curve(
+        "ppo_exact_match", "PPO: right answers to held-out prompts", "ppo", "heldout/exact_match", "%", is_share=True,
+        heldout="heldout/exact_match",
+    ),
+    Curve("ppo_kl", "PPO: KL to the reference", "ppo", "objective/kl", "nats per response", heldout="heldout/kl"),
     Curve(
         "ppo_frontier", "PPO: score against KL", "ppo", "objective/scores", "score",
         "objective/kl", "KL, nats per response",
     ),
     Curve("ppo_entropy", "PPO: entropy", "ppo", "policy/entropy_avg", "nats per token"),
-    Curve("ppo_length", "PPO: length of responses", "ppo", "rollout/response_length", "tokens"),
     Curve(
-        "ppo_ended", "PPO: responses that end by themselves", "ppo", "rollout/ended_with_eos", "%", is_share=True
+        "ppo_length", "PPO: length of responses", "ppo", "rollout/response_length", "tokens", heldout="heldout/length"
+    ),
+    Curve(
+        "ppo_ended", "PPO: responses that end by themselves", "ppo", "rollout/ended_with_eos", "%", is_share=True,
+        heldout="heldout/ended",
     ),
     Curve("ppo_clipped", "PPO: clipped ratios", "ppo", "policy/clipfrac_avg", "% of tokens", is_share=True),
 )  # fmt: skip
@@ -54,12 +69,20 @@ CURVES = (
 
 @dataclass(frozen=True)
 class Line:
-    """The lines of one experiment: each run, and their mean over a window of steps."""
+    """The lines of one experiment: each run, and their mean over a window of steps.
+
+    heldout   mean over the runs on held-out data, by step
+    halves    half of its 95 % interval at each of these points; [] for several runs, or where none was logged
+    kept      (step, value on held-out data) of each run that --keep-best has exported a step of
+    """
 
     label: str
     each: list[Points]
     mean: Points
     window: int
+    heldout: Points = field(default_factory=list)
+    halves: list[float] = field(default_factory=list)
+    kept: Points = field(default_factory=list)
 
 
 def experiments(runs: Sequence[RunFolder]) -> list[tuple[str, list[RunFolder]]]:
@@ -74,15 +97,38 @@ def experiments(runs: Sequence[RunFolder]) -> list[tuple[str, list[RunFolder]]]:
 
 
 def lines_of(curve: Curve, runs: Sequence[RunFolder]) -> list[Line]:
-    """Return one line per experiment that logged the metric."""
+    """Return one line per experiment that logged the metric, in training or on held-out data."""
     lines = []
     for label, members in experiments(runs):
-        each = [points for run in members if (points := _points(curve, run))]
-        if each:
-            mean = _mean(each) if curve.against is None else _mean_in_order(each)
-            window = 2 * (len(mean) // 40) + 1
-            lines.append(Line(label, each, smooth(mean, window), window))
+        each = [points for run in members if curve.metric != curve.heldout and (points := _points(curve, run))]
+        heldout = [points for run in members if (points := _heldout(curve, run))]
+        if not each and not heldout:
+            continue
+        mean = _mean(each) if curve.against is None else _mean_in_order(each)
+        window = 2 * (len(mean) // 40) + 1
+        kept = [
+            (step, values[step])
+            for run in members
+            if (values := dict(_heldout(curve, run))) and (step := run.stages[curve.stage].kept_step) in values
+        ]
+        halves = _halves(curve, members[0], heldout[0]) if len(heldout) == len(members) == 1 else []
+        lines.append(Line(label, each, smooth(mean, window), window, _mean(heldout), halves, kept))
     return lines
+
+
+def _heldout(curve: Curve, run: RunFolder) -> Points:
+    """Return a run's points on held-out data. Scores normalised in training are on another scale, so they have none."""
+    stage = run.stages.get(curve.stage)
+    if curve.heldout is None or stage is None:
+        return []
+    if curve.heldout == "heldout/score" and stage.settings.get("score_norm", "none") != "none":
+        return []
+    return [(step, (100 if curve.is_share else 1) * value) for step, value in stage.column(curve.heldout)]
+
+
+def _halves(curve: Curve, run: RunFolder, points: Points) -> list[float]:
+    halves = dict(run.stages[curve.stage].column(f"{curve.heldout}_half"))
+    return [(100 if curve.is_share else 1) * halves.get(step, 0.0) for step, _ in points] if halves else []
 
 
 def smooth(points: Points, window: int) -> Points:

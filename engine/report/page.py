@@ -44,12 +44,14 @@ def plots(runs: Sequence[RunFolder], folder: Path) -> list[Markup]:
 
 
 def _caption(is_frontier: bool, lines: Sequence) -> str:
-    seeds = max(len(line.each) for line in lines)
+    seeds = max(max(len(line.each), 1) for line in lines)
     window = max(line.window for line in lines)
     what = "thin: each seed; thick: their mean" if seeds > 1 else "thin: as logged; thick: mean"
     words = f"{what} over {window} steps" if window > 1 else what if seeds > 1 else ""
     ends = "hollow: first step, full: last" if is_frontier else ""
-    return "; ".join(part for part in (ends, words) if part)
+    points = "points: held out, with 95 % intervals" if any(line.halves for line in lines) else ""
+    ring = "ring: the exported step" if any(line.kept for line in lines) else ""
+    return "; ".join(part for part in (ends, words, points, ring) if part)
 
 
 def _figure(title: str, picture: Markup, caption: str) -> Markup:
@@ -64,6 +66,7 @@ def page(runs: Sequence[RunFolder], pictures: Sequence[Markup]) -> Markup:
     title = f"{languages}: {', '.join(stages)}"
     parts = {
         "Results": tables.reached(runs),
+        "Kept and stopped": tables.kept(runs),
         "Curves": tag("div", *pictures, class_="plots") if pictures else None,
         "Answers": _answers(runs),
         "Evaluation": tables.evaluations(runs),

@@ -50,12 +50,17 @@ def draw_curve(curve: Curve, lines: Sequence[Line], png: Path) -> Markup:
     def draw(axes: Axes) -> None:
         for number, line in enumerate(lines):
             colour, dash = _style(number)
+            has_both = bool(line.mean and line.heldout)
             for points in line.each:
                 axes.plot(*zip(*points), color=colour, linewidth=0.8, alpha=0.35)
-            axes.plot(
-                *zip(*line.mean), color=colour, linestyle=dash, linewidth=1.9, label=line.label,
-                marker="o" if len(line.mean) == 1 else None,
-            )  # fmt: skip
+            if line.mean:
+                axes.plot(
+                    *zip(*line.mean), color=colour, linestyle=dash, linewidth=1.9,
+                    label=f"{line.label}, training" if has_both and len(lines) > 1 else "training" if has_both
+                    else line.label, marker="o" if len(line.mean) == 1 else None,
+                )  # fmt: skip
+            if line.heldout:
+                _draw_heldout(axes, line, _heldout_colour(number, len(lines)), len(lines) > 1)
             if curve.against is not None:
                 axes.plot(*line.mean[0], marker="o", markersize=6, markerfacecolor="none", color=colour)
                 axes.plot(*line.mean[-1], marker="o", markersize=6, color=colour)
@@ -63,10 +68,32 @@ def draw_curve(curve: Curve, lines: Sequence[Line], png: Path) -> Markup:
         axes.set_ylabel(curve.unit)
         if curve.against is None:
             axes.xaxis.get_major_locator().set_params(integer=True)
-        if len(lines) > 1:
-            axes.legend()
+        if len(lines) > 1 or any(line.heldout for line in lines):
+            named = sorted(zip(*axes.get_legend_handles_labels()), key=lambda pair: "kept: " in pair[1])  # rings last
+            axes.legend(*zip(*named))
 
     return _picture(draw, png)
+
+
+def _heldout_colour(number: int, experiments: int) -> str:
+    """One experiment has a colour for training and one for held-out data; several have one each."""
+    return SERIES[1] if experiments == 1 else _style(number)[0]
+
+
+def _draw_heldout(axes: Axes, line: Line, colour: str, is_named: bool) -> None:
+    """Draw the points on held-out data with their intervals, and a ring around each step that was kept."""
+    places, values = zip(*line.heldout)
+    name = f"{line.label}, " if is_named else ""
+    axes.errorbar(
+        places, values, line.halves or None, color=colour, linestyle=":", linewidth=1.2, marker="o", markersize=3.5,
+        elinewidth=0.8, capsize=2, label=f"{name}held out",
+    )  # fmt: skip
+    if line.kept:
+        steps = ", ".join(f"{step:,}" for step, _ in line.kept)
+        axes.plot(
+            *zip(*line.kept), linestyle="none", marker="o", markersize=10, markerfacecolor="none", markeredgewidth=1.6,
+            color=INK, label=f"{name}kept: {steps}",
+        )  # fmt: skip
 
 
 def draw_histograms(found: Sequence[tuple[str, list[float], list[float]]], png: Path) -> Markup:

@@ -10,6 +10,7 @@ from typing import Any
 
 from engine.base.errors import UserError
 from engine.base.strict_json import is_number, parse_whole, read_object, shown_size
+from engine.run.kept import step_of
 
 STAGES = ("sft", "reward", "dpo", "ppo")
 _RESTORE = "restore the file"
@@ -52,6 +53,12 @@ class Stage:
         """Return the name of the prompt template; in older runs it is a setting."""
         recorded = self.config.get("template")
         return recorded["name"] if recorded else self.settings.get("template") or ""
+
+    @property
+    def kept_step(self) -> int | None:
+        """Return the step (PPO: iteration) whose weights --keep-best has exported; None without it."""
+        kept = (self.result or {}).get("kept")
+        return None if kept is None else step_of(kept)[1]
 
     def column(self, name: str) -> list[tuple[int, float]]:
         """Return (step, value) of a metric, where it was logged."""
@@ -131,6 +138,9 @@ def _result(file: Path) -> dict[str, Any]:
     """Check a result: numbers by name (null if not measured), including the seconds."""
     found = read_object(file, _RESTORE)
     odd = [name for name in _RESULTS if not _is_score(found.get(name))]
+    kept = found.get("kept")
+    is_kept = isinstance(kept, dict) and (_is_step(kept.get("step")) or _is_step(kept.get("iteration")))
+    _check(file, kept is None or is_kept, "a kept step that is no number")
     _check(file, is_number(found.get("seconds")) and not odd, f"no number for {odd[0] if odd else 'seconds'}")
     return found
 

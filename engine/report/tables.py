@@ -11,6 +11,7 @@ from engine.base.languages import LANGUAGES
 from engine.report.curves import experiments
 from engine.report.markup import Markup, join, tag
 from engine.report.reading import RunFolder, Stage
+from engine.run.kept import in_words
 from engine.text.templates import TEMPLATES
 
 MOST_ANSWERS = 20
@@ -18,6 +19,7 @@ MOST_ANSWERS = 20
 _REACHED = (
     ("SFT loss, nats per token", "sft", "loss_first", "loss_last", False),
     ("SFT loss on held-out data", "sft", "heldout_loss_before", "heldout_loss", False),
+    ("reward model, loss on held-out data", "reward", "heldout_loss_before", "heldout_loss", False),
     ("reward model, pairs ordered rightly", "reward", "accuracy_before", "accuracy", True),
     ("DPO loss on held-out data", "dpo", "heldout_loss_before", "heldout_loss", False),
     ("DPO, held-out pairs ordered rightly by the implicit reward", "dpo", "accuracy_before", "accuracy", True),
@@ -73,10 +75,31 @@ def _first_last(runs: Sequence[RunFolder], stage: str, first: str, last: str, is
             return ""
         mean = statistics.fmean(values)
         spread = f" ± {_number(statistics.stdev(values), is_share)}" if len(values) > 1 else ""
+        if len(values) == 1 and (half := _half(results, field)) is not None:
+            spread = f" ± {_number(half, is_share)}"
         return _number(mean, is_share) + spread
 
     before, after = show(first), show(last)
     return f"{before} → {after}" if before and after else after
+
+
+def _half(results: Sequence[Mapping[str, Any]], field: str) -> float | None:
+    """Return half of the 95 % interval of the field of the only result that has it; None where it has none."""
+    (result,) = (result for result in results if result.get(field) is not None)
+    when = "_before" if field.endswith("_before") else ""
+    return result.get(f"half_intervals{when}", {}).get(field.removesuffix("_before"))
+
+
+def kept(runs: Sequence[RunFolder]) -> Markup | None:
+    """List which step --keep-best has exported, and why --stop-kl ended a run."""
+    lines = []
+    for run in runs:
+        for name, stage in run.stages.items():
+            result = stage.result or {}
+            found = [in_words(result["kept"])] if "kept" in result else []
+            found += [str(result["stopped"])] if "stopped" in result else []
+            lines += [f"{run.name}/{name}: {line}" if len(runs) > 1 else f"{name}: {line}" for line in found]
+    return tag("ul", *(tag("li", line) for line in lines)) if lines else None
 
 
 def _number(value: float, is_share: bool) -> str:

@@ -1,8 +1,9 @@
 """Checkpoints on disk: written whole or not at all, verified before use, the oldest removed.
 
 checkpoints/latest                 the name of the newest one
-checkpoints/step-000120/           state.json, trained.safetensors, manifest.json, and rollout.safetensors (PPO) or
-                                   columns.safetensors (DPO)
+checkpoints/step-000120/           state.json, trained.safetensors, manifest.json, rollout.safetensors (PPO) or
+                                   columns.safetensors (DPO), and best.safetensors (--keep-best), a hard link where
+                                   the file system has them
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from engine.base.errors import UserError
 
 STATE, MANIFEST, LATEST = "state.json", "manifest.json", "latest"
 TRAINED, ROLLOUT, COLUMNS = "trained.safetensors", "rollout.safetensors", "columns.safetensors"
-REQUIRED, POSSIBLE = {STATE, TRAINED}, {STATE, TRAINED, ROLLOUT, COLUMNS}
+BEST = "best.safetensors"
+REQUIRED, POSSIBLE = {STATE, TRAINED}, {STATE, TRAINED, ROLLOUT, COLUMNS, BEST}
 FIELDS = {
     "step": int, "settings": dict, "identity": dict, "versions": dict, "ranks": int, "zero_stage": int, "files": dict,
     "seconds": float, "trainer": dict,
@@ -81,11 +83,13 @@ def write(
     files: Mapping[str, Mapping[str, Tensor]],
     keep: int,
     beside: Sequence[Path] = (),
+    best: Path | None = None,
 ) -> None:
     """Write a checkpoint, then point `latest` at it, then remove all but `keep`.
 
-    Files and folders are synced before the rename, and so are the files `beside`, whose lengths the state records.
-    UserError when the disk refuses; then nothing is left of it and earlier checkpoints are unchanged.
+    `best` is a file that goes into it by a link, as best.safetensors. Files and folders are synced before the rename,
+    and so are the files `beside`, whose lengths the state records. UserError when the disk refuses; then nothing is
+    left of it and earlier checkpoints are unchanged.
     """
     part, target = folder / f"{UNFINISHED}{name_of(step)}", folder / name_of(step)
     try:
@@ -98,6 +102,8 @@ def write(
         (part / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
         for name in files:
             shutil.copymode(part / STATE, part / name)  # safetensors lets the owner alone read its files
+        if best is not None:
+            link(best, part / BEST)
         manifest = {f.name: {"bytes": f.stat().st_size, "sha256": sha256(f)} for f in sorted(part.iterdir())}
         (part / MANIFEST).write_text(json.dumps({"files": manifest}, indent=1), encoding="utf-8")
         for path in [*part.iterdir(), part, *(p for p in beside if p.exists())]:
@@ -138,6 +144,14 @@ def newest_whole(
             return checkpoint, rejected
         rejected.append(f"{path.name}: {reason}")
     return None, rejected
+
+
+def link(file: Path, target: Path) -> None:
+    """Make a hard link, or a copy where the file system has none. Files here are replaced, never changed."""
+    try:
+        os.link(file, target)
+    except OSError:
+        shutil.copyfile(file, target)
 
 
 def written(folder: Path) -> list[Path]:

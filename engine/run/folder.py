@@ -23,6 +23,7 @@ from engine.base.errors import UserError
 from engine.base.strict_json import read_object
 from engine.distributed.shared_folder import check_shared
 from engine.distributed.world import World
+from engine.run.checkpoint_files import BEST
 from engine.run.monitors import Monitors
 from engine.settings import parse_rewards
 
@@ -209,13 +210,20 @@ class Run:
         self.world.barrier()
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Write result.json, which marks the run as complete."""
+        """Write result.json, which marks the run as complete.
+
+        What --keep-best has kept goes into config.json, too; its weights are in model/ now, so their file goes.
+        """
         if self._writer is not None:
             self._writer.close()
         if self._monitors is not None:
             self._monitors.close()
         if self.world.is_first:
+            if "kept" in result:
+                config = read_object(self.path / "config.json")
+                write_json(self.path / "config.json", {**config, "kept": result["kept"]})
             write_json(self.path / "result.json", {**result, "seconds": round(time.monotonic() - self._started, 1)})
+            (self.path / BEST).unlink(missing_ok=True)
         self.world.barrier()
 
 

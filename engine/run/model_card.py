@@ -9,6 +9,7 @@ from typing import Any
 
 from engine.base.errors import UserError
 from engine.base.languages import LANGUAGES
+from engine.run.kept import in_words
 
 STAGES = {
     "sft": "supervised fine-tuning", "reward": "a reward model", "dpo": "direct preference optimisation",
@@ -19,6 +20,7 @@ _SHOWN = (
     *("preset", "lr", "batch_size", "epochs", "max_steps", "max_length", "template", "loss_on", "top_layers"),
     *("beta", "dpo_loss", "label_smoothing", "length_normalised", "sft_coef", "advantage", "samples_per_prompt"),
     *("trained_layers", "kl_coef", "kl_controller", "ppo_epochs", "max_new_tokens", "temperature", "seed", "dtype"),
+    *("keep_best", "target_kl", "stop_kl"),
 )
 
 
@@ -78,6 +80,8 @@ def card(stage: str, settings: Mapping[str, Any], inputs: Mapping[str, Any], res
     head += [f"tags: {json.dumps(tags)}", "---", ""]
     lines = [f"# {name}: {STAGES[stage].format(method)}", "", "## How it was made", ""]
     lines += [f"- {what}: {_code(value)}" for what, value in inputs.items() if value is not None]
+    if "kept" in result:
+        lines.append(f"- weights {in_words(result['kept'])}")
     lines += ["", "| setting | value |", "|---|---|"]
     lines += [f"| {key} | {_code(settings[key])} |" for key in _SHOWN if settings.get(key) is not None]
     lines += ["", "## Scores", "", "| measured | value |", "|---|---|"]

@@ -8,11 +8,12 @@ the checks.
 from __future__ import annotations
 
 from engine.settings.flags import check_above_zero, check_at_least, check_room, check_top_layers, flag, split_of
+from engine.settings.heldout import HeldOutSettings
 from engine.settings.ppo import FEWEST_SAMPLES, PPOSettings
 from engine.settings.rewards import Reward, is_function_name, parse_rewards
 from engine.settings.run import BatchSettings, OptimizerSettings, RunSettings
 from engine.settings.sample import ResponseSettings, SampleSettings
-from engine.settings.supervised import DPOSettings, HeldOutSettings, RankingSettings, RewardSettings, SFTSettings
+from engine.settings.supervised import DPOSettings, RankingSettings, RewardSettings, SFTSettings
 
 __all__ = [
     "BatchSettings",

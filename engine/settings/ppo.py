@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from engine.base.errors import UserError
 from engine.generation.sampling import Sampling
 from engine.settings.flags import check_above_zero, check_at_least, check_top_layers, flag
+from engine.settings.heldout import HeldOutSettings, keep_best_flag
 from engine.settings.rewards import Reward, parse_rewards
 
 # Advantage estimators (engine/objectives/advantages.py), with the fewest responses to a prompt that they compare.
@@ -14,10 +16,12 @@ FEWEST_SAMPLES = {"gae": 1, "rloo": 2, "grpo": 2}
 
 
 @dataclass(frozen=True)
-class PPOSettings:
+class PPOSettings(HeldOutSettings):
     """Settings of PPO alone."""
 
     _argument_group_name = "ppo"
+    MEASURES: ClassVar[dict[str, bool]] = {"score": False, "exact_match": False}
+    keep_best: str | None = keep_best_flag("score, exact_match")
     reward: list[str] | None = flag(
         "reward model directory, or module:function of (prompt, response) -> float; several are added up, each may end "
         "with :WEIGHT (a number, default 1)",
@@ -75,6 +79,16 @@ class PPOSettings:
     kl_estimator: str | None = flag(
         "KL estimator, k1, k2 or k3 (default: k1 in the reward, k3 in the loss)", None, choices=["k1", "k2", "k3"]
     )
+    target_kl: float | None = flag(
+        "leave out the rest of an iteration's updates once the policy has moved this far from the one that sampled: "
+        "mean over a minibatch's tokens of half the squared log ratio, in nats (default: no limit)",
+        None,
+    )
+    stop_kl: float | None = flag(
+        "end the run after the iteration whose KL to the reference (objective/kl, nats per response) is above this "
+        "(default: no limit)",
+        None,
+    )
     gamma: float = flag("discount; gae only", 1.0)
     lam: float = flag("lambda of generalised advantage estimation; gae only", 0.95)
     clip: float = flag("clip range of the probability ratio", 0.2)
@@ -88,9 +102,10 @@ class PPOSettings:
         "clip scores to plus and minus this (default: 10 for normalised scores, else no clipping)", None
     )
     missing_eos_penalty: float = flag("subtracted from the score of a response that does not end with EOS", 0.0)
-    eval_samples: int = flag("answers sampled per prompt of --eval-data, before and after PPO", 1)
+    eval_samples: int = flag("answers sampled per prompt of --eval-data, each time it is measured", 1)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if isinstance(self.reward, str):  # as a run records one reward
             object.__setattr__(self, "reward", [self.reward])
         parse_rewards(self.reward or ())
@@ -100,6 +115,7 @@ class PPOSettings:
         if self.sampling.temperature == 0:
             raise UserError(f"--temperature is {self.temperature}: PPO must sample, give more than 0")
         check_above_zero(self, "clip", "value_clip", "kl_horizon", "score_clip")
+        check_above_zero(self, "target_kl", "stop_kl", hint=" nats, or leave it out")
         if self.kl_controller == "adaptive":
             check_above_zero(self, "kl_target", hint=", or --kl-controller fixed")
         for name in ("gamma", "lam"):

@@ -18,7 +18,9 @@ class RunSettings:
     model: str | None = flag("base model, a Hugging Face directory (default: a new one with random weights)", None)
     data: str | None = flag("training file, .jsonl, .jsonl.gz or .json (default: embedded)", None)
     eval_data: str | None = flag(
-        "held-out file, measured before and after: SFT loss, pair accuracy (reward, DPO), PPO exact matches", None
+        "held-out file, measured before, after and every --eval-every: SFT loss, pair accuracy (reward, DPO), PPO's "
+        "score and exact matches",
+        None,
     )
     output: str | None = flag("folder of this run (default: RUNS/LANG/STAGE)", None)
     runs: str = flag("folder of all runs", "runs")

@@ -3,25 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from engine.base.errors import UserError
 from engine.settings.flags import check_above_zero, check_at_least, check_top_layers, flag
-
-
-@dataclass(frozen=True)
-class HeldOutSettings:
-    """How often SFT, reward training and DPO evaluate on held-out data."""
-
-    eval_every: int = flag(
-        "steps between evaluations on held-out data; 0: only before the first step and after the last", 0
-    )
-
-    def __post_init__(self) -> None:
-        check_at_least(0, self, "eval_every")
-
-    def measures(self, step: int, last: int) -> bool:
-        """Return whether to evaluate on held-out data after this step."""
-        return step == last or (self.eval_every > 0 and step % self.eval_every == 0)
+from engine.settings.heldout import HeldOutSettings, keep_best_flag
 
 
 @dataclass(frozen=True)
@@ -29,6 +15,8 @@ class SFTSettings(HeldOutSettings):
     """Settings of supervised fine-tuning alone."""
 
     _argument_group_name = "sft"
+    MEASURES: ClassVar[dict[str, bool]] = {"loss": True}
+    keep_best: str | None = keep_best_flag("loss")
     loss_on: str = flag("tokens in the loss", "response", choices=["response", "all"])
     top_layers: str = flag("number of top layers to train, or all", "all")
     exact_match: bool = flag("at the end, also answer the held-out data greedily and count exact matches", False)
@@ -49,12 +37,20 @@ class RankingSettings(HeldOutSettings):
         if not 0 <= self.heldout < 1:
             raise UserError(f"--heldout is {self.heldout}: give a fraction of 0 or more, below 1")
 
+    def check_heldout_of(self, data: str | None, eval_data: str | None) -> None:
+        """Raise UserError if a step is to be kept and these files and --heldout give no held-out rankings."""
+        self.check_heldout(
+            data is None or eval_data is not None or self.heldout > 0, "--eval-data, or --heldout above 0"
+        )
+
 
 @dataclass(frozen=True)
 class RewardSettings(RankingSettings):
     """Settings of reward training alone."""
 
     _argument_group_name = "reward"
+    MEASURES: ClassVar[dict[str, bool]] = {"loss": True, "accuracy": False}
+    keep_best: str | None = keep_best_flag("loss, accuracy")
     trunk: str = flag(
         "shared: train only the layers that PPO trains, so that PPO scores from its own trunk; own: train more layers",
         "own",
@@ -77,6 +73,8 @@ class DPOSettings(RankingSettings):
     """Settings of direct preference optimisation alone."""
 
     _argument_group_name = "dpo"
+    MEASURES: ClassVar[dict[str, bool]] = {"loss": True, "accuracy": False, "likelier": False}
+    keep_best: str | None = keep_best_flag("loss, accuracy, likelier")
     beta: float = flag("scale of the implicit reward, log(policy / reference): a larger one stays closer", 0.1)
     dpo_loss: str = flag(
         "pairs: the mean over a prompt's pairs of different ranks; plackett-luce: the probability of its whole ranking",

@@ -22,11 +22,13 @@ from engine.distributed.world import World
 from engine.models.config_rules import computed_from
 from engine.objectives.experience import Experience
 from engine.run.checkpoint_files import (
+    BEST,
     COLUMNS,
     ROLLOUT,
     TRAINED,
     Checkpoint,
     check_room,
+    link,
     name_of,
     newest_whole,
     write,
@@ -66,6 +68,7 @@ class Checkpoints:
     make each call together.
 
     columns: tensors that are computed once before the first step and go into every checkpoint, equal on all ranks.
+    best: the file of best.py; while it exists, a link to it goes into every checkpoint, and `restore` brings it back.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class Checkpoints:
         self.identity = {**identity, "dtype": str(next(iter(zero.trained.values())).dtype).removeprefix("torch.")}
         self.folder = run.path / "checkpoints"
         self.columns: Mapping[str, Tensor] = {}
+        self.best = run.path / BEST
         self._saved_step: int | None = None
         self._last: tuple[int, Any] = (0, {})  # the newest step that can be saved, and the trainer's state
         self._interrupt = Interrupt("the run is saved at the next step, then it stops" if world.is_first else "")
@@ -107,12 +111,14 @@ class Checkpoints:
         if state is None:
             self.console.say(f"{self.folder} holds no checkpoint: the run starts from the beginning")
             self.run.cut_back({}, 0.0)
+            self.together(lambda: self._bring_back_best(None))
             return None
         self._say_what_differs(state)
         with found.open(TRAINED) if found else nullcontext() as handle:
             shapes = {k: tuple(handle.get_slice(k).get_shape()) for k in handle.keys()} if found else None  # noqa: SIM118
             self.zero.put_back(self.world.gather(shapes)[0], handle.get_tensor if found else lambda name: None)
         self.run.cut_back(state["files"], state["seconds"])
+        self.together(lambda: self._bring_back_best(found))
         self._saved_step = state["step"]
         self._last = state["step"], state["trainer"]
         same_data = state["identity"].get("tokens") == self.identity.get("tokens")
@@ -155,6 +161,14 @@ class Checkpoints:
             self._wait()
         return self.folder / name_of(step) if step else None
 
+    def at(self, step: int, trainer: Callable[[], Mapping[str, Any]]) -> None:
+        """Say what `part` saves after a signal from here on: this step, and what `trainer` returns then."""
+        self._last = (step, trainer)
+
+    def wait(self) -> None:
+        """Wait until the current checkpoint is on disk, with its link to the best weights. All ranks call it."""
+        self._wait()
+
     @contextmanager
     def abort_on_signal(self, step: int, trainer: Callable[[], Mapping[str, Any]]) -> Iterator[None]:
         """Context for long work that changes no saved state. After a signal on any rank, save and exit when it ends.
@@ -185,7 +199,7 @@ class Checkpoints:
 
     def __enter__(self) -> Checkpoints:
         if self.settings.save_every:
-            self._together(self._check_room)
+            self.together(self._check_room)
         self._interrupt.__enter__()
         return self
 
@@ -217,8 +231,16 @@ class Checkpoints:
             state |= self.run.position()
             self._pool = self._pool or ThreadPoolExecutor(1, "checkpoint")
             self._writing = self._pool.submit(
-                write, self.folder, step, state, files, self.settings.keep, self.run.cut_files
-            )
+                write, self.folder, step, state, files, self.settings.keep, self.run.cut_files,
+                self.best if self.best.is_file() else None,
+            )  # fmt: skip
+
+    def _bring_back_best(self, found: Checkpoint | None) -> None:
+        """Replace the best weights by those of a checkpoint: the ones on disk may be from a later step."""
+        for file in (self.best, *self.best.parent.glob(f".{self.best.name}.*.tmp")):  # a kill leaves those
+            file.unlink(missing_ok=True)
+        if found is not None and (found.path / BEST).is_file():
+            link(found.path / BEST, self.best)
 
     def _has_failed(self) -> bool:
         return self._writing is not None and self._writing.done() and self._writing.exception() is not None
@@ -230,9 +252,9 @@ class Checkpoints:
             if self._writing is not None:
                 self._writing.result()
 
-        self._together(finish)
+        self.together(finish)
 
-    def _together(self, action: Callable[[], None]) -> None:
+    def together(self, action: Callable[[], None]) -> None:
         """Call `action` on the first rank; raise its UserError on all ranks."""
         mistake = None
         if self.world.is_first:
@@ -295,7 +317,7 @@ class Checkpoints:
                 )
             parts[:] = [whole.select([place[i] for i in ids]).tensors() for ids in shares]
 
-        self._together(deal)
+        self.together(deal)
         mine = self.world.deal(parts)
         return None if mine is None else Experience.of_tensors(mine, self.world.device)
 

@@ -106,6 +106,8 @@ class DPOTrainer(RankingTrainer):
             f"loss {shown('loss', estimates['heldout_loss'])}, pairs ordered rightly {as_share(estimates['accuracy'])}"
         )
         logged = {f"eval/{name.removeprefix('heldout_')}": x.mean for name, x in estimates.items()}
+        if len(whole) > 1:
+            logged |= {f"eval/{name.removeprefix('heldout_')}_half": x.half for name, x in estimates.items()}
         return results, logged, f"{line}, better one likelier {as_share(estimates['likelier'])}"
 
     def kept_tensors(self, records: Sequence[RankedExamples]) -> dict[str, Tensor]:

@@ -7,9 +7,10 @@ flips the choice. Samples measure the distribution that PPO trains.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -26,7 +27,9 @@ from engine.text.encoding import Prompt
 from engine.text.tokenizer import decode
 from engine.training.checkpoint import Checkpoints
 from engine.training.exact_match import canonical
-from engine.training.weighted_scorers import Scorer
+
+if TYPE_CHECKING:  # scorers.py imports reward.py, which takes its intervals from here
+    from engine.training.weighted_scorers import Scorer
 
 # The measures that are printed, and their titles. Shares are printed as percentages.
 SHOWN = {
@@ -59,6 +62,19 @@ class Estimate:
         variance = math.fsum((x - mean) ** 2 for x in values) / (n - 1)
         return cls(mean, NORMAL_95 * math.sqrt(variance / n))
 
+    @classmethod
+    def of_ratio(cls, totals: Sequence[float], counts: Sequence[float]) -> Estimate:
+        """Estimate sum(totals) / sum(counts) from one pair per prompt, such as its right pairs and all its pairs.
+
+        Uses the linear approximation of a ratio's variance over prompts. With equal counts it is `of` the ratios.
+        """
+        n, count = len(totals), math.fsum(counts)
+        mean = math.fsum(totals) / count
+        if n == 1:
+            return cls(mean, math.inf)
+        variance = math.fsum((t - mean * c) ** 2 for t, c in zip(totals, counts)) * n / (n - 1)
+        return cls(mean, NORMAL_95 * math.sqrt(variance) / count)
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -68,6 +84,7 @@ class Answers:
     score/NAME        each of several rewards, without its weight
     wrong_language    share that is not in the run's language (engine/base/in_language.py)
     ended, length     share that end with an EOS; number of tokens
+    kl                log-probability under the policy minus that under the reference, in nats
     exact_match       share equal to the record's output, ignoring outer blanks and the Unicode form
     right_then_more   share whose first line is the record's output and that continue after it
     """
@@ -136,13 +153,21 @@ def sample_answers(
     world: World,
     console: Console,
     checkpoints: Checkpoints | None = None,
+    kl_of: Callable[[Sequence[Prompt], Sequence[Sample]], list[float]] | None = None,
     language: Language | None = None,
 ) -> Answers:
     """Sample and score `ppo.eval_samples` answers to each prompt; every rank gets the same result.
 
     About `rollouts` answers are held in memory at once, as in training. With the same seed, two policies get the same
-    random numbers. With a finishing trainer's `checkpoints`, a signal ends it early.
+    random numbers. With a trainer's `checkpoints`, a signal ends it early. `kl_of` gives the measure kl: the KL to the
+    reference of each answer of this rank.
     """
+
+    def progress(*_: int) -> None:
+        world.tick()
+        if checkpoints is not None:
+            checkpoints.raise_if_signalled()
+
     samples, per_round = ppo.eval_samples, max(world.size, rollouts // ppo.eval_samples)
     checkable = all(prompt.output for prompt in prompts)
     found: dict[int, list[tuple[str, dict[str, float]]]] = {}
@@ -155,15 +180,18 @@ def sample_answers(
             with checkpoints.part() if checkpoints else nullcontext():
                 responses = generate(
                     model, requests, ppo.sampling, derive_seed(seed, "heldout"), eos_ids, ppo.slots, split,
-                    None if checkpoints is None else lambda *_: checkpoints.raise_if_signalled(),
+                    progress,
                 )  # fmt: skip
             texts = [decode(tokenizer, r.text_tokens) for r in responses]
             scores = _scores([prompts[i] for i in indices], responses, texts, scorer, world)
+            kls = kl_of([prompts[i] for i in indices], responses) if kl_of else []
             for n, (i, response, text) in enumerate(zip(indices, responses, texts)):
                 numbers = {name: of_answers[n] for name, of_answers in scores.items()}
                 numbers |= {"ended": float(response.ended), "length": float(len(response.tokens))}
                 if language is not None:
                     numbers["wrong_language"] = float(not in_language(text, language))
+                if kl_of:
+                    numbers["kl"] = kls[n]
                 if checkable:
                     numbers |= checked(text, prompts[i].output)
                 found.setdefault(i, []).append((text, numbers))

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from engine.base.languages import get_language
 from engine.base.seeds import derive_seed
 from engine.batch import PackedBatch, action_mask
 from engine.generation.generate import Sample, generate
@@ -25,9 +26,11 @@ from engine.settings import split_of
 from engine.text.encoding import Prompt
 from engine.text.tokenizer import decode
 from engine.training.actor import Actor
+from engine.training.best import Best
 from engine.training.checkpoint import Checkpoints, fingerprint
 from engine.training.context import Context
 from engine.training.guards import stop_ppo
+from engine.training.heldout import Answers
 from engine.training.metrics import Metrics
 from engine.training.modules import Policy
 from engine.training.ppo_columns import (
@@ -36,10 +39,17 @@ from engine.training.ppo_columns import (
     old_logprobs_and_values,
     rewards_and_advantages,
 )
-from engine.training.ppo_loss import divisor_of, ppo_loss
+from engine.training.ppo_heldout import HeldOut, in_a_line, logged
+from engine.training.ppo_loss import divisor_of, half_square, ppo_loss
 from engine.training.ppo_plan import Plan
 from engine.training.ppo_progress import Progress
-from engine.training.ppo_report import first_and_last, measure_rollouts, measure_update, report
+from engine.training.ppo_report import (
+    first_and_last,
+    measure_rollouts,
+    measure_update,
+    report,
+    stopped_by_kl,
+)
 from engine.training.ppo_scores import Scores
 from engine.training.trunk import FrozenWeights, trunk_parameters
 from engine.training.weighted_scorers import Scorer, start_critic
@@ -62,6 +72,7 @@ class PPOTrainer:
         prompts: Sequence[Prompt],
         scorer: Scorer,
         context: Context,
+        heldout: Sequence[Prompt] = (),
     ):
         self.model, self.tokenizer, self.eos_ids, self.prompts, self.scorer = model, tokenizer, eos_ids, prompts, scorer
         self.optimizer, self.batch, self.ppo = context.optimizer, context.batch, context.stage
@@ -70,6 +81,7 @@ class PPOTrainer:
         )  # fmt: skip
         ppo = self.ppo
         self.scores = Scores(ppo, scorer, self.world.sum)
+        self.moved: torch.Tensor | None = None  # with --target-kl: KL of the newest minibatch to the sampling policy
         identity = fingerprint(model, [p.tokens for p in prompts])
         self.split = split_of(ppo.top_layers, model.num_layers)
         self.policy = Policy(model, self.split, ppo.has_critic)
@@ -92,21 +104,53 @@ class PPOTrainer:
         identity["steps"] = len(self.steps)
         self.checkpoints = Checkpoints(self.zero, self.run, context.run_settings, self.world, self.console, identity)
         self.progress = Progress()
+        self.best = Best(ppo, self.checkpoints, self.console)
+        self.heldout = HeldOut(
+            model, tokenizer, eos_ids, heldout, scorer, self.reference, self.split, self.batch, ppo, self.seed,
+            get_language(context.run_settings.lang), self.checkpoints,
+        )  # fmt: skip
 
     def train(self) -> dict[str, Any]:
-        """Run the iterations that are left. Returns the first and last iteration's score and KL, and the warnings."""
-        self._restore()
+        """Run the iterations that are left. Returns the first and last iteration's score and KL, and the warnings.
+
+        With --stop-kl also why it ended early, with --keep-best which iteration's weights the model has now.
+        """
+        self.heldout.measure_before()
+        is_resumed = self._restore()
+        if not is_resumed and self.ppo.eval_every and self.heldout.prompts:
+            self.run.log(0, logged(self.heldout.before.estimates()))
         bar = self.console.bar(len(self.steps), "ppo", "iteration")
         with self.checkpoints:
-            for iteration in range(self.progress.iteration, len(self.steps)):
-                self.iterate(iteration)
-                bar.update(iteration + 1 - bar.n)
+            self._measure()  # what a signal has cut short
+            while not self.is_done:
+                self.iterate(self.progress.iteration)
+                bar.update(self.progress.iteration - bar.n)
             self.world.at(None)
+            kept = self.best.settle(self.progress.iteration, self.heldout.mean_before(self.best.name), "iteration")
             self.actor.gather()
             self.frozen.check()
             self.actor.publish(self.zero)
         bar.close()
-        return {**first_and_last(self.progress.history), "warnings": self.progress.watch.warned}
+        result = {**first_and_last(self.progress.history), "warnings": self.progress.watch.warned, **kept}
+        if stopped := stopped_by_kl(self.ppo, self.progress, len(self.steps)):
+            self.console.say(stopped)
+            result["stopped"] = stopped
+        return result
+
+    @property
+    def is_done(self) -> bool:
+        """Whether no iteration is left, or --stop-kl ends the run."""
+        total = len(self.steps)
+        return self.progress.iteration == total or stopped_by_kl(self.ppo, self.progress, total) is not None
+
+    def answers_after(self) -> Answers:
+        """Return the answers to held-out prompts under the weights that are exported; sample them if not kept."""
+        return self.heldout.at.get(self.exported) or self.heldout.sample()
+
+    @property
+    def exported(self) -> int:
+        """The number of iterations after which the exported weights were reached."""
+        return self.best.kept["step"] if self.best.kept else self.progress.iteration
 
     def iterate(self, iteration: int) -> dict[str, float]:
         """Collect rollouts once, then update in every epoch and minibatch. Returns what was logged.
@@ -123,18 +167,24 @@ class PPOTrainer:
         for chosen in updates[at.updates :]:
             began = time.monotonic()
             self.world.at(f"iteration {iteration + 1}, update {at.updates + 1}")
-            self.update(at.experience, chosen, lr, at.metrics)
+            is_taken = self.update(at.experience, chosen, lr, at.metrics)
+            if not is_taken:
+                at.update_s += time.monotonic() - began
+                break
             at.updated(time.monotonic() - began)
             if at.updates < len(updates):
                 self.checkpoints.after_step(at.step, self._state, at.experience)
-        logged = report(
-            iteration, total, at, (lr, self.zero.apart_lr), self.kl.coef, self.world, self.run, self.console
-        )
+        moved = {} if self.moved is None else {"policy/updates": at.updates, "policy/last_kl": float(self.moved)}
+        numbers = report(
+            iteration, total, at, (lr, self.zero.apart_lr), self.kl.coef, self.world, self.run, self.console,
+            moved, len(updates),
+        )  # fmt: skip
         if not self.policy.critic_alone:
-            self.kl.update(logged["objective/kl"], len(self.steps[iteration]))
-        at.finished(iteration, logged)
-        self.checkpoints.after_step(at.step, self._state, last=iteration + 1 == total)
-        return logged
+            self.kl.update(numbers["objective/kl"], len(self.steps[iteration]))
+        at.finished(iteration, numbers)
+        self._measure()
+        self.checkpoints.after_step(at.step, self._state, last=self.is_done)
+        return numbers
 
     def collect(self, iteration: int, metrics: Metrics) -> Experience:
         """Generate the responses to this rank's prompts, score them, and compute rewards and advantages.
@@ -191,22 +241,35 @@ class PPOTrainer:
         self.run.sample(iteration + 1, [{"prompt": p.text, "response": t, "score": s} for p, t, s in shown])
         return experience
 
-    def update(self, experience: Experience, chosen: Sequence[int], lr: float, metrics: Metrics) -> None:
-        """Take one optimizer step on the chosen rollouts of the iteration, on the ranks that made them."""
+    def update(self, experience: Experience, chosen: Sequence[int], lr: float, metrics: Metrics) -> bool:
+        """Take one optimizer step on the chosen rollouts of the iteration, on the ranks that made them.
+
+        Returns whether it was taken: --target-kl vetoes it, but never the first of an iteration. Its own forwards show
+        how far the policy has moved, so the veto comes with the last backward; it costs a sum over ranks, and the host
+        reads it after the gradient norm, which it waits for anyway.
+        """
         wanted_S = torch.isin(experience.rollout_S, torch.tensor(list(chosen), device=self.world.device))
         actions = self.world.sum((experience.action_T & wanted_S[experience.batch.sequence_T]).sum())
         divisor, policy_coef = divisor_of(self.ppo, actions, len(chosen)), float(not self.policy.critic_alone)
         mine, losses, before = wanted_S.nonzero()[:, 0].tolist(), [], metrics.copy()
-        plan = self._microbatches(experience.batch, mine)
+        plan, half_squares, veto = self._microbatches(experience.batch, mine), [], None
         for k, microbatch in enumerate(plan):
             part = experience.select(microbatch.indices)
             terms = ppo_loss(self.zero, part, self.ppo, self.kl.coef, policy_coef)
             loss = terms.loss * microbatch.weight / divisor
-            self.zero.backward(loss, last=k == len(plan) - 1)
+            half_squares.append(half_square(terms) * microbatch.weight)
+            is_last = k == len(plan) - 1
+            if is_last and self.ppo.target_kl is not None:
+                self.moved = self.world.sum(torch.stack(half_squares).sum()) / actions
+                veto = (self.moved > self.ppo.target_kl) & self.moved.isfinite() & (self.progress.updates > 0)
+            self.zero.backward(loss, is_last, veto)
             losses.append(loss.detach())
             self.world.tick()
             measure_update(metrics, terms, microbatch.weight)
         norm = self.zero.step(lr)
+        if veto is not None and bool(veto):
+            self.progress.metrics = before
+            return False
         if not math.isfinite(norm):
             self.progress.metrics = before
             step = self.steps[self.progress.iteration]
@@ -216,6 +279,29 @@ class PPOTrainer:
                 mine, plan, losses, self.files_before,
             )  # fmt: skip
         metrics.add("grad_norm", norm / self.world.size, 1 / self.world.size)
+        return True
+
+    def _measure(self) -> None:
+        """Measure held-out prompts after an iteration for which that is due, and keep its weights if it is the best.
+
+        A signal while it runs saves the iteration as not measured; the resumed run measures it.
+        """
+        at = self.progress
+        is_due = self.is_done or self.ppo.measures(at.iteration, len(self.steps))
+        if not (is_due and self.ppo.eval_every and self.heldout.prompts and at.iteration > at.measured):
+            return
+        self.world.at(f"held-out prompts after iteration {at.iteration}")
+        self.checkpoints.at(at.step, self._state)
+        self.actor.publish(self.zero)
+        self.actor.gather()
+        answers = self.heldout.sample()
+        self.actor.release()
+        estimates = answers.estimates()
+        self.run.log(at.iteration, logged(estimates))
+        self.console.say(f"held out, after iteration {at.iteration}: {in_a_line(estimates)}")
+        is_best = self.best.name is not None and self.best.offer(at.iteration, estimates[self.best.name].mean, {})
+        self.heldout.keep(at.iteration, answers, is_best)
+        at.measured = at.iteration
 
     def _generate(self, iteration: int, indices: Sequence[int]) -> list[Sample]:
         requests = self.plan.requests(iteration, indices)
@@ -240,12 +326,13 @@ class PPOTrainer:
         own = {"kl_coef": self.kl.coef, "metrics": metrics}
         own |= {"value_offset": self.policy.value_offset} if self.ppo.has_critic else {}
         own |= {"score_norm": self.scores.state()} if self.scores.normalises else {}
-        return {**own, **self.progress.numbers()}
+        return {**own, **self.progress.numbers(), **self.best.state()}
 
-    def _restore(self) -> None:
+    def _restore(self) -> bool:
+        """Continue from the newest checkpoint with --resume. Returns whether there is one."""
         share = partial(self.plan.share, ranks=self.world.size)
         if (saved := self.checkpoints.restore(lambda rank, state: share(state["iteration"], rank))) is None:
-            return
+            return False
         own, x = saved.trainer, saved.experience
         self.kl.coef, self.policy.value_offset = own["kl_coef"], own.get("value_offset", 0.0)
         self.scores.restore(own.get("score_norm"))
@@ -255,3 +342,5 @@ class PPOTrainer:
             x = dataclasses.replace(x, **kept)
             self.actor.release()
         self.progress = Progress.of_numbers(own, x, Metrics.of_states(own["metrics"], self.world))
+        self.best.restore(own)
+        return True

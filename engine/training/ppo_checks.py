@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from engine.base.errors import UserError
 from engine.settings import PPOSettings
+from engine.text.encoding import Prompt
 
 
 def check_iteration(ppo: PPOSettings, batch_size: int) -> None:
@@ -40,4 +43,14 @@ def check_warmup(ppo: PPOSettings, iterations: int) -> None:
         raise UserError(
             f"--critic-warmup is {ppo.critic_warmup}, the run has {iterations} iterations: the policy would never be "
             "trained, lower the first or raise --max-steps or --epochs"
+        )
+
+
+def check_measures(ppo: PPOSettings, heldout: Sequence[Prompt], file: object) -> None:
+    """UserError if --keep-best names exact_match and a held-out prompt has no output to compare with."""
+    lacking = [prompt.id for prompt in heldout if not prompt.output]
+    if ppo.keep_best == "exact_match" and lacking:
+        raise UserError(
+            f"--keep-best is exact_match, and record {lacking[0]} of {file} has no output (as {len(lacking)} of "
+            f"{len(heldout)}): give --keep-best score, or records with outputs"
         )

@@ -43,6 +43,14 @@ def divisor_of(ppo: PPOSettings, actions: Any, rollouts: Any) -> Any:
     return rollouts * (ppo.max_new_tokens if ppo.loss_mean == "constant" else 1)
 
 
+def half_square(terms: PPOTerms) -> Tensor:
+    """Return the sum over actions of half the squared log ratio, an estimate (k2) of the KL between the two policies.
+
+    Its mean is policy/approxkl_avg, and what --target-kl limits.
+    """
+    return 0.5 * terms.log_ratio_A.detach().square().sum()
+
+
 def ppo_loss(
     policy: Callable[..., tuple[Tensor, Tensor, Tensor | None]],
     x: Experience,

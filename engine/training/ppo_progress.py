@@ -18,6 +18,7 @@ class Progress:
     step: int = 0  # optimizer steps done in the run
     iteration: int = 0  # the current one, or the next
     updates: int = 0  # optimizer steps done in the iteration
+    measured: int = 0  # the last iteration after which held-out prompts were measured
     collect_s: float = 0.0
     update_s: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)  # metrics of the first and the last iteration
@@ -27,11 +28,12 @@ class Progress:
 
     def numbers(self) -> dict[str, Any]:
         """Return the plain fields, for JSON."""
-        names = ("step", "iteration", "updates", "collect_s", "update_s", "history")
+        names = ("step", "iteration", "updates", "measured", "collect_s", "update_s", "history")
         return {**{name: getattr(self, name) for name in names}, "watch": asdict(self.watch)}
 
     @classmethod
     def of_numbers(cls, numbers: Mapping[str, Any], experience: Experience | None, metrics: Metrics) -> Progress:
+        numbers = {"measured": numbers["iteration"], **numbers}  # checkpoints of older runs lack it
         own = {name: numbers[name] for name in cls().numbers()} | {"watch": Watch(**numbers["watch"])}
         return cls(**own, experience=experience, metrics=metrics)
 

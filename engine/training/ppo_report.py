@@ -14,7 +14,7 @@ from engine.objectives.experience import Experience
 from engine.run.folder import Run
 from engine.settings import PPOSettings
 from engine.training.metrics import Metrics
-from engine.training.ppo_loss import PPOTerms
+from engine.training.ppo_loss import PPOTerms, half_square
 from engine.training.ppo_progress import Progress
 
 _RETURN, _ERROR = "return", "return - value"  # moments that `derive` replaces
@@ -84,7 +84,7 @@ def measure_update(metrics: Metrics, terms: PPOTerms, weight: float) -> None:
     metrics.add("loss/policy_avg", terms.policy * weight, losses)
     if terms.kl is not None:
         metrics.add("loss/kl_avg", terms.kl * weight, losses)
-    metrics.add("policy/approxkl_avg", 0.5 * log_ratio_A.square().sum() * weight, count)
+    metrics.add("policy/approxkl_avg", half_square(terms) * weight, count)
     metrics.add("policy/clipfrac_avg", terms.policy_clipped * weight, count)
     metrics.add("policy/entropy_avg", terms.entropy_A.sum() * weight, count)
     if terms.value is not None:
@@ -104,19 +104,25 @@ def report(
     world: World,
     run: Run,
     console: Console,
+    moved: Mapping[str, float],
+    planned: int,
 ) -> dict[str, float]:
-    """Reduce one iteration's numbers over the ranks; log and print them. Returns them by name."""
+    """Reduce one iteration's numbers over the ranks; log and print them. Returns them by name.
+
+    With --target-kl, `moved` has policy/updates, of `planned`, and policy/last_kl; else it is empty.
+    """
     x = at.metrics.read(world)
     mine = list(zip(at.experience.score_S.tolist(), actions_of(at.experience).tolist()))
     scores, lengths = zip(*sum(world.gather(mine), []))
     derive(x, scores, lengths)
     x |= {"lr": rates[0]} | ({} if rates[1] is None else {"critic_lr": rates[1]})
     x |= {"objective/kl_coef": kl_coef, "time/collect_s": at.collect_s, "time/update_s": at.update_s}
+    x |= moved
     x["eps"] = len(scores) / (at.collect_s + at.update_s)
     x["time/generation_tokens_per_s"] = x["rollout/tokens"] / x["time/generation_s"]
     run.log(iteration + 1, x)
     run.scores(iteration + 1, scores)
-    console.row(row(f"{iteration + 1}/{total}", x))
+    console.row(row(f"{iteration + 1}/{total}", x, planned))
     for line in at.watch.look(iteration + 1, x):
         console.say(line)
     return x
@@ -129,13 +135,24 @@ def first_and_last(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {f"{what}_{when}": x[name] for what, name in names.items() for when, x in ends}
 
 
-def row(iteration: str, x: Mapping[str, float]) -> dict[str, str]:
+def stopped_by_kl(ppo: PPOSettings, at: Progress, total: int) -> str | None:
+    """Say that --stop-kl ends the run after its newest iteration of `total`; None if it does not."""
+    if ppo.stop_kl is None or not at.history or not at.history[-1]["objective/kl"] > ppo.stop_kl:
+        return None
+    return (
+        f"stopped after iteration {at.iteration} of {total}: the KL to the reference is "
+        f"{at.history[-1]['objective/kl']:.4g} nats per response, above --stop-kl {ppo.stop_kl:g}"
+    )
+
+
+def row(iteration: str, x: Mapping[str, float], planned: int) -> dict[str, str]:
     """Format an iteration's metrics for the console."""
     return {
         "iteration": iteration, "score": short(x["objective/scores"]), "kl": short(x["objective/kl"]),
         "reward": short(x["objective/rlhf_reward"]), "entropy": short(x["policy/entropy_avg"]),
         "length": f"{x['rollout/response_length']:.1f}", "eos": f"{x['rollout/ended_with_eos']:.0%}",
         "clipped": f"{x['policy/clipfrac_avg']:.1%}",
+        **({"updates": f"{x['policy/updates']}/{planned}"} if "policy/updates" in x else {}),
         **({"value loss": short(x["loss/value_avg"])} if "loss/value_avg" in x else {}),
         "rollout s": f"{x['time/generation_s']:.1f}", "update s": f"{x['time/update_s']:.1f}",
     }  # fmt: skip

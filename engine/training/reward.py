@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ from engine.objectives.losses import ranking_loss, ranking_pairs
 from engine.packing import first_fit_decreasing
 from engine.text.encoding import RankedExamples
 from engine.training.context import Context
+from engine.training.heldout import Estimate, as_share
 from engine.training.metrics import Metrics
 from engine.training.modules import RewardModule
 from engine.training.ranking_trainer import RankingTrainer
@@ -41,14 +44,34 @@ class RewardTrainer(RankingTrainer):
         loss, right, pairs = reward_loss(self._scores(records, indices), [r.ranks for r in records])
         return loss, {"reward/accuracy": (right, pairs)}
 
-    def measure(self) -> tuple[dict[str, float], dict[str, float], str]:
-        """The share of the held-out pairs that the scores order rightly; equal scores count as wrong."""
-        metrics = Metrics()
-        for chosen, score_S, weight in self._scored(self.heldout, trained=False):
-            _, right, pairs = reward_loss(score_S, [r.ranks for r in chosen])
-            metrics.add("accuracy", right * weight, pairs * weight)
-        accuracy = metrics.read(self.world)["accuracy"]
-        return {"accuracy": accuracy}, {"eval/accuracy": accuracy}, f"{accuracy:.1%} of the pairs ordered rightly"
+    def measure(self) -> tuple[dict[str, Any], dict[str, float], str]:
+        """Loss, and the share of the pairs that the scores order rightly, with half of its 95 % interval over prompts.
+
+        Equal scores count as wrong. Pairs weigh equally, but those of one prompt, in one ranking or several, are not
+        independent: the interval is that of a ratio over prompts.
+        """
+        mine: dict[int, tuple[float, int, int]] = {}
+        for ids, weight in self.packs_of(self.heldout):
+            chosen = [self.heldout[i] for i in ids]
+            score_S = self._scores(chosen, None).cpu()
+            for i, own_S in zip(ids, score_S.split([len(r.examples) for r in chosen])):
+                if weight:
+                    loss, right, pairs = reward_loss(own_S, [self.heldout[i].ranks])
+                    mine[i] = float(loss), int(right), pairs
+        found = {i: numbers for part in self.world.gather(mine) for i, numbers in part.items()}
+        losses = [found[i][0] for i in range(len(self.heldout))]
+        sums: dict[tuple[int, ...], list[int]] = {}  # of each prompt: pairs ordered rightly, pairs
+        for i, ranking in enumerate(self.heldout):
+            one = sums.setdefault(ranking.examples[0].tokens[: ranking.examples[0].prompt_len], [0, 0])
+            one[0], one[1] = one[0] + found[i][1], one[1] + found[i][2]
+        accuracy = Estimate.of_ratio(*zip(*sums.values()))
+        results = {"heldout_loss": math.fsum(losses) / len(losses), "accuracy": accuracy.mean}
+        logged = {"eval/loss": results["heldout_loss"], "eval/accuracy": accuracy.mean}
+        if len(sums) > 1:  # one prompt has no interval
+            results["half_intervals"] = {"accuracy": accuracy.half}
+            logged["eval/accuracy_half"] = accuracy.half
+        line = f"{as_share(accuracy)} of the pairs ordered rightly, loss {short(results['heldout_loss'])}"
+        return results, logged, line
 
     def finish(self) -> dict[str, float]:
         """The results, with the mean and standard deviation of the scores of the training responses."""
@@ -59,7 +82,7 @@ class RewardTrainer(RankingTrainer):
     def score_moments(self) -> tuple[float, float]:
         """Mean and standard deviation over the responses of the first 4,096 training rankings, to normalise with."""
         metrics = Metrics()
-        for _, score_S, weight in self._scored(self.records[:4096], trained=True):
+        for score_S, weight in self._scored(self.records[:4096]):
             score_S = score_S.double()
             metrics.add("mean", score_S.sum() * weight, len(score_S) * weight)
             metrics.add("square", score_S.square().sum() * weight, len(score_S) * weight)
@@ -70,13 +93,10 @@ class RewardTrainer(RankingTrainer):
         return {"accuracy": short(means["reward/accuracy"])}
 
     @torch.no_grad()
-    def _scored(
-        self, rankings: Sequence[RankedExamples], trained: bool
-    ) -> Iterator[tuple[list[RankedExamples], Tensor, float]]:
-        """Yield (rankings of a pack, their scores on the CPU, weight); `trained`: they begin the training data."""
+    def _scored(self, rankings: Sequence[RankedExamples]) -> Iterator[tuple[Tensor, float]]:
+        """Yield (scores of a pack on the CPU, weight) of rankings that begin the training data."""
         for ids, weight in self.packs_of(rankings):
-            chosen = [rankings[i] for i in ids]
-            yield chosen, self._scores(chosen, ids if trained else None).cpu(), weight
+            yield self._scores([rankings[i] for i in ids], ids).cpu(), weight
 
     def _scores(self, rankings: Sequence[RankedExamples], indices: Sequence[int] | None) -> Tensor:
         """float32 [S]: the score of each response, in the order of the rankings; `indices` as in `loss`."""

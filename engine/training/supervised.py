@@ -16,6 +16,7 @@ from engine.cli.console import short
 from engine.objectives.schedule import learning_rate
 from engine.packing import Microbatch, plan_microbatches
 from engine.text.encoding import Example
+from engine.training.best import Best
 from engine.training.checkpoint import Checkpoints, Saved
 from engine.training.context import Context
 from engine.training.guards import in_losses, stop
@@ -54,6 +55,7 @@ class SupervisedTrainer(ABC):
         self.steps = steps[: run_settings.max_steps]
         identity = {**identity, "steps": len(self.steps)}
         self.checkpoints = Checkpoints(self.zero, self.run, run_settings, self.world, self.console, identity)
+        self.best = Best(self.settings, self.checkpoints, self.console)
         self.results: dict[str, Any] = {}
 
     def train(self) -> dict[str, Any]:
@@ -72,7 +74,9 @@ class SupervisedTrainer(ABC):
                 bar.update(step + 1 - bar.n)
                 if self.settings.measures(step + 1, total):
                     self._measure(step + 1)
-                self.checkpoints.after_step(step + 1, self.results, last=step + 1 == total)
+                self.checkpoints.after_step(step + 1, self._state(), last=step + 1 == total)
+            name = "heldout_loss" if self.best.name == "loss" else self.best.name
+            self.results |= self.best.settle(total, self.results.get(f"{name}_before"))
             result = self.finish()
             self.world.at(None)
             self.frozen.check()
@@ -148,7 +152,8 @@ class SupervisedTrainer(ABC):
 
         A subclass takes, or computes, what else its steps need.
         """
-        self.results = dict(saved.trainer) if saved else {}
+        self.results = {name: value for name, value in saved.trainer.items() if name != "kept"} if saved else {}
+        self.best.restore(saved.trainer if saved else {})
 
     def keep_loss(self, loss: float) -> None:
         """Put a step's loss into the results."""
@@ -181,6 +186,12 @@ class SupervisedTrainer(ABC):
         self.results |= {f"{name}_before" if before else name: value for name, value in results.items()}
         self.run.log(step, logged)
         self.console.say(f"held out, after step {step}: {line}")
+        if not before and self.best.name:
+            self.best.offer(step, logged[f"eval/{self.best.name}"], results)
+
+    def _state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of the trainer."""
+        return {**self.results, **self.best.state()}
 
     def _plan(self, records: Sequence[Any]) -> list[Microbatch]:
         """This rank's microbatches."""
@@ -196,4 +207,4 @@ class SupervisedTrainer(ABC):
         mine = list({id(record): record for chosen in plan for record in chosen}.values())  # a stand-in may repeat one
         ids = [e.id for record in mine for e in self.examples_of(record)]
         trouble = in_losses(losses, [[record.id for record in chosen] for chosen in plan])
-        stop(self.run, self.checkpoints, step, trouble, ids, self.kept_tensors(mine), self.results)
+        stop(self.run, self.checkpoints, step, trouble, ids, self.kept_tensors(mine), self._state())

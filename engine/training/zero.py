@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,8 @@ class ZeroStep:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.world = world
         self.apart_lr: float | None = None  # learning rate of the parameters in `apart`, if it is another
+        # Trained weights while `show` has others in their place, where there is no master: what `keep` returns.
+        self._aside: dict[nn.Parameter, Tensor] = {}
         zero = dict(ds_config.get("zero_optimization", {}))
         self.stage = int(zero.get("stage", 0))
         self.module, self.masters, half = module, None, dtype == torch.bfloat16
@@ -156,10 +158,15 @@ class ZeroStep:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs) if self.masters else self.engine(*args, **kwargs)
 
-    def backward(self, loss: Tensor, last: bool) -> None:
-        """Accumulate the gradient of one microbatch's share of the loss; the `last` one of a step reduces it."""
+    def backward(self, loss: Tensor, last: bool, veto: Tensor | None = None) -> None:
+        """Accumulate the gradient of one microbatch's share of the loss; the `last` one of a step reduces it.
+
+        Where `veto` (bool scalar on the device) is true, the step will change nothing and its norm will not be finite:
+        the host need not read it before.
+        """
         # Times 1 changes no bit. A loss that is not finite is multiplied by NaN, so that the sum over ranks shows it.
-        whole = torch.where(loss.detach().isfinite(), 1.0, math.nan)
+        is_good = loss.detach().isfinite()
+        whole = torch.where(is_good if veto is None else is_good & ~veto, 1.0, math.nan)
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(loss * whole * self.world.size, scale_wrt_gas=False)
 
@@ -190,6 +197,39 @@ class ZeroStep:
             with deepspeed.zero.GatheredParameters([parameter], enabled=self.stage == 3):
                 state[name] = parameter.detach().cpu().clone()
         return state
+
+    def weights(self, but: tuple[str, ...] = ()) -> dict[str, Tensor]:
+        """Return the trained weights as the module reads them, in the first rank's host memory; {} on others.
+
+        Leaves out names that begin with a prefix in `but`. All ranks call it.
+        """
+        kept = {}
+        for name, parameter in self.trained.items():
+            if but and name.startswith(but):
+                continue
+            with deepspeed.zero.GatheredParameters([parameter], enabled=self.stage == 3):
+                if self.world.is_first:
+                    kept[name] = parameter.detach().to("cpu", copy=True).contiguous()
+        return kept
+
+    @torch.no_grad()
+    def show(self, names: Sequence[str], read: Callable[[str], Tensor]) -> None:
+        """Put weights that `weights` returned into the module, to measure and export them. All ranks call it.
+
+        `read` is called on the first rank only. Masters and moments stay, and `keep` returns those of the last step; no
+        step may follow.
+        """
+        for name, parameter in self.trained.items():
+            if name not in names:
+                continue
+            if self.stage == 0 and self.masters is None:
+                self._aside.setdefault(parameter, parameter.detach().to("cpu", copy=True))
+            value = read(name).to(self.world.device, parameter.dtype) if self.world.is_first else None
+            if value is None:
+                value = torch.empty(_shape(parameter), dtype=parameter.dtype, device=self.world.device)
+            value = self.world.broadcast(value.contiguous())
+            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self.stage == 3):
+                parameter.data.copy_(value)
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
@@ -266,6 +306,8 @@ class ZeroStep:
         """Return the master or a moment, float32, shaped as the parameter."""
         if self.stage == 0:
             stepped = self.masters.of(parameter) if self.masters else parameter
+            if key == WEIGHT and parameter in self._aside:
+                return self._aside[parameter]
             return stepped if key == WEIGHT else self._adamw.state.get(stepped, {}).get(key)
         if self.stage == 3:
             if key == WEIGHT:

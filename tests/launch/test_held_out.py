@@ -6,10 +6,12 @@ import json
 
 import pytest
 
+from engine.report import __main__ as report
+from engine.run.kept import in_words
 from engine.training import exact_match
 from launch import reward
 from tests.launch import small
-from tests.launch.jobs import assert_says, run
+from tests.launch.jobs import ON_RANKINGS, TRAINERS, assert_says, run
 
 
 @pytest.fixture(autouse=True)
@@ -111,3 +113,50 @@ def test_header_shows_the_warmup(here, monkeypatch, capfd):
     assert_says(
         capfd.readouterr().out, "cosine after a warm-up of 20 steps", "warning: the warm-up of 20 steps is longer"
     )
+
+
+@pytest.mark.parametrize("job", TRAINERS)
+def test_the_best_step_is_exported_and_named(here, monkeypatch, capfd, job):
+    """In the result, the run's config.json, the model card, the console and the report; and shown again later."""
+    data = "rankings.jsonl" if job in ON_RANKINGS else "prompts.jsonl"
+    measure = "score" if job == "ppo" else "loss"
+    changes = {"max-steps": "3", "epochs": "3", "eval-data": data, "eval-every": "1", "keep-best": measure, "lr": "0.5"}
+    run(monkeypatch, job, changes)
+    said, kept = capfd.readouterr().out, result_of(here / "out")["kept"]
+    line = in_words(kept)
+    assert kept["measured"] == 3 and said.count(line) == 2
+    assert json.loads((here / "out" / "config.json").read_text())["kept"] == kept
+    assert f"- weights {line}" in (here / "out" / "model" / "README.md").read_text()
+    assert_says(said, "held out, after iteration 3: score" if job == "ppo" else "held out, after step 3:", "best ")
+    assert not (here / "out" / "best.safetensors").exists()
+    assert report.main([str(here / "out")]) == 0
+    assert_says((here / "out" / "report.html").read_text(), line, "ring: the exported step", ">kept: ")
+    run(monkeypatch, job, changes)
+    assert line in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(("job", "changes", "words"), [
+    ("sft", {"keep-best": "loss"}, ["--keep-best loss is given without --eval-every"]),
+    ("sft", {"keep-best": "acc", "eval-every": "1"}, ["--keep-best is 'acc'", "measures loss, give one"]),
+    ("sft", {"keep-best": "loss", "eval-every": "1"}, ["no data is held out: give --eval-data"]),
+    ("reward", {"keep-best": "score", "eval-every": "1"}, ["measures loss, accuracy"]),
+    ("reward", {"keep-best": "loss", "eval-every": "1", "heldout": "0"}, ["give --eval-data, or --heldout above 0"]),
+    ("dpo", {"keep-best": "loss", "eval-every": "1", "heldout": "0"}, ["give --eval-data, or --heldout above 0"]),
+    ("ppo", {"keep-best": "score", "eval-every": "1"}, ["no data is held out: give --eval-data"]),
+    ("ppo", {"eval-every": "1"}, ["--eval-every is 1 and no prompt is held out"]),
+    ("ppo", {"target-kl": "0"}, ["--target-kl is 0.0: give more than 0 nats"]),
+    ("ppo", {"stop-kl": "-2"}, ["--stop-kl is -2.0: give more than 0 nats"]),
+])  # fmt: skip
+def test_flags_of_the_best_step_that_make_no_sense(refused, job, changes, words):
+    assert_says(refused(job, changes), *words)
+
+
+def test_exact_match_needs_outputs(here, monkeypatch, capfd):
+    small.write_rows(
+        here / "open.jsonl", [{**row, "output": "" if row["id"] == "c" else "x"} for row in small.INSTRUCTIONS]
+    )
+    changes = {"eval-data": "open.jsonl", "eval-every": "1", "keep-best": "exact_match"}
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "ppo", changes)
+    assert_says(capfd.readouterr().err, "record c of open.jsonl has no output", "give --keep-best score")
+    assert not (here / "out").exists()

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from engine.base.atomic import whole_file, write_json, write_text
+from engine.base.atomic import whole_file, whole_path, write_json, write_text
 
 
 def test_json_is_written_and_no_other_file_is_left(tmp_path):
@@ -31,6 +31,20 @@ def test_old_file_stays_until_the_new_one_is_whole(tmp_path):
         file.flush()
         assert (tmp_path / "x").read_text() == "old"
     assert (tmp_path / "x").read_text() == "new"
+
+
+def test_a_writer_that_takes_a_path_replaces_the_file_as_a_whole(tmp_path):
+    write_text(tmp_path / "x", "old")
+    with pytest.raises(ValueError, match="stop"), whole_path(tmp_path / "x") as path:
+        path.write_text("half")
+        raise ValueError("stop")
+    assert (tmp_path / "x").read_text() == "old" and os.listdir(tmp_path) == ["x"]
+    with whole_path(tmp_path / "x") as path:
+        path.write_text("new")
+        path.chmod(0o600)
+        assert (tmp_path / "x").read_text() == "old"
+    (tmp_path / "y").touch()
+    assert (tmp_path / "x").read_text() == "new" and (tmp_path / "x").stat().st_mode == (tmp_path / "y").stat().st_mode
 
 
 def test_content_is_on_the_disk_before_the_rename(tmp_path, monkeypatch):

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.report.__main__ import main
-from engine.report.curves import smooth
+from engine.report.curves import CURVES, lines_of, smooth
 from engine.report.markup import tag, text
+from engine.report.reading import read_run
 from engine.report.tables import asked
 from engine.text.templates import TEMPLATES
 
@@ -104,6 +105,44 @@ def test_plots_are_svg_in_the_pages_colours_and_png_beside(tmp_path):
     pictures = sorted(p.name for p in (tmp_path / "r_plots").iterdir())
     assert pictures == ["ppo_frontier.png", "ppo_kl.png", "ppo_score.png", "ppo_scores.png"]
     assert "not finished" in page
+
+
+def test_training_and_held_out_data_share_a_picture_with_the_kept_step(tmp_path):
+    runs = [write_run(tmp_path / str(seed) / "ppo", seed) for seed in (0, 1)]
+    for run, with_interval in zip(runs, (True, False)):
+        rows = [
+            {"step": s, "heldout/score": 0.1 * s, "heldout/kl": 0.2 * s, "heldout/exact_match": 0.1} for s in (0, 2, 4)
+        ]
+        rows = [{**row, **({"heldout/score_half": 0.05} if with_interval else {})} for row in rows]
+        lines = (run / "ppo" / "metrics.jsonl").read_text().rsplit("\n", 1)[0] + "\n"
+        (run / "ppo" / "metrics.jsonl").write_text(lines + "".join(json.dumps(row) + "\n" for row in rows))
+        kept = {"measure": "score", "iteration": 2, "last_iteration": 4, "value": 0.2, "measured": 2, "last_value": 0.4}
+        result = json.loads((run / "ppo" / "result.json").read_text())
+        (run / "ppo" / "result.json").write_text(json.dumps({**result, "kept": kept, "stopped": "stopped <there>"}))
+    one = lines_of(next(c for c in CURVES if c.name == "ppo_score"), [read_run(runs[0])])
+    assert (
+        one[0].heldout == [(0, 0.0), (2, 0.2), (4, 0.4)] and one[0].halves == [0.05] * 3 and one[0].kept == [(2, 0.2)]
+    )
+    assert main([str(runs[0])]) == 0
+    page = (runs[0] / "report.html").read_text()
+    assert "points: held out, with 95 % intervals; ring: the exported step" in page
+    assert all(word in page for word in (">held out<", ">training<", ">kept: 2<", "held-out score 0.2, the best of 2"))
+    assert "stopped &lt;there&gt;" in page
+    assert (runs[0] / "report_plots" / "ppo_exact_match.png").is_file()
+    assert main([*map(str, runs), "--output", str(tmp_path / "both.html")]) == 0
+    page = (tmp_path / "both.html").read_text()
+    assert page.count("ring: the exported step") == 3 and "held out, with 95 %" not in page
+
+
+def test_scores_on_another_scale_are_not_drawn_together(tmp_path):
+    run = write_run(tmp_path / "ar" / "ppo")
+    config = json.loads((run / "ppo" / "config.json").read_text())
+    config["settings"]["score_norm"] = "rollouts"
+    (run / "ppo" / "config.json").write_text(json.dumps(config))
+    (run / "ppo" / "metrics.jsonl").write_text(
+        '{"step": 1, "objective/scores": 0.5}\n{"step": 1, "heldout/score": 7.0}\n'
+    )
+    assert lines_of(next(c for c in CURVES if c.name == "ppo_score"), [read_run(run)])[0].heldout == []
 
 
 @pytest.mark.parametrize(

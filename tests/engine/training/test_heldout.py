@@ -27,6 +27,21 @@ def test_interval_is_1_96_standard_errors_over_prompts():
     assert shown("score", Estimate(0.2441, 0.0213)) == "0.244 ± 0.021"
 
 
+def test_interval_of_a_ratio_counts_prompts():
+    """Equal counts: the interval of the shares. Else as by hand, from how far each prompt is from the common ratio."""
+    right, pairs = [1, 3, 0, 2], [3, 3, 3, 3]
+    same = Estimate.of([r / p for r, p in zip(right, pairs)])
+    assert (Estimate.of_ratio(right, pairs).mean, Estimate.of_ratio(right, pairs).half) == pytest.approx(
+        (same.mean, same.half)
+    )
+    right, pairs = [1, 6, 0, 2], [1, 10, 3, 6]
+    residuals = [r - 9 / 20 * p for r, p in zip(right, pairs)]
+    half = 1.96 * math.sqrt(4 / 3 * sum(x * x for x in residuals)) / 20
+    estimate = Estimate.of_ratio(right, pairs)
+    assert (estimate.mean, estimate.half) == pytest.approx((9 / 20, half))
+    assert Estimate.of_ratio([1], [3]).half == math.inf
+
+
 def test_differences_are_paired_by_prompt():
     """Two prompts that differ much and change alike: each mean is unsure, their difference is not."""
     before = Answers([["a"], ["b"]], {"score": [0.0, 10.0]})

@@ -4,6 +4,7 @@ import json
 import math
 import random
 import shutil
+import statistics
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from engine.base.errors import UserError
 from engine.batch import PackedBatch
 from engine.models import load_model, load_score_weight, save_model
 from engine.text.encoding import Example, RankedExamples
+from engine.training.heldout import Estimate
 from engine.training.modules import RewardModule
 from engine.training.scorers import check_reward, load_scorer, score_moments
 from tests.engine.training.trainers import (
@@ -152,6 +154,30 @@ def test_heldout_accuracy_before_during_and_after(world, tmp_path):
     nothing = train(make_trainer("reward", world, tmp_path / "nothing", heldout=[], max_steps=5))
     assert nothing["rows"] == outcome["rows"] and nothing["measured"] == []
     assert not {"accuracy", "accuracy_before"} & nothing["result"].keys() and nothing["result"]["score_std"] > 0
+
+
+def test_heldout_loss_and_accuracy_with_its_interval_by_hand(world, tmp_path):
+    """Two rankings share a prompt: they are one unit of the interval."""
+    ranked = rankings(5, 5)
+    twin = ranked[0]
+    twin = RankedExamples("twin", tuple(reversed(twin.examples)), tuple(reversed(twin.ranks)))
+    heldout = [*ranked, twin]
+    trainer = make_trainer("reward", world, tmp_path / "run", heldout=heldout, max_steps=3)
+    outcome = train(trainer)
+    losses, right, pairs = [], [0] * 5, [0] * 5
+    with torch.no_grad():
+        for i, scores in enumerate(scores_one_by_one(lambda b: trainer.zero.module(b, trainer.trunk(b)), heldout)):
+            ranks, terms = heldout[i].ranks, []
+            for a, b in ((a, b) for a in range(len(ranks)) for b in range(len(ranks)) if ranks[a] < ranks[b]):
+                terms.append(math.log1p(math.exp(scores[b] - scores[a])))
+                right[i % 5] += scores[a] > scores[b]
+                pairs[i % 5] += 1
+            losses.append(statistics.fmean(terms))
+    result = outcome["result"]
+    assert result["heldout_loss"] == pytest.approx(statistics.fmean(losses), rel=1e-5)
+    estimate = Estimate.of_ratio(right, pairs)
+    assert (result["accuracy"], result["half_intervals"]["accuracy"]) == pytest.approx((estimate.mean, estimate.half))
+    assert outcome["measured"][-1][1]["eval/accuracy_half"] == pytest.approx(estimate.half)
 
 
 def test_accuracy_skips_ties_and_counts_equal_scores_as_wrong(world, tmp_path):

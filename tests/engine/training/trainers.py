@@ -170,7 +170,7 @@ class RecordedRun(Run):
         self.measured: list[tuple[int, dict[str, float]]] = []
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        if any(name.startswith("eval/") for name in metrics):
+        if any(name.startswith(("eval/", "heldout/")) for name in metrics):
             self.measured.append((step, dict(metrics)))
         else:
             self.rows.append(without_clock(metrics))
@@ -205,7 +205,7 @@ def make_trainer(
     tokenizer, ppo = tiny_tokenizer(), groups[-1]
     split = split_of(ppo.top_layers, model.num_layers)
     scorer = load_rewards(ppo.rewards, model, split, tokenizer, groups[2].tokens_per_microbatch, ppo.reward_offload)
-    return PPOTrainer(model, tokenizer, eos_ids, data or prompts(), scorer, context)
+    return PPOTrainer(model, tokenizer, eos_ids, data or prompts(), scorer, context, heldout or ())
 
 
 def train(trainer: SFTTrainer | RewardTrainer | DPOTrainer | PPOTrainer) -> dict[str, Any]:
