@@ -11,6 +11,7 @@ if __name__ == "__main__":  # run as a script: put the repository root on the pa
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.base.errors import UserError
+from engine.base.mixture import Source, names_of
 from engine.base.records import read_instructions
 from engine.cli.parse import Parsed, main
 from engine.models import save_model
@@ -47,6 +48,7 @@ from launch.common import (
 )
 from launch.lengths import fit_job
 from launch.replay import replay_asked
+from launch.sources import encode_sources, read_sources
 
 
 def job(argv: Sequence[str]) -> None:
@@ -79,21 +81,23 @@ def train(
         check_reward(ppo.reward)
     read_prompts = checked_reader(job, batch, partial(read_instructions, require_output=False))
     if run_settings.model is None:
-        check_files(read_prompts, run_settings.data)
-        check_files(read_prompts, run_settings.eval_data)
+        check_files(read_prompts, *(source.path for source in run_settings.sources), run_settings.eval_data)
     model_dir = run_settings.model or stage_model(run_settings, "sft", sft.run, job, batch.template)
     reward_name = ppo.reward or str(stage_model(run_settings, "reward", reward.run, job, batch.template))
-    data, checks_file = run_settings.data, run_settings.eval_data
-    if data is None:
+    sources, checks_file = run_settings.sources, run_settings.eval_data
+    if not sources:
         embedded = embedded_data(run_settings, job)
-        data, checks_file = embedded / "rl.jsonl", checks_file or embedded / "heldout.jsonl"
+        sources, checks_file = (Source(str(embedded / "rl.jsonl")),), checks_file or embedded / "heldout.jsonl"
     batch, ppo = fit_job(job, model_dir, batch, ppo)
     room = batch.max_length - ppo.max_new_tokens
     model, tokenizer = job.load(model_dir)
     eos_ids = eos_ids_of(model_dir, tokenizer, model.vocab_size)
     choice = job.choose_template(batch.template, model_dir, tokenizer)
     split = split_of(ppo.top_layers, model.num_layers)
-    prompts = encode_prompts(read_prompts(data), tokenizer, choice.template, room, batch.truncate)
+    prompts, mixture = encode_sources(
+        sources, read_sources(read_prompts, sources),
+        lambda part: encode_prompts(part, tokenizer, choice.template, room, batch.truncate),
+    )  # fmt: skip
     checks = []
     if checks_file:
         checks = encode_prompts(read_prompts(checks_file), tokenizer, choice.template, room, batch.truncate)
@@ -104,24 +108,25 @@ def train(
     try_scorer(scorer, model, split, prompts[0], tokenizer)
     check_rollouts(len(prompts), batch.batch_size, job.world.size, ppo.samples_per_prompt)
     seed, ranks, most = run_settings.seed, job.world.size, run_settings.max_steps
-    check_warmup(ppo, len(Plan.of(prompts, batch, ppo, seed, ranks, most).steps))
+    check_warmup(ppo, len(Plan.of(prompts, batch, ppo, seed, ranks, most, mixture).steps))
 
     trained = num_trained(model, split) * (2 if ppo.critic == "separate" else 1)
     samples = ppo.samples_per_prompt
     rollouts = min(batch.batch_size, samples * len(prompts))
     disk = job.disk(samples * len(prompts), batch, model, trained, rollouts=rollouts, tokens=batch.max_length)
-    inputs = {"policy before PPO": model_dir, "reward": reward_name, "prompts": data}
+    inputs = {"policy before PPO": model_dir, "reward": reward_name, "prompts": names_of(sources)}
     exported = job.try_export(model, inputs, tokenizer, choice.template, eos_ids)
     if scorer.note:
         job.console.say(scorer.note)
     job.run.start()
-    context = job.context(run_settings, optimizer, batch, ppo)
+    context = job.context(run_settings, optimizer, batch, ppo, mixture)
     trainer = PPOTrainer(model, tokenizer, eos_ids, prompts, scorer, context)
     steps = trainer.steps
     job.header(f"{method_name(ppo.advantage)} in {job.language.name}", {
         "policy": f"{model_dir} (top {ppo.top_layers} of {model.num_layers} layers trained)",
         "reward": f"{reward_name} ({describe(scorer, trainer.scores.clip)}{template_note})",
-        "data": f"{data} ({len(prompts):,} prompts)",
+        "data": f"{names_of(sources)} ({len(prompts):,} prompts)",
+        **mixture.rows(steps),
         "template": choice.shown,
         "plan": f"{len(steps)} iterations of {len(steps[0])} rollouts of up to {ppo.max_new_tokens} tokens"
         + (f", {samples} for each prompt" if samples > 1 else ""),

@@ -9,7 +9,7 @@ import re
 import select
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from transformers import HfArgumentParser
@@ -130,6 +130,8 @@ def parse_settings(
         if word.startswith("--") and word not in known:
             raise UserError(f"unknown flag {word}{nearest(word, known)}: --help lists all of them")
     sources = _as_argv(read_config(chosen.config), fields, f"--config {chosen.config}") if chosen.config else []
+    lists = {action.dest for action in parser._actions if isinstance(action, argparse._ExtendAction)}
+    sources = _without(sources, lists & {_dest(word) for word in flags})
 
     preset = chosen.preset or (default_preset([*sources, *flags]) if default_preset else None)
     if preset is not None:
@@ -147,9 +149,23 @@ def parse_settings(
     if rest:
         raise UserError(f"unexpected argument {rest[0]}{nearest(rest[0], known)}: --help lists all flags")
     parsed = Parsed(settings)
-    words = (word for word in [*sources, *flags] if word.startswith("--"))
-    parsed.given = frozenset(word.removeprefix("--").split("=")[0].replace("-", "_") for word in words)
+    parsed.given = frozenset(_dest(word) for word in [*sources, *flags] if word.startswith("--"))
     return parsed
+
+
+def _dest(word: str) -> str:
+    """Return the field's name of a flag."""
+    return word.removeprefix("--").split("=")[0].replace("-", "_")
+
+
+def _without(argv: Sequence[str], fields: Collection[str]) -> list[str]:
+    """Return the words without those of some flags: argparse would add the flags' lists to the file's."""
+    kept, keeps = [], True
+    for word in argv:
+        if word.startswith("--"):
+            keeps = _dest(word) not in fields
+        kept += [word] if keeps else []
+    return kept
 
 
 def build_settings(settings_classes: Sequence[type], preset: Mapping[str, Any], values: Mapping[str, Any]) -> Parsed:

@@ -20,6 +20,7 @@ import torch
 
 from engine.base.atomic import write_json
 from engine.base.errors import UserError
+from engine.base.mixture import parse_sources
 from engine.base.strict_json import read_object
 from engine.distributed.shared_folder import check_shared
 from engine.distributed.world import World
@@ -29,7 +30,7 @@ VERSIONS = ("torch", "deepspeed", "transformers", "tokenizers", "sentencepiece",
 # Settings that say how to start or what to keep, not what to run. ZeRO's may change when a run is resumed.
 NOT_COMPARED = ("overwrite", "resume", "override", "save_every", "keep", "hang_timeout", "monitor")
 MAY_CHANGE = (*NOT_COMPARED, "deepspeed_config")
-INPUTS = ("model", "data", "eval_data", "reward")
+INPUTS = ("model", "data", "eval_data", "reward", "ptx_data")
 
 
 class Run:
@@ -39,6 +40,8 @@ class Run:
         """`monitors` comes from take_monitors: where metrics go besides metrics.jsonl and TensorBoard."""
         self.path, self.stage, self.world = path, stage, world
         self.settings = {k: v for s in settings for k, v in dataclasses.asdict(s).items()}
+        if isinstance(files := self.settings.get("data"), list) and len(files) == 1:
+            self.settings["data"] = files[0]  # one file is recorded by its name
         self.template: dict[str, str] | None = None  # the prompt template, as template_choice.py records it
         self.lowered: dict[str, Any] = {}  # settings that were lowered to what the model allows
         self._writer = None
@@ -110,11 +113,13 @@ class Run:
 
     def _check_inputs_survive(self) -> None:
         for name in INPUTS:
-            if (value := self.settings.get(name)) and _real(value).is_relative_to(_real(self.path)):
-                raise UserError(
-                    f"--{name.replace('_', '-')} {value} lies in {self.path}, which --overwrite would delete: "
-                    "give another --output"
-                )
+            words = self.settings.get(name) or []
+            for source in parse_sources([words] if isinstance(words, str) else words):
+                if _real(source.path).is_relative_to(_real(self.path)):
+                    raise UserError(
+                        f"--{name.replace('_', '-')} {source.path} lies in {self.path}, which --overwrite would "
+                        "delete: give another --output"
+                    )
 
     def start(self) -> None:
         """Create the folder and write config.json. Ranks wait until they see the file; UserError if one never does."""

@@ -87,7 +87,8 @@ class PPOTrainer:
             self.policy, adamw(self.optimizer), self.world, context.ds_config, model.head_weight.dtype, apart
         )
         self.kl = KLController(ppo.kl_coef, ppo.kl_target if ppo.kl_controller == "adaptive" else None, ppo.kl_horizon)
-        self.plan = Plan.of(prompts, self.batch, ppo, self.seed, self.world.size, context.run_settings.max_steps)
+        most = context.run_settings.max_steps
+        self.plan = Plan.of(prompts, self.batch, ppo, self.seed, self.world.size, most, context.mixture)
         self.steps = self.plan.steps
         identity["steps"] = len(self.steps)
         self.checkpoints = Checkpoints(self.zero, self.run, context.run_settings, self.world, self.console, identity)
