@@ -151,8 +151,8 @@ def checked_reader(job: Job, batch: BatchSettings, read: Callable[..., Iterable[
 
 def say_overlap(console: Console, trained: Sequence[Any], heldout: Sequence[Any]) -> None:
     """Print a warning if held-out records share prompts with the training records."""
-    prompts = {(record.instruction, record.input) for record in trained}
-    if count := sum((record.instruction, record.input) in prompts for record in heldout):
+    prompts = {record.prompt for record in trained}
+    if count := sum(record.prompt in prompts for record in heldout):
         console.say(f"warning: {count} of {len(heldout)} held-out records have a prompt that is trained on")
 
 

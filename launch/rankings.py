@@ -128,7 +128,7 @@ def grouped_by_prompt(
                 f"{path}: the {len(ranking.examples)} responses of ranking {ranking.id} have {ranking.num_tokens} "
                 f"tokens in total, --tokens-per-microbatch is {most_tokens}: raise it"
             )
-    prompt_of = {record.id: (record.instruction, record.input) for record in records}
+    prompt_of = {record.id: record.prompt for record in records}
     groups, lines = by_prompt(encoded, prompt_of, most_tokens)
     for line in lines:
         job.console.say(f"{path}: {line}")

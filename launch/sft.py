@@ -74,11 +74,11 @@ def train(
     say_overlap(job.console, [record for part in parts for record in part], heldout_records)
     encode = {"tokenizer": tokenizer, "template": choice.template, "truncate": batch.truncate}
     examples, mixture = encode_sources(
-        sources, parts, lambda part: encode_instructions(part, max_length=batch.max_length, **encode)
+        sources, parts, lambda part: encode_instructions(part, max_length=batch.max_length, eos_ids=eos_ids, **encode)
     )
     heldout, checks = [], []
     if heldout_records:
-        heldout = encode_instructions(heldout_records, max_length=batch.max_length, **encode)
+        heldout = encode_instructions(heldout_records, max_length=batch.max_length, eos_ids=eos_ids, **encode)
     if heldout_records and sft.exact_match:
         room = batch.max_length - 1  # for one answer token
         checks = encode_prompts(heldout_records, max_prompt_length=room, **encode)
@@ -105,7 +105,7 @@ def train(
             save_trained(trainer.zero, model, job.run.model_dir, exported, job.world, eos_ids)
         if checks:
             trained, _ = job.load(job.run.model_dir)
-            longest = max(len(e.tokens) - e.prompt_len for e in examples)
+            longest = max(1, *(len(e.tokens) - e.prompt_len for e in examples))
             result["exact_match"], answers = exact_match(
                 trained, tokenizer, eos_ids, checks, longest, job.world, job.console, checkpoints=trainer.checkpoints
             )
