@@ -10,6 +10,7 @@ from pathlib import Path
 if __name__ == "__main__":  # run as a script: put the repository root on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from engine.base.documents import read_documents
 from engine.base.errors import UserError
 from engine.base.mixture import Source, names_of
 from engine.base.records import read_instructions
@@ -34,6 +35,7 @@ from engine.training.heldout import SHOWN, Estimate, compared, in_words, sample_
 from engine.training.ppo import PPOTrainer
 from engine.training.ppo_checks import check_iteration, check_rollouts, check_warmup
 from engine.training.ppo_plan import Plan
+from engine.training.pretraining import Pretraining
 from engine.training.scorers import RewardModelScorer, check_reward, describe, load_scorer, try_scorer
 from launch import reward, sft
 from launch.common import (
@@ -76,6 +78,7 @@ def train(
     check_room(ppo.max_new_tokens, batch.max_length)
     check_iteration(ppo, batch.batch_size)
     estimator_of(ppo.advantage)
+    texts = [list(read_documents(source.path)) for source in ppo.text_sources]
     check_template(batch.template)
     if ppo.reward:
         check_reward(ppo.reward)
@@ -101,6 +104,10 @@ def train(
     checks = []
     if checks_file:
         checks = encode_prompts(read_prompts(checks_file), tokenizer, choice.template, room, batch.truncate)
+    text = None
+    if texts:
+        coef, tokens = ppo.ptx_coef or 1.0, ppo.ptx_tokens or 1024
+        text = Pretraining.of(ppo.text_sources, texts, tokenizer, batch.max_length, run_settings.seed, coef, tokens)
     scorer = load_scorer(reward_name, model, split, tokenizer, batch.tokens_per_microbatch, ppo.reward_offload)
     template_note = ""
     if isinstance(scorer, RewardModelScorer):
@@ -115,12 +122,13 @@ def train(
     rollouts = min(batch.batch_size, samples * len(prompts))
     disk = job.disk(samples * len(prompts), batch, model, trained, rollouts=rollouts, tokens=batch.max_length)
     inputs = {"policy before PPO": model_dir, "reward": reward_name, "prompts": names_of(sources)}
+    inputs |= {"pretraining text": names_of(text.sources)} if text else {}
     exported = job.try_export(model, inputs, tokenizer, choice.template, eos_ids)
     if scorer.note:
         job.console.say(scorer.note)
     job.run.start()
     context = job.context(run_settings, optimizer, batch, ppo, mixture)
-    trainer = PPOTrainer(model, tokenizer, eos_ids, prompts, scorer, context)
+    trainer = PPOTrainer(model, tokenizer, eos_ids, prompts, scorer, context, text)
     steps = trainer.steps
     job.header(f"{method_name(ppo.advantage)} in {job.language.name}", {
         "policy": f"{model_dir} (top {ppo.top_layers} of {model.num_layers} layers trained)",
@@ -131,6 +139,7 @@ def train(
         "plan": f"{len(steps)} iterations of {len(steps[0])} rollouts of up to {ppo.max_new_tokens} tokens"
         + (f", {samples} for each prompt" if samples > 1 else ""),
         "update": f"{ppo.ppo_epochs} PPO epochs, {ppo.minibatch_size} rollouts a step",
+        **(text.rows(trainer.plan.updates(ppo.critic_warmup)) if text else {}),
         "disk": disk,
     }, len(steps))  # fmt: skip
     answers = partial(

@@ -143,14 +143,16 @@ class Policy(LanguageModule):
         columns_A: Tensor,
         temperature: float,
         critic_trunk_TD: Tensor | None = None,
+        with_value: bool = True,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return float32 [A] each: log-probability of the action, entropy, value before it (None without a critic).
+        """Return float32 [A] each: log-probability of the action, entropy, value before it.
 
+        The value is None without a critic, or if it is not wanted.
         `critic_trunk_TD` is the trunk's output for a critic with another trunk than the policy's.
         """
         h_AD = self.body(batch, trunk_TD, columns_A)
         logprob_A, _, entropy_A = linear_logprob(h_AD, self.head_VD, batch.target_T[columns_A], temperature)
-        if self.value is None:
+        if self.value is None or not with_value:
             return logprob_A, entropy_A, None
         if self.critic_alone:
             h_AD = h_AD.detach()

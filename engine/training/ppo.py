@@ -41,8 +41,9 @@ from engine.training.ppo_plan import Plan
 from engine.training.ppo_progress import Progress
 from engine.training.ppo_report import first_and_last, measure_rollouts, measure_update, report
 from engine.training.ppo_scores import Scores
+from engine.training.pretraining import Pretraining
 from engine.training.scorers import Scorer, start_critic
-from engine.training.trunk import FrozenWeights, trunk_parameters
+from engine.training.trunk import FrozenWeights, Trunk, trunk_parameters
 from engine.training.zero import ZeroStep, adamw
 
 
@@ -62,6 +63,7 @@ class PPOTrainer:
         prompts: Sequence[Prompt],
         scorer: Scorer,
         context: Context,
+        text: Pretraining | None = None,
     ):
         self.model, self.tokenizer, self.eos_ids, self.prompts, self.scorer = model, tokenizer, eos_ids, prompts, scorer
         self.optimizer, self.batch, self.ppo = context.optimizer, context.batch, context.stage
@@ -91,6 +93,10 @@ class PPOTrainer:
         self.plan = Plan.of(prompts, self.batch, ppo, self.seed, self.world.size, most, context.mixture)
         self.steps = self.plan.steps
         identity["steps"] = len(self.steps)
+        self.text, self.trunk = text, None if self.split is None else Trunk(model, self.split)
+        if text:
+            pieces = [piece for file in text.files for piece in file.pieces]
+            identity["text"] = fingerprint(model, pieces)["tokens"]
         self.checkpoints = Checkpoints(self.zero, self.run, context.run_settings, self.world, self.console, identity)
         self.progress = Progress()
 
@@ -198,6 +204,7 @@ class PPOTrainer:
         actions = self.world.sum((experience.action_T & wanted_S[experience.batch.sequence_T]).sum())
         divisor, policy_coef = divisor_of(self.ppo, actions, len(chosen)), float(not self.policy.critic_alone)
         mine, losses, before = wanted_S.nonzero()[:, 0].tolist(), [], metrics.copy()
+        of_text = self._learn_text(metrics) if policy_coef else []
         plan = self._microbatches(experience.batch, mine)
         for k, microbatch in enumerate(plan):
             part = experience.select(microbatch.indices)
@@ -214,9 +221,20 @@ class PPOTrainer:
             names = [self.prompts[step[i]].id for i in experience.rollout_S.tolist()]
             stop_ppo(
                 self.run, self.checkpoints, self.progress, self.policy, self.kl.coef, self._state, experience, names,
-                mine, plan, losses, self.files_before,
+                mine, plan, losses, self.files_before, of_text,
             )  # fmt: skip
         metrics.add("grad_norm", norm / self.world.size, 1 / self.world.size)
+
+    def _learn_text(self, metrics: Metrics) -> list[torch.Tensor]:
+        """Add the gradient of the pretraining text of this update. Returns its losses."""
+        if self.text is None:
+            return []
+        self.actor.gather()
+        losses = self.text.backward(
+            self.zero, self.trunk, self.progress.step, self.world, self.batch.tokens_per_microbatch, metrics
+        )
+        self.actor.release()
+        return losses
 
     def _generate(self, iteration: int, indices: Sequence[int]) -> list[Sample]:
         requests = self.plan.requests(iteration, indices)

@@ -70,6 +70,11 @@ class Plan:
             for i in rollouts
         ]
 
+    def updates(self, first: int = 0) -> int:
+        """Return the optimizer steps of the iterations from `first` on."""
+        sizes = (len(step) for step in self.steps[first:])
+        return self.ppo.ppo_epochs * sum(-(-size // self.ppo.minibatch_size) for size in sizes)
+
     def minibatches(self, iteration: int, epoch: int) -> list[list[int]]:
         """Return the iteration's rollouts of all ranks, shuffled and cut into optimizer steps."""
         order = shuffled(len(self.steps[iteration]), self.seed, "minibatches", iteration, epoch)

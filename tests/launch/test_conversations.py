@@ -14,7 +14,7 @@ TALK = [
     {"role": "user", "content": "Say good morning"}, {"role": "assistant", "content": "Good morning"},
     {"role": "user", "content": "नेपालीमा भन"}, {"role": "assistant", "content": "शुभ प्रभात"},
 ]  # fmt: skip
-LONG = {"max-length": "900", "template": "alpaca", "tokens-per-microbatch": "1024"}
+LONG = {"max-length": "900", "template": "alpaca", "tokens-per-microbatch": "8192"}
 
 
 @pytest.fixture(autouse=True)
