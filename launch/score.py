@@ -42,7 +42,9 @@ class ScoreSettings:
 
     _argument_group_name = "score"
     reward: str = flag("reward model directory, or module:function of (prompt, response) -> float")
-    data: str = flag("responses as launch/sample.py writes them: {instruction, input, responses, finished}")
+    data: str = flag(
+        "responses as launch/sample.py writes them: {instruction, input, responses, finished}, or with {messages}"
+    )
     output: str = flag("file to write, .jsonl: the lines of --data, each with scores")
     overwrite: bool = flag("replace the output file", False)
     template: str | None = flag(TEMPLATE_HELP, None)
