@@ -261,7 +261,7 @@ def _example(
     max_length: int,
     earlier: Sequence[tuple[int, int]] = (),
 ) -> Example:
-    spans = tuple((start, min(end, max_length)) for start, end in earlier if start < max_length)
+    spans = tuple((max(1, start), min(end, max_length)) for start, end in earlier if start < max_length)
     return Example(id, (*prompt, *response)[:max_length], min(len(prompt), max_length), spans)
 
 
