@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":  # run as a script: put the repository root on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -104,10 +105,7 @@ def train(
     checks = []
     if checks_file:
         checks = encode_prompts(read_prompts(checks_file), tokenizer, choice.template, room, batch.truncate)
-    text = None
-    if texts:
-        coef, tokens = ppo.ptx_coef or 1.0, ppo.ptx_tokens or 1024
-        text = Pretraining.of(ppo.text_sources, texts, tokenizer, batch.max_length, run_settings.seed, coef, tokens)
+    text = pretraining_of(ppo, texts, tokenizer, batch.max_length, run_settings.seed) if texts else None
     scorer = load_scorer(reward_name, model, split, tokenizer, batch.tokens_per_microbatch, ppo.reward_offload)
     template_note = ""
     if isinstance(scorer, RewardModelScorer):
@@ -166,6 +164,14 @@ def train(
         if job.world.is_first:
             write_card(job.run.model_dir, "ppo", job.card_settings, inputs, result, tokenizer, eos_ids)
         job.run.finish(result)
+
+
+def pretraining_of(
+    ppo: PPOSettings, texts: Sequence[Sequence[str]], tokenizer: Any, max_length: int, seed: int
+) -> Pretraining:
+    """Return the pretraining text of the updates; `texts` are the documents of each file of --ptx-data."""
+    coef, tokens = ppo.ptx_coef or 1.0, ppo.ptx_tokens or 1024
+    return Pretraining.of(ppo.text_sources, texts, tokenizer, max_length, seed, coef, tokens)
 
 
 def show(job: Job, run_settings: RunSettings) -> None:
