@@ -127,8 +127,9 @@ class Pretraining:
             batch = PackedBatch.from_sequences([sequences[i] for i in microbatch.indices])
             columns_A = action_mask(batch, [1] * batch.num_sequences).nonzero()[:, 0].to(world.device)
             batch = batch.to(world.device)
-            logprob_A = zero(batch, trunk and trunk(batch), columns_A, 1.0, with_value=False)[0]
+            logprob_A, _, no_value = zero(batch, trunk and trunk(batch), columns_A, 1.0, with_value=False)
             loss = pretraining_loss(logprob_A, self.coef, self.tokens) * microbatch.weight
+            loss = loss if no_value is None else loss + no_value
             zero.backward(loss, last=False)
             metrics.add("loss/ptx", -logprob_A.sum() * microbatch.weight, len(logprob_A) * microbatch.weight)
             losses.append(loss.detach())

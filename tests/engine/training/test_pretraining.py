@@ -125,7 +125,7 @@ def test_gradient_is_that_of_plain_torch(world, tmp_path, family, changes):
         torch.testing.assert_close(added, wanted, rtol=2e-4, atol=2e-6 * max(1.0, float(wanted.abs().max())))
         seen += float(wanted.abs().max()) > 1e-4
     assert seen > 5
-    assert metrics.read(world)["loss/ptx"] == pytest.approx(float(total) / 37, rel=1e-5)
+    assert metrics.read(world)["loss/ptx"] == pytest.approx(float(total.detach()) / 37, rel=1e-5)
 
 
 def test_two_ranks_equal_one(tmp_path):
@@ -134,12 +134,13 @@ def test_two_ranks_equal_one(tmp_path):
     cases = {
         "zero0": {"zero": "zero0", **TWO}, "zero2": {"zero": "zero2", **few}, "zero3": {"zero": "zero3", **TWO},
         "all": {"zero": "zero3", "top_layers": "all", "family": "llama", **TWO},
+        "critic": {"zero": "zero3", "critic": "separate", **TWO},
     }  # fmt: skip
     check_two_ranks("ppo", tmp_path, {name: {**case, "minibatch_size": 2} for name, case in cases.items()})
 
 
 def test_a_separate_critic_is_left_alone(world, tmp_path):
-    """Also while it trains alone: there the text waits."""
+    """While it trains alone, the text waits."""
     outcome = train(make_trainer("ppo", world, tmp_path / "run", critic="separate", critic_warmup=1, **TEXT))
     first, second = outcome["rows"]
     assert "loss/ptx" not in first and second["loss/ptx"] > 1
