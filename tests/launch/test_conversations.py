@@ -53,7 +53,7 @@ def test_trains(here, monkeypatch, job, template):
 
 
 def test_sampled_conversations_are_scored(here, monkeypatch):
-    run(monkeypatch, "sample", {**LONG, "data": "asked.jsonl", "num-responses": "2"})
+    run(monkeypatch, "sample", {"template": "alpaca", "max-length": "900", "data": "asked.jsonl", "num-responses": "2"})
     rows = small.read_rows(here / "out.jsonl")
     asked = small.read_rows(here / "asked.jsonl")
     assert rows[0].keys() == {"id", "instruction", "input", "responses", "finished"}
