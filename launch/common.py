@@ -15,6 +15,7 @@ import torch
 from datagen.embedded import make_embedded, write_embedded
 from engine.base.errors import UserError
 from engine.base.languages import Language, get_language
+from engine.base.mixture import Mixture
 from engine.cli import parse
 from engine.cli.console import Console
 from engine.cli.parse import Parsed, build_settings
@@ -100,9 +101,11 @@ class Job:
         try_export(model, self.run.stage, self.card_settings, inputs, exported, eos_ids)
         return exported
 
-    def context(self, run: RunSettings, optimizer: OptimizerSettings, batch: BatchSettings, stage: Any) -> Context:
-        """What a trainer runs with: this job's ranks, folder and console, and the settings given."""
-        return Context(run, optimizer, batch, stage, self.world, self.run, self.console, self.ds_config)
+    def context(
+        self, run: RunSettings, optimizer: OptimizerSettings, batch: BatchSettings, stage: Any, mixture: Mixture
+    ) -> Context:
+        """What a trainer runs with: this job's ranks, folder and console, the settings given, and the data's files."""
+        return Context(run, optimizer, batch, stage, self.world, self.run, self.console, self.ds_config, mixture)
 
     def load(self, path: str | Path) -> tuple[Any, Any]:
         """Return (model on this rank's device, tokenizer). UserError unless they fit each other."""
@@ -151,8 +154,8 @@ def checked_reader(job: Job, batch: BatchSettings, read: Callable[..., Iterable[
 
 def say_overlap(console: Console, trained: Sequence[Any], heldout: Sequence[Any]) -> None:
     """Print a warning if held-out records share prompts with the training records."""
-    prompts = {(record.instruction, record.input) for record in trained}
-    if count := sum((record.instruction, record.input) in prompts for record in heldout):
+    prompts = {record.prompt for record in trained}
+    if count := sum(record.prompt in prompts for record in heldout):
         console.say(f"warning: {count} of {len(heldout)} held-out records have a prompt that is trained on")
 
 

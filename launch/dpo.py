@@ -52,10 +52,10 @@ def train(
     read = read_inputs(job, run_settings, batch, dpo.heldout)
     model, tokenizer = read.model, read.tokenizer
     split = split_of(dpo.top_layers, model.num_layers)
-    disk = read.disk(job, split, read.batch.epochs + 1, columns=1)
+    disk = read.disk(job, split, read.mixture.passes(read.batch.epochs) + 1, columns=1)
     exported = job.try_export(model, read.names, tokenizer, read.choice.template, read.eos_ids)
     job.run.start()
-    context = job.context(run_settings, optimizer, read.batch, dpo)
+    context = job.context(run_settings, optimizer, read.batch, dpo, read.mixture)
     trainer = DPOTrainer(model, read.rankings, read.heldout, context)
     rows = read.header("all" if split is None else f"top {dpo.top_layers}", disk, trainer.steps)
     rows["loss"] = f"{dpo.dpo_loss}, beta {dpo.beta:g}"

@@ -11,7 +11,9 @@ from typing import Any
 if __name__ == "__main__":  # run as a script: put the repository root on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from engine.base.documents import read_documents
 from engine.base.errors import UserError
+from engine.base.mixture import Source, names_of
 from engine.base.records import read_instructions
 from engine.cli.parse import Parsed, main
 from engine.models import save_model
@@ -37,6 +39,7 @@ from engine.training.heldout import Estimate, compared, shown, titles
 from engine.training.ppo import PPOTrainer
 from engine.training.ppo_checks import check_iteration, check_measures, check_rollouts, check_warmup
 from engine.training.ppo_plan import Plan
+from engine.training.pretraining import Pretraining
 from engine.training.scorers import RewardModelScorer, check_outputs, check_reward, describe, try_scorer
 from engine.training.weighted_scorers import Scorer, each, load_rewards
 from launch import reward, sft
@@ -52,6 +55,7 @@ from launch.common import (
 )
 from launch.lengths import fit_job
 from launch.replay import replay_asked
+from launch.sources import encode_sources, read_sources
 
 
 def job(argv: Sequence[str]) -> None:
@@ -79,8 +83,9 @@ def train(
     check_room(ppo.max_new_tokens, batch.max_length)
     check_iteration(ppo, batch.batch_size)
     estimator_of(ppo.advantage)
+    texts = [list(read_documents(source.path)) for source in ppo.text_sources]
     check_template(batch.template)
-    has_heldout = run_settings.eval_data is not None or run_settings.data is None
+    has_heldout = run_settings.eval_data is not None or not run_settings.sources
     ppo.check_heldout(has_heldout, "--eval-data")
     if ppo.eval_every and not has_heldout:
         raise UserError(
@@ -90,57 +95,65 @@ def train(
         check_reward(one.spec)
     read_prompts = checked_reader(job, batch, partial(read_instructions, require_output=False))
     if run_settings.model is None:
-        check_files(read_prompts, run_settings.data)
-        check_files(read_prompts, run_settings.eval_data)
+        check_files(read_prompts, *(source.path for source in run_settings.sources), run_settings.eval_data)
     model_dir = run_settings.model or stage_model(run_settings, "sft", sft.run, job, batch.template)
     rewards = ppo.rewards
     if not rewards:
         rewards = parse_rewards([str(stage_model(run_settings, "reward", reward.run, job, batch.template))])
-    data, checks_file = run_settings.data, run_settings.eval_data
-    if data is None:
+    sources, checks_file = run_settings.sources, run_settings.eval_data
+    if not sources:
         embedded = embedded_data(run_settings, job)
-        data, checks_file = embedded / "rl.jsonl", checks_file or embedded / "heldout.jsonl"
+        sources, checks_file = (Source(str(embedded / "rl.jsonl")),), checks_file or embedded / "heldout.jsonl"
     batch, ppo = fit_job(job, model_dir, batch, ppo)
     room = batch.max_length - ppo.max_new_tokens
     model, tokenizer = job.load(model_dir)
     eos_ids = eos_ids_of(model_dir, tokenizer, model.vocab_size)
     choice = job.choose_template(batch.template, model_dir, tokenizer)
     split = split_of(ppo.top_layers, model.num_layers)
-    prompts = encode_prompts(read_prompts(data), tokenizer, choice.template, room, batch.truncate)
+    prompts, mixture = encode_sources(
+        sources, read_sources(read_prompts, sources),
+        lambda part: encode_prompts(part, tokenizer, choice.template, room, batch.truncate),
+    )  # fmt: skip
     checks = []
     if checks_file:
         checks = encode_prompts(read_prompts(checks_file), tokenizer, choice.template, room, batch.truncate)
     check_measures(ppo, checks, checks_file)
+    text = pretraining_of(ppo, texts, tokenizer, batch.max_length, run_settings.seed) if texts else None
     scorer = load_rewards(rewards, model, split, tokenizer, batch.tokens_per_microbatch, ppo.reward_offload)
-    notes = check_scorers(rewards, scorer, choice, tokenizer, {data: prompts, checks_file: checks})
+    notes = check_scorers(rewards, scorer, choice, tokenizer, {names_of(sources): prompts, checks_file: checks})
     for of in each(scorer):
         try_scorer(of, model, split, prompts[0], tokenizer)
     check_rollouts(len(prompts), batch.batch_size, job.world.size, ppo.samples_per_prompt)
     seed, ranks, most = run_settings.seed, job.world.size, run_settings.max_steps
-    check_warmup(ppo, len(Plan.of(prompts, batch, ppo, seed, ranks, most).steps))
+    check_warmup(ppo, len(Plan.of(prompts, batch, ppo, seed, ranks, most, mixture).steps))
 
     trained = num_trained(model, split) * (2 if ppo.critic == "separate" else 1)
     samples = ppo.samples_per_prompt
     rollouts = min(batch.batch_size, samples * len(prompts))
     sizes = {"rollouts": rollouts, "tokens": batch.max_length, "rewards": len(rewards)}
     disk = job.disk(samples * len(prompts), batch, model, trained, **sizes)
-    inputs = {"policy before PPO": model_dir, "reward": ", ".join(map(str, rewards)), "prompts": data}
+    inputs = {
+        "policy before PPO": model_dir, "reward": ", ".join(map(str, rewards)), "prompts": names_of(sources),
+    }  # fmt: skip
+    inputs |= {"pretraining text": names_of(text.sources)} if text else {}
     exported = job.try_export(model, inputs, tokenizer, choice.template, eos_ids)
     for of in each(scorer):
         if of.note:
             job.console.say(of.note)
     job.run.start()
-    context = job.context(run_settings, optimizer, batch, ppo)
-    trainer = PPOTrainer(model, tokenizer, eos_ids, prompts, scorer, context, checks)
+    context = job.context(run_settings, optimizer, batch, ppo, mixture)
+    trainer = PPOTrainer(model, tokenizer, eos_ids, prompts, scorer, context, checks, text)
     steps = trainer.steps
     job.header(f"{method_name(ppo.advantage)} in {job.language.name}", {
         "policy": f"{model_dir} (top {ppo.top_layers} of {model.num_layers} layers trained)",
         **reward_lines(rewards, scorer, trainer.scores.clips, notes),
-        "data": f"{data} ({len(prompts):,} prompts)",
+        "data": f"{names_of(sources)} ({len(prompts):,} prompts)",
+        **mixture.rows(steps),
         "template": choice.shown,
         "plan": f"{len(steps)} iterations of {len(steps[0])} rollouts of up to {ppo.max_new_tokens} tokens"
         + (f", {samples} for each prompt" if samples > 1 else ""),
         "update": f"{ppo.ppo_epochs} PPO epochs, {ppo.minibatch_size} rollouts a step",
+        **(text.rows(trainer.plan.updates(ppo.critic_warmup)) if text else {}),
         "disk": disk,
     }, len(steps))  # fmt: skip
     result = trainer.train()
@@ -190,6 +203,14 @@ def reward_lines(
         weight = f", weight {one.weight:g}" if several else ""
         lines[f"reward {one.name}" if several else "reward"] = f"{one.spec} ({describe(of, clip)}{note}{weight})"
     return lines
+
+
+def pretraining_of(
+    ppo: PPOSettings, texts: Sequence[Sequence[str]], tokenizer: Any, max_length: int, seed: int
+) -> Pretraining:
+    """Return the pretraining text of the updates; `texts` are the documents of each file of --ptx-data."""
+    coef, tokens = ppo.ptx_coef or 1.0, ppo.ptx_tokens or 1024
+    return Pretraining.of(ppo.text_sources, texts, tokenizer, max_length, seed, coef, tokens)
 
 
 def show(job: Job, run_settings: RunSettings) -> None:

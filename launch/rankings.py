@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.base.errors import UserError
+from engine.base.mixture import Mixture, Source, names_of
 from engine.base.records import RankingRecord, read_rankings
 from engine.planning.disk import kept_tokens, num_trained
 from engine.run.template_choice import Choice, check_template
@@ -21,6 +22,7 @@ from engine.training.rankings import split as split_prompts
 from launch import sft
 from launch.common import Job, check_files, checked_reader, embedded_data, say_overlap, stage_model
 from launch.lengths import fit_job
+from launch.sources import read_sources
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class Inputs:
     tokenizer: Any
     eos_ids: Sequence[int]
     choice: Choice
-    data: str | Path
+    data: str
+    mixture: Mixture
     rankings: list[RankedExamples]
     heldout: list[RankedExamples]
     batch: BatchSettings  # with lengths that fit the model
@@ -48,6 +51,7 @@ class Inputs:
         return {
             "model": f"{self.model_dir} ({top} of {self.model.num_layers} layers trained)",
             "data": f"{self.data} ({count:,} rankings, {responses:,} responses)",
+            **self.mixture.rows(steps),
             "template": self.choice.shown,
             "held out": f"{len(self.heldout):,} rankings" if self.heldout else "nothing",
             "plan": f"{len(steps)} steps of {len(steps[0])} rankings",
@@ -72,14 +76,15 @@ def read_inputs(job: Job, run_settings: RunSettings, batch: BatchSettings, share
     UserError for the first mistake in them, before an earlier stage runs where it can be seen there.
     """
     check_template(batch.template)
-    data, heldout_file = run_settings.data, run_settings.eval_data
+    sources, heldout_file = run_settings.sources, run_settings.eval_data
     read = checked_reader(job, batch, read_rankings)
     if run_settings.model is None:
-        check_files(read, data, heldout_file)
+        check_files(read, *(source.path for source in sources), heldout_file)
     model_dir = run_settings.model or stage_model(run_settings, "sft", sft.run, job, batch.template)
-    if data is None:
+    if not sources:
         embedded = embedded_data(run_settings, job)
-        data, heldout_file = embedded / "ranking.jsonl", heldout_file or embedded / "ranking_heldout.jsonl"
+        sources = (Source(str(embedded / "ranking.jsonl")),)
+        heldout_file = heldout_file or embedded / "ranking_heldout.jsonl"
     (batch,) = fit_job(job, model_dir, batch)
     model, tokenizer = job.load(model_dir)
     eos_ids = eos_ids_of(model_dir, tokenizer, model.vocab_size)
@@ -89,17 +94,27 @@ def read_inputs(job: Job, run_settings: RunSettings, batch: BatchSettings, share
         encoded = encode_rankings(records, tokenizer, choice.template, batch.max_length, batch.truncate)
         return grouped_by_prompt(job, path, records, encoded, batch.tokens_per_microbatch)
 
-    records = read(data)
+    parts = read_sources(read, sources)
+    heldout_records = read(heldout_file) if heldout_file else []
+    say_overlap(job.console, [record for part in parts for record in part], heldout_records)
+    # Rankings of one prompt in several files stay apart, but on the same side of a split.
+    groups: dict[Hashable, list[tuple[int, RankedExamples]]] = {}
+    for f, (source, part) in enumerate(zip(sources, parts)):
+        for prompt, members in grouped(source.path, part).items():
+            groups.setdefault(prompt, []).extend((f, ranking) for ranking in members)
+    data = names_of(sources)
     if heldout_file:
-        heldout_records = read(heldout_file)
-        say_overlap(job.console, records, heldout_records)
-        rankings, heldout = (
-            [ranking for members in grouped(path, part).values() for ranking in members]
-            for path, part in ((data, records), (heldout_file, heldout_records))
-        )
+        trained = [pair for members in groups.values() for pair in members]
+        heldout = [ranking for members in grouped(heldout_file, heldout_records).values() for ranking in members]
     else:
-        rankings, heldout = split_prompts(grouped(data, records), share, run_settings.seed, data)
-    return Inputs(model_dir, model, tokenizer, eos_ids, choice, data, rankings, heldout, batch)
+        trained, left = split_prompts(groups, share, run_settings.seed, data)
+        heldout = [ranking for _, ranking in left]
+    counts = tuple(sum(f == g for g, _ in trained) for f in range(len(sources)))
+    if empty := [source.path for source, count in zip(sources, counts) if not count]:
+        raise UserError(f"{empty[0]}: --heldout takes all of its prompts: give --eval-data FILE, or more prompts")
+    rankings = [ranking for _, ranking in sorted(trained, key=lambda x: x[0])]
+    mixture = Mixture(tuple(sources), counts)
+    return Inputs(model_dir, model, tokenizer, eos_ids, choice, data, mixture, rankings, heldout, batch)
 
 
 def grouped_by_prompt(
@@ -115,7 +130,7 @@ def grouped_by_prompt(
                 f"{path}: the {len(ranking.examples)} responses of ranking {ranking.id} have {ranking.num_tokens} "
                 f"tokens in total, --tokens-per-microbatch is {most_tokens}: raise it"
             )
-    prompt_of = {record.id: (record.instruction, record.input) for record in records}
+    prompt_of = {record.id: record.prompt for record in records}
     groups, lines = by_prompt(encoded, prompt_of, most_tokens)
     for line in lines:
         job.console.say(f"{path}: {line}")

@@ -21,6 +21,7 @@ from engine.base.errors import UserError
 from engine.base.in_language import in_language
 from engine.base.languages import Language, get_language
 from engine.base.records import InstructionRecord, read_instructions, write_jsonl
+from engine.base.turns import USER, Turn
 from engine.cli.console import Console
 from engine.cli.interrupt import Interrupt
 from engine.cli.parse import main, parse_settings
@@ -44,7 +45,10 @@ LONGEST_WAIT_S = 7 * 24 * 3600  # ranks meet only at the end, and some finish lo
 
 
 def job(argv: Sequence[str]) -> None:
-    """Check all inputs, then sample and write `{id, instruction, input, responses, finished}` lines."""
+    """Check all inputs, then sample and write `{id, instruction, input, responses, finished}` lines.
+
+    A conversation has `messages` in the place of instruction and input.
+    """
     settings, how = parsed = parse_settings(
         (SampleSettings, ResponseSettings),
         argv,
@@ -252,8 +256,7 @@ def write(
             counts["wrong language"] += sum(not in_language(response.text, language) for response in responses)
             yield {
                 "id": record.id,
-                "instruction": record.instruction,
-                "input": record.input,
+                **asked(record),
                 "responses": [response.text for response in responses],
                 "finished": [response.end != LENGTH for response in responses],
             }
@@ -261,6 +264,13 @@ def write(
     write_jsonl(output, rows())
     remove_shards(output)
     return counts
+
+
+def asked(record: InstructionRecord) -> dict[str, Any]:
+    """Return the fields of a record's prompt: a conversation's messages, or instruction and input."""
+    if not record.history:
+        return {"instruction": record.instruction, "input": record.input}
+    return {"messages": [turn.message for turn in (*record.history, Turn(USER, record.instruction))]}
 
 
 def interrupted_message(output: Path, num_responses: int, overwrite: bool) -> str:

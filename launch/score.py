@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ if __name__ == "__main__":  # run as a script: put the repository root on the pa
 import torch
 
 from engine.base.errors import UserError
-from engine.base.records import read_records, write_jsonl
+from engine.base.record_fields import BadField
+from engine.base.records import InstructionRecord, read_records, write_jsonl
+from engine.base.turns import FIELDS, USER, read_turns
 from engine.batch import PackedBatch
 from engine.cli.console import Console
 from engine.cli.parse import main, parse_settings
@@ -23,9 +25,9 @@ from engine.models import load_model, load_score_weight
 from engine.run.folder import check_writable
 from engine.run.template_choice import choose_template
 from engine.settings import check_at_least, flag, is_function_name
-from engine.text.chats import encode_instruction
+from engine.text.encoding import prompt_of, prompt_text
 from engine.text.templates import TEMPLATE_HELP, load_template
-from engine.text.tokenizer import encode_response, load_tokenizer
+from engine.text.tokenizer import EOS, encode_response, load_tokenizer
 from engine.training.modules import RewardModule
 from engine.training.reward import score_sequences
 from engine.training.scorers import FunctionScorer, check_reward, score_moments
@@ -40,7 +42,9 @@ class ScoreSettings:
 
     _argument_group_name = "score"
     reward: str = flag("reward model directory, or module:function of (prompt, response) -> float")
-    data: str = flag("responses as launch/sample.py writes them: {instruction, input, responses, finished}")
+    data: str = flag(
+        "responses as launch/sample.py writes them: {instruction, input, responses, finished}, or with {messages}"
+    )
     output: str = flag("file to write, .jsonl: the lines of --data, each with scores")
     overwrite: bool = flag("replace the output file", False)
     template: str | None = flag(TEMPLATE_HELP, None)
@@ -78,26 +82,35 @@ def read_responses(path: Path) -> list[dict[str, Any]]:
     """Return the lines of a file of responses. UserError for a line without the fields that scoring needs."""
     rows = []
     for line, row in read_records(path):
-        for name, kind in (("instruction", str), ("responses", list)):
+        prompt = () if "instruction" not in row and set(FIELDS) & row.keys() else (("instruction", str),)
+        for name, kind in (*prompt, ("responses", list)):
             if not isinstance(row.get(name), kind):
                 raise UserError(f"{path}, line {line}: field {name!r} is {row.get(name)!r:.60}: give a {kind.__name__}")
+        if not prompt:
+            try:
+                _record_of(row)
+            except BadField as bad:
+                raise UserError(f"{path}, line {line}: {bad}") from None
         if not row["responses"] or not all(isinstance(text, str) for text in row["responses"]):
             raise UserError(f"{path}, line {line}: field 'responses' must be a list of at least one string")
         finished = row.get("finished", [True] * len(row["responses"]))
         if not isinstance(finished, list) or len(finished) != len(row["responses"]):
             raise UserError(f"{path}, line {line}: field 'finished' must have one value per response")
-        rows.append({"input": "", **row, "finished": finished})
+        rows.append({**({"input": ""} if prompt else {}), **row, "finished": finished})
     if not rows:
         raise UserError(f"{path} has no responses")
     return rows
 
 
 def score_with_function(settings: ScoreSettings, rows: Sequence[dict], device: torch.device) -> list[list[float]]:
-    """Return the function's score of each response. Its prompt is the text before the response, by the template."""
+    """Return the function's score of each response. Its prompt is the text before the response, by the template.
+
+    There is no tokenizer: in a conversation "</s>" follows an answer.
+    """
     scorer, template = FunctionScorer(settings.reward, device), load_template(settings.template or "plain")
     scores = []
     for number, row in enumerate(rows, start=1):
-        prompt = template.format(row["instruction"], row["input"])
+        prompt = prompt_text(_record_of(row), template, EOS)
         output, count = row.get("output", ""), len(row["responses"])
         if scorer.wants_output and not (isinstance(output, str) and output):
             raise UserError(
@@ -137,9 +150,20 @@ def score_with_model(settings: ScoreSettings, rows: Sequence[dict], device: torc
     return scores
 
 
+def _record_of(row: Mapping[str, Any]) -> InstructionRecord:
+    """Return the prompt of a line. BadField for a conversation that does not end with the user's message."""
+    if "instruction" in row:
+        return InstructionRecord("", row["instruction"], row["input"], "")
+    name = next(name for name in FIELDS if name in row)
+    *history, asked = read_turns(name, row[name])
+    if asked.role != USER:
+        raise BadField(f"field {name!r} ends with the assistant's message: end it with the user's")
+    return InstructionRecord("", asked.content, "", "", tuple(history))
+
+
 def _sequences(row: dict[str, Any], tokenizer: Any, template: Any) -> Iterator[tuple[int, ...]]:
     """Yield the prompt with each response. An empty one that did not finish gets its EOS: there must be a token."""
-    prompt = encode_instruction(tokenizer, template, row["instruction"], row["input"])
+    prompt = prompt_of(_record_of(row), tokenizer, template)
     for text, finished in zip(row["responses"], row["finished"]):
         response = encode_response(tokenizer, text)
         yield (*prompt, *(response if finished or len(response) == 1 else response[:-1]))

@@ -9,6 +9,7 @@ from pathlib import Path
 if __name__ == "__main__":  # run as a script: put the repository root on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from engine.base.mixture import Source, names_of
 from engine.base.records import read_instructions
 from engine.cli.parse import Parsed, main
 from engine.planning.disk import kept_tokens, num_trained
@@ -34,6 +35,7 @@ from launch.common import (
 )
 from launch.lengths import fit_job
 from launch.replay import replay_asked
+from launch.sources import encode_sources, read_sources
 
 
 def job(argv: Sequence[str]) -> None:
@@ -57,41 +59,44 @@ def train(
 ) -> None:
     """Check all inputs, then train, save and evaluate."""
     check_template(batch.template)
-    has_heldout = run_settings.eval_data is not None or run_settings.data is None
+    has_heldout = run_settings.eval_data is not None or not run_settings.sources
     sft.check_heldout(has_heldout, "--eval-data")
-    data, checks_file = run_settings.data, run_settings.eval_data
+    sources, checks_file = run_settings.sources, run_settings.eval_data
     read = checked_reader(job, batch, read_instructions)
     if run_settings.model is None:
-        check_files(read, data, checks_file)
-    if data is None:
+        check_files(read, *(source.path for source in sources), checks_file)
+    if not sources:
         embedded = embedded_data(run_settings, job)
-        data, checks_file = embedded / "sft.jsonl", checks_file or embedded / "heldout.jsonl"
+        sources, checks_file = (Source(str(embedded / "sft.jsonl")),), checks_file or embedded / "heldout.jsonl"
     model_dir = run_settings.model or embedded_model(run_settings, job)
     (batch,) = fit_job(job, model_dir, batch)
     model, tokenizer = job.load(model_dir)
     eos_ids = eos_ids_of(model_dir, tokenizer, model.vocab_size)
     choice = job.choose_template(batch.template, model_dir, tokenizer)
-    records, heldout_records = read(data), read(checks_file) if checks_file else []
-    say_overlap(job.console, records, heldout_records)
+    parts, heldout_records = read_sources(read, sources), read(checks_file) if checks_file else []
+    say_overlap(job.console, [record for part in parts for record in part], heldout_records)
     encode = {"tokenizer": tokenizer, "template": choice.template, "truncate": batch.truncate}
-    examples = encode_instructions(records, max_length=batch.max_length, **encode)
+    examples, mixture = encode_sources(
+        sources, parts, lambda part: encode_instructions(part, max_length=batch.max_length, eos_ids=eos_ids, **encode)
+    )
     heldout, checks = [], []
     if heldout_records:
-        heldout = encode_instructions(heldout_records, max_length=batch.max_length, **encode)
+        heldout = encode_instructions(heldout_records, max_length=batch.max_length, eos_ids=eos_ids, **encode)
     if heldout_records and sft.exact_match:
         room = batch.max_length - 1  # for one answer token
         checks = encode_prompts(heldout_records, max_prompt_length=room, **encode)
 
     split, lengths = split_of(sft.top_layers, model.num_layers), [len(e.tokens) for e in examples]
-    kept = 0 if split is None else kept_tokens(lengths, model, batch.epochs, batch.trunk_cache)
+    kept = 0 if split is None else kept_tokens(lengths, model, mixture.passes(batch.epochs), batch.trunk_cache)
     disk = job.disk(len(examples), batch, model, num_trained(model, split), kept_tokens=kept)
-    inputs = {"base model": model_dir, "data": data}
+    inputs = {"base model": model_dir, "data": names_of(sources)}
     exported = job.try_export(model, inputs, tokenizer, choice.template, eos_ids)
     job.run.start()
-    trainer = SFTTrainer(model, examples, heldout, job.context(run_settings, optimizer, batch, sft))
+    trainer = SFTTrainer(model, examples, heldout, job.context(run_settings, optimizer, batch, sft, mixture))
     job.header(f"Supervised fine-tuning in {job.language.name}", {
         "model": f"{model_dir} ({model.config.model_type}, {model.num_layers} layers of {model.hidden_size})",
-        "data": f"{data} ({len(examples):,} sequences, {sum(lengths):,} tokens)",
+        "data": f"{names_of(sources)} ({len(examples):,} sequences, {sum(lengths):,} tokens)",
+        **mixture.rows(trainer.steps),
         "template": choice.shown,
         "plan": f"{len(trainer.steps)} steps of {len(trainer.steps[0])} sequences, loss on {sft.loss_on}",
         "held out": f"{checks_file} ({len(heldout):,} sequences)" if heldout else "nothing, --eval-data names a file",
@@ -103,7 +108,7 @@ def train(
             save_trained(trainer.zero, model, job.run.model_dir, exported, job.world, eos_ids)
         if checks:
             trained, _ = job.load(job.run.model_dir)
-            longest = max(len(e.tokens) - e.prompt_len for e in examples)
+            longest = max(1, *(len(e.tokens) - e.prompt_len for e in examples))
             result["exact_match"], answers = exact_match(
                 trained, tokenizer, eos_ids, checks, longest, job.world, job.console, checkpoints=trainer.checkpoints
             )

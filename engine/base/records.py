@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,29 +15,50 @@ from typing import Any, TypeVar
 
 from engine.base.errors import UserError
 from engine.base.jsonl import iterate_objects, write_objects
+from engine.base.record_fields import BadField, short, text_of
+from engine.base.turns import ASSISTANT, FIELDS, USER, Turn, read_turns
 
 _DIALOG_TURN = "\n\nAssistant:"
 
 
 @dataclass(frozen=True)
 class InstructionRecord:
-    """A task with Alpaca's fields. `input` is "" if the instruction needs none, `output` is "" if unknown."""
+    """A task with Alpaca's fields. `input` is "" if the instruction needs none, `output` is "" if unknown.
+
+    Of a conversation, `instruction` is the user's last message, `output` the answer to it, and `history` what was said
+    before: an optional system message, then the user's and the assistant's in turn.
+    """
 
     id: str
     instruction: str
     input: str
     output: str
+    history: tuple[Turn, ...] = ()
+
+    @property
+    def prompt(self) -> tuple[tuple[Turn, ...], str, str]:
+        """What is asked: equal prompts are equal."""
+        return self.history, self.instruction, self.input
 
 
 @dataclass(frozen=True)
 class RankingRecord:
-    """A prompt with K >= 2 responses; ranks[k] >= 1 is the rank of responses[k], 1 is best, equal ranks tie."""
+    """A prompt with K >= 2 responses; ranks[k] >= 1 is the rank of responses[k], 1 is best, equal ranks tie.
+
+    `history` as in InstructionRecord.
+    """
 
     id: str
     instruction: str
     input: str
     responses: tuple[str, ...]
     ranks: tuple[int, ...]
+    history: tuple[Turn, ...] = ()
+
+    @property
+    def prompt(self) -> tuple[tuple[Turn, ...], str, str]:
+        """What is asked: equal prompts are equal."""
+        return self.history, self.instruction, self.input
 
 
 Record = TypeVar("Record", InstructionRecord, RankingRecord)
@@ -56,8 +76,12 @@ def read_records(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, 
 def read_instructions(
     path: str | os.PathLike[str], require_output: bool = True, on_bad_record: OnBadRecord | None = None
 ) -> Iterator[InstructionRecord]:
-    """Read and check a file's instruction records, in order.
+    """Read and check a file's instruction records, in order; without `instruction`, conversations:
 
+      messages        [{"role": "system", "user" or "assistant", "content": text}, ...]
+      conversations   [{"from": "system", "human" or "gpt", "value": text}, ...] (ShareGPT)
+
+    Without the assistant's last answer, a conversation has no output.
     require_output: a missing or empty `output` is an error (SFT); otherwise it is read as "" (PPO needs only prompts).
     on_bad_record: called with the error of a bad record, which is then skipped; without it the error is raised.
     (Alpaca's 52,002 records contain 28 with an empty output.) A damaged file always raises.
@@ -75,6 +99,7 @@ def read_rankings(path: str | os.PathLike[str], on_bad_record: OnBadRecord | Non
       chosen, rejected                                        whole dialogs (hh-rlhf): what both share, up to and with
                                                               its last "Assistant:", becomes the instruction; white
                                                               space around it and around the responses is dropped
+    `messages` or `conversations` that end with the user's message may stand for instruction and input, or for prompt.
     Empty responses are kept, because a reward model has to judge them, too.
     on_bad_record: as in read_instructions.
     """
@@ -88,11 +113,18 @@ def write_jsonl(
 
     If a row cannot be written (UserError), the file at the path is unchanged.
     """
-    write_objects(Path(path), (dataclasses.asdict(row) if dataclasses.is_dataclass(row) else row for row in rows))
+    write_objects(Path(path), (_fields(row) if dataclasses.is_dataclass(row) else row for row in rows))
 
 
-class _BadField(Exception):
-    """A fault of a record, without its file and line."""
+def _fields(record: InstructionRecord | RankingRecord) -> dict[str, Any]:
+    """Return a record as the fields from which it is read."""
+    fields = dataclasses.asdict(record)
+    if history := fields.pop("history"):
+        turns = [*map(Turn._make, history), Turn(USER, fields.pop("instruction"))]
+        turns += [Turn(ASSISTANT, output)] if (output := fields.pop("output", "")) else []
+        fields.pop("input")
+        return {"id": fields.pop("id"), "messages": [turn.message for turn in turns], **fields}
+    return fields
 
 
 def _checked(path: Path, parse: Callable[[_Row], Record], on_bad_record: OnBadRecord | None) -> Iterator[Record]:
@@ -105,8 +137,8 @@ def _checked(path: Path, parse: Callable[[_Row], Record], on_bad_record: OnBadRe
             try:
                 record = parse(_Row(fields, number))
                 if first := line_of_id.get(record.id):
-                    raise _BadField(f"id {_short(record.id)} is that of line {first}: make ids unique or drop them")
-            except _BadField as bad:
+                    raise BadField(f"id {short(record.id)} is that of line {first}: make ids unique or drop them")
+            except BadField as bad:
                 error = UserError(f"{path}:{line}: {bad}")
                 if on_bad_record is None:
                     raise error from None
@@ -119,37 +151,52 @@ def _checked(path: Path, parse: Callable[[_Row], Record], on_bad_record: OnBadRe
 
 
 def _instruction(row: _Row, require_output: bool) -> InstructionRecord:
+    if row.is_conversation:
+        *turns, last = row.turns()
+        if last.role == USER and require_output:
+            raise BadField(f"field {row.turns_field!r} ends with the user's message: add the answer or drop the record")
+        *history, asked = turns if last.role == ASSISTANT else [*turns, last]
+        answer = last.content if last.role == ASSISTANT else ""
+        return InstructionRecord(row.id(), asked.content, "", answer, tuple(history))
     output = row.text("output", empty_is_allowed=not require_output, default=None if require_output else "")
     return InstructionRecord(row.id(), row.text("instruction"), row.text("input", empty_is_allowed=True), output)
 
 
 def _ranking(row: _Row) -> RankingRecord:
-    if row.has_any("responses", "ranks"):
+    history: tuple[Turn, ...] = ()
+    if row.is_conversation and not row.has_any("prompt"):
+        *history, asked = row.turns()
+        if asked.role != USER:
+            raise BadField(f"field {row.turns_field!r} ends with the assistant's message: end it with the user's")
+        instruction, input = asked.content, ""
+    elif row.has_any("responses", "ranks", "prefered_output", "rejected_output"):
         instruction, input = row.text("instruction"), row.text("input", empty_is_allowed=True)
+    if row.has_any("responses", "ranks"):
         responses, ranks = row.texts("responses"), row.ranks("ranks")
     elif row.has_any("prefered_output", "rejected_output"):
-        instruction, input = row.text("instruction"), row.text("input", empty_is_allowed=True)
         responses, ranks = row.pair("prefered_output", "rejected_output"), (1, 2)
     elif row.has_any("prompt"):
         instruction, input = row.text("prompt"), ""
+        responses, ranks = row.pair("chosen", "rejected"), (1, 2)
+    elif row.is_conversation and row.has_any("chosen", "rejected"):
         responses, ranks = row.pair("chosen", "rejected"), (1, 2)
     elif row.has_any("chosen", "rejected"):
         instruction, *responses = _split_dialogs(*row.pair("chosen", "rejected"))
         input, responses, ranks = "", tuple(responses), (1, 2)
     else:
-        raise _BadField(
+        raise BadField(
             f"no field holds responses (fields: {row.names()}): give 'responses' and 'ranks', "
             "'prefered_output' and 'rejected_output', or 'chosen' and 'rejected'"
         )
     if len(responses) < 2:
-        raise _BadField(f"field 'responses' holds {len(responses)}: give at least 2, or drop the record")
+        raise BadField(f"field 'responses' holds {len(responses)}: give at least 2, or drop the record")
     if len(ranks) != len(responses):
-        raise _BadField(f"field 'ranks' holds {len(ranks)} for {len(responses)} responses: give one for each")
+        raise BadField(f"field 'ranks' holds {len(ranks)} for {len(responses)} responses: give one for each")
     if len(set(ranks)) == 1:
-        raise _BadField(f"field 'ranks' is {ranks[0]} for every response, which trains nothing: drop the record")
+        raise BadField(f"field 'ranks' is {ranks[0]} for every response, which trains nothing: drop the record")
     if len(set(responses)) == 1:
-        raise _BadField("all responses are the same text, which trains nothing: drop the record")
-    return RankingRecord(row.id(), instruction, input, responses, ranks)
+        raise BadField("all responses are the same text, which trains nothing: drop the record")
+    return RankingRecord(row.id(), instruction, input, responses, ranks, tuple(history))
 
 
 def _split_dialogs(chosen: str, rejected: str) -> tuple[str, str, str]:
@@ -157,7 +204,7 @@ def _split_dialogs(chosen: str, rejected: str) -> tuple[str, str, str]:
     shared = os.path.commonprefix([chosen, rejected])
     at = shared.rfind(_DIALOG_TURN)
     if at < 0:
-        raise _BadField(
+        raise BadField(
             f"'chosen' and 'rejected' share no {_DIALOG_TURN!r} turn, and there is no 'prompt': add the field 'prompt'"
         )
     end = at + len(_DIALOG_TURN)
@@ -165,7 +212,7 @@ def _split_dialogs(chosen: str, rejected: str) -> tuple[str, str, str]:
 
 
 class _Row:
-    """The fields of a record; each method returns a checked value or raises _BadField."""
+    """The fields of a record; each method returns a checked value or raises BadField."""
 
     def __init__(self, fields: Mapping[str, Any], number: int) -> None:
         self._fields = fields
@@ -174,63 +221,54 @@ class _Row:
     def has_any(self, *names: str) -> bool:
         return any(name in self._fields for name in names)
 
+    @property
+    def turns_field(self) -> str | None:
+        """The field with the messages of a conversation, unless there is an instruction."""
+        return next((name for name in FIELDS if name in self._fields and "instruction" not in self._fields), None)
+
+    @property
+    def is_conversation(self) -> bool:
+        return self.turns_field is not None
+
+    def turns(self) -> tuple[Turn, ...]:
+        return read_turns(self.turns_field, self._fields[self.turns_field])
+
     def names(self) -> str:
-        return ", ".join(_short(name) for name in list(self._fields)[:8]) or "none"
+        return ", ".join(short(name) for name in list(self._fields)[:8]) or "none"
 
     def id(self) -> str:
         """Return the record's id, or its number in the file (from 1)."""
         value = self._fields.get("id", self._number)
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
-        return _text("'id'", value, empty_is_allowed=False)
+        return text_of("'id'", value, empty_is_allowed=False)
 
     def text(self, name: str, empty_is_allowed: bool = False, default: str | None = None) -> str:
         value = self._fields.get(name, default)
-        return _text(f"{name!r}", self._value(name) if value is None else value, empty_is_allowed)
+        return text_of(f"{name!r}", self._value(name) if value is None else value, empty_is_allowed)
 
     def pair(self, better: str, worse: str) -> tuple[str, str]:
         return self.text(better, empty_is_allowed=True), self.text(worse, empty_is_allowed=True)
 
     def texts(self, name: str) -> tuple[str, ...]:
         values = self._list(name, "strings")
-        return tuple(_text(f"'{name}[{i}]'", value, empty_is_allowed=True) for i, value in enumerate(values))
+        return tuple(text_of(f"'{name}[{i}]'", value, empty_is_allowed=True) for i, value in enumerate(values))
 
     def ranks(self, name: str) -> tuple[int, ...]:
         ranks = self._list(name, "whole numbers")
         for i, rank in enumerate(ranks):
             if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-                raise _BadField(f"field '{name}[{i}]' is {_short(rank)}: a rank is a whole number from 1, the best")
+                raise BadField(f"field '{name}[{i}]' is {short(rank)}: a rank is a whole number from 1, the best")
         return tuple(ranks)
 
     def _list(self, name: str, of_what: str) -> list[Any]:
         value = self._value(name)
         if not isinstance(value, list):
-            raise _BadField(f"field {name!r} is {_short(value)}: it must be a list of {of_what}")
+            raise BadField(f"field {name!r} is {short(value)}: it must be a list of {of_what}")
         return value
 
     def _value(self, name: str) -> Any:
         if name not in self._fields:
             hint = ' ("" where there is none)' if name == "input" else ""
-            raise _BadField(f"field {name!r} is missing (fields: {self.names()}): add it{hint}")
+            raise BadField(f"field {name!r} is missing (fields: {self.names()}): add it{hint}")
         return self._fields[name]
-
-
-def _text(name: str, value: Any, empty_is_allowed: bool) -> str:
-    if not isinstance(value, str):
-        raise _BadField(f"field {name} is {_short(value)}: it must be a string")
-    if not empty_is_allowed and not value.strip():
-        raise _BadField(f"field {name} is empty ({_short(value)}): fill it or drop the record")
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise _BadField(
-                f"field {name} holds half a surrogate pair, {_short(value[error.start])}, at character "
-                f"{error.start + 1}: the text was cut inside a character; fix it or drop the record"
-            ) from None
-    return value
-
-
-_shortener = reprlib.Repr()
-_shortener.maxstring = _shortener.maxother = 60
-_short = _shortener.repr

@@ -78,6 +78,11 @@ def kl_loss(logprob_A: Tensor, ref_logprob_A: Tensor, estimator: str, weight_A: 
     return weighted_sum(kl_estimate(logprob_A, ref_logprob_A, estimator), weight_A)
 
 
+def pretraining_loss(logprob_A: Tensor, coef: float, count: int) -> Tensor:
+    """Return coef times minus the sum of the log-probabilities, divided by the `count` of all tokens of the step."""
+    return -coef * logprob_A.sum() / count
+
+
 def weighted_sum(x_A: Tensor, weight_A: Tensor | None) -> Tensor:
     """Return the sum of x_A * weight_A; without weights, of x_A."""
     return x_A.sum() if weight_A is None else (x_A * weight_A).sum()

@@ -20,6 +20,7 @@ import torch
 
 from engine.base.atomic import write_json
 from engine.base.errors import UserError
+from engine.base.mixture import parse_sources
 from engine.base.strict_json import read_object
 from engine.distributed.shared_folder import check_shared
 from engine.distributed.world import World
@@ -31,7 +32,7 @@ VERSIONS = ("torch", "deepspeed", "transformers", "tokenizers", "sentencepiece",
 # Settings that say how to start or what to keep, not what to run. ZeRO's may change when a run is resumed.
 NOT_COMPARED = ("overwrite", "resume", "override", "save_every", "keep", "hang_timeout", "monitor")
 MAY_CHANGE = (*NOT_COMPARED, "deepspeed_config")
-INPUTS = ("model", "data", "eval_data")
+INPUTS = ("model", "data", "eval_data", "ptx_data")
 
 
 class Run:
@@ -41,8 +42,9 @@ class Run:
         """`monitors` comes from take_monitors: where metrics go besides metrics.jsonl and TensorBoard."""
         self.path, self.stage, self.world = path, stage, world
         self.settings = {k: v for s in settings for k, v in dataclasses.asdict(s).items()}
-        if isinstance(rewards := self.settings.get("reward"), list) and len(rewards) == 1:
-            self.settings["reward"] = rewards[0]  # one reward is recorded by its name
+        for name in ("reward", "data"):  # a list of one is recorded by its name
+            if isinstance(words := self.settings.get(name), list) and len(words) == 1:
+                self.settings[name] = words[0]
         self.template: dict[str, str] | None = None  # the prompt template, as template_choice.py records it
         self.lowered: dict[str, Any] = {}  # settings that were lowered to what the model allows
         self._writer = None
@@ -113,10 +115,12 @@ class Run:
         return True
 
     def _check_inputs_survive(self) -> None:
-        inputs = [(name, self.settings[name]) for name in INPUTS if self.settings.get(name)]
-        rewards = self.settings.get("reward") or []
-        rewards = parse_rewards([rewards] if isinstance(rewards, str) else rewards)
-        inputs += [("reward", reward.spec) for reward in rewards]
+        def listed(name: str) -> list[str]:
+            words = self.settings.get(name) or []
+            return [words] if isinstance(words, str) else words
+
+        inputs = [(name, source.path) for name in INPUTS for source in parse_sources(listed(name))]
+        inputs += [("reward", reward.spec) for reward in parse_rewards(listed("reward"))]
         for name, value in inputs:
             if _real(value).is_relative_to(_real(self.path)):
                 raise UserError(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from engine.base.errors import UserError
+from engine.base.mixture import Source, parse_sources
 from engine.generation.sampling import Sampling
 from engine.settings.flags import check_above_zero, check_at_least, check_top_layers, flag
 from engine.settings.heldout import HeldOutSettings, keep_best_flag
@@ -102,6 +103,14 @@ class PPOSettings(HeldOutSettings):
         "clip scores to plus and minus this (default: 10 for normalised scores, else no clipping)", None
     )
     missing_eos_penalty: float = flag("subtracted from the score of a response that does not end with EOS", 0.0)
+    ptx_data: list[str] | None = flag(
+        "pretraining text whose next-token loss is added: .txt, or records with a field text; of several, FILE:WEIGHT "
+        "gives the shares",
+        None,
+        action="extend",
+    )
+    ptx_coef: float | None = flag("weight of that loss, a mean over tokens (default: 1)", None)
+    ptx_tokens: int | None = flag("tokens of that text in each optimizer step, of all ranks (default: 1024)", None)
     eval_samples: int = flag("answers sampled per prompt of --eval-data, each time it is measured", 1)
 
     def __post_init__(self) -> None:
@@ -122,6 +131,7 @@ class PPOSettings(HeldOutSettings):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"--{name} is {getattr(self, name)}: give 0 to 1")
         self._check_advantage()
+        self._check_text()
         if self.kl_in == "loss" and self.kl_estimator == "k1":
             raise UserError(
                 "--kl-estimator is k1 with --kl-in loss: its gradient is 0 on average and pulls nowhere, give k2 or k3"
@@ -150,6 +160,22 @@ class PPOSettings(HeldOutSettings):
         ):  # fmt: skip
             if value != neutral and name in FEWEST_SAMPLES and name != only:
                 raise UserError(f"--{flag_name} is {value}: it is for --advantage {only}, not {name}, leave it out")
+
+    def _check_text(self) -> None:
+        self.text_sources  # noqa: B018  raises for a bad weight
+        for name in ("ptx_coef", "ptx_tokens"):
+            if getattr(self, name) is not None and not self.ptx_data:
+                raise UserError(
+                    f"--{name.replace('_', '-')} is given without --ptx-data: name the text, or leave it out"
+                )
+        check_at_least(1, self, "ptx_tokens")
+        check_at_least(0, self, "ptx_coef")
+        check_above_zero(self, "ptx_coef", hint=", or leave out --ptx-data")
+
+    @property
+    def text_sources(self) -> tuple[Source, ...]:
+        """The files of --ptx-data with their weights."""
+        return parse_sources(self.ptx_data or (), "--ptx-data")
 
     @property
     def rewards(self) -> list[Reward]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.base.errors import UserError
+from engine.base.mixture import Source, parse_sources
 from engine.settings.flags import check_above_zero, check_at_least, flag
 from engine.text.templates import TEMPLATE_HELP
 
@@ -16,7 +17,11 @@ class RunSettings:
     _argument_group_name = "run"
     lang: str = flag("language code: ru, zh, ne, ... (26 languages and en)")
     model: str | None = flag("base model, a Hugging Face directory (default: a new one with random weights)", None)
-    data: str | None = flag("training file, .jsonl, .jsonl.gz or .json (default: embedded)", None)
+    data: list[str] | None = flag(
+        "training file, .jsonl, .jsonl.gz or .json (default: embedded); of several, FILE:WEIGHT gives the shares",
+        None,
+        action="extend",
+    )
     eval_data: str | None = flag(
         "held-out file, measured before, after and every --eval-every: SFT loss, pair accuracy (reward, DPO), PPO's "
         "score and exact matches",
@@ -37,6 +42,9 @@ class RunSettings:
     deepspeed_config: str | None = flag("ZeRO stage, offload, buckets: see ds_configs/", None)
 
     def __post_init__(self) -> None:
+        if isinstance(self.data, str):  # as a run of one file records it
+            object.__setattr__(self, "data", [self.data])
+        self.sources  # noqa: B018  raises for a bad weight
         if odd := set(self.monitors) - {"tensorboard", "csv", "wandb"}:
             raise UserError(f"--monitor: {min(odd)!r} is unknown, give some of tensorboard,csv,wandb, or none")
         check_at_least(1, self, "max_steps", "keep", "hang_timeout")
@@ -45,6 +53,11 @@ class RunSettings:
             raise UserError("--resume and --overwrite are both given: one continues a run, the other replaces it")
         if self.override and not self.resume:
             raise UserError("--override is given without --resume: it only lets a run continue with changed settings")
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The files of --data with their weights; none for the embedded data."""
+        return parse_sources(self.data or ())
 
     @property
     def monitors(self) -> tuple[str, ...]:

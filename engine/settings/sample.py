@@ -17,7 +17,7 @@ class SampleSettings:
     _argument_group_name = "sample"
     lang: str = flag("language code: ru, zh, ne, ... (26 languages and en)")
     model: str = flag("the model, a Hugging Face directory")
-    data: str = flag("prompts: instruction records in .jsonl, .jsonl.gz or .json")
+    data: str = flag("prompts: instruction records or conversations in .jsonl, .jsonl.gz or .json")
     output: str = flag("file to write, .jsonl: one line per prompt, in the order of the prompts")
     overwrite: bool = flag("start again: replace the output file and delete the responses of an interrupted run", False)
     template: str | None = flag(TEMPLATE_HELP, None)

@@ -3,7 +3,7 @@
 A chat is the concatenation of its turns, each as in training: a user's message as an instruction in the prompt
 template, encoded like every prompt (with a dummy prefix if the tokenizer has one), then the answer and EOS. BOS, if the
 tokenizer has one, comes only before the first turn, unless the template writes it. System turns are put before the next
-user's message. Nothing was trained on earlier turns. With the model's own chat template, that renders the chat.
+user's message. With the model's own chat template, that renders the chat.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from engine.base.errors import UserError
 from engine.text.chat_template import ChatTemplate
 from engine.text.templates import RECORD, Piece, Template
-from engine.text.tokenizer import encode_prompt, encode_rendered, encode_response
+from engine.text.tokenizer import decode, encode_prompt, encode_rendered, encode_response
 
 _BEFORE_PROMPTS = ("", " ")  # the dummy prefix as text, where it would be lost
 ROLES = ("system", "user", "assistant")
@@ -40,7 +40,62 @@ def encode_chat(tokenizer: Any, template: Template | ChatTemplate, messages: Seq
     """
     if isinstance(template, ChatTemplate):
         return encode_rendered(tokenizer, template.turns(messages))
-    bos, ids, system = encode_prompt(tokenizer, ""), [], ""
+    return _encode_turns(tokenizer, template, messages)[0]
+
+
+def encode_answers(
+    tokenizer: Any, template: Template | ChatTemplate, messages: Sequence[Mapping[str, str]], eos_ids: Sequence[int]
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Return the token ids of encode_chat, and from where to where each answer among them stands, end token included.
+
+    An answer begins where the chat before it ends, and it ends with the first of `eos_ids` or of the tokenizer's EOS,
+    which a model's own chat template must write after it. UserError if the template renders an answer otherwise when
+    more follows, because generation would not see what was trained.
+    """
+    if not isinstance(template, ChatTemplate):
+        return _encode_turns(tokenizer, template, messages)
+    ids, spans, ends = encode_chat(tokenizer, template, messages), [], {tokenizer.eos_token_id, *eos_ids}
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before = encode_chat(tokenizer, template, messages[:i])
+        start, said = len(before), encode_response(tokenizer, message["content"])[:-1]
+        end = next((at for at in range(start, len(ids)) if ids[at] in ends), None)
+        if ids[:start] != before or end is None or _text(tokenizer, ids[start:end]) != _text(tokenizer, said):
+            raise UserError(
+                f"the model's chat template does not keep message {i + 1} as an answer of its own, with a token after "
+                "it that ends a response: give --template alpaca, or a file, or records of one turn"
+            )
+        spans.append((start, end + 1))
+    return ids, spans
+
+
+def chat_text(template: Template | ChatTemplate, messages: Sequence[Mapping[str, str]], eos: str) -> str:
+    """Return a chat as text, up to where the next answer begins. In a template of ours, `eos` follows an answer."""
+    if isinstance(template, ChatTemplate):
+        return "".join(piece.text for piece in template.turns(messages))
+    text, system = "", ""
+    for message in messages:
+        role, content = message["role"], message["content"]
+        if role == "system":
+            system += content + "\n"
+        else:
+            text += template.format(system + content) if role == "user" else content + eos
+            system = ""
+    return text
+
+
+def _text(tokenizer: Any, ids: Sequence[int]) -> str:
+    return decode(tokenizer, ids).strip()
+
+
+def _encode_turns(
+    tokenizer: Any, template: Template, messages: Sequence[Mapping[str, str]]
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Return encode_answers for a template of ours."""
+    bos, system = encode_prompt(tokenizer, ""), ""
+    ids: list[int] = []
+    spans: list[tuple[int, int]] = []
     for message in messages:
         role, content = message["role"], message["content"]
         if role == "system":
@@ -49,10 +104,14 @@ def encode_chat(tokenizer: Any, template: Template | ChatTemplate, messages: Seq
             ids += encode_prompt(tokenizer, template.pieces(system + content), first=False)
             system = ""
         elif role == "assistant":
-            ids += encode_response(tokenizer, content)
+            answer = encode_response(tokenizer, content)
+            spans.append((len(ids), len(ids) + len(answer)))
+            ids += answer
         else:
             raise UserError(f"a message has the role {role!r}: give one of {', '.join(ROLES)}")
-    return ids if ids[: len(bos)] == bos else [*bos, *ids]
+    if ids[: len(bos)] == bos:
+        return ids, spans
+    return [*bos, *ids], [(start + len(bos), end + len(bos)) for start, end in spans]
 
 
 def chat_template(template: Template, bos: str, first: str, later: str | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from engine.base.mixture import Mixture
 from engine.cli.console import Console
 from engine.distributed.world import World
 from engine.run.folder import Run
@@ -23,3 +24,4 @@ class Context:
     run: Run
     console: Console
     ds_config: dict[str, Any]
+    mixture: Mixture | None = None  # the files of the training records; None for one list

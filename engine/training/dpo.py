@@ -1,7 +1,7 @@
 """Direct preference optimisation (Rafailov et al. 2023): K responses, K sequences forwarded once, all pairs.
 
 The reference is the policy before training. Its log-probabilities, one number a response, are computed once before the
-first step, on the same trunk outputs and in the packs of the first epoch, so that the first step finds a ratio of 1; a
+first step, on the same trunk outputs and in the packs of their first use, so that the first step finds a ratio of 1; a
 checkpoint keeps them. Shapes: T tokens, A selected action columns, S responses.
 """
 
@@ -57,7 +57,7 @@ class DPOTrainer(RankingTrainer):
 
     @property
     def passes(self) -> int:
-        return self.batch.epochs + 1  # one for the reference; a resumed run keeps them too, to read the same bits
+        return super().passes + 1  # one for the reference; a resumed run keeps them too, to read the same bits
 
     def loss(self, records: Sequence[RankedExamples], indices: Sequence[int] | None) -> tuple[Tensor, dict]:
         ref_logprob_S = self.reference_S[self.row_numbers(records, indices)]
@@ -127,10 +127,14 @@ class DPOTrainer(RankingTrainer):
     @torch.no_grad()
     def _compute_references(self) -> None:
         """Fill the columns, each rank its share, under the weights that training starts from."""
-        first_epoch = self.steps[: -(-len(self.records) // self.batch.batch_size)]
-        used = [[self.records[i] for i in indices] for indices in first_epoch]
-        with self.console.bar(len(used), "reference", "step") as bar:
-            for indices, records in zip(first_epoch, used):
+        first_uses, seen = [], set()
+        for step in self.steps:
+            first_uses.append([i for i in dict.fromkeys(step) if i not in seen])
+            seen.update(step)
+        first_uses = [indices for indices in first_uses if indices]
+        with self.console.bar(len(first_uses), "reference", "step") as bar:
+            for indices in first_uses:
+                records = [self.records[i] for i in indices]
                 for ids, weight in self.packs_of(records):
                     chosen, own = [records[i] for i in ids], [indices[i] for i in ids]
                     logprob_S = self.logprobs(chosen, own).cpu()

@@ -117,18 +117,21 @@ def stop_ppo(
     plan: Sequence[Microbatch],
     losses: Sequence[Tensor],
     files_before: Mapping[str, int],
+    of_text: Sequence[Tensor] = (),
 ) -> NoReturn:
     """End a PPO run at an update that was not made, as `stop` does. All ranks call it.
 
     `x` are this rank's rollouts and `ids` their records, `mine` the sequences of the update, `plan` and `losses` its
-    microbatches. Rollouts that are not finite are dropped, with what was logged of them since `files_before`: the
-    resumed run makes them again.
+    microbatches, `of_text` the losses of pretraining text. Rollouts that are not finite are dropped, with what was
+    logged of them since `files_before`: the resumed run makes them again.
     """
     trouble = in_rollouts(x, ids)
     if run.world.max(trouble is not None):
         run.cut_back(files_before, run.position()["seconds"])
         progress.dropped()
     trouble = trouble or in_losses(losses, [[ids[s] for s in part.indices] for part in plan], len(COLUMNS))
+    if not trouble and not all(bool(loss.isfinite()) for loss in of_text):
+        trouble = Trouble(len(COLUMNS), "the loss of the pretraining text", ())
     # One bad rollout makes all advantages bad: keep them all.
     chosen = range(len(ids)) if progress.experience is None else mine or [0]
     numbers = {"kl_coef": kl_coef} | ({"value_offset": policy.value_offset} if policy.value is not None else {})

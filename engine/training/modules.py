@@ -143,20 +143,33 @@ class Policy(LanguageModule):
         columns_A: Tensor,
         temperature: float,
         critic_trunk_TD: Tensor | None = None,
+        with_value: bool = True,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return float32 [A] each: log-probability of the action, entropy, value before it (None without a critic).
+        """Return float32 [A] each: log-probability of the action, entropy, value before it.
 
+        The value is None without a critic. If it is not wanted, it is a 0 through which every weight gets a gradient
+        of 0: ZeRO-3 would keep the last step's gradient of a weight that has none in a step's first microbatch.
         `critic_trunk_TD` is the trunk's output for a critic with another trunk than the policy's.
         """
         h_AD = self.body(batch, trunk_TD, columns_A)
         logprob_A, _, entropy_A = linear_logprob(h_AD, self.head_VD, batch.target_T[columns_A], temperature)
         if self.value is None:
             return logprob_A, entropy_A, None
+        if not with_value:
+            return logprob_A, entropy_A, self._unused_value(batch, h_AD)
         if self.critic_alone:
             h_AD = h_AD.detach()
         if self.critic is not None:
             h_AD = self.critic(batch, trunk_TD if critic_trunk_TD is None else critic_trunk_TD, columns_A)
         return logprob_A, entropy_A, self.value(h_AD) + self.value_offset
+
+    def _unused_value(self, batch: PackedBatch, h_AD: Tensor) -> Tensor:
+        """Return a scalar 0, from the value of one row, of a separate critic for one token."""
+        row_AD = h_AD[:1]
+        if self.critic is not None:
+            one = PackedBatch.of_singles(batch.tokens_T[:1], batch.positions_T[:1])
+            row_AD = self.critic(one, row_AD.new_zeros(1, self.value.in_features), one.last_S)
+        return 0.0 * self.value(row_AD).sum()
 
     def reference(self) -> Reference:
         """Return a frozen copy of the current body, which shares the frozen head."""

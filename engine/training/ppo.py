@@ -51,7 +51,8 @@ from engine.training.ppo_report import (
     stopped_by_kl,
 )
 from engine.training.ppo_scores import Scores
-from engine.training.trunk import FrozenWeights, trunk_parameters
+from engine.training.pretraining import Pretraining
+from engine.training.trunk import FrozenWeights, Trunk, trunk_parameters
 from engine.training.weighted_scorers import Scorer, start_critic
 from engine.training.zero import ZeroStep, adamw
 
@@ -73,6 +74,7 @@ class PPOTrainer:
         scorer: Scorer,
         context: Context,
         heldout: Sequence[Prompt] = (),
+        text: Pretraining | None = None,
     ):
         self.model, self.tokenizer, self.eos_ids, self.prompts, self.scorer = model, tokenizer, eos_ids, prompts, scorer
         self.optimizer, self.batch, self.ppo = context.optimizer, context.batch, context.stage
@@ -99,9 +101,14 @@ class PPOTrainer:
             self.policy, adamw(self.optimizer), self.world, context.ds_config, model.head_weight.dtype, apart
         )
         self.kl = KLController(ppo.kl_coef, ppo.kl_target if ppo.kl_controller == "adaptive" else None, ppo.kl_horizon)
-        self.plan = Plan.of(prompts, self.batch, ppo, self.seed, self.world.size, context.run_settings.max_steps)
+        most = context.run_settings.max_steps
+        self.plan = Plan.of(prompts, self.batch, ppo, self.seed, self.world.size, most, context.mixture)
         self.steps = self.plan.steps
         identity["steps"] = len(self.steps)
+        self.text, self.trunk = text, None if self.split is None else Trunk(model, self.split)
+        if text:
+            pieces = [piece for file in text.files for piece in file.pieces]
+            identity["text"] = fingerprint(model, pieces)["tokens"]
         self.checkpoints = Checkpoints(self.zero, self.run, context.run_settings, self.world, self.console, identity)
         self.progress = Progress()
         self.best = Best(ppo, self.checkpoints, self.console)
@@ -253,6 +260,7 @@ class PPOTrainer:
         divisor, policy_coef = divisor_of(self.ppo, actions, len(chosen)), float(not self.policy.critic_alone)
         mine, losses, before = wanted_S.nonzero()[:, 0].tolist(), [], metrics.copy()
         plan, half_squares, veto = self._microbatches(experience.batch, mine), [], None
+        of_text = self._learn_text(metrics) if policy_coef else []
         for k, microbatch in enumerate(plan):
             part = experience.select(microbatch.indices)
             terms = ppo_loss(self.zero, part, self.ppo, self.kl.coef, policy_coef)
@@ -276,7 +284,7 @@ class PPOTrainer:
             names = [self.prompts[step[i]].id for i in experience.rollout_S.tolist()]
             stop_ppo(
                 self.run, self.checkpoints, self.progress, self.policy, self.kl.coef, self._state, experience, names,
-                mine, plan, losses, self.files_before,
+                mine, plan, losses, self.files_before, of_text,
             )  # fmt: skip
         metrics.add("grad_norm", norm / self.world.size, 1 / self.world.size)
         return True
@@ -302,6 +310,17 @@ class PPOTrainer:
         is_best = self.best.name is not None and self.best.offer(at.iteration, estimates[self.best.name].mean, {})
         self.heldout.keep(at.iteration, answers, is_best)
         at.measured = at.iteration
+
+    def _learn_text(self, metrics: Metrics) -> list[torch.Tensor]:
+        """Add the gradient of the pretraining text of this update. Returns its losses."""
+        if self.text is None:
+            return []
+        self.actor.gather()
+        losses = self.text.backward(
+            self.zero, self.trunk, self.progress.step, self.world, self.batch.tokens_per_microbatch, metrics
+        )
+        self.actor.release()
+        return losses
 
     def _generate(self, iteration: int, indices: Sequence[int]) -> list[Sample]:
         requests = self.plan.requests(iteration, indices)

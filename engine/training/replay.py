@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.base.errors import UserError
-from engine.batch import PackedBatch, action_mask
+from engine.batch import PackedBatch
 from engine.objectives.experience import Experience
 from engine.objectives.preferences import sums_of
 from engine.settings import DPOSettings, PPOSettings
@@ -24,7 +24,7 @@ from engine.training.dpo import dpo_loss, lengths_of, packed
 from engine.training.guards import COLUMNS
 from engine.training.ppo_loss import ppo_loss
 from engine.training.reward import reward_loss
-from engine.training.sft import sft_loss
+from engine.training.sft import EARLIER, learned_columns, sft_loss
 from engine.training.trunk import Trunk
 
 LOGIT_ROWS = 64  # positions whose full logits are held at once
@@ -67,9 +67,10 @@ def groups_of(stage: str, ids: Sequence[str], tensors: Mapping[str, Tensor], set
         raise UserError(f"the kept batch has {len(tokens)} sequences and {len(ids)} records: it is damaged")
     try:
         if stage == "sft":
-            starts = tensors["prompt_len_S"].tolist()
+            starts, spans = tensors["prompt_len_S"].tolist(), tensors.get(EARLIER, torch.empty(0, 3)).long().tolist()
             return [
-                Group((i,), (t,), partial(_sft, start), {}) for i, t, start in zip(ids, tokens, starts, strict=True)
+                Group((i,), (t,), partial(_sft, start, [(a, b) for n, a, b in spans if n == s]), {})
+                for s, (i, t, start) in enumerate(zip(ids, tokens, starts, strict=True))
             ]
         if stage == "reward":
             ranks = tensors["ranks_S"].tolist()
@@ -139,8 +140,10 @@ def _layers(model: nn.Module, module: nn.Module, batch: PackedBatch) -> dict[str
     return sizes
 
 
-def _sft(start: int, module: nn.Module, batch: PackedBatch, trunk_TD: Tensor | None) -> dict[str, Tensor]:
-    columns_A = action_mask(batch, [start]).nonzero()[:, 0]
+def _sft(
+    start: int, earlier: Sequence[tuple[int, int]], module: nn.Module, batch: PackedBatch, trunk_TD: Tensor | None
+) -> dict[str, Tensor]:
+    columns_A = learned_columns(batch, [start], [earlier])
     logprob_A, loss = sft_loss(module, batch, trunk_TD, columns_A)
     return {"logprob": logprob_A, "loss": loss}
 

@@ -18,6 +18,8 @@ from engine.training.modules import LanguageModule
 from engine.training.supervised import SupervisedTrainer
 from engine.training.trunk import FrozenWeights, Trunk, trunk_parameters
 
+EARLIER = "earlier_spans"  # of a kept batch, int64 [spans, 3]: sequence, start, end of each earlier answer
+
 
 class SFTTrainer(SupervisedTrainer):
     """Minimise the sum of -log p over the learned tokens, divided by their number in the step (all ranks)."""
@@ -40,11 +42,12 @@ class SFTTrainer(SupervisedTrainer):
         return (record,)
 
     def terms_of(self, records: Sequence[Example]) -> int:
-        return sum(len(e.tokens) - self._first_learned(e) for e in records)
+        return sum(len(e.tokens) - 1 if self.on_all else e.num_learned for e in records)
 
     def loss(self, records: Sequence[Example], indices: Sequence[int] | None) -> tuple[Tensor, dict]:
         batch = PackedBatch.from_sequences([e.tokens for e in records])
-        columns_A = action_mask(batch, [self._first_learned(e) for e in records]).nonzero()[:, 0]
+        earlier = [() if self.on_all else e.earlier for e in records]
+        columns_A = learned_columns(batch, [self._first_learned(e) for e in records], earlier)
         batch, columns_A = batch.to(self.world.device), columns_A.to(self.world.device)
         trunk_TD = self.trunk and self.trunk(batch, indices)
         return sft_loss(self.zero, batch, trunk_TD, columns_A)[1], {}
@@ -59,10 +62,12 @@ class SFTTrainer(SupervisedTrainer):
         return {"heldout_loss": means["eval/loss"]}, means, f"loss {short(means['eval/loss'])}"
 
     def kept_tensors(self, records: Sequence[Example]) -> dict[str, Tensor]:
+        spans = [(s, *span) for s, e in enumerate(records) for span in e.earlier if not self.on_all]
         return {
             "tokens_T": torch.tensor([token for e in records for token in e.tokens]),
             "lengths_S": torch.tensor([len(e.tokens) for e in records]),
             "prompt_len_S": torch.tensor([self._first_learned(e) for e in records]),
+            **({EARLIER: torch.tensor(spans)} if spans else {}),
         }
 
     def keep_loss(self, loss: float) -> None:
@@ -73,6 +78,18 @@ class SFTTrainer(SupervisedTrainer):
 
     def _first_learned(self, example: Example) -> int:
         return 1 if self.on_all else example.response_start
+
+
+def learned_columns(batch: PackedBatch, starts: Sequence[int], earlier: Sequence[Sequence[tuple[int, int]]]) -> Tensor:
+    """Return int64 [A]: the columns whose targets are learned, on the CPU, where `batch` is.
+
+    In each sequence these are the tokens from `starts` on, and those of the spans in `earlier`.
+    """
+    learned_T = action_mask(batch, starts)
+    for first, spans in zip(batch.starts, earlier):
+        for start, end in spans:
+            learned_T[first + start - 1 : first + end - 1] = True
+    return learned_T.nonzero()[:, 0]
 
 
 def sft_loss(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.base.seeds import batches
+from engine.base.mixture import Mixture
 from engine.cli.console import short
 from engine.objectives.schedule import learning_rate
 from engine.packing import Microbatch, plan_microbatches
@@ -51,7 +51,8 @@ class SupervisedTrainer(ABC):
         weight = next(module.parameters())
         self.zero = ZeroStep(module, adamw(self.optimizer), self.world, context.ds_config, weight.dtype)
         run_settings = context.run_settings
-        steps = batches(len(records), self.batch.batch_size, self.batch.epochs, run_settings.seed, self.name)
+        self.mixture = context.mixture or Mixture.of_one(len(records))
+        steps = self.mixture.batches(self.batch.batch_size, self.batch.epochs, run_settings.seed, self.name)
         self.steps = steps[: run_settings.max_steps]
         identity = {**identity, "steps": len(self.steps)}
         self.checkpoints = Checkpoints(self.zero, self.run, run_settings, self.world, self.console, identity)
@@ -145,7 +146,7 @@ class SupervisedTrainer(ABC):
     @property
     def passes(self) -> int:
         """How often the run reads a record's trunk outputs: from two on they are kept."""
-        return self.batch.epochs
+        return self.mixture.passes(self.batch.epochs)
 
     def prepare(self, saved: Saved | None) -> None:
         """Take the results so far from the checkpoint that the run resumes, None at its beginning.

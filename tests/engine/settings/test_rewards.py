@@ -56,7 +56,7 @@ def test_a_weight_is_a_number_after_the_last_colon(here, item, spec, weight, nam
 )  # fmt: skip
 def test_mistakes(here, items, message):
     with pytest.raises(UserError, match=message):
-        PPOSettings(items)
+        PPOSettings(reward=items)
 
 
 def test_all_weights_may_be_negative():
@@ -64,5 +64,5 @@ def test_all_weights_may_be_negative():
 
 
 def test_one_reward_may_be_a_text_as_a_run_records_it():
-    assert PPOSettings(EVEN).reward == [EVEN] and PPOSettings(EVEN).rewards == [Reward(EVEN)]
+    assert PPOSettings(reward=EVEN).reward == [EVEN] and PPOSettings(reward=EVEN).rewards == [Reward(EVEN)]
     assert PPOSettings().reward is None and PPOSettings().rewards == []

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import BloomConfig, LlamaConfig, PreTrainedTokenizerFast
 
+from engine.base.mixture import parse_sources
 from engine.batch import PackedBatch
 from engine.cli.console import Console
 from engine.distributed.world import World, start_world
@@ -38,6 +39,7 @@ from engine.training.context import Context
 from engine.training.dpo import DPOTrainer
 from engine.training.export import body_weights, save_trained
 from engine.training.ppo import PPOTrainer
+from engine.training.pretraining import Pretraining
 from engine.training.reward import RewardTrainer
 from engine.training.sft import SFTTrainer
 from engine.training.weighted_scorers import load_rewards
@@ -185,7 +187,8 @@ def without_clock(metrics: Mapping[str, float]) -> dict[str, float]:
 def make_trainer(
     stage: str, world: World, folder: Path, family: str = "bloom", zero: str = "zero0", layers: int = 3,
     model: torch.nn.Module | None = None, data: Sequence[Any] | None = None, heldout: Sequence[Any] | None = None,
-    score_weight_D: Tensor | None = None, eos_ids: Sequence[int] = (EOS,), **changes: Any,
+    score_weight_D: Tensor | None = None, eos_ids: Sequence[int] = (EOS,), texts: Sequence[Sequence[str]] | None = None,
+    **changes: Any,
 ) -> SFTTrainer | RewardTrainer | DPOTrainer | PPOTrainer:  # fmt: skip
     """A trainer ready to train; `changes` are settings."""
     groups = settings(stage, **changes)
@@ -205,7 +208,11 @@ def make_trainer(
     tokenizer, ppo = tiny_tokenizer(), groups[-1]
     split = split_of(ppo.top_layers, model.num_layers)
     scorer = load_rewards(ppo.rewards, model, split, tokenizer, groups[2].tokens_per_microbatch, ppo.reward_offload)
-    return PPOTrainer(model, tokenizer, eos_ids, data or prompts(), scorer, context, heldout or ())
+    text = None
+    if texts:
+        sources, seed = parse_sources(ppo.ptx_data), groups[0].seed
+        text = Pretraining.of(sources, texts, tokenizer, groups[2].max_length, seed, ppo.ptx_coef, ppo.ptx_tokens)
+    return PPOTrainer(model, tokenizer, eos_ids, data or prompts(), scorer, context, heldout or (), text)
 
 
 def train(trainer: SFTTrainer | RewardTrainer | DPOTrainer | PPOTrainer) -> dict[str, Any]:
