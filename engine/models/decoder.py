@@ -16,6 +16,7 @@ from engine.models.attend import Attend, causal_attend
 from engine.models.fused import block_step
 from engine.models.length_limit import check_length, length_limit
 from engine.models.rotary import Rotations, rotations_of
+from engine.models.rounded_rows import add_rows, rows_to_add
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -103,12 +104,14 @@ class Decoder(nn.Module):
             return h_TD
         first = layers[0]
         check_length(first.config, batch.max_len)
-        step = block_step(first, h_TD, attend)
+        step, tokens, position_T = block_step(first, h_TD, attend), h_TD.shape[0], batch.positions_T
+        if rotations is None and (count := rows_to_add(h_TD)):
+            h_TD, position_T, attend = add_rows(h_TD, batch, attend, count)
         attend = attend or causal_attend(batch)
-        rotations = rotations_of(layers, batch.positions_T) if rotations is None else rotations
+        rotations = rotations_of(layers, position_T) if rotations is None else rotations
         for block in layers:
             h_TD = step(block, h_TD, rotations.get(block.rotary), attend)
-        return h_TD
+        return h_TD[:tokens]
 
     def norm(self, h_TD: Tensor) -> Tensor:
         """Apply the final norm: norm(h) @ head_weight.T are the logits."""
