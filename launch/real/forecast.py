@@ -20,7 +20,7 @@ from engine.models.hf import empty_model
 from engine.planning.memory import Workload, memory, peaks, phases
 from engine.settings import BatchSettings
 from engine.text.tokenizer import load_tokenizer
-from launch.real.stages import Step, flag_of, stage_of
+from launch.real.step import Step, flag_of, stage_of
 
 FORECAST = "forecast.json"  # of each step, in the folder of the language
 SIDE = 2048  # of the square product that measures the machine

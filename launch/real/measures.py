@@ -87,6 +87,16 @@ def best_of(scored: Answers) -> Answers:
     return rows
 
 
+def best_by(scores: Mapping[str, Answers], name: str) -> dict[str, Answers]:
+    """Return each prompt's best answer by the scores of that name, with its scores by every name."""
+    best = best_of(scores[name])
+    found = {}
+    for other, rows in scores.items():
+        at = [row["responses"].index(chosen["responses"][0]) for row, chosen in zip(rows, best)]
+        found[other] = [{**chosen, "scores": [row["scores"][i]]} for chosen, row, i in zip(best, rows, at)]
+    return found
+
+
 def prefers_right(scored: Answers, expected: Mapping[str, str]) -> np.ndarray:
     """Return float64 [P'], a share for each prompt with right and wrong samples: its pairs that the scores order.
 

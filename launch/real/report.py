@@ -14,7 +14,7 @@ from engine.models import load_config
 from engine.run.folder import read_result
 from engine.text.tokenizer import load_tokenizer
 from launch.real.forecast import FORECAST, read_forecast
-from launch.real.measures import Interval, best_of, measure, prefers_right, read_answers, rows_by_id
+from launch.real.measures import Interval, best_by, measure, prefers_right, read_answers, rows_by_id
 from launch.real.stages import BEST_OF, HELDOUT, REWARDS
 
 Values = Mapping[str, np.ndarray]  # measure -> float64 [P], a number per prompt
@@ -66,11 +66,8 @@ def _measured(folder: Path, name: str, kind: str, expected: Mapping[str, str], l
 
 def _best_values(folder: Path, kind: str, expected: Mapping[str, str], language, length: Callable) -> Values:
     """Measure SFT's best answers by reward model A; B's scores are those of the same answers."""
-    best, by_b = best_of(read_answers(folder / "answers" / f"sft.{kind}.a.jsonl")), []
-    for row, all_b in zip(best, read_answers(folder / "answers" / f"sft.{kind}.b.jsonl")):
-        at = all_b["responses"].index(row["responses"][0])
-        by_b.append({**row, "scores": [all_b["scores"][at]]})
-    return measure(best, {"a": best, "b": by_b}, expected, language, length)
+    best = best_by({name: read_answers(folder / "answers" / f"sft.{kind}.{name}.jsonl") for name in REWARDS}, "a")
+    return measure(best["a"], best, expected, language, length)
 
 
 def _table(values: Mapping[str, Values]) -> Iterator[str]:

@@ -98,7 +98,7 @@ def test_repeated_kills_lose_and_repeat_nothing(files, expected, tmp_path):
         assert "sampling stops after this step" in result["err"]
     again = f"  resumed   {counts[-1]} of 40 responses already saved\n"
     assert again in results[-1]["out"]
-    made, now = re.search(r"EOS; ([\d,]+) tokens, ([\d,]+) of them in", results[-1]["out"]).groups()
+    made, now = re.search(r"wrong language; ([\d,]+) tokens, ([\d,]+) of them in", results[-1]["out"]).groups()
     assert 0 < int(now) < int(made)
 
 

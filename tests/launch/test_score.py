@@ -55,6 +55,29 @@ def test_a_function_scores_text(files, tmp_path):
     assert rows[1]["scores"] == pytest.approx([noise(prompt, text) for text in ROWS[1]["responses"]])
 
 
+def test_log_ratios_are_those_of_the_whole_logits(files, tmp_path):
+    """The sum over the response's tokens, EOS included where it finished, of log p - log p of another model."""
+    other = small.make_model(tmp_path / "other", seed=7)
+    rows = scored(files, tmp_path / "o.jsonl", "--reference", str(other), reward=files / "m")
+    tokenizer, template = load_tokenizer(files / "m"), load_template("plain")
+    policy, reference = load_model(files / "m"), load_model(other)
+
+    @torch.no_grad()
+    def logprob(model, prompt, answer):
+        batch = PackedBatch.from_sequences([(*prompt, *answer)])
+        h_TD = model.norm(model.run(model.embed(batch), batch, 0, model.num_layers))
+        logits_AV = (h_TD @ model.head_weight.T)[len(prompt) - 1 : -1].double()
+        return float(logits_AV.log_softmax(-1)[torch.arange(len(answer)), torch.tensor(answer)].sum())
+
+    for row, given in zip(rows, ROWS, strict=True):
+        prompt = encode_instruction(tokenizer, template, given["instruction"], given["input"])
+        answers = [encode_response(tokenizer, text) for text in given["responses"]]
+        answers[1] = answers[1][:-1]
+        expected = [logprob(policy, prompt, a) - logprob(reference, prompt, a) for a in answers]
+        assert row["scores"] == pytest.approx(expected, abs=1e-4)
+    assert abs(rows[0]["scores"][0]) > 0.01
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

@@ -78,9 +78,9 @@ def test_ppo_ends_at_every_eos_and_leaves_it_out_of_the_text(tmp_path, monkeypat
         seen = []
         scorer = trainer.scorer
 
-        def listening(batch, trunk_TD, prompts, texts):
+        def listening(batch, trunk_TD, prompts, texts, *more):
             seen.extend(texts)
-            return scorer(batch, trunk_TD, prompts, texts)
+            return scorer(batch, trunk_TD, prompts, texts, *more)
 
         listening.trunk = None
         trainer.scorer = listening

@@ -8,6 +8,7 @@ from engine.base.errors import UserError
 from engine.init_model import init_model
 from launch.real import __main__ as real
 from launch.real import data, stages
+from launch.real import step as step_of
 from tests.greetings import GREETINGS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -64,7 +65,7 @@ def test_every_step_runs_once_and_the_report_has_every_table(small_run, tmp_path
 
 
 def test_a_step_that_fails_ends_the_run_with_one_line(tmp_path):
-    step = stages.Step("sft", ("launch/sft.py", "--lang", "xx"), tmp_path / "never")
+    step = step_of.Step("sft", ("launch/sft.py", "--lang", "xx"), tmp_path / "never")
     with pytest.raises(UserError, match="sft ended with status 2: see its last line above"):
-        stages.run(step, tmp_path / "steps.jsonl")
+        step_of.run(step, tmp_path / "steps.jsonl")
     assert not (tmp_path / "steps.jsonl").exists()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from engine.base.languages import get_language
-from launch.real.measures import Interval, best_of, measure, prefers_right
+from launch.real.measures import Interval, best_by, best_of, measure, prefers_right
 
 NEPALI = get_language("ne")
 ROWS = [
@@ -59,6 +59,13 @@ def test_one_beats_another_by_more_than_both_intervals():
 
 def test_best_of_takes_the_first_of_the_highest_scores():
     assert [(row["responses"], row["scores"]) for row in best_of(ROWS)] == [(["four"], [3.0]), (["रातो"], [0.5])]
+
+
+def test_the_best_answer_by_one_reward_has_the_other_rewards_score_of_it():
+    others = [{**row, "scores": [10 * x for x in range(3)]} for row in ROWS]
+    found = best_by({"a": ROWS, "b": others}, "a")
+    assert [(row["responses"], row["scores"]) for row in found["b"]] == [(["four"], [10]), (["रातो"], [0])]
+    assert found["a"] == best_of(ROWS)
 
 
 def test_pairs_of_a_right_and_a_wrong_sample_count_once_a_prompt():
