@@ -35,7 +35,7 @@ SHOWN_PROMPTS = 4
 def write_report(lang: str, folder: Path, base: Path, seeds: Sequence[int]) -> Path:
     """Write folder/report.md from the files of the run, and return its path."""
     language, tokenizer = get_language(lang), load_tokenizer(base)
-    names = ["base", "sft", *(f"rlhf_{seed}" for seed in seeds), "control"]
+    names = ["base", "sft", *(f"rlhf_{seed}" for seed in seeds), "control", "check"]
 
     def length(text: str) -> int:
         return len(tokenizer(text, add_special_tokens=False)["input_ids"])

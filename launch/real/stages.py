@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from engine.reward_functions import noise
+from engine.reward_functions import exact_match, noise
 from launch.real import rank
 from launch.real.step import Step
 
-NOISE = f"{noise.__module__}:{noise.__name__}"
+NOISE, CHECK = (f"{reward.__module__}:{reward.__name__}" for reward in (noise, exact_match))
 REWARDS = ("a", "b")  # RLHF optimises a; b is trained on the other half of the rankings
 BEST_OF = 8
 SAMPLES = 4
@@ -47,9 +47,10 @@ def steps(lang: str, folder: Path, base: Path, seeds: Sequence[int]) -> Iterator
     for name, output in rewards.items():
         heldout = ("--eval-data", data / "ranking_heldout.jsonl")
         yield _train("reward", lang, sft, data / f"ranking_{name}.jsonl", output, *REWARD, *heldout)
-    runs = {f"rlhf_{seed}": (rewards["a"] / "model", seed) for seed in seeds} | {"control": (NOISE, seeds[0])}
-    for name, (reward, seed) in runs.items():
-        flags = (*RLHF, *tasks, "--reward", reward, "--seed", seed)
+    runs = {f"rlhf_{seed}": (seed, rewards["a"] / "model") for seed in seeds}
+    runs |= {"control": (seeds[0], NOISE), "check": (seeds[0], CHECK, "--score-norm", "rollouts")}
+    for name, (seed, *reward) in runs.items():
+        flags = (*RLHF, *tasks, "--seed", seed, "--reward", *reward)
         yield _train("ppo", lang, sft, data / "rl.jsonl", folder / name, *flags)
     models = {"base": base, "sft": sft} | {name: folder / name / "model" for name in runs}
     for name, model in models.items():

@@ -47,7 +47,7 @@ def test_every_step_runs_once_and_the_report_has_every_table(small_run, tmp_path
     page = (folder / "report.md").read_text(encoding="utf-8")
     for part in (
         "| right answers, % |",
-        "| base | sft | rlhf_0 | control | best of 8 |",
+        "| base | sft | rlhf_0 | control | check | best of 8 |",
         "Paired differences",
         "## RLHF",
     ):

@@ -26,7 +26,7 @@ def test_every_step_that_computes_is_forecast_and_what_is_done_keeps_its_forecas
     assert set(found) == {step.name for step in todo} - {"rankings"}
     assert lines[0].startswith(f"{len(todo)} steps, 0 done; about ")
     assert [line.split()[0] for line in lines[1:]] == ["sft", "sample", "reward", "ppo", "score"]
-    assert found["rlhf_0"] == found["rlhf_1"] == found["control"]
+    assert found["rlhf_0"] == found["rlhf_1"] == found["control"] == found["check"]
     assert all(x.seconds > forecast.START_SECONDS and x.peak_gb > forecast.START_GB for x in found.values())
 
     (folder / "sft").mkdir()
