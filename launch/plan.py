@@ -54,6 +54,9 @@ class PlanSettings:
         "ppo: value head on the policy's top layers, or separate top layers", "shared", choices=["shared", "separate"]
     )
     reward_offload: bool = flag("ppo: keep a reward model with its own trunk in host memory between uses", False)
+    rewards: int = flag("ppo: reward models, all of the policy's size", 1)
+    ptx_tokens: int = flag("ppo: tokens of pretraining text in each optimizer step", 0)
+    minibatch_size: int = flag("ppo: rollouts per optimizer step", 32)
     rollouts: int = flag("ppo: rollouts per iteration; sft, reward, dpo: sequences per step", 128)
     slots: int = flag("ppo: rollouts generated at once per rank", 128)
     prompt_tokens: int = flag("tokens per prompt", 256)
@@ -70,8 +73,8 @@ class PlanSettings:
         if self.top_layers is not None:
             check_top_layers(self.top_layers)
         sizes = ("gpu_memory", "ranks", "rollouts", "slots", "prompt_tokens", "new_tokens", "ppo_epochs", "tflops")
-        check_above_zero(self, *sizes, "bandwidth")
-        check_at_least(0, self, "trunk_cache")
+        check_above_zero(self, *sizes, "bandwidth", "minibatch_size")
+        check_at_least(0, self, "trunk_cache", "rewards", "ptx_tokens")
         check_at_least(1, self, "samples_per_prompt")
         if self.advantage != "gae" and self.critic == "separate":
             raise UserError(f"--critic is separate: --advantage {self.advantage} has no critic, leave it out")
@@ -107,11 +110,12 @@ def workload(s: PlanSettings, num_layers: int) -> Workload:
     """Return the workload of the settings for a model with this many layers."""
     top = s.top_layers or ("all" if s.stage in ("sft", "dpo") else "4")
     split = split_of(top, num_layers)
+    updates = s.ppo_epochs * -(-s.rollouts // s.minibatch_size)
     return Workload(
         s.stage, getattr(torch, s.dtype), s.ranks, s.zero, s.offload, None if split is None else num_layers - split,
         s.rollouts, s.slots, s.prompt_tokens, s.new_tokens, s.tokens_per_microbatch, s.trunk == "shared",
         s.critic == "separate", s.reward_offload, s.trunk_cache, s.ppo_epochs, s.samples_per_prompt,
-        s.advantage == "gae",
+        s.advantage == "gae", s.rewards, updates * s.ptx_tokens,
     )  # fmt: skip
 
 

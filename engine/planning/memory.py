@@ -45,6 +45,8 @@ class Workload:
     ppo_epochs: int
     samples: int = 1  # rollouts of each prompt, which share its prefill
     value_head: bool = True  # PPO: False without a critic
+    rewards: int = 1  # PPO: reward models, all of the policy's size
+    text_tokens: int = 0  # PPO: tokens of pretraining text in the updates of an iteration, all ranks together
 
 
 @dataclass(frozen=True)
@@ -186,10 +188,11 @@ def memory(model: nn.Module, w: Workload) -> list[Part]:
         reference = (trained if whole else top_weights) * b
         parts.append(Part("reference" if whole else "reference top", reference, reference))
         if w.shared_trunk and not whole:
-            parts.append(Part("reward top", (top_weights + D) * b, (top_weights + D) * b))
+            reward = w.rewards * (top_weights + D) * b
+            parts.append(Part("reward top" + "s" * (w.rewards > 1), reward, reward))
         else:
-            reward = 0 if w.reward_offload else (L * s.layer + s.norm + s.embedding + D) * b
-            parts.append(Part("reward model", reward, reward))
+            reward = 0 if w.reward_offload else w.rewards * (L * s.layer + s.norm + s.embedding + D) * b
+            parts.append(Part("reward model" + "s" * (w.rewards > 1), reward, reward))
         if w.separate_critic:
             critic = top_weights if not whole else L * s.layer + s.norm + s.embedding
             trained += critic
@@ -206,7 +209,8 @@ def memory(model: nn.Module, w: Workload) -> list[Part]:
     parts.append(Part("gradients", 0, gradients / (w.ranks if zero >= 2 else 1)))
     first = 0 if whole else L - top
     T = w.tokens_per_microbatch
-    activations = activation_bytes(model, first, T, T // 2 if w.stage == "ppo" else T)
+    every_column = w.stage != "ppo" or w.text_tokens > 0  # text predicts all of its tokens, a rollout its response
+    activations = activation_bytes(model, first, T, T if every_column else T // 2)
     if w.separate_critic and w.stage == "ppo":
         activations *= 2
     parts.append(Part("activations", 0, activations))
@@ -262,16 +266,22 @@ def phases(model: nn.Module, w: Workload) -> list[Phase]:
     rounds = max(1.0, here / w.slots)
     decode_bytes = w.new_tokens * (rounds * weights + here * (w.prompt_tokens + w.new_tokens / 2) * cache)
     decode = layers(L, new, w.prompt_tokens + w.new_tokens / 2) + head * new
-    reward = layers(top if w.shared_trunk else L, tokens, length / 2)
+    reward = w.rewards * layers(top if w.shared_trunk else L, tokens, length / 2)
     bodies = 2 + w.separate_critic
     scoring = bodies * layers(top, tokens, length / 2) + 2 * head * new + reward
     trained = (1 + w.separate_critic) * layers(top, tokens, length / 2)
     update = w.ppo_epochs * (3 * trained + 3 * head * new)
     top_bytes = (top * s.layer + V * D) * b
     passes = -(-tokens // w.tokens_per_microbatch)
-    return [
+    reward_bytes = w.rewards * (top_bytes if w.shared_trunk else weights)
+    work = [
         Phase("prefill", layers(L, prompts * w.prompt_tokens, w.prompt_tokens / 2), weights),
         Phase("decode", decode, decode_bytes),
-        Phase("scoring", scoring, passes * (bodies * top_bytes + (top_bytes if w.shared_trunk else weights))),
+        Phase("scoring", scoring, passes * (bodies * top_bytes + reward_bytes)),
         Phase("update", update, w.ppo_epochs * passes * 3 * top_bytes),
     ]
+    if w.text_tokens:
+        text = -(-w.text_tokens // w.ranks)
+        flops = layers(L - top, text, length / 2) + 3 * layers(top, text, length / 2) + 3 * head * text
+        work.append(Phase("pretraining text", flops, -(-text // w.tokens_per_microbatch) * (weights + 2 * top_bytes)))
+    return work
