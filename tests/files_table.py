@@ -17,7 +17,7 @@ ORDER = {
     "decontaminate embedded instruct translate benchmark rank stats bench __main__",
     "evaluation": "data tasks protocols settings scoring results lint report bench_peer bench __main__",
     "launch": "common sources lengths replay sample_rank init sft rankings reward dpo ppo sample score evaluate plan "
-    "tokens convert serve chat real bench",
+    "tokens extend convert serve chat real bench",
 }
 
 
