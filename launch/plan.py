@@ -54,6 +54,7 @@ class PlanSettings:
         "ppo: value head on the policy's top layers, or separate top layers", "shared", choices=["shared", "separate"]
     )
     reward_offload: bool = flag("ppo: keep a reward model with its own trunk in host memory between uses", False)
+    recompute: bool = flag("run trained layers again in their backward instead of keeping their activations", False)
     rewards: int = flag("ppo: reward models, all of the policy's size", 1)
     ptx_tokens: int = flag("ppo: tokens of pretraining text in each optimizer step", 0)
     minibatch_size: int = flag("ppo: rollouts per optimizer step", 32)
@@ -115,7 +116,7 @@ def workload(s: PlanSettings, num_layers: int) -> Workload:
         s.stage, getattr(torch, s.dtype), s.ranks, s.zero, s.offload, None if split is None else num_layers - split,
         s.rollouts, s.slots, s.prompt_tokens, s.new_tokens, s.tokens_per_microbatch, s.trunk == "shared",
         s.critic == "separate", s.reward_offload, s.trunk_cache, s.ppo_epochs, s.samples_per_prompt,
-        s.advantage == "gae", s.rewards, updates * s.ptx_tokens,
+        s.advantage == "gae", s.rewards, s.recompute, updates * s.ptx_tokens,
     )  # fmt: skip
 
 

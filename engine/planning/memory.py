@@ -46,6 +46,7 @@ class Workload:
     samples: int = 1  # rollouts of each prompt, which share its prefill
     value_head: bool = True  # PPO: False without a critic
     rewards: int = 1  # PPO: reward models, all of the policy's size
+    recompute: bool = False  # run trained layers again in their backward
     text_tokens: int = 0  # PPO: tokens of pretraining text in the updates of an iteration, all ranks together
 
 
@@ -110,13 +111,18 @@ def _pack(tokens: int) -> PackedBatch:
 
 
 @lru_cache(maxsize=64)  # the planner asks for the same microbatch with many numbers of rollouts
-def activation_bytes(model: nn.Module, start: int, tokens: int, actions: int) -> int:
+def activation_bytes(model: nn.Module, start: int, tokens: int, actions: int, recompute: bool = False) -> int:
     """Peak bytes of forward and backward of the layers from `start` on for a microbatch, without weight gradients.
 
-    `model` is on the meta device in the dtype of the run.
+    `model` is on the meta device in the dtype of the run. With recompute, of the inputs of all layers, and of what is
+    inside one.
     """
     device = torch.device("meta")
     dtype = next(model.parameters()).dtype
+    if recompute:
+        last = model.num_layers - 1
+        inputs = (last - start) * tokens * model.hidden_size * dtype.itemsize
+        return inputs + activation_bytes(model, last, tokens, actions)
     top = Top(model, start)
     batch = _pack(tokens)
     for weight in top.parameters():
@@ -210,7 +216,7 @@ def memory(model: nn.Module, w: Workload) -> list[Part]:
     first = 0 if whole else L - top
     T = w.tokens_per_microbatch
     every_column = w.stage != "ppo" or w.text_tokens > 0  # text predicts all of its tokens, a rollout its response
-    activations = activation_bytes(model, first, T, T if every_column else T // 2)
+    activations = activation_bytes(model, first, T, T if every_column else T // 2, w.recompute)
     if w.separate_critic and w.stage == "ppo":
         activations *= 2
     parts.append(Part("activations", 0, activations))

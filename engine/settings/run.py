@@ -119,6 +119,10 @@ class BatchSettings:
         "GB to cache outputs of frozen layers; SFT, reward, DPO: in a file; PPO: on the device, the rest on the host",
         16.0,
     )
+    recompute: bool = flag(
+        "keep only the input of each trained layer, and run the layer again in its backward: less memory, equal bits",
+        False,
+    )
 
     def __post_init__(self) -> None:
         check_at_least(0, self, "trunk_cache")

@@ -86,7 +86,7 @@ class PPOTrainer:
         self.moved: torch.Tensor | None = None  # with --target-kl: KL of the newest minibatch to the sampling policy
         identity = fingerprint(model, [p.tokens for p in prompts])
         self.split = split_of(ppo.top_layers, model.num_layers)
-        self.policy = Policy(model, self.split, ppo.has_critic)
+        self.policy = Policy(model, self.split, ppo.has_critic, self.batch.recompute)
         self.reference = self.policy.reference()
         if ppo.critic == "separate":
             start_critic(self.policy, scorer)

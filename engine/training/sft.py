@@ -35,7 +35,7 @@ class SFTTrainer(SupervisedTrainer):
         split = split_of(sft.top_layers, model.num_layers)
         frozen = [] if split is None else [*trunk_parameters(model, split), ("head", model.head_weight)]
         trunk = None if split is None else Trunk(model, split)
-        module = LanguageModule(model, split)
+        module = LanguageModule(model, split, context.batch.recompute)
         super().__init__(module, model, trunk, FrozenWeights(frozen), examples, heldout, context, identity)
 
     def examples_of(self, record: Example) -> Sequence[Example]:
