@@ -54,6 +54,7 @@ class PlanSettings:
         "ppo: value head on the policy's top layers, or separate top layers", "shared", choices=["shared", "separate"]
     )
     reward_offload: bool = flag("ppo: keep a reward model with its own trunk in host memory between uses", False)
+    lora_rank: int = flag("sft: rank of the factors trained in place of the weights; 0: the weights themselves", 0)
     recompute: bool = flag("run trained layers again in their backward instead of keeping their activations", False)
     rewards: int = flag("ppo: reward models, all of the policy's size", 1)
     ptx_tokens: int = flag("ppo: tokens of pretraining text in each optimizer step", 0)
@@ -75,8 +76,10 @@ class PlanSettings:
             check_top_layers(self.top_layers)
         sizes = ("gpu_memory", "ranks", "rollouts", "slots", "prompt_tokens", "new_tokens", "ppo_epochs", "tflops")
         check_above_zero(self, *sizes, "bandwidth", "minibatch_size")
-        check_at_least(0, self, "trunk_cache", "rewards", "ptx_tokens")
+        check_at_least(0, self, "trunk_cache", "rewards", "ptx_tokens", "lora_rank")
         check_at_least(1, self, "samples_per_prompt")
+        if self.lora_rank and self.stage != "sft":
+            raise UserError(f"--lora-rank is {self.lora_rank}, --stage is {self.stage}: only SFT trains factors")
         if self.advantage != "gae" and self.critic == "separate":
             raise UserError(f"--critic is separate: --advantage {self.advantage} has no critic, leave it out")
         if self.rollouts % self.samples_per_prompt:
@@ -116,7 +119,7 @@ def workload(s: PlanSettings, num_layers: int) -> Workload:
         s.stage, getattr(torch, s.dtype), s.ranks, s.zero, s.offload, None if split is None else num_layers - split,
         s.rollouts, s.slots, s.prompt_tokens, s.new_tokens, s.tokens_per_microbatch, s.trunk == "shared",
         s.critic == "separate", s.reward_offload, s.trunk_cache, s.ppo_epochs, s.samples_per_prompt,
-        s.advantage == "gae", s.rewards, s.recompute, updates * s.ptx_tokens,
+        s.advantage == "gae", s.rewards, s.lora_rank, s.recompute, updates * s.ptx_tokens,
     )  # fmt: skip
 
 

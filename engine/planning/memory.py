@@ -17,6 +17,7 @@ from engine.batch import PackedBatch
 from engine.generation.kv_cache import PAGE_SIZE, page_bytes, pages_for
 from engine.models.attend import AttentionOptions
 from engine.planning.memory_tracker import MemoryTracker
+from engine.training.lora import num_factors
 from engine.training.modules import Top
 
 WORKSPACE = 64 << 20  # upper bound of linear_logprob's
@@ -46,6 +47,7 @@ class Workload:
     samples: int = 1  # rollouts of each prompt, which share its prefill
     value_head: bool = True  # PPO: False without a critic
     rewards: int = 1  # PPO: reward models, all of the policy's size
+    lora_rank: int = 0  # SFT: of the factors trained in place of the weights
     recompute: bool = False  # run trained layers again in their backward
     text_tokens: int = 0  # PPO: tokens of pretraining text in the updates of an iteration, all ranks together
 
@@ -182,6 +184,9 @@ def memory(model: nn.Module, w: Workload) -> list[Part]:
     trunk = 0 if whole else (L - top) * s.layer + s.embedding
     trained = top_weights + (s.embedding + s.head if whole else 0)
     trained += 0 if speaks or w.stage == "ppo" and not w.value_head else D
+    adapted = 0
+    if w.lora_rank:
+        adapted, trained = trained, num_factors(model, L - top, w.lora_rank)
     parts, sharded = [], w.zero == 3 and w.ranks > 1
     own = 1 / w.ranks if sharded else 1  # share of what ZeRO-3 shards
     if w.stage == "ppo":
@@ -204,7 +209,7 @@ def memory(model: nn.Module, w: Workload) -> list[Part]:
             trained += critic
             parts.append(Part("critic", critic * b * own, critic * b * own))
     else:
-        parts.append(Part("frozen layers", 0, (trunk + (0 if whole else s.head * speaks)) * b))
+        parts.append(Part("frozen layers", 0, (trunk + (0 if whole else s.head * speaks) + adapted) * b))
         parts.append(Part("trained weights", 0, trained * b * own))
     state = (2 if w.dtype == torch.float32 else 3) * 4 * trained  # moments, and masters of bfloat16 weights
     zero = max(w.zero, 0 if w.dtype == torch.float32 else 1)

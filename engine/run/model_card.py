@@ -17,7 +17,18 @@ STAGES = {
 }  # fmt: skip
 # Settings shown in a card; the run's config.json has all of them.
 _SHOWN = (
-    *("preset", "lr", "batch_size", "epochs", "max_steps", "max_length", "template", "loss_on", "top_layers"),
+    *(
+        "preset",
+        "lr",
+        "batch_size",
+        "epochs",
+        "max_steps",
+        "max_length",
+        "template",
+        "loss_on",
+        "top_layers",
+        "lora_rank",
+    ),
     *("beta", "dpo_loss", "label_smoothing", "length_normalised", "sft_coef", "advantage", "samples_per_prompt"),
     *("trained_layers", "kl_coef", "kl_controller", "ppo_epochs", "max_new_tokens", "temperature", "seed", "dtype"),
     *("keep_best", "target_kl", "stop_kl"),

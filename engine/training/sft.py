@@ -13,6 +13,7 @@ from engine.settings import split_of
 from engine.text.encoding import Example
 from engine.training.checkpoint import fingerprint
 from engine.training.context import Context
+from engine.training.lora import LoraModule
 from engine.training.metrics import Metrics
 from engine.training.modules import LanguageModule
 from engine.training.supervised import SupervisedTrainer
@@ -32,10 +33,14 @@ class SFTTrainer(SupervisedTrainer):
         sft = context.stage
         self.on_all = sft.loss_on == "all"
         identity = fingerprint(model, [e.tokens for e in examples])
-        split = split_of(sft.top_layers, model.num_layers)
-        frozen = [] if split is None else [*trunk_parameters(model, split), ("head", model.head_weight)]
+        split, recompute = split_of(sft.top_layers, model.num_layers), context.batch.recompute
         trunk = None if split is None else Trunk(model, split)
-        module = LanguageModule(model, split, context.batch.recompute)
+        if sft.lora_rank:
+            seed, frozen = context.run_settings.seed, list(model.named_parameters())
+            module = LoraModule(model, split, sft.lora_rank, sft.alpha, seed, recompute)
+        else:
+            frozen = [] if split is None else [*trunk_parameters(model, split), ("head", model.head_weight)]
+            module = LanguageModule(model, split, recompute)
         super().__init__(module, model, trunk, FrozenWeights(frozen), examples, heldout, context, identity)
 
     def examples_of(self, record: Example) -> Sequence[Example]:

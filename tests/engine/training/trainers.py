@@ -38,6 +38,7 @@ from engine.text.encoding import Example, Prompt, RankedExamples
 from engine.training.context import Context
 from engine.training.dpo import DPOTrainer
 from engine.training.export import body_weights, save_trained
+from engine.training.lora import LoraModule
 from engine.training.ppo import PPOTrainer
 from engine.training.pretraining import Pretraining
 from engine.training.reward import RewardTrainer
@@ -227,9 +228,11 @@ def train(trainer: SFTTrainer | RewardTrainer | DPOTrainer | PPOTrainer) -> dict
     result = trainer.train()
     trainer.run.finish(result)
     state = trainer.zero.state_dict()
-    heads = {k: v for k, v in state.items() if k.startswith(("score.", "value.", "critic."))}
+    heads = {k: v for k, v in state.items() if k.startswith(("score.", "value.", "critic.", "factors."))}
     frozen = {k: v.detach().clone() for k, v in trainer.model.state_dict().items()}
-    weights = frozen | body_weights(state) | heads
+    module = trainer.zero.module
+    body = module.merged(trainer.model, state) if isinstance(module, LoraModule) else body_weights(state)
+    weights = frozen | body | heads
     if isinstance(trainer, PPOTrainer):
         weights = heads
         weights |= {k: v.detach().clone() for k, v in trainer.model.state_dict().items()}
