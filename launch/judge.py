@@ -1,0 +1,195 @@
+"""Measure a reward model on ranked answers: `python launch/judge.py --reward DIR --data FILE`.
+
+Prints the share of pairs in the right order, by category and language, with 95 % intervals over prompts; ties; and how
+much the order follows length. Reads rankings, and M-RewardBench's records.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":  # run as a script: put the repository root on the path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from engine.base.atomic import write_json
+from engine.base.errors import UserError
+from engine.base.record_fields import BadField
+from engine.base.records import read_records
+from engine.cli.console import Console
+from engine.cli.parse import main, parse_settings
+from engine.distributed.world import start_world
+from engine.settings import check_at_least, flag
+from engine.text.templates import TEMPLATE_HELP
+from engine.training.heldout import Estimate
+from engine.training.scorers import check_reward
+from launch.score import ScoreSettings, chosen
+
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class JudgeSettings:
+    """What judges, and what it is compared with."""
+
+    _argument_group_name = "judge"
+    reward: str = flag("reward model directory, or module:function of (prompt, response) -> float")
+    data: str = flag(
+        "rankings: {instruction, input, responses, ranks}; or {prompt, chosen, rejected}; each may have category and "
+        "language"
+    )
+    output: str | None = flag("file for the numbers, .json (default: only printed)", None)
+    template: str | None = flag(TEMPLATE_HELP, None)
+    max_length: int = flag("longest sequence in tokens; longer ones are an error", 2048)
+    tokens_per_microbatch: int = flag("tokens per forward", 8192)
+    dtype: str = flag("auto is bfloat16 on a GPU, float32 on CPU", "auto", choices=["auto", "float32", "bfloat16"])
+
+    def __post_init__(self) -> None:
+        check_at_least(2, self, "max_length")
+        check_at_least(self.max_length, self, "tokens_per_microbatch")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two answers to a prompt, of which the first is the better one."""
+
+    margin: float  # score of the better one minus score of the worse one
+    longer: int  # characters of the better one minus those of the worse one
+
+    @property
+    def right(self) -> float:
+        """1 if the better one has the higher score, 1/2 if both have the same."""
+        return 0.5 + 0.5 * _sign(self.margin)
+
+
+def read_rankings(path: Path) -> list[dict[str, Any]]:
+    """Return rows with instruction, input, responses, ranks, category and language, as launch/score.py takes them.
+
+    UserError, with the line, for a record without these fields and for a file without a pair of different ranks.
+    """
+    rows = []
+    for line, record in read_records(path):
+        try:
+            rows.append(_row(record))
+        except BadField as bad:
+            raise UserError(f"{path}, line {line}: {bad}") from None
+    if not any(len(set(row["ranks"])) > 1 for row in rows):
+        raise UserError(f"{path} has no two answers of different ranks: give rankings")
+    return rows
+
+
+def _row(record: Mapping[str, Any]) -> dict[str, Any]:
+    if {"chosen", "rejected"} <= record.keys():
+        prompt = record.get("prompt", record.get("instruction"))
+        responses, ranks, given = [record["chosen"], record["rejected"]], [1, 2], record.get("input", "")
+    else:
+        prompt, given = record.get("instruction"), record.get("input", "")
+        responses, ranks = record.get("responses"), record.get("ranks")
+    if not isinstance(prompt, str) or not isinstance(given, str):
+        raise BadField("'instruction' (or 'prompt' beside 'chosen' and 'rejected') and 'input' must be texts")
+    if not isinstance(responses, list) or not all(isinstance(text, str) and text.strip() for text in responses):
+        raise BadField("'responses' (or 'chosen' and 'rejected') must be texts that are not empty")
+    if not isinstance(ranks, list) or [type(rank) for rank in ranks] != [int] * len(responses):
+        raise BadField(f"'ranks' is {ranks!r:.60}: give a whole number for each of the {len(responses)} responses")
+    named = {name: str(record.get(name) or ALL) for name in ("category", "language")}
+    return {"instruction": prompt, "input": given, "responses": responses, "ranks": ranks,
+            "finished": [True] * len(responses), **named}  # fmt: skip
+
+
+def pairs_of(row: Mapping[str, Any], scores: Sequence[float]) -> list[Pair]:
+    """Return the pairs of answers with different ranks."""
+    found = []
+    for a, b in combinations(range(len(scores)), 2):
+        if row["ranks"][a] != row["ranks"][b]:
+            better, worse = (a, b) if row["ranks"][a] < row["ranks"][b] else (b, a)
+            longer = len(row["responses"][better]) - len(row["responses"][worse])
+            found.append(Pair(scores[better] - scores[worse], longer))
+    return found
+
+
+def numbers_of(pairs_P: Sequence[Sequence[Pair]]) -> dict[str, Any]:
+    """Return the measures of some prompts' pairs; shares of pairs, None where there are none.
+
+    accuracy, half     pairs in the right order, equal scores count half; half of the 95 % interval over prompts
+    ties               pairs with equal scores
+    if_longer, if_shorter   accuracy where the better answer is the longer one, and where it is the shorter one
+    longer, prefers_longer  the better answer is the longer one; the one with the higher score is
+    """
+    pairs_P = [pairs for pairs in pairs_P if pairs]
+    pairs = [pair for of_prompt in pairs_P for pair in of_prompt]
+    accuracy = Estimate.of_ratio([sum(p.right for p in ps) for ps in pairs_P], [len(ps) for ps in pairs_P])
+    unequal = [p for p in pairs if p.longer]
+
+    def share(count: Callable[[Pair], float], among: Sequence[Pair]) -> float | None:
+        return sum(map(count, among)) / len(among) if among else None
+
+    return {
+        "prompts": len(pairs_P),
+        "pairs": len(pairs),
+        "accuracy": accuracy.mean,
+        "half": accuracy.half if len(pairs_P) > 1 else None,
+        "ties": share(lambda p: p.margin == 0, pairs),
+        "if_longer": share(lambda p: p.right, [p for p in pairs if p.longer > 0]),
+        "if_shorter": share(lambda p: p.right, [p for p in pairs if p.longer < 0]),
+        "longer": share(lambda p: p.longer > 0, unequal),
+        "prefers_longer": share(lambda p: 0.5 + 0.5 * _sign(p.margin) * _sign(p.longer), unequal),
+    }
+
+
+def groups(rows: Sequence[Mapping[str, Any]], pairs_P: Sequence[Sequence[Pair]]) -> Iterator[tuple[str, dict]]:
+    """Yield (name, measures) of each category, each language, and all; a field that no record has gives no group."""
+    for field in ("category", "language"):
+        for name in sorted({row[field] for row in rows} - {ALL}):
+            chosen_P = [pairs for row, pairs in zip(rows, pairs_P) if row[field] == name]
+            if any(chosen_P):
+                yield f"{field} {name}", numbers_of(chosen_P)
+    yield ALL, numbers_of(pairs_P)
+
+
+def job(argv: Sequence[str]) -> None:
+    """Score every answer, print the tables, and write the numbers."""
+    (s,) = parse_settings((JudgeSettings,), argv, "python launch/judge.py", __doc__.split("\n")[0])
+    check_reward(s.reward)
+    rows = read_rankings(Path(s.data))
+    score = ScoreSettings(
+        reward=s.reward, data=s.data, output="", template=s.template, max_length=s.max_length,
+        tokens_per_microbatch=s.tokens_per_microbatch, dtype=s.dtype,
+    )  # fmt: skip
+    scores = chosen(score)(score, rows, start_world(600.0).device)
+    measured = dict(groups(rows, [pairs_of(row, values) for row, values in zip(rows, scores)]))
+    console = Console()
+    head = ["", "prompts", "pairs", "in the right order, %", "ties, %", "better is longer, %", "better is shorter, %"]
+    console.table(head, [
+        [name, f"{x['prompts']:,}", f"{x['pairs']:,}", _percent(x["accuracy"], x["half"]),
+         *(_percent(x[key]) for key in ("ties", "if_longer", "if_shorter"))]
+        for name, x in measured.items()
+    ])  # fmt: skip
+    x = measured[ALL]
+    by_category = [numbers["accuracy"] for name, numbers in measured.items() if name.startswith("category ")]
+    if by_category:
+        console.say(f"\n  mean over categories: {100 * sum(by_category) / len(by_category):.1f} %")
+    console.say(
+        f"\n  length: the better answer is the longer one in {_percent(x['longer'])} % of the pairs, the one with the "
+        f"higher score in {_percent(x['prefers_longer'])} %"
+    )
+    if s.output:
+        write_json(Path(s.output), measured)
+        console.say(f"  numbers: {s.output}")
+
+
+def _percent(share: float | None, half: float | None = None) -> str:
+    if share is None:
+        return "-"
+    return f"{100 * share:.1f}" + ("" if half is None else f" ± {100 * half:.1f}")
+
+
+def _sign(x: float) -> int:
+    return (x > 0) - (x < 0)
+
+
+if __name__ == "__main__":
+    main(job)
