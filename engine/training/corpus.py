@@ -155,6 +155,8 @@ def tokenise(
     names = names_of_files([source.path for source in sources])
     paths = [folder / f"{name}-{_key(source.path, tokenizer)}.bin" for name, source in zip(names, sources)]
     missing = [f for f, path in enumerate(paths) if not path.with_suffix(".json").is_file()]
+    for f in missing:
+        next(read_documents(sources[f].path))  # a file that cannot be read at all is found before hours of work
     if missing:
         console.say(f"text: tokenising {', '.join(sources[f].path for f in missing)} into {folder}")
     missing = world.gather(missing)[0]
