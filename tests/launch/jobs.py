@@ -11,7 +11,14 @@ import pytest
 from engine.cli.parse import main
 from launch import dpo, ppo, pretrain, reward, sample, sft
 
-JOBS = {"sft": sft.job, "reward": reward.job, "dpo": dpo.job, "ppo": ppo.job, "pretrain": pretrain.job, "sample": sample.job}
+JOBS = {
+    "sft": sft.job,
+    "reward": reward.job,
+    "dpo": dpo.job,
+    "ppo": ppo.job,
+    "pretrain": pretrain.job,
+    "sample": sample.job,
+}
 TRAINERS = ("sft", "reward", "dpo", "ppo")
 ON_RANKINGS = ("reward", "dpo")
 ALL = (*TRAINERS, "sample")

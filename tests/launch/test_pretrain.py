@@ -1,4 +1,4 @@
-"""launch/pretrain.py: what it writes, resuming a stopped run, and a line for each mistake before anything is written."""
+"""launch/pretrain.py: what it writes, a stopped run that resumes, and a line for each mistake."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ def test_run_writes_model_card_and_measures_each_language(here, monkeypatch, cap
     last = [row for row in rows if "drawn/text/tokens" in row][-1]
     assert last["drawn/text/tokens"] == result["drawn"]["text"]["tokens"]
     card = (here / "out" / "model" / "README.md").read_text()
-    assert_says(card, "# Nepali: continued pretraining", "text: `text.txt:3, en.jsonl.gz:1`", "perplexity/held ne before")
+    assert_says(
+        card, "# Nepali: continued pretraining", "text: `text.txt:3, en.jsonl.gz:1`", "perplexity/held ne before"
+    )
     assert "instructions" not in card
     model, base = load_model(here / "out" / "model"), load_model(here / "m")
     assert not torch.equal(model.embedding.weight, base.embedding.weight)
@@ -124,4 +126,3 @@ def test_fault_of_a_file_is_a_line(here, monkeypatch, capfd, flag, content, name
 )  # fmt: skip
 def test_wrong_flag_is_a_line(refused, changes, words):
     assert_says(refused("pretrain", changes), *words)
-
