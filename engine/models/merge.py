@@ -21,7 +21,7 @@ def open_merge(paths: Sequence[Path], shares: Sequence[float]) -> tuple[Decoder,
     it is written under).
 
     The mean is the sum of share * tensor, in float32 in the order of the models, rounded once to their dtype. The
-    shares add up to 1. UserError for models that compute differently, and, when a tensor is read, for dtypes that differ.
+    shares add up to 1. UserError for models that compute differently and, when a tensor is read, for other dtypes.
     """
     configs = [load_config(path) for path in paths]
     first, *others = [computed_from(config) for config in configs]
