@@ -66,6 +66,8 @@ def train(job: Job, run_settings: RunSettings, batch: BatchSettings, pretrain: P
     inputs = {"base model": model_dir, "text": names_of(sources)}
     exported = job.try_export(model, inputs, tokenizer, None, eos_ids)
     folder = Path(pretrain.token_cache or Path(run_settings.runs, run_settings.lang, "tokens"))
+    if folder.resolve().is_relative_to(job.run.path.resolve()):
+        raise UserError(f"tokenised text goes to {folder}, in --output {job.run.path}: give another --token-cache")
     corpus = Corpus(sources, tokenise(sources, tokenizer, folder, job.world, job.console), batch.max_length)
     frozen = sum(p.numel() for i in middle for p in model.layers[i].parameters())
     disk = job.disk(len(corpus), batch, model, num_trained(model, split) - frozen)
@@ -108,8 +110,8 @@ def rows_of(corpus: Corpus, trainer: PretrainTrainer) -> dict[str, str]:
 def trained_line(pretrain: PretrainSettings, middle: range, num_layers: int) -> str:
     """Say which layers are trained, and whether the embeddings have a rate of their own."""
     if pretrain.bottom_layers is not None:
-        line = f"{num_layers - len(middle)} of {num_layers} layers: the lowest {middle.start} and the top "
-        line += f"{num_layers - middle.stop}, with embeddings and head"
+        lowest = f"the lowest {middle.start} and " if middle.start else ""
+        line = f"{lowest}the top {num_layers - middle.stop} of {num_layers} layers, with embeddings and head"
     elif pretrain.top_layers == "all":
         line = "all layers"
     else:

@@ -27,7 +27,7 @@ from engine.training.zero import ZeroStep, adamw
 
 
 class SupervisedTrainer(ABC):
-    """Optimizer steps over a fixed list of records.
+    """Optimizer steps over fixed records: a list, or a sequence that reads them from disk when asked (corpus.py).
 
     A subclass says what a record is (an Example or a RankedExamples), how many loss terms it has, and its loss. The
     gradient of a step is that of the sum of losses divided by the number of terms on all ranks.

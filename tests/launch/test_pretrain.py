@@ -122,6 +122,7 @@ def test_fault_of_a_file_is_a_line(here, monkeypatch, capfd, flag, content, name
         ({"top-layers": "1", "embedding-lr": "1e-3"}, ("--top-layers 1 keeps the embeddings: give --bottom-layers",)),
         ({"decay-steps": "2", "schedule": "cosine"}, ("--decay-steps is 2 and --schedule cosine",)),
         ({"data": "text.txt:0"}, ("the weight is 0",)),
+        ({"token-cache": "out/tokens"}, ("tokenised text goes to out/tokens, in --output out",)),
     ],
 )  # fmt: skip
 def test_wrong_flag_is_a_line(refused, changes, words):
