@@ -78,8 +78,8 @@ class SFTTrainer(SupervisedTrainer):
     def keep_loss(self, loss: float) -> None:
         self.results = {"loss_first": loss, **self.results, "loss_last": loss}
 
-    def also_log(self, tokens: int) -> dict[str, float]:
-        return {"tokens": tokens}
+    def also_log(self, records: Sequence[Example]) -> dict[str, float]:
+        return {"tokens": sum(len(e.tokens) for e in records)}
 
     def _first_learned(self, example: Example) -> int:
         return 1 if self.on_all else example.response_start

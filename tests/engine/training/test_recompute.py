@@ -15,7 +15,7 @@ from engine.training.modules import LanguageModule
 from tests.engine.planning.test_memory import model_of, on_meta, workload
 from tests.engine.training.trainers import FAMILIES, check_two_ranks, make_trainer, one_rank, tiny_model, train
 
-STAGES = {"sft": {}, "reward": {}, "dpo": {}, "ppo": {}, "ppo of all layers": {"top_layers": "all"}}
+STAGES = {"pretrain": {}, "sft": {}, "reward": {}, "dpo": {}, "ppo": {}, "ppo of all layers": {"top_layers": "all"}}
 STAGES["ppo with a critic of its own"] = {"critic": "separate"}
 
 
@@ -35,10 +35,15 @@ def forwards(monkeypatch):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", STAGES)
 def test_runs_are_equal_to_the_bit(tmp_path, forwards, family, name):
-    stage = name.split()[0]
+    stage, settings = name.split()[0], STAGES[name]
+    if stage == "pretrain":
+        (tmp_path / "text.txt").write_text(
+            "\n\n".join(" ".join(f"w{5 + i % 40}" for i in range(n)) for n in (30, 9, 40))
+        )
+        settings = {"data": [str(tmp_path / "text.txt")], "batch_size": 2}
     with one_rank() as world:
         usual, recomputed = (
-            train(make_trainer(stage, world, tmp_path / str(on), family, recompute=on, **STAGES[name]))
+            train(make_trainer(stage, world, tmp_path / str(on), family, recompute=on, **settings))
             for on in (False, True)
         )
     assert any(forwards), "no layer was recomputed"
