@@ -125,7 +125,7 @@ def finish(output: Path, prompts: Sequence[Prompt], journal: Journal, console: C
     for id, annotator, note in found.flags:
         console.say(f"  flagged: {id} by {annotator}: {' '.join(note.split()) or 'no note'}")
     ties = f"; {left_out:,} where all answers tie are left out" if left_out else ""
-    where = f"{output}: {written:,} rankings" if written else f"no rankings yet, so no {output}"
+    where = f"{output}: {written:,} ranking{'s' * (written > 1)}" if written else f"no rankings yet, so no {output}"
     console.say(f"\n  {found.agreement}\n  {where}{ties}")
 
 

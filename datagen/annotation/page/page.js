@@ -83,7 +83,7 @@ function show(answer) {
   const isDone = state.at === null;
   $("prompt").hidden = isDone;
   $("done").hidden = !isDone;
-  $("flagging").hidden = true;
+  showFlagging(false);
   if (isDone) return $("again").focus();
   const said = state.judgement;
   const draft = readDraft() || { ranks: said && said.ranks, edits: said && said.edits };
@@ -119,7 +119,7 @@ function draw(i) {
     tools.append(button);
   }
   if (edits[i] !== null) {
-    const undo = element("button", { type: "button", className: "undo", textContent: "Undo edit", tabIndex: -1 });
+    const undo = element("button", { type: "button", className: "undo", textContent: "Undo", tabIndex: -1 });
     undo.onclick = () => { edits[i] = null; keepDraft(); draw(i); mark(i); };
     tools.append(undo);
   }
@@ -185,7 +185,16 @@ function judge(kind) {
   });
 }
 
-function startFlag() { $("flagging").hidden = false; $("note").focus(); }
+// The form of the note stands in the place of the buttons.
+function showFlagging(isShown) {
+  $("flagging").hidden = !isShown;
+  document.querySelector("nav").hidden = isShown;
+}
+
+function startFlag() {
+  showFlagging(true);
+  $("note").focus();
+}
 
 const actions = {
   rank: (action) => setRank(marked, action.rank),
@@ -210,7 +219,7 @@ document.addEventListener("keydown", (event) => {
 
 for (const name of ["save", "skip", "flag", "back", "next"]) $(name).onclick = () => actions[name]();
 $("flagging").onsubmit = (event) => { event.preventDefault(); judge("flag"); };
-$("unflag").onclick = () => { $("flagging").hidden = true; mark(marked); };
+$("unflag").onclick = () => { showFlagging(false); mark(marked); };
 $("note").onkeydown = (event) => { if (event.key === "Escape") $("unflag").onclick(); };
 $("again").onclick = () => load("at=0");
 $("who").onsubmit = (event) => {
