@@ -19,7 +19,8 @@ PAGE_DIR = Path(__file__).parent / "page"
 FILES = {"/": "page.html", "/page.css": "page.css", "/page.js": "page.js", "/keys.js": "keys.js"}
 MAX_BODY_BYTES = 8 << 20
 _HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:",  # nothing is loaded from elsewhere, whatever an answer holds
+    # Nothing is loaded from elsewhere, whatever an answer holds.
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",

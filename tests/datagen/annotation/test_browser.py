@@ -18,6 +18,9 @@ pytestmark = pytest.mark.skipif(
     not (BROWSER and DRIVER), reason="needs a browser and its driver: apt-get install chromium chromium-driver"
 )
 
+# Take the event from a tab with which it looks again when it comes back to the front.
+NEVER_LOOK_AGAIN = "document.addEventListener('visibilitychange', (e) => e.stopImmediatePropagation(), true)"
+
 
 @pytest.fixture
 def address(tmp_path):
@@ -114,12 +117,12 @@ def test_a_second_tab_is_told_what_the_first_one_saved(browser, address):
     open_page(browser, address)
     press(browser, "Ada", "\ue007")
     first = browser.current_window_handle
+    browser.execute_script(NEVER_LOOK_AGAIN)
     browser.switch_to.new_window("tab")
     open_page(browser, address)
     press(browser, "1", "2", "3")
     second = browser.current_window_handle
-    # Take the event from it with which it would look again when it comes back to the front.
-    browser.execute_script("document.addEventListener('visibilitychange', (e) => e.stopImmediatePropagation(), true)")
+    browser.execute_script(NEVER_LOOK_AGAIN)
     browser.switch_to.window(first)
     press(browser, "s")
     browser.switch_to.window(second)
