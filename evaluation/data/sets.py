@@ -24,7 +24,7 @@ class PublishedSet:
 
 
 def _named(text: str) -> dict[str, str]:
-    """Read "ne=npi_Deva hi" as {"ne": "npi_Deva", "hi": "hi"}; "_" in a name is kept."""
+    """Return {"ne": "npi_Deva", "hi": "hi"} for "ne=npi_Deva hi"."""
     pairs = (word.partition("=") for word in text.split())
     return {lang: name or lang for lang, _, name in pairs}
 
@@ -41,7 +41,7 @@ _MMLU = _named("en ru de zh fr es it nl vi id ar ro uk sr hi bn ne te")
 # Folder below --data-dir -> set.
 SETS = {
     "m_arc": PublishedSet({lang: lang for lang in ("en", *OKAPI)}),
-    "m_hellaswag": PublishedSet({lang: lang for lang in ("en", *OKAPI) if lang != "zh"}),
+    "m_hellaswag": PublishedSet({lang: lang for lang in ("en", *OKAPI)}),
     "m_mmlu": PublishedSet({lang: lang for lang in ("en", *OKAPI)}),
     "m_truthfulqa": PublishedSet({lang: lang for lang in ("en", *OKAPI)}),
     "belebele": PublishedSet(_FLORES, {"test": ("{name}.jsonl", "data/{name}.jsonl")}),
