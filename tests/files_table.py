@@ -15,7 +15,7 @@ ORDER = {
     "training reward_functions planning report serving",
     "datagen": "sources kits text tasks api self_instruct simulate run translation ranking statistics rouge_filter "
     "decontaminate embedded instruct translate benchmark rank stats bench __main__",
-    "evaluation": "data tasks protocols settings scoring results lint report bench_peer bench __main__",
+    "evaluation": "data tasks protocols settings scoring results lint coverage report bench_peer bench __main__",
     "launch": "common sources lengths replay sample_rank init sft rankings reward dpo ppo sample score evaluate plan "
     "tokens extend convert serve chat real bench",
 }
