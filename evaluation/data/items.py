@@ -128,10 +128,12 @@ def numbered_answer(
     return tuple(int(number == str(answer)) for number in numbers)
 
 
-def id_of(record: Mapping[str, Any], name: str, index: int) -> str:
-    """Return the field as a text if it is a text or a whole number, else the row number."""
+def id_of(record: Mapping[str, Any], name: str, index: int, place: str) -> str:
+    """Return the field, a text or a whole number, as a text; the row number if it is missing. UserError otherwise."""
     value = record.get(name)
-    return str(value) if isinstance(value, int | str) and str(value).strip() else str(index)
+    if value is None:
+        return str(index)
+    return str(value) if type(value) is int else text_of(record, name, place)
 
 
 def label_of(record: Mapping[str, Any], name: str, place: str) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from evaluation.data.items import Item, numbered_answer, text_of
+from evaluation.data.items import Item, id_of, numbered_answer, text_of
 from evaluation.data.lettered import LETTERS, ask_cloze, ask_letters, letters_of, stripped_options
 from evaluation.data.prompt_words import PromptWords
 from evaluation.tasks import Form, Task
@@ -15,8 +15,8 @@ def _read(record: Mapping[str, Any], place: str, index: int) -> Item:
     options = tuple(text_of(record, f"mc_answer{number}", place) for number in range(1, 5))
     passage, question = text_of(record, "flores_passage", place), text_of(record, "question", place)
     truth = numbered_answer(record, "correct_answer_num", len(options), place, first=1)
-    link, number = record.get("link"), record.get("question_number")
-    name = str(index) if link is None or number is None else f"{link}/{number}"  # the same in all languages
+    link, number = id_of(record, "link", index, place), id_of(record, "question_number", index, place)
+    name = f"{link}/{number}"  # the same in all languages
     return Item(name, index, f"{passage.strip()}\n{question.strip()}", options, truth, place, record=record)
 
 

@@ -23,7 +23,7 @@ def _reader(subject: str) -> Callable[[Mapping[str, Any], str, int], Item]:
             shown = f"field 'cultural_sensitivity_label' is {label!r:.60}, it must be CS, CA or -"
             raise UserError(f"{place}: {shown}: fix the record or remove it")
         return Item(
-            id=id_of(record, "sample_id", index),
+            id=id_of(record, "sample_id", index, place),
             index=index,
             question=text_of(record, "question", place),
             options=options,

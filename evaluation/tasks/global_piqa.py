@@ -16,7 +16,7 @@ def _reader(num_options: int) -> Callable[[Mapping[str, Any], str, int], Item]:
         options = tuple(text_of(record, f"solution{number}", place) for number in range(num_options))
         truth = numbered_answer(record, "label", num_options, place)
         question = text_of(record, "prompt", place)
-        return Item(id_of(record, "example_id", index), index, question, options, truth, place, record=record)
+        return Item(id_of(record, "example_id", index, place), index, question, options, truth, place, record=record)
 
     return read
 

@@ -15,7 +15,7 @@ from evaluation.tasks import Form, Task
 def _read(record: Mapping[str, Any], place: str, index: int) -> Item:
     options = lettered_options(record, place)
     if len(options) != 4:
-        raise UserError(f"{place}: the record has {len(options)} options, INCLUDE has 4: fix the record or remove it")
+        raise UserError(f"{place}: the record has {len(options)} options, it must have option_a to option_d: fix it")
     region = label_of(record, "regional_feature", place)
     return Item(
         id=str(index),

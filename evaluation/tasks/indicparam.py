@@ -24,7 +24,7 @@ def _read(record: Mapping[str, Any], place: str, index: int) -> Item:
             f"{place}: field 'correct_answer' is {answer!r:.60}, it must be a to {letters[-1].lower()}: fix it"
         )
     return Item(
-        id=id_of(record, "unique_question_id", index),
+        id=id_of(record, "unique_question_id", index, place),
         index=index,
         question=text_of(record, "question_text", place),
         options=options,

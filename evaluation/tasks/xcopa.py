@@ -29,7 +29,7 @@ def _read(record: Mapping[str, Any], place: str, index: int) -> Item:
         raise UserError(f"{place}: field 'question' is {kind!r:.60}, it must be cause or effect: fix the record")
     truth = numbered_answer(record, "label", len(options), place)
     premise = text_of(record, "premise", place)
-    return Item(id_of(record, "idx", index), index, premise, options, truth, place, record=record)
+    return Item(id_of(record, "idx", index, place), index, premise, options, truth, place, record=record)
 
 
 def _begun(lang: str, own_gap: bool = False) -> Callable[[Item, PromptWords], str]:

@@ -15,7 +15,7 @@ def _read(record: Mapping[str, Any], place: str, index: int) -> Item:
     story = " ".join(text_of(record, f"input_sentence_{number}", place) for number in range(1, 5))
     options = (text_of(record, "sentence_quiz1", place), text_of(record, "sentence_quiz2", place))
     truth = numbered_answer(record, "answer_right_ending", len(options), place, first=1)
-    return Item(id_of(record, "story_id", index), index, story, options, truth, place, record=record)
+    return Item(id_of(record, "story_id", index, place), index, story, options, truth, place, record=record)
 
 
 def _story(item: Item, words: PromptWords) -> str:

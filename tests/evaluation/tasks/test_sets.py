@@ -12,6 +12,8 @@ import pytest
 from engine.base.errors import UserError
 from evaluation.coverage import table
 from evaluation.data.files import HubData, LocalData, open_data
+from evaluation.data.items import Unlabelled
+from evaluation.data.prompt_words import ENGLISH
 from evaluation.data.sets import OKAPI, SETS
 from evaluation.lint import lint
 from evaluation.protocols import PROTOCOLS
@@ -196,7 +198,7 @@ BAD = [
     ("global_mmlu_full", "ne", {"answer": "E"}, "field 'answer' is 'E', the options are A to D"),
     ("global_mmlu_full", "ne", {"cultural_sensitivity_label": "X"}, "'cultural_sensitivity_label' is 'X'"),
     ("global_mmlu_full", "ne", {"cultural_sensitivity_label": [1]}, "'cultural_sensitivity_label' is [1]"),
-    ("include", "ne", {"option_d": None}, "the record has 3 options, INCLUDE has 4"),
+    ("include", "ne", {"option_d": None}, "the record has 3 options, it must have option_a to option_d"),
     ("include", "ne", {"domain": None}, "field 'domain' is missing"),
     ("global_piqa_parallel", "kn", {"solution3": None}, "field 'solution3' is missing"),
     ("indicparam", "ne", {"correct_answer": "e"}, "field 'correct_answer' is 'e', it must be a to d"),
@@ -218,6 +220,28 @@ def test_error_of_a_bad_record_names_file_line_and_field(tmp_path, task, lang, c
     assert path == str(tmp_path / f"{name}.json") and int(line) > 2
     assert message in str(error.value) and "\n" not in str(error.value)
     assert run(tmp_path, task, lang, shots=0, skip_bad=True).counts["bad_records"] == 1
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_any_value_in_any_field_gives_an_item_or_one_line(name):
+    """An item that is read can be formatted by every form, and encoded."""
+    maker, _ = MAKERS[name]
+    lang = next(lang for lang in SETS[name].names if lang != "en")
+    good = maker(lang, 0)
+    values = (1, -7, 1.5, True, "", " ", "x", "\ud800", [], ["a"], {}, {"a": 1}, 10**30)
+    for task in (task for task in NEW if task.folder == name):
+        for field, value in ((field, value) for field in good for value in values):
+            try:
+                item = task.read({**good, field: value}, "FILE:1", 0)
+            except Unlabelled:
+                continue
+            except UserError as error:
+                assert "\n" not in str(error) and str(error).startswith("FILE:1: ") and field in str(error), error
+                continue
+            for key in task.forms:
+                form = task.forms[key]
+                texts = (item.id, form.header(item), form.question(item, ENGLISH), *form.options(item))
+                assert "".join(texts).encode() and item.gold < len(form.options(item))
 
 
 def test_a_record_without_an_answer_is_left_out(tmp_path):
