@@ -2,7 +2,7 @@
 
     pip install '.[peers]' && HF_HUB_OFFLINE=1 python -m pytest -m slow tests/evaluation/test_parity_sets.py
 
-The models and tokenizers are those of test_parity_lm_eval.py. Two of the tokenizers add BOS, two do not.
+The models and tokenizers are those of parity_models.py. Two of the tokenizers add BOS, two do not.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from evaluation.scoring.score import Scorer
 from evaluation.tasks import get_tasks
 from tests.evaluation.lm_eval_peer import PUBLISHED_FOLDERS, Peer
 from tests.evaluation.made_up_sets import MAKERS, make, sentences, words
-from tests.evaluation.test_parity_lm_eval import CASES, model_of, tokenizer_of
+from tests.evaluation.parity_models import CASES, model_of, tokenizer_of
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("lm_eval", reason="pip install '.[peers]'")
