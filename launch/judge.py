@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -23,17 +23,16 @@ from engine.base.records import read_records
 from engine.cli.console import Console
 from engine.cli.parse import main, parse_settings
 from engine.distributed.world import start_world
-from engine.settings import check_at_least, flag
-from engine.text.templates import TEMPLATE_HELP
+from engine.settings import flag
 from engine.training.heldout import Estimate
 from engine.training.scorers import check_reward
-from launch.score import ScoreSettings, chosen
+from launch.score import ScorerSettings, ScoreSettings, chosen
 
 ALL = "all"
 
 
-@dataclass(frozen=True)
-class JudgeSettings:
+@dataclass(frozen=True, kw_only=True)
+class JudgeSettings(ScorerSettings):
     """What judges, and what it is compared with."""
 
     _argument_group_name = "judge"
@@ -43,14 +42,6 @@ class JudgeSettings:
         "language"
     )
     output: str | None = flag("file for the numbers, .json (default: only printed)", None)
-    template: str | None = flag(TEMPLATE_HELP, None)
-    max_length: int = flag("longest sequence in tokens; longer ones are an error", 2048)
-    tokens_per_microbatch: int = flag("tokens per forward", 8192)
-    dtype: str = flag("auto is bfloat16 on a GPU, float32 on CPU", "auto", choices=["auto", "float32", "bfloat16"])
-
-    def __post_init__(self) -> None:
-        check_at_least(2, self, "max_length")
-        check_at_least(self.max_length, self, "tokens_per_microbatch")
 
 
 @dataclass(frozen=True)
@@ -155,10 +146,8 @@ def job(argv: Sequence[str]) -> None:
     (s,) = parse_settings((JudgeSettings,), argv, "python launch/judge.py", __doc__.split("\n")[0])
     check_reward(s.reward)
     rows = read_rankings(Path(s.data))
-    score = ScoreSettings(
-        reward=s.reward, data=s.data, output="", template=s.template, max_length=s.max_length,
-        tokens_per_microbatch=s.tokens_per_microbatch, dtype=s.dtype,
-    )  # fmt: skip
+    how = {field.name: getattr(s, field.name) for field in fields(ScorerSettings)}
+    score = ScoreSettings(reward=s.reward, data=s.data, output="", **how)
     scores = chosen(score)(score, rows, start_world(600.0).device)
     measured = dict(groups(rows, [pairs_of(row, values) for row, values in zip(rows, scores)]))
     console = Console()

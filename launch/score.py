@@ -39,8 +39,22 @@ Encoded = list[tuple[int, list[tuple[int, ...]]]]  # of each prompt: its length,
 ROWS_AT_ONCE = 1_000  # prompts whose responses are packed together
 
 
-@dataclass(frozen=True)
-class ScoreSettings:
+@dataclass(frozen=True, kw_only=True)
+class ScorerSettings:
+    """How a reward model reads texts."""
+
+    template: str | None = flag(TEMPLATE_HELP, None)
+    max_length: int = flag("longest sequence in tokens; longer ones are an error", 2048)
+    tokens_per_microbatch: int = flag("tokens per forward", 8192)
+    dtype: str = flag("auto is bfloat16 on a GPU, float32 on CPU", "auto", choices=["auto", "float32", "bfloat16"])
+
+    def __post_init__(self) -> None:
+        check_at_least(2, self, "max_length")
+        check_at_least(self.max_length, self, "tokens_per_microbatch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreSettings(ScorerSettings):
     """What scores what."""
 
     _argument_group_name = "score"
@@ -57,14 +71,6 @@ class ScoreSettings:
         None,
     )
     overwrite: bool = flag("replace the output file", False)
-    template: str | None = flag(TEMPLATE_HELP, None)
-    max_length: int = flag("longest sequence in tokens; longer ones are an error", 2048)
-    tokens_per_microbatch: int = flag("tokens per forward", 8192)
-    dtype: str = flag("auto is bfloat16 on a GPU, float32 on CPU", "auto", choices=["auto", "float32", "bfloat16"])
-
-    def __post_init__(self) -> None:
-        check_at_least(2, self, "max_length")
-        check_at_least(self.max_length, self, "tokens_per_microbatch")
 
 
 def job(argv: Sequence[str]) -> None:
