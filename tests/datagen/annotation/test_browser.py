@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
-import threading
 
 import pytest
 
 from datagen.annotation.journal import Journal
 from tests.datagen.annotation.pages import serving, write_answers
+from tests.threads import in_another_thread
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install selenium")
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -26,22 +25,8 @@ NEVER_LOOK_AGAIN = "document.addEventListener('visibilitychange', (e) => e.stopI
 def address(tmp_path):
     """Serve the answers in another thread."""
     write_answers(tmp_path)
-    found, ready, done = [], threading.Event(), threading.Event()
-
-    async def serve():
-        async with serving(tmp_path) as client:
-            found.append(str(client.make_url("/")))
-            ready.set()
-            await asyncio.to_thread(done.wait)
-
-    thread = threading.Thread(target=asyncio.run, args=(serve(),))
-    thread.start()
-    try:
-        assert ready.wait(30)
-        yield found[0]
-    finally:
-        done.set()
-        thread.join(30)
+    with in_another_thread(lambda: serving(tmp_path)) as url:
+        yield url
 
 
 @pytest.fixture
