@@ -70,7 +70,7 @@ def job(argv: Sequence[str]) -> None:
         raise UserError(f"--output {output} exists, but not its judgements {kept}: name another file, or delete it")
     prompts, alike = read_prompts(Path(settings.data))
     if settings.report and not kept.exists():
-        raise UserError(f"--report: {kept} does not exist: nobody has ranked for this --output yet")
+        raise UserError(f"--report: {kept} does not exist: rank some prompts on the page first, or correct --output")
     console = Console()
     with Journal(kept) as journal:
         keys = {prompt.key for prompt in prompts}

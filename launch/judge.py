@@ -46,7 +46,7 @@ class JudgeSettings(ScorerSettings):
 
 @dataclass(frozen=True)
 class Pair:
-    """Two answers to a prompt, of which the first is the better one."""
+    """A better and a worse answer to a prompt."""
 
     margin: float  # score of the better one minus score of the worse one
     longer: int  # characters of the better one minus those of the worse one

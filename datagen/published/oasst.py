@@ -31,7 +31,7 @@ DELETED = "message deleted or refused by reviewers"
 
 @dataclass
 class Message:
-    """A message with its replies, best first where they are ranked. rank: None where nobody compared it."""
+    """A message with its replies, best first where they are ranked. rank is None for a message that was not ranked."""
 
     id: str
     parent: str | None

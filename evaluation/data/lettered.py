@@ -1,4 +1,4 @@
-"""Formats that several tasks share: options listed under letters, of which the letter or the text is scored."""
+"""The formats of multiple-choice tasks: options under letters, scored by their letter or by their text."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from evaluation.data.prompt_words import PromptWords
 from evaluation.tasks import Form, Task
 
 # Language -> the words for "right", and for "yes", "also" and "no": entailment, neutral, contradiction. They are
-# lm-eval's, so that scores compare; nobody has corrected them ("رقم" is the noun "number").
+# lm-eval's, unchanged, so that scores compare, even where they are wrong ("رقم" is the noun "number").
 WORDS = {
     "en": ("right", "Yes", "Also", "No"),
     "ru": ("правильно", "Да", "Так", "Нет"),

@@ -68,7 +68,7 @@ def test_mistakes_are_one_line_and_write_nothing(tmp_path, monkeypatch):
     monkeypatch.delenv("ANNOTATE_KEY", raising=False)
     data, output = str(write_answers(tmp_path)), str(tmp_path / "out.jsonl")
     for flags, words in (
-        (["--data", data, "--output", output, "--report"], "nobody has ranked"),
+        (["--data", data, "--output", output, "--report"], "rank some prompts on the page first"),
         (["--data", data, "--output", output, "--host", "0.0.0.0"], "ANNOTATE_KEY is not set"),
         (["--data", data, "--output", output, "--port", "70000"], "give 0 to 65535"),
         (["--data", data, "--output", data], "is also another file"),
