@@ -22,6 +22,7 @@ from engine.training.guards import read_kept
 from engine.training.modules import LanguageModule, Policy, RewardModule
 from engine.training.pretrain import pretraining_module
 from engine.training.replay import Replayed, bad_weights, groups_of, replay
+from engine.training.sft import sft_module
 from engine.training.weighted_scorers import load_rewards, start_critic
 from launch.common import choose_dtype, load_checked
 
@@ -155,8 +156,10 @@ def _module(
         return RewardModule(model, score_weight_D, split), split
     if stage == "pretrain":
         return pretraining_module(model, own)
+    if stage == "sft":
+        return sft_module(model, own, run.seed)
     split = split_of(own.top_layers, model.num_layers)
-    if stage in ("sft", "dpo"):
+    if stage == "dpo":
         return LanguageModule(model, split), split
     policy = Policy(model, split, own.has_critic)
     if own.critic == "separate":
