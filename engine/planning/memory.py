@@ -127,6 +127,7 @@ def activation_bytes(model: nn.Module, start: int, tokens: int, actions: int, re
         return inputs + activation_bytes(model, last, tokens, actions)
     top = Top(model, start)
     batch = _pack(tokens)
+    model.rotations(_pack(1).positions_T)  # what is cached for the life of the process is no part of a step
     for weight in top.parameters():
         weight.requires_grad_(True)
         weight.grad = torch.empty_like(weight)  # allocated before, so that only temporary memory is counted
