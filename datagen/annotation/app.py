@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hmac
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
-from datagen.annotation.journal import Journal, Judgement, Stale, name_of, read_judgement
+from datagen.annotation.journal import Journal, Stale, name_of, read_judgement
 from datagen.annotation.prompts import Prompt
 from engine.base.errors import UserError
 from engine.base.record_fields import BadField, text_of
@@ -28,17 +28,10 @@ _HEADERS = {
 
 
 class Annotation:
-    """Serves prompts to annotators. `said` is called after each saved judgement."""
+    """Serves prompts to annotators, and saves what they judge."""
 
-    def __init__(
-        self,
-        prompts: Sequence[Prompt],
-        journal: Journal,
-        seed: int,
-        api_key: str | None = None,
-        said: Callable[[Judgement], None] = lambda judgement: None,
-    ):
-        self._prompts, self._journal, self._seed, self._api_key, self._said = prompts, journal, seed, api_key, said
+    def __init__(self, prompts: Sequence[Prompt], journal: Journal, seed: int, api_key: str | None = None):
+        self._prompts, self._journal, self._seed, self._api_key = prompts, journal, seed, api_key
         self._index_of = {prompt.key: index for index, prompt in enumerate(prompts)}
 
     def app(self) -> web.Application:
@@ -100,7 +93,6 @@ class Annotation:
             self._journal.add(judgement)
         except Stale:
             return self._state(judgement.annotator, index, status=409)
-        self._said(judgement)
         return self._state(judgement.annotator, index)
 
     def _state(self, annotator: str, index: int | None, status: int = 200) -> web.Response:

@@ -93,20 +93,24 @@ def lettered_options(record: Mapping[str, Any], place: str) -> tuple[str, ...]:
     return tuple(values)
 
 
-def lettered_answer(record: Mapping[str, Any], num_options: int, place: str) -> tuple[int, ...]:
-    """Return 1 for the option that field `answer` names by its letter, 0 for the others.
+def lettered_answer(
+    record: Mapping[str, Any], num_options: int, place: str, name: str = "answer", any_case: bool = False
+) -> tuple[int, ...]:
+    """Return 1 for the option that the field names by its letter, 0 for the others.
 
+    any_case  the letter may be small
     Unlabelled if the answer is missing or empty, UserError if it names no option.
     """
-    answer = record.get("answer")
+    answer = record.get(name)
     if answer is None or answer == "":
         raise Unlabelled
     letters = [chr(ord("A") + number) for number in range(num_options)]
-    if answer not in letters:
+    found = answer.upper() if any_case and isinstance(answer, str) else answer
+    if found not in letters:
         raise UserError(
-            f"{place}: field 'answer' is {answer!r:.60}, the options are A to {letters[-1]}: fix the record"
+            f"{place}: field {name!r} is {answer!r:.60}, the options are A to {letters[-1]}: fix the record"
         )
-    return tuple(int(letter == answer) for letter in letters)
+    return tuple(int(letter == found) for letter in letters)
 
 
 def numbered_answer(

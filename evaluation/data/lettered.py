@@ -20,6 +20,7 @@ def letters_of(item: Item) -> tuple[str, ...]:
 
 
 def stripped_options(item: Item) -> tuple[str, ...]:
+    """Return the texts of the options without blanks around them."""
     return tuple(option.strip() for option in item.options)
 
 

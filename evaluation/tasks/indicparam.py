@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from engine.base.errors import UserError
-from evaluation.data.items import Item, Unlabelled, id_of, lettered_options, text_of
+from evaluation.data.items import Item, id_of, lettered_answer, lettered_options, text_of
 from evaluation.data.lettered import ask_cloze, ask_letters, letters_of, lines_of, stripped_options
 from evaluation.data.prompt_words import PromptWords
 from evaluation.data.sets import SETS
@@ -15,20 +14,12 @@ from evaluation.tasks import Form, Task
 
 def _read(record: Mapping[str, Any], place: str, index: int) -> Item:
     options = lettered_options(record, place)
-    answer = record.get("correct_answer")
-    if answer in (None, ""):
-        raise Unlabelled
-    letters = "ABCDEFGHIJ"[: len(options)]
-    if not isinstance(answer, str) or len(answer) != 1 or answer.upper() not in letters:
-        raise UserError(
-            f"{place}: field 'correct_answer' is {answer!r:.60}, it must be a to {letters[-1].lower()}: fix it"
-        )
     return Item(
         id=id_of(record, "unique_question_id", index, place),
         index=index,
         question=text_of(record, "question_text", place),
         options=options,
-        truth=tuple(int(letter == answer.upper()) for letter in letters),
+        truth=lettered_answer(record, len(options), place, "correct_answer", any_case=True),
         place=place,
         record=record,
     )

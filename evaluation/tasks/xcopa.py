@@ -7,7 +7,7 @@ from typing import Any
 
 from engine.base.errors import UserError
 from evaluation.data.items import Item, id_of, numbered_answer, text_of
-from evaluation.data.lettered import letters_of, lines_of
+from evaluation.data.lettered import letters_of, lines_of, stripped_options
 from evaluation.data.prompt_words import PromptWords
 from evaluation.tasks import Form, Task
 
@@ -57,7 +57,7 @@ def _in_sentence(item: Item) -> tuple[str, ...]:
 
 
 def _stripped_in_sentence(item: Item) -> tuple[str, ...]:
-    return tuple(option.strip()[0].lower() + option.strip()[1:] for option in item.options)
+    return tuple(option[0].lower() + option[1:] for option in stripped_options(item))
 
 
 _POOL = ("validation",)

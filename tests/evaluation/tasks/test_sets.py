@@ -201,7 +201,7 @@ BAD = [
     ("include", "ne", {"option_d": None}, "the record has 3 options, it must have option_a to option_d"),
     ("include", "ne", {"domain": None}, "field 'domain' is missing"),
     ("global_piqa_parallel", "kn", {"solution3": None}, "field 'solution3' is missing"),
-    ("indicparam", "ne", {"correct_answer": "e"}, "field 'correct_answer' is 'e', it must be a to d"),
+    ("indicparam", "ne", {"correct_answer": "e"}, "field 'correct_answer' is 'e', the options are A to D"),
     ("multiblimp", "hr", {"wrong_sen": 1}, "field 'wrong_sen' is 1"),
     ("multiblimp", "hr", {"phenomenon": 1}, "field 'phenomenon' is 1"),
 ]
