@@ -17,9 +17,7 @@ if __name__ == "__main__":  # run as a script: put the repository root on the pa
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.base.atomic import write_json
-from engine.base.errors import UserError
-from engine.base.record_fields import BadField
-from engine.base.records import read_records
+from engine.base.records import fields_of, read_rankings, read_records
 from engine.cli.console import Console
 from engine.cli.parse import main, parse_settings
 from engine.distributed.world import start_world
@@ -38,8 +36,8 @@ class JudgeSettings(ScorerSettings):
     _argument_group_name = "judge"
     reward: str = flag("reward model directory, or module:function of (prompt, response) -> float")
     data: str = flag(
-        "rankings: {instruction, input, responses, ranks}; or {prompt, chosen, rejected}; each may have category and "
-        "language"
+        "rankings as launch/reward.py reads them, such as {instruction, input, responses, ranks} or {prompt, chosen, "
+        "rejected}; each may have category and language"
     )
     output: str | None = flag("file for the numbers, .json (default: only printed)", None)
 
@@ -57,38 +55,16 @@ class Pair:
         return 0.5 + 0.5 * _sign(self.margin)
 
 
-def read_rankings(path: Path) -> list[dict[str, Any]]:
-    """Return rows with instruction, input, responses, ranks, category and language, as launch/score.py takes them.
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rankings of a file as launch/score.py takes them, with ranks, category and language.
 
-    UserError, with the line, for a record without these fields and for a file without a pair of different ranks.
+    UserError, with the line, for a record that is no ranking.
     """
-    rows = []
-    for line, record in read_records(path):
-        try:
-            rows.append(_row(record))
-        except BadField as bad:
-            raise UserError(f"{path}, line {line}: {bad}") from None
-    if not any(len(set(row["ranks"])) > 1 for row in rows):
-        raise UserError(f"{path} has no two answers of different ranks: give rankings")
-    return rows
-
-
-def _row(record: Mapping[str, Any]) -> dict[str, Any]:
-    if {"chosen", "rejected"} <= record.keys():
-        prompt = record.get("prompt", record.get("instruction"))
-        responses, ranks, given = [record["chosen"], record["rejected"]], [1, 2], record.get("input", "")
-    else:
-        prompt, given = record.get("instruction"), record.get("input", "")
-        responses, ranks = record.get("responses"), record.get("ranks")
-    if not isinstance(prompt, str) or not isinstance(given, str):
-        raise BadField("'instruction' (or 'prompt' beside 'chosen' and 'rejected') and 'input' must be texts")
-    if not isinstance(responses, list) or not all(isinstance(text, str) and text.strip() for text in responses):
-        raise BadField("'responses' (or 'chosen' and 'rejected') must be texts that are not empty")
-    if not isinstance(ranks, list) or [type(rank) for rank in ranks] != [int] * len(responses):
-        raise BadField(f"'ranks' is {ranks!r:.60}: give a whole number for each of the {len(responses)} responses")
-    named = {name: str(record.get(name) or ALL) for name in ("category", "language")}
-    return {"instruction": prompt, "input": given, "responses": responses, "ranks": ranks,
-            "finished": [True] * len(responses), **named}  # fmt: skip
+    return [
+        {**fields_of(ranking), "finished": [True] * len(ranking.responses)}
+        | {name: str(record.get(name) or ALL) for name in ("category", "language")}
+        for ranking, (_, record) in zip(read_rankings(path), read_records(path), strict=True)
+    ]
 
 
 def pairs_of(row: Mapping[str, Any], scores: Sequence[float]) -> list[Pair]:
@@ -145,7 +121,7 @@ def job(argv: Sequence[str]) -> None:
     """Score every answer, print the tables, and write the numbers."""
     (s,) = parse_settings((JudgeSettings,), argv, "python launch/judge.py", __doc__.split("\n")[0])
     check_reward(s.reward)
-    rows = read_rankings(Path(s.data))
+    rows = read_rows(Path(s.data))
     how = {field.name: getattr(s, field.name) for field in fields(ScorerSettings)}
     score = ScoreSettings(reward=s.reward, data=s.data, output="", **how)
     scores = chosen(score)(score, rows, start_world(600.0).device)

@@ -79,16 +79,21 @@ def test_a_reward_model_scores_as_launch_score_does(tmp_path):
     assert found["accuracy"] == sum(scores[a] > scores[b] for a, b in ((0, 1), (0, 2), (1, 2))) / 3
 
 
+def test_whole_dialogs_are_pairs_of_their_last_answers(tmp_path):
+    dialog = "\n\nHuman: q\n\nAssistant: "
+    found = numbers(tmp_path / "o.json", write(tmp_path / "hh.jsonl", {"chosen": dialog + "aa", "rejected": dialog}))
+    assert found["all"]["accuracy"] == 1.0 and found["all"]["if_longer"] == 1.0
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"prompt": "p", "chosen": "a", "rejected": ""}, "line 1: 'responses' .* must be texts that are not empty"),
-        ({"chosen": "a", "rejected": "b"}, "line 1: 'instruction' .* must be texts"),
+        ({"prompt": "p", "chosen": "a"}, "bad.jsonl:1: .*'rejected'"),
+        ({"instruction": "p", "input": "", "responses": ["a", "b"], "ranks": [1]}, "'ranks' holds 1 for 2 responses"),
         (
-            {"instruction": "p", "responses": ["a", "b"], "ranks": [1]},
-            r"'ranks' is \[1\]: give a whole number",
+            {"instruction": "p", "input": "", "responses": ["a", "b"], "ranks": [1, 1]},
+            "'ranks' is 1 for every response",
         ),
-        ({"instruction": "p", "responses": ["a", "b"], "ranks": [1, 1]}, "no two answers of different ranks"),
     ],
 )
 def test_mistakes(tmp_path, row, message):
