@@ -22,16 +22,24 @@ class PackedBatch:
     positions_T int64 [T]    restarts at 0 in each sequence
     cu_seqlens  int32 [S+1]  boundaries: sequence s is columns cu_seqlens[s] to cu_seqlens[s+1]
     lengths     the sequence lengths on the host, so that a forward never waits for the device
+    prompts     of each sequence a number for its prompt, and the prompt's length: sequences with the same number begin
+                with the same tokens, so that layers may run those once (engine/models/shared_rows.py); None: not known
     """
 
     tokens_T: Tensor
     positions_T: Tensor
     cu_seqlens: Tensor
     lengths: tuple[int, ...]
+    prompts: tuple[tuple[int, int], ...] | None = None
 
     @classmethod
-    def from_sequences(cls, sequences: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> PackedBatch:
-        """Concatenate token lists. Each has at least one token."""
+    def from_sequences(
+        cls,
+        sequences: Sequence[Sequence[int]],
+        device: torch.device | str = "cpu",
+        prompt_lens: Sequence[int] | None = None,
+    ) -> PackedBatch:
+        """Concatenate token lists. Each has at least one token. With `prompt_lens`, equal prompts are found."""
         lengths = tuple(len(s) for s in sequences)
         assert all(lengths), "a sequence without tokens cannot be packed"
         tokens = [token for sequence in sequences for token in sequence]
@@ -44,6 +52,7 @@ class PackedBatch:
             torch.tensor(positions, dtype=torch.int64, device=device),
             torch.tensor(bounds, dtype=torch.int32, device=device),
             lengths,
+            None if prompt_lens is None else _numbered(sequences, prompt_lens),
         )
 
     @classmethod
@@ -103,11 +112,14 @@ class PackedBatch:
         columns = self.columns(sequence_ids)
         lengths = tuple(self.lengths[s] for s in sequence_ids)
         bounds = torch.tensor((0, *lengths), dtype=torch.int64).cumsum(0).to(torch.int32)
-        return PackedBatch(self.tokens_T[columns], self.positions_T[columns], bounds.to(self.tokens_T.device), lengths)
+        return PackedBatch(
+            self.tokens_T[columns], self.positions_T[columns], bounds.to(self.tokens_T.device), lengths,
+            self.prompts and tuple(self.prompts[s] for s in sequence_ids),
+        )  # fmt: skip
 
     @staticmethod
     def concat(batches: Sequence[PackedBatch]) -> PackedBatch:
-        """Concatenate batches."""
+        """Concatenate batches. Prompts of different batches stay different."""
         lengths = tuple(n for b in batches for n in b.lengths)
         bounds = torch.tensor((0, *lengths), dtype=torch.int64).cumsum(0).to(torch.int32)
         return PackedBatch(
@@ -115,6 +127,7 @@ class PackedBatch:
             torch.cat([b.positions_T for b in batches]),
             bounds.to(batches[0].tokens_T.device),
             lengths,
+            _joined([b.prompts for b in batches]),
         )
 
     def to(self, device: torch.device | str) -> PackedBatch:
@@ -123,7 +136,24 @@ class PackedBatch:
             self.positions_T.to(device, non_blocking=True),
             self.cu_seqlens.to(device, non_blocking=True),
             self.lengths,
+            self.prompts,
         )
+
+
+def _numbered(sequences: Sequence[Sequence[int]], prompt_lens: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    numbers: dict[tuple[int, ...], int] = {}
+    prompts = (tuple(sequence[:n]) for sequence, n in zip(sequences, prompt_lens, strict=True))
+    return tuple((numbers.setdefault(prompt, len(numbers)), len(prompt)) for prompt in prompts)
+
+
+def _joined(parts: Sequence[tuple[tuple[int, int], ...] | None]) -> tuple[tuple[int, int], ...] | None:
+    if None in parts:
+        return None
+    joined: list[tuple[int, int]] = []
+    for prompts in parts:
+        first = 1 + max((number for number, _ in joined), default=-1)
+        joined += [(first + number, length) for number, length in prompts]
+    return tuple(joined)
 
 
 def action_mask(batch: PackedBatch, prompt_lens: Sequence[int]) -> Tensor:

@@ -34,6 +34,27 @@ def first_fit_decreasing(lengths: Sequence[int], budget: int) -> list[list[int]]
     return bins
 
 
+def pack_together(
+    lengths: Sequence[int], indices: Sequence[int], budget: int, prompts: Sequence[tuple[int, int]] | None
+) -> list[list[int]]:
+    """Pack the given sequences into bins of at most `budget` tokens, those of one prompt together as far as they fit.
+
+    `prompts` is that of a PackedBatch. Returns lists of sequences, shortest first.
+    """
+    units: dict[tuple[int, int], list[int]] = {}  # (prompt, part) -> sequences that stay together
+    part: dict[int, int] = {}
+    for s in indices:
+        number = s if prompts is None else prompts[s][0]
+        unit = units.setdefault((number, part.setdefault(number, 0)), [])
+        if unit and sum(lengths[i] for i in unit) + lengths[s] > budget:
+            part[number] += 1
+            unit = units.setdefault((number, part[number]), [])
+        unit.append(s)
+    whole = list(units.values())
+    bins = first_fit_decreasing([sum(lengths[s] for s in unit) for unit in whole], budget)
+    return [sorted((s for u in b for s in whole[u]), key=lambda s: lengths[s]) for b in bins]
+
+
 def plan_microbatches(
     lengths: Sequence[int], tokens_per_microbatch: int, world_size: int = 1
 ) -> list[list[Microbatch]]:
@@ -70,15 +91,18 @@ def plan_microbatches(
 
 
 def rank_microbatches(
-    lengths: Sequence[int], indices: Sequence[int], tokens_per_microbatch: int, largest: Callable[[int], int]
+    lengths: Sequence[int],
+    indices: Sequence[int],
+    tokens_per_microbatch: int,
+    largest: Callable[[int], int],
+    prompts: Sequence[tuple[int, int]] | None = None,
 ) -> list[Microbatch]:
     """Group this rank's sequences `indices` into microbatches, as many as on the rank with most.
 
-    `largest` returns the maximum over ranks. Missing microbatches are stand-ins of weight 0.
+    `largest` returns the maximum over ranks. Missing microbatches are stand-ins of weight 0. Sequences of one prompt
+    come together.
     """
-    indices = list(indices)
-    bins = first_fit_decreasing([lengths[s] for s in indices], tokens_per_microbatch)
-    plan = [Microbatch(tuple(sorted((indices[i] for i in b), key=lambda s: lengths[s]))) for b in bins]
+    plan = [Microbatch(tuple(b)) for b in pack_together(lengths, indices, tokens_per_microbatch, prompts)]
     stand_in = Microbatch((min(range(len(lengths)), key=lambda s: lengths[s]),), 0.0)
     return plan + [stand_in] * (largest(len(plan)) - len(plan))
 

@@ -22,7 +22,7 @@ from engine.cli.console import Console
 from engine.cli.parse import main, parse_settings
 from engine.distributed.world import start_world
 from engine.models import load_model, load_score_weight
-from engine.packing import first_fit_decreasing
+from engine.packing import pack_together
 from engine.run.folder import check_writable
 from engine.run.template_choice import choose_template
 from engine.settings import check_at_least, flag, is_function_name
@@ -150,17 +150,17 @@ def score_with_model(settings: ScoreSettings, rows: Sequence[dict], device: torc
     A response that did not finish is scored without an EOS, as in PPO.
     """
     path = Path(settings.reward)
-    sequences = [of_prompt for _, of_prompt in _encoded(settings, rows, path)]
+    encoded = _encoded(settings, rows, path)
     model = load_model(path, choose_dtype(settings.dtype, device), device)
     module = RewardModule(model, load_score_weight(path).to(device), None).eval()
     mean, std = score_moments(path) or (0.0, 1.0)
     scores: list[list[float]] = []
     with Console().bar(len(rows), "scoring", "prompt") as bar:
         for start in range(0, len(rows), ROWS_AT_ONCE):
-            part = sequences[start : start + ROWS_AT_ONCE]
-            batch = PackedBatch.from_sequences([tokens for of_prompt in part for tokens in of_prompt], device)
+            part = encoded[start : start + ROWS_AT_ONCE]
+            batch = _packed(part, device)
             score_S = (score_sequences(module, batch, None, settings.tokens_per_microbatch) - mean) / std
-            scores += [of_prompt.tolist() for of_prompt in score_S.split([len(of_prompt) for of_prompt in part])]
+            scores += [of_prompt.tolist() for of_prompt in score_S.split([len(of_prompt) for _, of_prompt in part])]
             bar.update(len(part))
     return scores
 
@@ -184,11 +184,13 @@ def log_ratios(settings: ScoreSettings, rows: Sequence[dict], device: torch.devi
 def _logprobs(settings: ScoreSettings, path: Path, encoded: Encoded, device: torch.device) -> list[list[float]]:
     """Return the log-probability of each response under a language model."""
     model = load_model(path, choose_dtype(settings.dtype, device), device).eval()
-    flat = [(length, tokens) for length, of_prompt in encoded for tokens in of_prompt]
-    found = [0.0] * len(flat)
-    for ids in first_fit_decreasing([len(tokens) for _, tokens in flat], settings.tokens_per_microbatch):
-        batch = PackedBatch.from_sequences([flat[i][1] for i in ids], device)
-        columns_A = action_mask(batch, [flat[i][0] for i in ids]).nonzero()[:, 0]
+    whole = _packed(encoded, "cpu")
+    found = [0.0] * whole.num_sequences
+    for ids in pack_together(
+        whole.lengths, range(whole.num_sequences), settings.tokens_per_microbatch, whole.prompts
+    ):
+        batch = whole.select(ids).to(device)
+        columns_A = action_mask(batch, [whole.prompts[s][1] for s in ids]).nonzero()[:, 0]
         h_AD = model.norm(model.run(model.embed(batch), batch, 0, model.num_layers)[columns_A])
         logprob_A, _, _ = linear_logprob(h_AD, model.head_weight, batch.target_T[columns_A], 1.0)
         sum_S = torch.zeros(len(ids), dtype=torch.float64, device=device)
@@ -197,6 +199,11 @@ def _logprobs(settings: ScoreSettings, path: Path, encoded: Encoded, device: tor
             found[i] = logprob
     rest = iter(found)
     return [[next(rest) for _ in of_prompt] for _, of_prompt in encoded]
+
+
+def _packed(encoded: Encoded, device: torch.device | str) -> PackedBatch:
+    prompt_lens = [length for length, of_prompt in encoded for _ in of_prompt]
+    return PackedBatch.from_sequences([x for _, of_prompt in encoded for x in of_prompt], device, prompt_lens)
 
 
 def _encoded(settings: ScoreSettings, rows: Sequence[dict], path: Path) -> Encoded:

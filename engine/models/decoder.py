@@ -20,6 +20,7 @@ from engine.models.fused import block_step
 from engine.models.length_limit import check_length, length_limit
 from engine.models.rotary import Rotations, rotations_of
 from engine.models.rounded_rows import add_rows, rows_to_add
+from engine.models.shared_rows import shared_rows
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -105,12 +106,21 @@ class Decoder(nn.Module):
         layers: Sequence[nn.Module], h_TD: Tensor, batch: PackedBatch, attend: Attend | None = None,
         rotations: Rotations | None = None, recompute: bool = False,
     ) -> Tensor:  # fmt: skip
-        """Run the given blocks in order and return h_TD. They may be held outside the model."""
+        """Run the given blocks in order and return h_TD. They may be held outside the model.
+
+        Without an attend of the caller's, positions of prompts that the batch says are equal are run once; their h must
+        be equal.
+        """
         if not len(layers):
             return h_TD
         first = layers[0]
         check_length(first.config, batch.max_len)
-        step, tokens, position_T = block_step(first, h_TD, attend), h_TD.shape[0], batch.positions_T
+        step = block_step(first, h_TD, attend)
+        if attend is None and rotations is None and (shared := shared_rows(batch)):
+            h_TD, batch, attend = shared.take(h_TD), shared.rows, shared.attend()
+        else:
+            shared = None
+        tokens, position_T = h_TD.shape[0], batch.positions_T
         if rotations is None and (count := rows_to_add(h_TD)):
             h_TD, position_T, attend = add_rows(h_TD, batch, attend, count)
         attend = attend or causal_attend(batch)
@@ -119,7 +129,7 @@ class Decoder(nn.Module):
             step = partial(checkpoint, step, use_reentrant=False, preserve_rng_state=False)  # nothing here is random
         for block in layers:
             h_TD = step(block, h_TD, rotations.get(block.rotary), attend)
-        return h_TD[:tokens]
+        return shared.spread(h_TD[:tokens]) if shared else h_TD[:tokens]
 
     def norm(self, h_TD: Tensor) -> Tensor:
         """Apply the final norm: norm(h) @ head_weight.T are the logits."""

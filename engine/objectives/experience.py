@@ -64,7 +64,10 @@ class Experience:
         """Rebuild from `tensors` on a device; trunk outputs stay where they are."""
         x = dict(tensors)
         tokens = x.pop("tokens_T").split(x.pop("lengths_S").tolist())
-        batch = PackedBatch.from_sequences([part.tolist() for part in tokens], device)
+        first_actions = (int(part.nonzero()[0]) for part in x["action_T"].split([len(part) for part in tokens]))
+        batch = PackedBatch.from_sequences(
+            [part.tolist() for part in tokens], device, [first + 1 for first in first_actions]
+        )
         names = {stored: name for name, stored in _STORED.items()}
         columns = {
             names.get(name, name): value if name.endswith("trunk_TD") else value.to(device) for name, value in x.items()

@@ -216,7 +216,7 @@ def measures(logprob_S: Tensor, ref_logprob_S: Tensor, ranking: RankedExamples, 
 
 def packed(examples: Sequence[Example]) -> tuple[PackedBatch, Tensor]:
     """(the sequences end to end, the columns whose targets are response tokens, int64 [A]), on the CPU."""
-    batch = PackedBatch.from_sequences([e.tokens for e in examples])
+    batch = PackedBatch.from_sequences([e.tokens for e in examples], prompt_lens=[e.prompt_len for e in examples])
     return batch, action_mask(batch, [e.response_start for e in examples]).nonzero()[:, 0]
 
 

@@ -208,7 +208,8 @@ def _scores(
 ) -> dict[str, list[float]]:
     if not prompts:
         return {}
-    batch = PackedBatch.from_sequences([(*p.tokens, *r.tokens) for p, r in zip(prompts, responses)], world.device)
+    sequences = [(*p.tokens, *r.tokens) for p, r in zip(prompts, responses)]
+    batch = PackedBatch.from_sequences(sequences, world.device, [len(p.tokens) for p in prompts])
     trunk_TD = torch.cat([r.trunk_ND for r in responses]) if scorer.shares_trunk else None
     scores = scorer(batch, trunk_TD, [p.text for p in prompts], texts, [p.output for p in prompts])
     return scorer.measures(scores)

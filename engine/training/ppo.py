@@ -212,8 +212,9 @@ class PPOTrainer:
         self.world.at(f"iteration {iteration + 1}, scoring")
         metrics.add("time/generation_s", generated - began)
         batch = PackedBatch.from_sequences(
-            [(*p.tokens, *r.tokens) for p, r in zip(prompts, responses)], self.world.device
-        )
+            [(*p.tokens, *r.tokens) for p, r in zip(prompts, responses)], self.world.device,
+            [len(p.tokens) for p in prompts],
+        )  # fmt: skip
         action_T = action_mask(batch, [len(p.tokens) for p in prompts])
         trunk_TD = self.actor.keep([r.trunk_ND for r in responses])
         critic_trunk_TD = self.actor.keep([self.critic_trunk and self.critic_trunk(batch)])
@@ -320,7 +321,9 @@ class PPOTrainer:
             )  # fmt: skip
 
     def _microbatches(self, batch: PackedBatch, sequences: Sequence[int]) -> list[Microbatch]:
-        return rank_microbatches(batch.lengths, sequences, self.batch.tokens_per_microbatch, self.world.max)
+        return rank_microbatches(
+            batch.lengths, sequences, self.batch.tokens_per_microbatch, self.world.max, batch.prompts
+        )
 
     def _state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps besides weights, optimizer and rollouts."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from engine.base.languages import Language
 from engine.batch import PackedBatch, action_mask
 from engine.generation.sample import Sample
-from engine.packing import first_fit_decreasing
+from engine.packing import pack_together
 from engine.settings import BatchSettings, PPOSettings
 from engine.text.encoding import Prompt
 from engine.training.actor import Actor
@@ -111,12 +111,13 @@ class HeldOut:
     def kl(self, prompts: Sequence[Prompt], responses: Sequence[Sample]) -> list[float]:
         """Return for each response the sum over its tokens of log policy - log reference, as objective/kl has it."""
         sequences = [(*p.tokens, *r.tokens) for p, r in zip(prompts, responses)]
-        kls = [0.0] * len(sequences)
-        for ids in first_fit_decreasing([len(s) for s in sequences], self.batch.tokens_per_microbatch):
-            ids = sorted(ids, key=lambda i: len(sequences[i]))
-            batch = PackedBatch.from_sequences([sequences[i] for i in ids], self.model.head_weight.device)
+        prompt_lens, kls = [len(p.tokens) for p in prompts], [0.0] * len(sequences)
+        whole = PackedBatch.from_sequences(sequences, self.model.head_weight.device, prompt_lens)
+        budget = self.batch.tokens_per_microbatch
+        for ids in pack_together(whole.lengths, range(whole.num_sequences), budget, whole.prompts):
+            batch = whole.select(ids)
             trunk_TD = None if self.split is None else torch.cat([responses[i].trunk_ND for i in ids])
-            columns_A = action_mask(batch, [len(prompts[i].tokens) for i in ids]).nonzero()[:, 0]
+            columns_A = action_mask(batch, [prompt_lens[i] for i in ids]).nonzero()[:, 0]
             ratio_A = self._log_ratio(batch, trunk_TD, columns_A).double()
             kl_S = torch.zeros(len(ids), dtype=torch.float64, device=ratio_A.device)
             kl_S.index_add_(0, batch.sequence_T[columns_A], ratio_A)

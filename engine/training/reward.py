@@ -12,7 +12,7 @@ from torch import Tensor
 from engine.batch import PackedBatch
 from engine.cli.console import short
 from engine.objectives.losses import ranking_loss, ranking_pairs
-from engine.packing import first_fit_decreasing
+from engine.packing import pack_together
 from engine.text.encoding import RankedExamples
 from engine.training.context import Context
 from engine.training.heldout import Estimate, as_share
@@ -101,7 +101,9 @@ class RewardTrainer(RankingTrainer):
     def _scores(self, rankings: Sequence[RankedExamples], indices: Sequence[int] | None) -> Tensor:
         """float32 [S]: the score of each response, in the order of the rankings; `indices` as in `loss`."""
         responses = self.responses_of(rankings, indices)
-        batch = PackedBatch.from_sequences([e.tokens for e in responses.examples], self.world.device)
+        batch = PackedBatch.from_sequences(
+            [e.tokens for e in responses.examples], self.world.device, [e.prompt_len for e in responses.examples]
+        )
         return self.zero(batch, self.trunk(batch, responses.rows))[responses.back_S]
 
 
@@ -125,8 +127,7 @@ def score_sequences(
     `trunk_TD` is the output of the layers below the module's; without it `trunk` runs them.
     """
     score_S = torch.empty(batch.num_sequences, device=batch.tokens_T.device)
-    for ids in first_fit_decreasing(batch.lengths, tokens_per_microbatch):
-        ids = sorted(ids, key=lambda s: batch.lengths[s])
+    for ids in pack_together(batch.lengths, range(batch.num_sequences), tokens_per_microbatch, batch.prompts):
         part, rows = batch.select(ids), rows_of(trunk_TD, batch.columns(ids))
         score_S[ids] = module(part, trunk(part) if trunk and rows is None else rows)
     return score_S

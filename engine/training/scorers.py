@@ -18,7 +18,7 @@ from engine.base.imported import has_parameter, import_function
 from engine.base.strict_json import is_number
 from engine.batch import PackedBatch
 from engine.models import load_config, load_model, load_score_weight
-from engine.packing import first_fit_decreasing
+from engine.packing import pack_together
 from engine.settings import is_function_name
 from engine.text.encoding import Prompt
 from engine.text.tokenizer import encode_response, load_tokenizer
@@ -152,7 +152,9 @@ class RewardModelScorer(_Alone):
         model = self.trunk.model
         trunk_TD = torch.empty(batch.num_tokens, model.hidden_size, dtype=model.head_weight.dtype, device=self.device)
         with self._on_device():
-            for ids in first_fit_decreasing(batch.lengths, self.tokens_per_microbatch):
+            for ids in pack_together(
+                batch.lengths, range(batch.num_sequences), self.tokens_per_microbatch, batch.prompts
+            ):
                 trunk_TD[batch.columns(ids)] = self.trunk(batch.select(ids))
         return trunk_TD
 

@@ -93,3 +93,15 @@ def test_targets_stay_within_their_sequence(sequences):
     assert batch.target_T.tolist() == expected
     moved = batch.to("cpu")
     assert_same(moved, batch)
+
+
+def test_prompts_are_numbered_by_their_tokens_and_stay_with_their_sequences():
+    batch = PackedBatch.from_sequences([[1, 2, 3], [4, 5], [1, 2, 6], [1, 2, 3]], prompt_lens=[2, 1, 2, 3])
+    assert batch.prompts == ((0, 2), (1, 1), (0, 2), (2, 3))
+    assert batch.select([2, 1]).prompts == batch.to("cpu").select([2, 1]).prompts == ((0, 2), (1, 1))
+
+
+def test_joined_batches_keep_their_prompts_apart():
+    one = PackedBatch.from_sequences([[1, 2], [1, 3]], prompt_lens=[1, 1])
+    assert PackedBatch.concat([one, one]).prompts == ((0, 1), (0, 1), (1, 1), (1, 1))
+    assert PackedBatch.concat([one, PackedBatch.from_sequences([[1]])]).prompts is None

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.base.seeds import batches
-from engine.packing import Microbatch, first_fit_decreasing, plan_microbatches
+from engine.packing import Microbatch, first_fit_decreasing, pack_together, plan_microbatches
 
 lengths_lists = st.lists(st.integers(1, 40), min_size=1, max_size=30)
 
@@ -87,3 +87,24 @@ def test_every_sequence_is_used_once_per_epoch(world_size):
         for step in steps[8 * epoch : 8 * epoch + 8]:
             used.update(step[i] for i in check_plan([lengths[s] for s in step], 90, world_size))
         assert used == Counter(range(147))
+
+
+def test_sequences_of_a_prompt_are_packed_together_while_they_fit():
+    lengths, prompts = [5, 4, 5, 4, 5, 4], [(0, 3), (1, 2), (0, 3), (1, 2), (0, 3), (1, 2)]
+    assert pack_together(lengths, range(6), 15, prompts) == [[0, 2, 4], [1, 3, 5]]
+    assert pack_together(lengths, range(6), 10, prompts) == [[0, 2], [3, 1][::-1], [4, 5][::-1]]
+
+
+@given(lengths_lists, st.integers(0, 60), st.integers(1, 5))
+def test_packs_of_prompts_hold_each_sequence_once_within_the_budget(lengths, spare, num_prompts):
+    budget, prompts = max(lengths) + spare, [(s % num_prompts, 1) for s in range(len(lengths))]
+    packs = pack_together(lengths, range(len(lengths)), budget, prompts)
+    assert sorted(s for pack in packs for s in pack) == list(range(len(lengths)))
+    assert all(sum(lengths[s] for s in pack) <= budget for pack in packs)
+
+
+@given(lengths_lists, st.integers(0, 60))
+def test_without_prompts_sequences_are_packed_one_by_one(lengths, spare):
+    budget = max(lengths) + spare
+    packs = pack_together(lengths, range(len(lengths)), budget, None)
+    assert [sorted(pack) for pack in packs] == [sorted(b) for b in first_fit_decreasing(lengths, budget)]
