@@ -49,7 +49,7 @@ class PlanSettings:
     trunk: str = flag("ppo: reward model on the policy's trunk, or on its own", "shared",
                       choices=["shared", "own"])  # fmt: skip
     advantage: str = flag("ppo: with a critic (gae), or without one (rloo, grpo)", "gae", choices=list(FEWEST_SAMPLES))
-    samples_per_prompt: int = flag("ppo: rollouts of each prompt, which share its prefill", 1)
+    samples_per_prompt: int = flag("responses to each prompt, which share its rows", 1)
     critic: str = flag(
         "ppo: value head on the policy's top layers, or separate top layers", "shared", choices=["shared", "separate"]
     )
@@ -120,7 +120,7 @@ def workload(s: PlanSettings, num_layers: int) -> Workload:
         stage, getattr(torch, s.dtype), s.ranks, s.zero, s.offload, None if split is None else num_layers - split,
         s.rollouts, s.slots, s.prompt_tokens, s.new_tokens, s.tokens_per_microbatch, s.trunk == "shared",
         s.critic == "separate", s.reward_offload, s.trunk_cache, s.ppo_epochs, s.samples_per_prompt,
-        s.advantage == "gae", s.rewards, s.lora_rank, s.recompute, updates * s.ptx_tokens,
+        s.advantage == "gae", s.rewards, s.lora_rank, s.recompute, s.minibatch_size, updates * s.ptx_tokens,
     )  # fmt: skip
 
 

@@ -186,9 +186,7 @@ def _logprobs(settings: ScoreSettings, path: Path, encoded: Encoded, device: tor
     model = load_model(path, choose_dtype(settings.dtype, device), device).eval()
     whole = _packed(encoded, "cpu")
     found = [0.0] * whole.num_sequences
-    for ids in pack_together(
-        whole.lengths, range(whole.num_sequences), settings.tokens_per_microbatch, whole.prompts
-    ):
+    for ids in pack_together(whole.lengths, range(whole.num_sequences), settings.tokens_per_microbatch, whole.prompts):
         batch = whole.select(ids).to(device)
         columns_A = action_mask(batch, [whole.prompts[s][1] for s in ids]).nonzero()[:, 0]
         h_AD = model.norm(model.run(model.embed(batch), batch, 0, model.num_layers)[columns_A])

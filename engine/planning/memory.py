@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from engine.batch import PackedBatch
 from engine.generation.kv_cache import PAGE_SIZE, page_bytes, pages_for
 from engine.models.attend import AttentionOptions
+from engine.models.shared_rows import MOST
 from engine.planning.memory_tracker import MemoryTracker
 from engine.training.lora import num_factors
 from engine.training.modules import Top
@@ -44,11 +45,12 @@ class Workload:
     reward_offload: bool
     trunk_cache_gb: float
     ppo_epochs: int
-    samples: int = 1  # rollouts of each prompt, which share its prefill
+    samples: int = 1  # responses to each prompt, which share its rows
     value_head: bool = True  # PPO: False without a critic
     rewards: int = 1  # PPO: reward models, all of the policy's size
     lora_rank: int = 0  # SFT: of the factors trained in place of the weights
     recompute: bool = False  # run trained layers again in their backward
+    minibatch: int | None = None  # PPO: rollouts of an update, all ranks together; None: all
     text_tokens: int = 0  # PPO: tokens of pretraining text in the updates of an iteration, all ranks together
 
 
@@ -249,6 +251,15 @@ def peaks(parts: Sequence[Part]) -> tuple[float, float]:
     return sum(p.rollout for p in parts), sum(p.update for p in parts)
 
 
+def _shared_rows(w: Workload, responses: int, at_once: int) -> float:
+    """Return the rows of all responses, `at_once` run together, chosen at random; those of a prompt share its rows."""
+    prompts = -(-responses // w.samples)
+    met = prompts * (1 - (1 - at_once / responses) ** w.samples)  # prompts among those run together, on average
+    rows = responses / at_once * met * w.prompt_tokens + responses * w.new_tokens
+    tokens = responses * (w.prompt_tokens + w.new_tokens)
+    return rows if rows <= MOST * tokens else tokens
+
+
 def phases(model: nn.Module, w: Workload) -> list[Phase]:
     """Return operations (2 per multiply-add) and bytes moved in each phase of an iteration or step, on one rank."""
     s, L, D, V, b = Sizes.of(model), model.num_layers, model.hidden_size, model.vocab_size, w.dtype.itemsize
@@ -257,14 +268,16 @@ def phases(model: nn.Module, w: Workload) -> list[Phase]:
     width = model.num_heads * model.head_size
     tokens, new = here * length, here * w.new_tokens
 
-    def layers(count: int, n_tokens: int, context: float) -> float:
-        """Operations of a forward: matrices, and attention over `context` earlier positions."""
-        return count * n_tokens * (2 * s.layer_matrices + 4 * width * context)
+    def layers(count: int, n_tokens: int, context: float, rows: float | None = None) -> float:
+        """Operations of a forward: matrices, on rows, and attention over `context` earlier positions, of tokens."""
+        rows = n_tokens if rows is None else rows
+        return count * (rows * 2 * s.layer_matrices + n_tokens * 4 * width * context)
 
     head = 2 * V * D
     if w.stage != "ppo":
-        trained = layers(top, tokens, length / 2)
-        frozen = layers(L - top, tokens, length / 2)
+        rows = _shared_rows(w, here, here)
+        trained = layers(top, tokens, length / 2, rows)
+        frozen = layers(L - top, tokens, length / 2, rows)
         heads = 0 if w.stage == "reward" else head * new * (4 if w.top_layers is None else 3)  # loss on responses
         weights = (L * s.layer + s.embedding) * b
         work = [Phase("forward and backward", frozen + 3 * trained + heads, 3 * weights)]
@@ -278,10 +291,12 @@ def phases(model: nn.Module, w: Workload) -> list[Phase]:
     rounds = max(1.0, here / w.slots)
     decode_bytes = w.new_tokens * (rounds * weights + here * (w.prompt_tokens + w.new_tokens / 2) * cache)
     decode = layers(L, new, w.prompt_tokens + w.new_tokens / 2) + head * new
-    reward = w.rewards * layers(top if w.shared_trunk else L, tokens, length / 2)
+    rows = _shared_rows(w, here, here)
+    reward = w.rewards * layers(top if w.shared_trunk else L, tokens, length / 2, rows)
     bodies = 2 + w.separate_critic
-    scoring = bodies * layers(top, tokens, length / 2) + 2 * head * new + reward
-    trained = (1 + w.separate_critic) * layers(top, tokens, length / 2)
+    scoring = bodies * layers(top, tokens, length / 2, rows) + 2 * head * new + reward
+    minibatch = min(here, -(-(w.minibatch or w.rollouts) // w.ranks))
+    trained = (1 + w.separate_critic) * layers(top, tokens, length / 2, _shared_rows(w, here, minibatch))
     update = w.ppo_epochs * (3 * trained + 3 * head * new)
     top_bytes = (top * s.layer + V * D) * b
     passes = -(-tokens // w.tokens_per_microbatch)

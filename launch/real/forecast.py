@@ -124,9 +124,10 @@ class _Model:
             count = int(given("--num-responses"))
             return self._workload("ppo", 0, count, data, step, samples=count), data.records
         if stage == "score":
-            return self._workload("reward", 0, round(data.responses), data, step), data.records
-        sequences = int(given("--batch-size")) * (data.responses if stage == "reward" else 1)
-        work = self._workload(stage, int(given("--top-layers")), round(sequences), data, step)
+            count = round(data.responses)
+            return self._workload("reward", 0, count, data, step, samples=count), data.records
+        count = round(data.responses) if stage == "reward" else 1
+        work = self._workload(stage, int(given("--top-layers")), int(given("--batch-size")) * count, data, step, count)
         return work, math.ceil(data.records * given("--epochs") / given("--batch-size"))
 
     def _evaluation(self, step: Step) -> tuple[Workload, float]:
@@ -144,7 +145,7 @@ class _Model:
         return Workload(
             stage, torch.bfloat16, 1, 0, False, top, sequences, min(sequences, 256), prompt, response, tokens,
             shared_trunk=False, separate_critic=False, reward_offload=False, trunk_cache_gb=16.0, ppo_epochs=epochs,
-            samples=samples, value_head=critic,
+            samples=samples, value_head=critic, minibatch=int(flag_of(step, "--minibatch-size", "0")) or None,
         )  # fmt: skip
 
     def _lengths(self, path: Path) -> _Lengths:

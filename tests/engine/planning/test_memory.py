@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from engine.batch import PackedBatch
 from engine.models import Bloom, Llama, build_model, fused
-from engine.planning.memory import Workload, activation_bytes, forward_bytes, memory, peaks, phases
+from engine.planning.memory import Sizes, Workload, activation_bytes, forward_bytes, memory, peaks, phases
 from engine.planning.memory_tracker import MemoryTracker
 from engine.text.encoding import Prompt
 from engine.training.metrics import Metrics
@@ -46,7 +46,7 @@ def test_the_tracker_counts_storages_once_until_they_are_freed():
 
 
 def prompts_of_equal_length(count: int, length: int) -> list[Prompt]:
-    return [Prompt(f"p{i}", tuple(10 + (i % 9 + j) % 40 for j in range(length)), "", "") for i in range(count)]
+    return [Prompt(f"p{i}", tuple(10 + (i + j) % 40 for j in range(length)), "", "") for i in range(count)]
 
 
 def model_of(family: str, hidden: int, layers: int) -> Bloom | Llama:
@@ -144,6 +144,22 @@ def test_memory_without_a_critic(world, tmp_path, monkeypatch, family):
     assert sum(p.update for p in critic) - sum(p.update for p in parts) == 64 * 4 * 4  # weight, gradient, two moments
     prefill, alone = (phases(on_meta(model), case)[0] for case in (w, dataclasses.replace(w, samples=1)))
     assert 4 * prefill.flops == alone.flops
+
+
+def test_operations_of_several_responses_to_a_prompt():
+    """8 prompts of 24 tokens, 4 responses of 4 tokens each: layers run 8 x 24 + 32 x 4 rows, not 32 x 28."""
+    w = workload("ppo", rollouts=32, slots=32, new_tokens=4, samples=4, value_head=False)
+    model = on_meta(model_of("llama", 64, 6))
+    found, alone = ({p.name: p.flops for p in phases(model, case)} for case in (w, dataclasses.replace(w, samples=1)))
+    attention = 4 * model.num_heads * model.head_size * 14 * 32 * 28
+    matrices = 2 * Sizes.of(model).layer_matrices
+    head = 2 * VOCABULARY * 64 * 32 * 4
+    assert alone["scoring"] == 6 * (matrices * 32 * 28 + attention) + 2 * head
+    assert found["scoring"] == 6 * (matrices * (8 * 24 + 32 * 4) + attention) + 2 * head
+    # An update of half the rollouts meets 8 (1 - 1/16) prompts on average, since they are shuffled.
+    halves = {p.name: p.flops for p in phases(model, dataclasses.replace(w, minibatch=16))}
+    rows = 2 * 8 * (1 - 0.5**4) * 24 + 32 * 4
+    assert halves["update"] == pytest.approx(2 * 3 * (2 * (matrices * rows + attention) + head), rel=1e-3)
 
 
 def counted(work) -> int:
