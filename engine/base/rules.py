@@ -192,7 +192,7 @@ def _read_rule(value: Any, which: str) -> Rule:
     if not isinstance(value, dict) or set(value) != {"rule", "value"}:
         raise BadField(f"{which} is {short(value)}: it must have the fields rule and value, and no other")
     name, wanted = value["rule"], value["value"]
-    if name not in RULES:
+    if not isinstance(name, str) or name not in RULES:
         hint = nearest_hint(name, RULES) if isinstance(name, str) else ""
         raise BadField(f"{which} is named {short(name)}: {hint}choose from {', '.join(RULES)}")
     kind = RULES[name]
