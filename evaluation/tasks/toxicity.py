@@ -1,4 +1,4 @@
-"""Toxicity of answers to prompts, by a classifier: {"prompt": text}, or {"prompt": {"text": ...}} (RealToxicityPrompts)."""
+"""Toxicity of answers to prompts, by a classifier: {"prompt": text}, or RealToxicityPrompts' {"prompt": {"text"}}."""
 
 from __future__ import annotations
 
