@@ -14,7 +14,6 @@ from datagen.kits import Kit, load_kit
 from engine.base.errors import UserError
 from engine.base.jsonl import write_objects
 from engine.base.rules import has_text, read_rules
-from engine.base.seeds import derive_seed
 
 WORDS = Path(__file__).parent / "text" / "rule_words.json"
 DEFAULT_SIZE = 200
@@ -38,7 +37,7 @@ def make_prompts(lang: str, size: int, seed: int) -> list[dict[str, Any]]:
     kit = load_kit(lang)
     if lang not in _words():
         raise UserError(f"{WORDS.name} has no words for {lang!r}: choose one of {', '.join(_words())}, or add them")
-    return [_record(kit, _words()[lang], f"{lang}_{n}", Random(derive_seed(seed, "rules", n))) for n in range(size)]
+    return [_record(kit, _words()[lang], f"{lang}_{n}", Random(f"{seed}/rules/{n}")) for n in range(size)]
 
 
 def _record(kit: Kit, words: dict[str, str], name: str, rng: Random) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evaluation.results.records import record_of
 from evaluation.scoring.metrics import Mean, argmax, chance, document_scores, log_sum_exp, margin, mc2, normalized
 from tests.evaluation.scoring.documents import choice_of, document_of
 
@@ -75,3 +76,24 @@ def test_mean_and_standard_error():
 
 def test_mean_of_means_has_equal_weights():
     assert Mean.of_means([Mean(0.5, 0.3, 10), Mean(0.9, 0.4, 1000)]) == Mean(0.7, 0.25, 1010)
+
+
+def test_mean_with_weights_by_hand():
+    """Three prompts with 1, 2 and 1 rules, of which 1, 1 and 0 are followed: 2 of 4; residuals 0.5, 0 and -0.5."""
+    found = Mean.of_ratio([1.0, 0.5, 0.0], [1, 2, 1])
+    assert found.value == 0.5 and found.count == 3
+    assert found.stderr == pytest.approx(math.sqrt((0.25 + 0.25) * 3 / 2) / 4)
+    equal, plain = Mean.of_ratio([1.0, 0.0, 1.0], [2, 2, 2]), Mean.of([1.0, 0.0, 1.0])
+    assert (equal.value, equal.stderr) == pytest.approx((plain.value, plain.stderr))
+    assert math.isnan(Mean.of_ratio([1.0], [2]).stderr)
+
+
+def test_pairs_by_hand():
+    """The first sentence is the stereotyped one; a tie is not likelier, and is counted as a tie."""
+    pair = document_of(0, [choice_of((1,), (2,), text) for text in ("He is.", "She is.")], gold=0)
+    metrics = ("pct_stereotype", "likelihood_diff")
+    found = [document_scores(pair, lls, metrics) for lls in ([-5.0, -7.5], [-7.5, -5.0], [-5.0, -5.0])]
+    assert [scores["pct_stereotype"] for scores in found] == [1.0, 0.0, 0.0]
+    assert [scores["likelihood_diff"] for scores in found] == [2.5, 2.5, 0.0]
+    assert record_of(pair, [-5.0, -5.0], metrics)["ties"] == {"pct_stereotype": True}
+    assert record_of(pair, [-5.0, -5.0], metrics)["chance"] == 0.5
