@@ -57,7 +57,8 @@ def _record(kit: Kit, words: dict[str, str], name: str, rng: Random) -> dict[str
     sentences += [words[kind].format(n=_shown(kit, value), text=value) for kind, value in values.items()]
     rules = [{"rule": kind, "value": value} for kind, value in values.items()]
     read_rules(rules)
-    return {"id": name, "prompt": " ".join(sentences), "rules": rules}
+    gap = "" if sentences[0].endswith("。") else " "
+    return {"id": name, "prompt": gap.join(sentences), "rules": rules}
 
 
 def _clash(a: str, b: str) -> bool:
@@ -98,6 +99,11 @@ def _sentence(kit: Kit, values: dict[str, Any], rng: Random) -> str:
     return rng.choice([text for text in kit.texts if forbidden is None or not has_text(text, forbidden)])
 
 
+def _for_ppo(record: dict[str, Any]) -> dict[str, str]:
+    rules = json.dumps(record["rules"], ensure_ascii=False)
+    return {"id": record["id"], "instruction": record["prompt"], "input": "", "output": rules}
+
+
 def _shown(kit: Kit, value: Any) -> str:
     return kit.show(value) if type(value) is int else ""
 
@@ -120,8 +126,6 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"--output {args.output} exists: --overwrite replaces it, or name another file")
     records = make_prompts(args.lang, args.size, args.seed)
     if args.for_ppo:
-        records = [
-            {"id": r["id"], "instruction": r["prompt"], "input": "", "output": json.dumps(r["rules"])} for r in records
-        ]
+        records = [_for_ppo(record) for record in records]
     write_objects(args.output, records)
     print(f"{len(records):>8,}  {args.output}")
