@@ -31,7 +31,7 @@ from evaluation.results.manifest import answers_manifest, run_manifest, task_man
 from evaluation.results.output import Output
 from evaluation.results.records import record_of
 from evaluation.results.summary import Summary, results_json, summarise
-from evaluation.results.units import scale, unit
+from evaluation.results.units import interval, scale, unit
 from evaluation.scoring.build import build, check_files
 from evaluation.scoring.documents import Document, TaskDocuments
 from evaluation.scoring.score import Scorer
@@ -258,15 +258,17 @@ def show(console: Console, summaries: dict[str, list[Summary]], counts: dict[str
         for line in lines:
             if line is lines[0] or line.members or line.apart:
                 for metric, mean in line.metrics.items():
+                    bounds = interval(metric, mean)
                     is_first, times = metric == next(iter(line.metrics)), scale(metric)
                     chance = f"{times * line.chance:.2f}" if is_first and line.chance else ""
                     title = metric if unit(metric) == "%" else f"{metric} ({unit(metric)})"
                     rows.append((
-                        line.name, title, f"{times * mean.value:.2f}", f"{times * mean.stderr:.2f}", chance,
+                        line.name, title, f"{times * mean.value:.2f}", f"{times * mean.stderr:.2f}",
+                        f"{times * bounds[0]:.1f} to {times * bounds[1]:.1f}" if bounds else "", chance,
                         str(line.ties.get(metric, "")), f"{line.count:,}",
                     ))  # fmt: skip
     console.say()
-    console.table(("task", "metric", "%", "+-", "chance", "ties", "documents"), rows)
+    console.table(("task", "metric", "%", "+-", "95 %", "chance", "ties", "documents"), rows)
     for key, values in counts.items():
         suffix = dict.fromkeys(("bad_records", "unlabelled"), " skipped")
         handled = {name: n for name, n in values.items() if name not in ("documents", "prompt_tokens")}

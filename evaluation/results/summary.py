@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from evaluation.results.units import LOWER_IS_BETTER
+from evaluation.results.units import LOWER_IS_BETTER, interval
 from evaluation.scoring.metrics import Mean
 
 Record = Mapping[str, Any]
@@ -153,4 +153,6 @@ def _entry(line: Summary) -> dict[str, Any]:
     for metric, mean in line.metrics.items():
         entry[f"{metric},none"] = mean.value
         entry[f"{metric}_stderr,none"] = "N/A" if math.isnan(mean.stderr) else mean.stderr
+        if bounds := interval(metric, mean):
+            entry[f"{metric}_interval95"] = list(bounds)
     return entry

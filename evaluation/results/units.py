@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
+from evaluation.scoring.metrics import Z95, Mean
+
 UNITS = {"likelihood_diff": "nats", "length": "tokens"}
 TITLES = {
     "acc": "accuracy",
@@ -37,6 +41,14 @@ LOWER_IS_BETTER = {
 def unit(metric: str) -> str:
     """Return the unit in which a metric is shown."""
     return UNITS.get(metric, "%")
+
+
+def interval(metric: str, mean: Mean) -> tuple[float, float] | None:
+    """Return the 95 % interval of a mean, for what is no share from its standard error; None if that is not known."""
+    low, high = mean.interval95
+    if metric in UNITS:
+        low, high = mean.value - Z95 * mean.stderr, mean.value + Z95 * mean.stderr
+    return None if math.isnan(low) else (low, high)
 
 
 def scale(metric: str) -> float:

@@ -84,6 +84,9 @@ def document_scores(document: Document, lls: Sequence[float], metrics: Sequence[
     return scores
 
 
+Z95 = 1.959963984540054  # the normal distribution's two-sided 95 % point
+
+
 @dataclass(frozen=True)
 class Mean:
     """A mean over `count` documents and its standard error.
@@ -94,6 +97,21 @@ class Mean:
     value: float
     stderr: float
     count: int
+
+    @property
+    def interval95(self) -> tuple[float, float]:
+        """The 95 % interval: of a share Wilson's (1927), so that 0 of 6 is not certain; otherwise 1.96 errors.
+
+        A share's number of documents is the one at which right or wrong answers would have its standard error.
+        """
+        p, error = self.value, self.stderr
+        if not 0 <= p <= 1:
+            return (p - Z95 * error, p + Z95 * error)
+        if error == 0 and 0 < p < 1:
+            return (p, p)
+        n = p * (1 - p) / error**2 if 0 < p < 1 and error > 0 else float(self.count)
+        middle, half = p + Z95**2 / (2 * n), Z95 * math.sqrt(p * (1 - p) / n + Z95**2 / (4 * n**2))
+        return (max(0.0, (middle - half) / (1 + Z95**2 / n)), min(1.0, (middle + half) / (1 + Z95**2 / n)))
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Mean:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluation.results.records import record_of
+from evaluation.results.units import interval
 from evaluation.scoring.metrics import Mean, argmax, chance, document_scores, log_sum_exp, margin, mc2, normalized
 from tests.evaluation.scoring.documents import choice_of, document_of
 
@@ -97,3 +98,17 @@ def test_pairs_by_hand():
     assert [scores["likelihood_diff"] for scores in found] == [2.5, 2.5, 0.0]
     assert record_of(pair, [-5.0, -5.0], metrics)["ties"] == {"pct_stereotype": True}
     assert record_of(pair, [-5.0, -5.0], metrics)["chance"] == 0.5
+
+
+def test_intervals_by_hand():
+    """Wilson's of 0 of 6 is 0 to z2 / (6 + z2); of half of 100 it is 0.5 +- z / 2 / sqrt(99 + z2), as n is 99 there."""
+    z2 = 1.959963984540054**2
+    assert Mean.of([0.0] * 6).interval95 == pytest.approx((0, z2 / (6 + z2)))
+    assert Mean.of([1.0] * 6).interval95 == pytest.approx((6 / (6 + z2), 1))
+    half = math.sqrt(z2) / 2 / math.sqrt(99 + z2)
+    assert Mean.of([0.0, 1.0] * 50).interval95 == pytest.approx((0.5 - half, 0.5 + half))
+    assert Mean(-0.5, 0.1, 9).interval95 == pytest.approx((-0.5 - 0.1 * math.sqrt(z2), -0.5 + 0.1 * math.sqrt(z2)))
+    assert Mean.of([0.5, 0.5]).interval95 == (0.5, 0.5)
+    assert Mean.of([1.0]).interval95 == pytest.approx((1 / (1 + z2), 1))
+    assert interval("length", Mean(12.0, 1.0, 4)) == pytest.approx((12 - math.sqrt(z2), 12 + math.sqrt(z2)))
+    assert interval("length", Mean(0.5, math.nan, 1)) is None
