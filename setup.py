@@ -41,6 +41,7 @@ setup(
         "gpu": ["triton>=3.6; platform_system == 'Linux'", "ninja"],
         "monitors": ["wandb"],
         "hub": ["datasets"],
+        "chrf": ["sacrebleu"],
         # What the benches and tests compare with; tenacity is for lm-eval's client of an API.
         "peers": ["trl", "liger-kernel", "lm-eval==0.4.13", "datasets", "openai", "tenacity"],
         "dev": [

@@ -7,7 +7,18 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, NoReturn
 
-from datagen import benchmark, embedded, import_records, instruct, rank, rouge_filter, simulate, stats, translate
+from datagen import (
+    benchmark,
+    embedded,
+    import_records,
+    instruct,
+    rank,
+    rouge_filter,
+    rule_prompts,
+    simulate,
+    stats,
+    translate,
+)
 from engine.base.errors import UserError
 from engine.base.nearest import nearest
 
@@ -27,6 +38,12 @@ COMMANDS = {
         "python -m datagen embedded --lang ne --output runs/ne/data",
         embedded.add_arguments,
         embedded.run,
+    ),
+    "rules": Command(
+        "write instructions with rules that a program checks, for evaluation or PPO",
+        "python -m datagen rules --lang ne --output benchmarks/rules/ne_test.jsonl",
+        rule_prompts.add_arguments,
+        rule_prompts.run,
     ),
     "instruct": Command(
         "generate new tasks from seed tasks with a model (Self-Instruct, as in Alpaca)",

@@ -1,24 +1,26 @@
 """Rewards for `--reward engine.reward_functions:NAME`: functions of the texts, which need no model.
 
-`noise` and `exact_match` are rewards; the others take settings in brackets and return one: "NAME:length(5, 200)".
+`noise`, `exact_match` and `record_rules` are rewards; the others take settings in brackets and return one:
+"NAME:length(5, 200)".
 Whether a response ended is not in its text: --missing-eos-penalty sees to that.
 """
 
 from __future__ import annotations
 
 import math
-import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
 
 from engine.base.errors import UserError
 from engine.base.in_language import in_language
 from engine.base.languages import get_language
+from engine.base.record_fields import BadField
+from engine.base.rules import Rule, read_rules, rules_in_json, units_of
 from engine.training.exact_match import canonical
 
 RewardFunction = Callable[[str, str], float]
-# Words by blanks; each Chinese character is one of its own.
-_UNIT = re.compile(r"[\u3400-\u9fff]|[^\s\u3400-\u9fff]+")
 
 
 def noise(prompt: str, response: str) -> float:
@@ -34,6 +36,39 @@ def noise(prompt: str, response: str) -> float:
 def exact_match(prompt: str, response: str, output: str) -> float:
     """Return 1 if the response equals the record's output, else 0. Outer blanks and the Unicode form are ignored."""
     return float(canonical(response) == canonical(output))
+
+
+def record_rules(prompt: str, response: str, output: str) -> float:
+    """Return the share of the rules that the response follows; the record's output lists them, as JSON.
+
+    The rules are those of engine/base/rules.py: [{"rule": "max_words", "value": 30}]. UserError for another output.
+    """
+    return _share(_parsed(output), response)
+
+
+def rules(wanted: Sequence[dict[str, Any]]) -> RewardFunction:
+    """Return a reward: the share of these rules that the response follows, the same rules for every prompt."""
+    try:
+        chosen = read_rules(wanted)
+    except BadField as error:
+        raise UserError(f"--reward rules: {error}") from None
+
+    def reward(prompt: str, response: str) -> float:
+        return _share(chosen, response)
+
+    return reward
+
+
+@lru_cache(maxsize=65536)
+def _parsed(output: str) -> tuple[Rule, ...]:
+    try:
+        return rules_in_json(output)
+    except BadField as error:
+        raise UserError(f"--reward record_rules reads rules from a record's output: {error}") from None
+
+
+def _share(chosen: Sequence[Rule], response: str) -> float:
+    return sum(rule.holds(response) for rule in chosen) / len(chosen)
 
 
 def language(code: str) -> RewardFunction:
@@ -75,7 +110,7 @@ def repetition(n: int = 3) -> RewardFunction:
         raise UserError(f"--reward repetition({n}): give a number of words, 1 or more")
 
     def reward(prompt: str, response: str) -> float:
-        words = _UNIT.findall(response)
+        words = units_of(response)
         grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
         return len(set(grams)) / len(grams) - 1 if grams else 0.0
 

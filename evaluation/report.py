@@ -20,14 +20,7 @@ from evaluation.results.tables import (
     build_tables,
     in_order,
 )
-
-METRIC_TITLES = {
-    "acc": "accuracy",
-    "acc_norm": "accuracy, log-likelihood a character",
-    "acc_bytes": "accuracy, log-likelihood a byte",
-    "mc1": "MC1",
-    "mc2": "MC2",
-}
+from evaluation.results.units import TITLES, scale, unit
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -91,7 +84,7 @@ def _models(runs: Runs) -> str:
 
 
 def _title(table: Table) -> str:
-    return f"{table.task}: {METRIC_TITLES.get(table.metric, table.metric)}, %"
+    return f"{table.task}: {TITLES.get(table.metric, table.metric)}, {unit(table.metric)}"
 
 
 def _markdown_table(table: Table) -> str:
@@ -115,13 +108,19 @@ def _comparison_table(comparisons: Sequence[Comparison]) -> str:
         "|---|---|---|---|--:|--:|--:|",
     ]
     for c in comparisons:
-        d = c.difference
-        mean = f"{100 * d.mean:+.1f}"
+        d, times = c.difference, scale(c.metric)
+        mean = f"{times * d.mean:+.1f}"
+        shown = f"**{mean}**" if d.is_significant else mean
         lines.append(
-            f"| {c.task} | {c.metric} | {c.language} | {c.b} - {c.a} | {f'**{mean}**' if d.is_significant else mean} "
-            f"| {100 * d.low:+.1f} to {100 * d.high:+.1f} | {d.count:,} |"
+            f"| {c.task} | {_with_unit(c.metric)} | {c.language} | {c.b} - {c.a} | {shown} "
+            f"| {times * d.low:+.1f} to {times * d.high:+.1f} | {d.count:,} |"
         )
     return "\n".join([*lines, "\nBold: zero lies outside the interval."])
+
+
+def _with_unit(metric: str) -> str:
+    """Return the metric's name, with its unit if that is not per cent."""
+    return metric if unit(metric) == "%" else f"{metric} ({unit(metric)})"
 
 
 def _write_tables(path: Path, tables: Sequence[Table], common: Sequence[Table]) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from engine.base.errors import UserError
+from engine.generation.sampling import Sampling
 from engine.settings import check_at_least, flag
+from engine.text.templates import TEMPLATE_HELP
 from evaluation.protocols import DEFAULT_PROTOCOL
 
 
 @dataclass(frozen=True)
 class EvaluateSettings:
-    """Multiple-choice evaluation of one model."""
+    """Evaluation of one model: scored choices and generated answers."""
 
     _argument_group_name = "evaluate"
     lang: str = flag("language code: ne, vi, ... (26 languages and en); several with commas")
@@ -22,7 +25,7 @@ class EvaluateSettings:
     shared_shots: bool = flag("the same shots before every question: faster, strict only", False)
     limit: int | None = flag("evaluate only the first N documents of each task", None)
     split: str | None = flag("the part to evaluate, such as validation (default: the task's)", None)
-    seed: int | None = flag("seed for drawing shots (default: the protocol's)", None)
+    seed: int | None = flag("seed for drawing shots and sampling answers (default: the protocol's)", None)
     max_length: int | None = flag("tokens of a prompt with its choice (default: the model's, or 2048)", None)
     bad_records: str = flag("on an unusable record, stop or leave it out", "error", choices=["error", "skip"])
     output: str | None = flag("folder for the results (default: RUNS/LANG/evaluate)", None)
@@ -44,3 +47,33 @@ class EvaluateSettings:
     @property
     def task_names(self) -> list[str]:
         return self.tasks.split(",")
+
+
+@dataclass(frozen=True)
+class AnswerSettings:
+    """How the answers of generation tasks are made: greedily, one each, if nothing else is asked for."""
+
+    _argument_group_name = "generated answers"
+    template: str | None = flag(TEMPLATE_HELP, None)
+    num_answers: int = flag("answers to each prompt; above 1 with a --temperature", 1)
+    max_new_tokens: int = flag("longest answer in tokens", 256)
+    stop: list[str] | None = flag("texts that end an answer; the answer is cut before them", None, action="extend")
+    temperature: float = flag("sampling temperature; 0 always takes the likeliest token", 0.0)
+    top_p: float = flag("sample among the likeliest tokens whose probabilities add up to this", 1.0)
+    slots: int = flag("answers generated at once per rank", 64)
+    toxicity_model: str | None = flag("classifier of toxic text, a local Hugging Face directory", None)
+    toxicity_label: str | None = flag("its label for toxic text, if there are several (default: toxic)", None)
+
+    def __post_init__(self) -> None:
+        check_at_least(1, self, "num_answers", "max_new_tokens", "slots")
+        if self.sampling.temperature == 0 and self.num_answers > 1:
+            raise UserError(
+                f"--temperature is 0, so the {self.num_answers} answers to a prompt would be equal: raise it, or give "
+                "--num-answers 1"
+            )
+        if "" in (self.stop or ()):
+            raise UserError("--stop contains an empty text, which would end every answer at once: leave it out")
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(self.temperature, top_p=self.top_p)

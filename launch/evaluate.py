@@ -1,4 +1,4 @@
-"""Score multiple-choice tasks: `deepspeed launch/evaluate.py --lang ne --model DIR --tasks arc --data-dir DIR`."""
+"""Score choices, or generate answers and check them: `deepspeed launch/evaluate.py --lang ne --model DIR ...`."""
 
 from __future__ import annotations
 
@@ -24,22 +24,26 @@ from engine.base.languages import get_language
 from engine.cli.console import Console
 from engine.cli.parse import main, parse_settings
 from engine.distributed.world import World, start_world
+from evaluation.answers.build import TaskQuestions, build_questions, check_task
 from evaluation.data.files import Data, open_data
 from evaluation.protocols import Protocol, get_protocol
-from evaluation.results.manifest import run_manifest, task_manifest
+from evaluation.results.manifest import answers_manifest, run_manifest, task_manifest
 from evaluation.results.output import Output
 from evaluation.results.records import record_of
 from evaluation.results.summary import Summary, results_json, summarise
+from evaluation.results.units import interval, scale, unit
 from evaluation.scoring.build import build, check_files
 from evaluation.scoring.documents import Document, TaskDocuments
 from evaluation.scoring.score import Scorer
 from evaluation.scoring.shards import shard
-from evaluation.settings import EvaluateSettings
-from evaluation.tasks import Task, get_tasks
+from evaluation.settings import AnswerSettings, EvaluateSettings
+from evaluation.tasks import AnswerTask, Task, get_tasks
+from launch.answers import Answerer, answer, check_answers, make_answerer
 from launch.common import choose_dtype, load_checked
 from launch.lengths import served_length
 
 Key = tuple[str, str]  # task, language
+Built = TaskDocuments | TaskQuestions
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Evaluation:
     """An evaluation after its checks: settings, data, and the loaded scorer."""
 
     settings: EvaluateSettings
-    tasks: list[Task]
+    tasks: list[Task | AnswerTask]
     protocol: Protocol
     data: Data
     output: Output
@@ -56,15 +60,16 @@ class Evaluation:
     tokenizer: PreTrainedTokenizerFast
     max_length: int
     scorer: Scorer
+    answerer: Answerer | None
     manifest: dict[str, Any]
 
 
 def job(argv: Sequence[str]) -> None:
     """Score every task, language by language. Documents with stored scores are not scored again."""
-    (settings,) = parse_settings(
-        (EvaluateSettings,), argv, "deepspeed launch/evaluate.py", "Multiple-choice evaluation of one model."
-    )
-    run = prepare(settings)
+    run = prepare(*parse_settings(
+        (EvaluateSettings, AnswerSettings), argv, "deepspeed launch/evaluate.py",
+        "Evaluation of one model: multiple choice, pairs of sentences, and generated answers.",
+    ))  # fmt: skip
     with closing(run.output):
         evaluate(run)
 
@@ -77,8 +82,11 @@ def evaluate(run: Evaluation) -> None:
     counts: dict[str, dict[str, int]] = {}
     for code in settings.languages:
         built = build_language(run, code)
-        for group in group_tasks(built):
+        for group in group_tasks({k: item for k, item in built.items() if isinstance(item, TaskDocuments)}):
             score(run, group)
+        for key, item in built.items():
+            if run.answerer and isinstance(item, TaskQuestions):
+                answer(run.answerer, item, run.output.records(*key), run.world, run.console)
         for key, item in built.items():
             counts[".".join(key)] = item.counts
             if run.world.is_first:
@@ -90,21 +98,25 @@ def evaluate(run: Evaluation) -> None:
     if run.world.is_first:
         write_results(run, summaries, counts, work, started, seconds)
         show(run.console, summaries, counts)
+        scored = f"{work['tree_tokens']:,} token positions, {work['positions_computed']:,} computed, "
         run.console.say(
-            f"\n  {work['tree_tokens']:,} token positions, {work['positions_computed']:,} computed, {seconds:.1f} s\n"
+            f"\n  {scored if any(isinstance(task, Task) for task in run.tasks) else ''}{seconds:.1f} s\n"
             f"  {run.output.path / 'results.json'}; one line per document in {run.output.path}/<task>.<lang>.jsonl"
         )
     run.world.barrier()
 
 
-def prepare(settings: EvaluateSettings) -> Evaluation:
+def prepare(settings: EvaluateSettings, how: AnswerSettings) -> Evaluation:
     """Check the inputs, load the model and print the header."""
     for code in settings.languages:
         get_language(code)
     tasks, protocol = get_tasks(settings.task_names), get_protocol(settings.protocol)
     data = open_data(settings.data_dir)
     for task, code in ((task, code) for task in tasks for code in settings.languages):
-        check_files(task, code, data, protocol, settings.shots, settings.split)
+        check = check_task if isinstance(task, AnswerTask) else check_files
+        check(task, code, data, protocol, settings.shots, settings.split)
+    answered = [task for task in tasks if isinstance(task, AnswerTask)]
+    check_answers(answered, how)
     output = Output(Path(settings.output or Path(settings.runs, settings.lang, "evaluate")))
     world = start_world()
     console, dtype = Console(world.is_first), choose_dtype(settings.dtype, world.device)
@@ -114,33 +126,53 @@ def prepare(settings: EvaluateSettings) -> Evaluation:
     manifest = run_manifest(model, tokenizer, kernels.__version__)
     output.check(manifest, settings.overwrite)
     scorer = Scorer(model, settings.batch_tokens, settings.cache_tokens, torch.get_num_threads())
+    answerer = make_answerer(model, tokenizer, settings, how, length, answered) if answered else None
     console.header(f"Evaluation in {', '.join(get_language(code).name for code in settings.languages)}", {
         "model": f"{settings.model} ({model.config.model_type}, {model.num_layers} layers of {model.hidden_size})",
         "room": room,
         "tasks": f"{', '.join(task.name for task in tasks)}, protocol {protocol.name}",
-        "template": "none: the protocol's own prompts",
+        "template": answerer.choice.shown if answerer else "none: the protocol's own prompts",
         "data": settings.data_dir,
         "ranks": f"{world.size} x {manifest['device']}, {manifest['dtype']}, {scorer.num_threads} thread(s) each",
         "results": output.path,
     })  # fmt: skip
-    return Evaluation(settings, tasks, protocol, data, output, world, console, tokenizer, length, scorer, manifest)
+    return Evaluation(
+        settings, tasks, protocol, data, output, world, console, tokenizer, length, scorer, answerer, manifest
+    )
 
 
-def build_language(run: Evaluation, code: str) -> dict[Key, TaskDocuments]:
+def build_task(run: Evaluation, task: Task | AnswerTask, code: str) -> Built:
+    """Return the documents of a task, or the questions of a generation task."""
+    s = run.settings
+    chosen = {"limit": s.limit, "split": s.split, "skip_bad": s.bad_records == "skip"}
+    if isinstance(task, AnswerTask):
+        assert run.answerer
+        template, room = run.answerer.choice.template, run.answerer.max_prompt_length
+        return build_questions(task, code, run.data, run.tokenizer, template, run.protocol, room, **chosen)
+    return build(
+        task, code, run.data, run.tokenizer, run.protocol, run.max_length, shots=s.shots,
+        shared_shots=s.shared_shots, seed=s.seed, **chosen,
+    )  # fmt: skip
+
+
+def manifest_of(run: Evaluation, item: Built, how: dict[str, Any]) -> dict[str, Any]:
+    """Return the task's part of the manifest."""
+    if isinstance(item, TaskDocuments):
+        return task_manifest(item, how)
+    assert run.answerer
+    return answers_manifest(item, how, run.answerer.about(item.task), run.answerer.of_model())
+
+
+def build_language(run: Evaluation, code: str) -> dict[Key, Built]:
     """Return the documents of every task, and enter them in the output's manifest after all ranks have checked it."""
     s = run.settings
-    built = {
-        (task.name, code): build(
-            task, code, run.data, run.tokenizer, run.protocol, run.max_length, shots=s.shots,
-            shared_shots=s.shared_shots, limit=s.limit, seed=s.seed, split=s.split, skip_bad=s.bad_records == "skip",
-        )
-        for task in run.tasks
-    }  # fmt: skip
+    built = {(task.name, code): build_task(run, task, code) for task in run.tasks}
     how = {"shared_shots": s.shared_shots, "limit": s.limit, "split": s.split, "seed": s.seed,
            "max_length": run.max_length, "bad_records": s.bad_records}  # fmt: skip
-    abouts = {".".join(key): task_manifest(item, how) for key, item in built.items()}
+    abouts = {".".join(key): manifest_of(run, item, how) for key, item in built.items()}
     for item in built.values():
-        run.scorer.check(item.documents)
+        if isinstance(item, TaskDocuments):
+            run.scorer.check(item.documents)
     if not s.overwrite:
         for key, about in abouts.items():
             run.output.check_task(key, about)
@@ -226,13 +258,17 @@ def show(console: Console, summaries: dict[str, list[Summary]], counts: dict[str
         for line in lines:
             if line is lines[0] or line.members or line.apart:
                 for metric, mean in line.metrics.items():
-                    chance = f"{100 * line.chance:.2f}" if metric == next(iter(line.metrics)) else ""
+                    bounds = interval(metric, mean)
+                    is_first, times = metric == next(iter(line.metrics)), scale(metric)
+                    chance = f"{times * line.chance:.2f}" if is_first and line.chance else ""
+                    title = metric if unit(metric) == "%" else f"{metric} ({unit(metric)})"
                     rows.append((
-                        line.name, metric, f"{100 * mean.value:.2f}", f"{100 * mean.stderr:.2f}", chance,
+                        line.name, title, f"{times * mean.value:.2f}", f"{times * mean.stderr:.2f}",
+                        f"{times * bounds[0]:.1f} to {times * bounds[1]:.1f}" if bounds else "", chance,
                         str(line.ties.get(metric, "")), f"{line.count:,}",
                     ))  # fmt: skip
     console.say()
-    console.table(("task", "metric", "%", "+-", "chance", "ties", "documents"), rows)
+    console.table(("task", "metric", "%", "+-", "95 %", "chance", "ties", "documents"), rows)
     for key, values in counts.items():
         suffix = dict.fromkeys(("bad_records", "unlabelled"), " skipped")
         handled = {name: n for name, n in values.items() if name not in ("documents", "prompt_tokens")}

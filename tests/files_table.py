@@ -14,11 +14,12 @@ ORDER = {
     "engine": "base distributed cli batch packing models text generation settings presets init_model objectives run "
     "training reward_functions planning report serving",
     "datagen": "sources kits text tasks api self_instruct simulate run translation ranking annotation published "
-    "statistics rouge_filter decontaminate embedded instruct translate benchmark rank import_records stats bench "
+    "statistics rouge_filter decontaminate embedded rule_prompts instruct translate benchmark rank import_records "
+    "stats bench __main__",
+    "evaluation": "data checks tasks protocols settings scoring answers results lint coverage report bench_peer bench "
     "__main__",
-    "evaluation": "data tasks protocols settings scoring results lint coverage report bench_peer bench __main__",
     "launch": "common sources lengths replay sample_rank init merge pretrain sft rankings reward dpo ppo sample score "
-    "judge evaluate plan tokens extend convert serve annotate chat real bench",
+    "judge answers evaluate plan tokens extend convert serve annotate chat real bench",
 }
 
 

@@ -41,7 +41,7 @@ class Reward:
 
 
 def is_function_name(spec: str) -> bool:
-    return ":" in spec and not Path(spec).exists()
+    return ":" in spec and not os.path.exists(spec)
 
 
 def parse_rewards(items: Sequence[str]) -> list[Reward]:
@@ -66,13 +66,13 @@ def _parse(item: str) -> Reward:
     if not item.strip():
         raise UserError("--reward is empty: give a reward model's directory or module:function")
     spec, colon, text = item.rpartition(":")
-    if not colon or Path(item).exists():
+    if not colon or os.path.exists(item):
         return Reward(item)
     try:
         weight = float(text)
     except ValueError:
         return Reward(item)
-    if text.isidentifier() and not is_function_name(spec) and not Path(spec).exists():
+    if text.isidentifier() and not is_function_name(spec) and not os.path.exists(spec):
         return Reward(item)  # a function called inf or nan
     if not math.isfinite(weight) or weight == 0:
         raise UserError(f"--reward {item}: the weight is {text}, give a finite number other than 0")

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from engine.base.errors import UserError
 from engine.base.jsonl import iterate_objects
+from evaluation.data.csv_rows import iterate_csv
 from evaluation.data.sets import SETS, published_files
 
 # Part -> the names that the releases use for it. The first name with a file is read.
@@ -21,7 +22,7 @@ PARTS = {
     "test": ("test",),
     "dev": ("dev", "train"),
 }
-_SUFFIXES = (".json", ".jsonl", ".jsonl.gz")
+_SUFFIXES = (".json", ".jsonl", ".jsonl.gz", ".csv")
 _HUB_OWNER = "alexandrainst"
 
 
@@ -69,7 +70,7 @@ def open_data(where: str | Path) -> Data:
 
 @dataclass(frozen=True)
 class LocalData:
-    """Records in files FOLDER/<benchmark>/<lang>_<part>.json, .jsonl or .jsonl.gz, or under the set's own name."""
+    """Records in files FOLDER/<benchmark>/<lang>_<part>.json, .jsonl, .jsonl.gz or .csv, or of the set's own name."""
 
     folder: Path
 
@@ -81,7 +82,8 @@ class LocalData:
         path = self._find(folder, lang, part)
         if path is None:
             raise UserError(self.missing_message(folder, lang, part))
-        rows = [(f"{path}:{line}", _without_nulls(record)) for line, record in iterate_objects(path)]
+        read = iterate_csv if path.suffix == ".csv" else iterate_objects
+        rows = [(f"{path}:{line}", _without_nulls(record)) for line, record in read(path)]
         name = path.relative_to(self.folder).as_posix()
         return Records(Source(name, hashlib.sha256(path.read_bytes()).hexdigest(), len(rows)), rows)
 

@@ -66,6 +66,8 @@ SETS = {
     "global_piqa_nonparallel": PublishedSet(_PIQA),
     "global_piqa_parallel": PublishedSet(_PIQA),
     "indicparam": PublishedSet(_named("ne=Nepali mr=Marathi"), {"test": ("test.jsonl", "test.json")}),
+    # Other languages have files of the same fields from other authors.
+    "crows_pairs": PublishedSet(_named("en=english fr=french"), {"test": ("crows_pairs_anonymized.csv",)}),
     # MultiBLiMP has one Serbo-Croatian.
     "multiblimp": PublishedSet(
         _named(

@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from evaluation.results.summary import Record
-from evaluation.scoring.metrics import Mean
-
-Z95 = 1.959963984540054  # the normal distribution's two-sided 95 % point
+from evaluation.scoring.metrics import Z95, Mean
 
 
 @dataclass(frozen=True)

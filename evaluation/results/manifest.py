@@ -14,6 +14,8 @@ from typing import Any
 import torch
 
 from engine.models.config_rules import computed_from
+from evaluation.answers.build import TaskQuestions
+from evaluation.answers.records import asked_ids_sha256, asked_sha256
 from evaluation.results.records import ids_sha256, prompts_sha256
 from evaluation.scoring.documents import TaskDocuments
 from kernels.skinny_linear import cpu as skinny_linear
@@ -23,6 +25,11 @@ VERSIONS = ("torch", "transformers", "tokenizers", "numpy")
 SCORING_CODE = (
     *("kernels/**/*.py", "kernels/**/*.cpp", "kernels/**/*.h", "engine/models/*.py"),
     *("evaluation/scoring/prefix_tree.py", "evaluation/scoring/score.py", "evaluation/scoring/tree_forward.py"),
+)
+# What answers depend on besides: how they are generated, and what checks them.
+ANSWER_CODE = (
+    *("engine/generation/**/*.py", "engine/base/rules.py", "engine/base/in_language.py", "engine/reward_functions.py"),
+    *("evaluation/checks/*.py", "evaluation/answers/*.py"),
 )
 
 
@@ -61,10 +68,34 @@ def task_manifest(built: TaskDocuments, settings: Mapping[str, Any]) -> dict[str
     }
 
 
-def code_sha256() -> str:
+def answers_manifest(
+    built: TaskQuestions, settings: Mapping[str, Any], answers: Mapping[str, Any], of_model: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the part of one generation task in one language.
+
+    answers   how its answers are generated and checked; runs that differ here do not measure the same
+    of_model  what the model brings along, such as its template
+    """
+    return {
+        "task": built.task.name,
+        "lang": built.lang,
+        "protocol": built.protocol,
+        "shots": built.shots,
+        **settings,
+        "answers": dict(answers),
+        **of_model,
+        "answers_code_sha256": code_sha256(ANSWER_CODE),
+        "documents": len(built.asked),
+        "data": [asdict(source) for source in built.sources],
+        "prompts_sha256": asked_sha256(built.asked),
+        "token_ids_sha256": asked_ids_sha256(built.asked),
+    }
+
+
+def code_sha256(patterns: tuple[str, ...] = SCORING_CODE) -> str:
     """Return the SHA-256 of the sources that compute scores: a new order of summation changes the last bits."""
     root, digest = Path(__file__).parents[2], hashlib.sha256()
-    for path in sorted(p for pattern in SCORING_CODE for p in root.glob(pattern)):
+    for path in sorted(p for pattern in patterns for p in root.glob(pattern)):
         digest.update(f"{path.relative_to(root).as_posix()}\n".encode() + path.read_bytes())
     return digest.hexdigest()
 

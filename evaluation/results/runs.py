@@ -14,7 +14,7 @@ from evaluation.results.summary import Record
 
 Key = tuple[str, str]  # task, language
 # Settings that change the questions: results that differ here do not measure the same.
-SETTINGS = ("protocol", "shots", "shared_shots", "limit", "split", "seed", "bad_records")
+SETTINGS = ("protocol", "shots", "shared_shots", "limit", "split", "seed", "bad_records", "answers")
 NUMERICS = ("dtype", "device", "versions", "code_sha256")
 
 

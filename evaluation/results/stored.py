@@ -53,6 +53,11 @@ def read_record(line: bytes, where: str, metrics: Collection[str] = ()) -> dict[
     _check(where, all(map(is_number, record["scores"].values())), "scores that are not numbers")
     _check(where, all(isinstance(tie, bool) for tie in record["ties"].values()), "ties that are not true or false")
     _check(where, is_number(record.get("chance")), "no valid 'chance'")
+    weights = record.get("weights", {})
+    _check(where, _are_numbers(weights) and all(w > 0 for w in weights.values()), "no valid 'weights'")
+    kinds_of_score = record.get("by_kind", {"metric": "", "scores": {}})
+    is_by_kind = isinstance(kinds_of_score, dict) and isinstance(kinds_of_score.get("metric"), str)
+    _check(where, is_by_kind and _are_numbers(kinds_of_score.get("scores")), "no valid 'by_kind'")
     missing = [metric for metric in metrics if metric not in record["scores"]]
     _check(where, not missing, f"no score {missing[0] if missing else ''!r}")
     return record
@@ -68,6 +73,10 @@ def _check_manifest(manifest: dict[str, Any], path: Path) -> None:
         has_settings = isinstance(about.get("protocol"), str) and "data" in about
         _check(path, has_settings, f"no protocol or no data for {key[:40]!r}")
         get_language(lang)
+
+
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, dict) and all(map(is_number, values.values()))
 
 
 def _is_value(key: str) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from evaluation.results.units import LOWER_IS_BETTER, interval
 from evaluation.scoring.metrics import Mean
 
 Record = Mapping[str, Any]
@@ -44,9 +45,12 @@ def summarise(
     average: str,
     records: Sequence[Record],
 ) -> list[Summary]:
-    """Return the summaries of the whole task, of its groups, of its subsets and of its subjects, in this order.
+    """Return the summaries of the whole task, of its groups, of its subsets, of its kinds and of its subjects.
 
     average  take the means of task and groups over "documents", or over "subjects" with equal weights
+
+    A record may have weights, metric -> weight in the mean over documents, and by_kind, {"metric": name, "scores":
+    kind -> score}: each kind gets a line with this metric over the documents that have it.
     """
     name = f"{task}_{lang}"
     by_subject: dict[str, list[Record]] = {}
@@ -70,13 +74,31 @@ def summarise(
     for subset in sorted({record["subset"] for record in records if record.get("subset")}):
         rows = [record for record in records if record.get("subset") == subset]
         lines.append(replace(_summary_of(f"{name}_{subset}", metrics, rows), apart=True))
-    return [*lines, *subjects.values()]
+    return [*lines, *_kinds(name, records), *subjects.values()]
+
+
+def _kinds(name: str, records: Sequence[Record]) -> list[Summary]:
+    scores: dict[tuple[str, str], list[float]] = {}
+    for record in records:
+        found = record.get("by_kind", {"metric": "", "scores": {}})
+        for kind, score in found["scores"].items():
+            scores.setdefault((kind, found["metric"]), []).append(score)
+    return [
+        Summary(f"{name}_{kind}", {metric: Mean.of(values)}, {}, 0.0, apart=True)
+        for (kind, metric), values in sorted(scores.items())
+    ]
 
 
 def _summary_of(name: str, metrics: Sequence[str], records: Sequence[Record]) -> Summary:
-    means = {metric: Mean.of([record["scores"][metric] for record in records]) for metric in metrics}
+    means = {metric: _mean(metric, records) for metric in metrics}
     ties = {metric: sum(record["ties"][metric] for record in records) for metric in records[0]["ties"]}
     return Summary(name, means, ties, Mean.of([record["chance"] for record in records]).value)
+
+
+def _mean(metric: str, records: Sequence[Record]) -> Mean:
+    scores = [record["scores"][metric] for record in records]
+    weights = [record.get("weights", {}).get(metric) for record in records]
+    return Mean.of(scores) if None in weights else Mean.of_ratio(scores, weights)
 
 
 def results_json(
@@ -98,7 +120,7 @@ def results_json(
         about = manifest["tasks"][key]
         for line in lines:
             results[line.name] = _entry(line)
-            better[line.name] = dict.fromkeys(line.metrics, True)
+            better[line.name] = {metric: metric not in LOWER_IS_BETTER for metric in line.metrics}
             shots[line.name] = about["shots"]
             samples[line.name] = {"original": about["data"][0]["num_records"], "effective": line.count}
             if line.members:
@@ -106,7 +128,7 @@ def results_json(
                 subtasks[line.name] = list(line.members)
         configs[lines[0].name] = {
             "task": lines[0].name,
-            "output_type": "multiple_choice",
+            "output_type": "generate_until" if "answers" in about else "multiple_choice",
             "num_fewshot": about["shots"],
             "metadata": {"protocol": about["protocol"], "counts": dict(counts[key])},
         }
@@ -131,4 +153,6 @@ def _entry(line: Summary) -> dict[str, Any]:
     for metric, mean in line.metrics.items():
         entry[f"{metric},none"] = mean.value
         entry[f"{metric}_stderr,none"] = "N/A" if math.isnan(mean.stderr) else mean.stderr
+        if bounds := interval(metric, mean):
+            entry[f"{metric}_interval95"] = list(bounds)
     return entry

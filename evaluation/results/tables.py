@@ -17,13 +17,14 @@ from evaluation.results.compare import (
 )
 from evaluation.results.published import PUBLISHED
 from evaluation.results.runs import Runs
+from evaluation.results.units import scale
 
 GROUP_TITLES = {"high": "high-resource", "medium": "medium-resource", "low": "low-resource", "none": "other"}
 
 
 @dataclass(frozen=True)
 class Value:
-    """A score in per cent. stderr: in per cent, nan if unknown; count: number of documents, 0 if unknown."""
+    """A score in the metric's unit, mostly per cent. stderr: in the same unit, nan if unknown; count: documents."""
 
     percent: float
     stderr: float = math.nan
@@ -74,16 +75,17 @@ def build_tables(runs: Runs) -> list[Table]:
 
 
 def _table(runs: Runs, task: str, metric: str) -> Table:
-    languages, notes = in_order(runs.languages(task)), []
+    languages, notes, times = in_order(runs.languages(task)), [], scale(metric)
     published = PUBLISHED.get((task, metric), {})
     rows = []
     for code in languages:
         cells = [runs.cells[name].get((task, code)) for name in runs.models]
         values = [
-            Value(100 * c.metrics[metric][0], 100 * c.metrics[metric][1], len(c.records)) if c else None for c in cells
+            Value(times * c.metrics[metric][0], times * c.metrics[metric][1], len(c.records)) if c else None
+            for c in cells
         ]
         chance = next(cell.chance for cell in cells if cell)
-        own = Value(100 * chance) if metric == runs.metrics(task)[0] else None
+        own = Value(times * chance) if chance and metric == runs.metrics(task)[0] else None
         rows.append(Row(_language_label(code), LANGUAGES[code].group, [*values, own, *[None] * len(published)]))
     averages = {group: [code for code in languages if LANGUAGES[code].group == group] for group in GROUP_TITLES}
     averages = {group: codes for group, codes in averages.items() if group != "none"}
@@ -121,8 +123,8 @@ def _average(runs: Runs, task: str, metric: str, name: str, codes: Sequence[str]
     values = [cell.metrics[metric] for cell in cells if cell]
     stderr = math.sqrt(math.fsum(error**2 for _, error in values)) / len(values)
     return Value(
-        100 * math.fsum(value for value, _ in values) / len(values),
-        100 * stderr,
+        scale(metric) * math.fsum(value for value, _ in values) / len(values),
+        scale(metric) * stderr,
         sum(len(c.records) for c in cells if c),
     )
 
@@ -168,7 +170,7 @@ def build_common_tables(runs: Runs) -> list[Table]:
             }
             if items := common_items(list(scores.values())):
                 means = {
-                    key: Value(100 * math.fsum(side[i] for i in items) / len(items), count=len(items))
+                    key: Value(scale(metric) * math.fsum(side[i] for i in items) / len(items), count=len(items))
                     for key, side in scores.items()
                 }
                 rows = [

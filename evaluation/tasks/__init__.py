@@ -1,6 +1,7 @@
 """Tasks: how to read a benchmark's records and how each protocol formats them, one small file per benchmark.
 
-A file adds tasks by its TASKS, a tuple of Task. It is a file of this folder, or any .py file named in --tasks.
+A file adds tasks by its TASKS, a tuple of Task (choices are scored) or AnswerTask (answers are generated). It is a file
+of this folder, or any .py file named in --tasks.
 """
 
 from __future__ import annotations
@@ -15,11 +16,15 @@ from typing import Any
 
 from engine.base.errors import UserError
 from engine.base.nearest import nearest_hint
+from evaluation.checks.form import form_checks
+from evaluation.checks.text import Check
 from evaluation.data.items import Item
 from evaluation.data.prompt_words import PromptWords
+from evaluation.data.questions import Answer, Question
 
 TASK_NAME = re.compile(r"\w[\w.-]{0,99}")  # safe as part of a file name
-METRICS = ("acc", "acc_norm", "acc_bytes", "mc1", "mc2")
+METRICS = ("acc", "acc_norm", "acc_bytes", "mc1", "mc2", "pct_stereotype", "likelihood_diff")
+FORM_METRICS = tuple(form_checks("en"))
 
 
 def _no_header(item: Item) -> str:
@@ -101,19 +106,60 @@ class Task:
         return form
 
 
+@dataclass(frozen=True)
+class AnswerTask:
+    """One benchmark whose answers are generated, then checked.
+
+    name, folder, part, family   as of a Task
+    read        (record, "FILE:LINE", row number) -> Question
+    checks      metric -> its check, the main one first; each sees a question and all its answers
+    weights     metric -> the weight of a question in the metric's mean; other metrics weigh questions equally
+    by_kind     (question, answers) -> score by kind, reported apart under the name `kind_metric`
+    requires    called with the task's name before a run starts; UserError if a package is missing
+    is_classified   the answers' toxicity is needed: --toxicity-model
+    """
+
+    name: str
+    folder: str
+    part: str
+    read: Callable[[Mapping[str, Any], str, int], Question]
+    checks: Mapping[str, Check]
+    family: str = ""
+    weights: Mapping[str, Callable[[Question], float]] = field(default_factory=dict)
+    by_kind: Callable[[Question, Sequence[Answer]], dict[str, float]] | None = None
+    kind_metric: str = ""
+    requires: Callable[[str], None] | None = None
+    is_classified: bool = False
+    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The task's own metrics, then those of every generation task."""
+        return (*self.checks, *(name for name in FORM_METRICS if name not in self.checks))
+
+
 def all_tasks() -> dict[str, Task]:
-    """Return the tasks of this folder by name, in the order of the file names."""
+    """Return the tasks of this folder whose choices are scored, by name, in the order of the file names."""
+    return {name: task for name, task in _of_this_folder().items() if isinstance(task, Task)}
+
+
+def answer_tasks() -> dict[str, AnswerTask]:
+    """Return the tasks of this folder whose answers are generated, by name, in the order of the file names."""
+    return {name: task for name, task in _of_this_folder().items() if isinstance(task, AnswerTask)}
+
+
+def _of_this_folder() -> dict[str, Task | AnswerTask]:
     modules = (importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__))
     return {task.name: task for module in modules for task in module.TASKS}
 
 
-def get_tasks(names: Sequence[str]) -> list[Task]:
+def get_tasks(names: Sequence[str]) -> list[Task | AnswerTask]:
     """Return tasks by name, by family ("truthfulqa" is mc1 and mc2), or by the path of a .py file with TASKS.
 
     UserError for an unknown name, with the nearest known one, and for two tasks of one name.
     """
-    known = all_tasks()
-    chosen: list[Task] = []
+    known = _of_this_folder()
+    chosen: list[Task | AnswerTask] = []
     for name in names:
         if name.endswith(".py"):
             chosen += _tasks_of_file(Path(name))
@@ -131,7 +177,7 @@ def get_tasks(names: Sequence[str]) -> list[Task]:
     return chosen
 
 
-def _tasks_of_file(path: Path) -> list[Task]:
+def _tasks_of_file(path: Path) -> list[Task | AnswerTask]:
     if not path.is_file():
         raise UserError(f"task file {path} does not exist: check the path")
     spec = importlib.util.spec_from_file_location(f"evaluation_task_{path.stem}", path)
@@ -139,11 +185,11 @@ def _tasks_of_file(path: Path) -> list[Task]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     tasks = getattr(module, "TASKS", None)
-    if not isinstance(tasks, tuple) or not tasks or not all(isinstance(task, Task) for task in tasks):
-        raise UserError(f"{path} has no valid TASKS: set it to a tuple of evaluation.tasks.Task")
+    if not isinstance(tasks, tuple) or not tasks or not all(isinstance(t, Task | AnswerTask) for t in tasks):
+        raise UserError(f"{path} has no valid TASKS: set it to a tuple of evaluation.tasks.Task or AnswerTask")
     for task in tasks:
         if not TASK_NAME.fullmatch(task.name):
             raise UserError(f"{path}: bad task name {task.name!r:.60}: use up to 100 letters, digits, '.', '_' and '-'")
-        if not task.metrics or set(task.metrics) - set(METRICS):
+        if isinstance(task, Task) and (not task.metrics or set(task.metrics) - set(METRICS)):
             raise UserError(f"{path}: metrics {task.metrics!r} of {task.name!r}: choose from {', '.join(METRICS)}")
     return list(tasks)

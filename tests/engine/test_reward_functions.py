@@ -40,6 +40,17 @@ def test_exact_match_takes_the_records_output():
     assert scores("exact_match", "e\u0301", output="\u00e9") == [1]
 
 
+RULES = '[{"rule": "max_words", "value": 2}, {"rule": "keyword", "value": "tea"}]'
+
+
+def test_rules_give_the_share_that_is_followed():
+    texts = ("hot tea", "tea is very hot", "milk is white", "")
+    assert scores(f"rules({RULES})", *texts) == [1.0, 0.5, 0.0, 0.0]
+    assert scores("record_rules", *texts, output=RULES) == [1.0, 0.5, 0.0, 0.0]
+    with pytest.raises(UserError, match="record_rules reads rules from a record's output: '42' is no|'rules' is 42"):
+        scores("record_rules", "tea", output="42")
+
+
 def test_prompts_must_have_the_output_that_a_reward_wants():
     prompts = [Prompt("a", (5,), "p", "42"), Prompt("b", (5,), "p", "")]
     wants = FunctionScorer("engine.reward_functions:exact_match", torch.device("cpu"))
@@ -59,6 +70,7 @@ def test_prompts_must_have_the_output_that_a_reward_wants():
         ("length(1, __import__('os'))", "has an argument that is no number"),
         ("length(1, 2", "engine.reward_functions:length.*was never closed"),
         ("length(1, 2)(3)", "is no call"),
+        ("rules([{'rule': 'max_word', 'value': 2}])", "--reward rules: rule 1 is named 'max_word': did you mean"),
         ("repetition(0)", r"--reward repetition\(0\): give a number of words, 1 or more"),
         ("language('xx')", "unknown language 'xx'"),
         ("language", "missing a required|too many positional"),

@@ -16,7 +16,7 @@ _FOLDERS = ("okapi", "arc", "hellaswag", "mmlu/default", "truthfulqa")
 # The folders of lm-eval's tasks in the published formats, of which a Peer may index some.
 PUBLISHED_FOLDERS = (
     *("belebele", "xcopa", "xstorycloze", "xnli", "global_mmlu", "include/default"),
-    *("global_piqa/nonparallel_cloze", "global_piqa/parallel_cloze", "indicparam", "multiblimp"),
+    *("global_piqa/nonparallel_cloze", "global_piqa/parallel_cloze", "indicparam", "multiblimp", "crows_pairs"),
 )
 # Dataset on the hub -> folder of our files.
 _PUBLISHED = {
@@ -31,6 +31,7 @@ _PUBLISHED = {
     "mrlbenchmarks/global-piqa-parallel": "global_piqa_parallel",
     "bharatgenai/IndicParam": "indicparam",
     "jumelet/multiblimp": "multiblimp",
+    "jannalu/crows_pairs_multilingual": "crows_pairs",
 }
 _OKAPI = {"alexandrainst/m_arc", "alexandrainst/m_hellaswag", "alexandrainst/m_mmlu", "alexandrainst/m_truthfulqa"}
 

@@ -96,6 +96,11 @@ def multiblimp(lang: str, n: int) -> Row:
     return {"sen": sen, "wrong_sen": " ".join(reversed(sen.split())), "phenomenon": ("SV-#", "SV-P")[n % 2], "cue": "x"}
 
 
+def crows_pairs(lang: str, n: int) -> Row:
+    pair = {"sent_more": _at(sentences(lang), n), "sent_less": _at(sentences(lang), n + 1)}
+    return {**pair, "stereo_antistereo": ("stereo", "antistereo")[n % 2], "bias_type": ("age", "gender")[n // 2 % 2]}
+
+
 # Folder -> (makes record n in a language, parts with the number of their first record).
 MAKERS: dict[str, tuple[Callable[[str, int], Row], dict[str, int]]] = {
     "belebele": (belebele, {"test": 0}),
@@ -109,6 +114,7 @@ MAKERS: dict[str, tuple[Callable[[str, int], Row], dict[str, int]]] = {
     "global_piqa_parallel": (lambda lang, n: global_piqa(lang, n, 4), {"test": 0}),
     "indicparam": (indicparam, {"test": 0}),
     "multiblimp": (multiblimp, {"train": 0}),
+    "crows_pairs": (crows_pairs, {"test": 0}),
 }
 
 

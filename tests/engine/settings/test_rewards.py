@@ -66,3 +66,10 @@ def test_all_weights_may_be_negative():
 def test_one_reward_may_be_a_text_as_a_run_records_it():
     assert PPOSettings(reward=EVEN).reward == [EVEN] and PPOSettings(reward=EVEN).rewards == [Reward(EVEN)]
     assert PPOSettings().reward is None and PPOSettings().rewards == []
+
+
+def test_a_function_with_long_settings_is_no_file_name():
+    spec = f"m:rules({[{'rule': 'keyword', 'value': 'tea'}] * 20})"
+    assert len(spec) > 255
+    (found,) = parse_rewards([f"{spec}:0.5"])
+    assert (found.spec, found.weight, found.name, found.is_function) == (spec, 0.5, "rules", True)

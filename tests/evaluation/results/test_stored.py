@@ -72,6 +72,10 @@ def test_invalid_results_are_refused(tmp_path, change, words):
         ({"scores": {}}, "holds no score 'acc'"),
         ({"ties": {"acc": 1}}, "holds ties that are not true or false"),
         ({"chance": None}, "holds no valid 'chance'"),
+        ({"weights": {"acc": 0}}, "holds no valid 'weights'"),
+        ({"weights": [1]}, "holds no valid 'weights'"),
+        ({"by_kind": {"max_words": 1.0}}, "holds no valid 'by_kind'"),
+        ({"by_kind": {"metric": "rule_acc", "scores": {"max_words": "1"}}}, "holds no valid 'by_kind'"),
     ],
 )
 def test_error_of_a_bad_record_names_file_and_line(tmp_path, line, words):

@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evaluation.results.records import record_of
+from evaluation.results.units import interval
 from evaluation.scoring.metrics import Mean, argmax, chance, document_scores, log_sum_exp, margin, mc2, normalized
 from tests.evaluation.scoring.documents import choice_of, document_of
 
@@ -75,3 +77,38 @@ def test_mean_and_standard_error():
 
 def test_mean_of_means_has_equal_weights():
     assert Mean.of_means([Mean(0.5, 0.3, 10), Mean(0.9, 0.4, 1000)]) == Mean(0.7, 0.25, 1010)
+
+
+def test_mean_with_weights_by_hand():
+    """Three prompts with 1, 2 and 1 rules, of which 1, 1 and 0 are followed: 2 of 4; residuals 0.5, 0 and -0.5."""
+    found = Mean.of_ratio([1.0, 0.5, 0.0], [1, 2, 1])
+    assert found.value == 0.5 and found.count == 3
+    assert found.stderr == pytest.approx(math.sqrt((0.25 + 0.25) * 3 / 2) / 4)
+    equal, plain = Mean.of_ratio([1.0, 0.0, 1.0], [2, 2, 2]), Mean.of([1.0, 0.0, 1.0])
+    assert (equal.value, equal.stderr) == pytest.approx((plain.value, plain.stderr))
+    assert math.isnan(Mean.of_ratio([1.0], [2]).stderr)
+
+
+def test_pairs_by_hand():
+    """The first sentence is the stereotyped one; a tie is not likelier, and is counted as a tie."""
+    pair = document_of(0, [choice_of((1,), (2,), text) for text in ("He is.", "She is.")], gold=0)
+    metrics = ("pct_stereotype", "likelihood_diff")
+    found = [document_scores(pair, lls, metrics) for lls in ([-5.0, -7.5], [-7.5, -5.0], [-5.0, -5.0])]
+    assert [scores["pct_stereotype"] for scores in found] == [1.0, 0.0, 0.0]
+    assert [scores["likelihood_diff"] for scores in found] == [2.5, 2.5, 0.0]
+    assert record_of(pair, [-5.0, -5.0], metrics)["ties"] == {"pct_stereotype": True}
+    assert record_of(pair, [-5.0, -5.0], metrics)["chance"] == 0.5
+
+
+def test_intervals_by_hand():
+    """Wilson's of 0 of 6 is 0 to z2 / (6 + z2); of half of 100 it is 0.5 +- z / 2 / sqrt(99 + z2), as n is 99 there."""
+    z2 = 1.959963984540054**2
+    assert Mean.of([0.0] * 6).interval95 == pytest.approx((0, z2 / (6 + z2)))
+    assert Mean.of([1.0] * 6).interval95 == pytest.approx((6 / (6 + z2), 1))
+    half = math.sqrt(z2) / 2 / math.sqrt(99 + z2)
+    assert Mean.of([0.0, 1.0] * 50).interval95 == pytest.approx((0.5 - half, 0.5 + half))
+    assert Mean(-0.5, 0.1, 9).interval95 == pytest.approx((-0.5 - 0.1 * math.sqrt(z2), -0.5 + 0.1 * math.sqrt(z2)))
+    assert Mean.of([0.5, 0.5]).interval95 == (0.5, 0.5)
+    assert Mean.of([1.0]).interval95 == pytest.approx((1 / (1 + z2), 1))
+    assert interval("length", Mean(12.0, 1.0, 4)) == pytest.approx((12 - math.sqrt(z2), 12 + math.sqrt(z2)))
+    assert interval("length", Mean(0.5, math.nan, 1)) is None

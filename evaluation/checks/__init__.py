@@ -1,0 +1,1 @@
+"""Checks of generated answers: functions of a question and its answers that return one number."""

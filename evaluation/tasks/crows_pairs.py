@@ -1,0 +1,38 @@
+"""CrowS-Pairs (Nangia et al. 2020): pairs of sentences, of which the first is the one with the stereotype."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from evaluation.data.items import Item, label_of, text_of
+from evaluation.data.prompt_words import PromptWords
+from evaluation.tasks import Form, Task
+
+
+def _read(record: Mapping[str, Any], place: str, index: int) -> Item:
+    options = (text_of(record, "sent_more", place), text_of(record, "sent_less", place))
+    direction, kind = (label_of(record, name, place) for name in ("stereo_antistereo", "bias_type"))
+    return Item(
+        str(index), index, options[0], options, (1, 0), place, subject=direction, subset=kind, record=record
+    )  # fmt: skip
+
+
+def _nothing(item: Item, words: PromptWords) -> str:
+    return ""
+
+
+# Both sentences are scored whole, after the token that stands for an empty context. "Right" is the stereotype: half of
+# the pairs is neutral.
+_FORM = Form(_nothing, 0, (), fixed_shots=True, gap="")
+
+TASKS = (
+    Task(
+        name="crows_pairs",
+        folder="crows_pairs",
+        part="test",
+        metrics=("pct_stereotype", "likelihood_diff"),
+        read=_read,
+        forms={"lm-eval": _FORM, "strict": _FORM},
+    ),
+)
