@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -16,18 +17,29 @@ from evaluation.results.compare import (
     scores_by_item,
 )
 from evaluation.results.published import PUBLISHED
-from evaluation.results.runs import Runs
+from evaluation.results.runs import Cell, Runs
 
 GROUP_TITLES = {"high": "high-resource", "medium": "medium-resource", "low": "low-resource", "none": "other"}
 
 
 @dataclass(frozen=True)
 class Value:
-    """A score in per cent. stderr: in per cent, nan if unknown; count: number of documents, 0 if unknown."""
+    """A score in per cent.
+
+    stderr  in per cent, nan if unknown
+    count   number of documents, 0 if unknown
+    draws   the score in each draw of shots, in per cent; empty for a run without --seeds
+    """
 
     percent: float
     stderr: float = math.nan
     count: int = 0
+    draws: tuple[float, ...] = ()
+
+    @property
+    def std(self) -> float:
+        """The standard deviation over the draws, nan for fewer than two."""
+        return statistics.stdev(self.draws) if len(self.draws) > 1 else math.nan
 
 
 @dataclass(frozen=True)
@@ -79,9 +91,7 @@ def _table(runs: Runs, task: str, metric: str) -> Table:
     rows = []
     for code in languages:
         cells = [runs.cells[name].get((task, code)) for name in runs.models]
-        values = [
-            Value(100 * c.metrics[metric][0], 100 * c.metrics[metric][1], len(c.records)) if c else None for c in cells
-        ]
+        values = [_value(cell, metric) if cell else None for cell in cells]
         chance = next(cell.chance for cell in cells if cell)
         own = Value(100 * chance) if metric == runs.metrics(task)[0] else None
         rows.append(Row(_language_label(code), LANGUAGES[code].group, [*values, own, *[None] * len(published)]))
@@ -104,6 +114,12 @@ def _table(runs: Runs, task: str, metric: str) -> Table:
     return Table(task, metric, [*runs.models, "chance", *published], rows, notes)
 
 
+def _value(cell: Cell, metric: str) -> Value:
+    mean, error = cell.metrics[metric]
+    draws = tuple(100 * value for value in cell.draws.get(metric, ()))
+    return Value(100 * mean, 100 * error, len(cell.records), draws)
+
+
 def _language_label(code: str) -> str:
     return f"{LANGUAGES[code].name} ({code})"
 
@@ -118,12 +134,13 @@ def _average(runs: Runs, task: str, metric: str, name: str, codes: Sequence[str]
     cells = [runs.cells[name].get((task, code)) for code in codes]
     if not cells or not all(cells):
         return None
-    values = [cell.metrics[metric] for cell in cells if cell]
-    stderr = math.sqrt(math.fsum(error**2 for _, error in values)) / len(values)
+    values = [_value(cell, metric) for cell in cells if cell]
+    same_draws = len({len(value.draws) for value in values}) == 1
     return Value(
-        100 * math.fsum(value for value, _ in values) / len(values),
-        100 * stderr,
-        sum(len(c.records) for c in cells if c),
+        math.fsum(value.percent for value in values) / len(values),
+        math.sqrt(math.fsum(value.stderr**2 for value in values)) / len(values),
+        sum(value.count for value in values),
+        tuple(math.fsum(draw) / len(values) for draw in zip(*(v.draws for v in values))) if same_draws else (),
     )
 
 
