@@ -10,6 +10,7 @@ from pathlib import Path
 
 from engine.run.folder import check_writable
 from evaluation.results.picture import draw
+from evaluation.results.power import Power, build_power, documents_needed, rounded, shown
 from evaluation.results.runs import Runs, read_runs
 from evaluation.results.tables import (
     Comparison,
@@ -70,6 +71,8 @@ def markdown(
     if comparisons:
         parts += ["\n## Paired differences, points of per cent, with 95 % confidence intervals\n"]
         parts += [_comparison_table(comparisons)]
+    if rows := build_power(runs):
+        parts += ["\n## How many documents show a difference\n", _power_table(rows)]
     return "\n".join(parts) + "\n"
 
 
@@ -99,7 +102,9 @@ def _markdown_table(table: Table) -> str:
 def _cell(value: Value | None) -> str:
     if value is None:
         return ""
-    return f"{value.percent:.1f}" if math.isnan(value.stderr) else f"{value.percent:.1f} ± {value.stderr:.1f}"
+    error = "" if math.isnan(value.stderr) else f" ± {value.stderr:.1f}"
+    spread = "" if math.isnan(value.std) else f" (std {value.std:.1f} of {len(value.draws)} draws)"
+    return f"{value.percent:.1f}{error}{spread}"
 
 
 def _comparison_table(comparisons: Sequence[Comparison]) -> str:
@@ -123,17 +128,35 @@ def _with_unit(metric: str) -> str:
     return metric if unit(metric) == "%" else f"{metric} ({unit(metric)})"
 
 
+def _power_table(rows: Sequence[Power]) -> str:
+    lines = [
+        "Two-sided test at 5 %, found four times out of five (power 80 %).\n",
+        "| task | metric | language | models | to see 1 % you need about | here are | which show | models disagree |",
+        "|---|---|---|---|--:|--:|--:|--:|",
+    ]
+    for row in rows:
+        needed = rounded(documents_needed(row.variance)) if row.variance else ""
+        share = f"{100 * row.variance:.1f} %" if row.models else "not known"
+        lines.append(
+            f"| {row.task} | {row.metric} | {row.language} | {row.models or 'any two, unpaired, at worst'} "
+            f"| {needed} | {row.count:,} | {shown(row.variance, row.count) if row.variance else ''} | {share} |"
+        )
+    return "\n".join([*lines, "\nDisagreement: the mean squared difference of two models' scores of one document."])
+
+
 def _write_tables(path: Path, tables: Sequence[Table], common: Sequence[Table]) -> None:
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(("items", "task", "metric", "language", "group", "model", "percent", "stderr", "documents"))
+        names = ("items", "task", "metric", "language", "group", "model", "percent", "stderr", "documents")
+        writer.writerow((*names, "draws", "std_of_draws"))
         for items, table in [*(("all", t) for t in tables), *(("common", t) for t in common)]:
             for row in table.rows:
                 for column, value in zip(table.columns, row.values):
                     if value is not None:
                         stderr = "" if math.isnan(value.stderr) else value.stderr
                         about = (items, table.task, table.metric, row.label, row.group, column)
-                        writer.writerow((*about, value.percent, stderr, value.count or ""))
+                        std = "" if math.isnan(value.std) else value.std
+                        writer.writerow((*about, value.percent, stderr, value.count or "", len(value.draws) or "", std))
 
 
 def _write_differences(path: Path, comparisons: Sequence[Comparison]) -> None:

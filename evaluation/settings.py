@@ -26,6 +26,7 @@ class EvaluateSettings:
     limit: int | None = flag("evaluate only the first N documents of each task", None)
     split: str | None = flag("the part to evaluate, such as validation (default: the task's)", None)
     seed: int | None = flag("seed for drawing shots and sampling answers (default: the protocol's)", None)
+    seeds: str | None = flag("several seeds, 0,1,2: mean and spread over their draws of shots", None)
     max_length: int | None = flag("tokens of a prompt with its choice (default: the model's, or 2048)", None)
     bad_records: str = flag("on an unusable record, stop or leave it out", "error", choices=["error", "skip"])
     output: str | None = flag("folder for the results (default: RUNS/LANG/evaluate)", None)
@@ -39,10 +40,22 @@ class EvaluateSettings:
         check_at_least(1, self, "batch_tokens", "cache_tokens", "limit")
         check_at_least(2, self, "max_length")
         check_at_least(0, self, "shots")
+        if self.seeds is None:
+            return
+        words = self.seeds.split(",")
+        if self.seed is not None:
+            raise UserError(f"--seed {self.seed} and --seeds {self.seeds} are both given: leave one out")
+        if not all(word.isdecimal() for word in words) or len(set(map(int, words))) < max(2, len(words)):
+            raise UserError(f"--seeds is {self.seeds}: give two or more different whole numbers, such as 0,1,2")
 
     @property
     def languages(self) -> list[str]:
         return self.lang.split(",")
+
+    @property
+    def seed_list(self) -> list[int]:
+        """The seeds of --seeds; empty without it."""
+        return [int(word) for word in self.seeds.split(",")] if self.seeds else []
 
     @property
     def task_names(self) -> list[str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -27,11 +27,13 @@ from engine.distributed.world import World, start_world
 from evaluation.answers.build import TaskQuestions, build_questions, check_task
 from evaluation.data.files import Data, open_data
 from evaluation.protocols import Protocol, get_protocol
+from evaluation.results.found import Found, show
 from evaluation.results.manifest import answers_manifest, run_manifest, task_manifest
 from evaluation.results.output import Output
+from evaluation.results.power import power_line
 from evaluation.results.records import record_of
-from evaluation.results.summary import Summary, results_json, summarise
-from evaluation.results.units import interval, scale, unit
+from evaluation.results.spread import OF_DRAWS, Draw, about_draws, combine, spread_of
+from evaluation.results.summary import Record, Summary, results_json, summarise
 from evaluation.scoring.build import build, check_files
 from evaluation.scoring.documents import Document, TaskDocuments
 from evaluation.scoring.score import Scorer
@@ -48,7 +50,10 @@ Built = TaskDocuments | TaskQuestions
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An evaluation after its checks: settings, data, and the loaded scorer."""
+    """An evaluation after its checks: settings, data, and the loaded scorer.
+
+    draws  the output folder of each seed of --seeds; whole: for one of these seeds, the output of all
+    """
 
     settings: EvaluateSettings
     tasks: list[Task | AnswerTask]
@@ -62,6 +67,18 @@ class Evaluation:
     scorer: Scorer
     answerer: Answerer | None
     manifest: dict[str, Any]
+    draws: dict[int, Output]
+    whole: Output | None = None
+
+    def of_seed(self, seed: int) -> Evaluation:
+        """Return the evaluation of one seed of --seeds, whose output is a folder in that of the whole."""
+        settings = replace(self.settings, seed=seed, seeds=None)
+        return replace(self, settings=settings, output=self.draws[seed], draws={}, whole=self.output)
+
+    def close(self) -> None:
+        """Release the locks of the output folders."""
+        for output in (self.output, *self.draws.values()):
+            output.close()
 
 
 def job(argv: Sequence[str]) -> None:
@@ -70,7 +87,7 @@ def job(argv: Sequence[str]) -> None:
         (EvaluateSettings, AnswerSettings), argv, "deepspeed launch/evaluate.py",
         "Evaluation of one model: multiple choice, pairs of sentences, and generated answers.",
     ))  # fmt: skip
-    with closing(run.output):
+    with closing(run):
         evaluate(run)
 
 
@@ -78,32 +95,102 @@ def evaluate(run: Evaluation) -> None:
     """Score the documents, write the results and print them."""
     settings = run.settings
     began, started = time.monotonic(), datetime.now(UTC)
-    summaries: dict[str, list[Summary]] = {}
-    counts: dict[str, dict[str, int]] = {}
+    found = Found()
     for code in settings.languages:
-        built = build_language(run, code)
-        for group in group_tasks({k: item for k, item in built.items() if isinstance(item, TaskDocuments)}):
-            score(run, group)
-        for key, item in built.items():
-            if run.answerer and isinstance(item, TaskQuestions):
-                answer(run.answerer, item, run.output.records(*key), run.world, run.console)
-        for key, item in built.items():
-            counts[".".join(key)] = item.counts
-            if run.world.is_first:
-                records = run.output.records(*key).merge(item.task.metrics)
-                lines = summarise(*key, item.task.metrics, item.task.groups, run.protocol.average, records)
-                summaries[".".join(key)] = lines
+        if settings.seed_list:
+            evaluate_draws(run, code, found)
+        else:
+            for key, (item, draw) in evaluate_language(run, code).items():
+                if run.world.is_first:
+                    found.add(".".join(key), summarise_task(run, key, item, draw.records), item.counts)
         run.world.barrier()
     work, seconds = total_work(run), time.monotonic() - began
     if run.world.is_first:
-        write_results(run, summaries, counts, work, started, seconds)
-        show(run.console, summaries, counts)
+        write_results(run, found, work, started, seconds)
+        show(run.console, found)
         scored = f"{work['tree_tokens']:,} token positions, {work['positions_computed']:,} computed, "
         run.console.say(
             f"\n  {scored if any(isinstance(task, Task) for task in run.tasks) else ''}{seconds:.1f} s\n"
             f"  {run.output.path / 'results.json'}; one line per document in {run.output.path}/<task>.<lang>.jsonl"
         )
     run.world.barrier()
+
+
+def summarise_task(run: Evaluation, key: Key, item: Built, records: Sequence[Record]) -> list[Summary]:
+    return summarise(*key, item.task.metrics, item.task.groups, run.protocol.average, records)
+
+
+def evaluate_language(
+    run: Evaluation, code: str, earlier: Mapping[Key, Sequence[Draw]] | None = None
+) -> dict[Key, tuple[Built, Draw]]:
+    """Score every task in one language and return its documents and records, the records on the first rank only.
+
+    earlier  draws of other seeds: a task whose prompts are those of one of them is neither scored nor returned
+    """
+    built = build_language(run, code)
+    abouts = {key: about_of(run, item) for key, item in built.items()}
+    if earlier is not None:
+        known = {key: [draw.about["prompts_sha256"] for draw in draws] for key, draws in earlier.items()}
+        built = {key: item for key, item in built.items() if abouts[key]["prompts_sha256"] not in known.get(key, ())}
+    if not earlier:
+        for key, item in built.items():
+            count = len(item.documents if isinstance(item, TaskDocuments) else item.asked)
+            run.console.say(f"  {power_line('.'.join(key), count)}")
+    enter(run, built, abouts)
+    for group in group_tasks({key: item for key, item in built.items() if isinstance(item, TaskDocuments)}):
+        score(run, group)
+    for key, item in built.items():
+        if run.answerer and isinstance(item, TaskQuestions):
+            answer(run.answerer, item, run.output.records(*key), run.world, run.console)
+    seed = run.protocol.seed if run.settings.seed is None else run.settings.seed
+    found = {}
+    for key, item in built.items():
+        records = run.output.records(*key).merge(item.task.metrics) if run.world.is_first else []
+        found[key] = (item, Draw(seed, abouts[key], records))
+    run.world.barrier()
+    return found
+
+
+def evaluate_draws(run: Evaluation, code: str, found: Found) -> None:
+    """Score one language with the shots of each seed, and add the means over the seeds to `found`.
+
+    OUT/seed<N> holds the records of one seed as a single evaluation does, and is resumed like one. OUT itself holds the
+    mean of each document's scores.
+    """
+    seeds = run.settings.seed_list
+    draws: dict[Key, list[Draw]] = {}
+    items: dict[Key, Built] = {}
+    for seed in seeds:
+        run.console.say(f"  seed {seed}")
+        for key, (item, draw) in evaluate_language(run.of_seed(seed), code, draws).items():
+            items.setdefault(key, item)
+            draws.setdefault(key, []).append(draw)
+
+    def put() -> None:
+        for key, drawn in draws.items():
+            records, name = combine(drawn), ".".join(key)
+            run.output.put_task(name, about_draws(drawn, seeds), records)
+            lines = summarise_task(run, key, items[key], records)
+            by_draw = {draw.seed: summarise_task(run, key, items[key], draw.records) for draw in drawn}
+            spreads = spread_of(lines, by_draw)
+            found.add(name, lines, items[key].counts, spreads)
+
+    on_first(run, put)
+    for key, drawn in draws.items():
+        if len(drawn) == 1:
+            run.console.say(f"  {'.'.join(key)}: all seeds give the same shots, scored once")
+
+
+def on_first(run: Evaluation, do: Callable[[], None]) -> None:
+    """Call `do` on the first rank. Its UserError is raised on every rank."""
+    mistake = None
+    if run.world.is_first:
+        try:
+            do()
+        except UserError as error:
+            mistake = str(error)
+    if mistake := run.world.gather(mistake)[0]:
+        raise UserError(mistake)
 
 
 def prepare(settings: EvaluateSettings, how: AnswerSettings) -> Evaluation:
@@ -116,6 +203,8 @@ def prepare(settings: EvaluateSettings, how: AnswerSettings) -> Evaluation:
         check = check_task if isinstance(task, AnswerTask) else check_files
         check(task, code, data, protocol, settings.shots, settings.split)
     answered = [task for task in tasks if isinstance(task, AnswerTask)]
+    if answered and settings.seeds:
+        raise UserError(f"--seeds draws shots, and task {answered[0].name} generates answers: give one --seed for it")
     check_answers(answered, how)
     output = Output(Path(settings.output or Path(settings.runs, settings.lang, "evaluate")))
     world = start_world()
@@ -125,6 +214,9 @@ def prepare(settings: EvaluateSettings, how: AnswerSettings) -> Evaluation:
     model.requires_grad_(False)
     manifest = run_manifest(model, tokenizer, kernels.__version__)
     output.check(manifest, settings.overwrite)
+    draws = {seed: Output(output.path / f"seed{seed}") for seed in settings.seed_list}
+    for draw in draws.values() if not settings.overwrite else ():
+        draw.check(manifest, False)
     scorer = Scorer(model, settings.batch_tokens, settings.cache_tokens, torch.get_num_threads())
     answerer = make_answerer(model, tokenizer, settings, how, length, answered) if answered else None
     console.header(f"Evaluation in {', '.join(get_language(code).name for code in settings.languages)}", {
@@ -137,7 +229,19 @@ def prepare(settings: EvaluateSettings, how: AnswerSettings) -> Evaluation:
         "results": output.path,
     })  # fmt: skip
     return Evaluation(
-        settings, tasks, protocol, data, output, world, console, tokenizer, length, scorer, answerer, manifest
+        settings,
+        tasks,
+        protocol,
+        data,
+        output,
+        world,
+        console,
+        tokenizer,
+        length,
+        scorer,
+        answerer,
+        manifest,
+        draws,
     )
 
 
@@ -155,40 +259,43 @@ def build_task(run: Evaluation, task: Task | AnswerTask, code: str) -> Built:
     )  # fmt: skip
 
 
-def manifest_of(run: Evaluation, item: Built, how: dict[str, Any]) -> dict[str, Any]:
-    """Return the task's part of the manifest."""
+def build_language(run: Evaluation, code: str) -> dict[Key, Built]:
+    """Return the documents or questions of every task. UserError if a document does not fit in the cache."""
+    built = {(task.name, code): build_task(run, task, code) for task in run.tasks}
+    for item in built.values():
+        if isinstance(item, TaskDocuments):
+            run.scorer.check(item.documents)
+    return built
+
+
+def about_of(run: Evaluation, item: Built) -> dict[str, Any]:
+    """Return the task's entry in the manifest."""
+    s = run.settings
+    how = {"shared_shots": s.shared_shots, "limit": s.limit, "split": s.split, "seed": s.seed,
+           "max_length": run.max_length, "bad_records": s.bad_records}  # fmt: skip
     if isinstance(item, TaskDocuments):
         return task_manifest(item, how)
     assert run.answerer
     return answers_manifest(item, how, run.answerer.about(item.task), run.answerer.of_model())
 
 
-def build_language(run: Evaluation, code: str) -> dict[Key, Built]:
-    """Return the documents of every task, and enter them in the output's manifest after all ranks have checked it."""
+def enter(run: Evaluation, built: Iterable[Key], abouts: Mapping[Key, Mapping[str, Any]]) -> None:
+    """Enter the tasks in the output's manifest after all ranks have checked it."""
     s = run.settings
-    built = {(task.name, code): build_task(run, task, code) for task in run.tasks}
-    how = {"shared_shots": s.shared_shots, "limit": s.limit, "split": s.split, "seed": s.seed,
-           "max_length": run.max_length, "bad_records": s.bad_records}  # fmt: skip
-    abouts = {".".join(key): manifest_of(run, item, how) for key, item in built.items()}
-    for item in built.values():
-        if isinstance(item, TaskDocuments):
-            run.scorer.check(item.documents)
-    if not s.overwrite:
-        for key, about in abouts.items():
-            run.output.check_task(key, about)
+    for key in built if not s.overwrite else ():
+        name, about = ".".join(key), abouts[key]
+        if run.whole is not None:
+            run.whole.check_task(name, about_draws([Draw(0, about, [])], []), ignore=OF_DRAWS)
+        run.output.check_task(name, about)
     run.world.barrier()
-    mistake = None
-    if run.world.is_first:
-        try:
-            if code == s.languages[0]:
-                run.output.start(run.manifest, s.overwrite)
-            for key, about in abouts.items():
-                run.output.add_task(key, about)
-        except UserError as error:
-            mistake = str(error)
-    if mistake := run.world.gather(mistake)[0]:
-        raise UserError(mistake)
-    return built
+
+    def add() -> None:
+        for output in filter(None, (run.whole, run.output)):
+            output.start(run.manifest, s.overwrite)
+        for key in built:
+            run.output.add_task(".".join(key), abouts[key])
+
+    on_first(run, add)
 
 
 def group_tasks(built: dict[Key, TaskDocuments]) -> list[dict[Key, TaskDocuments]]:
@@ -231,50 +338,18 @@ def total_work(run: Evaluation) -> dict[str, Any]:
     return {name: (max if name.startswith("peak") else sum)(w[name] for w in of_ranks) for name in of_ranks[0]}
 
 
-def write_results(
-    run: Evaluation,
-    summaries: dict[str, list[Summary]],
-    counts: dict[str, dict[str, int]],
-    work: dict[str, Any],
-    started: datetime,
-    seconds: float,
-) -> None:
+def write_results(run: Evaluation, found: Found, work: dict[str, Any], started: datetime, seconds: float) -> None:
     """Write results.json, with the run fields of lm-eval's results."""
     model = run.settings.model
     about = {
         "work": {**work, "seconds": seconds},
         "model_name": model, "model_source": "okapi-rlhf", "transformers_version": version("transformers"),
+        **({"draws": found.spreads} if found.spreads else {}),
         "date": started.timestamp(), "start_time": started.isoformat(), "total_evaluation_time_seconds": seconds,
     }  # fmt: skip
     config = {"model": "okapi-rlhf", "model_args": f"pretrained={model}", "batch_size": None,
               "device": run.manifest["device"], **asdict(run.settings)}  # fmt: skip
-    run.output.add_results(results_json(summaries, run.output.manifest() or {}, counts, config, about))
-
-
-def show(console: Console, summaries: dict[str, list[Summary]], counts: dict[str, dict[str, int]]) -> None:
-    """Print tasks, groups and subsets as a table. Subjects are in results.json only."""
-    rows = []
-    for lines in summaries.values():
-        for line in lines:
-            if line is lines[0] or line.members or line.apart:
-                for metric, mean in line.metrics.items():
-                    bounds = interval(metric, mean)
-                    is_first, times = metric == next(iter(line.metrics)), scale(metric)
-                    chance = f"{times * line.chance:.2f}" if is_first and line.chance else ""
-                    title = metric if unit(metric) == "%" else f"{metric} ({unit(metric)})"
-                    rows.append((
-                        line.name, title, f"{times * mean.value:.2f}", f"{times * mean.stderr:.2f}",
-                        f"{times * bounds[0]:.1f} to {times * bounds[1]:.1f}" if bounds else "", chance,
-                        str(line.ties.get(metric, "")), f"{line.count:,}",
-                    ))  # fmt: skip
-    console.say()
-    console.table(("task", "metric", "%", "+-", "95 %", "chance", "ties", "documents"), rows)
-    for key, values in counts.items():
-        suffix = dict.fromkeys(("bad_records", "unlabelled"), " skipped")
-        handled = {name: n for name, n in values.items() if name not in ("documents", "prompt_tokens")}
-        if handled:
-            notes = ", ".join(f"{n:,} {name.replace('_', ' ')}{suffix.get(name, '')}" for name, n in handled.items())
-            console.say(f"  {key}: {values['documents']:,} documents, {notes}")
+    run.output.add_results(results_json(found.summaries, run.output.manifest() or {}, found.counts, config, about))
 
 
 if __name__ == "__main__":

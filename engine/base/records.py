@@ -269,6 +269,6 @@ class _Row:
 
     def _value(self, name: str) -> Any:
         if name not in self._fields:
-            hint = ' ("" where there is none)' if name == "input" else ""
-            raise BadField(f"field {name!r} is missing (fields: {self.names()}): add it{hint}")
+            hint = {"input": ' ("" where there is none)', "ranks": ", or rank the answers with launch/annotate.py"}
+            raise BadField(f"field {name!r} is missing (fields: {self.names()}): add it{hint.get(name, '')}")
         return self._fields[name]

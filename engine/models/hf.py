@@ -56,6 +56,8 @@ def load_config(path: str | Path) -> PretrainedConfig:
     fields = _language_model(fields)
     model_type = fields.get("model_type")
     if not _is_family(model_type):
+        if model_type is None and (path / "model" / "config.json").is_file():
+            raise UserError(f"{path} is the folder of a run: give its model, {path / 'model'}")
         raise UserError(f"{file} has model_type {model_type!r:.60}: supported are {', '.join(FAMILIES)}")
     try:
         config = CONFIG_MAPPING[model_type].from_dict(fields)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from engine.base.atomic import write_json
 from engine.base.errors import UserError
+from engine.base.jsonl import write_objects
 from engine.generation.shards import lock
 from engine.run.folder import check_writable
 from evaluation.results.manifest import differences
@@ -42,10 +43,13 @@ class Output:
         elif not overwrite:
             self._raise_if_any(differences(found, manifest, ignore=("tasks",)), "of another model, code or machine")
 
-    def check_task(self, key: str, about: Mapping[str, Any]) -> None:
-        """UserError if the folder has this task ("<task>.<lang>") with another manifest."""
+    def check_task(self, key: str, about: Mapping[str, Any], ignore: tuple[str, ...] = ()) -> None:
+        """UserError if the folder has this task ("<task>.<lang>") with another manifest.
+
+        ignore  entries that may differ
+        """
         if (found := (self.manifest() or {}).get("tasks", {}).get(key)) is not None:
-            self._raise_if_any(differences(found, about), f"of {key} with other settings")
+            self._raise_if_any(differences(found, about, ignore), f"of {key} with other settings")
 
     def _raise_if_any(self, names: list[str], what: str) -> None:
         if names:
@@ -57,8 +61,12 @@ class Output:
     def start(self, manifest: Mapping[str, Any], overwrite: bool) -> None:
         """Create the folder, lock it and check it again. With overwrite, delete the earlier run's files.
 
+        Do nothing if this object holds the lock already.
+
         UserError if another run holds the lock, or if the folder fails `check`.
         """
+        if self._lock is not None:
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -94,6 +102,14 @@ class Output:
         if key not in manifest["tasks"]:
             manifest["tasks"][key] = about
             write_json(self.path / MANIFEST, manifest)
+
+    def put_task(self, key: str, about: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> None:
+        """Write a task's records and manifest entry in place of those there: they were made from other records."""
+        write_objects(self.records(about["task"], about["lang"]).path, records)
+        manifest = self.manifest()
+        assert manifest is not None
+        manifest["tasks"][key] = about
+        write_json(self.path / MANIFEST, manifest)
 
     def manifest(self) -> dict[str, Any] | None:
         """Return the content of manifest.json, or None if there is none. UserError for a damaged file."""

@@ -14,7 +14,7 @@ from evaluation.results.summary import Record
 
 Key = tuple[str, str]  # task, language
 # Settings that change the questions: results that differ here do not measure the same.
-SETTINGS = ("protocol", "shots", "shared_shots", "limit", "split", "seed", "bad_records", "answers")
+SETTINGS = ("protocol", "shots", "shared_shots", "limit", "split", "seed", "seeds", "bad_records", "answers")
 NUMERICS = ("dtype", "device", "versions", "code_sha256")
 
 
@@ -25,12 +25,14 @@ class Cell:
     about    the task's entry in the manifest
     metrics  name -> (value, standard error) as in results.json, the main metric first; nan where there is no error
     chance   the mean score of guessing
+    draws    metric -> its value in each draw of shots; empty for a run without --seeds
     """
 
     about: Mapping[str, Any]
     metrics: Mapping[str, tuple[float, float]]
     records: Sequence[Record]
     chance: float
+    draws: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 @dataclass
@@ -87,7 +89,9 @@ def read_runs(arguments: Iterable[str], mixed: bool) -> Runs:
             if not records:
                 raise UserError(f"{folder} has results of {key} but no records: restore {key}.jsonl or evaluate again")
             chance = sum(record["chance"] for record in records) / len(records)
-            cells[task, lang] = Cell(about, metrics, records, chance)
+            spreads = results.get("draws", {}).get(f"{task}_{lang}", {}) if "seeds" in about else {}
+            draws = {metric: spread["values"] for metric, spread in spreads.items()}
+            cells[task, lang] = Cell(about, metrics, records, chance, draws)
     problems = list(_differences(runs))
     if problems and not mixed:
         raise UserError(f"{problems[0]}: report them apart, or side by side with --mixed, which says so in the report")

@@ -36,6 +36,11 @@ def read_results(path: Path) -> dict[str, Any] | None:
         _check(path, is_entry and any(map(_is_value, entry)), f"no valid metrics for {name[:40]!r}")
         errors = [f"{key.removesuffix(',none')}_stderr,none" for key in entry if _is_value(key)]
         _check(path, all(error in entry for error in errors), f"no standard error for {name[:40]!r}")
+    draws = found.get("draws", {})
+    _check(path, isinstance(draws, dict), "no valid draws")
+    for name, spreads in draws.items():
+        is_spread = isinstance(spreads, dict) and all(map(_is_spread, spreads.values()))
+        _check(path, is_spread, f"no valid draws of {name[:40]!r}")
     return found
 
 
@@ -87,6 +92,12 @@ def _is_metric(item: tuple[str, Any]) -> bool:
     """Return False for a metric or standard error that is not a number. An error may be "N/A" (for one document)."""
     key, value = item
     return not key.endswith(",none") or is_number(value) or ("_stderr" in key and value == "N/A")
+
+
+def _is_spread(spread: object) -> bool:
+    """Return whether a metric's entry in "draws" has the values of one or more draws, which are numbers."""
+    values = spread.get("values") if isinstance(spread, dict) else None
+    return isinstance(values, list) and len(values) > 0 and all(map(is_number, values))
 
 
 def _check(where: object, is_valid: bool, what: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from evaluation.results.compare import (
     scores_by_item,
 )
 from evaluation.results.published import PUBLISHED
-from evaluation.results.runs import Runs
+from evaluation.results.runs import Cell, Runs
 from evaluation.results.units import scale
 
 GROUP_TITLES = {"high": "high-resource", "medium": "medium-resource", "low": "low-resource", "none": "other"}
@@ -24,11 +25,22 @@ GROUP_TITLES = {"high": "high-resource", "medium": "medium-resource", "low": "lo
 
 @dataclass(frozen=True)
 class Value:
-    """A score in the metric's unit, mostly per cent. stderr: in the same unit, nan if unknown; count: documents."""
+    """A score in the metric's unit, mostly per cent.
+
+    stderr  in the same unit, nan if unknown
+    count   number of documents, 0 if unknown
+    draws   the score in each draw of shots, in the same unit; empty for a run without --seeds
+    """
 
     percent: float
     stderr: float = math.nan
     count: int = 0
+    draws: tuple[float, ...] = ()
+
+    @property
+    def std(self) -> float:
+        """The standard deviation over the draws, nan for fewer than two."""
+        return statistics.stdev(self.draws) if len(self.draws) > 1 else math.nan
 
 
 @dataclass(frozen=True)
@@ -80,10 +92,7 @@ def _table(runs: Runs, task: str, metric: str) -> Table:
     rows = []
     for code in languages:
         cells = [runs.cells[name].get((task, code)) for name in runs.models]
-        values = [
-            Value(times * c.metrics[metric][0], times * c.metrics[metric][1], len(c.records)) if c else None
-            for c in cells
-        ]
+        values = [_value(cell, metric) if cell else None for cell in cells]
         chance = next(cell.chance for cell in cells if cell)
         own = Value(times * chance) if chance and metric == runs.metrics(task)[0] else None
         rows.append(Row(_language_label(code), LANGUAGES[code].group, [*values, own, *[None] * len(published)]))
@@ -106,6 +115,13 @@ def _table(runs: Runs, task: str, metric: str) -> Table:
     return Table(task, metric, [*runs.models, "chance", *published], rows, notes)
 
 
+def _value(cell: Cell, metric: str) -> Value:
+    mean, error = cell.metrics[metric]
+    times = scale(metric)
+    draws = tuple(times * value for value in cell.draws.get(metric, ()))
+    return Value(times * mean, times * error, len(cell.records), draws)
+
+
 def _language_label(code: str) -> str:
     return f"{LANGUAGES[code].name} ({code})"
 
@@ -120,12 +136,13 @@ def _average(runs: Runs, task: str, metric: str, name: str, codes: Sequence[str]
     cells = [runs.cells[name].get((task, code)) for code in codes]
     if not cells or not all(cells):
         return None
-    values = [cell.metrics[metric] for cell in cells if cell]
-    stderr = math.sqrt(math.fsum(error**2 for _, error in values)) / len(values)
+    values = [_value(cell, metric) for cell in cells if cell]
+    same_draws = len({len(value.draws) for value in values}) == 1
     return Value(
-        scale(metric) * math.fsum(value for value, _ in values) / len(values),
-        scale(metric) * stderr,
-        sum(len(c.records) for c in cells if c),
+        math.fsum(value.percent for value in values) / len(values),
+        math.sqrt(math.fsum(value.stderr**2 for value in values)) / len(values),
+        sum(value.count for value in values),
+        tuple(math.fsum(draw) / len(values) for draw in zip(*(v.draws for v in values))) if same_draws else (),
     )
 
 

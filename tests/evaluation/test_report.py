@@ -32,8 +32,9 @@ def make_run(folder, rights, task="hellaswag", metric="acc", ids=None, **changes
         tasks[f"{task}.{lang}"] = {**about, **changes.get("about", {})}
         mean = sum(values) / len(values)
         results[f"{task}_{lang}"] = {"alias": "x", f"{metric},none": mean, f"{metric}_stderr,none": 0.1}
+    draws = {f"{task}_{lang}": {metric: {"values": values}} for lang, values in changes.get("draws", {}).items()}
     manifest = {"dtype": "float32", "device": "cpu", "versions": {}, "tasks": tasks, **changes.get("manifest", {})}
-    write_json(folder / "results.json", {"results": results, "manifest": manifest})
+    write_json(folder / "results.json", {"results": results, "manifest": manifest, "draws": draws})
     return str(folder)
 
 
@@ -77,6 +78,21 @@ def test_table_has_group_averages_and_published_ones(tmp_path):
         "average, LLaMA's languages (1)": [50, 100, None, None, 37.0],
     }
     assert "tuned has 1 of the 2 languages of 'high': no average" in table.notes
+
+
+def test_table_has_the_spread_over_draws(tmp_path):
+    draws = {"ne": [0.5, 0.75, 0.25], "bn": [0.5, 0.25, 0.25]}
+    folder = make_run(tmp_path / "a", {"ne": [1, 0], "bn": [0, 0]}, "arc", draws=draws, about={"seeds": [0, 1, 2]})
+    (table,) = build_tables(read_runs([folder], mixed=False))
+    stds = {row.label: row.values[0].std for row in table.rows}
+    # The average's draws are 50, 50 and 25 %: standard deviation sqrt((2 * 8.333^2 + 16.667^2) / 2) = 14.434.
+    expected = {"Bengali (bn)": 14.434, "Nepali (ne)": 25, "average, low-resource (2)": 14.434}
+    assert stds == {label: pytest.approx(std, abs=1e-3) for label, std in expected.items()}
+    text = report.markdown(read_runs([folder], mixed=False), [table], [], [], [])
+    assert "| Nepali (ne) | 50.0 ± 10.0 (std 25.0 of 3 draws) | 25.0 |" in text
+    # A single evaluation that was written later over the same task has no draws.
+    single = make_run(tmp_path / "b", {"ne": [1, 0]}, "arc", draws=draws)
+    assert read_runs([single], mixed=False).cells["b"]["arc", "ne"].draws == {}
 
 
 def test_average_that_repeats_a_row_is_left_out(tmp_path):
@@ -166,6 +182,7 @@ def test_command_writes_markdown_csv_and_a_picture(tmp_path, capsys):
     text = (out / "report.md").read_text()
     assert text in capsys.readouterr().out
     assert "| Russian (ru) | 0.0 ± 10.0 | 80.0 ± 10.0 | 25.0 |  |  |" in text
+    assert "| hellaswag | acc | ru | RLHF - a | 62,800 | 5 | none | 80.0 % |" in text
     assert "| hellaswag | acc | ru | RLHF - a | **+80.0** | +40.8 to +119.2 | 5 |" in text
     with open(out / "tables.csv", newline="") as file:
         rows = list(csv.DictReader(file))

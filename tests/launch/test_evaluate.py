@@ -19,6 +19,10 @@ from tests.launch.jobs import assert_says, everything
 from tests.ranks import run_ranks
 
 
+class Killed(Exception):
+    pass
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluate")
@@ -85,12 +89,9 @@ def test_records_do_not_depend_on_other_tasks(files, reference, tmp_path):
     assert list(json.loads((tmp_path / "out" / "results.json").read_text())["results"])[0] == "mmlu_en"
 
 
-class Killed(Exception):
-    pass
-
-
-def test_records_equal_on_two_ranks_after_a_kill_on_one(files, reference, tmp_path, monkeypatch):
-    left = 7
+def kill_after(patch, count):
+    """Let the evaluation die before it writes its record number `count` + 1."""
+    left, record_of = count, evaluate.record_of
 
     def die(*args):
         nonlocal left
@@ -99,9 +100,12 @@ def test_records_equal_on_two_ranks_after_a_kill_on_one(files, reference, tmp_pa
             raise Killed
         return record_of(*args)
 
-    record_of = evaluate.record_of
+    patch.setattr(evaluate, "record_of", die)
+
+
+def test_records_equal_on_two_ranks_after_a_kill_on_one(files, reference, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "record_of", die)
+        kill_after(patch, 7)
         with pytest.raises(Killed):
             evaluate.job(argv(files, tmp_path / "out"))
     there = sum(len(RecordFile(tmp_path / "out", *key).done()) for key in (("arc", "en"), ("mmlu", "en")))
@@ -109,6 +113,62 @@ def test_records_equal_on_two_ranks_after_a_kill_on_one(files, reference, tmp_pa
     run_ranks(evaluate.job, 2, argv(files, tmp_path / "out"))
     assert records(tmp_path / "out") == reference
     assert list((tmp_path / "out" / "parts").iterdir()) == []
+
+
+def test_seeds_give_the_means_of_single_runs(files, tmp_path, capsys):
+    singles = []
+    for seed in (4, 5):
+        evaluate.job(argv(files, tmp_path / f"one{seed}", seed=seed, tasks="arc,mmlu"))
+        singles.append(records(tmp_path / f"one{seed}"))
+    assert singles[0]["arc.en.jsonl"] != singles[1]["arc.en.jsonl"]
+    capsys.readouterr()
+    evaluate.job(argv(files, tmp_path / "out", seeds="4,5", tasks="arc,mmlu"))
+    said = capsys.readouterr().out
+    assert_says(said, "arc.en: to see a difference of 1 % here you need about 39,200 documents", "std of draws",
+                "mmlu.en: all seeds give the same shots, scored once")  # fmt: skip
+    assert records(tmp_path / "out" / "seed4") == singles[0]
+    assert records(tmp_path / "out" / "seed5") == {"arc.en.jsonl": singles[1]["arc.en.jsonl"]}
+    results, one, two = (json.loads((tmp_path / n / "results.json").read_text()) for n in ("out", "one4", "one5"))
+    for metric in ("acc_norm", "acc"):
+        values = [single["results"]["arc_en"][f"{metric},none"] for single in (one, two)]
+        assert results["draws"]["arc_en"][metric]["values"] == values
+        assert results["results"]["arc_en"][f"{metric},none"] == pytest.approx(sum(values) / 2)
+    assert results["draws"]["mmlu_en"]["acc"]["values"] == [one["results"]["mmlu_en"]["acc,none"]]
+    about = results["manifest"]["tasks"]["arc.en"]
+    assert about["seeds"] == [4, 5]
+    assert about["prompts_sha256"] == [s["manifest"]["tasks"]["arc.en"]["prompts_sha256"] for s in (one, two)]
+    # A third seed scores only what is new, and the earlier seeds' records stay.
+    evaluate.job(argv(files, tmp_path / "out", seeds="4,5,6", tasks="arc,mmlu"))
+    assert_says(capsys.readouterr().out, "arc.en: 5 documents are already scored, 0 are left")
+    assert records(tmp_path / "out" / "seed4") == singles[0]
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["draws"]["arc_en"]["acc"]["seeds"] == [4, 5, 6]
+    with pytest.raises(UserError, match="holds results of arc.en with other settings .*shots"):
+        evaluate.job(argv(files, tmp_path / "out", seeds="7,8", shots="1", tasks="arc"))
+    with pytest.raises(UserError, match="holds results of arc.en with other settings"):
+        evaluate.job(argv(files, tmp_path / "out", seed="4", tasks="arc"))
+
+
+def test_seeds_resume_on_two_ranks_after_a_kill(files, tmp_path, monkeypatch):
+    flags = {"seeds": "0,1,2", "tasks": "arc,truthfulqa"}
+    evaluate.job(argv(files, tmp_path / "whole", **flags))
+    with monkeypatch.context() as patch:
+        kill_after(patch, 20)  # in the second seed: one has 5 + 6 + 6 documents
+        with pytest.raises(Killed):
+            evaluate.job(argv(files, tmp_path / "out", **flags))
+    assert not list((tmp_path / "out").glob("*.jsonl"))
+    run_ranks(evaluate.job, 2, argv(files, tmp_path / "out", **flags))
+    for folder in ("", "seed0", "seed1", "seed2"):
+        assert records(tmp_path / "out" / folder) == records(tmp_path / "whole" / folder)
+    whole, out = (json.loads((tmp_path / n / "results.json").read_text()) for n in ("whole", "out"))
+    assert (out["draws"], out["results"]) == (whole["draws"], whole["results"])
+    evaluate.job(argv(files, tmp_path / "out", overwrite="true", **{**flags, "seeds": "7,8"}))
+    assert sorted(p.name for p in (tmp_path / "out").iterdir() if p.name.startswith("seed")) == ["seed7", "seed8"]
+
+
+def test_seeds_that_draw_other_documents_are_refused(files, tmp_path):
+    with pytest.raises(UserError, match="seed 0 and seed 1 give other documents of arc, as protocol okapi draws them"):
+        evaluate.job(argv(files, tmp_path / "out", seeds="0,1", tasks="arc", protocol="okapi", limit="2"))
 
 
 @pytest.mark.parametrize(("changes", "words"), [
@@ -126,6 +186,12 @@ def test_records_equal_on_two_ranks_after_a_kill_on_one(files, reference, tmp_pa
     ({"model": "llama", "output": "reference"}, ["reference holds results of another model", "weights_sha256"]),
     ({"shots": "1", "output": "reference"}, ["holds results of arc.en with other settings", "shots"]),
     ({"limit": "2", "output": "reference"}, ["holds results of arc.en with other settings", "limit"]),
+    ({"seeds": "0"}, ["--seeds is 0: give two or more different whole numbers, such as 0,1,2"]),
+    ({"seeds": "1,1"}, ["--seeds is 1,1: give two or more"]),
+    ({"seeds": "1,01,2"}, ["--seeds is 1,01,2: give two or more"]),
+    ({"seeds": "1,x"}, ["--seeds is 1,x: give two or more"]),
+    ({"seeds": "0,1", "seed": "3"}, ["--seed 3 and --seeds 0,1 are both given"]),
+    ({"seeds": "0,1", "output": "reference"}, ["holds results of arc.en with other settings (seed differ)"]),
     ({"protocol": "okapi", "shared-shots": "true"}, ["--shared-shots is no part of protocol okapi"]),
 ])  # fmt: skip
 def test_errors_are_one_line_and_change_nothing(files, reference, monkeypatch, capfd, changes, words):

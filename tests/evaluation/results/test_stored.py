@@ -54,6 +54,10 @@ def test_unknown_language_is_refused(tmp_path):
         ({"results": {"arc_ne": {"alias": "x"}}}, "holds no valid metrics for 'arc_ne'"),
         ({"results": {"arc_ne": {**ENTRY, "acc,none": "1"}}}, "holds no valid metrics for 'arc_ne'"),
         ({"results": {"arc_ne": {"acc,none": 0.5}}}, "holds no standard error for 'arc_ne'"),
+        ({"draws": [1]}, "holds no valid draws"),
+        ({"draws": {"arc_ne": {"acc": {"values": []}}}}, "holds no valid draws of 'arc_ne'"),
+        ({"draws": {"arc_ne": {"acc": {"values": ["1"]}}}}, "holds no valid draws of 'arc_ne'"),
+        ({"draws": {"arc_ne": {"acc": 0.5}}}, "holds no valid draws of 'arc_ne'"),
         ({"manifest": {**RUN_MANIFEST, "tasks": {"arc.hi": ABOUT}}}, "holds no valid task and language for 'arc.hi'"),
     ],
 )
