@@ -107,9 +107,12 @@ class Job:
         """What a trainer runs with: this job's ranks, folder and console, the settings given, and the data's files."""
         return Context(run, optimizer, batch, stage, self.world, self.run, self.console, self.ds_config, mixture)
 
-    def load(self, path: str | Path) -> tuple[Any, Any]:
-        """Return (model on this rank's device, tokenizer). UserError unless they fit each other."""
-        return load_checked(path, self.dtype, self.world.device)
+    def load(self, path: str | Path, trunk_dtype: str = "model", split: int = 0) -> tuple[Any, Any]:
+        """Return (model on this rank's device, tokenizer), layers below `split` in trunk_dtype.
+
+        UserError unless they fit each other.
+        """
+        return load_checked(path, self.dtype, self.world.device, trunk_dtype, split)
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -126,7 +129,9 @@ def base_config(path: str | Path) -> Any:
     return load_config(path)
 
 
-def load_checked(path: str | Path, dtype: torch.dtype, device: torch.device) -> tuple[Any, Any]:
+def load_checked(
+    path: str | Path, dtype: torch.dtype, device: torch.device, trunk_dtype: str = "model", split: int = 0
+) -> tuple[Any, Any]:
     """Return (language model, tokenizer) of a directory. UserError unless they fit each other."""
     path = Path(path)
     config = base_config(path)
@@ -134,7 +139,7 @@ def load_checked(path: str | Path, dtype: torch.dtype, device: torch.device) -> 
     check_vocab(tokenizer, config.vocab_size)
     if load_score_weight(path) is not None:
         raise UserError(f"--model {path} is a reward model (it has a score head): give a language model")
-    return load_model(path, dtype, device), tokenizer
+    return load_model(path, dtype, device, trunk_dtype, split), tokenizer
 
 
 def checked_reader(job: Job, batch: BatchSettings, read: Callable[..., Iterable[Any]]) -> Callable[[str], list[Any]]:

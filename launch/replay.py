@@ -22,7 +22,7 @@ from engine.training.guards import read_kept
 from engine.training.modules import LanguageModule, Policy, RewardModule
 from engine.training.replay import Replayed, bad_weights, groups_of, replay
 from engine.training.weighted_scorers import load_rewards, start_critic
-from launch.common import choose_dtype, load_checked
+from launch.common import base_config, choose_dtype, load_checked
 
 # The base model of a stage without --model.
 EMBEDDED = {"sft": "init", "reward": "sft/model", "dpo": "sft/model", "ppo": "sft/model"}
@@ -60,7 +60,11 @@ def show(stage: str, file: Path) -> None:
         return
     groups = groups_of(stage, note["ids"], tensors, own)
     model_dir = run.model or Path(run.runs, run.lang, EMBEDDED[stage])
-    model, tokenizer = load_checked(model_dir, choose_dtype(run.dtype, world.device), world.device)
+    trunk_dtype = own.trunk_dtype if stage == "ppo" else "model"
+    trunk = 0 if trunk_dtype == "model" else split_of(own.top_layers, base_config(model_dir).num_hidden_layers)
+    model, tokenizer = load_checked(
+        model_dir, choose_dtype(run.dtype, world.device), world.device, trunk_dtype, trunk or 0
+    )
     checkpoint = _checkpoint_of(note, file)
     module, split = _module(stage, model, tokenizer, run, batch, own)
     module.to(world.device)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from engine.models.attend import Attend, AttentionOptions
 from engine.models.layers import ZeroCenteredRMSNorm
+from engine.models.quantised import QuantisedLinear
 from engine.models.rotary import Rotation
 from kernels import passes
 from kernels.linear_logprob import linear_logits
@@ -37,7 +38,7 @@ class FastPath(NamedTuple):
 def block_step(block: nn.Module, h_TD: Tensor, attend: Attend | None) -> Step:
     """Choose how to run blocks like this one: the family's fast path if it fits, else the forward."""
     path = FAST_PATHS.get(block.config.model_type)
-    if path is None or attend is None:
+    if path is None or attend is None or any(isinstance(m, QuantisedLinear) for m in block.children()):
         return nn.Module.__call__
     weight_ND = path.first_weight(block)
     if fits(h_TD, weight_ND):

@@ -22,6 +22,7 @@ from engine.models.decoder import Decoder
 from engine.models.gemma3 import Gemma3
 from engine.models.llama import Llama
 from engine.models.names import LM_HEAD, SCORE, TABLES, constants, match, written_name
+from engine.models.quantised import linears_below, replace_linear, valued_weights
 from engine.models.weight_files import StoredTensor, read_weights, write_weights
 
 if TYPE_CHECKING:
@@ -97,8 +98,13 @@ def build_model(config: PretrainedConfig, seed: int) -> Decoder:
     return model
 
 
-def load_model(path: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Decoder:
+def load_model(
+    path: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu",
+    trunk_dtype: str = "model", split: int = 0,
+) -> Decoder:  # fmt: skip
     """Load a model from a Hugging Face directory, in the given dtype on the given device.
+
+    trunk_dtype int8 or int4 quantises the linear layers below layer `split` while they are read.
 
     Reads mapped files tensor by tensor, so only one extra tensor is in memory. Also loads a reward model's directory
     (`load_score_weight` reads its score head). UserError, with the path, for a bad directory and for weights that do
@@ -113,7 +119,17 @@ def load_model(path: str | Path, dtype: torch.dtype = torch.float32, device: tor
     if model.config.tie_word_embeddings and LM_HEAD in stored and names["embedding.weight"] != LM_HEAD:
         _check_tied(path, stored[LM_HEAD], stored[names["embedding.weight"]])
     _check_constants(path, model.config.model_type, stored)
-    state = {ours: stored[name].read().to(device, dtype, copy=True) for ours, name in names.items()}
+    model.trunk_dtype = trunk_dtype
+    trunk = {f"{name}.weight" for name in linears_below(model, split)} if trunk_dtype != "model" else set()
+    state = {}
+    for ours, name in names.items():
+        weight = stored[name].read().to(device, dtype, copy=True)
+        if ours in trunk:
+            linear = ours.removesuffix(".weight")
+            replace_linear(model, linear, weight, trunk_dtype)
+            state |= {f"{linear}.{n}": part for n, part in model.get_submodule(linear).named_buffers()}
+        else:
+            state[ours] = weight
     model.load_state_dict(state, assign=True)
     return model
 
@@ -182,7 +198,7 @@ def write_all_but_weights(
     """Write everything but the weights, as `save_model`. Returns the weights by their stored names."""
     config = _config_to_save(model, tokenizer, score_weight_D is not None, score_moments, eos_ids)
     table = TABLES[config.model_type]
-    tensors: dict[str, Tensor] = {written_name(table, ours): weight for ours, weight in model.named_parameters()}
+    tensors: dict[str, Tensor] = {written_name(table, ours): weight for ours, weight in valued_weights(model).items()}
     tensors |= {n: torch.tensor(x, dtype=config.dtype) for n, x in constants(table, model.num_layers).items()}
     if score_weight_D is not None:
         assert score_weight_D.shape == (model.hidden_size,), score_weight_D.shape

@@ -30,6 +30,10 @@ class PPOSettings(HeldOutSettings):
         action="extend",
     )
     top_layers: str = flag("number of top layers to train, or all; the other layers are the frozen trunk", "4")
+    trunk_dtype: str = flag(
+        "store the frozen trunk's weights in 8 or 4 bits, or in the model's dtype", "model",
+        choices=["model", "int8", "int4"],
+    )  # fmt: skip
     advantage: str = flag(
         "gae: with a critic (PPO); rloo, grpo: from the other responses to the same prompt, without one; or "
         "module:function of (rollouts, settings), without one",
@@ -121,6 +125,11 @@ class PPOSettings(HeldOutSettings):
         check_at_least(1, self, "max_new_tokens", "minibatch_size", "ppo_epochs", "slots", "eval_samples")
         check_at_least(0, self, "kl_coef", "vf_coef", "missing_eos_penalty")
         check_top_layers(self.top_layers)
+        if self.trunk_dtype != "model" and self.top_layers == "all":
+            raise UserError(
+                f"--trunk-dtype is {self.trunk_dtype} with --top-layers all: no layer is frozen, give fewer layers or "
+                "leave it out"
+            )
         if self.sampling.temperature == 0:
             raise UserError(f"--temperature is {self.temperature}: PPO must sample, give more than 0")
         check_above_zero(self, "clip", "value_clip", "kl_horizon", "score_clip")

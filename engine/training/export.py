@@ -16,6 +16,7 @@ from engine.base.strict_json import reason_of
 from engine.distributed.world import World
 from engine.models import load_config, save_model
 from engine.models.hf import empty_model, write_all_but_weights
+from engine.models.quantised import valued_weights
 from engine.run.model_card import write_card
 from engine.text.eos import eos_ids_of
 from engine.text.tokenizer import load_tokenizer
@@ -76,7 +77,7 @@ def save_trained(
             whole = type(model)(model.config)
         if model.head is None:  # tied, or a reward model loaded without one
             whole.head = None
-        frozen = {name: weight.detach() for name, weight in model.named_parameters()}
+        frozen = {name: weight.detach() for name, weight in valued_weights(model).items()}
         whole.load_state_dict(frozen | body_weights(state), assign=True)
         score = state["score.weight"][0] if "score.weight" in state else None
         save_model(whole, path, tokenizer, score_weight_D=score, score_moments=score_moments, eos_ids=eos_ids)

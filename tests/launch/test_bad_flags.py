@@ -57,6 +57,8 @@ def test_good_flags_run(here, monkeypatch, job):
     (("dpo",), {"label-smoothing": "0.5"}, "--label-smoothing is 0.5: give 0 or more, below 0.5"),
     (("dpo",), {"label-smoothing": "0.1", "dpo-loss": "plackett-luce"}, "--label-smoothing is for pairs", "pairs"),
     (("dpo",), {"sft-coef": "-1"}, "--sft-coef is -1.0: give 0 or more"),
+    (("ppo",), {"trunk-dtype": "int8", "top-layers": "all"}, "--trunk-dtype is int8", "give fewer layers"),
+    (("ppo",), {"trunk-dtype": "int4", "top-layers": "2"}, "--trunk-dtype is int4", "give fewer layers"),
     (("dpo", "ppo"), {"top-layers": "3"}, "--top-layers is 3, the model has 2 layers", "give fewer, or all"),
     (("ppo",), {"temperature": "0"}, "--temperature is 0.0", "give more than 0"),
     (("sample",), {"temperature": "0"}, "--temperature is 0", "4 responses", "--num-responses 1"),

@@ -1,0 +1,92 @@
+"""Quantised weights: codes by hand, the error bound, the product, loading layer by layer, and equal exported logits."""
+
+import pytest
+import torch
+from torch.nn.functional import linear
+
+from engine.base.errors import UserError
+from engine.batch import PackedBatch
+from engine.models import load_model, save_model
+from engine.models.quantised import (
+    QuantisedLinear,
+    dequantise,
+    num_weights,
+    quantise,
+    quantise_trunk,
+    stored_weights,
+)
+from tests.engine.training.trainers import FAMILIES, tiny_model
+
+DTYPES = {"int8": 127, "int4": 7}
+
+
+def logits(model):
+    batch = PackedBatch.from_sequences([list(range(4, 20)), list(range(30, 35))])
+    h_TD = model.run(model.embed(batch), batch, 0, model.num_layers)
+    return linear(model.norm(h_TD), model.head_weight)
+
+
+def test_codes_by_hand():
+    weight_NI = torch.zeros(1, 34)
+    weight_NI[0, :4] = torch.tensor([7.0, -3.4, 0.6, 0.4])  # scale 1: codes 7, -3, 1, 0
+    weight_NI[0, 32:] = torch.tensor([-14.0, 5.0])  # scale 2: codes -7, 2 (2.5 to even)
+    codes, scale_NG = quantise(weight_NI, "int4")
+    assert scale_NG.tolist() == [[1.0, 2.0]] and codes.shape == (1, 32)
+    assert codes[0, :2].tolist() == [7 | 13 << 4, 1] and codes[0, 16].item() == 9 | 2 << 4
+    value_NI = dequantise(codes, scale_NG, 34, torch.float32)
+    assert value_NI[0, :4].tolist() == [7.0, -3.0, 1.0, 0.0] and value_NI[0, 32:].tolist() == [-14.0, 4.0]
+
+    codes, scale_NG = quantise(torch.tensor([[127.0, -63.4, 0.6]]), "int8")
+    assert scale_NG.tolist() == [[1.0]] and codes[0, :4].tolist() == [127, -63, 1, 0]
+
+
+@pytest.mark.parametrize("trunk_dtype", DTYPES)
+@pytest.mark.parametrize("inputs", [1, 31, 32, 33, 96, 101])
+def test_error_is_at_most_half_a_scale_and_values_quantise_to_themselves(trunk_dtype, inputs):
+    weight_NI = torch.randn(9, inputs, generator=torch.Generator().manual_seed(0))
+    weight_NI[3] = 0.0
+    codes, scale_NG = quantise(weight_NI, trunk_dtype)
+    value_NI = dequantise(codes, scale_NG, inputs, torch.float32)
+    bound_NI = scale_NG.float().repeat_interleave(32, dim=1)[:, :inputs] * 0.5001
+    assert ((value_NI - weight_NI).abs() <= bound_NI).all()
+    again, scales = quantise(value_NI, trunk_dtype)
+    assert torch.equal(again, codes) and torch.equal(scales, scale_NG)
+
+
+@pytest.mark.parametrize("trunk_dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [5, 2100])
+def test_forward_is_linear_of_the_values(trunk_dtype, dtype, rows):
+    generator = torch.Generator().manual_seed(1)
+    weight_NI, bias_N, x_TI = (torch.randn(*s, generator=generator).to(dtype) for s in ((rows, 75), (rows,), (3, 75)))
+    layer = QuantisedLinear(weight_NI, torch.nn.Parameter(bias_N), trunk_dtype)
+    assert layer.weight.dtype == dtype
+    torch.testing.assert_close(layer(x_TI), linear(x_TI, layer.weight, bias_N))
+    assert not torch.equal(layer.weight, weight_NI)
+
+
+def test_a_weight_that_is_not_finite_is_an_error():
+    with pytest.raises(UserError, match="not finite"):
+        quantise(torch.tensor([[1.0, float("nan")]]), "int8")
+
+
+@pytest.mark.parametrize("trunk_dtype", DTYPES)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_loading_quantises_the_trunk_and_export_has_equal_logits(tmp_path, family, trunk_dtype, dtype):
+    whole = tiny_model(family)
+    save_model(whole, tmp_path / "whole")
+    quantised = load_model(tmp_path / "whole", dtype, "cpu", trunk_dtype, 1)
+    expected = load_model(tmp_path / "whole", dtype)
+    quantise_trunk(expected, 1, trunk_dtype)
+    for (name, a), (_, b) in zip(stored_weights(quantised), stored_weights(expected), strict=True):
+        assert torch.equal(a, b), name
+    layers = [any(isinstance(m, QuantisedLinear) for m in block.modules()) for block in quantised.layers]
+    assert layers == [True, False, False]
+    assert num_weights(quantised) == num_weights(whole)
+
+    save_model(quantised, tmp_path / "exported")
+    exported = load_model(tmp_path / "exported", dtype)
+    with torch.no_grad():
+        assert torch.equal(logits(exported), logits(quantised))
+        assert not torch.equal(logits(load_model(tmp_path / "whole", dtype)), logits(quantised))
