@@ -16,7 +16,7 @@ setup(
     packages=find_packages(include=[pattern for room in ROOMS for pattern in (room, f"{room}.*")]),
     package_data={
         "kernels": ["*/*.h", "*/*.cpp"],
-        "datagen": ["text/*.json", "kits/*.json", "seeds/*.jsonl", "templates/*.txt"],
+        "datagen": ["text/*.json", "kits/*.json", "seeds/*.jsonl", "templates/*.txt", "annotation/page/*"],
     },
     install_requires=[
         "torch>=2.11",

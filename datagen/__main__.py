@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, NoReturn
 
-from datagen import benchmark, embedded, instruct, rank, rouge_filter, simulate, stats, translate
+from datagen import benchmark, embedded, import_records, instruct, rank, rouge_filter, simulate, stats, translate
 from engine.base.errors import UserError
 from engine.base.nearest import nearest
 
@@ -57,6 +57,12 @@ COMMANDS = {
         "python -m datagen benchmark --lang ne --data m_arc/en_test.json m_mmlu/en_dev.json --output benchmarks",
         benchmark.add_arguments,
         benchmark.run,
+    ),
+    "import": Command(
+        "turn published data of people (Aya, OASST, Okapi, Alpaca, ShareGPT) into records, by language",
+        "python -m datagen import oasst trees.jsonl.gz --lang vi --output sft.jsonl --rankings ranking.jsonl",
+        import_records.add_arguments,
+        import_records.run,
     ),
     "simulate": Command(
         "serve a local OpenAI-compatible API with plausible answers, faults and limits",

@@ -10,7 +10,8 @@ Preset = dict[str, Any]
 def okapi(stage: str) -> Preset:
     """Return the settings of Lai et al. 2023 (arXiv 2307.16039), or of its published code where it is silent.
 
-    It has no DPO: these are the settings of Rafailov et al. 2023 (arXiv 2305.18290), with AdamW for their RMSprop.
+    It has no DPO: these are the settings of Rafailov et al. 2023 (arXiv 2305.18290), with AdamW for their RMSprop. It
+    has no continued pretraining either: these are ours.
     """
     adam = {"beta1": 0.9, "beta2": 0.95}
     return {
@@ -31,6 +32,10 @@ def okapi(stage: str) -> Preset:
             "batch_size": 128, "epochs": 5, "max_length": 512, "max_new_tokens": 256, "ppo_epochs": 4,
             "top_layers": "4", "kl_coef": 0.1, "kl_controller": "adaptive", "kl_target": 6.0, "kl_horizon": 10_000.0,
             "clip": 0.2, "value_clip": 0.2, "vf_coef": 1.0, "temperature": 1.0, "top_p": 1.0,
+        },
+        "pretrain": {
+            "lr": 5e-5, "schedule": "wsd", "max_warmup_steps": 100, "weight_decay": 0.1, **adam,
+            "batch_size": 64, "epochs": 1, "max_length": 2048,
         },
     }[stage]  # fmt: skip
 
@@ -61,6 +66,7 @@ def demo(stage: str) -> Preset:
             "max_new_tokens": 48, "ppo_epochs": 2, "kl_coef": 0.3, "kl_controller": "fixed", "template": "plain",
             "slots": 256, "eval_samples": 4,
         },
+        "pretrain": {"lr": 3e-3, "max_warmup_steps": 20, "batch_size": 32, "max_steps": 200, "max_length": 192},
     }  # fmt: skip
     return {**default(stage), **changes[stage]}
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from engine.base.errors import UserError
 from engine.base.nearest import nearest
 from engine.cli.parse import main
-from evaluation import lint, report
+from evaluation import coverage, lint, report
 
 
 class Command(NamedTuple):
@@ -22,13 +22,14 @@ class Command(NamedTuple):
 COMMANDS = {
     "report": Command("tables, paired differences and a picture of finished evaluations", report.main),
     "lint": Command("find faults and oddities in a folder of benchmark files", lint.main),
+    "coverage": Command("which of the 26 languages each benchmark has", coverage.main),
 }
 
 
 def job(argv: Sequence[str]) -> None:
     """Run one command and exit with its status. UserError for an unknown command."""
     if not argv or argv[0] in ("-h", "--help"):
-        lines = [f"  {name:8}{command.summary}" for name, command in COMMANDS.items()]
+        lines = [f"  {name:10}{command.summary}" for name, command in COMMANDS.items()]
         print("\n".join(["usage: python -m evaluation COMMAND [--help]", "", *lines]))
         return
     name, *arguments = argv

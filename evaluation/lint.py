@@ -13,6 +13,7 @@ from engine.base.languages import LANGUAGES
 from evaluation.data.files import PARTS, LocalData, Records, open_data
 from evaluation.data.items import Item, Unlabelled
 from evaluation.data.scripts import check_script
+from evaluation.data.sets import SETS
 from evaluation.tasks import Task, all_tasks
 
 SHOTS_PER_SUBJECT = 5
@@ -68,7 +69,7 @@ def _lint_benchmark(data: LocalData, folder: str, tasks: Sequence[Task], report:
             continue
         report.counts[folder, part, lang] = len(records.rows)
         for task in tasks:
-            items = list(_read(task, records, report))
+            items = list(_read(task, lang, records, report))
             _lint_items(task, lang, part, records.source.name, items, report)
             if task is tasks[0]:
                 _lint_overlaps(part, records.source.name, items, seen[lang], report)
@@ -78,11 +79,16 @@ def _files(data: LocalData, folder: str) -> Iterator[tuple[str, str]]:
     """Yield (language, part) of every file, English first."""
     names = {path.name.split(".json")[0] for path in (data.folder / folder).glob("*_*.json*")}
     pairs = {tuple(name.rsplit("_", 1)) for name in names}
+    if folder in SETS:
+        for lang, own_name in SETS[folder].names.items():
+            pairs.discard(tuple(own_name.rsplit("_", 1)))
+            pairs |= {(lang, part) for part in SETS[folder].files if data.has(folder, lang, part)}
     yield from sorted(pairs, key=lambda pair: (pair[0] != "en", pair))
 
 
-def _read(task: Task, records: Records, report: Report) -> Iterator[Item]:
-    for index, (place, record) in enumerate(records.rows):
+def _read(task: Task, lang: str, records: Records, report: Report) -> Iterator[Item]:
+    rows = [row for row in records.rows if task.keep is None or task.keep(row[1], lang)]
+    for index, (place, record) in enumerate(rows):
         try:
             yield task.read(record, place, index)
         except Unlabelled:

@@ -15,7 +15,7 @@ class EvaluateSettings:
     _argument_group_name = "evaluate"
     lang: str = flag("language code: ne, vi, ... (26 languages and en); several with commas")
     model: str = flag("the model, a Hugging Face directory")
-    data_dir: str = flag("folder that holds m_arc, m_hellaswag, m_mmlu, m_truthfulqa; or hub, to download them")
+    data_dir: str = flag("folder that holds m_arc, belebele and so on; or hub, to download the four of the default")
     tasks: str = flag("tasks or .py files with TASKS, with commas", "arc,hellaswag,mmlu,truthfulqa")
     protocol: str = flag("prompt format and shots: strict, okapi, leaderboard-v1, lm-eval", DEFAULT_PROTOCOL)
     shots: int | None = flag("solved questions before each question (default: the protocol's)", None)

@@ -92,10 +92,13 @@ class Job:
         return {**self.run.settings, **self.run.lowered, "template": (self.run.template or {}).get("name")}
 
     def try_export(
-        self, model: Any, inputs: Mapping[str, Any], tokenizer: Any, template: Template, eos_ids: Sequence[int]
+        self, model: Any, inputs: Mapping[str, Any], tokenizer: Any, template: Template | None, eos_ids: Sequence[int]
     ) -> Any:
-        """Return the tokenizer to export. UserError if exporting at the end would fail: see export.py."""
-        exported = with_chat_template(tokenizer, template)
+        """Return the tokenizer to export. UserError if exporting at the end would fail: see export.py.
+
+        Without a template, the tokenizer stays as it is.
+        """
+        exported = tokenizer if template is None else with_chat_template(tokenizer, template)
         if not self.run.settings["overwrite"]:  # --overwrite removes an old model
             check_replaceable(self.run.model_dir)
         try_export(model, self.run.stage, self.card_settings, inputs, exported, eos_ids)

@@ -220,11 +220,11 @@ def write_results(
 
 
 def show(console: Console, summaries: dict[str, list[Summary]], counts: dict[str, dict[str, int]]) -> None:
-    """Print tasks and groups as a table. Subjects are in results.json only."""
+    """Print tasks, groups and subsets as a table. Subjects are in results.json only."""
     rows = []
     for lines in summaries.values():
         for line in lines:
-            if line is lines[0] or line.members:
+            if line is lines[0] or line.members or line.apart:
                 for metric, mean in line.metrics.items():
                     chance = f"{100 * line.chance:.2f}" if metric == next(iter(line.metrics)) else ""
                     rows.append((

@@ -37,14 +37,14 @@ class PlanSettings:
 
     _argument_group_name = "plan"
     model: str = flag("a model directory, a config.json, or a known name", "bloom-7b1")
-    stage: str = flag("sft, reward, dpo or ppo", "ppo", choices=["sft", "reward", "dpo", "ppo"])
+    stage: str = flag("pretrain, sft, reward, dpo or ppo", "ppo", choices=["pretrain", "sft", "reward", "dpo", "ppo"])
     gpu_memory: float = flag("GB of one GPU", 80.0)
     ranks: int = flag("GPUs", 1)
     zero: int = flag("ZeRO stage", 0, choices=[0, 1, 2, 3])
     offload: bool = flag("optimizer state in host memory, as ds_configs/zero2_offload.json", False)
     dtype: str = flag("weights", "bfloat16", choices=["bfloat16", "float32"])
     top_layers: str | None = flag(
-        "trained layers from the top, or all (default: sft and dpo all, reward and ppo 4)", None
+        "trained layers from the top, or all (default: pretrain, sft and dpo all, others 4)", None
     )
     trunk: str = flag("ppo: reward model on the policy's trunk, or on its own", "shared",
                       choices=["shared", "own"])  # fmt: skip
@@ -54,7 +54,12 @@ class PlanSettings:
         "ppo: value head on the policy's top layers, or separate top layers", "shared", choices=["shared", "separate"]
     )
     reward_offload: bool = flag("ppo: keep a reward model with its own trunk in host memory between uses", False)
-    rollouts: int = flag("ppo: rollouts per iteration; sft, reward, dpo: sequences per step", 128)
+    lora_rank: int = flag("sft: rank of the factors trained in place of the weights; 0: the weights themselves", 0)
+    recompute: bool = flag("run trained layers again in their backward instead of keeping their activations", False)
+    rewards: int = flag("ppo: reward models, all of the policy's size", 1)
+    ptx_tokens: int = flag("ppo: tokens of pretraining text in each optimizer step", 0)
+    minibatch_size: int = flag("ppo: rollouts per optimizer step", 32)
+    rollouts: int = flag("ppo: rollouts per iteration; others: sequences per step", 128)
     slots: int = flag("ppo: rollouts generated at once per rank", 128)
     prompt_tokens: int = flag("tokens per prompt", 256)
     new_tokens: int = flag("tokens per response", 256)
@@ -70,9 +75,11 @@ class PlanSettings:
         if self.top_layers is not None:
             check_top_layers(self.top_layers)
         sizes = ("gpu_memory", "ranks", "rollouts", "slots", "prompt_tokens", "new_tokens", "ppo_epochs", "tflops")
-        check_above_zero(self, *sizes, "bandwidth")
-        check_at_least(0, self, "trunk_cache")
+        check_above_zero(self, *sizes, "bandwidth", "minibatch_size")
+        check_at_least(0, self, "trunk_cache", "rewards", "ptx_tokens", "lora_rank")
         check_at_least(1, self, "samples_per_prompt")
+        if self.lora_rank and self.stage != "sft":
+            raise UserError(f"--lora-rank is {self.lora_rank}, --stage is {self.stage}: only SFT trains factors")
         if self.advantage != "gae" and self.critic == "separate":
             raise UserError(f"--critic is separate: --advantage {self.advantage} has no critic, leave it out")
         if self.rollouts % self.samples_per_prompt:
@@ -105,13 +112,15 @@ def config_of(name: str) -> PretrainedConfig:
 
 def workload(s: PlanSettings, num_layers: int) -> Workload:
     """Return the workload of the settings for a model with this many layers."""
-    top = s.top_layers or ("all" if s.stage in ("sft", "dpo") else "4")
+    stage = "sft" if s.stage == "pretrain" else s.stage  # the same work on each token
+    top = s.top_layers or ("all" if stage in ("sft", "dpo") else "4")
     split = split_of(top, num_layers)
+    updates = s.ppo_epochs * -(-s.rollouts // s.minibatch_size)
     return Workload(
-        s.stage, getattr(torch, s.dtype), s.ranks, s.zero, s.offload, None if split is None else num_layers - split,
+        stage, getattr(torch, s.dtype), s.ranks, s.zero, s.offload, None if split is None else num_layers - split,
         s.rollouts, s.slots, s.prompt_tokens, s.new_tokens, s.tokens_per_microbatch, s.trunk == "shared",
         s.critic == "separate", s.reward_offload, s.trunk_cache, s.ppo_epochs, s.samples_per_prompt,
-        s.advantage == "gae",
+        s.advantage == "gae", s.rewards, s.lora_rank, s.recompute, updates * s.ptx_tokens,
     )  # fmt: skip
 
 

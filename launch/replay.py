@@ -20,12 +20,14 @@ from engine.run.checkpoint_files import TRAINED, Checkpoint
 from engine.settings import STAGE_SETTINGS, BatchSettings, RunSettings, parse_rewards, split_of
 from engine.training.guards import read_kept
 from engine.training.modules import LanguageModule, Policy, RewardModule
+from engine.training.pretrain import pretraining_module
 from engine.training.replay import Replayed, bad_weights, groups_of, replay
+from engine.training.sft import sft_module
 from engine.training.weighted_scorers import load_rewards, start_critic
 from launch.common import base_config, choose_dtype, load_checked
 
 # The base model of a stage without --model.
-EMBEDDED = {"sft": "init", "reward": "sft/model", "dpo": "sft/model", "ppo": "sft/model"}
+EMBEDDED = {"pretrain": "init", "sft": "init", "reward": "sft/model", "dpo": "sft/model", "ppo": "sft/model"}
 SHOWN_GRADIENTS = 12
 
 
@@ -156,8 +158,12 @@ def _module(
         split = max(0, model.num_layers - own.num_top_layers)
         score_weight_D = RewardModule.new_score_weight(model, derive_seed(run.seed, "score head"))
         return RewardModule(model, score_weight_D, split), split
+    if stage == "pretrain":
+        return pretraining_module(model, own)
+    if stage == "sft":
+        return sft_module(model, own, run.seed)
     split = split_of(own.top_layers, model.num_layers)
-    if stage in ("sft", "dpo"):
+    if stage == "dpo":
         return LanguageModule(model, split), split
     policy = Policy(model, split, own.has_critic)
     if own.critic == "separate":

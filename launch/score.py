@@ -35,11 +35,26 @@ from engine.training.scorers import FunctionScorer, check_reward, score_moments
 from kernels.linear_logprob import linear_logprob
 from launch.common import choose_dtype
 
+Encoded = list[tuple[int, list[tuple[int, ...]]]]  # of each prompt: its length, and it with each of its responses
 ROWS_AT_ONCE = 1_000  # prompts whose responses are packed together
 
 
-@dataclass(frozen=True)
-class ScoreSettings:
+@dataclass(frozen=True, kw_only=True)
+class ScorerSettings:
+    """How a reward model reads texts."""
+
+    template: str | None = flag(TEMPLATE_HELP, None)
+    max_length: int = flag("longest sequence in tokens; longer ones are an error", 2048)
+    tokens_per_microbatch: int = flag("tokens per forward", 8192)
+    dtype: str = flag("auto is bfloat16 on a GPU, float32 on CPU", "auto", choices=["auto", "float32", "bfloat16"])
+
+    def __post_init__(self) -> None:
+        check_at_least(2, self, "max_length")
+        check_at_least(self.max_length, self, "tokens_per_microbatch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreSettings(ScorerSettings):
     """What scores what."""
 
     _argument_group_name = "score"
@@ -56,14 +71,6 @@ class ScoreSettings:
         None,
     )
     overwrite: bool = flag("replace the output file", False)
-    template: str | None = flag(TEMPLATE_HELP, None)
-    max_length: int = flag("longest sequence in tokens; longer ones are an error", 2048)
-    tokens_per_microbatch: int = flag("tokens per forward", 8192)
-    dtype: str = flag("auto is bfloat16 on a GPU, float32 on CPU", "auto", choices=["auto", "float32", "bfloat16"])
-
-    def __post_init__(self) -> None:
-        check_at_least(2, self, "max_length")
-        check_at_least(self.max_length, self, "tokens_per_microbatch")
 
 
 def job(argv: Sequence[str]) -> None:
@@ -143,7 +150,7 @@ def score_with_model(settings: ScoreSettings, rows: Sequence[dict], device: torc
     A response that did not finish is scored without an EOS, as in PPO.
     """
     path = Path(settings.reward)
-    _, sequences = _encoded(settings, rows, path)
+    sequences = [of_prompt for _, of_prompt in _encoded(settings, rows, path)]
     model = load_model(path, choose_dtype(settings.dtype, device), device)
     module = RewardModule(model, load_score_weight(path).to(device), None).eval()
     mean, std = score_moments(path) or (0.0, 1.0)
@@ -168,18 +175,16 @@ def log_ratios(settings: ScoreSettings, rows: Sequence[dict], device: torch.devi
         raise UserError(
             f"--reference {paths[1]} has another tokenizer than {paths[0]}: give the model it was trained from"
         )
-    prompt_lens, sequences = _encoded(settings, rows, paths[0])
-    policy, reference = (_logprobs(settings, path, prompt_lens, sequences, device) for path in paths)
+    encoded = _encoded(settings, rows, paths[0])
+    policy, reference = (_logprobs(settings, path, encoded, device) for path in paths)
     return [[a - b for a, b in zip(ours, theirs)] for ours, theirs in zip(policy, reference)]
 
 
 @torch.no_grad()
-def _logprobs(
-    settings: ScoreSettings, path: Path, prompt_lens: Sequence[int], sequences: Sequence[list], device: torch.device
-) -> list[list[float]]:
+def _logprobs(settings: ScoreSettings, path: Path, encoded: Encoded, device: torch.device) -> list[list[float]]:
     """Return the log-probability of each response under a language model."""
     model = load_model(path, choose_dtype(settings.dtype, device), device).eval()
-    flat = [(length, tokens) for length, of_prompt in zip(prompt_lens, sequences) for tokens in of_prompt]
+    flat = [(length, tokens) for length, of_prompt in encoded for tokens in of_prompt]
     found = [0.0] * len(flat)
     for ids in first_fit_decreasing([len(tokens) for _, tokens in flat], settings.tokens_per_microbatch):
         batch = PackedBatch.from_sequences([flat[i][1] for i in ids], device)
@@ -191,26 +196,24 @@ def _logprobs(
         for i, logprob in zip(ids, sum_S.tolist()):
             found[i] = logprob
     rest = iter(found)
-    return [[next(rest) for _ in of_prompt] for of_prompt in sequences]
+    return [[next(rest) for _ in of_prompt] for _, of_prompt in encoded]
 
 
-def _encoded(
-    settings: ScoreSettings, rows: Sequence[dict], path: Path
-) -> tuple[list[int], list[list[tuple[int, ...]]]]:
-    """Return the length of each prompt and its sequences, prompt and response, with the tokenizer of `path`.
-
-    UserError for a sequence above --max-length.
-    """
+def _encoded(settings: ScoreSettings, rows: Sequence[dict], path: Path) -> Encoded:
+    """Encode prompts and responses with the tokenizer of `path`. UserError for a sequence above --max-length."""
     tokenizer = load_tokenizer(path)
     template = choose_template(settings.template, path, tokenizer).template
-    sequences = [list(_sequences(row, tokenizer, template)) for row in rows]
-    for number, of_prompt in enumerate(sequences, start=1):
-        if (longest := max(map(len, of_prompt))) > settings.max_length:
+    encoded = []
+    for number, row in enumerate(rows, start=1):
+        prompt = prompt_of(_record_of(row), tokenizer, template)
+        sequences = list(_sequences(prompt, row, tokenizer))
+        if (longest := max(map(len, sequences))) > settings.max_length:
             raise UserError(
                 f"{settings.data}, a response to prompt {number} has {longest} tokens with its prompt, --max-length is "
                 f"{settings.max_length}: raise it"
             )
-    return [len(prompt_of(_record_of(row), tokenizer, template)) for row in rows], sequences
+        encoded.append((len(prompt), sequences))
+    return encoded
 
 
 def _record_of(row: Mapping[str, Any]) -> InstructionRecord:
@@ -224,9 +227,8 @@ def _record_of(row: Mapping[str, Any]) -> InstructionRecord:
     return InstructionRecord("", asked.content, "", "", tuple(history))
 
 
-def _sequences(row: dict[str, Any], tokenizer: Any, template: Any) -> Iterator[tuple[int, ...]]:
+def _sequences(prompt: Sequence[int], row: dict[str, Any], tokenizer: Any) -> Iterator[tuple[int, ...]]:
     """Yield the prompt with each response. An empty one that did not finish gets its EOS: there must be a token."""
-    prompt = prompt_of(_record_of(row), tokenizer, template)
     for text, finished in zip(row["responses"], row["finished"]):
         response = encode_response(tokenizer, text)
         yield (*prompt, *(response if finished or len(response) == 1 else response[:-1]))

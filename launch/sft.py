@@ -21,6 +21,7 @@ from engine.text.encoding import encode_instructions, encode_prompts
 from engine.text.eos import eos_ids_of
 from engine.training.exact_match import exact_match
 from engine.training.export import save_trained
+from engine.training.lora import num_factors
 from engine.training.sft import SFTTrainer
 from launch.common import (
     Job,
@@ -88,7 +89,8 @@ def train(
 
     split, lengths = split_of(sft.top_layers, model.num_layers), [len(e.tokens) for e in examples]
     kept = 0 if split is None else kept_tokens(lengths, model, mixture.passes(batch.epochs), batch.trunk_cache)
-    disk = job.disk(len(examples), batch, model, num_trained(model, split), kept_tokens=kept)
+    trained = num_factors(model, split, sft.lora_rank) if sft.lora_rank else num_trained(model, split)
+    disk = job.disk(len(examples), batch, model, trained, kept_tokens=kept)
     inputs = {"base model": model_dir, "data": names_of(sources)}
     exported = job.try_export(model, inputs, tokenizer, choice.template, eos_ids)
     job.run.start()

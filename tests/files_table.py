@@ -13,11 +13,12 @@ ORDER = {
     "linear_logprob",
     "engine": "base distributed cli batch packing models text generation settings presets init_model objectives run "
     "training reward_functions planning report serving",
-    "datagen": "sources kits text tasks api self_instruct simulate run translation ranking statistics rouge_filter "
-    "decontaminate embedded instruct translate benchmark rank stats bench __main__",
-    "evaluation": "data tasks protocols settings scoring results lint report bench_peer bench __main__",
-    "launch": "common sources lengths replay sample_rank init sft rankings reward dpo ppo sample score evaluate plan "
-    "tokens convert serve chat real bench",
+    "datagen": "sources kits text tasks api self_instruct simulate run translation ranking annotation published "
+    "statistics rouge_filter decontaminate embedded instruct translate benchmark rank import_records stats bench "
+    "__main__",
+    "evaluation": "data tasks protocols settings scoring results lint coverage report bench_peer bench __main__",
+    "launch": "common sources lengths replay sample_rank init merge pretrain sft rankings reward dpo ppo sample score "
+    "judge evaluate plan tokens extend convert serve annotate chat real bench",
 }
 
 

@@ -139,16 +139,18 @@ class Mixture:
         return drawn
 
 
-def turns(shares: Sequence[float], count: int) -> list[int]:
+def turns(shares: Sequence[float], count: int, had: Sequence[int] = ()) -> list[int]:
     """Return whose turn each of `count` draws is. After every draw, each has share * draws to within 1.
 
-    Of those that lack at least 1 / (2n - 2) of a draw, the next is the one that would soonest lack too much.
+    `had` are the draws that each has had before these. Of those that lack at least 1 / (2n - 2) of a draw, the next is
+    the one that would soonest lack too much.
     """
     if len(shares) == 1:
         return [0] * count
     least = 1 / (2 * len(shares) - 2)
-    had, order = [0] * len(shares), []
-    for draw in range(1, count + 1):
+    had, order = list(had) or [0] * len(shares), []
+    before = sum(had)
+    for draw in range(before + 1, before + count + 1):
         lacks = [share * draw - n for share, n in zip(shares, had)]
         chosen = min(
             (f for f, lack in enumerate(lacks) if lack >= least - _ROUNDING),

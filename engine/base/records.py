@@ -113,10 +113,10 @@ def write_jsonl(
 
     If a row cannot be written (UserError), the file at the path is unchanged.
     """
-    write_objects(Path(path), (_fields(row) if dataclasses.is_dataclass(row) else row for row in rows))
+    write_objects(Path(path), (fields_of(row) if dataclasses.is_dataclass(row) else row for row in rows))
 
 
-def _fields(record: InstructionRecord | RankingRecord) -> dict[str, Any]:
+def fields_of(record: InstructionRecord | RankingRecord) -> dict[str, Any]:
     """Return a record as the fields from which it is read."""
     fields = dataclasses.asdict(record)
     if history := fields.pop("history"):

@@ -60,6 +60,10 @@ class StepEngine:
             shape = (cache.num_pages, cache.page_size, model.hidden_size)
             self.trunk_PND = torch.empty(shape, dtype=weight.dtype, device=self.device)
         pages_a_row = pages_for(max_len, scheduler.page_size)
+        self.logits_CV: Tensor | None = None
+        if self.device.type == "cpu":  # written every step: new memory would be filled with zeros first, page by page
+            self.logits_CV = torch.empty(num_slots, model.vocab_size)
+            huge_pages.ask(self.logits_CV)
         what = (model, self.cache, num_slots, pages_a_row, capture_layer or 0)
         self.recorded = DecodeGraphs.of(*what) or DecodeTape.of(*what)  # a recorded decode step, where recording works
 
@@ -166,7 +170,8 @@ class StepEngine:
 
     def _sample(self, h_SD: Tensor) -> None:
         """Sample the next token of each row."""
-        chosen = self._choose(logits(self.model, h_SD))
+        out_SV = None if self.logits_CV is None else self.logits_CV[: len(h_SD)]
+        chosen = self._choose(logits(self.model, h_SD, out_SV))
         self.rows.append(chosen.token_S, chosen.logprob_S, self.eos_ids_E)
 
     def _choose(self, logits_SV: Tensor) -> Sampled:

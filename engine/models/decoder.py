@@ -6,9 +6,12 @@ Shapes: T tokens, D model, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from engine.base.errors import UserError
 from engine.batch import PackedBatch
@@ -85,20 +88,23 @@ class Decoder(nn.Module):
 
     def run(
         self, h_TD: Tensor, batch: PackedBatch, start: int, stop: int, attend: Attend | None = None,
-        rotations: Rotations | None = None,
+        rotations: Rotations | None = None, recompute: bool = False,
     ) -> Tensor:  # fmt: skip
         """Run layers start to stop-1 and return h_TD.
 
         attend defaults to causal attention within each sequence of the batch, rotations to those of the batch's
-        positions. Raises UserError for a sequence longer than the model serves.
+        positions. With recompute, only the input of each layer is kept for its backward, which runs the layer's forward
+        a second time: gradients are equal to the bit. Raises UserError for a sequence longer than the model serves.
         """
         assert 0 <= start <= stop <= self.num_layers, (start, stop, self.num_layers)
-        return self.run_layers([self.layers[i] for i in range(start, stop)], h_TD, batch, attend, rotations)
+        return self.run_layers(
+            [self.layers[i] for i in range(start, stop)], h_TD, batch, attend, rotations, recompute=recompute
+        )
 
     @staticmethod
     def run_layers(
         layers: Sequence[nn.Module], h_TD: Tensor, batch: PackedBatch, attend: Attend | None = None,
-        rotations: Rotations | None = None,
+        rotations: Rotations | None = None, recompute: bool = False,
     ) -> Tensor:  # fmt: skip
         """Run the given blocks in order and return h_TD. They may be held outside the model."""
         if not len(layers):
@@ -110,6 +116,8 @@ class Decoder(nn.Module):
             h_TD, position_T, attend = add_rows(h_TD, batch, attend, count)
         attend = attend or causal_attend(batch)
         rotations = rotations_of(layers, position_T) if rotations is None else rotations
+        if recompute and torch.is_grad_enabled():
+            step = partial(checkpoint, step, use_reentrant=False, preserve_rng_state=False)  # nothing here is random
         for block in layers:
             h_TD = step(block, h_TD, rotations.get(block.rotary), attend)
         return h_TD[:tokens]

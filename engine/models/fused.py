@@ -46,12 +46,15 @@ def block_step(block: nn.Module, h_TD: Tensor, attend: Attend | None) -> Step:
     return path.many_rows if passes.fits(h_TD, weight_ND) else nn.Module.__call__
 
 
-def logits(model, h_SD: Tensor) -> Tensor:
-    """Return the logits, float32 [S, V], of decoding rows. h_SD is the output of the last layer."""
+def logits(model, h_SD: Tensor, out_SV: Tensor | None = None) -> Tensor:
+    """Return the logits, float32 [S, V], of decoding rows. h_SD is the output of the last layer.
+
+    On a CPU they are written to out_SV if it is given.
+    """
     head_VD = model.head_weight
     if model.config.model_type in FAST_PATHS and fits(h_SD, head_VD):
-        return skinny_linear(h_SD, [head_VD], [None], _parameters(model.final_norm))
-    return linear_logits(model.norm(h_SD), head_VD)
+        return skinny_linear(h_SD, [head_VD], [None], _parameters(model.final_norm), out_TN=out_SV)
+    return linear_logits(model.norm(h_SD), head_VD, out_SV)
 
 
 def llama_few_rows(block: nn.Module, h_TD: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,9 +117,7 @@ def load_model(
     if SCORE in stored and LM_HEAD not in stored:
         model.head = None  # a reward model's directory has no language head
     names = match(str(path), model, {name: tensor.shape for name, tensor in stored.items()})
-    if model.config.tie_word_embeddings and LM_HEAD in stored and names["embedding.weight"] != LM_HEAD:
-        _check_tied(path, stored[LM_HEAD], stored[names["embedding.weight"]])
-    _check_constants(path, model.config.model_type, stored)
+    check_stored(path, model.config, stored, names)
     model.trunk_dtype = trunk_dtype
     trunk = {f"{name}.weight" for name in linears_below(model, split)} if trunk_dtype != "model" else set()
     state = {}
@@ -167,14 +166,24 @@ def save_model(
     scores; without them, those of the model's config stay. eos_ids may end a response, so a reward model does not pad
     with them.
     """
-    path = Path(path).resolve()
+    with whole_model(Path(path)) as partial:
+        tensors = write_all_but_weights(model, partial, tokenizer, score_weight_D, score_moments, eos_ids)
+        write_weights(partial, tensors, max_shard_bytes)
+
+
+@contextmanager
+def whole_model(path: Path) -> Iterator[Path]:
+    """Yield an empty folder that becomes `path`, a model's directory, when the context ends; after an error it is gone.
+
+    UserError if the path holds anything but a model.
+    """
+    path = path.resolve()
     check_replaceable(path)
     partial, replaced = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.replaced")
     shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
     partial.mkdir(parents=True)
     try:
-        tensors = write_all_but_weights(model, partial, tokenizer, score_weight_D, score_moments, eos_ids)
-        write_weights(partial, tensors, max_shard_bytes)
+        yield partial
         for written in (*partial.rglob("*"), partial):
             sync(written)
         if path.exists():
@@ -219,6 +228,18 @@ def empty_model(config: PretrainedConfig, where: str) -> Decoder:
             return FAMILIES[config.model_type](config)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
+
+
+def check_stored(
+    path: Path, config: PretrainedConfig, stored: Mapping[str, StoredTensor], names: Mapping[str, str]
+) -> None:
+    """UserError for a tied head that differs from the embedding, and for a constant with an unsupported value.
+
+    `names` pairs our parameters with stored names (names.match).
+    """
+    if config.tie_word_embeddings and LM_HEAD in stored and names["embedding.weight"] != LM_HEAD:
+        _check_tied(path, stored[LM_HEAD], stored[names["embedding.weight"]])
+    _check_constants(path, config.model_type, stored)
 
 
 def _check_tied(path: Path, head: StoredTensor, embedding: StoredTensor) -> None:

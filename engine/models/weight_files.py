@@ -146,25 +146,32 @@ def write_weights(directory: Path, tensors: Mapping[str, Tensor], max_shard_byte
 
     Tensors are copied to the host one shard at a time. A tensor larger than a shard gets its own.
     """
+    write_shards(directory, {n: t.nbytes for n, t in tensors.items()}, lambda name: tensors[name], max_shard_bytes)
+
+
+def write_shards(
+    directory: Path, sizes: Mapping[str, int], read: Callable[[str], Tensor], max_shard_bytes: int
+) -> None:
+    """As write_weights, for tensors of these sizes in bytes that `read` returns one at a time, a shard in memory."""
     shards: list[list[str]] = [[]]
     filled = 0
-    for name, tensor in tensors.items():
-        if shards[-1] and filled + tensor.nbytes > max_shard_bytes:
+    for name, size in sizes.items():
+        if shards[-1] and filled + size > max_shard_bytes:
             shards.append([])
             filled = 0
         shards[-1].append(name)
-        filled += tensor.nbytes
+        filled += size
     weight_map = {}
     for i, names in enumerate(shards, start=1):
         file = SINGLE[0] if len(shards) == 1 else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        on_host = {name: tensors[name].detach().cpu().contiguous() for name in names}
+        on_host = {name: read(name).detach().cpu().contiguous() for name in names}
         path = directory / file
         path.touch()
         mode = path.stat().st_mode  # follow the umask; safetensors would make the file readable for its owner only
         save_file(on_host, path, metadata={"format": "pt"})  # transformers refuses files without the format
         path.chmod(mode)
         weight_map |= dict.fromkeys(names, file)
+        del on_host  # before the next shard is read
     if len(shards) > 1:
-        total = sum(t.nbytes for t in tensors.values())
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(weight_map.items()))}
         (directory / INDEX[0]).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

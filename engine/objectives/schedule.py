@@ -1,4 +1,4 @@
-"""The learning rate schedule: linear warm-up, then constant, linear or cosine."""
+"""The learning rate schedule: linear warm-up, then constant, linear, cosine or warm-up, stable and decay (wsd)."""
 
 from __future__ import annotations
 
@@ -7,15 +7,21 @@ import math
 from engine.settings import OptimizerSettings
 
 
-def learning_rate(step: int, num_steps: int, peak: float, schedule: str, warmup_steps: int) -> float:
+def learning_rate(
+    step: int, num_steps: int, peak: float, schedule: str, warmup_steps: int, decay_steps: int = 0
+) -> float:
     """Return the rate of optimizer step `step` (from 0) of `num_steps`. PPO counts iterations instead.
 
     Rises linearly to the peak over warmup_steps, then stays ("constant") or falls to 0 at the end ("linear", "cosine").
+    "wsd" stays, then falls linearly in the last decay_steps (Hu et al. 2024, MiniCPM): the first of them has
+    decay_steps / (decay_steps + 1) of the peak, the last 1 / (decay_steps + 1).
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     if schedule == "constant":
         return peak
+    if schedule == "wsd":
+        return peak * min(1.0, (num_steps - step) / (decay_steps + 1))
     done = (step - warmup_steps) / max(1, num_steps - warmup_steps)
     if schedule == "linear":
         return peak * (1 - done)
@@ -33,7 +39,8 @@ def ppo_rates(
 
     def rate(peak: float, begin: int) -> float:
         total = num_iterations - begin
-        return learning_rate(iteration - begin, total, peak, optimizer.schedule, optimizer.warmup(total))
+        warmup, decay = optimizer.warmup(total), optimizer.decay(total)
+        return learning_rate(iteration - begin, total, peak, optimizer.schedule, warmup, decay)
 
     policy = 0.0 if iteration < critic_warmup else rate(optimizer.lr, critic_warmup)
     if critic_lr is None and not critic_warmup:
@@ -49,6 +56,8 @@ def rate_line(optimizer: OptimizerSettings, num_steps: int) -> str:
         line += f" after a warm-up of {steps} step{'s' if steps > 1 else ''}"
     if optimizer.warmup_steps is None and steps < most:
         line += f" (a tenth of the run, where the preset has {most}: --warmup-steps {most} takes them)"
+    if decay := optimizer.decay(num_steps):
+        line += f", falling in the last {decay} step{'s' if decay > 1 else ''}"
     return line
 
 

@@ -14,7 +14,8 @@ from engine.training.trunk import trunk_parameters
 
 STATE_BYTES = 12  # per trained weight in a checkpoint: float32 master and AdamW's two moments
 NUMBER_BYTES = 45 + 75  # per logged number: in metrics.jsonl, and as a TensorBoard event
-NUMBERS = {"sft": 6, "reward": 7, "dpo": 15, "ppo": 40}  # numbers per step (PPO: per iteration), with a few to spare
+# Numbers per step (PPO: per iteration), with a few to spare.
+NUMBERS = {"pretrain": 14, "sft": 6, "reward": 7, "dpo": 15, "ppo": 40}
 REWARD_NUMBERS = 7  # more of them for each reward beyond the first
 TEXT_BYTES = 6  # per token in samples.jsonl, roughly, for scripts of three bytes per letter
 SAMPLES = 4  # per iteration

@@ -17,6 +17,7 @@ from engine.batch import PackedBatch
 from engine.generation.kv_cache import PAGE_SIZE, page_bytes, pages_for
 from engine.models.attend import AttentionOptions
 from engine.planning.memory_tracker import MemoryTracker
+from engine.training.lora import num_factors
 from engine.training.modules import Top
 
 WORKSPACE = 64 << 20  # upper bound of linear_logprob's
@@ -45,6 +46,10 @@ class Workload:
     ppo_epochs: int
     samples: int = 1  # rollouts of each prompt, which share its prefill
     value_head: bool = True  # PPO: False without a critic
+    rewards: int = 1  # PPO: reward models, all of the policy's size
+    lora_rank: int = 0  # SFT: of the factors trained in place of the weights
+    recompute: bool = False  # run trained layers again in their backward
+    text_tokens: int = 0  # PPO: tokens of pretraining text in the updates of an iteration, all ranks together
 
 
 @dataclass(frozen=True)
@@ -108,15 +113,21 @@ def _pack(tokens: int) -> PackedBatch:
 
 
 @lru_cache(maxsize=64)  # the planner asks for the same microbatch with many numbers of rollouts
-def activation_bytes(model: nn.Module, start: int, tokens: int, actions: int) -> int:
+def activation_bytes(model: nn.Module, start: int, tokens: int, actions: int, recompute: bool = False) -> int:
     """Peak bytes of forward and backward of the layers from `start` on for a microbatch, without weight gradients.
 
-    `model` is on the meta device in the dtype of the run.
+    `model` is on the meta device in the dtype of the run. With recompute, of the inputs of all layers, and of what is
+    inside one.
     """
     device = torch.device("meta")
     dtype = next(model.parameters()).dtype
+    if recompute:
+        last = model.num_layers - 1
+        inputs = (last - start) * tokens * model.hidden_size * dtype.itemsize
+        return inputs + activation_bytes(model, last, tokens, actions)
     top = Top(model, start)
     batch = _pack(tokens)
+    model.rotations(_pack(1).positions_T)  # what is cached for the life of the process is no part of a step
     for weight in top.parameters():
         weight.requires_grad_(True)
         weight.grad = torch.empty_like(weight)  # allocated before, so that only temporary memory is counted
@@ -174,6 +185,9 @@ def memory(model: nn.Module, w: Workload) -> list[Part]:
     trunk = 0 if whole else (L - top) * s.layer + s.embedding
     trained = top_weights + (s.embedding + s.head if whole else 0)
     trained += 0 if speaks or w.stage == "ppo" and not w.value_head else D
+    adapted = 0
+    if w.lora_rank:
+        adapted, trained = trained, num_factors(model, L - top, w.lora_rank)
     parts, sharded = [], w.zero == 3 and w.ranks > 1
     own = 1 / w.ranks if sharded else 1  # share of what ZeRO-3 shards
     if w.stage == "ppo":
@@ -186,16 +200,17 @@ def memory(model: nn.Module, w: Workload) -> list[Part]:
         reference = (trained if whole else top_weights) * b
         parts.append(Part("reference" if whole else "reference top", reference, reference))
         if w.shared_trunk and not whole:
-            parts.append(Part("reward top", (top_weights + D) * b, (top_weights + D) * b))
+            reward = w.rewards * (top_weights + D) * b
+            parts.append(Part("reward top" + "s" * (w.rewards > 1), reward, reward))
         else:
-            reward = 0 if w.reward_offload else (L * s.layer + s.norm + s.embedding + D) * b
-            parts.append(Part("reward model", reward, reward))
+            reward = 0 if w.reward_offload else w.rewards * (L * s.layer + s.norm + s.embedding + D) * b
+            parts.append(Part("reward model" + "s" * (w.rewards > 1), reward, reward))
         if w.separate_critic:
             critic = top_weights if not whole else L * s.layer + s.norm + s.embedding
             trained += critic
             parts.append(Part("critic", critic * b * own, critic * b * own))
     else:
-        parts.append(Part("frozen layers", 0, (trunk + (0 if whole else s.head * speaks)) * b))
+        parts.append(Part("frozen layers", 0, (trunk + (0 if whole else s.head * speaks) + adapted) * b))
         parts.append(Part("trained weights", 0, trained * b * own))
     state = (2 if w.dtype == torch.float32 else 3) * 4 * trained  # moments, and masters of bfloat16 weights
     zero = max(w.zero, 0 if w.dtype == torch.float32 else 1)
@@ -206,7 +221,8 @@ def memory(model: nn.Module, w: Workload) -> list[Part]:
     parts.append(Part("gradients", 0, gradients / (w.ranks if zero >= 2 else 1)))
     first = 0 if whole else L - top
     T = w.tokens_per_microbatch
-    activations = activation_bytes(model, first, T, T // 2 if w.stage == "ppo" else T)
+    every_column = w.stage != "ppo" or w.text_tokens > 0  # text predicts all of its tokens, a rollout its response
+    activations = activation_bytes(model, first, T, T if every_column else T // 2, w.recompute)
     if w.separate_critic and w.stage == "ppo":
         activations *= 2
     parts.append(Part("activations", 0, activations))
@@ -262,16 +278,22 @@ def phases(model: nn.Module, w: Workload) -> list[Phase]:
     rounds = max(1.0, here / w.slots)
     decode_bytes = w.new_tokens * (rounds * weights + here * (w.prompt_tokens + w.new_tokens / 2) * cache)
     decode = layers(L, new, w.prompt_tokens + w.new_tokens / 2) + head * new
-    reward = layers(top if w.shared_trunk else L, tokens, length / 2)
+    reward = w.rewards * layers(top if w.shared_trunk else L, tokens, length / 2)
     bodies = 2 + w.separate_critic
     scoring = bodies * layers(top, tokens, length / 2) + 2 * head * new + reward
     trained = (1 + w.separate_critic) * layers(top, tokens, length / 2)
     update = w.ppo_epochs * (3 * trained + 3 * head * new)
     top_bytes = (top * s.layer + V * D) * b
     passes = -(-tokens // w.tokens_per_microbatch)
-    return [
+    reward_bytes = w.rewards * (top_bytes if w.shared_trunk else weights)
+    work = [
         Phase("prefill", layers(L, prompts * w.prompt_tokens, w.prompt_tokens / 2), weights),
         Phase("decode", decode, decode_bytes),
-        Phase("scoring", scoring, passes * (bodies * top_bytes + (top_bytes if w.shared_trunk else weights))),
+        Phase("scoring", scoring, passes * (bodies * top_bytes + reward_bytes)),
         Phase("update", update, w.ppo_epochs * passes * 3 * top_bytes),
     ]
+    if w.text_tokens:
+        text = -(-w.text_tokens // w.ranks)
+        flops = layers(L - top, text, length / 2) + 3 * layers(top, text, length / 2) + 3 * head * text
+        work.append(Phase("pretraining text", flops, -(-text // w.tokens_per_microbatch) * (weights + 2 * top_bytes)))
+    return work

@@ -31,6 +31,11 @@ class Curve:
 
 
 CURVES = (
+    Curve("pretrain_loss", "Pretraining: loss", "pretrain", "loss/pretrain", "nats per token"),
+    Curve(
+        "pretrain_bits", "Pretraining: first held-out text", "pretrain", "eval/bits_per_byte", "bits per byte",
+        heldout="eval/bits_per_byte",
+    ),
     Curve("sft_loss", "SFT: loss", "sft", "loss/sft", "nats per token", heldout="eval/loss"),
     Curve("reward_loss", "Reward model: loss", "reward", "loss/reward", "nats per prompt", heldout="eval/loss"),
     Curve(

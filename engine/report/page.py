@@ -61,7 +61,7 @@ def _figure(title: str, picture: Markup, caption: str) -> Markup:
 def page(runs: Sequence[RunFolder], pictures: Sequence[Markup]) -> Markup:
     """Return the HTML file."""
     languages = ", ".join(dict.fromkeys(tables.language_of(run) for run in runs))
-    names = {"sft": "SFT", "reward": "reward model", "dpo": "DPO", "ppo": "PPO"}
+    names = {"pretrain": "pretraining", "sft": "SFT", "reward": "reward model", "dpo": "DPO", "ppo": "PPO"}
     stages = [names[s] for s in STAGES if any(s in r.stages for r in runs)]
     title = f"{languages}: {', '.join(stages)}"
     parts = {

@@ -12,7 +12,7 @@ from engine.base.errors import UserError
 from engine.base.strict_json import is_number, parse_whole, read_object, shown_size
 from engine.run.kept import step_of
 
-STAGES = ("sft", "reward", "dpo", "ppo")
+STAGES = ("pretrain", "sft", "reward", "dpo", "ppo")
 _RESTORE = "restore the file"
 # Fields of a result that the report shows, for any stage.
 _RESULTS = (
@@ -20,6 +20,7 @@ _RESULTS = (
     *("kl_first", "kl_last", "exact_match_before", "exact_match", "heldout_loss_before", "heldout_loss"),
     *("likelier_before", "likelier"),
 )
+OF_TEXTS = ("perplexity/", "bits_per_byte/")  # beginnings of fields with the name of a held-out text after them
 ROWS_BYTES = 2**30  # largest file that is read
 # Settings that say where a run is or how it was started, not what it computes. Runs that differ only in these are seeds
 # of one experiment.
@@ -137,7 +138,8 @@ def _read_stage(folder: Path, config: Mapping[str, Any]) -> Stage:
 def _result(file: Path) -> dict[str, Any]:
     """Check a result: numbers by name (null if not measured), including the seconds."""
     found = read_object(file, _RESTORE)
-    odd = [name for name in _RESULTS if not _is_score(found.get(name))]
+    texts = [name for name in found if name.startswith(OF_TEXTS)]
+    odd = [name for name in (*_RESULTS, *texts) if not _is_score(found.get(name))]
     kept = found.get("kept")
     is_kept = isinstance(kept, dict) and (_is_step(kept.get("step")) or _is_step(kept.get("iteration")))
     _check(file, kept is None or is_kept, "a kept step that is no number")

@@ -10,13 +10,14 @@ from typing import Any
 from engine.base.languages import LANGUAGES
 from engine.report.curves import experiments
 from engine.report.markup import Markup, join, tag
-from engine.report.reading import RunFolder, Stage
+from engine.report.reading import OF_TEXTS, RunFolder, Stage
 from engine.run.kept import in_words
 from engine.text.templates import TEMPLATES
 
 MOST_ANSWERS = 20
 # (title, stage, field of the start, field of the end, whether it is a share)
 _REACHED = (
+    ("pretraining loss, nats per token", "pretrain", "loss_first", "loss_last", False),
     ("SFT loss, nats per token", "sft", "loss_first", "loss_last", False),
     ("SFT loss on held-out data", "sft", "heldout_loss_before", "heldout_loss", False),
     ("reward model, loss on held-out data", "reward", "heldout_loss_before", "heldout_loss", False),
@@ -57,13 +58,24 @@ def reached(runs: Sequence[RunFolder]) -> Markup | None:
     named = [(label, [run]) for label, members in experiments(runs) for run in members for label in (run.name,)]
     means = [(f"mean of {len(m)} seeds", m) for _, m in experiments(runs) if len(m) > 1]
     rows = []
-    for title, stage, first, last, is_share in _REACHED:
+    for title, stage, first, last, is_share in (*_REACHED, *_texts(runs)):
         cells = [_first_last(members, stage, first, last, is_share) for _, members in [*named, *means]]
         if any(cells):
             rows.append([title, *(cell or "–" for cell in cells)])
     return (
         table(["first → last", *(label for label, _ in [*named, *means])], rows, len(named + means)) if rows else None
     )
+
+
+def _texts(runs: Sequence[RunFolder]) -> list[tuple[str, str, str, str, bool]]:
+    """Return rows for the held-out texts of pretraining, such as one in the language and one in another."""
+    results = [run.stages["pretrain"].result or {} for run in runs if "pretrain" in run.stages]
+    fields = dict.fromkeys(name for r in results for name in r if name.startswith(OF_TEXTS) and f"{name}_before" in r)
+    return [
+        (f"pretraining, {field.partition('/')[0].replace('_', ' ')} of {field.partition('/')[2]}", "pretrain",
+         f"{field}_before", field, False)
+        for field in fields
+    ]  # fmt: skip
 
 
 def _first_last(runs: Sequence[RunFolder], stage: str, first: str, last: str, is_share: bool) -> str:

@@ -31,7 +31,7 @@ from engine.settings import parse_rewards
 VERSIONS = ("torch", "deepspeed", "transformers", "tokenizers", "sentencepiece", "numpy")
 # Settings that say how to start or what to keep, not what to run. ZeRO's may change when a run is resumed.
 NOT_COMPARED = ("overwrite", "resume", "override", "save_every", "keep", "hang_timeout", "monitor")
-MAY_CHANGE = (*NOT_COMPARED, "deepspeed_config")
+MAY_CHANGE = (*NOT_COMPARED, "deepspeed_config", "recompute")
 INPUTS = ("model", "data", "eval_data", "ptx_data")
 
 
@@ -234,9 +234,12 @@ class Run:
 def differences(
     before: Mapping[str, Any], now: Mapping[str, Any], not_compared: Sequence[str] = MAY_CHANGE
 ) -> list[str]:
-    """List `name old -> new` for each setting that changed, compared as JSON."""
-    now = json.loads(json.dumps(now))
-    return [f"{k} {before.get(k)!r} -> {v!r}" for k, v in now.items() if k not in not_compared and before.get(k) != v]
+    """List `name old -> new` for each setting that changed, compared as JSON.
+
+    A setting that the earlier version did not have counts as off: it differs only if it is on now.
+    """
+    now = {k: v for k, v in json.loads(json.dumps(now)).items() if k not in not_compared and (k in before or v)}
+    return [f"{k} {before.get(k)!r} -> {v!r}" for k, v in now.items() if before.get(k) != v]
 
 
 def read_result(path: Path) -> dict[str, Any] | None:

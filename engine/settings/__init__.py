@@ -10,6 +10,7 @@ from __future__ import annotations
 from engine.settings.flags import check_above_zero, check_at_least, check_room, check_top_layers, flag, split_of
 from engine.settings.heldout import HeldOutSettings
 from engine.settings.ppo import FEWEST_SAMPLES, PPOSettings
+from engine.settings.pretrain import PretrainSettings, TextRunSettings
 from engine.settings.rewards import Reward, is_function_name, parse_rewards
 from engine.settings.run import BatchSettings, OptimizerSettings, RunSettings
 from engine.settings.sample import ResponseSettings, SampleSettings
@@ -22,6 +23,7 @@ __all__ = [
     "HeldOutSettings",
     "OptimizerSettings",
     "PPOSettings",
+    "PretrainSettings",
     "RankingSettings",
     "ResponseSettings",
     "Reward",
@@ -30,6 +32,7 @@ __all__ = [
     "SFTSettings",
     "STAGE_SETTINGS",
     "SampleSettings",
+    "TextRunSettings",
     "check_above_zero",
     "check_at_least",
     "check_room",
@@ -45,3 +48,4 @@ STAGE_SETTINGS = {
     stage: (RunSettings, OptimizerSettings, BatchSettings, own)
     for stage, own in (("sft", SFTSettings), ("reward", RewardSettings), ("dpo", DPOSettings), ("ppo", PPOSettings))
 }
+STAGE_SETTINGS["pretrain"] = (TextRunSettings, OptimizerSettings, BatchSettings, PretrainSettings)

@@ -71,7 +71,10 @@ class OptimizerSettings:
 
     _argument_group_name = "optimizer"
     lr: float = flag("peak learning rate")
-    schedule: str = flag("shape after the warm-up", choices=["constant", "linear", "cosine"])
+    schedule: str = flag(
+        "shape after the warm-up; wsd stays at the peak and falls at the end",
+        choices=["constant", "linear", "cosine", "wsd"],
+    )
     max_warmup_steps: int = flag(
         "without --warmup-steps, warm up for a tenth of the steps (PPO: iterations), up to this"
     )
@@ -81,9 +84,13 @@ class OptimizerSettings:
     eps: float = flag("AdamW's epsilon", 1e-8)
     max_grad_norm: float = flag("clip the global gradient norm to this", 1.0)
     warmup_steps: int | None = flag("steps of linear warm-up (PPO: iterations), whatever the length of the run", None)
+    decay_steps: int | None = flag("wsd: steps at the end in which the rate falls (default: a fifth of the run)", None)
 
     def __post_init__(self) -> None:
         check_at_least(0, self, "lr", "max_warmup_steps", "weight_decay", "warmup_steps")
+        check_at_least(1, self, "decay_steps")
+        if self.decay_steps is not None and self.schedule != "wsd":
+            raise UserError(f"--decay-steps is {self.decay_steps} and --schedule {self.schedule}: give --schedule wsd")
         check_above_zero(self, "eps", hint=" (a weight without a gradient is divided by it)")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
@@ -93,6 +100,12 @@ class OptimizerSettings:
     def warmup(self, num_steps: int) -> int:
         """Return the warm-up steps of a run: warmup_steps, or a tenth of num_steps up to max_warmup_steps."""
         return min(self.max_warmup_steps, num_steps // 10) if self.warmup_steps is None else self.warmup_steps
+
+    def decay(self, num_steps: int) -> int:
+        """Return the steps in which the schedule wsd falls: decay_steps, or a fifth of num_steps; 0 for others."""
+        if self.schedule != "wsd":
+            return 0
+        return min(num_steps, max(1, num_steps // 5) if self.decay_steps is None else self.decay_steps)
 
 
 @dataclass(frozen=True)
@@ -118,6 +131,10 @@ class BatchSettings:
     trunk_cache: float = flag(
         "GB to cache outputs of frozen layers; SFT, reward, DPO: in a file; PPO: on the device, the rest on the host",
         16.0,
+    )
+    recompute: bool = flag(
+        "keep only the input of each trained layer, and run the layer again in its backward: less memory, equal bits",
+        False,
     )
 
     def __post_init__(self) -> None:

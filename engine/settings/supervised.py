@@ -19,11 +19,24 @@ class SFTSettings(HeldOutSettings):
     keep_best: str | None = keep_best_flag("loss")
     loss_on: str = flag("tokens in the loss", "response", choices=["response", "all"])
     top_layers: str = flag("number of top layers to train, or all", "all")
+    lora_rank: int = flag(
+        "train factors of this rank beside each linear layer of the trained layers instead; 0: off", 0
+    )
+    lora_alpha: float | None = flag("the factors' product is added times alpha / rank (default: twice the rank)", None)
     exact_match: bool = flag("at the end, also answer the held-out data greedily and count exact matches", False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_top_layers(self.top_layers)
+        check_at_least(0, self, "lora_rank")
+        check_above_zero(self, "lora_alpha", hint=" (with 0 the factors do nothing)")
+        if self.lora_alpha is not None and not self.lora_rank:
+            raise UserError("--lora-alpha is given without --lora-rank: give a rank, such as 16, or leave it out")
+
+    @property
+    def alpha(self) -> float:
+        """The scale of the factors' product, times the rank."""
+        return 2.0 * self.lora_rank if self.lora_alpha is None else self.lora_alpha
 
 
 @dataclass(frozen=True)

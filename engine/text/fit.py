@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ class Fit:
     words: int
     characters: int  # Unicode code points, spaces included
     bytes: int  # of UTF-8
+    parts: int = 0  # tokens that are not whole characters: bytes of one, or unknown
 
     @property
     def per_word(self) -> float:
@@ -34,6 +36,10 @@ class Fit:
     def bytes_per_token(self) -> float:
         return self.bytes / self.tokens
 
+    @property
+    def share_of_parts(self) -> float:
+        return self.parts / self.tokens
+
 
 def has_spaces(language: Language) -> bool:
     """Return whether words of the language are split at spaces. In the others, each character counts as a word."""
@@ -45,10 +51,22 @@ def measure(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str], spaces: bo
 
     spaces: words are split at whitespace; without it, every character but whitespace is a word.
     """
-    tokens = words = characters = size = 0
+    tokens, words, characters, size = Counter(), 0, 0, 0
     for text in texts:
-        tokens += len(tokenizer.encode(text, add_special_tokens=False))
+        tokens.update(tokenizer.encode(text, add_special_tokens=False))
         words += len(text.split()) if spaces else sum(not c.isspace() for c in text)
         characters += len(text)
         size += len(text.encode("utf-8"))
-    return Fit(tokens, words, characters, size)
+    parts = sum(count for token, count in tokens.items() if _is_part(tokenizer, token))
+    return Fit(tokens.total(), words, characters, size, parts)
+
+
+def longest_words(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str], count: int) -> list[tuple[str, int]]:
+    """Return the `count` words with the most tokens, and how many, most first; each word is encoded alone."""
+    words = {word for text in texts for word in text.split()}
+    lengths = ((word, len(tokenizer.encode(word, add_special_tokens=False))) for word in words)
+    return sorted(lengths, key=lambda pair: (-pair[1], pair[0]))[:count]
+
+
+def _is_part(tokenizer: PreTrainedTokenizerFast, token: int) -> bool:
+    return token == tokenizer.unk_token_id or "\ufffd" in tokenizer.decode([token])

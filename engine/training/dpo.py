@@ -46,7 +46,7 @@ class DPOTrainer(RankingTrainer):
         split = split_of(context.stage.top_layers, model.num_layers)
         frozen = [] if split is None else [*trunk_parameters(model, split), ("head", model.head_weight)]
         trunk = None if split is None else Trunk(model, split)
-        module, compared = LanguageModule(model, split), [*rankings, *heldout]
+        module, compared = LanguageModule(model, split, context.batch.recompute), [*rankings, *heldout]
         super().__init__(module, model, trunk, FrozenWeights(frozen), rankings, heldout, context, compared)
         # float64, log-probability of each response under the reference; NaN where no step uses the response.
         self.reference_S = torch.full((self.first[-1],), math.nan, dtype=torch.float64)

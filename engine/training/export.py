@@ -20,6 +20,7 @@ from engine.models.quantised import valued_weights
 from engine.run.model_card import write_card
 from engine.text.eos import eos_ids_of
 from engine.text.tokenizer import load_tokenizer
+from engine.training.lora import LoraModule
 from engine.training.zero import ZeroStep
 
 
@@ -67,7 +68,8 @@ def save_trained(
     *,
     score_moments: tuple[float, float] | None = None,
 ) -> None:
-    """Write `model` with the weights trained inside `zero` to `path`; with a score head, as a reward model.
+    """Write `model` with the weights trained inside `zero` to `path`, low-rank factors merged into them; with a score
+    head, as a reward model.
 
     All ranks call it; the first one writes. eos_ids and score_moments as in save_model.
     """
@@ -78,7 +80,8 @@ def save_trained(
         if model.head is None:  # tied, or a reward model loaded without one
             whole.head = None
         frozen = {name: weight.detach() for name, weight in valued_weights(model).items()}
-        whole.load_state_dict(frozen | body_weights(state), assign=True)
+        adapted = zero.module.merged(model, state) if isinstance(zero.module, LoraModule) else body_weights(state)
+        whole.load_state_dict(frozen | adapted, assign=True)
         score = state["score.weight"][0] if "score.weight" in state else None
         save_model(whole, path, tokenizer, score_weight_D=score, score_moments=score_moments, eos_ids=eos_ids)
     world.barrier()

@@ -28,7 +28,7 @@ from engine.training.modules import Policy
 from engine.training.ppo_progress import Progress
 
 FOLDER, NOTE = "not_finite", "note"
-STAGES = ("sft", "reward", "dpo", "ppo")
+STAGES = ("pretrain", "sft", "reward", "dpo", "ppo")
 FIELDS = {"stage": str, "step": int, "rank": int, "quantity": str, "settings": dict, "ids": list}
 # The columns of a rollout, causes first: if one is not finite, the later ones are not, either.
 COLUMNS = ("score_S", "logprob_T", "ref_logprob_T", "value_T", "reward_T", "return_T", "advantage_T")

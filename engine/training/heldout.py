@@ -215,6 +215,7 @@ def _scores(
 
 
 def checked(text: str, output: str) -> dict[str, float]:
+    """Return `exact_match` and `right_then_more` of one answer, each 0 or 1, as Answers defines them."""
     text, output = canonical(text), canonical(output)
     first, more = (*text.split("\n", 1), "")[:2]
     return {

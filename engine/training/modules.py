@@ -18,33 +18,38 @@ from kernels.linear_logprob import linear_logprob
 class Top(nn.Module):
     """The layers from `start` on and the final norm, run on the trunk's output. They are the model's own tensors."""
 
-    def __init__(self, model: nn.Module, start: int):
+    def __init__(self, model: nn.Module, start: int, recompute: bool = False):
         super().__init__()
-        self.run_layers = model.run_layers
+        self.run_layers, self.recompute = model.run_layers, recompute
         self.layers = nn.ModuleDict({str(i): model.layers[i] for i in range(start, model.num_layers)})
         self.final_norm = model.final_norm
 
     def forward(self, batch: PackedBatch, trunk_TD: Tensor | None, columns_A: Tensor) -> Tensor:
         """Return h_AD after the final norm."""
-        return self.final_norm(self.run_layers(list(self.layers.values()), trunk_TD, batch)[columns_A])
+        h_TD = self.run_layers(list(self.layers.values()), trunk_TD, batch, recompute=self.recompute)
+        return self.final_norm(h_TD[columns_A])
 
 
 class Whole(nn.Module):
     """A whole model in the place of Top, when every layer is trained and there is no trunk."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, recompute: bool = False):
         super().__init__()
-        self.model = model
+        self.model, self.recompute = model, recompute
 
     def forward(self, batch: PackedBatch, trunk_TD: Tensor | None, columns_A: Tensor) -> Tensor:
         """Return h_AD after the final norm."""
         model = self.model
-        return model.norm(model.run(model.embed(batch), batch, 0, model.num_layers)[columns_A])
+        h_TD = model.run(model.embed(batch), batch, 0, model.num_layers, recompute=self.recompute)
+        return model.norm(h_TD[columns_A])
 
 
-def body_of(model: nn.Module, split: int | None) -> Top | Whole:
-    """Return the trained part: the layers from `split` on, or all for None. Freezes the rest."""
-    body = Whole(model) if split is None else Top(model, split)
+def body_of(model: nn.Module, split: int | None, recompute: bool = False) -> Top | Whole:
+    """Return the trained part: the layers from `split` on, or all for None. Freezes the rest.
+
+    With recompute, a backward runs each layer's forward again instead of keeping what is inside the layers.
+    """
+    body = Whole(model, recompute) if split is None else Top(model, split, recompute)
     model.requires_grad_(False)
     return body.requires_grad_(True)
 
@@ -52,9 +57,9 @@ def body_of(model: nn.Module, split: int | None) -> Top | Whole:
 class LanguageModule(nn.Module):
     """A language model that returns log-probabilities of chosen targets. With a Top, the LM head is frozen."""
 
-    def __init__(self, model: nn.Module, split: int | None = None):
+    def __init__(self, model: nn.Module, split: int | None = None, recompute: bool = False):
         super().__init__()
-        self.body = body_of(model, split)
+        self.body = body_of(model, split, recompute)
         # A tuple is not registered, so DeepSpeed does not see it.
         self.frozen_head: tuple[Tensor, ...] = () if split is None else (model.head_weight,)
 
@@ -83,9 +88,11 @@ class ScalarHead(nn.Linear):
 class RewardModule(nn.Module):
     """A model body with a scalar head on the last token of each sequence."""
 
-    def __init__(self, model: nn.Module, score_weight_D: Tensor, split: int | None = None):
+    def __init__(
+        self, model: nn.Module, score_weight_D: Tensor, split: int | None = None, recompute: bool = False
+    ):  # fmt: skip
         super().__init__()
-        self.body = body_of(model, split)
+        self.body = body_of(model, split, recompute)
         self.score = ScalarHead(model.hidden_size, bias=False)
         self.score.weight.data = score_weight_D.to(next(model.parameters())).reshape(1, -1).clone()
 
@@ -111,8 +118,8 @@ class Policy(LanguageModule):
     gradient to a shared body.
     """
 
-    def __init__(self, model: nn.Module, split: int | None, has_critic: bool = True):
-        super().__init__(model, split)
+    def __init__(self, model: nn.Module, split: int | None, has_critic: bool = True, recompute: bool = False):
+        super().__init__(model, split, recompute)
         self.critic: Top | Whole | None = None
         self.value: ScalarHead | None = None
         self.value_offset, self.critic_alone = 0.0, False
@@ -129,6 +136,7 @@ class Policy(LanguageModule):
         Without a reward model, a copy of the policy's body with a head of zeros.
         """
         self.critic = copy.deepcopy(self.body if reward is None else reward.body).requires_grad_(True)
+        self.critic.recompute = self.body.recompute
         if reward is not None:
             like = self.value.weight
             self.critic.to(like.device)

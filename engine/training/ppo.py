@@ -39,7 +39,7 @@ from engine.training.ppo_columns import (
     old_logprobs_and_values,
     rewards_and_advantages,
 )
-from engine.training.ppo_heldout import HeldOut, in_a_line, logged
+from engine.training.ppo_heldout import HeldOut, logged
 from engine.training.ppo_loss import divisor_of, half_square, ppo_loss
 from engine.training.ppo_plan import Plan
 from engine.training.ppo_progress import Progress
@@ -86,7 +86,7 @@ class PPOTrainer:
         self.moved: torch.Tensor | None = None  # with --target-kl: KL of the newest minibatch to the sampling policy
         identity = fingerprint(model, [p.tokens for p in prompts])
         self.split = split_of(ppo.top_layers, model.num_layers)
-        self.policy = Policy(model, self.split, ppo.has_critic)
+        self.policy = Policy(model, self.split, ppo.has_critic, self.batch.recompute)
         self.reference = self.policy.reference()
         if ppo.critic == "separate":
             start_critic(self.policy, scorer)
@@ -290,26 +290,9 @@ class PPOTrainer:
         return True
 
     def _measure(self) -> None:
-        """Measure held-out prompts after an iteration for which that is due, and keep its weights if it is the best.
-
-        A signal while it runs saves the iteration as not measured; the resumed run measures it.
-        """
-        at = self.progress
-        is_due = self.is_done or self.ppo.measures(at.iteration, len(self.steps))
-        if not (is_due and self.ppo.eval_every and self.heldout.prompts and at.iteration > at.measured):
-            return
-        self.world.at(f"held-out prompts after iteration {at.iteration}")
-        self.checkpoints.at(at.step, self._state)
-        self.actor.publish(self.zero)
-        self.actor.gather()
-        answers = self.heldout.sample()
-        self.actor.release()
-        estimates = answers.estimates()
-        self.run.log(at.iteration, logged(estimates))
-        self.console.say(f"held out, after iteration {at.iteration}: {in_a_line(estimates)}")
-        is_best = self.best.name is not None and self.best.offer(at.iteration, estimates[self.best.name].mean, {})
-        self.heldout.keep(at.iteration, answers, is_best)
-        at.measured = at.iteration
+        """Measure held-out prompts if that is due after the newest iteration."""
+        if self.is_done or self.ppo.measures(self.progress.iteration, len(self.steps)):
+            self.heldout.measure_after(self.progress, self._state, self.actor, self.best)
 
     def _learn_text(self, metrics: Metrics) -> list[torch.Tensor]:
         """Add the gradient of the pretraining text of this update. Returns its losses."""

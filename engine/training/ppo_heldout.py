@@ -6,7 +6,7 @@ Shapes: T tokens, S sequences, A selected action columns, D model.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,9 +18,12 @@ from engine.generation.sample import Sample
 from engine.packing import first_fit_decreasing
 from engine.settings import BatchSettings, PPOSettings
 from engine.text.encoding import Prompt
+from engine.training.actor import Actor
+from engine.training.best import Best
 from engine.training.checkpoint import Checkpoints
 from engine.training.heldout import Answers, Estimate, in_words, sample_answers, shown
 from engine.training.modules import Reference, Top, Whole
+from engine.training.ppo_progress import Progress
 from engine.training.weighted_scorers import Scorer
 from kernels.linear_logprob import linear_logprob
 
@@ -65,6 +68,27 @@ class HeldOut:
             line = in_words(self.before.estimates())
             self.checkpoints.console.say(f"  {len(self.prompts)} held-out prompts before PPO: {line}\n")
 
+    def measure_after(self, at: Progress, state: Callable[[], Mapping[str, Any]], actor: Actor, best: Best) -> None:
+        """With --eval-every, measure the policy after its newest iteration, and keep its weights if it is the best.
+
+        A signal meanwhile saves `state()`, in which the iteration is not measured; the resumed run measures it.
+        """
+        if not (self.ppo.eval_every and self.prompts and at.iteration > at.measured):
+            return
+        checkpoints = self.checkpoints
+        checkpoints.world.at(f"held-out prompts after iteration {at.iteration}")
+        checkpoints.at(at.step, state)
+        actor.publish(checkpoints.zero)
+        actor.gather()
+        answers = self.sample()
+        actor.release()
+        estimates = answers.estimates()
+        checkpoints.run.log(at.iteration, logged(estimates))
+        checkpoints.console.say(f"held out, after iteration {at.iteration}: {in_a_line(estimates)}")
+        is_best = best.name is not None and best.offer(at.iteration, estimates[best.name].mean, {})
+        self._keep(at.iteration, answers, is_best)
+        at.measured = at.iteration
+
     def mean_before(self, measure: str | None) -> float | None:
         """Return a measure's mean before training; None without a measure or held-out prompts."""
         return None if measure is None or self.before is None else self.before.estimates()[measure].mean
@@ -78,7 +102,7 @@ class HeldOut:
             self.kl if self.ppo.eval_every else None, self.language,
         )  # fmt: skip
 
-    def keep(self, iteration: int, answers: Answers, is_best: bool) -> None:
+    def _keep(self, iteration: int, answers: Answers, is_best: bool) -> None:
         """Remember the answers of an iteration, and forget those of earlier ones except the best."""
         self.best = iteration if is_best else self.best
         self.at = {i: kept for i, kept in self.at.items() if i == self.best} | {iteration: answers}

@@ -82,7 +82,7 @@ class Scores:
         return self.norms[0] if self.several is None else dict(zip(self._names, self.norms))
 
     def restore(self, state: Any) -> None:
-        """Take back what `state` returned. With --override and other rewards, new ones are normalised anew."""
+        """Continue with what `state` returned. A reward that has no moments there gets those of the next rollouts."""
         if self.several is None:
             self.norms = [None if isinstance(state, Mapping) else state]
         else:

@@ -6,9 +6,11 @@ depends only on the seed and the step's number. Shapes: T tokens, A selected col
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 
 from torch import Tensor
 
@@ -40,7 +42,7 @@ class TextFile:
     pieces: tuple[tuple[int, ...], ...]
     seed: int
     number: int  # of the file in the run
-    _orders: dict[int, list[int]] = field(default_factory=dict, compare=False)
+    _passes: dict[int, tuple[list[int], list[int]]] = field(default_factory=dict, compare=False)
 
     @cached_property
     def tokens(self) -> int:
@@ -51,24 +53,22 @@ class TextFile:
         """Return sequences that predict `count` tokens, from number `start` of the stream on."""
         taken: list[tuple[int, ...]] = []
         while count:
-            turn, skipped = divmod(start, self.tokens)
-            for i in self._order(turn):
-                piece = self.pieces[i]
-                if skipped >= len(piece) - 1:
-                    skipped -= len(piece) - 1
-                    continue
-                taken.append(piece[skipped : skipped + count + 1])
-                got = len(taken[-1]) - 1
-                start, count, skipped = start + got, count - got, 0
-                if not count:
-                    break
+            number, at = divmod(start, self.tokens)
+            order, ends = self._pass(number)
+            place = bisect_right(ends, at)
+            piece = self.pieces[order[place]]
+            first = len(piece) - 1 - (ends[place] - at)
+            taken.append(piece[first : first + count + 1])
+            start, count = start + len(taken[-1]) - 1, count - len(taken[-1]) + 1
         return taken
 
-    def _order(self, turn: int) -> list[int]:
-        if turn not in self._orders:
-            self._orders.clear()  # steps go forward
-            self._orders[turn] = shuffled(len(self.pieces), self.seed, "ptx", self.number, turn)
-        return self._orders[turn]
+    def _pass(self, number: int) -> tuple[list[int], list[int]]:
+        """Return the order of the pieces in a pass, and how many tokens it has predicted at the end of each."""
+        if number not in self._passes:
+            self._passes.clear()  # steps go forward
+            order = shuffled(len(self.pieces), self.seed, "ptx", self.number, number)
+            self._passes[number] = order, list(accumulate(len(self.pieces[i]) - 1 for i in order))
+        return self._passes[number]
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def groups_of(stage: str, ids: Sequence[str], tensors: Mapping[str, Tensor], set
     if len(ids) != len(tokens) or not all(isinstance(name, str) for name in ids):
         raise UserError(f"the kept batch has {len(tokens)} sequences and {len(ids)} records: it is damaged")
     try:
-        if stage == "sft":
+        if stage in ("sft", "pretrain"):
             starts, spans = tensors["prompt_len_S"].tolist(), tensors.get(EARLIER, torch.empty(0, 3)).long().tolist()
             return [
                 Group((i,), (t,), partial(_sft, start, [(a, b) for n, a, b in spans if n == s]), {})

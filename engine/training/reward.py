@@ -37,7 +37,7 @@ class RewardTrainer(RankingTrainer):
     ):
         split = max(0, model.num_layers - context.stage.num_top_layers)
         frozen, trunk = FrozenWeights(trunk_parameters(model, split)), Trunk(model, split)
-        module = RewardModule(model, score_weight_D, split)
+        module = RewardModule(model, score_weight_D, split, context.batch.recompute)
         super().__init__(module, model, trunk, frozen, rankings, heldout, context)
 
     def loss(self, records: Sequence[RankedExamples], indices: Sequence[int] | None) -> tuple[Tensor, dict]:

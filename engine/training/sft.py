@@ -9,16 +9,27 @@ from torch import Tensor
 
 from engine.batch import PackedBatch, action_mask
 from engine.cli.console import short
-from engine.settings import split_of
+from engine.settings import SFTSettings, split_of
 from engine.text.encoding import Example
 from engine.training.checkpoint import fingerprint
 from engine.training.context import Context
+from engine.training.lora import LoraModule
 from engine.training.metrics import Metrics
 from engine.training.modules import LanguageModule
 from engine.training.supervised import SupervisedTrainer
 from engine.training.trunk import FrozenWeights, Trunk, trunk_parameters
 
 EARLIER = "earlier_spans"  # of a kept batch, int64 [spans, 3]: sequence, start, end of each earlier answer
+
+
+def sft_module(
+    model: torch.nn.Module, settings: SFTSettings, seed: int, recompute: bool = False
+) -> tuple[LanguageModule | LoraModule, int | None]:
+    """Return the module that is trained, and the index of the first trained layer; None for all."""
+    split = split_of(settings.top_layers, model.num_layers)
+    if settings.lora_rank:
+        return LoraModule(model, split, settings.lora_rank, settings.alpha, seed, recompute), split
+    return LanguageModule(model, split, recompute), split
 
 
 class SFTTrainer(SupervisedTrainer):
@@ -32,10 +43,11 @@ class SFTTrainer(SupervisedTrainer):
         sft = context.stage
         self.on_all = sft.loss_on == "all"
         identity = fingerprint(model, [e.tokens for e in examples])
-        split = split_of(sft.top_layers, model.num_layers)
-        frozen = [] if split is None else [*trunk_parameters(model, split), ("head", model.head_weight)]
+        module, split = sft_module(model, sft, context.run_settings.seed, context.batch.recompute)
         trunk = None if split is None else Trunk(model, split)
-        module = LanguageModule(model, split)
+        frozen = [] if split is None else [*trunk_parameters(model, split), ("head", model.head_weight)]
+        if sft.lora_rank:
+            frozen = list(model.named_parameters())
         super().__init__(module, model, trunk, FrozenWeights(frozen), examples, heldout, context, identity)
 
     def examples_of(self, record: Example) -> Sequence[Example]:
@@ -73,8 +85,8 @@ class SFTTrainer(SupervisedTrainer):
     def keep_loss(self, loss: float) -> None:
         self.results = {"loss_first": loss, **self.results, "loss_last": loss}
 
-    def also_log(self, tokens: int) -> dict[str, float]:
-        return {"tokens": tokens}
+    def also_log(self, records: Sequence[Example]) -> dict[str, float]:
+        return {"tokens": sum(len(e.tokens) for e in records)}
 
     def _first_learned(self, example: Example) -> int:
         return 1 if self.on_all else example.response_start

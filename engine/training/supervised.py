@@ -15,6 +15,7 @@ from engine.base.mixture import Mixture
 from engine.cli.console import short
 from engine.objectives.schedule import learning_rate
 from engine.packing import Microbatch, plan_microbatches
+from engine.settings import RunSettings
 from engine.text.encoding import Example
 from engine.training.best import Best
 from engine.training.checkpoint import Checkpoints, Saved
@@ -26,13 +27,14 @@ from engine.training.zero import ZeroStep, adamw
 
 
 class SupervisedTrainer(ABC):
-    """Optimizer steps over a fixed list of records.
+    """Optimizer steps over fixed records: a list, or a sequence that reads them from disk when asked (corpus.py).
 
     A subclass says what a record is (an Example or a RankedExamples), how many loss terms it has, and its loss. The
     gradient of a step is that of the sum of losses divided by the number of terms on all ranks.
     """
 
     name: str  # of the stage: progress bar, loss/NAME, and the seed's stream
+    apart: tuple[str, ...] = ()  # prefixes of the parameters that `apart_rate` is for
 
     def __init__(
         self,
@@ -49,11 +51,10 @@ class SupervisedTrainer(ABC):
         self.optimizer, self.batch, self.settings = context.optimizer, context.batch, context.stage
         self.world, self.run, self.console = context.world, context.run, context.console
         weight = next(module.parameters())
-        self.zero = ZeroStep(module, adamw(self.optimizer), self.world, context.ds_config, weight.dtype)
+        self.zero = ZeroStep(module, adamw(self.optimizer), self.world, context.ds_config, weight.dtype, self.apart)
         run_settings = context.run_settings
         self.mixture = context.mixture or Mixture.of_one(len(records))
-        steps = self.mixture.batches(self.batch.batch_size, self.batch.epochs, run_settings.seed, self.name)
-        self.steps = steps[: run_settings.max_steps]
+        self.steps = self.draw(run_settings)
         identity = {**identity, "steps": len(self.steps)}
         self.checkpoints = Checkpoints(self.zero, self.run, run_settings, self.world, self.console, identity)
         self.best = Best(self.settings, self.checkpoints, self.console)
@@ -101,15 +102,15 @@ class SupervisedTrainer(ABC):
             self.world.tick()
             for name, (total, count) in counts.items():
                 metrics.add(name, total * microbatch.weight, count * microbatch.weight)
-        total = len(self.steps)
-        lr = learning_rate(step, total, self.optimizer.lr, self.optimizer.schedule, self.optimizer.warmup(total))
+        total, lr = len(self.steps), self.rate(step, self.optimizer.lr)
+        self.zero.apart_lr = self.apart_rate(step)
         norm = self.zero.step(lr)
         if not math.isfinite(norm):
             self._stop(step, losses, [[records[i] for i in microbatch.indices] for microbatch in plan])
         means = metrics.read(self.world)
         tokens = sum(self._lengths(records))
         rate = tokens / (time.monotonic() - began)
-        numbers = {**means, "grad_norm": norm, "lr": lr, **self.also_log(tokens), "time/tokens_per_s": rate}
+        numbers = {**means, "grad_norm": norm, "lr": lr, **self.also_log(records), "time/tokens_per_s": rate}
         self.run.log(step + 1, numbers)
         if (step + 1) % max(1, total // 20) == 0 or step == 0:
             self.console.row({
@@ -143,6 +144,20 @@ class SupervisedTrainer(ABC):
     def kept_tensors(self, records: Sequence[Any]) -> dict[str, Tensor]:
         """The tensors that replay a batch of these records."""
 
+    def draw(self, run_settings: RunSettings) -> Sequence[Sequence[int]]:
+        """Return the indices of the records of each step of the run."""
+        steps = self.mixture.batches(self.batch.batch_size, self.batch.epochs, run_settings.seed, self.name)
+        return steps[: run_settings.max_steps]
+
+    def rate(self, step: int, peak: float) -> float:
+        """Return the learning rate of a step by the run's schedule."""
+        total, optimizer = len(self.steps), self.optimizer
+        return learning_rate(step, total, peak, optimizer.schedule, optimizer.warmup(total), optimizer.decay(total))
+
+    def apart_rate(self, step: int) -> float | None:
+        """Return the learning rate of the parameters in `apart`; None if it is that of the others."""
+        return None
+
     @property
     def passes(self) -> int:
         """How often the run reads a record's trunk outputs: from two on they are kept."""
@@ -164,8 +179,8 @@ class SupervisedTrainer(ABC):
         """Compute what follows the last step. Returns the run's results."""
         return self.results
 
-    def also_log(self, tokens: int) -> dict[str, float]:
-        """More numbers of a step of this many tokens."""
+    def also_log(self, records: Sequence[Any]) -> dict[str, float]:
+        """More numbers of a step over these records, called once when the step was taken."""
         return {}
 
     def also_show(self, means: Mapping[str, float]) -> dict[str, str]:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from engine.base.errors import UserError
 from engine.base.jsonl import iterate_objects
+from evaluation.data.sets import SETS, published_files
 
 # Part -> the names that the releases use for it. The first name with a file is read.
 PARTS = {
@@ -68,7 +69,7 @@ def open_data(where: str | Path) -> Data:
 
 @dataclass(frozen=True)
 class LocalData:
-    """Records in files FOLDER/<benchmark>/<lang>_<part>.json, .jsonl or .jsonl.gz."""
+    """Records in files FOLDER/<benchmark>/<lang>_<part>.json, .jsonl or .jsonl.gz, or under the set's own name."""
 
     folder: Path
 
@@ -88,7 +89,8 @@ class LocalData:
         paths = (
             self.folder / folder / f"{lang}_{name}{suffix}" for name in PARTS.get(part, (part,)) for suffix in _SUFFIXES
         )
-        return next((path for path in paths if path.is_file()), None)
+        own = (self.folder / folder / name for name in published_files(folder, lang, part))
+        return next((path for path in (*paths, *own) if path.is_file()), None)
 
     def missing_message(self, folder: str, lang: str, part: str, instead: str = "") -> str:
         """Return the error message for a missing file: it lists the files that exist, or the languages.
@@ -136,6 +138,8 @@ class HubData:
         return f"{name} has no part {part!r} in {lang}: it has {splits}; {instead or 'choose one with --split'}"
 
     def _splits(self, folder: str, lang: str) -> list[str]:
+        if folder in SETS and not folder.startswith("m_"):
+            raise UserError(f"{folder} is read from files only: give --data-dir the folder that holds {folder}")
         with _errors_in_one_line(folder, lang):
             return _library().get_dataset_split_names(f"{_HUB_OWNER}/{folder}", lang)
 

@@ -18,7 +18,8 @@ class Item:
     options  the candidate answers
     truth    1 for each right option, else 0
     place    "FILE:LINE", for error messages
-    subject  MMLU's subject; None elsewhere
+    subject  the subject or domain of the question; None in a benchmark without them
+    subset   a part of the benchmark whose score is reported apart; None for none
     record   the record itself, without null fields
     """
 
@@ -29,6 +30,7 @@ class Item:
     truth: tuple[int, ...]
     place: str
     subject: str | None = None
+    subset: str | None = None
     record: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -91,17 +93,55 @@ def lettered_options(record: Mapping[str, Any], place: str) -> tuple[str, ...]:
     return tuple(values)
 
 
-def lettered_answer(record: Mapping[str, Any], num_options: int, place: str) -> tuple[int, ...]:
-    """Return 1 for the option that field `answer` names by its letter, 0 for the others.
+def lettered_answer(
+    record: Mapping[str, Any], num_options: int, place: str, name: str = "answer", any_case: bool = False
+) -> tuple[int, ...]:
+    """Return 1 for the option that the field names by its letter, 0 for the others.
 
+    any_case  the letter may be small
     Unlabelled if the answer is missing or empty, UserError if it names no option.
     """
-    answer = record.get("answer")
+    answer = record.get(name)
     if answer is None or answer == "":
         raise Unlabelled
     letters = [chr(ord("A") + number) for number in range(num_options)]
-    if answer not in letters:
+    found = answer.upper() if any_case and isinstance(answer, str) else answer
+    if found not in letters:
         raise UserError(
-            f"{place}: field 'answer' is {answer!r:.60}, the options are A to {letters[-1]}: fix the record"
+            f"{place}: field {name!r} is {answer!r:.60}, the options are A to {letters[-1]}: fix the record"
         )
-    return tuple(int(letter == answer) for letter in letters)
+    return tuple(int(letter == found) for letter in letters)
+
+
+def numbered_answer(
+    record: Mapping[str, Any], name: str, num_options: int, place: str, first: int = 0
+) -> tuple[int, ...]:
+    """Return 1 for the option that the field names by its number (7 or "7"), 0 for the others.
+
+    first  number of the first option
+    Unlabelled if the field is missing, empty or -1, UserError if it names no option.
+    """
+    answer = record.get(name)
+    if answer in (None, "", -1, "-1"):
+        raise Unlabelled
+    numbers = [str(first + number) for number in range(num_options)]
+    if isinstance(answer, bool) or not isinstance(answer, int | str) or str(answer) not in numbers:
+        raise UserError(
+            f"{place}: field {name!r} is {answer!r:.60}, the options are {first} to {numbers[-1]}: fix the record"
+        )
+    return tuple(int(number == str(answer)) for number in numbers)
+
+
+def id_of(record: Mapping[str, Any], name: str, index: int, place: str) -> str:
+    """Return the field, a text or a whole number, as a text; the row number if it is missing. UserError otherwise."""
+    value = record.get(name)
+    if value is None:
+        return str(index)
+    return str(value) if type(value) is int else text_of(record, name, place)
+
+
+def label_of(record: Mapping[str, Any], name: str, place: str) -> str | None:
+    """Return the field of this name, None if it is missing or empty. UserError unless it is a text."""
+    if record.get(name) in (None, ""):
+        return None
+    return text_of(record, name, place)

@@ -93,11 +93,13 @@ def in_file_order(plan: Plan) -> Iterator[tuple[Item, Shots]]:
     """Draw as lm-eval 0.4.13 does on one GPU: questions in file order, one generator for all their shots."""
     for items, pool in plan.runs():
         rng = Random(plan.seed)
-        if plan.form.in_order and len(pool) < plan.shots:
+        if plan.form.in_order and len(pool) < plan.shots + (plan.pool.part in plan.form.spare and plan.shots > 0):
             raise _too_few(plan, len(pool))
         for item in items[: plan.limit]:
             if plan.shots == 0:
                 yield item, ()
+            elif plan.form.in_order and plan.pool.part in plan.form.spare:
+                yield item, tuple([shot for shot in pool if shot.record != item.record][: plan.shots])
             elif plan.form.in_order:
                 yield item, tuple(pool[: plan.shots])
             elif plan.pool.part in plan.form.spare:

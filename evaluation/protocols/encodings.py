@@ -51,13 +51,16 @@ def joint_without_bos(tokenizer: PreTrainedTokenizerFast) -> Encode:
 def joint_with_special_tokens(tokenizer: PreTrainedTokenizerFast) -> Encode:
     """Like joint_without_bos, but add the tokenizer's special tokens (usually BOS).
 
-    Add none if the text begins with BOS, or with EOS for a tokenizer without BOS.
+    Add none if the text begins with BOS, or with EOS for a tokenizer without BOS. An empty context is `start_id`.
     """
-    first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    first = start_id(tokenizer)
     marker = tokenizer.decode(first)
 
     def encode(blocks: Sequence[str], continuations: Sequence[str]) -> Encoded:
         context = "".join(blocks)
+        if not context:
+            all_ids = _all_ids(tokenizer, list(continuations), add_special_tokens=False)
+            return Encoded([([first], ids[1:] if ids[:1] == [first] else ids) for ids in all_ids])
         return _joint(tokenizer, context, continuations, add_special_tokens=not context.startswith(marker))
 
     return encode
@@ -69,8 +72,9 @@ def prefix_checked(tokenizer: PreTrainedTokenizerFast) -> Encode:
     Only the first block starts as a prompt (with BOS and dummy prefix, if the tokenizer adds them). So a block has the
     same ids in every prompt, and shared shots give one shared prefix of ids. If a token spans the border, the split
     moves back to the last token that the last line shares with all joint texts. So all continuations have the same
-    context, and none is empty.
+    context, and none is empty. A context without tokens is `start_id`.
     """
+    first = start_id(tokenizer)
     cache: dict[tuple[str, bool], list[int]] = {}
 
     def ids_of(text: str, is_first: bool) -> list[int]:
@@ -92,10 +96,15 @@ def prefix_checked(tokenizer: PreTrainedTokenizerFast) -> Encode:
         line_ids = ids_of(line, is_first)
         joint_ids = [ids_of(line + continuation, is_first) for continuation in continuations]
         split = min(_num_shared(line_ids, ids) for ids in joint_ids)
-        context += line_ids[:split]
+        context = context + line_ids[:split] or [first]
         return Encoded([(context, ids[split:]) for ids in joint_ids], resplit=split < len(line_ids))
 
     return encode
+
+
+def start_id(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Return the id that stands for an empty context: BOS, or EOS for a tokenizer without BOS."""
+    return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
 
 
 def _joint(

@@ -53,6 +53,7 @@ def task_manifest(built: TaskDocuments, settings: Mapping[str, Any]) -> dict[str
         "protocol": built.protocol,
         "shots": built.shots,
         **settings,
+        **({} if built.empty_context is None else {"empty_context": built.empty_context}),
         "documents": len(built.documents),
         "data": [asdict(source) for source in built.sources],
         "prompts_sha256": prompts_sha256(built.documents),

@@ -29,6 +29,7 @@ def record_of(document: Document, lls: Sequence[float], metrics: Sequence[str]) 
         "id": document.id,
         "index": document.index,
         **({"subject": document.subject} if document.subject is not None else {}),
+        **({"subset": document.subset} if document.subset is not None else {}),
         "gold": document.gold,
         "lls": list(lls),
         "predictions": {metric: argmax(values) for metric, values in ranked.items()},

@@ -46,7 +46,8 @@ def read_record(line: bytes, where: str, metrics: Collection[str] = ()) -> dict[
     except ValueError as error:
         raise UserError(f"{where}: bad JSON ({error}): remove the line, and the document is scored again") from None
     _check(where, isinstance(record, dict), "no JSON object")
-    kinds = {"index": int, "id": str, "scores": dict, "ties": dict, "context_sha256": str, "subject": str | None}
+    kinds = {"index": int, "id": str, "scores": dict, "ties": dict, "context_sha256": str}
+    kinds |= dict.fromkeys(("subject", "subset"), str | None)
     wrong = [name for name, kind in kinds.items() if not isinstance(record.get(name), kind)]
     _check(where, not wrong and not isinstance(record["index"], bool), f"no valid {wrong[0] if wrong else 'index'!r}")
     _check(where, all(map(is_number, record["scores"].values())), "scores that are not numbers")

@@ -14,13 +14,14 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Summary:
-    """The means of a task, a group or a subject.
+    """The means of a task, a group, a subset or a subject.
 
     name      "mmlu_en", "mmlu_en_stem" or "mmlu_en_anatomy"
     metrics   name -> mean over documents, the task's main metric first
     ties      metric -> number of documents with two equal best choices, for the metrics that pick a choice
     chance    the main metric's value for a model that guesses
     members   names of the subjects of a group or task; empty for a subject and for a task without subjects
+    apart     whether the line is a subset
     """
 
     name: str
@@ -28,6 +29,7 @@ class Summary:
     ties: dict[str, int]
     chance: float
     members: tuple[str, ...] = ()
+    apart: bool = False
 
     @property
     def count(self) -> int:
@@ -42,7 +44,7 @@ def summarise(
     average: str,
     records: Sequence[Record],
 ) -> list[Summary]:
-    """Return the summaries of the whole task, of its groups and of its subjects, in this order.
+    """Return the summaries of the whole task, of its groups, of its subsets and of its subjects, in this order.
 
     average  take the means of task and groups over "documents", or over "subjects" with equal weights
     """
@@ -65,6 +67,9 @@ def summarise(
     for group, members in groups.items():
         if rows := [record for s in members for record in by_subject.get(s, [])]:
             lines.append(over_subjects(f"{name}_{group}", members, rows))
+    for subset in sorted({record["subset"] for record in records if record.get("subset")}):
+        rows = [record for record in records if record.get("subset") == subset]
+        lines.append(replace(_summary_of(f"{name}_{subset}", metrics, rows), apart=True))
     return [*lines, *subjects.values()]
 
 

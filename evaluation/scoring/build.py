@@ -83,7 +83,17 @@ def build(
             counts["bad_records"] += 1
     if not documents:
         raise UserError(f"{sources[0].name}: no document fits in {max_length} tokens: raise --max-length")
-    return TaskDocuments(task, lang, protocol.name, num_shots, documents, dict(+counts), tuple(sources))
+    empty = next((document.choices[0].context_ids[0] for document in documents if not document.prompt), None)
+    return TaskDocuments(
+        task=task,
+        lang=lang,
+        protocol=protocol.name,
+        shots=num_shots,
+        documents=documents,
+        counts=dict(+counts),
+        sources=tuple(sources),
+        empty_context=None if empty is None else tokenizer.convert_ids_to_tokens(empty),
+    )
 
 
 def check_files(
@@ -117,7 +127,8 @@ def read_items(
     records = data.read(task.folder, lang, part)
     sources.append(records.source)
     items = []
-    for index, (place, record) in enumerate(records.rows):
+    rows = [row for row in records.rows if task.keep is None or task.keep(row[1], lang)]
+    for index, (place, record) in enumerate(rows):
         try:
             items.append(task.read(record, place, index))
         except Unlabelled:
@@ -165,13 +176,14 @@ class _Writer:
         counts: Counter[str],
     ) -> None:
         self.task, self.lang, self.form, self.protocol, self.words = task, lang, form, protocol, words
+        self.gap = words.gap if form.gap is None else form.gap
         self.encode, self.max_length, self.num_shots, self.counts = encode, max_length, num_shots, counts
         # Keep one int object per token id: each further object of a large id would cost 28 bytes.
         self.interned: dict[int, int] = {}
 
     def write(self, item: Item, shots: Sequence[Item]) -> Document:
         options, truth = self.form.options(item), self.form.truth(item)
-        continuations = [self.words.gap + option for option in options]
+        continuations = [self.gap + option for option in options]
         blocks = [*(self._shot(shot) for shot in shots), self.form.question(item, self.words)]
         if header := self.form.header(item):
             blocks[0] = header + blocks[0]
@@ -192,11 +204,12 @@ class _Writer:
             shot_ids=tuple(shot.id for shot in shots[dropped:]),
             prompt="".join(blocks),
             subject=item.subject,
+            subset=item.subset,
         )
 
     def _shot(self, item: Item) -> str:
         answer = self.form.options(item)[self.form.truth(item).index(1)]
-        return f"{self.form.question(item, self.words)}{self.words.gap}{answer}\n\n"
+        return f"{self.form.question(item, self.words)}{self.gap}{answer}\n\n"
 
     def _excess(self, encoded: Encoded) -> int:
         """Return how many tokens of the longest choice do not fit. The last token of a continuation is never fed."""

@@ -38,7 +38,8 @@ class Document:
     gold      index of the right choice; for a task with metric mc2, 1.0 (true) or 0.0 (false) for each choice
     shot_ids  ids of the solved questions before it, in the order of the prompt
     prompt    the whole text before the choices, without the cut from the left that its ids may have
-    subject   MMLU's subject; None elsewhere
+    subject   the subject or domain of the question; None in a benchmark without them
+    subset    a part of the benchmark whose score is reported apart; None for none
     """
 
     task: str
@@ -50,16 +51,18 @@ class Document:
     shot_ids: tuple[str, ...]
     prompt: str
     subject: str | None = None
+    subset: str | None = None
 
 
 @dataclass(frozen=True)
 class TaskDocuments:
     """The documents of one task in one language.
 
-    shots      number of shots per question
-    documents  in the protocol's order
-    counts     name -> number of documents, tokens and special cases (left out, cut, equal options), if above zero
-    sources    the files that were read, with their hashes
+    shots          number of shots per question
+    documents      in the protocol's order
+    counts         name -> number of documents, tokens and special cases (left out, cut, equal options), if above zero
+    sources        the files that were read, with their hashes
+    empty_context  the token that stands before a choice without a text before it; None if every choice has one
     """
 
     task: Task
@@ -69,3 +72,4 @@ class TaskDocuments:
     documents: list[Document]
     counts: dict[str, int]
     sources: tuple[Source, ...]
+    empty_context: str | None = None

@@ -48,6 +48,7 @@ class Form:
     by_subject    treat each subject as a task of its own: draw a question's shots from its subject
     in_order      take the first items of the pool instead of drawing: in file order, under strict by id
     fixed_shots   --shots may not change the number of shots
+    gap           text between a question and an option; None: the one of the prompt words
     """
 
     question: Callable[[Item, PromptWords], str]
@@ -60,6 +61,7 @@ class Form:
     by_subject: bool = False
     in_order: bool = False
     fixed_shots: bool = False
+    gap: str | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class Task:
     forms    forms by protocol ("lm-eval"), or by protocol and language ("lm-eval/en"), which comes first
     groups   group -> its subjects, for averages
     family   a second name, shared by tasks that belong together
+    keep     (record, language) -> whether the record is in this language, for a file that holds several languages
     """
 
     name: str
@@ -84,11 +87,15 @@ class Task:
     forms: Mapping[str, Form]
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
     family: str = ""
+    keep: Callable[[Mapping[str, Any], str], bool] | None = None
 
     def form(self, protocol: str, lang: str) -> Form:
         """Return the form of this protocol and language. UserError if the task has none."""
         form = self.forms.get(f"{protocol}/{lang}") or self.forms.get(protocol)
         if form is None:
+            langs = [name.split("/")[1] for name in self.forms if name.startswith(f"{protocol}/")]
+            if langs:
+                raise UserError(f"task {self.name} has no words for --lang {lang}: choose from {', '.join(langs)}")
             known = ", ".join(sorted({name.split("/")[0] for name in self.forms}))
             raise UserError(f"task {self.name} has no form for --protocol {protocol}: choose from {known}")
         return form

@@ -7,6 +7,7 @@ from typing import Any
 
 from evaluation.data.cleaning import clean
 from evaluation.data.items import Item, lettered_answer, lettered_options, text_of
+from evaluation.data.lettered import ask_cloze, stripped_options
 from evaluation.data.prompt_words import PromptWords
 from evaluation.tasks import Form, Task
 
@@ -36,14 +37,6 @@ def _cleaned_options(item: Item) -> tuple[str, ...]:
     return tuple(clean(option) for option in item.options)
 
 
-def _strict(item: Item, words: PromptWords) -> str:
-    return f"{words.question}{words.gap}{item.question.strip()}\n{words.answer}"
-
-
-def _stripped_options(item: Item) -> tuple[str, ...]:
-    return tuple(option.strip() for option in item.options)
-
-
 _TRAIN = ("train",)
 
 TASKS = (
@@ -58,7 +51,7 @@ TASKS = (
             "leaderboard-v1": Form(_raw, 25, _TRAIN),
             "lm-eval": Form(_cleaned, 0, _TRAIN, options=_cleaned_options),
             "lm-eval/en": Form(_raw, 0, _TRAIN),
-            "strict": Form(_strict, 25, _TRAIN, options=_stripped_options),
+            "strict": Form(ask_cloze, 25, _TRAIN, options=stripped_options),
         },
     ),
 )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from evaluation.data.items import Item, lettered_answer, lettered_options, text_of
+from evaluation.data.lettered import ask_english, ask_letters, letters_of, lines_of
 from evaluation.data.prompt_words import PromptWords
 from evaluation.tasks import Form, Task
 
@@ -33,7 +34,6 @@ GROUPS = {
         *("professional_medicine", "virology"),
     ),
 }
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def _read(record: Mapping[str, Any], place: str, index: int) -> Item:
@@ -51,25 +51,8 @@ def _read(record: Mapping[str, Any], place: str, index: int) -> Item:
     )
 
 
-def _lettered(item: Item) -> str:
-    return "".join(f"\n{letter}. {option}" for letter, option in zip(_LETTERS, item.options))
-
-
 def _okapi(item: Item, words: PromptWords) -> str:
-    return f"Question: {item.question}\nChoices:{_lettered(item)}\nAnswer:"
-
-
-def _original(item: Item, words: PromptWords) -> str:
-    return f"{item.question.strip()}{_lettered(item)}\nAnswer:"
-
-
-def _strict(item: Item, words: PromptWords) -> str:
-    lines = "".join(f"\n{letter}. {option.strip()}" for letter, option in zip(_LETTERS, item.options))
-    return f"{item.question.strip()}{lines}\n{words.answer}"
-
-
-def _letters(item: Item) -> tuple[str, ...]:
-    return tuple(_LETTERS[: len(item.options)])
+    return f"Question: {item.question}\nChoices:{lines_of(item)}\nAnswer:"
 
 
 def _header(item: Item) -> str:
@@ -89,11 +72,13 @@ TASKS = (
         forms={
             "okapi": Form(_okapi, 25, ("validation",), spare=("validation",)),
             "leaderboard-v1": Form(
-                _original, 5, _DEV, options=_letters, header=_header, by_subject=True, in_order=True
+                ask_english, 5, _DEV, options=letters_of, header=_header, by_subject=True, in_order=True
             ),
-            "lm-eval": Form(_original, 0, _DEV, options=_letters, in_order=True),
-            "lm-eval/en": Form(_original, 0, _DEV, options=_letters, header=_header, by_subject=True, in_order=True),
-            "strict": Form(_strict, 5, _DEV, options=_letters, by_subject=True, in_order=True),
+            "lm-eval": Form(ask_english, 0, _DEV, options=letters_of, in_order=True),
+            "lm-eval/en": Form(
+                ask_english, 0, _DEV, options=letters_of, header=_header, by_subject=True, in_order=True
+            ),
+            "strict": Form(ask_letters, 5, _DEV, options=letters_of, by_subject=True, in_order=True),
         },
         groups=GROUPS,
     ),

@@ -8,6 +8,7 @@ from typing import Any
 from engine.base.errors import UserError
 from evaluation.data.cleaning import clean
 from evaluation.data.items import Item, text_of, texts_of
+from evaluation.data.lettered import ask_cloze, stripped_options
 from evaluation.data.prompt_words import PromptWords
 from evaluation.tasks import Form, Task
 
@@ -63,14 +64,6 @@ def _cleaned(item: Item, words: PromptWords) -> str:
     return f"{_PRIMER}\n\nQ: {clean(item.question)}\nA:"
 
 
-def _strict(item: Item, words: PromptWords) -> str:
-    return f"{words.question}{words.gap}{item.question.strip()}\n{words.answer}"
-
-
-def _stripped(item: Item) -> tuple[str, ...]:
-    return tuple(choice.strip() for choice in item.options)
-
-
 def _first(item: Item) -> tuple[int, ...]:
     """The truth of each choice by its position: the first is right, whatever the labels say."""
     return tuple(int(number == 0) for number in range(len(item.options)))
@@ -95,7 +88,7 @@ def _task(targets: str, okapi_truth: Callable[[Item], tuple[int, ...]], lm_eval_
             "leaderboard-v1": Form(_raw, 0, pool, truth=okapi_truth, fixed_shots=True),
             "lm-eval": Form(_cleaned, 0, pool, truth=lm_eval_truth, spare=pool),
             "lm-eval/en": Form(_raw, 0, pool, truth=lm_eval_truth, fixed_shots=True),
-            "strict": Form(_strict, 0, pool, options=_stripped),
+            "strict": Form(ask_cloze, 0, pool, options=stripped_options),
         },
         family="truthfulqa",
     )

@@ -36,17 +36,18 @@ def linear_logprob(
     return LinearLogprob.apply(h_TD, W_VD, target_T, temperature)
 
 
-def linear_logits(h_TD: Tensor, W_VD: Tensor) -> Tensor:
+def linear_logits(h_TD: Tensor, W_VD: Tensor, out_TV: Tensor | None = None) -> Tensor:
     """Return the logits h W^T, float32 [T, V] for inputs of any dtype. No gradient. For the few rows to sample from.
 
+    On a CPU they may be written to out_TV, memory that is there already: filling new pages takes as long as a product.
     A bfloat16 product would round each logit to 8 bits, a larger error than that of all layers before it.
     """
     if h_TD.dtype == torch.float32:
-        return h_TD @ W_VD.T
+        return torch.mm(h_TD, W_VD.T, out=out_TV)
     if h_TD.device.type == "cuda":
         return torch.mm(h_TD, W_VD.T, out_dtype=torch.float32)
     if bfloat16.available(h_TD):
-        return bfloat16.logits(h_TD, W_VD)
+        return bfloat16.logits(h_TD, W_VD, out_TV)
     blocks = W_VD.split(max(WIDENED_AT_ONCE // W_VD.shape[1], 1))
     return torch.cat([h_TD.float() @ W_BD.float().T for W_BD in blocks], 1)
 

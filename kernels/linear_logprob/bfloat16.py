@@ -110,9 +110,9 @@ def totals(h_TD: Tensor, W_VD: Tensor, scale: float, target_T: Tensor) -> tuple[
     return torch.cat(merged, 1), torch.cat(logits)
 
 
-def logits(h_TD: Tensor, W_VD: Tensor) -> Tensor:
-    """Return h W^T, float32 [T, V], with the same float32 sums as the other walks."""
-    chunk, out_TV = _Chunk(h_TD), torch.empty(len(h_TD), len(W_VD))
+def logits(h_TD: Tensor, W_VD: Tensor, out_TV: Tensor | None = None) -> Tensor:
+    """Return h W^T, float32 [T, V], with the same float32 sums as the other walks; written to out_TV if given."""
+    chunk, out_TV = _Chunk(h_TD), torch.empty(len(h_TD), len(W_VD)) if out_TV is None else out_TV
     for first, count, W_BK in _blocks(W_VD, _block_rows(W_VD, chunk.tokens)):
         destination = (len(h_TD), out_TV.data_ptr() + first * out_TV.itemsize, len(W_VD))
         cpu.library().logprob_bf16_logits(*chunk.arguments(count, W_BK, 1.0), *destination)

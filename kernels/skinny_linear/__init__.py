@@ -57,12 +57,13 @@ def skinny_linear(
     norm: Norm | None = None,
     activation: str | None = None,
     residual_TN: Tensor | None = None,
+    out_TN: Tensor | None = None,
 ) -> Tensor:
     """Return activation(norm(x) W^T + b) + residual, with the weights' outputs side by side: float32 [T, sum of N].
 
     x_TD float32 [T, D]; weights [N, D] each; biases [N] or None. activation is None, "gelu" (tanh form), "swiglu" or
     "geglu" (Shazeer 2020), which return [T, N] from two weights: silu or gelu of the first times the second. residual
-    has the shape of the result. Reads each weight once, without a copy. A row's bits do not depend on other rows. No
-    gradients. Call `fits` first.
+    has the shape of the result, which is written to out_TN if given. Reads each weight once, without a copy. A row's
+    bits do not depend on other rows. No gradients. Call `fits` first.
     """
-    return cpu.skinny_linear_cpu(x_TD, weights, biases, norm, activation, residual_TN)
+    return cpu.skinny_linear_cpu(x_TD, weights, biases, norm, activation, residual_TN, out_TN)

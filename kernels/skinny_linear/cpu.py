@@ -59,12 +59,14 @@ def skinny_linear_cpu(
     norm=None,
     activation: str | None = None,
     residual_TN: Tensor | None = None,
+    out_TN: Tensor | None = None,
 ) -> Tensor:
     """See `kernels.skinny_linear.skinny_linear`."""
     x_TD = x_TD.contiguous()
     sizes = [weight.shape[0] for weight in weights]
     width = sizes[0] if activation in GATED else sum(sizes)
-    out_TN = tape.empty(x_TD.shape[0], width)
+    out_TN = tape.empty(x_TD.shape[0], width) if out_TN is None else out_TN
+    assert out_TN.shape == (x_TD.shape[0], width) and out_TN.is_contiguous(), (out_TN.shape, width)
     if residual_TN is not None:
         residual_TN = residual_TN.contiguous()
         assert residual_TN.shape == out_TN.shape, (residual_TN.shape, out_TN.shape)

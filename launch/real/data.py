@@ -21,7 +21,7 @@ from evaluation.data.files import LocalData
 
 Row = dict[str, Any]
 TASKS = 4_000  # SFT records from the kit; two thirds as many prompts to rank answers to, and as many for PPO
-INSTRUCTIONS = 4_000  # SFT records from the instruction file
+INSTRUCTIONS = 1_500  # SFT records from the instruction file: long answers, which cost most of the time
 OPTIONS = ("option_a", "option_b", "option_c", "option_d", "option_e")
 TRAINED_FILES = ("sft", "ranking_prompts", "ranking_questions", "rl")
 

@@ -27,8 +27,8 @@ TEXT = _flags("--template plain --dtype bfloat16 --truncate drop")
 SFT = _flags("--batch-size 32 --epochs 2 --lr 5e-5 --warmup-steps 10 --top-layers 12 --save-every 100")
 REWARD = _flags("--batch-size 32 --epochs 1 --lr 1e-4 --warmup-steps 6 --top-layers 12 --save-every 50")
 RLHF = _flags(
-    "--advantage rloo --samples-per-prompt 8 --batch-size 256 --minibatch-size 128 --ppo-epochs 1 --max-steps 40 "
-    "--lr 3e-5 --schedule constant --warmup-steps 2 --top-layers 4 --max-new-tokens 48 --slots 256 "
+    "--advantage rloo --samples-per-prompt 8 --batch-size 256 --minibatch-size 128 --ppo-epochs 1 --max-steps 20 "
+    "--lr 1e-5 --schedule constant --warmup-steps 2 --top-layers 4 --max-new-tokens 48 --slots 256 "
     "--kl-controller fixed --kl-coef 0.05 --missing-eos-penalty 1 --save-every 10"
 )
 TRAINED_LENGTH = _flags("--max-length 256")

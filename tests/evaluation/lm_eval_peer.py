@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from engine.base.jsonl import iterate_objects
+from evaluation.data.sets import SETS
 
 # The folders of lm-eval's tasks to index. Indexing all folders would take half a minute.
 _FOLDERS = ("okapi", "arc", "hellaswag", "mmlu/default", "truthfulqa")
+# The folders of lm-eval's tasks in the published formats, of which a Peer may index some.
+PUBLISHED_FOLDERS = (
+    *("belebele", "xcopa", "xstorycloze", "xnli", "global_mmlu", "include/default"),
+    *("global_piqa/nonparallel_cloze", "global_piqa/parallel_cloze", "indicparam", "multiblimp"),
+)
+# Dataset on the hub -> folder of our files.
+_PUBLISHED = {
+    "facebook/belebele": "belebele",
+    "cambridgeltl/xcopa": "xcopa",
+    "juletxara/xstory_cloze": "xstorycloze",
+    "facebook/xnli": "xnli",
+    "CohereLabs/Global-MMLU-Lite": "global_mmlu",
+    "CohereForAI/Global-MMLU": "global_mmlu_full",
+    "CohereForAI/include-base-44": "include",
+    "mrlbenchmarks/global-piqa-nonparallel": "global_piqa_nonparallel",
+    "mrlbenchmarks/global-piqa-parallel": "global_piqa_parallel",
+    "bharatgenai/IndicParam": "indicparam",
+    "jumelet/multiblimp": "multiblimp",
+}
 _OKAPI = {"alexandrainst/m_arc", "alexandrainst/m_hellaswag", "alexandrainst/m_mmlu", "alexandrainst/m_truthfulqa"}
 
 
@@ -20,7 +40,9 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def splits(folder: Path, dataset: str, name: str | None) -> dict[str, list[dict[str, Any]]]:
-    """Return split -> rows of a hub dataset, read from files in Okapi's layout."""
+    """Return split -> rows of a hub dataset, read from files in our layout."""
+    if dataset in _PUBLISHED:
+        return _published(folder / _PUBLISHED[dataset], name)
     if dataset in _OKAPI:
         paths = (folder / dataset.split("/")[1]).glob(f"{name}_*.json")
         parts = {path.stem.split("_")[1]: _filled(read(path)) for path in paths}
@@ -41,6 +63,18 @@ def splits(folder: Path, dataset: str, name: str | None) -> dict[str, list[dict[
         }
     assert dataset == "truthfulqa/truthful_qa", dataset
     return {"validation": [_nested(row) for row in read(folder / "m_truthfulqa/en_validation.json")]}
+
+
+def _published(folder: Path, name: str | None) -> dict[str, list[dict[str, Any]]]:
+    """Return the rows of the languages of this name: of one language, but of all for IndicParam's only name."""
+    names = SETS[folder.name].names
+    langs = [lang for lang, own in names.items() if name in (own, "IndicParam")]
+    parts: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(folder.glob("*_*.json")):
+        lang, part = path.stem.split("_")
+        if lang in langs:
+            parts.setdefault(part, []).extend(read(path))
+    return parts
 
 
 def _filled(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -90,14 +124,16 @@ def local_datasets(folder: Path) -> Iterator[None]:
 class Peer:
     """lm-eval with one model in float32."""
 
-    def __init__(self, model_folder: Path, data_folder: Path, batch_size: int = 1):
+    def __init__(
+        self, model_folder: Path, data_folder: Path, batch_size: int = 1, task_folders: Sequence[str] = _FOLDERS
+    ):
         import lm_eval
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
 
         root = Path(lm_eval.__file__).parent / "tasks"
         self.data_folder = data_folder
-        self.manager = TaskManager(include_path=[str(root / name) for name in _FOLDERS], include_defaults=False)
+        self.manager = TaskManager(include_path=[str(root / name) for name in task_folders], include_defaults=False)
         self.lm = HFLM(pretrained=str(model_folder), dtype="float32", batch_size=batch_size, device="cpu")
 
     def samples(self, task: str, shots: int, limit: int) -> list[dict[str, Any]]:
@@ -120,6 +156,8 @@ class Peer:
                 "prompt": sample["arguments"][0][0],
                 "continuations": [argument[1] for argument in sample["arguments"]],
                 "lls": [response[0] for response in sample["filtered_resps"]],
+                "target": sample["target"],
+                "metrics": {name: sample[name] for name in sample["metrics"]},
             }
             for sample in samples
         ]

@@ -16,10 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from tokenizers import normalizers, processors
 
 from engine.models import load_model
-from engine.text.tokenizer import train_byte_bpe, train_sentencepiece
 from evaluation.data.files import LocalData
 from evaluation.protocols import PROTOCOLS
 from evaluation.scoring.build import build
@@ -27,8 +25,8 @@ from evaluation.scoring.context_length import context_length
 from evaluation.scoring.documents import Document
 from evaluation.scoring.score import Scorer
 from evaluation.tasks import get_tasks
-from tests.engine.models.tiny import randomise
 from tests.evaluation.lm_eval_peer import Peer, read
+from tests.evaluation.parity_models import CASES, model_of, tokenizer_of
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("lm_eval", reason="pip install '.[peers]'")
@@ -91,62 +89,6 @@ def with_long_options(row: dict) -> dict:
 def sample_of(real_data: Path) -> tuple[str, ...]:
     rows = [row for lang in (*LANGS, "en") for row in read(real_data / f"m_arc/{lang}_test.json")[:150]]
     return tuple(f"{row['instruction']} {row['option_a']} {row['option_b']}" for row in rows)
-
-
-def tokenizer_of(kind: str, texts: tuple[str, ...]) -> transformers.PreTrainedTokenizerFast:
-    if kind.startswith("byte BPE"):
-        tokenizer = train_byte_bpe(texts, 1500)
-        if kind == "byte BPE, BOS":
-            tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-                single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
-            )
-        return tokenizer
-    tokenizer = train_sentencepiece(texts, 2500)
-    if kind == "SentencePiece, BOS":
-        return tokenizer
-    # As in the conversion of LLaMA-1: a text that begins with a space gets a dummy prefix too.
-    assert kind == "LLaMA-1's SentencePiece"
-    backend = tokenizer.backend_tokenizer
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    backend.pre_tokenizer = None
-    backend.post_processor = processors.Sequence([])
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
-    )
-
-
-def model_of(family: str, vocab_size: int, folder: Path) -> None:
-    """Save a model of two layers with sharp attention: another shot changes its scores by some nats."""
-    sizes = {"vocab_size": vocab_size, "hidden_size": 32}
-    if family == "bloom":
-        config = transformers.BloomConfig(n_layer=2, n_head=4, **sizes)
-    else:
-        config = transformers.LlamaConfig(
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=1024,
-            **sizes,
-        )
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    randomise(model, seed=3)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if name.endswith(("query_key_value.weight", "q_proj.weight", "k_proj.weight")):
-                weight.mul_(3)
-            elif "embed" in name and weight.ndim == 2:
-                # This gives about seven nats per token, as in real models.
-                weight.mul_(0.2)
-    model.save_pretrained(folder)
-
-
-CASES = {
-    "byte BPE": "bloom",
-    "byte BPE, BOS": "bloom",
-    "SentencePiece, BOS": "llama",
-    "LLaMA-1's SentencePiece": "llama",
-}
 
 
 @pytest.fixture(scope="module", params=CASES)

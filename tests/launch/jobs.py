@@ -9,9 +9,16 @@ from pathlib import Path
 import pytest
 
 from engine.cli.parse import main
-from launch import dpo, ppo, reward, sample, sft
+from launch import dpo, ppo, pretrain, reward, sample, sft
 
-JOBS = {"sft": sft.job, "reward": reward.job, "dpo": dpo.job, "ppo": ppo.job, "sample": sample.job}
+JOBS = {
+    "sft": sft.job,
+    "reward": reward.job,
+    "dpo": dpo.job,
+    "ppo": ppo.job,
+    "pretrain": pretrain.job,
+    "sample": sample.job,
+}
 TRAINERS = ("sft", "reward", "dpo", "ppo")
 ON_RANKINGS = ("reward", "dpo")
 ALL = (*TRAINERS, "sample")
@@ -25,6 +32,7 @@ GOOD = {
         "data": "prompts.jsonl", "output": "out", "max-steps": "1", "reward": "rm", "top-layers": "1",
         "max-new-tokens": "8", **SHORT,
     },
+    "pretrain": {"data": "text.txt", "output": "out", "max-steps": "1", "max-length": "32", "batch-size": "2"},
     "sample": {"data": "prompts.jsonl", "output": "out.jsonl", "max-new-tokens": "8", **SHORT},
 }  # fmt: skip
 

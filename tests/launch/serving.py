@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
@@ -14,6 +13,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from engine.serving.app import Server, ServerSettings
 from engine.serving.ask import AskReader, Limits
 from launch.serve import Loaded
+from tests.threads import in_another_thread
 
 CHAT = {"messages": [{"role": "user", "content": "Say good morning"}], "max_tokens": 8}
 TEXT = {"prompt": "Good morning", "max_tokens": 8}
@@ -40,23 +40,14 @@ async def running(
 @contextmanager
 def in_a_thread(loaded: Loaded, **settings: Any) -> Iterator[str]:
     """Yield the base URL of a server in another thread, for blocking clients."""
-    address: list[str] = []
-    ready, done = threading.Event(), threading.Event()
 
-    async def serve() -> None:
-        async with running(loaded, **settings) as (client, _):
-            address.append(str(client.make_url("/v1")))
-            ready.set()
-            await asyncio.to_thread(done.wait)
+    @asynccontextmanager
+    async def client() -> AsyncIterator[TestClient]:
+        async with running(loaded, **settings) as (opened, _):
+            yield opened
 
-    thread = threading.Thread(target=asyncio.run, args=(serve(),))
-    thread.start()
-    try:
-        assert ready.wait(30)
-        yield address[0]
-    finally:
-        done.set()
-        thread.join(30)
+    with in_another_thread(client, "/v1") as url:
+        yield url
 
 
 def with_client(loaded: Loaded, test: Callable[[TestClient, Server], Any], **settings: Any) -> Any:

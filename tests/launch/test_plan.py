@@ -7,7 +7,7 @@ import pytest
 from engine.base.errors import UserError
 from engine.models import save_model
 from launch import plan
-from launch.plan import job
+from launch.plan import BLOOM, job
 from tests.engine.training.trainers import tiny_model
 
 
@@ -50,6 +50,23 @@ def test_dpo_adds_one_forward_to_sft_and_no_second_model(capsys):
     assert 0.25 * whole < dpo["the reference, once for these responses"] < 0.34 * whole
 
 
+def test_a_second_reward_model_costs_as_much_as_the_first(capsys):
+    none, one, two = (printed(capsys, "--rewards", count, "--gpu-memory", "141") for count in "012")
+    assert two["rollout_bytes"] - one["rollout_bytes"] == one["rollout_bytes"] - none["rollout_bytes"] > 1e9
+    assert two["scoring"] - one["scoring"] == pytest.approx(one["scoring"] - none["scoring"])
+    assert two["update"] == one["update"] and two["decode"] == one["decode"]
+
+
+def test_pretraining_text_costs_time_for_each_optimizer_step(capsys):
+    """128 rollouts in minibatches of 32, 4 epochs: 16 steps. A token costs one forward, and the top a backward too."""
+    usual, text = (printed(capsys, "--ptx-tokens", tokens, "--gpu-memory", "141") for tokens in ("0", "1024"))
+    assert "pretraining text" not in usual and text["update_bytes"] > usual["update_bytes"]
+    hidden = BLOOM["bloom-7b1"][1]
+    layer, head = 12 * hidden**2, 250_880 * hidden
+    flops = 2 * 16 * 1024 * (26 * layer + 3 * 4 * layer + 3 * head)
+    assert text["pretraining text"] == pytest.approx(flops / 400e12, rel=0.03)  # attention's products come on top
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -57,6 +74,8 @@ def test_dpo_adds_one_forward_to_sft_and_no_second_model(capsys):
         (["--top-layers", "99"], "--top-layers is 99, the model has 30 layers"),
         (["--top-layers", "x"], "--top-layers is 'x'"),
         (["--gpu-memory", "0"], "--gpu-memory is 0.0: give more than 0"),
+        (["--minibatch-size", "0"], "--minibatch-size is 0: give more than 0"),
+        (["--rewards", "-1"], "--rewards is -1: give 0 or more"),
         (["--ppo-epochs", "0"], "--ppo-epochs is 0: give more than 0"),
         (["--trunk-cache", "-1"], "--trunk-cache is -1.0: give 0 or more"),
         (["--tokens-per-microbatch", "100"], "a sequence has 512 tokens: raise the first"),

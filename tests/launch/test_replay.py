@@ -122,6 +122,16 @@ def test_ppo(here, monkeypatch, capfd, rewards):
     assert "is the first value that is not finite" in out and "policy loss" in out and "kept" in out
 
 
+def test_low_rank_factors(here, monkeypatch, capfd):
+    """The replay trains the factors, as the run did: their gradients are those shown."""
+    file = stopped(monkeypatch, capfd, "sft", ENOUGH, "--lora-rank", "2")
+    assert "is the first value that is not finite" in replayed(monkeypatch, capfd, "sft", file)
+    note, tensors = read_kept(file)
+    healthy = file_of(here / "out", 1, 3)
+    assert keep(healthy, {**note, "checkpoint": None, "step": 1}, tensors) is None
+    assert "largest gradients: factors." in replayed(monkeypatch, capfd, "sft", healthy)
+
+
 def test_all_is_finite(here, monkeypatch, capfd):
     """If the bad gradient came from elsewhere, the replay says so and prints the largest gradients."""
     file = stopped(monkeypatch, capfd, "sft", ENOUGH)

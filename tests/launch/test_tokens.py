@@ -24,17 +24,32 @@ def tokenizers(tmp_path_factory):
 
 
 def table(capsys):
-    """Return {first cell: other cells} of a printed table, and the line below it."""
-    lines = capsys.readouterr().out.splitlines()
-    cells = [re.split(r"  +", line.strip()) for line in lines if line.strip()]
-    return {first: others for first, *others in cells[:-1] if not set(first) <= {"-"}}, lines[-1]
+    """Return {first cell: other cells} of the first printed table, and the last line."""
+    tables, last = all_tables(capsys)
+    return tables[0], last
+
+
+def all_tables(capsys):
+    """Return {first cell: other cells} of each printed table, and the last line."""
+    *parts, last = capsys.readouterr().out.strip("\n").split("\n\n")
+    tables = []
+    for part in parts:
+        cells = [re.split(r"  +", line.strip()) for line in part.splitlines() if line.strip()]
+        tables.append({first: others for first, *others in cells if not set(first) <= {"-"}})
+    return tables, last
 
 
 def test_one_language_has_a_row_for_each_tokenizer(tokenizers, monkeypatch, capsys):
     monkeypatch.chdir(tokenizers)
     run(["--lang", "ne", "--tokenizer", "ne", "en"])
     rows, below = table(capsys)
-    assert rows["Nepali"] == ["vocabulary", "tokens per word", "tokens per character", "bytes per token"]
+    assert rows["Nepali"] == [
+        "vocabulary",
+        "tokens per word",
+        "tokens per character",
+        "bytes per token",
+        "bytes or unknown",
+    ]
     texts = load_kit("ne").texts
     tokens = [len(load_tokenizer(name).encode(t, add_special_tokens=False)) for name in ("ne", "en") for t in texts]
     words, characters, size = (
@@ -42,7 +57,7 @@ def test_one_language_has_a_row_for_each_tokenizer(tokenizers, monkeypatch, caps
     )  # fmt: skip
     for name, total in (("ne", sum(tokens[: len(texts)])), ("en", sum(tokens[len(texts) :]))):
         expected = [f"{total / words:.2f}", f"{total / characters:.2f}", f"{size / total:.2f}"]
-        assert rows[name] == [f"{len(load_tokenizer(name)):,}", *expected]
+        assert rows[name][:-1] == [f"{len(load_tokenizer(name)):,}", *expected]
     assert float(rows["ne"][1]) < 0.5 * float(rows["en"][1])
     assert below == f"  {len(texts)} texts of datagen/kits; words are split at spaces, no special tokens"
 
@@ -62,7 +77,20 @@ def test_all_languages_have_a_row_each(tokenizers, monkeypatch, capsys):
 def test_chinese_is_counted_by_character_only(tokenizers, capsys):
     run(["--lang", "zh", "--tokenizer", str(tokenizers / "en")])
     rows, _ = table(capsys)
-    assert rows["Chinese"] == ["vocabulary", "tokens per character", "bytes per token"]
+    assert rows["Chinese"] == ["vocabulary", "tokens per character", "bytes per token", "bytes or unknown"]
+
+
+def test_what_a_word_costs_a_model(tokenizers, monkeypatch, capsys):
+    """One layer of 2 heads of 8: keys and values of a token take 2 * 16 * 2 bytes. BLOOM has no longest sequence."""
+    monkeypatch.chdir(tokenizers)
+    run(["--lang", "ne", "--tokenizer", "en"])
+    (first, longest, costs), _ = all_tables(capsys)
+    per_word = float(first["en"][1])
+    word, count = longest["en"][0].split(", ")[0].split(" ")
+    assert len(load_tokenizer("en").encode(word, add_special_tokens=False)) == int(count) > per_word
+    steps, cache, fitting = costs["en"]
+    assert float(steps) == per_word and fitting == "no limit"
+    assert float(cache) == pytest.approx(per_word * 64 / 1e3, abs=0.06)
 
 
 def test_own_text_takes_the_place_of_the_kit(tokenizers, tmp_path, capsys):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import importlib.util
 import os
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from launch import convert
-from tests.real.models import PACKAGES, Loaded, gguf_file, load
+from tests.real.models import PACKAGES, Loaded, gguf_file, load, shared_folder
 
 
 @pytest.fixture(scope="session", params=PACKAGES)
@@ -26,25 +25,16 @@ def real(request, tmp_path_factory) -> Iterator[tuple[str, Path]]:
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent  # of all processes of this run
-    folder = root / f"real-{name}"
-    with (root / f"{folder.name}.lock").open("w") as lock:
-        while True:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not (folder / "config.json").is_file():
-                file = gguf_file(name, root)
-                convert.run(["--gguf", str(file), "--output", str(folder), "--dtype", "float32"])
-                if file.parent == root:
-                    file.unlink()
-                gc.collect()
-            fcntl.flock(lock, fcntl.LOCK_SH)  # held while this process uses the directory
-            if folder.is_dir():
-                break
+
+    def make(folder: Path) -> None:
+        file = gguf_file(name, root)
+        convert.run(["--gguf", str(file), "--output", str(folder), "--dtype", "float32"])
+        if file.parent == root:
+            file.unlink()
+        gc.collect()
+
+    with shared_folder(root / f"real-{name}", make) as folder:
         yield name, folder
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return  # another process uses it still, and removes it
-        shutil.rmtree(folder)  # pytest would keep a gigabyte for each of the last runs
 
 
 @pytest.fixture(scope="module")

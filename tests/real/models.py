@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import gzip
 import importlib.util
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -103,3 +106,25 @@ def assert_close(actual: Tensor, expected: Tensor, relative: float, what: str) -
     """Assert that the largest difference is at most `relative` of the largest expected value."""
     error = float((actual - expected).abs().max() / expected.abs().max())
     assert error <= relative, f"{what}: relative error {error:.1e}, allowed {relative:.0e}"
+
+
+@contextmanager
+def shared_folder(folder: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+    """Context with a model's folder that all processes of a run share: the first makes it, the last removes it.
+
+    A process that only reads never waits for other readers: they may keep the folder until the end of the run.
+    """
+    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
+        while True:
+            fcntl.flock(lock, fcntl.LOCK_SH)  # held while this process uses the folder
+            if (folder / "config.json").is_file():
+                break
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (folder / "config.json").is_file():  # another process may have made it before this lock
+                make(folder)
+        yield folder
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return  # another process uses it still, and removes it
+        shutil.rmtree(folder)  # pytest would keep a gigabyte for each of the last runs

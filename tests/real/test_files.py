@@ -11,10 +11,13 @@ from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
+from datagen.kits import kit_codes, load_kit
 from engine.models import load_config, load_model, save_model
 from engine.models.gguf import _reader, read_gguf, write_gguf
 from engine.models.names import TABLES, written_name
+from engine.text.extend import extend
 from engine.text.gguf_tokenizer import USER_DEFINED, fields_of
+from engine.text.tokenizer import load_tokenizer
 from tests.greetings import GREETINGS
 from tests.real.models import TEXTS, assert_close, gguf_file, hidden, passage, tokenizer_of
 
@@ -129,3 +132,18 @@ def test_saved_model_in_transformers(real, tmp_path):
         AutoTokenizer.from_pretrained(tmp_path / "saved")(passage("ta", 200)).input_ids
         == tokenizer(passage("ta", 200)).input_ids
     )
+
+
+def test_an_extended_tokenizer_keeps_the_ids_of_old_texts(real):
+    """In every language that has a kit; new pieces of Nepali stand for the old tokens of the same text."""
+    _, path = real
+    tokenizer = load_tokenizer(path)
+    extension, unchanged = extend(tokenizer, load_kit("ne").texts, 100), 0
+    for code in kit_codes():
+        for text in load_kit(code).texts:
+            old, new = (t.encode(text, add_special_tokens=False) for t in (tokenizer, extension.tokenizer))
+            parts = (extension.replaced[i - extension.first_id] if i >= extension.first_id else [i] for i in new)
+            assert [i for ids in parts for i in ids] == old, (code, text)
+            assert extension.tokenizer.decode(new) == tokenizer.decode(old), (code, text)
+            unchanged += new == old
+    assert unchanged > 800

@@ -14,9 +14,9 @@ import pytest
 from tests.reliability.killing import Moment, count, run
 from tests.reliability.remains import assert_same
 
-STAGES = ("sft", "reward", "ppo")
+STAGES = ("sft", "reward", "dpo", "ppo")
 # PPO takes eight optimizer steps in two iterations, so checkpoints at steps 3 and 6 fall inside an iteration.
-SAVE_EVERY = {"sft": 2, "reward": 2, "ppo": 3}
+SAVE_EVERY = {"sft": 2, "reward": 2, "dpo": 2, "ppo": 3}
 KILLS = 25
 
 

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.base.errors import UserError
 from engine.base.seeds import batches, derive_seed, even_parts, shuffled
-from engine.objectives.schedule import learning_rate, rate_line, warmup_warning
+from engine.objectives.schedule import learning_rate, ppo_rates, rate_line, warmup_warning
 from engine.settings import OptimizerSettings
 
 
@@ -65,6 +66,29 @@ def test_learning_rates_by_hand():
     assert rates("cosine") == pytest.approx(rise + cosines)
     for schedule in ("linear", "cosine"):
         assert learning_rate(8, 8, 0.4, schedule, 4) == pytest.approx(0.0)
+
+
+def test_wsd_by_hand():
+    """Ten steps: two of warm-up, four at the peak, four of decay, by fifths."""
+    rates = [learning_rate(step, 10, 0.5, "wsd", 2, 4) for step in range(10)]
+    assert rates == pytest.approx([0.25, 0.5, 0.5, 0.5, 0.5, 0.5, 0.4, 0.3, 0.2, 0.1])
+    assert learning_rate(10, 10, 0.5, "wsd", 2, 4) == 0.0
+    assert [learning_rate(step, 3, 0.4, "wsd", 0, 3) for step in range(3)] == pytest.approx([0.3, 0.2, 0.1])
+    assert ppo_rates(7, 10, optimizer(lr=0.5, schedule="wsd", warmup_steps=2, decay_steps=4), 0.05, 0) == pytest.approx(
+        (0.3, 0.03)
+    )
+
+
+def test_decay_is_a_fifth_of_the_run_or_as_given():
+    settings = optimizer(schedule="wsd")
+    assert [settings.decay(n) for n in (1, 4, 10, 1000)] == [1, 1, 2, 200]
+    assert [optimizer(schedule="wsd", decay_steps=30).decay(n) for n in (10, 1000)] == [10, 30]
+    assert optimizer().decay(1000) == 0
+    assert rate_line(optimizer(schedule="wsd", warmup_steps=0), 50) == "2e-05, wsd, falling in the last 10 steps"
+    with pytest.raises(UserError, match="--decay-steps is 3 and --schedule cosine: give --schedule wsd"):
+        optimizer(decay_steps=3)
+    with pytest.raises(UserError, match="--decay-steps is 0: give 1 or more"):
+        optimizer(schedule="wsd", decay_steps=0)
 
 
 def optimizer(**changes):

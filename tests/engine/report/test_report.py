@@ -185,3 +185,28 @@ def test_the_template_is_taken_off_a_prompt(name, question, more):
     prompt = TEMPLATES[name].format(question, more)
     assert asked(prompt, name) == (f"{question}\n{more}" if more else question)
     assert asked("something else", name) == "something else"
+
+
+def test_held_out_texts_of_pretraining_have_rows_of_their_own(tmp_path, capsys):
+    """The second language's perplexity before and after stands in the table, and a spoilt one is a mistake."""
+    folder = tmp_path / "run" / "pretrain"
+    folder.mkdir(parents=True)
+    config = {"stage": "pretrain", "settings": {"lang": "ne", "seed": 0}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "metrics.jsonl").write_text('{"step": 1, "loss/pretrain": 3.0}\n{"step": 2, "loss/pretrain": 2.5}\n')
+    result = {"seconds": 3.0, "loss_first": 3.0, "loss_last": 2.5, "drawn": {"ne": {"documents": 2, "tokens": 9}}}
+    result |= {"perplexity/en_before": 9.25, "perplexity/en": 11.5, "bits_per_byte/en_before": 1.125}
+    result |= {"bits_per_byte/en": 1.25, "perplexity/ne_before": 80.0, "perplexity/ne": 20.0}
+    (folder / "result.json").write_text(json.dumps(result))
+    main([str(tmp_path / "run")])
+    page = (tmp_path / "run" / "report.html").read_text()
+    for title, cell in (
+        ("pretraining, perplexity of en", "9.250 → 11.500"),
+        ("pretraining, bits per byte of en", "1.125 → 1.250"),
+        ("pretraining, perplexity of ne", "80.000 → 20.000"),
+        ("pretraining loss, nats per token", "3.000 → 2.500"),
+    ):
+        assert title in page and cell in page
+    (folder / "result.json").write_text(json.dumps({**result, "perplexity/en": "low"}))
+    assert main([str(tmp_path / "run")]) == 2
+    assert "no number for perplexity/en" in capsys.readouterr().err

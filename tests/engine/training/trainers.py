@@ -29,16 +29,21 @@ from engine.settings import (
     DPOSettings,
     OptimizerSettings,
     PPOSettings,
+    PretrainSettings,
     RewardSettings,
     RunSettings,
     SFTSettings,
+    TextRunSettings,
     split_of,
 )
 from engine.text.encoding import Example, Prompt, RankedExamples
 from engine.training.context import Context
+from engine.training.corpus import Corpus, HeldOutText, names_of_files, tokenise
 from engine.training.dpo import DPOTrainer
 from engine.training.export import body_weights, save_trained
+from engine.training.lora import LoraModule
 from engine.training.ppo import PPOTrainer
+from engine.training.pretrain import PretrainTrainer
 from engine.training.pretraining import Pretraining
 from engine.training.reward import RewardTrainer
 from engine.training.sft import SFTTrainer
@@ -67,6 +72,7 @@ SHARED = {
 }  # fmt: skip
 OF_STAGE = {
     "sft": (SFTSettings, {"max_steps": 5}),
+    "pretrain": (PretrainSettings, {"max_steps": 5, "max_length": 16, "schedule": "wsd"}),
     "reward": (RewardSettings, {"batch_size": 2, "max_steps": 5, "tokens_per_microbatch": 150, "top_layers": 2}),
     "dpo": (DPOSettings, {"batch_size": 2, "max_steps": 5, "tokens_per_microbatch": 150, "top_layers": "2"}),
     "ppo": (PPOSettings, {
@@ -81,7 +87,7 @@ def settings(stage: str, **changes: Any) -> tuple[RunSettings, OptimizerSettings
     """The four groups of a stage's settings; changes name their fields."""
     own, values = OF_STAGE[stage]
     values = {**SHARED, **values, **changes}
-    groups = [RunSettings, OptimizerSettings, BatchSettings, own]
+    groups = [TextRunSettings if stage == "pretrain" else RunSettings, OptimizerSettings, BatchSettings, own]
     names = [{f.name for f in dataclasses.fields(group)} for group in groups]
     assert set(values) <= set.union(*names), set(values) - set.union(*names)
     return tuple(group(**{k: v for k, v in values.items() if k in own}) for group, own in zip(groups, names))
@@ -191,6 +197,8 @@ def make_trainer(
     **changes: Any,
 ) -> SFTTrainer | RewardTrainer | DPOTrainer | PPOTrainer:  # fmt: skip
     """A trainer ready to train; `changes` are settings."""
+    if stage == "pretrain":
+        changes = {**changes, "data": data}  # files
     groups = settings(stage, **changes)
     run = RecordedRun(folder, stage, groups, world)
     run.start()
@@ -198,6 +206,8 @@ def make_trainer(
     context = Context(*groups, world, run, Console(enabled=False), ds_config(zero))
     if stage == "sft":
         return SFTTrainer(model, data or sft_examples(), heldout or [], context)
+    if stage == "pretrain":
+        return pretrain_trainer(model, groups, world, run, zero)
     if stage == "dpo":
         return DPOTrainer(model, data or rankings(), rankings(4, 5) if heldout is None else heldout, context)
     if stage == "reward":
@@ -215,6 +225,19 @@ def make_trainer(
     return PPOTrainer(model, tokenizer, eos_ids, data or prompts(), scorer, context, heldout or (), text)
 
 
+def pretrain_trainer(
+    model: torch.nn.Module, groups: tuple[Any, ...], world: World, run: Run, zero: str
+) -> PretrainTrainer:
+    """A trainer on the text files of the settings, tokenised in the run's folder."""
+    tokenizer, length = tiny_tokenizer(), groups[2].max_length
+    sources, paths = groups[0].sources, groups[0].eval_data or []
+    files = tokenise(sources, tokenizer, run.path / "tokens", world, Console(enabled=False))
+    corpus = Corpus(sources, files, length)
+    heldout = [HeldOutText.read(n, p, tokenizer, length, 10_000) for n, p in zip(names_of_files(paths), paths)]
+    context = Context(*groups, world, run, Console(enabled=False), ds_config(zero), corpus.mixture)
+    return PretrainTrainer(model, corpus, heldout, context)
+
+
 def train(trainer: SFTTrainer | RewardTrainer | DPOTrainer | PPOTrainer) -> dict[str, Any]:
     """Train and save as the launchers do. Returns what came of it on this rank:
 
@@ -227,9 +250,11 @@ def train(trainer: SFTTrainer | RewardTrainer | DPOTrainer | PPOTrainer) -> dict
     result = trainer.train()
     trainer.run.finish(result)
     state = trainer.zero.state_dict()
-    heads = {k: v for k, v in state.items() if k.startswith(("score.", "value.", "critic."))}
+    heads = {k: v for k, v in state.items() if k.startswith(("score.", "value.", "critic.", "factors."))}
     frozen = {k: v.detach().clone() for k, v in trainer.model.state_dict().items()}
-    weights = frozen | body_weights(state) | heads
+    module = trainer.zero.module
+    body = module.merged(trainer.model, state) if isinstance(module, LoraModule) else body_weights(state)
+    weights = frozen | body | heads
     if isinstance(trainer, PPOTrainer):
         weights = heads
         weights |= {k: v.detach().clone() for k, v in trainer.model.state_dict().items()}

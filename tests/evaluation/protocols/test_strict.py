@@ -174,8 +174,8 @@ def test_prompt_words_are_those_of_the_language(lang, tmp_path):
 
 
 def test_language_without_prompt_words_is_an_error_until_registered():
-    with pytest.raises(UserError, match="no prompt words for 'sw'.*register_words"):
-        words_of("sw")
+    with pytest.raises(UserError, match="no prompt words for 'xz'.*register_words"):
+        words_of("xz")
     register_words("xq", PromptWords("Qq:", "Aa:"))
     assert words_of("xq").answer == "Aa:"
     with pytest.raises(UserError, match="has prompt words already"):

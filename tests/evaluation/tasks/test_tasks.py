@@ -26,8 +26,8 @@ TASKS = (Task("sport", "sport", "test", ("acc",), read, {"strict": Form(lambda i
 '''
 
 
-def test_all_five_tasks_have_a_form_for_every_protocol():
-    tasks = all_tasks()
+def test_okapis_five_tasks_have_a_form_for_every_protocol():
+    tasks = {name: task for name, task in all_tasks().items() if task.folder.startswith("m_")}
     assert list(tasks) == ["arc", "hellaswag", "mmlu", "truthfulqa_mc1", "truthfulqa_mc2"]
     for task in tasks.values():
         assert set(task.metrics) <= set(METRICS)
