@@ -45,7 +45,6 @@ from engine.training.weighted_scorers import Scorer, each, load_rewards
 from launch import reward, sft
 from launch.common import (
     Job,
-    base_config,
     check_files,
     checked_reader,
     embedded_data,
@@ -107,13 +106,8 @@ def train(
         sources, checks_file = (Source(str(embedded / "rl.jsonl")),), checks_file or embedded / "heldout.jsonl"
     batch, ppo = fit_job(job, model_dir, batch, ppo)
     room = batch.max_length - ppo.max_new_tokens
-    split = split_of(ppo.top_layers, base_config(model_dir).num_hidden_layers)
-    if ppo.trunk_dtype != "model" and not split:
-        raise UserError(
-            f"--trunk-dtype is {ppo.trunk_dtype}, --top-layers {ppo.top_layers} trains every layer of the model: give "
-            "fewer layers, or leave --trunk-dtype out"
-        )
-    model, tokenizer = job.load(model_dir, ppo.trunk_dtype, split or 0)
+    model, tokenizer = job.load(model_dir, ppo)
+    split = split_of(ppo.top_layers, model.num_layers)
     eos_ids = eos_ids_of(model_dir, tokenizer, model.vocab_size)
     choice = job.choose_template(batch.template, model_dir, tokenizer)
     prompts, mixture = encode_sources(

@@ -17,14 +17,14 @@ from engine.base.seeds import derive_seed
 from engine.cli.console import Console
 from engine.distributed.world import start_world
 from engine.run.checkpoint_files import TRAINED, Checkpoint
-from engine.settings import STAGE_SETTINGS, BatchSettings, RunSettings, parse_rewards, split_of
+from engine.settings import STAGE_SETTINGS, BatchSettings, RunSettings, TrunkSettings, parse_rewards, split_of
 from engine.training.guards import read_kept
 from engine.training.modules import LanguageModule, Policy, RewardModule
 from engine.training.pretrain import pretraining_module
 from engine.training.replay import Replayed, bad_weights, groups_of, replay
 from engine.training.sft import sft_module
 from engine.training.weighted_scorers import load_rewards, start_critic
-from launch.common import base_config, choose_dtype, load_checked
+from launch.common import choose_dtype, load_checked
 
 # The base model of a stage without --model.
 EMBEDDED = {"pretrain": "init", "sft": "init", "reward": "sft/model", "dpo": "sft/model", "ppo": "sft/model"}
@@ -62,11 +62,8 @@ def show(stage: str, file: Path) -> None:
         return
     groups = groups_of(stage, note["ids"], tensors, own)
     model_dir = run.model or Path(run.runs, run.lang, EMBEDDED[stage])
-    trunk_dtype = own.trunk_dtype if stage == "ppo" else "model"
-    trunk = 0 if trunk_dtype == "model" else split_of(own.top_layers, base_config(model_dir).num_hidden_layers)
-    model, tokenizer = load_checked(
-        model_dir, choose_dtype(run.dtype, world.device), world.device, trunk_dtype, trunk or 0
-    )
+    trunk = own if isinstance(own, TrunkSettings) else None
+    model, tokenizer = load_checked(model_dir, choose_dtype(run.dtype, world.device), world.device, trunk)
     checkpoint = _checkpoint_of(note, file)
     module, split = _module(stage, model, tokenizer, run, batch, own)
     module.to(world.device)

@@ -1,14 +1,18 @@
 """Linear layers of the frozen trunk in 8 or 4 bits: what a stored weight is worth, and the product with it.
 
 A weight [N, I] is cut into groups of 32 along I, each with one scale: the group's largest magnitude over 127 or 7,
-rounded to bfloat16. A code is the nearest integer to weight / scale. The value of a weight is code * scale, rounded to
-the model's dtype: rollouts, scores, updates and the exported model all compute with this value.
+rounded to bfloat16. A code is the nearest integer to weight / scale (127 for what a scale rounded down puts above it:
+an error of up to one scale there, half a scale elsewhere). The value of a weight is code * scale, rounded to
+the model's dtype: rollouts, scores, updates and the exported model all compute with this value. Values quantise to
+themselves, so a reward model exported from a quantised trunk still shares the trunk of a policy of the same base.
 Shapes: T tokens, N outputs, I inputs, G groups, C bytes of codes in a row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from itertools import repeat
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +36,8 @@ def quantise(weight_NI: Tensor, trunk_dtype: str) -> tuple[Tensor, Tensor]:
     weight_NI = pad(weight_NI.float(), (0, -weight_NI.shape[1] % GROUP))
     weight_NGJ, largest = weight_NI.unflatten(1, (-1, GROUP)), LARGEST[trunk_dtype]
     scale_NG = (weight_NGJ.abs().amax(2) / largest).bfloat16()
+    # Again, of the largest value as bfloat16 rounds it: some scales would be another when the values are quantised.
+    scale_NG = ((scale_NG.float() * largest).bfloat16().float() / largest).bfloat16()
     divisor_NG = scale_NG.float().masked_fill(scale_NG == 0, 1.0)
     code_NI = (weight_NGJ / divisor_NG[..., None]).round().clamp(-largest, largest).to(torch.int8).flatten(1)
     if trunk_dtype == "int8":
@@ -64,14 +70,31 @@ class QuantisedLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The values of the whole weight [N, I], computed anew each time it is read."""
-        return dequantise(self.codes, self.scales, self.in_features, self.dtype)
+        return torch.cat(list(self.tiles()))
+
+    def tiles(self) -> Iterator[Tensor]:
+        """Yield the values of 1,024 rows of the weight at a time."""
+        for codes, scale_NG in zip(self.codes.split(TILE_ROWS), self.scales.split(TILE_ROWS)):
+            yield dequantise(codes, scale_NG, self.in_features, self.dtype)
 
     def forward(self, x_TI: Tensor) -> Tensor:
         """Return x @ weight.T + bias [T, N]; only a tile of output rows is dequantised at a time."""
-        biases = [None] * len(self.codes) if self.bias is None else self.bias.split(TILE_ROWS)
-        tiles = zip(self.codes.split(TILE_ROWS), self.scales.split(TILE_ROWS), biases)
-        parts = [linear(x_TI, dequantise(c, s, self.in_features, self.dtype), b) for c, s, b in tiles]
+        return _Product.apply(x_TI, self)
+
+
+class _Product(torch.autograd.Function):
+    """The backward dequantises again: autograd would keep the values of all layers until then."""
+
+    @staticmethod
+    def forward(ctx, x_TI: Tensor, layer: QuantisedLinear) -> Tensor:
+        ctx.layer = layer
+        biases = repeat(None) if layer.bias is None else layer.bias.split(TILE_ROWS)
+        parts = [linear(x_TI, weight_NI, bias_N) for weight_NI, bias_N in zip(layer.tiles(), biases)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+    @staticmethod
+    def backward(ctx, grad_TN: Tensor) -> tuple[Tensor, None]:
+        return grad_TN @ ctx.layer.weight, None
 
 
 def replace_linear(model: nn.Module, name: str, weight_NI: Tensor, trunk_dtype: str) -> None:
@@ -102,11 +125,30 @@ def stored_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield from ((f"{name}.codes", module.codes), (f"{name}.scales", module.scales))
 
 
-def valued_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return all weights by the names of an ordinary model; quantised ones by their values, on the CPU."""
-    weights = dict(model.named_parameters())
-    quantised = ((n, m) for n, m in model.named_modules() if isinstance(m, QuantisedLinear))
-    return weights | {f"{name}.weight": module.weight.cpu() for name, module in quantised}
+class Weight(NamedTuple):
+    """A weight of an ordinary model: its shape and dtype, and a function that returns it."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    read: Callable[[], Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        return self.shape.numel() * self.dtype.itemsize
+
+
+def valued_weights(model: nn.Module, instead: Mapping[str, Callable[[], Tensor]] | None = None) -> dict[str, Weight]:
+    """Return all weights by the names of an ordinary model; `instead` computes some of them by their names.
+
+    Quantised ones are their values, dequantised when they are read.
+    """
+    given = instead or {}
+    weights = {n: Weight(p.shape, p.dtype, given.get(n, lambda p=p: p.detach())) for n, p in model.named_parameters()}
+    for name, layer in model.named_modules():
+        if isinstance(layer, QuantisedLinear):
+            shape, name = torch.Size((layer.out_features, layer.in_features)), f"{name}.weight"
+            weights[name] = Weight(shape, layer.dtype, given.get(name, lambda layer=layer: layer.weight))
+    return weights
 
 
 def num_weights(model: nn.Module) -> int:

@@ -253,7 +253,9 @@ def train(trainer: SFTTrainer | RewardTrainer | DPOTrainer | PPOTrainer) -> dict
     heads = {k: v for k, v in state.items() if k.startswith(("score.", "value.", "critic.", "factors."))}
     frozen = {k: v.detach().clone() for k, v in trainer.model.state_dict().items()}
     module = trainer.zero.module
-    body = module.merged(trainer.model, state) if isinstance(module, LoraModule) else body_weights(state)
+    body = body_weights(state)
+    if isinstance(module, LoraModule):
+        body = {name: read() for name, read in module.merged(trainer.model, state).items()}
     weights = frozen | body | heads
     if isinstance(trainer, PPOTrainer):
         weights = heads
