@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
 from engine.base.errors import UserError
+from kernels.common.codes import GROUP, Codes
 
-GROUP = 32
 LARGEST = {"int8": 127, "int4": 7}  # largest code of each trunk dtype; the smallest is its negative
 TILE_ROWS = 1024  # output rows dequantised at once
+DEQUANTISING_BYTES = 10  # per weight of a tile: codes unpacked, and two steps in float32
 
 
 def quantise(weight_NI: Tensor, trunk_dtype: str) -> tuple[Tensor, Tensor]:
@@ -46,15 +47,6 @@ def quantise(weight_NI: Tensor, trunk_dtype: str) -> tuple[Tensor, Tensor]:
     return low | high << 4, scale_NG
 
 
-def dequantise(codes: Tensor, scale_NG: Tensor, inputs: int, dtype: torch.dtype) -> Tensor:
-    """Return the values [N, I] in `dtype` of what `quantise` returned."""
-    if codes.dtype == torch.uint8:
-        signed = torch.stack([codes & 15, codes >> 4], dim=2).flatten(1).to(torch.int8)
-        codes = torch.where(signed > 7, signed - 16, signed)
-    value_NGJ = codes.unflatten(1, (-1, GROUP)).float() * scale_NG.float()[..., None]
-    return value_NGJ.flatten(1)[:, :inputs].to(dtype)
-
-
 class QuantisedLinear(nn.Module):
     """A frozen linear layer whose weight is codes and scales. They are buffers: nothing trains or counts them."""
 
@@ -75,7 +67,7 @@ class QuantisedLinear(nn.Module):
     def tiles(self) -> Iterator[Tensor]:
         """Yield the values of 1,024 rows of the weight at a time."""
         for codes, scale_NG in zip(self.codes.split(TILE_ROWS), self.scales.split(TILE_ROWS)):
-            yield dequantise(codes, scale_NG, self.in_features, self.dtype)
+            yield Codes(codes, scale_NG, self.in_features).values(self.dtype)
 
     def forward(self, x_TI: Tensor) -> Tensor:
         """Return x @ weight.T + bias [T, N]; only a tile of output rows is dequantised at a time."""
@@ -95,6 +87,11 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_TN: Tensor) -> tuple[Tensor, None]:
         return grad_TN @ ctx.layer.weight, None
+
+
+def weight_of(layer: nn.Linear | QuantisedLinear) -> Tensor | Codes:
+    """Return a linear layer's weight as it is stored."""
+    return Codes(layer.codes, layer.scales, layer.in_features) if isinstance(layer, QuantisedLinear) else layer.weight
 
 
 def replace_linear(model: nn.Module, name: str, weight_NI: Tensor, trunk_dtype: str) -> None:
@@ -149,6 +146,12 @@ def valued_weights(model: nn.Module, instead: Mapping[str, Callable[[], Tensor]]
             shape, name = torch.Size((layer.out_features, layer.in_features)), f"{name}.weight"
             weights[name] = Weight(shape, layer.dtype, given.get(name, lambda layer=layer: layer.weight))
     return weights
+
+
+def stored_bytes(inputs: int, outputs: int, trunk_dtype: str) -> int:
+    """Return the bytes of codes and scales of a weight [outputs, inputs]."""
+    code_bytes = {"int8": GROUP, "int4": GROUP // 2}[trunk_dtype]
+    return outputs * -(-inputs // GROUP) * (code_bytes + 2)
 
 
 def num_weights(model: nn.Module) -> int:

@@ -9,12 +9,12 @@ from engine.batch import PackedBatch
 from engine.models import load_model, save_model
 from engine.models.quantised import (
     QuantisedLinear,
-    dequantise,
     num_weights,
     quantise,
     quantise_trunk,
     stored_weights,
 )
+from kernels.common.codes import Codes
 from tests.engine.training.trainers import FAMILIES, tiny_model
 
 DTYPES = {"int8": 127, "int4": 7}
@@ -33,7 +33,7 @@ def test_codes_by_hand():
     codes, scale_NG = quantise(weight_NI, "int4")
     assert scale_NG.tolist() == [[1.0, 2.0]] and codes.shape == (1, 32)
     assert codes[0, :2].tolist() == [7 | 13 << 4, 1] and codes[0, 16].item() == 9 | 2 << 4
-    value_NI = dequantise(codes, scale_NG, 34, torch.float32)
+    value_NI = Codes(codes, scale_NG, 34).values(torch.float32)
     assert value_NI[0, :4].tolist() == [7.0, -3.0, 1.0, 0.0] and value_NI[0, 32:].tolist() == [-14.0, 4.0]
 
     codes, scale_NG = quantise(torch.tensor([[127.0, -63.4, 0.6]]), "int8")
@@ -46,7 +46,7 @@ def test_error_is_at_most_half_a_scale_but_for_the_largest_code(trunk_dtype, inp
     weight_NI = torch.randn(9, inputs, generator=torch.Generator().manual_seed(0))
     weight_NI[3] = 0.0
     codes, scale_NG = quantise(weight_NI, trunk_dtype)
-    value_NI = dequantise(codes, scale_NG, inputs, torch.float32)
+    value_NI = Codes(codes, scale_NG, inputs).values(torch.float32)
     scale_NI = scale_NG.float().repeat_interleave(32, dim=1)[:, :inputs]
     # A scale that was rounded down may cut a weight off at code 127: by a scale at most. Code 7 has room.
     is_cut_NI = ((value_NI / scale_NI).abs() == 127) if trunk_dtype == "int8" else torch.zeros_like(value_NI)
@@ -78,7 +78,7 @@ def test_values_quantise_to_themselves_for_every_scale(trunk_dtype, dtype):
     weight_NI[:, 7] = torch.tensor([0.997, 0.999, 1.0, 1.001, 1.003]).repeat(128)
     weight_NI = (weight_NI * scale_N[:, None] * DTYPES[trunk_dtype]).to(dtype)
     first = quantise(weight_NI, trunk_dtype)
-    value_NI = dequantise(*first, 32, dtype)
+    value_NI = Codes(*first, 32).values(dtype)
     again = quantise(value_NI, trunk_dtype)
     assert torch.equal(again[0], first[0]) and torch.equal(again[1], first[1])
     assert ((value_NI - weight_NI).abs() <= first[1].float() * 1.01).all()
