@@ -14,7 +14,10 @@ from engine.models.quantised import (
     quantise_trunk,
     stored_weights,
 )
+from engine.planning.memory_tracker import MemoryTracker
+from engine.training.lora import LoraModule
 from kernels.common.codes import Codes
+from tests.engine.planning.test_memory import model_of
 from tests.engine.training.trainers import FAMILIES, tiny_model
 
 DTYPES = {"int8": 127, "int4": 7}
@@ -124,3 +127,45 @@ def test_loading_quantises_the_trunk_and_export_has_equal_logits(tmp_path, famil
     with torch.no_grad():
         assert torch.equal(logits(exported), logits(quantised))
         assert not torch.equal(logits(load_model(tmp_path / "whole", dtype)), logits(quantised))
+
+
+@pytest.mark.parametrize("trunk_dtype", DTYPES)
+def test_loading_and_exporting_hold_few_tensors_in_full_precision(tmp_path, trunk_dtype):
+    """Measured beside what stays: the work on one tensor, and a shard, of a trunk of 48 tensors."""
+    whole = model_of("bloom", 128, 12)
+    save_model(whole, tmp_path / "whole")
+    largest = max(w.nbytes for w in whole.parameters())
+    trunk = sum(m.weight.nbytes for m in whole.layers.modules() if isinstance(m, torch.nn.Linear))
+    assert trunk > 30 * largest
+    del whole
+
+    class Allocated(MemoryTracker):
+        """Without the mapped file, which is one storage larger than any tensor."""
+
+        def know(self, tensors):
+            super().know(x for x in tensors if x.untyped_storage().nbytes() <= 2 * largest)
+
+    with Allocated() as tracker:
+        model = load_model(tmp_path / "whole", torch.float32, "cpu", trunk_dtype, 12)
+        loaded = tracker.live
+        assert loaded < trunk / 2
+        assert tracker.peak - loaded < 6 * largest
+        tracker.peak = loaded
+        save_model(model, tmp_path / "exported", max_shard_bytes=4 * largest)
+        assert tracker.peak - loaded < 4 * largest + 4 * largest
+        assert tracker.live == loaded
+    assert len(list((tmp_path / "exported").glob("*.safetensors"))) > 6
+
+
+@pytest.mark.parametrize("trunk_dtype", DTYPES)
+def test_factors_are_merged_a_shard_at_a_time(tmp_path, trunk_dtype):
+    model = model_of("bloom", 128, 12)
+    largest = max(w.nbytes for w in model.parameters())
+    quantise_trunk(model, 12, trunk_dtype)
+    module = LoraModule(model, None, 4, 8.0, 0)
+    merged = module.merged(model, {f"factors.{n}": w.detach() for n, w in module.factors.named_parameters()})
+    with MemoryTracker() as tracker:
+        save_model(model, tmp_path / "m", max_shard_bytes=4 * largest, instead=merged)
+    assert len(merged) == 48 and tracker.peak < 4 * largest + 5 * largest
+    exported = load_model(tmp_path / "m")
+    assert torch.equal(exported.layers[3].qkv.weight, model.layers[3].qkv.weight)  # the factors begin at zero
