@@ -29,7 +29,7 @@ from engine.presets import presets
 from engine.run.folder import Run
 from engine.run.monitors import take_monitors
 from engine.run.template_choice import Choice, choose_template
-from engine.settings import STAGE_SETTINGS, BatchSettings, OptimizerSettings, RunSettings
+from engine.settings import STAGE_SETTINGS, BatchSettings, OptimizerSettings, RunSettings, TrunkSettings
 from engine.text.chats import with_chat_template
 from engine.text.templates import Template
 from engine.text.tokenizer import check_vocab, load_tokenizer
@@ -110,9 +110,9 @@ class Job:
         """What a trainer runs with: this job's ranks, folder and console, the settings given, and the data's files."""
         return Context(run, optimizer, batch, stage, self.world, self.run, self.console, self.ds_config, mixture)
 
-    def load(self, path: str | Path) -> tuple[Any, Any]:
-        """Return (model on this rank's device, tokenizer). UserError unless they fit each other."""
-        return load_checked(path, self.dtype, self.world.device)
+    def load(self, path: str | Path, trunk: TrunkSettings | None = None) -> tuple[Any, Any]:
+        """Return (model on this rank's device, tokenizer). UserError unless they fit each other; as load_checked."""
+        return load_checked(path, self.dtype, self.world.device, trunk)
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -129,15 +129,21 @@ def base_config(path: str | Path) -> Any:
     return load_config(path)
 
 
-def load_checked(path: str | Path, dtype: torch.dtype, device: torch.device) -> tuple[Any, Any]:
-    """Return (language model, tokenizer) of a directory. UserError unless they fit each other."""
+def load_checked(
+    path: str | Path, dtype: torch.dtype, device: torch.device, trunk: TrunkSettings | None = None
+) -> tuple[Any, Any]:
+    """Return (language model, tokenizer) of a directory, with frozen layers stored as `trunk` says.
+
+    UserError unless they fit each other.
+    """
     path = Path(path)
     config = base_config(path)
+    quantised = trunk.quantised_layers(config.num_hidden_layers) if trunk else 0
     tokenizer = load_tokenizer(path)
     check_vocab(tokenizer, config.vocab_size)
     if load_score_weight(path) is not None:
         raise UserError(f"--model {path} is a reward model (it has a score head): give a language model")
-    return load_model(path, dtype, device), tokenizer
+    return load_model(path, dtype, device, trunk.trunk_dtype if trunk else "model", quantised), tokenizer
 
 
 def checked_reader(job: Job, batch: BatchSettings, read: Callable[..., Iterable[Any]]) -> Callable[[str], list[Any]]:

@@ -49,7 +49,7 @@ def train(
 ) -> None:
     """Check all inputs, then train, save and evaluate."""
     dpo.check_heldout_of(run_settings.data, run_settings.eval_data)
-    read = read_inputs(job, run_settings, batch, dpo.heldout)
+    read = read_inputs(job, run_settings, batch, dpo)
     model, tokenizer = read.model, read.tokenizer
     split = split_of(dpo.top_layers, model.num_layers)
     disk = read.disk(job, split, read.mixture.passes(read.batch.epochs) + 1, columns=1)

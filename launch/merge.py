@@ -12,6 +12,8 @@ from typing import Any
 if __name__ == "__main__":  # started as a file, whose folder is on the path: the packages are beside it
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from torch import Tensor
+
 from engine.base.errors import UserError
 from engine.cli.parse import main, parse_settings
 from engine.models.hf import check_replaceable, whole_model, write_all_but_weights
@@ -71,13 +73,13 @@ def run(argv: Sequence[str]) -> None:
     inputs["merge"] = "the weighted mean of each tensor, summed in float32"
     try:
         with whole_model(output) as partial:
-            tensors = write_all_but_weights(model, partial, tokenizer, None, None, eos_ids)
-            write_shards(
-                partial,
-                {name: tensor.nbytes for name, tensor in tensors.items()},
-                lambda name: read(name) if tensors[name].is_meta else tensors[name],  # a family's constants are known
-                SHARD_BYTES,
-            )
+            weights = write_all_but_weights(model, partial, tokenizer, None, None, eos_ids)
+
+            def mean_of(name: str) -> Tensor:
+                own = weights[name].read()
+                return read(name) if own.is_meta else own  # a family's constants are known
+
+            write_shards(partial, {name: weight.nbytes for name, weight in weights.items()}, mean_of, SHARD_BYTES)
             write_card(partial, "merge", {"lang": s.lang}, inputs, {}, tokenizer, eos_ids)
     except OSError as error:
         raise UserError(f"--output {output} cannot be written ({error.strerror}): choose another place") from error

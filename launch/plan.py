@@ -20,7 +20,15 @@ from engine.cli.console import Console
 from engine.cli.parse import main, parse_settings
 from engine.models.hf import empty_model, load_config
 from engine.planning.memory import Part, Workload, memory, peaks, phases
-from engine.settings import FEWEST_SAMPLES, check_above_zero, check_at_least, check_top_layers, flag, split_of
+from engine.settings import (
+    FEWEST_SAMPLES,
+    TrunkSettings,
+    check_above_zero,
+    check_at_least,
+    check_top_layers,
+    flag,
+    split_of,
+)
 
 # (layers, width, heads), for LLaMA also the MLP width. From the published configs.
 BLOOM = {
@@ -32,7 +40,7 @@ CLUSTERS = [(1, 24), (1, 40), (1, 80), (1, 141), (4, 80), (8, 80)]  # GPUs, GB e
 
 
 @dataclass(frozen=True)
-class PlanSettings:
+class PlanSettings(TrunkSettings):
     """The stage, its model and batch, and the machine."""
 
     _argument_group_name = "plan"
@@ -92,6 +100,16 @@ class PlanSettings:
                 f"{self.prompt_tokens + self.new_tokens} tokens: raise the first"
             )
 
+    @property
+    def top(self) -> str:
+        """The number of trained layers, or all."""
+        return self.top_layers or ("all" if self.stage in ("pretrain", "sft", "dpo") else "4")
+
+    def frozen_layers(self, num_layers: int) -> int:
+        """Return how many layers have linear layers that are not trained."""
+        split = split_of(self.top, num_layers)
+        return num_layers if self.lora_rank else split or 0
+
 
 def config_of(name: str) -> PretrainedConfig:
     """Return the config of a known name, a directory, or a config.json."""
@@ -113,14 +131,15 @@ def config_of(name: str) -> PretrainedConfig:
 def workload(s: PlanSettings, num_layers: int) -> Workload:
     """Return the workload of the settings for a model with this many layers."""
     stage = "sft" if s.stage == "pretrain" else s.stage  # the same work on each token
-    top = s.top_layers or ("all" if stage in ("sft", "dpo") else "4")
-    split = split_of(top, num_layers)
+    split = split_of(s.top, num_layers)
+    s.quantised_layers(num_layers)
     updates = s.ppo_epochs * -(-s.rollouts // s.minibatch_size)
     return Workload(
         stage, getattr(torch, s.dtype), s.ranks, s.zero, s.offload, None if split is None else num_layers - split,
         s.rollouts, s.slots, s.prompt_tokens, s.new_tokens, s.tokens_per_microbatch, s.trunk == "shared",
         s.critic == "separate", s.reward_offload, s.trunk_cache, s.ppo_epochs, s.samples_per_prompt,
         s.advantage == "gae", s.rewards, s.lora_rank, s.recompute, s.minibatch_size, updates * s.ptx_tokens,
+        s.trunk_dtype,
     )  # fmt: skip
 
 
@@ -210,8 +229,9 @@ def job(argv: Sequence[str]) -> None:
         model = empty_model(config_of(s.model), s.model).to(getattr(torch, s.dtype))
         w = workload(s, model.num_layers)
         top = "all" if w.top_layers is None else f"top {w.top_layers} of {model.num_layers}"
+        codes = "" if s.trunk_dtype == "model" else f" (frozen ones {s.trunk_dtype})"
         console.header(f"{s.stage} of {s.model}, {sum(p.numel() for p in model.parameters()) / 1e9:.2f} B weights", {
-            "trained": f"{top} layers, {s.dtype}, ZeRO-{s.zero}{' with offload' if s.offload else ''}",
+            "trained": f"{top} layers, {s.dtype}{codes}, ZeRO-{s.zero}{' with offload' if s.offload else ''}",
             "machine": f"{s.ranks} x {s.gpu_memory:g} GB",
             "batch": f"{s.rollouts} sequences of {s.prompt_tokens} + {s.new_tokens} tokens, "
             f"{s.tokens_per_microbatch:,} tokens per microbatch",

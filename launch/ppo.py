@@ -106,10 +106,10 @@ def train(
         sources, checks_file = (Source(str(embedded / "rl.jsonl")),), checks_file or embedded / "heldout.jsonl"
     batch, ppo = fit_job(job, model_dir, batch, ppo)
     room = batch.max_length - ppo.max_new_tokens
-    model, tokenizer = job.load(model_dir)
+    model, tokenizer = job.load(model_dir, ppo)
+    split = split_of(ppo.top_layers, model.num_layers)
     eos_ids = eos_ids_of(model_dir, tokenizer, model.vocab_size)
     choice = job.choose_template(batch.template, model_dir, tokenizer)
-    split = split_of(ppo.top_layers, model.num_layers)
     prompts, mixture = encode_sources(
         sources, read_sources(read_prompts, sources),
         lambda part: encode_prompts(part, tokenizer, choice.template, room, batch.truncate),

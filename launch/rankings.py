@@ -13,7 +13,7 @@ from engine.base.mixture import Mixture, Source, names_of
 from engine.base.records import RankingRecord, read_rankings
 from engine.planning.disk import kept_tokens, num_trained
 from engine.run.template_choice import Choice, check_template
-from engine.settings import BatchSettings, RunSettings
+from engine.settings import BatchSettings, DPOSettings, RewardSettings, RunSettings
 from engine.text.encoding import RankedExamples, encode_rankings
 from engine.text.eos import eos_ids_of
 from engine.training.heldout import Estimate
@@ -70,7 +70,7 @@ class Inputs:
         return job.disk(len(self.rankings), self.batch, self.model, trained, kept_tokens=kept, columns=columns)
 
 
-def read_inputs(job: Job, run_settings: RunSettings, batch: BatchSettings, share: float) -> Inputs:
+def read_inputs(job: Job, run_settings: RunSettings, batch: BatchSettings, own: RewardSettings | DPOSettings) -> Inputs:
     """Read the model and the rankings, by default the embedded ones; without --eval-data hold out a share of them.
 
     UserError for the first mistake in them, before an earlier stage runs where it can be seen there.
@@ -86,7 +86,7 @@ def read_inputs(job: Job, run_settings: RunSettings, batch: BatchSettings, share
         sources = (Source(str(embedded / "ranking.jsonl")),)
         heldout_file = heldout_file or embedded / "ranking_heldout.jsonl"
     (batch,) = fit_job(job, model_dir, batch)
-    model, tokenizer = job.load(model_dir)
+    model, tokenizer = job.load(model_dir, own)
     eos_ids = eos_ids_of(model_dir, tokenizer, model.vocab_size)
     choice = job.choose_template(batch.template, model_dir, tokenizer)
 
@@ -107,7 +107,7 @@ def read_inputs(job: Job, run_settings: RunSettings, batch: BatchSettings, share
         trained = [pair for members in groups.values() for pair in members]
         heldout = [ranking for members in grouped(heldout_file, heldout_records).values() for ranking in members]
     else:
-        trained, left = split_prompts(groups, share, run_settings.seed, data)
+        trained, left = split_prompts(groups, own.heldout, run_settings.seed, data)
         heldout = [ranking for _, ranking in left]
     counts = tuple(sum(f == g for g, _ in trained) for f in range(len(sources)))
     if empty := [source.path for source, count in zip(sources, counts) if not count]:

@@ -17,7 +17,7 @@ from engine.base.seeds import derive_seed
 from engine.cli.console import Console
 from engine.distributed.world import start_world
 from engine.run.checkpoint_files import TRAINED, Checkpoint
-from engine.settings import STAGE_SETTINGS, BatchSettings, RunSettings, parse_rewards, split_of
+from engine.settings import STAGE_SETTINGS, BatchSettings, RunSettings, TrunkSettings, parse_rewards, split_of
 from engine.training.guards import read_kept
 from engine.training.modules import LanguageModule, Policy, RewardModule
 from engine.training.pretrain import pretraining_module
@@ -62,7 +62,8 @@ def show(stage: str, file: Path) -> None:
         return
     groups = groups_of(stage, note["ids"], tensors, own)
     model_dir = run.model or Path(run.runs, run.lang, EMBEDDED[stage])
-    model, tokenizer = load_checked(model_dir, choose_dtype(run.dtype, world.device), world.device)
+    trunk = own if isinstance(own, TrunkSettings) else None
+    model, tokenizer = load_checked(model_dir, choose_dtype(run.dtype, world.device), world.device, trunk)
     checkpoint = _checkpoint_of(note, file)
     module, split = _module(stage, model, tokenizer, run, batch, own)
     module.to(world.device)

@@ -44,7 +44,7 @@ def train(
 ) -> None:
     """Check all inputs, then train, save and evaluate."""
     reward.check_heldout_of(run_settings.data, run_settings.eval_data)
-    read = read_inputs(job, run_settings, batch, reward.heldout)
+    read = read_inputs(job, run_settings, batch, reward)
     model, tokenizer, batch = read.model, read.tokenizer, read.batch
     top = min(reward.num_top_layers, model.num_layers)
     disk = read.disk(job, model.num_layers - top, read.mixture.passes(batch.epochs))

@@ -62,7 +62,7 @@ def job(argv: Sequence[str]) -> None:
     world = start_world(LONGEST_WAIT_S)
     console, dtype = Console(world.is_first), choose_dtype(settings.dtype, world.device)
     (how,) = fit_lengths([how], settings.model, parsed.given, console.say)
-    model, tokenizer = load_checked(settings.model, dtype, world.device)
+    model, tokenizer = load_checked(settings.model, dtype, world.device, settings)
     choice = choose_template(settings.template, settings.model, tokenizer)
     prompts = encode_prompts(
         records, tokenizer, choice.template, how.max_length - how.max_new_tokens, settings.truncate

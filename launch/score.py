@@ -21,11 +21,11 @@ from engine.batch import PackedBatch, action_mask
 from engine.cli.console import Console
 from engine.cli.parse import main, parse_settings
 from engine.distributed.world import start_world
-from engine.models import load_model, load_score_weight
+from engine.models import load_config, load_model, load_score_weight
 from engine.packing import pack_together
 from engine.run.folder import check_writable
 from engine.run.template_choice import choose_template
-from engine.settings import check_at_least, flag, is_function_name
+from engine.settings import TrunkSettings, check_at_least, flag, is_function_name
 from engine.text.encoding import prompt_of, prompt_text
 from engine.text.templates import TEMPLATE_HELP, load_template
 from engine.text.tokenizer import EOS, encode_response, load_tokenizer
@@ -40,7 +40,7 @@ ROWS_AT_ONCE = 1_000  # prompts whose responses are packed together
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScorerSettings:
+class ScorerSettings(TrunkSettings):
     """How a reward model reads texts."""
 
     template: str | None = flag(TEMPLATE_HELP, None)
@@ -151,7 +151,7 @@ def score_with_model(settings: ScoreSettings, rows: Sequence[dict], device: torc
     """
     path = Path(settings.reward)
     encoded = _encoded(settings, rows, path)
-    model = load_model(path, choose_dtype(settings.dtype, device), device)
+    model = load_read(settings, path, device)
     module = RewardModule(model, load_score_weight(path).to(device), None).eval()
     mean, std = score_moments(path) or (0.0, 1.0)
     scores: list[list[float]] = []
@@ -180,10 +180,16 @@ def log_ratios(settings: ScoreSettings, rows: Sequence[dict], device: torch.devi
     return [[a - b for a, b in zip(ours, theirs)] for ours, theirs in zip(policy, reference)]
 
 
+def load_read(settings: ScorerSettings, path: Path, device: torch.device) -> torch.nn.Module:
+    """Load a model that is only read, all its layers in --trunk-dtype."""
+    quantised = settings.quantised_layers(load_config(path).num_hidden_layers)
+    return load_model(path, choose_dtype(settings.dtype, device), device, settings.trunk_dtype, quantised)
+
+
 @torch.no_grad()
 def _logprobs(settings: ScoreSettings, path: Path, encoded: Encoded, device: torch.device) -> list[list[float]]:
     """Return the log-probability of each response under a language model."""
-    model = load_model(path, choose_dtype(settings.dtype, device), device).eval()
+    model = load_read(settings, path, device).eval()
     whole = _packed(encoded, "cpu")
     found = [0.0] * whole.num_sequences
     for ids in pack_together(whole.lengths, range(whole.num_sequences), settings.tokens_per_microbatch, whole.prompts):

@@ -71,7 +71,7 @@ def train(
         sources, checks_file = (Source(str(embedded / "sft.jsonl")),), checks_file or embedded / "heldout.jsonl"
     model_dir = run_settings.model or embedded_model(run_settings, job)
     (batch,) = fit_job(job, model_dir, batch)
-    model, tokenizer = job.load(model_dir)
+    model, tokenizer = job.load(model_dir, sft)
     eos_ids = eos_ids_of(model_dir, tokenizer, model.vocab_size)
     choice = job.choose_template(batch.template, model_dir, tokenizer)
     parts, heldout_records = read_sources(read, sources), read(checks_file) if checks_file else []

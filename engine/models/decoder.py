@@ -60,6 +60,7 @@ class Decoder(nn.Module):
     layers: nn.ModuleList
     final_norm: nn.Module
     head: nn.Linear | None
+    trunk_dtype = "model"  # or int8, int4: how the frozen layers' weights are stored (engine/models/quantised.py)
 
     def __init__(self, config: PretrainedConfig):
         super().__init__()

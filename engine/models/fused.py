@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from engine.models.attend import Attend, AttentionOptions
 from engine.models.layers import ZeroCenteredRMSNorm
+from engine.models.quantised import weight_of
 from engine.models.rotary import Rotation
 from kernels import passes
 from kernels.linear_logprob import linear_logits
 from kernels.rotary import rotate_in_place
-from kernels.skinny_linear import Norm, fits, skinny_linear
+from kernels.skinny_linear import Codes, Norm, fits, skinny_linear
 
 # step(block, h_TD, rotation, attend) -> h_TD, the block's forward or a function in its place.
 Step = Callable[[nn.Module, Tensor, Rotation | None, Attend], Tensor]
@@ -31,7 +32,7 @@ class FastPath(NamedTuple):
 
     few_rows: Step
     many_rows: Step
-    first_weight: Callable[[nn.Module], Tensor]
+    first_weight: Callable[[nn.Module], Tensor | Codes]
 
 
 def block_step(block: nn.Module, h_TD: Tensor, attend: Attend | None) -> Step:
@@ -42,7 +43,8 @@ def block_step(block: nn.Module, h_TD: Tensor, attend: Attend | None) -> Step:
     weight_ND = path.first_weight(block)
     if fits(h_TD, weight_ND):
         return path.few_rows
-    return path.many_rows if passes.fits(h_TD, weight_ND) else nn.Module.__call__
+    like = h_TD if isinstance(weight_ND, Codes) else weight_ND  # codes have the values of any dtype
+    return path.many_rows if passes.fits(h_TD, like) else nn.Module.__call__
 
 
 def logits(model, h_SD: Tensor, out_SV: Tensor | None = None) -> Tensor:
@@ -128,9 +130,9 @@ def bloom_many_rows(block: nn.Module, h_TD: Tensor, rotation: None, attend: Atte
     return block.mlp_down(passes.gelu_in_place(block.mlp_up(block.mlp_norm(h_TD)))).add_(residual_TD)
 
 
-LLAMA = FastPath(llama_few_rows, llama_many_rows, lambda block: block.q.weight)
-GEMMA3 = FastPath(gemma3_few_rows, gemma3_many_rows, lambda block: block.q.weight)
-BLOOM = FastPath(bloom_few_rows, bloom_many_rows, lambda block: block.qkv.weight)
+LLAMA = FastPath(llama_few_rows, llama_many_rows, lambda block: weight_of(block.q))
+GEMMA3 = FastPath(gemma3_few_rows, gemma3_many_rows, lambda block: weight_of(block.q))
+BLOOM = FastPath(bloom_few_rows, bloom_many_rows, lambda block: weight_of(block.qkv))
 FAST_PATHS = {"bloom": BLOOM, "gemma3_text": GEMMA3} | dict.fromkeys(
     ("llama", "mistral", "qwen2", "qwen3", "smollm3"), LLAMA
 )  # by model_type
@@ -142,17 +144,17 @@ def _bloom_qkv(block: nn.Module, qkv_TN: Tensor) -> tuple[Tensor, ...]:
 
 def _normed_linear(h_TD: Tensor, norm: nn.Module, linears: tuple[nn.Linear, ...], activation: str | None = None):
     """Return activation(linear(norm(h))) of all linears, concatenated, in one pass."""
-    weights, biases = [m.weight for m in linears], [m.bias for m in linears]
+    weights, biases = [weight_of(m) for m in linears], [m.bias for m in linears]
     return skinny_linear(h_TD, weights, biases, _parameters(norm), activation)
 
 
 def _add_linear(residual_TD: Tensor, linear: nn.Linear, x_TN: Tensor) -> Tensor:
     """Return residual + linear(x), in one pass."""
-    return skinny_linear(x_TN, [linear.weight], [linear.bias], None, None, residual_TD)
+    return skinny_linear(x_TN, [weight_of(linear)], [linear.bias], None, None, residual_TD)
 
 
 def _linear(linear: nn.Linear, x_TN: Tensor) -> Tensor:
-    return skinny_linear(x_TN, [linear.weight], [linear.bias])
+    return skinny_linear(x_TN, [weight_of(linear)], [linear.bias])
 
 
 def _weights(norm: nn.Module) -> tuple[Tensor, float, bool]:

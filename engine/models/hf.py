@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,8 @@ from engine.models.decoder import Decoder
 from engine.models.gemma3 import Gemma3
 from engine.models.llama import Llama
 from engine.models.names import LM_HEAD, SCORE, TABLES, constants, match, written_name
-from engine.models.weight_files import StoredTensor, read_weights, write_weights
+from engine.models.quantised import Weight, linears_below, replace_linear, valued_weights
+from engine.models.weight_files import StoredTensor, read_weights, write_shards
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -100,8 +101,13 @@ def build_model(config: PretrainedConfig, seed: int) -> Decoder:
     return model
 
 
-def load_model(path: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Decoder:
+def load_model(
+    path: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu",
+    trunk_dtype: str = "model", split: int = 0,
+) -> Decoder:  # fmt: skip
     """Load a model from a Hugging Face directory, in the given dtype on the given device.
+
+    trunk_dtype int8 or int4 quantises the linear layers below layer `split` while they are read.
 
     Reads mapped files tensor by tensor, so only one extra tensor is in memory. Also loads a reward model's directory
     (`load_score_weight` reads its score head). UserError, with the path, for a bad directory and for weights that do
@@ -114,7 +120,17 @@ def load_model(path: str | Path, dtype: torch.dtype = torch.float32, device: tor
         model.head = None  # a reward model's directory has no language head
     names = match(str(path), model, {name: tensor.shape for name, tensor in stored.items()})
     check_stored(path, model.config, stored, names)
-    state = {ours: stored[name].read().to(device, dtype, copy=True) for ours, name in names.items()}
+    model.trunk_dtype = trunk_dtype
+    trunk = {f"{name}.weight" for name in linears_below(model, split)} if trunk_dtype != "model" else set()
+    state = {}
+    for ours, name in names.items():
+        weight = stored[name].read().to(device, dtype, copy=True)
+        if ours in trunk:
+            linear = ours.removesuffix(".weight")
+            replace_linear(model, linear, weight, trunk_dtype)
+            state |= {f"{linear}.{n}": part for n, part in model.get_submodule(linear).named_buffers()}
+        else:
+            state[ours] = weight
     model.load_state_dict(state, assign=True)
     return model
 
@@ -144,17 +160,20 @@ def save_model(
     score_moments: tuple[float, float] | None = None,
     max_shard_bytes: int = SHARD_BYTES,
     eos_ids: Collection[int] = (),
+    instead: Mapping[str, Callable[[], Tensor]] | None = None,
 ) -> None:
     """Write a directory that transformers loads with equal logits, or, with a score head [D], with equal scores.
 
     The directory appears as a whole: it is written under another name, synced, then renamed. It replaces a model;
     UserError if the target holds anything else. `score_moments` are the mean and standard deviation of a reward model's
     scores; without them, those of the model's config stay. eos_ids may end a response, so a reward model does not pad
-    with them.
+    with them. `instead` computes weights by our names, in the shape and dtype of the model's, when they are written:
+    they and the values of quantised weights exist a shard at a time.
     """
     with whole_model(Path(path)) as partial:
-        tensors = write_all_but_weights(model, partial, tokenizer, score_weight_D, score_moments, eos_ids)
-        write_weights(partial, tensors, max_shard_bytes)
+        weights = write_all_but_weights(model, partial, tokenizer, score_weight_D, score_moments, eos_ids, instead)
+        sizes = {name: weight.nbytes for name, weight in weights.items()}
+        write_shards(partial, sizes, lambda name: weights[name].read(), max_shard_bytes)
 
 
 @contextmanager
@@ -189,22 +208,23 @@ def write_all_but_weights(
     score_weight_D: Tensor | None,
     score_moments: tuple[float, float] | None,
     eos_ids: Collection[int],
-) -> dict[str, Tensor]:
+    instead: Mapping[str, Callable[[], Tensor]] | None = None,
+) -> dict[str, Weight]:
     """Write everything but the weights, as `save_model`. Returns the weights by their stored names."""
     config = _config_to_save(model, tokenizer, score_weight_D is not None, score_moments, eos_ids)
     table = TABLES[config.model_type]
-    tensors: dict[str, Tensor] = {written_name(table, ours): weight for ours, weight in model.named_parameters()}
-    tensors |= {n: torch.tensor(x, dtype=config.dtype) for n, x in constants(table, model.num_layers).items()}
+    weights = {written_name(table, ours): weight for ours, weight in valued_weights(model, instead).items()}
+    given = {n: torch.tensor(x, dtype=config.dtype) for n, x in constants(table, model.num_layers).items()}
     if score_weight_D is not None:
         assert score_weight_D.shape == (model.hidden_size,), score_weight_D.shape
-        tensors.pop(LM_HEAD, None)
-        tensors[SCORE] = score_weight_D[None]
+        weights.pop(LM_HEAD, None)
+        given[SCORE] = score_weight_D[None]
     else:
         assert model.config.tie_word_embeddings or model.head is not None, "a language model needs its head"
     config.to_json_file(folder / "config.json")
     if tokenizer is not None:
         _matching_tokenizer(tokenizer, config, reward=score_weight_D is not None).save_pretrained(folder)
-    return tensors
+    return weights | {name: Weight(x.shape, x.dtype, lambda x=x: x) for name, x in given.items()}
 
 
 def empty_model(config: PretrainedConfig, where: str) -> Decoder:

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from engine.base.errors import UserError
+from engine.models.quantised import num_weights, stored_weights
 from engine.training.trunk import trunk_parameters
 
 STATE_BYTES = 12  # per trained weight in a checkpoint: float32 master and AdamW's two moments
@@ -24,7 +25,7 @@ SPARE = 1.05  # file systems use more than is written
 
 def num_trained(model: nn.Module, split: int | None) -> int:
     """Number of trained weights: all, or those of the layers from `split` on and the final norm."""
-    everything = sum(p.numel() for p in model.parameters())
+    everything = sum(w.numel() for _, w in stored_weights(model))
     if split is None:
         return everything
     frozen = {id(p): p.numel() for _, p in trunk_parameters(model, split)}
@@ -68,7 +69,7 @@ def disk_parts(
     return {
         **best,
         "checkpoints": checkpoint * (keep + 1 if save_every else 1),
-        "model": sum(p.numel() for p in model.parameters()) * weight_bytes,
+        "model": num_weights(model) * weight_bytes,
         "logs": steps * numbers * NUMBER_BYTES + samples,
         "trunk": kept_tokens * model.hidden_size * weight_bytes,
     }

@@ -32,6 +32,7 @@ VERSIONS = ("torch", "deepspeed", "transformers", "tokenizers", "sentencepiece",
 # Settings that say how to start or what to keep, not what to run. ZeRO's may change when a run is resumed.
 NOT_COMPARED = ("overwrite", "resume", "override", "save_every", "keep", "hang_timeout", "monitor")
 MAY_CHANGE = (*NOT_COMPARED, "deepspeed_config", "recompute")
+OFF = {"trunk_dtype": "model"}  # values other than 0, False and None with which a setting does nothing
 INPUTS = ("model", "data", "eval_data", "ptx_data")
 
 
@@ -238,8 +239,9 @@ def differences(
 
     A setting that the earlier version did not have counts as off: it differs only if it is on now.
     """
-    now = {k: v for k, v in json.loads(json.dumps(now)).items() if k not in not_compared and (k in before or v)}
-    return [f"{k} {before.get(k)!r} -> {v!r}" for k, v in now.items() if before.get(k) != v]
+    now = {k: v for k, v in json.loads(json.dumps(now)).items() if k not in not_compared}
+    known = {k: v for k, v in now.items() if k in before or v and v != OFF.get(k)}
+    return [f"{k} {before.get(k)!r} -> {v!r}" for k, v in known.items() if before.get(k) != v]
 
 
 def read_result(path: Path) -> dict[str, Any] | None:

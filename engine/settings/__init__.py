@@ -15,6 +15,7 @@ from engine.settings.rewards import Reward, is_function_name, parse_rewards
 from engine.settings.run import BatchSettings, OptimizerSettings, RunSettings
 from engine.settings.sample import ResponseSettings, SampleSettings
 from engine.settings.supervised import DPOSettings, RankingSettings, RewardSettings, SFTSettings
+from engine.settings.trunk import TRUNK_DTYPES, TrunkSettings
 
 __all__ = [
     "BatchSettings",
@@ -32,7 +33,9 @@ __all__ = [
     "SFTSettings",
     "STAGE_SETTINGS",
     "SampleSettings",
+    "TRUNK_DTYPES",
     "TextRunSettings",
+    "TrunkSettings",
     "check_above_zero",
     "check_at_least",
     "check_room",

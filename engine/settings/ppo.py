@@ -8,16 +8,17 @@ from typing import ClassVar
 from engine.base.errors import UserError
 from engine.base.mixture import Source, parse_sources
 from engine.generation.sampling import Sampling
-from engine.settings.flags import check_above_zero, check_at_least, check_top_layers, flag
+from engine.settings.flags import check_above_zero, check_at_least, check_top_layers, flag, split_of
 from engine.settings.heldout import HeldOutSettings, keep_best_flag
 from engine.settings.rewards import Reward, parse_rewards
+from engine.settings.trunk import TrunkSettings
 
 # Advantage estimators (engine/objectives/advantages.py), with the fewest responses to a prompt that they compare.
 FEWEST_SAMPLES = {"gae": 1, "rloo": 2, "grpo": 2}
 
 
 @dataclass(frozen=True)
-class PPOSettings(HeldOutSettings):
+class PPOSettings(TrunkSettings, HeldOutSettings):
     """Settings of PPO alone."""
 
     _argument_group_name = "ppo"
@@ -121,6 +122,7 @@ class PPOSettings(HeldOutSettings):
         check_at_least(1, self, "max_new_tokens", "minibatch_size", "ppo_epochs", "slots", "eval_samples")
         check_at_least(0, self, "kl_coef", "vf_coef", "missing_eos_penalty")
         check_top_layers(self.top_layers)
+        self.quantised_layers()
         if self.sampling.temperature == 0:
             raise UserError(f"--temperature is {self.temperature}: PPO must sample, give more than 0")
         check_above_zero(self, "clip", "value_clip", "kl_horizon", "score_clip")
@@ -136,6 +138,10 @@ class PPOSettings(HeldOutSettings):
             raise UserError(
                 "--kl-estimator is k1 with --kl-in loss: its gradient is 0 on average and pulls nowhere, give k2 or k3"
             )
+
+    def frozen_layers(self, num_layers: int) -> int:
+        """Return how many layers are not trained."""
+        return split_of(self.top_layers, num_layers) or 0
 
     def _check_advantage(self) -> None:
         check_at_least(1, self, "samples_per_prompt")

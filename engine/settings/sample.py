@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from engine.base.errors import UserError
 from engine.generation.sampling import Sampling
 from engine.settings.flags import check_at_least, check_room, flag
+from engine.settings.trunk import TrunkSettings
 from engine.text.templates import TEMPLATE_HELP
 
 
 @dataclass(frozen=True)
-class SampleSettings:
+class SampleSettings(TrunkSettings):
     """Input, output and resources of launch/sample.py."""
 
     _argument_group_name = "sample"

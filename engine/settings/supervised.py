@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from engine.base.errors import UserError
-from engine.settings.flags import check_above_zero, check_at_least, check_top_layers, flag
+from engine.settings.flags import check_above_zero, check_at_least, check_top_layers, flag, split_of
 from engine.settings.heldout import HeldOutSettings, keep_best_flag
+from engine.settings.trunk import TrunkSettings
 
 
 @dataclass(frozen=True)
-class SFTSettings(HeldOutSettings):
+class SFTSettings(TrunkSettings, HeldOutSettings):
     """Settings of supervised fine-tuning alone."""
 
     _argument_group_name = "sft"
@@ -32,6 +33,12 @@ class SFTSettings(HeldOutSettings):
         check_above_zero(self, "lora_alpha", hint=" (with 0 the factors do nothing)")
         if self.lora_alpha is not None and not self.lora_rank:
             raise UserError("--lora-alpha is given without --lora-rank: give a rank, such as 16, or leave it out")
+        self.quantised_layers()
+
+    def frozen_layers(self, num_layers: int) -> int:
+        """Return how many layers have linear layers that are not trained; low-rank factors leave all of them so."""
+        split = split_of(self.top_layers, num_layers)
+        return num_layers if self.lora_rank else split or 0
 
     @property
     def alpha(self) -> float:
@@ -58,7 +65,7 @@ class RankingSettings(HeldOutSettings):
 
 
 @dataclass(frozen=True)
-class RewardSettings(RankingSettings):
+class RewardSettings(TrunkSettings, RankingSettings):
     """Settings of reward training alone."""
 
     _argument_group_name = "reward"
@@ -75,6 +82,10 @@ class RewardSettings(RankingSettings):
         super().__post_init__()
         check_at_least(0, self, "top_layers")
 
+    def frozen_layers(self, num_layers: int) -> int:
+        """Return how many layers are not trained."""
+        return max(0, num_layers - self.num_top_layers)
+
     @property
     def num_top_layers(self) -> int:
         default = 4 if self.trunk == "shared" else 12
@@ -82,7 +93,7 @@ class RewardSettings(RankingSettings):
 
 
 @dataclass(frozen=True)
-class DPOSettings(RankingSettings):
+class DPOSettings(TrunkSettings, RankingSettings):
     """Settings of direct preference optimisation alone."""
 
     _argument_group_name = "dpo"
@@ -108,3 +119,8 @@ class DPOSettings(RankingSettings):
             raise UserError(f"--label-smoothing is {self.label_smoothing}: give 0 or more, below 0.5 (a coin's flip)")
         if self.label_smoothing and self.dpo_loss != "pairs":
             raise UserError("--label-smoothing is for pairs: leave it out, or give --dpo-loss pairs")
+        self.quantised_layers()
+
+    def frozen_layers(self, num_layers: int) -> int:
+        """Return how many layers are not trained."""
+        return split_of(self.top_layers, num_layers) or 0

@@ -20,6 +20,7 @@ from engine.cli.console import Console
 from engine.cli.interrupt import Interrupt
 from engine.distributed.world import World
 from engine.models.config_rules import computed_from
+from engine.models.quantised import stored_weights
 from engine.objectives.experience import Experience
 from engine.run.checkpoint_files import (
     BEST,
@@ -328,7 +329,7 @@ def fingerprint(model: nn.Module, *sequences: Iterable[Sequence[int]]) -> dict[s
     The weights' digest includes the config fields that change what the model computes.
     """
     weights, data = hashlib.sha256(repr(computed_from(model.config)).encode()), hashlib.sha256()
-    for name, weight in model.named_parameters():
+    for name, weight in stored_weights(model):
         some = weight.detach().flatten()[:: max(1, weight.numel() // 64)]
         weights.update(f"{name} {tuple(weight.shape)}".encode() + some.float().cpu().numpy().tobytes())
     for sequence in (s for part in sequences for s in part):

@@ -16,6 +16,7 @@ from engine.base.strict_json import reason_of
 from engine.distributed.world import World
 from engine.models import load_config, save_model
 from engine.models.hf import empty_model, write_all_but_weights
+from engine.models.quantised import QuantisedLinear, stored_weights
 from engine.run.model_card import write_card
 from engine.text.eos import eos_ids_of
 from engine.text.tokenizer import load_tokenizer
@@ -27,6 +28,20 @@ def body_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Select a module's body weights and rename them as in the model."""
     body = {k.removeprefix("body."): v for k, v in state.items() if k.startswith("body.")}
     return {k.removeprefix("model."): v for k, v in body.items()}
+
+
+def with_trained(model: nn.Module, trained: Mapping[str, Tensor]) -> nn.Module:
+    """Return the model with these weights in the place of its own, which ZeRO-3 may hold in parts."""
+    with torch.device("meta"):
+        whole = type(model)(model.config)
+    if model.head is None:  # tied, or a reward model loaded without one
+        whole.head = None
+    for name, layer in model.named_modules():
+        if isinstance(layer, QuantisedLinear):
+            whole.set_submodule(name, layer)
+    frozen = {name: weight.detach() for name, weight in stored_weights(model)}
+    whole.load_state_dict(frozen | dict(trained), assign=True)
+    return whole
 
 
 def try_export(
@@ -74,13 +89,10 @@ def save_trained(
     """
     state = zero.state_dict()
     if world.is_first:
-        with torch.device("meta"):
-            whole = type(model)(model.config)
-        if model.head is None:  # tied, or a reward model loaded without one
-            whole.head = None
-        frozen = {name: weight.detach() for name, weight in model.named_parameters()}
-        adapted = zero.module.merged(model, state) if isinstance(zero.module, LoraModule) else body_weights(state)
-        whole.load_state_dict(frozen | adapted, assign=True)
+        merged = zero.module.merged(model, state) if isinstance(zero.module, LoraModule) else None
+        whole = with_trained(model, body_weights(state)) if merged is None else model
         score = state["score.weight"][0] if "score.weight" in state else None
-        save_model(whole, path, tokenizer, score_weight_D=score, score_moments=score_moments, eos_ids=eos_ids)
+        save_model(
+            whole, path, tokenizer, score_weight_D=score, score_moments=score_moments, eos_ids=eos_ids, instead=merged
+        )
     world.barrier()

@@ -7,7 +7,8 @@ tokens, A selected action columns, I inputs, O outputs, R rank.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +17,20 @@ from torch.nn.functional import linear
 from engine.base.errors import UserError
 from engine.base.seeds import derive_seed
 from engine.batch import PackedBatch
+from engine.models.quantised import QuantisedLinear
 from engine.training.modules import body_of
 from kernels.linear_logprob import linear_logprob
 
+Linear = nn.Linear | QuantisedLinear
 _PREFIX = "factors."
 
 
 class Factors(nn.Module):
     """scale * up @ down, added to one linear layer's weight; zero before training."""
 
-    def __init__(self, layer: nn.Linear, rank: int, scale: float, generator: torch.Generator):
+    def __init__(self, layer: Linear, rank: int, scale: float, generator: torch.Generator, like: Tensor):
         super().__init__()
-        like, self.scale = layer.weight, scale
+        self.scale = scale
         down_RI = torch.empty(rank, layer.in_features).uniform_(-1, 1, generator=generator)
         self.down = nn.Parameter((down_RI / math.sqrt(layer.in_features)).to(like))
         self.up = nn.Parameter(torch.zeros(layer.out_features, rank).to(like))
@@ -51,7 +54,7 @@ class LoraModule(nn.Module):
         self.scale = alpha / rank
         body = body_of(model, split, recompute).requires_grad_(False)
         self._frozen = (body, model.head_weight)  # a tuple is not registered
-        self.factors = nn.ModuleDict()
+        self.factors, like = nn.ModuleDict(), model.embedding.weight
         for name, layer in linear_layers(model, split):
             if rank > min(layer.in_features, layer.out_features):
                 raise UserError(
@@ -59,7 +62,7 @@ class LoraModule(nn.Module):
                     "give a smaller rank"
                 )
             generator = torch.Generator().manual_seed(derive_seed(seed, "lora", name))
-            factors = self.factors[_key(name)] = Factors(layer, rank, self.scale, generator)
+            factors = self.factors[_key(name)] = Factors(layer, rank, self.scale, generator, like)
             layer.register_forward_hook(lambda _, inputs, y, factors=factors: y + factors(*inputs))
 
     def forward(self, batch: PackedBatch, trunk_TD: Tensor | None, columns_A: Tensor) -> Tensor:
@@ -67,8 +70,9 @@ class LoraModule(nn.Module):
         body, head_VD = self._frozen
         return linear_logprob(body(batch, trunk_TD, columns_A), head_VD, batch.target_T[columns_A])[0]
 
-    def merged(self, model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the weights of the adapted layers with their factors from `state`, by their names in the model.
+    def merged(self, model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Callable[[], Tensor]]:
+        """Return functions that compute the adapted weights with their factors from `state`, by their names in the
+        model.
 
         The product is added in float32 and rounded once to the weight's dtype.
         """
@@ -76,16 +80,19 @@ class LoraModule(nn.Module):
         for name, layer in linear_layers(model, None):
             up, down = (state.get(f"{_PREFIX}{_key(name)}.{part}") for part in ("up", "down"))
             if up is not None:
-                added = self.scale * (up.float() @ down.float())
-                weights[f"{name}.weight"] = (layer.weight.detach().cpu().float() + added).to(layer.weight.dtype)
+                weights[f"{name}.weight"] = partial(self._sum, layer, up, down)
         return weights
 
+    def _sum(self, layer: Linear, up: Tensor, down: Tensor) -> Tensor:
+        weight = layer.weight.detach().cpu()
+        return (weight.float() + self.scale * (up.float() @ down.float())).to(weight.dtype)
 
-def linear_layers(model: nn.Module, split: int | None) -> Iterator[tuple[str, nn.Linear]]:
+
+def linear_layers(model: nn.Module, split: int | None) -> Iterator[tuple[str, Linear]]:
     """Yield the linear layers of the blocks from `split` on, by their names in the model."""
     for index in range(split or 0, model.num_layers):
         for name, module in model.layers[index].named_modules():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, Linear):
                 yield f"layers.{index}.{name}", module
 
 

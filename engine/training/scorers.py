@@ -116,10 +116,11 @@ class RewardModelScorer(_Alone):
             )
         self.normalises = moments is not None
         self.mean, self.std = moments or (0.0, 1.0)
-        model = load_model(path, policy.head_weight.dtype, "cpu")
+        trunk = 0 if split is None else max(0, load_config(path).num_hidden_layers - (policy.num_layers - split))
+        model = load_model(path, policy.head_weight.dtype, "cpu", policy.trunk_dtype, trunk)
         self.shares_trunk = split is not None and same_trunk(model, policy, split)
         if split is not None and not self.shares_trunk:  # train as many layers above it as the policy has
-            split = max(0, model.num_layers - (policy.num_layers - split))
+            split = trunk
         self.module = RewardModule(model, weight_D, split).requires_grad_(False)
         self.trunk = None if split is None or self.shares_trunk else Trunk(model, split)
         self.device, self.tokens_per_microbatch = policy.head_weight.device, tokens_per_microbatch

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from engine.batch import PackedBatch, action_mask
 from engine.cli.console import short
+from engine.models.quantised import stored_weights
 from engine.settings import SFTSettings, split_of
 from engine.text.encoding import Example
 from engine.training.checkpoint import fingerprint
@@ -47,7 +48,7 @@ class SFTTrainer(SupervisedTrainer):
         trunk = None if split is None else Trunk(model, split)
         frozen = [] if split is None else [*trunk_parameters(model, split), ("head", model.head_weight)]
         if sft.lora_rank:
-            frozen = list(model.named_parameters())
+            frozen = stored_weights(model)
         super().__init__(module, model, trunk, FrozenWeights(frozen), examples, heldout, context, identity)
 
     def examples_of(self, record: Example) -> Sequence[Example]:

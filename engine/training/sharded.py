@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 
 from engine.distributed.world import World
@@ -13,7 +13,7 @@ from engine.distributed.world import World
 class ShardedWeights:
     """Whole at first. `release` keeps only this rank's part of each weight; `gather` makes them whole again."""
 
-    def __init__(self, weights: Sequence[nn.Parameter], world: World):
+    def __init__(self, weights: Sequence[Tensor], world: World):
         self.weights, self.world = weights, world
         self.parts: list[Tensor] | None = None  # flat [ceil(N / ranks)] of each weight of N elements, while released
         self.shapes = [w.shape for w in weights]

@@ -17,6 +17,7 @@ from engine.batch import PackedBatch
 from engine.cli.console import Console
 from engine.distributed.world import World
 from engine.models.config_rules import computed_from
+from engine.models.quantised import stored_weights
 from engine.packing import plan_microbatches
 from engine.settings import BatchSettings
 
@@ -28,7 +29,7 @@ def same_trunk(a: nn.Module, b: nn.Module, split: int) -> bool:
     """
     if computed_from(a.config) != computed_from(b.config):
         return False
-    theirs = dict(b.named_parameters())
+    theirs = dict(stored_weights(b))
     for name, weight in trunk_parameters(a, split):
         other = theirs.get(name)
         if other is None or other.shape != weight.shape or not torch.equal(other.to(weight), weight):
@@ -36,10 +37,10 @@ def same_trunk(a: nn.Module, b: nn.Module, split: int) -> bool:
     return True
 
 
-def trunk_parameters(model: nn.Module, split: int) -> list[tuple[str, nn.Parameter]]:
-    """List the parameters below `split` by name: the embeddings and the frozen layers."""
+def trunk_parameters(model: nn.Module, split: int) -> list[tuple[str, Tensor]]:
+    """List the weights below `split` by name, as they are stored: the embeddings and the frozen layers."""
     kept = []
-    for name, parameter in model.named_parameters():
+    for name, parameter in stored_weights(model):
         above = name.startswith("layers.") and int(name.split(".")[1]) >= split
         if not above and not name.startswith(("final_norm.", "head.")):
             kept.append((name, parameter))
@@ -60,7 +61,11 @@ def checksums(weights: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     """
     sums = {}
     for name, weight in weights:
-        words = weight.detach().contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.itemsize])
+        words = (
+            weight.detach()
+            .contiguous()
+            .view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.itemsize])
+        )
         parts = words.flatten().split(1 << 22)  # the sum converts to int64: chunks keep that copy small
         sums[name] = torch.stack([part.sum(dtype=torch.int64) for part in parts]).sum()
     return sums

@@ -56,10 +56,22 @@ struct Call {
     int64_t rows;
     const float *x, *norm_weight, *norm_bias, *residual;
     float* out;
-    const float *weights[3], *biases[3];
-    int64_t sizes[3], count, K, out_step, threads, norm, activation, matrix_unit;
+    const float *weights[3];  // null where there are codes
+    const uint8_t* codes[3];
+    const uint16_t* scales[3];
+    const float* biases[3];
+    int64_t bits[3], sizes[3], count, K, out_step, threads, norm, activation, matrix_unit;
     float eps;
 };
+
+// y [n1 - n0, padded rows of x] = W[n0:n1] x for weight i.
+template <typename Product>
+void multiply(const Call& call, const Product& product, int64_t i, int64_t n0, int64_t n1, float* y, int64_t y_row) {
+    const int64_t groups = (call.K + kGroup - 1) / kGroup;
+    if (call.weights[i]) product.product(FloatMatrix{call.weights[i], call.K}, n0, n1, y, y_row);
+    else if (call.bits[i] == 8) product.product(CodeMatrix<8>{call.codes[i], call.scales[i], groups}, n0, n1, y, y_row);
+    else product.product(CodeMatrix<4>{call.codes[i], call.scales[i], groups}, n0, n1, y, y_row);
+}
 
 // Computes some rows. Product packs and multiplies them.
 template <typename Product>
@@ -83,8 +95,8 @@ void run(const Call& call, int64_t row0, int64_t rows) {
         for (int64_t n0 = start; n0 < stop; n0 += kColumnsAtOnce) {
             const int64_t n1 = std::min(stop, n0 + kColumnsAtOnce), half = (n1 - n0 + kLanes) * padded;
             float* y = y_buffer.get(2 * half);
-            product.product(call.weights[i], n0, n1, y, padded);
-            if (two) product.product(call.weights[1], n0, n1, y + half, padded);
+            multiply(call, product, i, n0, n1, y, padded);
+            if (two) multiply(call, product, 1, n0, n1, y + half, padded);
             const Finish finish = {y, y + half, padded, rows, call.biases[i], two ? call.biases[1] : nullptr,
                                    (Activation)call.activation, residual, call.out + row0 * call.out_step, call.out_step, first};
             int64_t n = n0;
@@ -103,8 +115,8 @@ extern "C" {
 int has_matrix_unit() { return has_amx(); }
 
 // out [rows, sum of N] = activation(norm(x) W^T + b) + residual, the weights side by side. With kSwiglu and kGeglu there are
-// two weights of one size, and out [rows, N] = silu or gelu(first) * second + residual. All tensors are float32 and contiguous,
-// except that rows of out are out_step apart. Pointers to an absent norm, bias or residual are null.
+// two weights of one size, and out [rows, N] = silu or gelu(first) * second + residual. All tensors are contiguous, and float32
+// but for codes and scales; rows of out are out_step apart. Pointers to an absent norm, bias or residual are null.
 void skinny_linear(const Call* call) {
 #pragma omp parallel num_threads(call->threads)
     for (int64_t row = 0; row < call->rows; row += kRowsAtOnce) {

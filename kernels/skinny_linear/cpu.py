@@ -10,10 +10,11 @@ from pathlib import Path
 from torch import Tensor
 
 from kernels.common import native, tape
+from kernels.common.codes import Codes
 
 FOLDER = Path(__file__).parent
 SOURCES = (
-    *(FOLDER / name for name in ("cpu.cpp", "product.h", "product_amx.h")),
+    *(FOLDER / name for name in ("cpu.cpp", "matrix.h", "product.h", "product_amx.h")),
     *(FOLDER.parent / "common" / name for name in ("activations.h", "amx.h", "vector.h")),
 )
 ACTIVATIONS = {None: 0, "gelu": 1, "swiglu": 2, "geglu": 3}
@@ -29,8 +30,8 @@ class Call(ctypes.Structure):
     _fields_ = (
         ("rows", LONG),
         *((name, POINTER) for name in ("x", "norm_weight", "norm_bias", "residual", "out")),
-        *((name, POINTER * MAX_WEIGHTS) for name in ("weights", "biases")),
-        ("sizes", LONG * MAX_WEIGHTS),
+        *((name, POINTER * MAX_WEIGHTS) for name in ("weights", "codes", "scales", "biases")),
+        *((name, LONG * MAX_WEIGHTS) for name in ("bits", "sizes")),
         *((name, LONG) for name in ("count", "K", "out_step", "threads", "norm", "activation", "matrix_unit")),
         ("eps", ctypes.c_float),
     )
@@ -54,7 +55,7 @@ def has_matrix_unit() -> bool:
 
 def skinny_linear_cpu(
     x_TD: Tensor,
-    weights: Sequence[Tensor],
+    weights: Sequence[Tensor | Codes],
     biases: Sequence[Tensor | None],
     norm=None,
     activation: str | None = None,
@@ -70,14 +71,20 @@ def skinny_linear_cpu(
     if residual_TN is not None:
         residual_TN = residual_TN.contiguous()
         assert residual_TN.shape == out_TN.shape, (residual_TN.shape, out_TN.shape)
-    assert all(w.shape[1] == x_TD.shape[1] and w.is_contiguous() for w in weights), [w.shape for w in weights]
+    coded = [w if isinstance(w, Codes) else None for w in weights]
+    plain = [w if c is None else None for w, c in zip(weights, coded)]
+    parts = [part for w, c in zip(plain, coded) for part in ((w,) if c is None else c[:2])]
+    assert all(part.is_contiguous() for part in parts)
+    assert all(w.shape[1] == x_TD.shape[1] for w in weights), [w.shape for w in weights]
     norm_weight_D, norm_bias_D, eps, centred = norm or (None, None, 0.0, False)
     assert not (centred and norm_bias_D is not None)
     arguments = Call(
         x_TD.shape[0],
         *map(_pointer, (x_TD, norm_weight_D, norm_bias_D, residual_TN, out_TN)),
-        (POINTER * MAX_WEIGHTS)(*map(_pointer, weights)),
+        (POINTER * MAX_WEIGHTS)(*map(_pointer, plain)),
+        *((POINTER * MAX_WEIGHTS)(*(_pointer(c and c[i]) for c in coded)) for i in (0, 1)),
         (POINTER * MAX_WEIGHTS)(*map(_pointer, biases)),
+        (LONG * MAX_WEIGHTS)(*(c.bits if c else 0 for c in coded)),
         (LONG * MAX_WEIGHTS)(*sizes),
         *(len(weights), x_TD.shape[1], width, native.threads()),
         NO_NORM if norm is None else LAYER if norm_bias_D is not None else CENTRED_RMS if centred else RMS,

@@ -12,11 +12,9 @@
 #include <cmath>
 #include <cstdlib>
 
-#include "../common/vector.h"
+#include "matrix.h"
 
 using vec::all;
-using vec::floats;
-using vec::kLanes;
 
 namespace {
 
@@ -24,7 +22,6 @@ constexpr int kTileRows = 12;    // rows of W
 constexpr int kPanel = 32;       // rows of x
 constexpr int kVeryFew = 4;      // up to so many rows of x, lanes lie across rows of W instead
 constexpr int kChain = 64;       // products per accumulator before it is added to the sum: less rounding
-constexpr int kAhead = 128;      // floats that each stream is prefetched ahead
 
 enum Norm { kNoNorm, kRms, kLayer, kCentredRms };
 
@@ -68,19 +65,6 @@ inline __attribute__((always_inline)) void transpose(floats* r) {
     swap_halves<2>(r);
     swap_halves<4>(r);
     swap_halves<8>(r);
-}
-
-// Loads and stores whole vectors through an unaligned type: with memcpy, GCC 12 splits arrays of vectors.
-typedef float anywhere __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
-inline floats load(const float* at) { return *(const anywhere*)at; }
-inline void store(float* at, floats x) { *(anywhere*)at = x; }
-
-template <bool Full>
-inline floats load_lanes(const float* at, int lanes) {
-    if (Full) return load(at);
-    floats x = {};
-    memcpy(&x, at, sizeof(float) * lanes);
-    return x;
 }
 
 template <bool Full>
@@ -175,22 +159,28 @@ void pack_block(const float* x, const Panels& panels, int64_t row, Norm norm,
     if (k < panels.K) pack_columns<false>(from, to, width, k, panels.K - k, norm, stats, weight, bias);
 }
 
-template <int Rows, int Vectors>
-__attribute__((noinline)) void tile(const float* x, const float* w, int64_t stretch, int64_t K, float* y, int64_t y_step) {
+// Rows n, n + stretch, ... of W.
+template <int Rows, int Vectors, typename Matrix>
+__attribute__((noinline)) void tile(const float* x, const Matrix& w, int64_t n, int64_t stretch, int64_t K, float* y,
+                                    int64_t y_step) {
+    alignas(64) float room[Matrix::in_memory ? 1 : Rows * kChain];
     constexpr int width = Vectors * kLanes;
     for (int64_t k = 0; k < K;) {
         const bool first = k == 0;
         floats acc[Rows][Vectors] = {};
-        for (const int64_t chain = std::min(K, k + kChain); k < chain;) {
+        const int64_t chain = std::min(K, k + kChain);
+        const Window<Rows> from(w, n, stretch, k, chain, room);
+        while (k < chain) {
 #pragma GCC unroll 12
-            for (int j = 0; j < Rows; j++) __builtin_prefetch(w + j * stretch + k + kAhead, 0, 3);
+            for (int j = 0; j < Rows; j++)
+                if (Matrix::in_memory) __builtin_prefetch(from.at + j * from.step + k + kAhead, 0, 3);
             for (const int64_t stop = std::min(chain, k + kLanes); k < stop; k++) {
                 floats xs[Vectors];
 #pragma GCC unroll 2
                 for (int v = 0; v < Vectors; v++) xs[v] = load(x + k * width + v * kLanes);
 #pragma GCC unroll 12
                 for (int j = 0; j < Rows; j++) {
-                    const floats weight = all(w[j * stretch + k]);
+                    const floats weight = all(from.at[j * from.step + k]);
 #pragma GCC unroll 2
                     for (int v = 0; v < Vectors; v++) acc[j][v] += weight * xs[v];
                 }
@@ -206,18 +196,18 @@ __attribute__((noinline)) void tile(const float* x, const float* w, int64_t stre
     }
 }
 
-template <int Rows>
-void tiles(const Panels& x, const float* w, int64_t stretch, float* y, int64_t y_row, int64_t y_step) {
+template <int Rows, typename Matrix>
+void tiles(const Panels& x, const Matrix& w, int64_t n, int64_t stretch, float* y, int64_t y_row, int64_t y_step) {
     for (int64_t p = 0; p < x.count(); p++) {
-        if (x.width(p) == kPanel) tile<Rows, 2>(x.panel(p), w, stretch, x.K, y + p * kPanel, y_step * y_row);
-        else tile<Rows, 1>(x.panel(p), w, stretch, x.K, y + p * kPanel, y_step * y_row);
+        if (x.width(p) == kPanel) tile<Rows, 2>(x.panel(p), w, n, stretch, x.K, y + p * kPanel, y_step * y_row);
+        else tile<Rows, 1>(x.panel(p), w, n, stretch, x.K, y + p * kPanel, y_step * y_row);
     }
 }
 
 // With very few rows of x most lanes of a tile would idle. Here the lanes are 16 rows of W: a block of 16 x 16 weights
 // is transposed in registers, which takes half the time of 256 broadcasts. The sums are the same, term by term.
-template <int Rows>
-__attribute__((noinline)) void transposed_tile(const float* x, const float* const* w, int64_t K, floats* y) {
+template <int Rows, typename Row>
+__attribute__((noinline)) void transposed_tile(const float* x, const Row* w, int64_t K, floats* y) {
     for (int64_t k = 0; k < K;) {
         const bool first = k == 0;
         floats acc[Rows] = {};
@@ -227,11 +217,11 @@ __attribute__((noinline)) void transposed_tile(const float* x, const float* cons
             if (lanes == kLanes) {
 #pragma GCC unroll 16
                 for (int i = 0; i < kLanes; i++) {
-                    __builtin_prefetch(w[i] + k + kAhead, 0, 3);
-                    r[i] = load(w[i] + k);
+                    w[i].prefetch(k);
+                    r[i] = w[i].get(k);
                 }
             } else {
-                for (int i = 0; i < kLanes; i++) r[i] = load_lanes<false>(w[i] + k, lanes);
+                for (int i = 0; i < kLanes; i++) r[i] = w[i].get_part(k, lanes);
             }
             transpose(r);
             if (lanes == kLanes) {
@@ -249,12 +239,13 @@ __attribute__((noinline)) void transposed_tile(const float* x, const float* cons
     }
 }
 
-void product_of_very_few(const float* x, int64_t rows, int64_t K, const float* w, int64_t n0, int64_t n1, float* y,
+template <typename Matrix>
+void product_of_very_few(const float* x, int64_t rows, int64_t K, const Matrix& w, int64_t n0, int64_t n1, float* y,
                          int64_t y_row) {
     const int64_t stretch = std::max<int64_t>(1, (n1 - n0) / kLanes);
     auto tile_at = [&](int64_t n, int64_t step, int count) {  // rows n, n + step, ... of W, `count` of them
-        const float* from[kLanes];
-        for (int i = 0; i < kLanes; i++) from[i] = w + (n + std::min(i, count - 1) * step) * K;
+        decltype(w.row(0)) from[kLanes];
+        for (int i = 0; i < kLanes; i++) from[i] = w.row(n + std::min(i, count - 1) * step);
         floats out[kVeryFew];
         if (rows == 1) transposed_tile<1>(x, from, K, out);
         else if (rows == 2) transposed_tile<2>(x, from, K, out);
@@ -270,12 +261,13 @@ void product_of_very_few(const float* x, int64_t rows, int64_t K, const float* w
 }
 
 // y [n1 - n0, padded rows of x] = W[n0:n1] x
-void product(const Panels& x, const float* w, int64_t n0, int64_t n1, float* y, int64_t y_row) {
+template <typename Matrix>
+void product(const Panels& x, const Matrix& w, int64_t n0, int64_t n1, float* y, int64_t y_row) {
     if (x.rows <= kVeryFew) return product_of_very_few(x.at, x.rows, x.K, w, n0, n1, y, y_row);
-    const int64_t K = x.K, stretch = (n1 - n0) / kTileRows;
+    const int64_t stretch = (n1 - n0) / kTileRows;
     for (int64_t i = 0; i < stretch; i++)
-        tiles<kTileRows>(x, w + (n0 + i) * K, stretch * K, y + i * y_row, y_row, stretch);
-    for (int64_t n = n0 + stretch * kTileRows; n < n1; n++) tiles<1>(x, w + n * K, 0, y + (n - n0) * y_row, y_row, 0);
+        tiles<kTileRows>(x, w, n0 + i, stretch, y + i * y_row, y_row, stretch);
+    for (int64_t n = n0 + stretch * kTileRows; n < n1; n++) tiles<1>(x, w, n, 0, y + (n - n0) * y_row, y_row, 0);
 }
 
 // Packs and multiplies the rows of one call on vectors.
@@ -296,7 +288,8 @@ class OnVectors {
     }
 
     // y [n1 - n0, padded rows of x] = W[n0:n1] x
-    void product(const float* w, int64_t n0, int64_t n1, float* y, int64_t y_row) const {
+    template <typename Matrix>
+    void product(const Matrix& w, int64_t n0, int64_t n1, float* y, int64_t y_row) const {
         ::product(panels, w, n0, n1, y, y_row);
     }
 };

@@ -60,27 +60,23 @@ inline void split(floats a, floats b, part* to) {
     for (int p = 0; p < kParts; p++, a = rest(a), b = rest(b)) *(parts*)(to + p * kTile) = upper(a, b);
 }
 
-template <bool Full>
-inline void split_rows(const float* const* w, int64_t k, int64_t lanes, part* to) {
+template <bool Full, typename Row>
+inline void split_rows(const Row* w, int64_t k, int64_t lanes, part* to) {
 #pragma GCC unroll 16
     for (int i = 0; i < 16; i++, to += kStep) {
-        const float* at = w[i] + k;
         if (Full) {
-            __builtin_prefetch(at + kAhead, 0, 2);
-            __builtin_prefetch(at + kAhead + kLanes, 0, 2);
-            split(load(at), load(at + kLanes), to);
-        } else {
-            float row[kStep] = {};
-            memcpy(row, at, lanes * sizeof(float));
-            split(load(row), load(row + kLanes), to);
-        }
+            w[i].prefetch(k);
+            w[i].prefetch(k + kLanes);
+            split(w[i].get(k), w[i].get(k + kLanes), to);
+        } else if (lanes > kLanes) split(w[i].get(k), w[i].get_part(k + kLanes, lanes - kLanes), to);
+        else split(w[i].get_part(k, lanes), floats{}, to);
     }
 }
 
 // y [16 rows of W, y_step apart][Blocks of x] = W x. x is in tiles of `width` rows as in OnMatrixUnit, blocks x_block
 // apart.
-template <int Blocks>
-__attribute__((noinline)) void multiply_rows(const float* const* w, int64_t K, const part* x, int64_t x_block, int64_t width,
+template <int Blocks, typename Row>
+__attribute__((noinline)) void multiply_rows(const Row* w, int64_t K, const part* x, int64_t x_block, int64_t width,
                                              float* y, int64_t y_step) {
     const int64_t x_tile = kStep * width;
     alignas(64) part room[2][kParts * kTile];
@@ -162,7 +158,8 @@ class OnMatrixUnit {
     }
 
     // y [n1 - n0, padded rows of x] = W[n0:n1] x. y has room for 15 more rows.
-    void product(const float* w, int64_t n0, int64_t n1, float* y, int64_t y_row) const {
+    template <typename Matrix>
+    void product(const Matrix& w, int64_t n0, int64_t n1, float* y, int64_t y_row) const {
         const int64_t stretch = (n1 - n0) / 16;
         for (int64_t i = 0; i < stretch; i++) multiply(w, n0 + i, stretch, n1, y + i * y_row, y_row);
         if (const int64_t n = n0 + stretch * 16; n < n1) multiply(w, n, 1, n1, y + (n - n0) * y_row, y_row);
@@ -170,9 +167,10 @@ class OnMatrixUnit {
 
    private:
     // Multiplies sixteen rows n, n + stretch, ... of W. The last row replaces rows from n1 on.
-    void multiply(const float* w, int64_t n, int64_t stretch, int64_t n1, float* y, int64_t y_row) const {
-        const float* from[16];
-        for (int i = 0; i < 16; i++) from[i] = w + std::min(n + i * stretch, n1 - 1) * K;
+    template <typename Matrix>
+    void multiply(const Matrix& w, int64_t n, int64_t stretch, int64_t n1, float* y, int64_t y_row) const {
+        decltype(w.row(0)) from[16];
+        for (int i = 0; i < 16; i++) from[i] = w.row(std::min(n + i * stretch, n1 - 1));
         for (int64_t b = 0; b < blocks; b += kMostBlocks) {
             const part* x = at + b * block_size;
             float* to = y + 16 * b;

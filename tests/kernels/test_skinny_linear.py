@@ -11,10 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.models.quantised import quantise
 from kernels.linear_logprob import cpu as linear_logprob
 from kernels.linear_logprob.bfloat16 import has_amx
 from kernels.rotary import rotate_in_place, rotate_reference
-from kernels.skinny_linear import MAX_ROWS_ON_VECTORS, Norm, fits, skinny_linear, skinny_linear_reference
+from kernels.skinny_linear import MAX_ROWS_ON_VECTORS, Codes, Norm, fits, skinny_linear, skinny_linear_reference
 from kernels.skinny_linear.cpu import has_matrix_unit, library
 from tests.kernels.units import each_way, no_unit, run_on
 
@@ -70,6 +71,57 @@ def test_no_less_exact_than_pytorch(unit, rows, width, sizes, norm, biased, acti
     assert ours.shape == truth.shape
     allowed = 2 * (plain - truth).abs().max() + 2e-6 * truth.abs().max()
     assert (ours - truth).abs().max() <= allowed
+
+
+def coded(weight_NI, bits):
+    return Codes(*quantise(weight_NI, f"int{bits}"), weight_NI.shape[1])
+
+
+@needs_compiler
+@each_way
+@pytest.mark.parametrize("bits", [8, 4])
+@given(
+    rows=st.integers(1, 64), width=st.sampled_from([1, 15, 16, 17, 31, 32, 33, 61, 64, 65, 127, 130, 300]),
+    sizes=st.lists(st.sampled_from([1, 3, 15, 16, 17, 47, 130]), min_size=1, max_size=3),
+    norm=st.sampled_from(["none", "rms", "layer", "centred"]), activation=st.sampled_from([None, "gelu", "swiglu"]),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_codes_give_the_bits_of_their_values(unit, bits, rows, width, sizes, norm, activation, seed):
+    """And the error of float32: the value of a code has at most 15 bits, so it is exact."""
+    sizes = [sizes[0]] * 2 if activation == "swiglu" else sizes
+    x_TD, weights, *rest = arguments(rows, width, sizes, norm, True, activation, True, seed)
+    codes = [coded(w, bits) for w in weights]
+    codes[0] = codes[0] if seed % 2 else codes[0].values(torch.float32)  # beside an ordinary weight, too
+    values = [c.values(torch.float32) if isinstance(c, Codes) else c for c in codes]
+    with run_on(unit):
+        ours = skinny_linear(x_TD, codes, *rest)
+        assert torch.equal(ours, skinny_linear(x_TD, values, *rest))
+    truth = skinny_linear_reference(*map(doubled, (x_TD, values, *rest)))
+    assert torch.equal(truth, skinny_linear_reference(doubled(x_TD), codes_in_float64(codes), *map(doubled, rest)))
+    plain = skinny_linear_reference(x_TD, values, *rest)
+    assert (ours - truth).abs().max() <= 2 * (plain - truth).abs().max() + 2e-6 * truth.abs().max()
+
+
+def codes_in_float64(codes):
+    return [c if isinstance(c, Codes) else c.double() for c in codes]
+
+
+@needs_compiler
+@each_way
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_long_output_of_codes_and_any_number_of_threads(unit, bits):
+    generator = torch.Generator().manual_seed(3)
+    x_TD, weight_NI = torch.randn(40, 96, generator=generator), torch.randn(2600, 96, generator=generator)
+    codes, threads = coded(weight_NI, bits), torch.get_num_threads()
+    with run_on(unit):
+        expected = skinny_linear(x_TD, [codes.values(torch.float32)], [None])
+        try:
+            for count in (1, 3):
+                torch.set_num_threads(count)
+                assert torch.equal(skinny_linear(x_TD, [codes], [None]), expected)
+        finally:
+            torch.set_num_threads(threads)
 
 
 @needs_compiler

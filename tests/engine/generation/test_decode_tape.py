@@ -9,6 +9,7 @@ from engine.generation.decode_tape import DecodeTape
 from engine.generation.generate import Request, generate
 from engine.generation.kv_cache import KVCache
 from engine.generation.sampling import Sampling
+from engine.models.quantised import quantise_trunk, valued_weights
 from kernels.common import tape
 from tests.engine.generation.recorded_steps import assert_same, model_of
 
@@ -33,6 +34,21 @@ def test_rollout_on_tape_equals_rollout_without(name, num_slots, monkeypatch):
     with_tape = run(model, num_slots=num_slots)
     monkeypatch.setattr(DecodeTape, "of", classmethod(lambda *_: None))
     assert_same(with_tape, run(model, num_slots=num_slots))
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "bloom"])
+@pytest.mark.parametrize("trunk_dtype", ["int8", "int4"])
+def test_codes_on_tape_give_the_rollout_of_their_values(name, trunk_dtype, monkeypatch):
+    """The same bits as a model that holds the values, which is what is exported."""
+    model, valued = model_of(name), model_of(name)
+    quantise_trunk(model, 2, trunk_dtype)
+    valued.load_state_dict({n: w.read() for n, w in valued_weights(model).items()})
+    of_codes, of_values = (DecodeTape.of(m, KVCache(m, 4), 4, 2, 0) for m in (model, valued))
+    assert (of_codes is None) == (of_values is None)
+    rollout = run(model, num_slots=3)
+    assert_same(rollout, run(valued, num_slots=3))
+    monkeypatch.setattr(DecodeTape, "of", classmethod(lambda *_: None))
+    assert_same(rollout, run(model, num_slots=3))
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])

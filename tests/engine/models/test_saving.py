@@ -257,7 +257,7 @@ def test_failed_save_keeps_the_old_model(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("engine.models.hf.write_weights", full)
+    monkeypatch.setattr("engine.models.hf.write_shards", full)
     with pytest.raises(OSError, match="No space left"):
         save_model(random_model(ONE_OF_EACH["llama"]()), tmp_path / "model")
     assert [f.name for f in tmp_path.iterdir()] == ["model"]

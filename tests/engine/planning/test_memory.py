@@ -8,9 +8,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from engine.batch import PackedBatch
 from engine.models import Bloom, Llama, build_model, fused
+from engine.models.quantised import quantise_trunk, stored_weights
 from engine.planning.memory import Sizes, Workload, activation_bytes, forward_bytes, memory, peaks, phases
 from engine.planning.memory_tracker import MemoryTracker
-from engine.text.encoding import Prompt
+from engine.text.encoding import Example, Prompt
+from engine.training.lora import num_factors
 from engine.training.metrics import Metrics
 from engine.training.modules import Policy
 from tests.engine.training.trainers import CONFIGS, FAMILIES, VOCABULARY, make_trainer, one_rank
@@ -160,6 +162,69 @@ def test_operations_of_several_responses_to_a_prompt():
     halves = {p.name: p.flops for p in phases(model, dataclasses.replace(w, minibatch=16))}
     rows = 2 * 8 * (1 - 0.5**4) * 24 + 32 * 4
     assert halves["update"] == pytest.approx(2 * 3 * (2 * (matrices * rows + attention) + head), rel=1e-3)
+
+
+def odd_model(family: str) -> Bloom | Llama:
+    """Rows that do not fill their groups of 32, so that padding counts."""
+    changes = {"hidden_size": 72, **({"intermediate_size": 50} if family == "llama" else {})}
+    return build_model(CONFIGS[family](**changes, **{LAYERS[family]: 5}), 0)
+
+
+LAYERS = {"bloom": "n_layer", "llama": "num_hidden_layers"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("trunk_dtype", ["int8", "int4"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_planned_weights_are_those_of_a_quantised_model(family, trunk_dtype, dtype):
+    """To the byte: every tensor of a model as it is loaded, with the trained part and the factors."""
+    top = odd_model(family).to(dtype)
+    quantise_trunk(top, 3, trunk_dtype)
+    loaded = sum(w.nbytes for _, w in stored_weights(top))
+    meta, head = on_meta(odd_model(family)).to(dtype), 73 * dtype.itemsize  # a value or score head
+
+    def planned(stage, **changes):
+        w = workload(stage, dtype=dtype, trunk_dtype=trunk_dtype, **changes)
+        return {p.name: p.update for p in memory(meta, w)}
+
+    sft, reward, ppo = (planned(stage) for stage in ("sft", "reward", "ppo"))
+    assert sft["frozen layers"] + sft["trained weights"] == loaded
+    assert sft["frozen layers"] < sum(w.nbytes for w in meta.parameters())
+    separate_head = 0 if top.head is None else top.head.weight.nbytes
+    assert reward["frozen layers"] + reward["trained weights"] - (head - dtype.itemsize) == loaded - separate_head
+    parts = ppo["trunk"] + ppo["policy top"] + ppo.get("LM head", 0)
+    assert parts - (head - dtype.itemsize) == loaded
+    own = planned("ppo", shared_trunk=False)["reward model"]
+    assert own - (head - dtype.itemsize) == loaded - separate_head
+
+    quantise_trunk(top, 5, trunk_dtype)
+    adapted = planned("sft", top_layers=None, lora_rank=4)
+    assert adapted["frozen layers"] == sum(w.nbytes for _, w in stored_weights(top))
+    assert adapted["trained weights"] == num_factors(top, None, 4) * dtype.itemsize
+
+
+@pytest.mark.parametrize("trunk_dtype", ["int8", "int4"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_memory_of_factors_on_a_quantised_model(world, tmp_path, family, trunk_dtype):
+    """A step's peak: no more of the frozen layers in full precision than the weight that is computed with."""
+    model = model_of(family, 160, 8)
+    meta = on_meta(model)
+    quantise_trunk(model, 8, trunk_dtype)
+    examples = [Example(str(i), tuple(range(10, 50)), 8) for i in range(2)]
+    with MemoryTracker() as tracker:
+        tracker.know(w for _, w in stored_weights(model))
+        trainer = make_trainer(
+            "sft", world, tmp_path / "run", model=model, data=examples, batch_size=2, tokens_per_microbatch=80,
+            epochs=3, lora_rank=4,
+        )  # fmt: skip
+        trainer.step(0)
+        tracker.peak = tracker.live
+        trainer.step(1)
+        measured = tracker.peak
+    w = workload("sft", top_layers=None, tokens_per_microbatch=80, lora_rank=4)
+    planned, usual = (peaks(memory(meta, dataclasses.replace(w, trunk_dtype=d)))[1] for d in (trunk_dtype, "model"))
+    assert 0.9 * measured <= planned <= 1.25 * measured
+    assert measured < 0.75 * usual
 
 
 def counted(work) -> int:

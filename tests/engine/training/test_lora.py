@@ -51,8 +51,8 @@ def test_output_and_gradients_are_those_of_the_sum_of_both_weights(family, split
     with torch.no_grad():
         for factors in module.factors.values():
             factors.up.normal_(generator=torch.Generator().manual_seed(2))
-        for name, weight in module.merged(adapted, module.state_dict()).items():
-            dense.get_parameter(name).copy_(weight)
+        for name, read in module.merged(adapted, module.state_dict()).items():
+            dense.get_parameter(name).copy_(read())
     whole = LanguageModule(dense, None if split is None else split)
     batch, columns_A = batch_of(9, 5), torch.tensor([1, 4, 10])
     trunks = [None if split is None else m.run(m.embed(batch), batch, 0, split).detach() for m in (adapted, dense)]

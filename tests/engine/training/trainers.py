@@ -23,6 +23,7 @@ from engine.batch import PackedBatch
 from engine.cli.console import Console
 from engine.distributed.world import World, start_world
 from engine.models import Bloom, Llama, build_model, load_model, save_model
+from engine.models.quantised import quantise_trunk
 from engine.run.folder import Run
 from engine.settings import (
     BatchSettings,
@@ -203,6 +204,8 @@ def make_trainer(
     run = RecordedRun(folder, stage, groups, world)
     run.start()
     model = model or tiny_model(family, layers)
+    if stage != "pretrain" and (own := groups[-1]).trunk_dtype != "model":
+        quantise_trunk(model, own.quantised_layers(model.num_layers), own.trunk_dtype)
     context = Context(*groups, world, run, Console(enabled=False), ds_config(zero))
     if stage == "sft":
         return SFTTrainer(model, data or sft_examples(), heldout or [], context)
@@ -253,7 +256,9 @@ def train(trainer: SFTTrainer | RewardTrainer | DPOTrainer | PPOTrainer) -> dict
     heads = {k: v for k, v in state.items() if k.startswith(("score.", "value.", "critic.", "factors."))}
     frozen = {k: v.detach().clone() for k, v in trainer.model.state_dict().items()}
     module = trainer.zero.module
-    body = module.merged(trainer.model, state) if isinstance(module, LoraModule) else body_weights(state)
+    body = body_weights(state)
+    if isinstance(module, LoraModule):
+        body = {name: read() for name, read in module.merged(trainer.model, state).items()}
     weights = frozen | body | heads
     if isinstance(trainer, PPOTrainer):
         weights = heads

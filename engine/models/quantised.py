@@ -1,0 +1,160 @@
+"""Linear layers of the frozen trunk in 8 or 4 bits: what a stored weight is worth, and the product with it.
+
+A weight [N, I] is cut into groups of 32 along I, each with one scale: the group's largest magnitude over 127 or 7,
+rounded to bfloat16. A code is the nearest integer to weight / scale (127 for what a scale rounded down puts above it:
+an error of up to one scale there, half a scale elsewhere). The value of a weight is code * scale, rounded to
+the model's dtype: rollouts, scores, updates and the exported model all compute with this value. Values quantise to
+themselves, so a reward model exported from a quantised trunk still shares the trunk of a policy of the same base.
+Shapes: T tokens, N outputs, I inputs, G groups, C bytes of codes in a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import repeat
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, pad
+
+from engine.base.errors import UserError
+from kernels.common.codes import GROUP, Codes
+
+LARGEST = {"int8": 127, "int4": 7}  # largest code of each trunk dtype; the smallest is its negative
+TILE_ROWS = 1024  # output rows dequantised at once
+DEQUANTISING_BYTES = 10  # per weight of a tile: codes unpacked, and two steps in float32
+
+
+def quantise(weight_NI: Tensor, trunk_dtype: str) -> tuple[Tensor, Tensor]:
+    """Return (codes, scales bfloat16 [N, G]). int8: codes int8 [N, 32 G]; int4: uint8 [N, 16 G], the even input in the
+    low four bits.
+
+    The last group is filled up with zeros. UserError for a weight that is not finite.
+    """
+    if not torch.isfinite(weight_NI).all():
+        raise UserError("the model has a weight that is not finite: leave out --trunk-dtype or correct the model")
+    weight_NI = pad(weight_NI.float(), (0, -weight_NI.shape[1] % GROUP))
+    weight_NGJ, largest = weight_NI.unflatten(1, (-1, GROUP)), LARGEST[trunk_dtype]
+    scale_NG = (weight_NGJ.abs().amax(2) / largest).bfloat16()
+    # Again, of the largest value as bfloat16 rounds it: some scales would be another when the values are quantised.
+    scale_NG = ((scale_NG.float() * largest).bfloat16().float() / largest).bfloat16()
+    divisor_NG = scale_NG.float().masked_fill(scale_NG == 0, 1.0)
+    code_NI = (weight_NGJ / divisor_NG[..., None]).round().clamp(-largest, largest).to(torch.int8).flatten(1)
+    if trunk_dtype == "int8":
+        return code_NI, scale_NG
+    low, high = (code_NI[:, start::2].view(torch.uint8) & 15 for start in (0, 1))
+    return low | high << 4, scale_NG
+
+
+class QuantisedLinear(nn.Module):
+    """A frozen linear layer whose weight is codes and scales. They are buffers: nothing trains or counts them."""
+
+    def __init__(self, weight_NI: Tensor, bias: nn.Parameter | None, trunk_dtype: str):
+        super().__init__()
+        self.out_features, self.in_features = weight_NI.shape
+        self.dtype = weight_NI.dtype
+        codes, scales = quantise(weight_NI.detach(), trunk_dtype)
+        self.register_buffer("codes", codes)
+        self.register_buffer("scales", scales)
+        self.register_parameter("bias", bias)
+
+    @property
+    def weight(self) -> Tensor:
+        """The values of the whole weight [N, I], computed anew each time it is read."""
+        return torch.cat(list(self.tiles()))
+
+    def tiles(self) -> Iterator[Tensor]:
+        """Yield the values of 1,024 rows of the weight at a time."""
+        for codes, scale_NG in zip(self.codes.split(TILE_ROWS), self.scales.split(TILE_ROWS)):
+            yield Codes(codes, scale_NG, self.in_features).values(self.dtype)
+
+    def forward(self, x_TI: Tensor) -> Tensor:
+        """Return x @ weight.T + bias [T, N]; only a tile of output rows is dequantised at a time."""
+        return _Product.apply(x_TI, self)
+
+
+class _Product(torch.autograd.Function):
+    """The backward dequantises again: autograd would keep the values of all layers until then."""
+
+    @staticmethod
+    def forward(ctx, x_TI: Tensor, layer: QuantisedLinear) -> Tensor:
+        ctx.layer = layer
+        biases = repeat(None) if layer.bias is None else layer.bias.split(TILE_ROWS)
+        parts = [linear(x_TI, weight_NI, bias_N) for weight_NI, bias_N in zip(layer.tiles(), biases)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+    @staticmethod
+    def backward(ctx, grad_TN: Tensor) -> tuple[Tensor, None]:
+        return grad_TN @ ctx.layer.weight, None
+
+
+def weight_of(layer: nn.Linear | QuantisedLinear) -> Tensor | Codes:
+    """Return a linear layer's weight as it is stored."""
+    return Codes(layer.codes, layer.scales, layer.in_features) if isinstance(layer, QuantisedLinear) else layer.weight
+
+
+def replace_linear(model: nn.Module, name: str, weight_NI: Tensor, trunk_dtype: str) -> None:
+    """Put a QuantisedLinear of this weight in the place of the linear layer `name`, with that layer's bias."""
+    parent, _, leaf = name.rpartition(".")
+    bias = model.get_submodule(name).bias
+    setattr(model.get_submodule(parent), leaf, QuantisedLinear(weight_NI, bias, trunk_dtype))
+
+
+def linears_below(model: nn.Module, split: int) -> list[str]:
+    """Return the names of the linear layers in layers 0 to split-1."""
+    below = ((f"layers.{i}", model.layers[i]) for i in range(split))
+    return [f"{layer}.{n}" for layer, block in below for n, m in block.named_modules() if isinstance(m, nn.Linear)]
+
+
+def quantise_trunk(model: nn.Module, split: int, trunk_dtype: str) -> None:
+    """Quantise the linear layers below `split` of a loaded model, in place; "model" leaves them as they are."""
+    model.trunk_dtype = trunk_dtype
+    for name in linears_below(model, split) if trunk_dtype != "model" else ():
+        replace_linear(model, name, model.get_submodule(name).weight.data, trunk_dtype)
+
+
+def stored_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield all weights as they are stored: parameters, then codes and scales."""
+    yield from model.named_parameters()
+    for name, module in model.named_modules():
+        if isinstance(module, QuantisedLinear):
+            yield from ((f"{name}.codes", module.codes), (f"{name}.scales", module.scales))
+
+
+class Weight(NamedTuple):
+    """A weight of an ordinary model: its shape and dtype, and a function that returns it."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    read: Callable[[], Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        return self.shape.numel() * self.dtype.itemsize
+
+
+def valued_weights(model: nn.Module, instead: Mapping[str, Callable[[], Tensor]] | None = None) -> dict[str, Weight]:
+    """Return all weights by the names of an ordinary model; `instead` computes some of them by their names.
+
+    Quantised ones are their values, dequantised when they are read.
+    """
+    given = instead or {}
+    weights = {n: Weight(p.shape, p.dtype, given.get(n, lambda p=p: p.detach())) for n, p in model.named_parameters()}
+    for name, layer in model.named_modules():
+        if isinstance(layer, QuantisedLinear):
+            shape, name = torch.Size((layer.out_features, layer.in_features)), f"{name}.weight"
+            weights[name] = Weight(shape, layer.dtype, given.get(name, lambda layer=layer: layer.weight))
+    return weights
+
+
+def stored_bytes(inputs: int, outputs: int, trunk_dtype: str) -> int:
+    """Return the bytes of codes and scales of a weight [outputs, inputs]."""
+    code_bytes = {"int8": GROUP, "int4": GROUP // 2}[trunk_dtype]
+    return outputs * -(-inputs // GROUP) * (code_bytes + 2)
+
+
+def num_weights(model: nn.Module) -> int:
+    """Return the number of weights, each quantised one counted once."""
+    quantised = (m for m in model.modules() if isinstance(m, QuantisedLinear))
+    return sum(p.numel() for p in model.parameters()) + sum(m.in_features * m.out_features for m in quantised)
