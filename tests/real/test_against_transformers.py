@@ -74,6 +74,7 @@ def check_answers(ours, theirs, gaps) -> None:
     assert len(excused) <= 2, f"ties explain the other answers to prompts {excused}: too many to be chance"
 
 
+@pytest.mark.slow
 def test_greedy_answers_of_64_prompts(loaded):
     """Prompts of 2 to 21 tokens through 24 slots, so that slots are refilled while others decode."""
     texts = [phrases(lang)[i] for i in range(8) for lang in SCRIPTS]
@@ -88,6 +89,7 @@ def test_greedy_answers_of_64_prompts(loaded):
     check_answers(ours, *greedy_peer(loaded, prompts, NEW_TOKENS))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_perplexity(loaded, request):
     """20 kB of Nepali, Vietnamese and English, in pieces of 256 tokens."""
@@ -112,6 +114,7 @@ def test_perplexity(loaded, request):
         assert 1 < math.exp(theirs) < 1000, f"{lang}: perplexity {math.exp(theirs)} is not that of a trained model"
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_text_longer_than_the_window(loaded):
     """700 tokens, Gemma's window is 512: logits after it, and a greedy answer from there on."""

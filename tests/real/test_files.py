@@ -24,6 +24,7 @@ from tests.real.models import TEXTS, assert_close, gguf_file, hidden, passage, t
 pytestmark = pytest.mark.real
 
 
+@pytest.mark.slow
 def test_every_tensor_is_the_one_transformers_reads(real, tmp_path):
     name, path = real
     file, model = gguf_file(name, tmp_path), load_model(path)
@@ -36,6 +37,7 @@ def test_every_tensor_is_the_one_transformers_reads(real, tmp_path):
         assert torch.equal(torch.as_tensor(found.pop(n)).view_as(weight), weight), n
 
 
+@pytest.mark.slow
 def test_written_again_as_gguf(real, tmp_path):
     """Every weight, every token id and the config come back; the head of 100 MB is written as float16."""
     _, path = real
@@ -134,6 +136,7 @@ def test_saved_model_in_transformers(real, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_an_extended_tokenizer_keeps_the_ids_of_old_texts(real):
     """In every language that has a kit; new pieces of Nepali stand for the old tokens of the same text."""
     _, path = real

@@ -141,6 +141,7 @@ def mean_of_pairs(ranking: RankedExamples, rewards: list[torch.Tensor]) -> torch
     return torch.stack([-logsigmoid(better - worse) for (rank, better), (other, worse) in pairs if rank < other]).mean()
 
 
+@pytest.mark.slow
 def test_reward_step(real, world, tmp_path):
     """The default of 12 layers."""
     _, path = real
@@ -170,6 +171,7 @@ def test_reward_step(real, world, tmp_path):
     check_step({**ours, "score": our_score}, peer_heads, [*trained, "score"], before)
 
 
+@pytest.mark.slow
 def test_dpo_step(real, world, tmp_path):
     """The top 12 layers; the policy is its reference, so a pair costs log 2 and has a gradient."""
     _, path = real
