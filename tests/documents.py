@@ -36,7 +36,8 @@ ROOMS = ("kernels", "engine", "datagen", "evaluation", "launch", "tests", "ds_co
 # Programs of others, whose flags are not checked.
 OTHERS = {
     *("git", "cd", "pip", ".", "export", "curl", "tensorboard", "sbatch", "nvidia-smi", "df"),
-    *("kill", "free", "ls", "cat", "ip", "ssh", "sudo", "apt-get", "wandb", "ulimit", "mkdir", "cp", "openssl", "head", "tail"),
+    *("kill", "free", "ls", "cat", "ip", "ssh", "sudo", "apt-get", "wandb", "ulimit", "mkdir", "cp", "openssl"),
+    *("head", "tail"),
 }  # fmt: skip
 _BLOCK = re.compile(r"^(?:<!-- (?P<mark>[^\n]+?) -->\n)?```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 _WITHOUT_FLAGS = ("tests.files_table", "tests.golden.regenerate")

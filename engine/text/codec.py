@@ -12,8 +12,9 @@ import re
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
@@ -54,17 +55,25 @@ class Codec:
 
 
 _codecs: WeakKeyDictionary[PreTrainedTokenizerFast, Codec] = WeakKeyDictionary()
+_by_content: WeakValueDictionary[bytes, Codec] = WeakValueDictionary()
 
 
 def codec_of(tokenizer: PreTrainedTokenizerFast) -> Codec:
-    """Return the tokenizer's codec, cached."""
+    """Return the tokenizer's codec, cached; tokenizers with equal content share one.
+
+    With a large vocabulary it takes seconds to make, and a run loads its tokenizer several times: with the model, with
+    the reward model, and to try the export.
+    """
     if tokenizer not in _codecs:
-        _codecs[tokenizer] = _make(tokenizer)
+        text = tokenizer.backend_tokenizer.to_str()
+        content = sha256(f"{tokenizer.bos_token_id} {text}".encode()).digest()
+        codec = _by_content.get(content) or _make(tokenizer, text)
+        _codecs[tokenizer] = _by_content[content] = codec
     return _codecs[tokenizer]
 
 
-def _make(tokenizer: PreTrainedTokenizerFast) -> Codec:
-    spec = json.loads(tokenizer.backend_tokenizer.to_str())
+def _make(tokenizer: PreTrainedTokenizerFast, text: str) -> Codec:
+    spec = json.loads(text)
     spec.update(truncation=None, padding=None, post_processor=None)
     ids = {token["content"]: token["id"] for token in spec["added_tokens"] if token["special"]}
     salt = secrets.token_hex(16)  # cannot occur in a text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -13,6 +15,7 @@ from engine.base.records import InstructionRecord, RankingRecord
 from engine.serving.dialog import DialogEncoder
 from engine.text.chat_template import ChatTemplate
 from engine.text.chats import encode_chat, encode_instruction, with_chat_template
+from engine.text.codec import codec_of
 from engine.text.encoding import encode_instructions, encode_prompts, encode_rankings
 from engine.text.templates import TEMPLATES, Template, load_template
 from engine.text.tokenizer import decode, encode_prompt, encode_response, load_tokenizer
@@ -190,3 +193,11 @@ def test_unusable_chat_template_is_refused(jinja, said):
     tokenizer.chat_template = jinja
     with pytest.raises(UserError, match=said):
         ChatTemplate(tokenizer)
+
+
+def test_tokenizers_of_equal_content_share_what_is_made_of_them():
+    tokenizer = tokenizer_of("chatml")
+    again = copy.deepcopy(tokenizer)
+    assert codec_of(again) is codec_of(tokenizer)
+    again.add_special_tokens({"additional_special_tokens": ["<other>"]})
+    assert codec_of(copy.deepcopy(again)) is not codec_of(tokenizer)
