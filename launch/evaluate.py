@@ -32,10 +32,11 @@ from evaluation.results.manifest import answers_manifest, run_manifest, task_man
 from evaluation.results.output import Output
 from evaluation.results.power import power_line
 from evaluation.results.records import record_of
+from evaluation.results.runs import Key
 from evaluation.results.spread import OF_DRAWS, Draw, about_draws, combine, spread_of
 from evaluation.results.summary import Record, Summary, results_json, summarise
 from evaluation.scoring.build import build, check_files
-from evaluation.scoring.documents import Document, TaskDocuments
+from evaluation.scoring.documents import Document, TaskDocuments, group_tasks
 from evaluation.scoring.score import Scorer
 from evaluation.scoring.shards import shard
 from evaluation.settings import AnswerSettings, EvaluateSettings
@@ -44,7 +45,6 @@ from launch.answers import Answerer, answer, check_answers, make_answerer
 from launch.common import choose_dtype, load_checked
 from launch.lengths import served_length
 
-Key = tuple[str, str]  # task, language
 Built = TaskDocuments | TaskQuestions
 
 
@@ -296,14 +296,6 @@ def enter(run: Evaluation, built: Iterable[Key], abouts: Mapping[Key, Mapping[st
             run.output.add_task(".".join(key), abouts[key])
 
     on_first(run, add)
-
-
-def group_tasks(built: dict[Key, TaskDocuments]) -> list[dict[Key, TaskDocuments]]:
-    """Group the tasks of each benchmark: they share prompts, so one prefix tree serves them."""
-    groups: dict[str, dict[Key, TaskDocuments]] = {}
-    for key, item in built.items():
-        groups.setdefault(item.task.folder, {})[key] = item
-    return list(groups.values())
 
 
 def score(run: Evaluation, built: dict[Key, TaskDocuments]) -> None:

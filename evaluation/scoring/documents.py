@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from evaluation.data.files import Source
 from evaluation.tasks import Task
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -73,3 +77,11 @@ class TaskDocuments:
     counts: dict[str, int]
     sources: tuple[Source, ...]
     empty_context: str | None = None
+
+
+def group_tasks(built: Mapping[Key, TaskDocuments]) -> list[dict[Key, TaskDocuments]]:
+    """Group the tasks of each benchmark: they share prompts, so one prefix tree serves them."""
+    groups: dict[str, dict[Key, TaskDocuments]] = {}
+    for key, item in built.items():
+        groups.setdefault(item.task.folder, {})[key] = item
+    return list(groups.values())
