@@ -61,7 +61,7 @@ class QuantisedLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The values of the whole weight [N, I], computed anew each time it is read."""
+        """The values of the whole weight [N, I], computed at each read."""
         return torch.cat(list(self.tiles()))
 
     def tiles(self) -> Iterator[Tensor]:

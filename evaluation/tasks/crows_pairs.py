@@ -1,4 +1,4 @@
-"""CrowS-Pairs (Nangia et al. 2020): pairs of sentences, of which the first is the one with the stereotype."""
+"""CrowS-Pairs (Nangia et al. 2020): pairs of sentences; the first has the stereotype."""
 
 from __future__ import annotations
 
