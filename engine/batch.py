@@ -13,6 +13,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from engine.shared_rows import SharedRows, shared_rows
+
 
 @dataclass(frozen=True)
 class PackedBatch:
@@ -23,7 +25,7 @@ class PackedBatch:
     cu_seqlens  int32 [S+1]  boundaries: sequence s is columns cu_seqlens[s] to cu_seqlens[s+1]
     lengths     the sequence lengths on the host, so that a forward never waits for the device
     prompts     of each sequence a number for its prompt, and the prompt's length: sequences with the same number begin
-                with the same tokens, so that layers may run those once (engine/models/shared_rows.py); None: not known
+                with the same tokens, so that layers may run those once (engine/shared_rows.py); None: not known
     """
 
     tokens_T: Tensor
@@ -101,6 +103,11 @@ class PackedBatch:
         sizes = self.cu_seqlens[1:] - self.cu_seqlens[:-1]
         ids = torch.arange(self.num_sequences, device=sizes.device)
         return torch.repeat_interleave(ids, sizes.long(), output_size=self.num_tokens)
+
+    @cached_property
+    def shared(self) -> SharedRows | None:
+        """The rows that layers run for these tokens; None where each token has its own."""
+        return shared_rows(self.lengths, self.prompts, self.tokens_T.device) if self.prompts else None
 
     def columns(self, sequence_ids: Sequence[int]) -> Tensor:
         """Return the columns (int64) of the given sequences, in the given order."""

@@ -41,18 +41,19 @@ def pack_together(
 
     `prompts` is that of a PackedBatch. Returns lists of sequences, shortest first.
     """
-    units: dict[tuple[int, int], list[int]] = {}  # (prompt, part) -> sequences that stay together
-    part: dict[int, int] = {}
+    units: list[list[int]] = []  # sequences that stay together
+    tokens: list[int] = []  # of each unit
+    newest: dict[int, int] = {}  # prompt -> its unit that may have room
     for s in indices:
-        number = s if prompts is None else prompts[s][0]
-        unit = units.setdefault((number, part.setdefault(number, 0)), [])
-        if unit and sum(lengths[i] for i in unit) + lengths[s] > budget:
-            part[number] += 1
-            unit = units.setdefault((number, part[number]), [])
-        unit.append(s)
-    whole = list(units.values())
-    bins = first_fit_decreasing([sum(lengths[s] for s in unit) for unit in whole], budget)
-    return [sorted((s for u in b for s in whole[u]), key=lambda s: lengths[s]) for b in bins]
+        prompt = s if prompts is None else prompts[s][0]
+        if prompt not in newest or tokens[newest[prompt]] + lengths[s] > budget:
+            newest[prompt] = len(units)
+            units.append([])
+            tokens.append(0)
+        units[newest[prompt]].append(s)
+        tokens[newest[prompt]] += lengths[s]
+    bins = first_fit_decreasing(tokens, budget)
+    return [sorted((s for u in b for s in units[u]), key=lambda s: lengths[s]) for b in bins]
 
 
 def plan_microbatches(

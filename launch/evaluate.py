@@ -229,19 +229,7 @@ def prepare(settings: EvaluateSettings, how: AnswerSettings) -> Evaluation:
         "results": output.path,
     })  # fmt: skip
     return Evaluation(
-        settings,
-        tasks,
-        protocol,
-        data,
-        output,
-        world,
-        console,
-        tokenizer,
-        length,
-        scorer,
-        answerer,
-        manifest,
-        draws,
+        settings, tasks, protocol, data, output, world, console, tokenizer, length, scorer, answerer, manifest, draws
     )
 
 

@@ -1,4 +1,4 @@
-"""The attention function of a block: its signature, and the default, causal attention within a pack."""
+"""The attention function of a block: its signature, and causal attention within a pack, the default."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from engine.batch import PackedBatch
+from engine.shared_rows import SharedRows
 from kernels.attention import attention
 
 
@@ -28,5 +29,15 @@ def causal_attend(batch: PackedBatch) -> Attend:
 
     def attend(_: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, options: AttentionOptions) -> Tensor:
         return attention(q_THK, k_TGK, v_TGK, batch.cu_seqlens, batch.lengths, *options)
+
+    return attend
+
+
+def row_attend(batch: PackedBatch, shared: SharedRows) -> Attend:
+    """Return causal attention within each sequence of the batch, from rows to rows."""
+    attend_tokens = causal_attend(batch)
+
+    def attend(index: int, q_UHK: Tensor, k_UGK: Tensor, v_UGK: Tensor, options: AttentionOptions) -> Tensor:
+        return shared.take(attend_tokens(index, *map(shared.spread, (q_UHK, k_UGK, v_UGK)), options))
 
     return attend

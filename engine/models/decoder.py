@@ -15,12 +15,11 @@ from torch.utils.checkpoint import checkpoint
 
 from engine.base.errors import UserError
 from engine.batch import PackedBatch
-from engine.models.attend import Attend, causal_attend
+from engine.models.attend import Attend, causal_attend, row_attend
 from engine.models.fused import block_step
 from engine.models.length_limit import check_length, length_limit
 from engine.models.rotary import Rotations, rotations_of
 from engine.models.rounded_rows import add_rows, rows_to_add
-from engine.models.shared_rows import shared_rows
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -117,10 +116,10 @@ class Decoder(nn.Module):
         first = layers[0]
         check_length(first.config, batch.max_len)
         step = block_step(first, h_TD, attend)
-        if attend is None and rotations is None and (shared := shared_rows(batch)):
-            h_TD, batch, attend = shared.take(h_TD), shared.rows, shared.attend()
-        else:
-            shared = None
+        shared = batch.shared if attend is None and rotations is None else None
+        if shared:
+            h_TD, attend = shared.take(h_TD), row_attend(batch, shared)
+            batch = PackedBatch.of_singles(batch.tokens_T[shared.token_U], batch.positions_T[shared.token_U])
         tokens, position_T = h_TD.shape[0], batch.positions_T
         if rotations is None and (count := rows_to_add(h_TD)):
             h_TD, position_T, attend = add_rows(h_TD, batch, attend, count)

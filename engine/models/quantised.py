@@ -37,7 +37,8 @@ def quantise(weight_NI: Tensor, trunk_dtype: str) -> tuple[Tensor, Tensor]:
     weight_NI = pad(weight_NI.float(), (0, -weight_NI.shape[1] % GROUP))
     weight_NGJ, largest = weight_NI.unflatten(1, (-1, GROUP)), LARGEST[trunk_dtype]
     scale_NG = (weight_NGJ.abs().amax(2) / largest).bfloat16()
-    # Again, of the largest value as bfloat16 rounds it: some scales would be another when the values are quantised.
+    # Computed a second time, from the largest value as bfloat16 stores it: then values that are quantised give the
+    # same scale.
     scale_NG = ((scale_NG.float() * largest).bfloat16().float() / largest).bfloat16()
     divisor_NG = scale_NG.float().masked_fill(scale_NG == 0, 1.0)
     code_NI = (weight_NGJ / divisor_NG[..., None]).round().clamp(-largest, largest).to(torch.int8).flatten(1)
@@ -75,7 +76,7 @@ class QuantisedLinear(nn.Module):
 
 
 class _Product(torch.autograd.Function):
-    """The backward dequantises again: autograd would keep the values of all layers until then."""
+    """The product. Its backward dequantises for itself: autograd would keep the values of all layers until then."""
 
     @staticmethod
     def forward(ctx, x_TI: Tensor, layer: QuantisedLinear) -> Tensor:

@@ -17,8 +17,8 @@ from engine.batch import PackedBatch
 from engine.generation.kv_cache import PAGE_SIZE, page_bytes, pages_for
 from engine.models.attend import AttentionOptions
 from engine.models.quantised import DEQUANTISING_BYTES, TILE_ROWS, stored_bytes
-from engine.models.shared_rows import MOST
 from engine.planning.memory_tracker import MemoryTracker
+from engine.shared_rows import MOST
 from engine.training.lora import num_factors
 from engine.training.modules import Top
 

@@ -49,7 +49,8 @@ class Classifier:
         self.max_length = min(limit, self.tokenizer.model_max_length)
         digest = hashlib.sha256()
         for file in sorted(p for p in path.iterdir() if p.is_file()):
-            digest.update(file.name.encode() + b"\n" + file.read_bytes())
+            with open(file, "rb") as opened:
+                digest.update(file.name.encode() + b"\n" + hashlib.file_digest(opened, "sha256").digest())
         self.sha256 = digest.hexdigest()
 
     @torch.no_grad()

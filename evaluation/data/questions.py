@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from engine.base.errors import UserError
 from engine.base.record_fields import BadField
 from engine.base.rules import Rule, read_rules
-from evaluation.data.items import valid_unicode
+from evaluation.data.items import id_of, text_of, valid_unicode
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,16 @@ def answers_of(record: Mapping[str, Any], name: str, place: str) -> tuple[str, .
             raise UserError(f"{place}: field {name!r}, text {number} is {value!r:.60}: give it a text")
         valid_unicode(value, name, place)
     return tuple(values)
+
+
+def read_references(prompt: str, references: str) -> Callable[[Mapping[str, Any], str, int], Question]:
+    """Return the reader of records that have a prompt and accepted answers in the fields of these names."""
+
+    def read(record: Mapping[str, Any], place: str, index: int) -> Question:
+        text, accepted = text_of(record, prompt, place), answers_of(record, references, place)
+        return Question(id_of(record, "id", index, place), index, text, place, accepted)
+
+    return read
 
 
 def rules_of(record: Mapping[str, Any], place: str) -> tuple[Rule, ...]:

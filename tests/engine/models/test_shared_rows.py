@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from engine.batch import PackedBatch
 from engine.models import build_model
-from engine.models.shared_rows import shared_rows
 from tests.engine.models.tiny import ONE_OF_EACH, VOCABULARY, assert_close, randomise
 
 MODELS = {}
@@ -87,7 +86,7 @@ def test_recomputation_changes_no_bit(model=MODELS["llama"]):
 
 def test_sums_in_bfloat16_are_rounded_once():
     tokens = [[1, 2]] * 9
-    shared = shared_rows(PackedBatch.from_sequences(tokens, prompt_lens=[2] * 9))
+    shared = PackedBatch.from_sequences(tokens, prompt_lens=[2] * 9).shared
     x_U = torch.ones(2, 1, dtype=torch.bfloat16, requires_grad=True)
     gradient = torch.full((18, 1), 1 / 256, dtype=torch.bfloat16)
     gradient[0] = 1.0  # 1 + 1/256 is not a bfloat16: a sum rounded each time would stay 1
@@ -97,7 +96,7 @@ def test_sums_in_bfloat16_are_rounded_once():
 
 @pytest.mark.parametrize("prompt_lens", [None, [1] * 7, [0] * 7], ids=["not known", "too short to pay", "no prompts"])
 def test_packs_without_much_to_share_are_run_whole(prompt_lens):
-    assert shared_rows(PackedBatch.from_sequences(SEQUENCES, prompt_lens=prompt_lens)) is None
+    assert PackedBatch.from_sequences(SEQUENCES, prompt_lens=prompt_lens).shared is None
 
 
 def test_attention_of_the_caller_sees_all_tokens():

@@ -6,13 +6,11 @@ layers run on rows; attention reads each sequence whole, from copies of the rows
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from engine.batch import PackedBatch
-from engine.models.attend import Attend, AttentionOptions, causal_attend
 
 MOST = 0.8  # largest share of rows to tokens at which fewer rows are worth the copies for attention
 
@@ -27,15 +25,9 @@ class SharedRows:
               rows are unique in each, so that sums over tokens have one order on a GPU too
     """
 
-    batch: PackedBatch
     row_T: Tensor
     token_U: Tensor
     copies: tuple[tuple[Tensor, Tensor], ...]
-
-    @property
-    def rows(self) -> PackedBatch:
-        """The tokens and positions of the rows, without the order of sequences."""
-        return PackedBatch.of_singles(self.batch.tokens_T[self.token_U], self.batch.positions_T[self.token_U])
 
     def take(self, x_T: Tensor) -> Tensor:
         """Return [U, ...] of x [T, ...], which is equal in all tokens of a row."""
@@ -45,25 +37,19 @@ class SharedRows:
         """Return [T, ...]: for each token the value of its row."""
         return _Spread.apply(x_U, self)
 
-    def attend(self) -> Attend:
-        """Return causal attention within each sequence of the pack, from rows to rows."""
-        attend_tokens = causal_attend(self.batch)
 
-        def attend(index: int, q_UHK: Tensor, k_UGK: Tensor, v_UGK: Tensor, options: AttentionOptions) -> Tensor:
-            return self.take(attend_tokens(index, *map(self.spread, (q_UHK, k_UGK, v_UGK)), options))
-
-        return attend
-
-
-def shared_rows(batch: PackedBatch) -> SharedRows | None:
-    """Return the rows of a pack; None if it does not say which prompts are equal, or sharing them saves too little."""
-    if batch.prompts is None or _num_rows(batch) > MOST * batch.num_tokens:
+def shared_rows(
+    lengths: Sequence[int], prompts: Sequence[tuple[int, int]], device: torch.device | str
+) -> SharedRows | None:
+    """Return the rows of sequences end to end; None if sharing prompts saves too little. `prompts`: see PackedBatch."""
+    num_tokens, shared_once = sum(lengths), sum(dict(prompts).values())
+    if num_tokens - sum(n for _, n in prompts) + shared_once > MOST * num_tokens:
         return None
     row_parts, token_parts, copies = [], [], []
     first_row: dict[int, int] = {}
     met: dict[int, int] = {}
-    num_rows = 0
-    for start, length, (prompt, shared) in zip(batch.starts, batch.lengths, batch.prompts):
+    num_rows = start = 0
+    for length, (prompt, shared) in zip(lengths, prompts):
         times = met[prompt] = met.get(prompt, 0) + 1
         own = shared if times > 1 else 0  # tokens before it have rows already
         prompt_row = first_row.setdefault(prompt, num_rows)
@@ -76,15 +62,10 @@ def shared_rows(batch: PackedBatch) -> SharedRows | None:
         row_parts.append(torch.arange(num_rows, num_rows + length - own))
         token_parts.append(torch.arange(start + own, start + length))
         num_rows += length - own
-    device = batch.tokens_T.device
+        start += length
     row_T, token_U = (torch.cat(parts).to(device, non_blocking=True) for parts in (row_parts, token_parts))
     moved = (tuple(torch.cat(parts).to(device, non_blocking=True) for parts in zip(*copy)) for copy in copies)
-    return SharedRows(batch, row_T, token_U, tuple(moved))
-
-
-def _num_rows(batch: PackedBatch) -> int:
-    prompts = dict(batch.prompts)  # (prompt, tokens) pairs, each prompt once
-    return batch.num_tokens - sum(n for _, n in batch.prompts) + sum(prompts.values())
+    return SharedRows(row_T, token_U, tuple(moved))
 
 
 class _Take(torch.autograd.Function):
