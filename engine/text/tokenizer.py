@@ -10,12 +10,15 @@ writes are tokens.
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import sentencepiece
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -25,7 +28,7 @@ from engine.base.errors import UserError
 from engine.text.byte_fallback import decode_tokens
 from engine.text.codec import codec_of
 from engine.text.templates import Piece
-from engine.text.tokenizer_files import read_tokenizer_files, refusing
+from engine.text.tokenizer_files import content_of, read_tokenizer_files, refusing
 
 UNK, BOS, EOS, PAD = "<unk>", "<s>", "</s>", "<pad>"
 # BLOOM's splitting rule: a word with the blank before it, cut at white space and punctuation. The stops of Chinese,
@@ -34,14 +37,39 @@ _WORDS = r" ?[^\s.,!?…。，、।۔،]+"
 _BYTES = 256
 
 
+_loaded: WeakValueDictionary[bytes, PreTrainedTokenizerFast] = WeakValueDictionary()
+
+
 def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
     """Load the tokenizer of a model's directory from local files only, without running code from there.
 
+    Folders with the same tokenizer files share one tokenizer while it is in use, so change a copy: reading a large
+    vocabulary takes up to ten seconds, and a run reads it with the model, with the reward model, and to try the export.
     UserError unless it is backed by the tokenizers library and has an eos id.
     """
     folder = Path(path)
     if not folder.is_dir():
         raise UserError(f"tokenizer {folder} is not a directory: give the folder that holds tokenizer.json")
+    content = content_of(folder)
+    if (tokenizer := _loaded.get(content)) is None:
+        with _paused_collector():
+            tokenizer = _loaded[content] = _load(folder)
+    return tokenizer
+
+
+@contextmanager
+def _paused_collector() -> Iterator[None]:
+    """Context without Python's garbage collector, which would walk a million new merges many times and free none."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _load(folder: Path) -> PreTrainedTokenizerFast:
     settings, backend = read_tokenizer_files(folder)
     with refusing(folder):
         if backend or not (folder / "tokenizer.model").is_file():

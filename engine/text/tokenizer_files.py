@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,31 @@ TOKENIZER_BYTES = 256 * 2**20  # the largest published ones have a tenth of it
 MOST_GROWTH = 100
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _SUFFIXES = (".json", ".model", ".jinja", ".txt")
+_MORE_TEMPLATES = "additional_chat_templates"  # transformers' folder for those with names
+_NOT_TOKENIZERS = (".index.json", "generation_config.json")
+_FAMILY = ("model_type", "tokenizer_class", "auto_map")  # what transformers reads of config.json
 # Settings by which transformers would take a tokenizer from elsewhere than the folder's own files.
 _OTHER_FILES = ("gguf_file", "fast_tokenizer_files", "merges_file", "spm_file")
 _LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError, IndexError, RuntimeError)
+
+
+def content_of(folder: Path) -> bytes:
+    """Return a digest of the folder's tokenizer files and of its model's family: equal ones give equal tokenizers.
+
+    UserError for a file above TOKENIZER_BYTES.
+    """
+    _check_sizes(folder)
+    digest = sha256()
+    for path in sorted([*folder.iterdir(), *folder.glob(f"{_MORE_TEMPLATES}/*")]):
+        if path.suffix not in _SUFFIXES or path.name.endswith(_NOT_TOKENIZERS) or not path.is_file():
+            continue
+        content = path.read_bytes()
+        if path.name == "config.json":
+            with suppress(ValueError):  # a damaged one is refused where the model is loaded
+                config = json.loads(content)
+                content = repr([config.get(name) for name in _FAMILY]).encode() if isinstance(config, dict) else content
+        digest.update(f"{path.relative_to(folder)} {len(content)}\n".encode() + content)
+    return digest.digest()
 
 
 def read_tokenizer_files(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
