@@ -115,11 +115,18 @@ class Job:
         return load_checked(path, self.dtype, self.world.device, trunk)
 
 
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the dtype of --dtype: auto is bfloat16 on a GPU, float32 on a CPU."""
+def choose_dtype(name: str, device: torch.device, say: Callable[[str], None]) -> torch.dtype:
+    """Return the dtype of --dtype: auto is bfloat16 on a GPU, float32 on a CPU. Say if the CPU is slow in bfloat16."""
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if name == "bfloat16" and device.type == "cpu" and not multiplies_bfloat16():
+        say("warning: this CPU has no instructions for bfloat16, it can take 100 times as long: give --dtype float32")
     return getattr(torch, name)
+
+
+def multiplies_bfloat16() -> bool:
+    """Return whether PyTorch multiplies bfloat16 matrices with this CPU's vector instructions (AVX-512, AMX, SVE)."""
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def base_config(path: str | Path) -> Any:
@@ -195,8 +202,8 @@ def open_job(stage: str, settings: Parsed) -> Job:
     path = Path(run_settings.output or Path(run_settings.runs, run_settings.lang, stage))
     ds_config, monitors = take_monitors(ds_config, run_settings, stage, path)
     world = start_world(run_settings.hang_timeout)
-    dtype = choose_dtype(run_settings.dtype, world.device)
     console = Console(world.is_first)
+    dtype = choose_dtype(run_settings.dtype, world.device, console.say)
     return Job(world, Run(path, stage, settings, world, monitors), console, language, ds_config, dtype, settings)
 
 

@@ -63,7 +63,8 @@ def show(stage: str, file: Path) -> None:
     groups = groups_of(stage, note["ids"], tensors, own)
     model_dir = run.model or Path(run.runs, run.lang, EMBEDDED[stage])
     trunk = own if isinstance(own, TrunkSettings) else None
-    model, tokenizer = load_checked(model_dir, choose_dtype(run.dtype, world.device), world.device, trunk)
+    dtype = choose_dtype(run.dtype, world.device, console.say)
+    model, tokenizer = load_checked(model_dir, dtype, world.device, trunk)
     checkpoint = _checkpoint_of(note, file)
     module, split = _module(stage, model, tokenizer, run, batch, own)
     module.to(world.device)

@@ -183,7 +183,8 @@ def log_ratios(settings: ScoreSettings, rows: Sequence[dict], device: torch.devi
 def load_read(settings: ScorerSettings, path: Path, device: torch.device) -> torch.nn.Module:
     """Load a model that is only read, all its layers in --trunk-dtype."""
     quantised = settings.quantised_layers(load_config(path).num_hidden_layers)
-    return load_model(path, choose_dtype(settings.dtype, device), device, settings.trunk_dtype, quantised)
+    dtype = choose_dtype(settings.dtype, device, Console().say)
+    return load_model(path, dtype, device, settings.trunk_dtype, quantised)
 
 
 @torch.no_grad()

@@ -16,6 +16,8 @@ from pathlib import Path
 if __name__ == "__main__":  # run as a script: put the repository root on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import torch
+
 from datagen.embedded import CARELESS_SHARE
 from engine.base.errors import UserError
 from engine.base.languages import get_language
@@ -23,6 +25,7 @@ from engine.cli.console import Console
 from engine.cli.parse import main, parse_settings
 from engine.settings import flag
 from launch import convert
+from launch.common import multiplies_bfloat16
 from launch.real.data import make_data
 from launch.real.forecast import FORECAST, write_forecast
 from launch.real.report import write_report
@@ -43,6 +46,8 @@ class RealSettings:
     careless: float = flag("share of the SFT answers to tasks that are right and then go on", CARELESS_SHARE)
     base: str | None = flag("base model directory (default: Gemma 3 270M from its package)", None)
     seeds: str = flag("seeds of RLOO, separated by commas; the control runs with the first", "0")
+    dtype: str = flag("float32 or bfloat16; auto is bfloat16 where the processor has instructions for it", "auto",
+                      choices=["auto", "float32", "bfloat16"])  # fmt: skip
     runs: str = flag("folder of the runs", "runs/real")
 
     def __post_init__(self) -> None:
@@ -64,8 +69,10 @@ def job(argv: Sequence[str]) -> None:
         paths = (Path(p) if p else None for p in (settings.data_dir, settings.instructions))
         counts = make_data(settings.lang, data, *paths, settings.careless)
         (data / "counts.json").write_text(json.dumps(counts, indent=1), encoding="utf-8")
-    todo = list(steps(settings.lang, folder, base, seeds))
-    for line in write_forecast(base, todo, folder / FORECAST):
+    fast = torch.cuda.is_available() or multiplies_bfloat16()
+    dtype = settings.dtype if settings.dtype != "auto" else "bfloat16" if fast else "float32"
+    todo = list(steps(settings.lang, folder, base, seeds, dtype))
+    for line in write_forecast(base, todo, folder / FORECAST, dtype):
         console.say(line)
     for number, step in enumerate(todo, start=1):
         if step.is_done():

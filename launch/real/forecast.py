@@ -39,11 +39,11 @@ class Expected:
     peak_gb: float
 
 
-def write_forecast(base: Path, todo: Sequence[Step], file: Path) -> Iterator[str]:
+def write_forecast(base: Path, todo: Sequence[Step], file: Path, dtype: str) -> Iterator[str]:
     """Forecast the steps that are left, remember it in `file` for the report, and yield it in lines, one a stage."""
     known = read_forecast(file)
     left = [step for step in todo if not step.is_done()]
-    model, rate = _Model(base), measured_rate()
+    model, rate = _Model(base, getattr(torch, dtype)), measured_rate(getattr(torch, dtype))
     by_stage: dict[str, list[Expected]] = {}
     for step in left:
         if stage_of(step) in REACHED:
@@ -64,9 +64,9 @@ def read_forecast(file: Path) -> dict[str, Expected]:
     return {name: Expected(**row) for name, row in json.loads(file.read_text(encoding="utf-8")).items()}
 
 
-def measured_rate() -> float:
-    """Return the operations per second of a large product in bfloat16."""
-    a = torch.randn(SIDE, SIDE).bfloat16()
+def measured_rate(dtype: torch.dtype) -> float:
+    """Return the operations per second of a large product."""
+    a = torch.randn(SIDE, SIDE).to(dtype)
     a @ a
     began = time.perf_counter()
     for _ in range(3):
@@ -91,8 +91,8 @@ _UNWRITTEN = _Lengths(1_900, 4.5, 30.0, 8.0)
 class _Model:
     """Operations and memory of the steps on one base model."""
 
-    def __init__(self, base: Path):
-        self.model = empty_model(load_config(base), str(base)).to(torch.bfloat16)
+    def __init__(self, base: Path, dtype: torch.dtype):
+        self.model, self.dtype = empty_model(load_config(base), str(base)).to(dtype), dtype
         self.tokenizer = load_tokenizer(base)
         self.counted: dict[Path, _Lengths] = {}
 
@@ -143,7 +143,7 @@ class _Model:
         samples = int(flag_of(step, "--samples-per-prompt", str(samples)))
         critic = flag_of(step, "--advantage", "gae") == "gae"
         return Workload(
-            stage, torch.bfloat16, 1, 0, False, top, sequences, min(sequences, 256), prompt, response, tokens,
+            stage, self.dtype, 1, 0, False, top, sequences, min(sequences, 256), prompt, response, tokens,
             shared_trunk=False, separate_critic=False, reward_offload=False, trunk_cache_gb=16.0, ppo_epochs=epochs,
             samples=samples, value_head=critic, minibatch=int(flag_of(step, "--minibatch-size", "0")) or None,
         )  # fmt: skip

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from engine.reward_functions import exact_match, noise
 from launch.real import rank
-from launch.real.step import Step
+from launch.real.step import Step, stage_of
 
 NOISE, CHECK = (f"{reward.__module__}:{reward.__name__}" for reward in (noise, exact_match))
 REWARDS = ("a", "b")  # RLHF optimises a; b is trained on the other half of the rankings
@@ -22,8 +23,7 @@ def _flags(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-DTYPE = _flags("--dtype bfloat16")
-TEXT = _flags("--template plain --dtype bfloat16 --truncate drop")
+TEXT = _flags("--template plain --truncate drop")
 SFT = _flags("--batch-size 32 --epochs 2 --lr 5e-5 --warmup-steps 10 --top-layers 12 --save-every 100")
 REWARD = _flags("--batch-size 32 --epochs 1 --lr 1e-4 --warmup-steps 6 --top-layers 12 --save-every 50")
 RLHF = _flags(
@@ -35,8 +35,17 @@ TRAINED_LENGTH = _flags("--max-length 256")
 SAMPLE = (*TEXT, *_flags("--max-length 304 --max-new-tokens 48"))
 
 
-def steps(lang: str, folder: Path, base: Path, seeds: Sequence[int]) -> Iterator[Step]:
-    """Yield the steps of a language in order; the data are already in folder/data."""
+def steps(lang: str, folder: Path, base: Path, seeds: Sequence[int], dtype: str) -> Iterator[Step]:
+    """Yield the steps of a language in order; the data are already in folder/data.
+
+    `dtype` is that of training, sampling and scoring. Evaluation computes in float32.
+    """
+    for step in _steps(lang, folder, base, seeds):
+        computes = step.argv[0].startswith("launch/") and stage_of(step) != "evaluate"
+        yield replace(step, argv=(*step.argv, "--dtype", dtype)) if computes else step
+
+
+def _steps(lang: str, folder: Path, base: Path, seeds: Sequence[int]) -> Iterator[Step]:
     data = folder / "data"
     sft, rewards = folder / "sft" / "model", {name: folder / f"reward_{name}" for name in REWARDS}
     tasks = ("--eval-data", data / "heldout_tasks.jsonl")
@@ -80,7 +89,7 @@ def _answers(lang: str, name: str, model: Path, data: Path, folder: Path, reward
         yield _sample(output.stem, lang, model, data / f"{prompts}.jsonl", output, count, 1)
         for reward, path in rewards.items():
             scored = folder / f"{name}.{kind}.{reward}.jsonl"
-            argv = ("launch/score.py", "--reward", path / "model", "--data", output, "--output", scored, *DTYPE)
+            argv = ("launch/score.py", "--reward", path / "model", "--data", output, "--output", scored)
             yield Step(scored.stem, tuple(map(str, argv)), scored)
 
 

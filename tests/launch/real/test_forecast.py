@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from engine.init_model import init_model
 from launch.real import forecast, stages
@@ -20,8 +21,8 @@ def folder(tmp_path_factory):
 
 
 def test_every_step_that_computes_is_forecast_and_what_is_done_keeps_its_forecast(folder):
-    todo = list(stages.steps("ne", folder, folder / "base", [0, 1]))
-    lines = list(forecast.write_forecast(folder / "base", todo, folder / "forecast.json"))
+    todo = list(stages.steps("ne", folder, folder / "base", [0, 1], "float32"))
+    lines = list(forecast.write_forecast(folder / "base", todo, folder / "forecast.json", "float32"))
     found = forecast.read_forecast(folder / "forecast.json")
     assert set(found) == {step.name for step in todo} - {"rankings"}
     assert lines[0].startswith(f"{len(todo)} steps, 0 done; about ")
@@ -31,15 +32,15 @@ def test_every_step_that_computes_is_forecast_and_what_is_done_keeps_its_forecas
 
     (folder / "sft").mkdir()
     (folder / "sft" / "result.json").write_text("{}")
-    lines = list(forecast.write_forecast(folder / "base", todo, folder / "forecast.json"))
+    lines = list(forecast.write_forecast(folder / "base", todo, folder / "forecast.json", "float32"))
     assert lines[0].startswith(f"{len(todo)} steps, 1 done;") and not lines[1].startswith("  sft")
     assert forecast.read_forecast(folder / "forecast.json")["sft"] == found["sft"]
 
 
 def test_the_operations_are_those_of_the_plan(folder):
     """SFT of 12 of 13 layers, counted by hand: 2 a weight forward, 4 backward, and the attention over half a length."""
-    step = next(stages.steps("ne", folder, folder / "base", [0]))
-    model = forecast._Model(folder / "base")
+    step = next(stages.steps("ne", folder, folder / "base", [0], "float32"))
+    model = forecast._Model(folder / "base", torch.float32)
     rows = [json.loads(line) for line in (folder / "data" / "sft.jsonl").read_text(encoding="utf-8").splitlines()]
     lengths = model._lengths(folder / "data" / "sft.jsonl")
     prompt, response = -(-lengths.prompt // 1), -(-lengths.response // 1)

@@ -1,0 +1,22 @@
+"""What launchers share."""
+
+import pytest
+import torch
+
+from launch import common
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize(("name", "device", "slow"), [
+    ("bfloat16", CPU, True), ("bfloat16", GPU, False), ("float32", CPU, False), ("auto", CPU, False),
+])  # fmt: skip
+def test_bfloat16_on_a_cpu_without_instructions_for_it_is_said(monkeypatch, name, device, slow):
+    said = []
+    monkeypatch.setattr(common, "multiplies_bfloat16", lambda: False)
+    dtype = common.choose_dtype(name, device, said.append)
+    assert dtype == (torch.float32 if name in ("float32", "auto") else torch.bfloat16)
+    assert [text[:50] for text in said] == ["warning: this CPU has no instructions for bfloat16"] * slow
+    monkeypatch.setattr(common, "multiplies_bfloat16", lambda: True)
+    common.choose_dtype(name, device, said.append)
+    assert len(said) == slow
