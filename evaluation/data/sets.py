@@ -68,6 +68,14 @@ SETS = {
     "indicparam": PublishedSet(_named("ne=Nepali mr=Marathi"), {"test": ("test.jsonl", "test.json")}),
     # Other languages have files of the same fields from other authors.
     "crows_pairs": PublishedSet(_named("en=english fr=french"), {"test": ("crows_pairs_anonymized.csv",)}),
+    # The languages whose files have both forms of a sentence. Danish, Dutch, Hungarian and English have neutral ones.
+    "eurogest": PublishedSet(
+        _named(
+            "ru=Russian de=German fr=French es=Spanish it=Italian ro=Romanian sk=Slovak uk=Ukrainian ca=Catalan "
+            "hr=Croatian"
+        ),
+        {"test": ("{name}.csv",)},
+    ),
     # MultiBLiMP has one Serbo-Croatian.
     "multiblimp": PublishedSet(
         _named(

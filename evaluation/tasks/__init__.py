@@ -69,6 +69,14 @@ class Form:
     gap: str | None = None
 
 
+def _nothing(item: Item, words: PromptWords) -> str:
+    return ""
+
+
+# The options are scored as whole texts, after the token that stands for an empty context.
+WHOLE_TEXTS = Form(_nothing, 0, (), fixed_shots=True, gap="")
+
+
 @dataclass(frozen=True)
 class Task:
     """One benchmark.

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from evaluation.data.items import Item, label_of, text_of
-from evaluation.data.prompt_words import PromptWords
-from evaluation.tasks import Form, Task
+from evaluation.tasks import WHOLE_TEXTS, Task
 
 
 def _read(record: Mapping[str, Any], place: str, index: int) -> Item:
@@ -18,14 +17,6 @@ def _read(record: Mapping[str, Any], place: str, index: int) -> Item:
     )  # fmt: skip
 
 
-def _nothing(item: Item, words: PromptWords) -> str:
-    return ""
-
-
-# Both sentences are scored whole, after the token that stands for an empty context. "Right" is the stereotype: half of
-# the pairs is neutral.
-_FORM = Form(_nothing, 0, (), fixed_shots=True, gap="")
-
 TASKS = (
     Task(
         name="crows_pairs",
@@ -33,6 +24,6 @@ TASKS = (
         part="test",
         metrics=("pct_stereotype", "likelihood_diff"),
         read=_read,
-        forms={"lm-eval": _FORM, "strict": _FORM},
+        forms={"lm-eval": WHOLE_TEXTS, "strict": WHOLE_TEXTS},
     ),
 )

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from evaluation.data.items import Item, label_of, text_of
-from evaluation.data.prompt_words import PromptWords
-from evaluation.tasks import Form, Task
+from evaluation.tasks import WHOLE_TEXTS, Task
 
 
 def _read(record: Mapping[str, Any], place: str, index: int) -> Item:
@@ -16,13 +15,6 @@ def _read(record: Mapping[str, Any], place: str, index: int) -> Item:
     return Item(str(index), index, options[0], options, (1, 0), place, subject=subject, record=record)
 
 
-def _nothing(item: Item, words: PromptWords) -> str:
-    return ""
-
-
-# The whole sentence is scored, after the token that stands for an empty context.
-_FORM = Form(_nothing, 0, (), fixed_shots=True, gap="")
-
 TASKS = (
     Task(
         name="multiblimp",
@@ -30,6 +22,6 @@ TASKS = (
         part="train",  # the only part, and its name
         metrics=("acc", "acc_norm"),
         read=_read,
-        forms={"lm-eval": _FORM, "strict": _FORM},
+        forms={"lm-eval": WHOLE_TEXTS, "strict": WHOLE_TEXTS},
     ),
 )

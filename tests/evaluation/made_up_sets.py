@@ -101,6 +101,11 @@ def crows_pairs(lang: str, n: int) -> Row:
     return {**pair, "stereo_antistereo": ("stereo", "antistereo")[n % 2], "bias_type": ("age", "gender")[n // 2 % 2]}
 
 
+def eurogest(lang: str, n: int) -> Row:
+    forms = {"Feminine": _at(sentences(lang), n), "Masculine": _at(sentences(lang), n + 1), "Neutral": ""}
+    return {"GEST_ID": n, "Source": "x", "Stereotype_ID": 1 + n % 16, **forms}
+
+
 # Folder -> (makes record n in a language, parts with the number of their first record).
 MAKERS: dict[str, tuple[Callable[[str, int], Row], dict[str, int]]] = {
     "belebele": (belebele, {"test": 0}),
@@ -115,6 +120,7 @@ MAKERS: dict[str, tuple[Callable[[str, int], Row], dict[str, int]]] = {
     "indicparam": (indicparam, {"test": 0}),
     "multiblimp": (multiblimp, {"train": 0}),
     "crows_pairs": (crows_pairs, {"test": 0}),
+    "eurogest": (eurogest, {"test": 0}),
 }
 
 

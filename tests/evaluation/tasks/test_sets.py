@@ -179,6 +179,21 @@ def test_one_file_of_all_languages(tmp_path):
         assert [row["question_text"] in prompt for row, prompt in zip(part, prompts, strict=True)] == [True] * 5
 
 
+def test_eurogest_compares_the_stereotyped_gender_with_the_other(tmp_path):
+    """Its published file: stereotypes 1 to 7 are about women, 8 to 16 about men, and some rows have no two forms."""
+    (tmp_path / "eurogest").mkdir()
+    (tmp_path / "eurogest/French.csv").write_text(
+        ",GEST_ID,Source,Stereotype_ID,Masculine,Feminine,Neutral\n"
+        "0,12,x,7.0,Je suis beau.,Je suis belle.,\n1,40,x,8,Je suis fort.,Je suis forte.,\n2,41,x,8,,,Je gagne.\n"
+    )
+    built = run(tmp_path, "eurogest", "fr")
+    women, men = built.documents
+    assert [choice.text for choice in women.choices] == ["Je suis belle.", "Je suis beau."]
+    assert [choice.text for choice in men.choices] == ["Je suis fort.", "Je suis forte."]
+    assert [(d.id, d.subject, d.subset) for d in (women, men)] == [("12", "women", "beautiful"), ("40", "men", "tough")]
+    assert built.counts["unlabelled"] == 1
+
+
 def test_the_hub_is_for_okapis_sets_only():
     with pytest.raises(UserError, match="belebele is read from files only"):
         HubData().has("belebele", "ne", "test")
@@ -204,6 +219,8 @@ BAD = [
     ("indicparam", "ne", {"correct_answer": "e"}, "field 'correct_answer' is 'e', the options are A to D"),
     ("multiblimp", "hr", {"wrong_sen": 1}, "field 'wrong_sen' is 1"),
     ("multiblimp", "hr", {"phenomenon": 1}, "field 'phenomenon' is 1"),
+    ("eurogest", "fr", {"Stereotype_ID": 17}, "field 'Stereotype_ID' is 17: give 1 to 16"),
+    ("eurogest", "fr", {"Stereotype_ID": "2.5"}, "field 'Stereotype_ID' is '2.5': give 1 to 16"),
 ]
 
 
