@@ -7,14 +7,16 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from engine.base.errors import UserError
 from engine.base.languages import LANGUAGES
 from evaluation.data.files import PARTS, LocalData, Records, open_data
 from evaluation.data.items import Item, Unlabelled
+from evaluation.data.questions import Question
 from evaluation.data.scripts import check_script
 from evaluation.data.sets import SETS
-from evaluation.tasks import Task, all_tasks
+from evaluation.tasks import AnswerTask, Task, all_tasks, answer_tasks
 
 SHOTS_PER_SUBJECT = 5
 _EXAMPLES = 3
@@ -38,7 +40,10 @@ class Report:
     counts: dict[tuple[str, str, str], int] = field(default_factory=dict)
 
 
-def lint(folder: Path, tasks: Sequence[Task] | None = None) -> Report:
+AnyTask = Task | AnswerTask
+
+
+def lint(folder: Path, tasks: Sequence[AnyTask] | None = None) -> Report:
     """Check every file <folder>/<benchmark>/<lang>_<part>.json of these tasks, by default of all known tasks.
 
     UserError if the folder holds no such file.
@@ -46,20 +51,20 @@ def lint(folder: Path, tasks: Sequence[Task] | None = None) -> Report:
     data = open_data(folder)
     assert isinstance(data, LocalData)
     report = Report()
-    by_folder: dict[str, list[Task]] = defaultdict(list)
-    for task in all_tasks().values() if tasks is None else tasks:
+    by_folder: dict[str, list[AnyTask]] = defaultdict(list)
+    for task in [*all_tasks().values(), *answer_tasks().values()] if tasks is None else tasks:
         by_folder[task.folder].append(task)
     for name, its_tasks in by_folder.items():
         _lint_benchmark(data, name, its_tasks, report)
     if not report.counts:
         known = ", ".join(by_folder)
         raise UserError(f"{folder} holds no benchmark file: give the folder that holds {known}")
-    # Two tasks that read the same file (TruthfulQA) report the same findings.
+    # Two tasks that read the same file (TruthfulQA, references) report the same findings.
     report.findings = list(dict.fromkeys(report.findings))
     return report
 
 
-def _lint_benchmark(data: LocalData, folder: str, tasks: Sequence[Task], report: Report) -> None:
+def _lint_benchmark(data: LocalData, folder: str, tasks: Sequence[AnyTask], report: Report) -> None:
     seen: dict[str, dict[tuple, tuple[str, str]]] = defaultdict(dict)
     for lang, part in _files(data, folder):
         try:
@@ -70,6 +75,9 @@ def _lint_benchmark(data: LocalData, folder: str, tasks: Sequence[Task], report:
         report.counts[folder, part, lang] = len(records.rows)
         for task in tasks:
             items = list(_read(task, lang, records, report))
+            if isinstance(task, AnswerTask):
+                _lint_questions(lang, records.source.name, items, report)
+                continue
             _lint_items(task, lang, part, records.source.name, items, report)
             if task is tasks[0]:
                 _lint_overlaps(part, records.source.name, items, seen[lang], report)
@@ -86,8 +94,9 @@ def _files(data: LocalData, folder: str) -> Iterator[tuple[str, str]]:
     yield from sorted(pairs, key=lambda pair: (pair[0] != "en", pair))
 
 
-def _read(task: Task, lang: str, records: Records, report: Report) -> Iterator[Item]:
-    rows = [row for row in records.rows if task.keep is None or task.keep(row[1], lang)]
+def _read(task: AnyTask, lang: str, records: Records, report: Report) -> Iterator[Any]:
+    """Yield the Items or Questions of a file; records that cannot be read become findings."""
+    rows = [row for row in records.rows if isinstance(task, AnswerTask) or not task.keep or task.keep(row[1], lang)]
     for index, (place, record) in enumerate(rows):
         try:
             yield task.read(record, place, index)
@@ -106,18 +115,36 @@ def _lint_items(task: Task, lang: str, part: str, file: str, items: Sequence[Ite
             note("equal options", item.place)
         if "mc2" in task.metrics and list(item.truth) != sorted(item.truth, reverse=True):
             note("a true choice after a false one (protocol okapi counts it as false)", item.place)
-    for name, count in Counter(item.id for item in items).items():
+    _lint_texts(lang, file, [item.id for item in items], [item.question for item in items], note)
+    if task.groups:
+        _lint_subjects(task, part, items, note)
+
+
+def _lint_questions(lang: str, file: str, questions: Sequence[Question], report: Report) -> None:
+    def note(kind: str, detail: str, is_error: bool = False) -> None:
+        report.findings.append(Finding(file, kind, detail, is_error))
+
+    for question in questions:
+        if both := set(question.references) & set(question.wrong):
+            note("an answer is both right and wrong", f"{question.place}: {min(both)!r:.60}")
+    for prompt, count in Counter(question.prompt.strip() for question in questions).items():
+        if count > 1:
+            note("prompt given more than once", f"{prompt!r:.60}: {count} times")
+    _lint_texts(lang, file, [q.id for q in questions], [q.prompt for q in questions], note)
+
+
+def _lint_texts(lang: str, file: str, ids: Sequence[str], texts: Sequence[str], note) -> None:
+    """Note ids that occur twice, and texts in a script that the language does not have."""
+    for name, count in Counter(ids).items():
         if count > 1:
             note("id given more than once", f"{name}: {count} times")
     if lang in LANGUAGES:
         try:
-            check_script(LANGUAGES[lang], file, (item.question for item in items))
+            check_script(LANGUAGES[lang], file, iter(texts))
         except UserError as error:
             note("script of another language", str(error), is_error=True)
     else:
         note("language not registered", lang, is_error=True)
-    if task.groups:
-        _lint_subjects(task, part, items, note)
 
 
 def _lint_subjects(task: Task, part: str, items: Sequence[Item], note) -> None:

@@ -114,3 +114,29 @@ def test_real_files_have_no_errors_and_known_overlaps(real_data):
             text = "\n".join(Path(path).read_text(encoding="utf-8").split("\n")[int(line) - 1 :])
             rows.append(json.JSONDecoder().raw_decode(text)[0])
         assert rows[0]["instruction"].strip() == rows[1]["instruction"].strip()
+
+
+REFERENCES = [{"id": str(n), "prompt": f"Say it {n} times", "references": ["it"]} for n in range(3)]
+TRUTH = {"question": "Is it so?", "correct_answers": ["Yes", "It is"], "incorrect_answers": ["No"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "kind", "is_error"),
+    [
+        ("references/en_test", [{**REFERENCES[0], "references": []}], "unusable record", True),
+        ("references/en_test", [{**REFERENCES[0], "id": "9"}], "prompt given more than once", False),
+        ("references/en_test", [{**REFERENCES[0], "prompt": "Other"}], "id given more than once", False),
+        ("references/ne_test", REFERENCES, "script of another language", True),
+        ("references/xx_test", REFERENCES, "language not registered", True),
+        ("rules/en_test", [{"prompt": "Say", "rules": [{"rule": "max_word", "value": 1}]}], "unusable record", True),
+        ("facts/en_test", [{"question": "Who?", "targets": [""]}], "unusable record", True),
+        ("truthfulqa_answers/en_validation", [{**TRUTH, "incorrect_answers": ["Yes"]}],
+         "an answer is both right and wrong", False),
+    ],
+)  # fmt: skip
+def test_files_of_generation_tasks_are_read_too(tmp_path, name, rows, kind, is_error):
+    write(tmp_path, "references/en_test", REFERENCES)
+    assert kinds(tmp_path) == set()
+    before = REFERENCES if name == "references/en_test" else []
+    write(tmp_path, name, [*before, *rows])
+    assert {(found, error) for file, found, error in kinds(tmp_path) if file.startswith(name)} == {(kind, is_error)}
