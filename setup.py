@@ -51,6 +51,7 @@ setup(
             "pytest-xdist",
             "ruff",
             "ninja",
+            "sacrebleu",
             "triton>=3.6; platform_system == 'Linux'",
         ],
     },

@@ -163,6 +163,27 @@ def test_truthfulqa_reads_right_and_wrong_answers(files):
     assert (asked.references, asked.wrong) == (("I", "Me"), ("You", "They"))
 
 
+def test_chrf_of_stored_answers_is_sacrebleus(files, tmp_path):
+    """Both tasks that chrF scores, from the command to results.json, computed a second time from the stored answers."""
+    metrics = pytest.importorskip("sacrebleu.metrics", reason="needs sacrebleu: pip install sacrebleu")
+
+    def closest(answer, texts):
+        return max(metrics.CHRF().sentence_score(answer, [text]).score for text in texts) / 100
+
+    evaluate.job(argv(files, tmp_path / "out", tasks="truthfulqa_answers,references_chrf"))
+    results = json.loads((tmp_path / "out/results.json").read_text())["results"]
+    rows = rows_of(tmp_path / "out", "references_chrf.en")
+    means = [sum(closest(text, ["Good morning", "x"]) for text in row["answers"]) / 3 for row in rows]
+    assert [row["scores"]["chrf"] for row in rows] == pytest.approx(means) and len(set(means)) > 1
+    assert results["references_chrf_en"]["chrf,none"] == pytest.approx(sum(means) / 4)
+
+    (row,) = rows_of(tmp_path / "out", "truthfulqa_answers.en")
+    pairs = [(closest(text, ["I", "Me"]), closest(text, ["You", "They"])) for text in row["answers"]]
+    assert row["scores"]["chrf_diff"] == pytest.approx(sum(right - wrong for right, wrong in pairs) / 3)
+    assert row["scores"]["chrf_acc"] == pytest.approx(sum(right > wrong for right, wrong in pairs) / 3)
+    assert results["truthfulqa_answers_en"]["chrf_acc,none"] == pytest.approx(row["scores"]["chrf_acc"])
+
+
 @pytest.mark.parametrize(("changes", "message"), [
     ({"num-answers": 2, "temperature": 0}, "--temperature is 0, so the 2 answers to a prompt would be equal"),
     ({"max-new-tokens": 4096}, "--max-new-tokens is 4096, a sequence has 2048 tokens: lower it"),
