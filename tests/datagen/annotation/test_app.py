@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from datagen.annotation.journal import Journal
+from datagen.annotation.journal import Journal, Judgement
 from datagen.annotation.prompts import read_prompts
 from datagen.annotation.results import report, write_rankings
 from engine.base.errors import UserError
@@ -90,6 +90,39 @@ def test_a_line_torn_by_a_crash_is_read_past_and_the_next_one_is_whole(folder):
             assert journal.damaged == (cut > 1)
             assert [j.kind for j in journal.last.values()][-1] == "skip"
             assert len(journal.last) == (3 if cut == 1 else 2)
+
+
+def test_a_prompt_judged_again_keeps_its_last_judgement_after_a_restart(folder):
+    async def rank(client):
+        await judge(client, await prompt(client, "Ada"), by_text=CAPITALS)
+        await judge(client, await prompt(client, "Ada", at=0), by_text={**CAPITALS, "فاس": 1})
+
+    with_client(folder, rank)
+    with Journal(folder / "out.jsonl.judgements.jsonl") as journal:
+        (last,) = journal.last.values()
+        assert (last.revision, last.ranks) == (2, (1, 2, 1))
+    (record,), _, _ = rankings(folder)
+    assert record.ranks == (1, 2, 1)
+
+
+def test_a_disk_that_takes_a_line_in_pieces_gets_all_of_it(folder):
+    class Slow:
+        def __init__(self, file):
+            self.file = file
+
+        def write(self, data):
+            return self.file.write(bytes(data[:7]))
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+    said = Judgement("key", "Ada", "skip", 1, note="राजधानी")
+    kept = folder / "out.jsonl.judgements.jsonl"
+    with Journal(kept) as journal:
+        journal._file = Slow(journal._file)
+        journal.add(said)
+    with Journal(kept) as journal:
+        assert (list(journal.last.values()), journal.damaged) == ([said], 0)
 
 
 def test_a_judgement_that_the_disk_refuses_does_not_count(folder, monkeypatch):
