@@ -98,7 +98,7 @@ def load(settings: ModelSettings) -> Loaded:
     """Load the model and check its settings. UserError if the sequence does not fit into the cache."""
     check_template(settings.template)  # before the model is loaded, so that a mistake shows at once
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = choose_dtype(settings.dtype, device)
+    dtype = choose_dtype(settings.dtype, device, Console().say)
     length, room = served_length(settings.model, settings.max_length)
     model, tokenizer = load_checked(settings.model, dtype, device)
     model.requires_grad_(False)

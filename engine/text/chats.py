@@ -8,7 +8,6 @@ user's message. With the model's own chat template, that renders the chat.
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 from engine.base.errors import UserError
 from engine.text.chat_template import ChatTemplate
 from engine.text.templates import RECORD, Piece, Template
-from engine.text.tokenizer import decode, encode_prompt, encode_rendered, encode_response
+from engine.text.tokenizer import copy_of, decode, encode_prompt, encode_rendered, encode_response
 
 _BEFORE_PROMPTS = ("", " ")  # the dummy prefix as text, where it would be lost
 ROLES = ("system", "user", "assistant")
@@ -147,8 +146,8 @@ def with_chat_template(tokenizer: Any, template: Template | ChatTemplate) -> Any
     training, the copy has none. Two limits of rendering as text: an answer that begins with white space may merge with
     its prompt, and "</s>" in a message becomes the EOS token.
     """
-    tokenizer = copy.copy(tokenizer)  # they share the vocabulary, which takes seconds to copy
-    tokenizer.init_kwargs = {**tokenizer.init_kwargs, RECORD: template.record()}
+    tokenizer = copy_of(tokenizer)
+    tokenizer.init_kwargs[RECORD] = template.record()
     if isinstance(template, ChatTemplate):
         return tokenizer
     bos = tokenizer.bos_token if encode_prompt(tokenizer, "") else ""

@@ -72,6 +72,12 @@ def codec_of(tokenizer: PreTrainedTokenizerFast) -> Codec:
     return _codecs[tokenizer]
 
 
+def share_codec(tokenizer: PreTrainedTokenizerFast, other: PreTrainedTokenizerFast) -> None:
+    """Let a tokenizer with the same vocabulary and special tokens use the codec of the first, if that has one."""
+    if tokenizer in _codecs:
+        _codecs[other] = _codecs[tokenizer]
+
+
 def _make(tokenizer: PreTrainedTokenizerFast, text: str) -> Codec:
     spec = json.loads(text)
     spec.update(truncation=None, padding=None, post_processor=None)

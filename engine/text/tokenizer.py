@@ -10,6 +10,7 @@ writes are tokens.
 
 from __future__ import annotations
 
+import copy
 import gc
 import io
 import os
@@ -26,7 +27,7 @@ from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
 from engine.base.errors import UserError
 from engine.text.byte_fallback import decode_tokens
-from engine.text.codec import codec_of
+from engine.text.codec import codec_of, share_codec
 from engine.text.templates import Piece
 from engine.text.tokenizer_files import content_of, read_tokenizer_files, refusing
 
@@ -43,9 +44,9 @@ _loaded: WeakValueDictionary[bytes, PreTrainedTokenizerFast] = WeakValueDictiona
 def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
     """Load the tokenizer of a model's directory from local files only, without running code from there.
 
-    Folders with the same tokenizer files share one tokenizer while it is in use, so change a copy: reading a large
-    vocabulary takes up to ten seconds, and a run reads it with the model, with the reward model, and to try the export.
-    UserError unless it is backed by the tokenizers library and has an eos id.
+    Folders with the same tokenizer files share one vocabulary while it is in use (copy_of): reading a large one takes
+    up to ten seconds, and a run reads it with the model, with the reward model, and to try the export. UserError unless
+    it is backed by the tokenizers library and has an eos id.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -54,7 +55,16 @@ def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
     if (tokenizer := _loaded.get(content)) is None:
         with _paused_collector():
             tokenizer = _loaded[content] = _load(folder)
-    return tokenizer
+    return copy_of(tokenizer)
+
+
+def copy_of(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """Return a copy with settings of its own. It shares the vocabulary, which takes seconds to copy: add no tokens."""
+    own = copy.copy(tokenizer)
+    vars(own).update({name: copy.copy(x) for name, x in vars(own).items() if isinstance(x, dict | list)})
+    vars(own)["_original"] = tokenizer  # which _loaded keeps while a copy is in use
+    share_codec(tokenizer, own)
+    return own
 
 
 @contextmanager

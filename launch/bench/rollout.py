@@ -79,7 +79,8 @@ def job(argv: Sequence[str]) -> None:
     """Measure the machine, run the sides in turn, print the table."""
     (settings,) = parse_settings((BenchSettings,), argv, "python launch/bench/rollout.py", __doc__)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype, console = choose_dtype(settings.dtype, device), Console()
+    console = Console()
+    dtype = choose_dtype(settings.dtype, device, console.say)
     model = load_model(settings.model, dtype, device)
     workload = make_workload(
         settings.model, model.vocab_size, settings.num_prompts, settings.prompt_tokens, settings.responses,

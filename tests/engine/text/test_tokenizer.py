@@ -1,5 +1,6 @@
 """Tokenizers: parity with sentencepiece and transformers, responses that decode to their text, and refused files."""
 
+import gc
 import json
 import subprocess
 import sys
@@ -278,3 +279,27 @@ def test_loading_opens_no_socket(byte_bpe, tmp_path, monkeypatch):
     monkeypatch.setattr("socket.socket.connect", refuse)
     monkeypatch.setattr("socket.getaddrinfo", refuse)
     assert load_tokenizer(tmp_path).eos_token_id == 2
+
+
+def test_equal_files_are_read_once_and_each_tokenizer_has_settings_of_its_own(tmp_path, monkeypatch):
+    trained = train_byte_bpe(TEXTS, 300)
+    for name in ("a", "b", "c"):
+        trained.save_pretrained(tmp_path / name)
+    first = load_tokenizer(tmp_path / "a")
+    first.chat_template, first.pad_token = "{{ 1 }}", "<unk>"
+    first.init_kwargs["x"] = 1
+    read = []
+    monkeypatch.setattr("engine.text.tokenizer._load", lambda folder: read.append(folder.name) or trained)
+    second = load_tokenizer(tmp_path / "b")
+    assert read == [] and second is not first and second.backend_tokenizer is first.backend_tokenizer
+    assert (second.chat_template, second.pad_token, "x" in second.init_kwargs) == (None, "<pad>", False)
+
+    (tmp_path / "c" / "chat_template.jinja").write_text("{{ 2 }}")
+    load_tokenizer(tmp_path / "c")
+    (tmp_path / "b" / "config.json").write_text('{"model_type": "bloom"}')
+    load_tokenizer(tmp_path / "b")
+    assert read == ["c", "b"]
+    del first, second
+    gc.collect()
+    load_tokenizer(tmp_path / "a")
+    assert read == ["c", "b", "a"]  # it is kept only while it is in use
