@@ -15,7 +15,8 @@ from launch import convert
 from tests.real.models import PACKAGES, Loaded, gguf_file, load, shared_folder
 
 
-@pytest.fixture(scope="session", params=PACKAGES)
+# Gemma's 262,144 tokens take minutes on a processor without AVX-512: `pytest -m real tests/real` runs it, too.
+@pytest.fixture(scope="session", params=["smollm2", pytest.param("gemma3", marks=pytest.mark.slow)])
 def real(request, tmp_path_factory) -> Iterator[tuple[str, Path]]:
     """Yield (name, Hugging Face directory in float32). Skip without the package."""
     name = request.param

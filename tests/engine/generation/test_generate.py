@@ -189,7 +189,9 @@ def test_reused_cache_does_not_leak_between_rollouts(name):
     for batch in (REQUESTS, requests_of([3, 50, 8], [70, 20, 30]), REQUESTS):
         anew = generate(model, batch, Sampling(0.8), 3, NO_EOS)
         again = generate(model, batch, Sampling(0.8), 3, NO_EOS, cache=kept, on_step=lambda s: pages.append(s.pages))
-        assert [(r.tokens, r.logprobs) for r in again] == [(r.tokens, r.logprobs) for r in anew]
+        assert [r.tokens for r in again] == [r.tokens for r in anew]
+        for a, b in zip(again, anew):  # not to the bit: a budget decides how many rows a product has
+            assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
     assert max(pages) == 9
 
 
