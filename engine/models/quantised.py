@@ -24,7 +24,6 @@ from kernels.common.codes import GROUP, Codes
 
 LARGEST = {"int8": 127, "int4": 7}  # largest code of each trunk dtype; the smallest is its negative
 TILE_ROWS = 1024  # output rows dequantised at once
-DEQUANTISING_BYTES = 10  # per weight of a tile: codes unpacked, and two steps in float32
 
 
 def quantise(weight_NI: Tensor, trunk_dtype: str) -> tuple[Tensor, Tensor]:

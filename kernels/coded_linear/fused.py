@@ -1,25 +1,21 @@
 """coded_linear and its gradient on CUDA, in Triton: weights are dequantised in registers, tile by tile.
 
 A program takes M rows, J columns and one of P parts of the inner dimension, so that a few rows fill the GPU too; the
-parts are added in order. The same kernel serves decoding and packs, in tiles chosen by the number of rows. Nothing is
-tuned at run time: no timing, and no memory for it, while the cache fills the GPU. Shapes: T rows, N outputs, I inputs,
-G groups of 32 inputs, K of the inner dimension at a time.
+parts are added in order. The same kernel serves decoding and packs, in tiles chosen by the number of rows. Shapes: T
+rows, N outputs, I inputs, G groups of 32 inputs, K of the inner dimension at a time.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.coded_linear.tiles import TILES, part_size, tiles_for
 from kernels.common.codes import GROUP, Codes
 from kernels.common.triton import blocks_of, dot, rounded
 
-PROGRAMS = 512  # fewer leave multiprocessors idle: the inner dimension is then cut into parts
-PART = 512  # of the inner dimension: a smaller part is not worth a program
 SUM_BLOCK = 1024
 _GROUP = tl.constexpr(GROUP)
 
@@ -89,36 +85,6 @@ def _sum(parts, bias, out, size, columns, P, BIAS: tl.constexpr, BLOCK: tl.const
     if BIAS:
         acc += tl.load(bias + at % columns, mask=at < size, other=0.0).to(tl.float32)
     tl.store(out + at, rounded(acc, out.dtype.element_ty), mask=at < size)
-
-
-class Tiles(NamedTuple):
-    """Rows, columns and inner dimension of a program's tile; warps, and loads under way at once."""
-
-    M: int
-    J: int
-    K: int
-    warps: int
-    stages: int
-
-
-# For up to so many rows; the last for more. By the bytes of x: products in float32 run on the CUDA cores. Not measured:
-# kernels/coded_linear/bench.py times them on a GPU.
-TILES = {
-    2: {16: Tiles(16, 32, 128, 4, 4), 64: Tiles(64, 64, 64, 4, 4), 0: Tiles(128, 128, 64, 8, 3)},
-    4: {16: Tiles(16, 32, 64, 4, 3), 64: Tiles(32, 32, 32, 4, 3), 0: Tiles(64, 64, 32, 8, 2)},
-}
-
-
-def tiles_for(rows: int, element_bytes: int) -> Tiles:
-    """Return the tiles for so many rows."""
-    table = TILES[element_bytes]
-    return next((table[most] for most in (16, 64) if rows <= most), table[0])
-
-
-def part_size(inner: int, tiles: int, K: int) -> int:
-    """Return the inner dimension of each program, a multiple of K, when the output has so many tiles."""
-    parts = max(1, min(triton.cdiv(PROGRAMS, tiles), inner // PART))
-    return triton.cdiv(triton.cdiv(inner, parts), K) * K
 
 
 def coded_linear_triton(x_TI: Tensor, weight: Codes, bias_N: Tensor | None = None) -> Tensor:

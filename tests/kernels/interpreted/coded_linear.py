@@ -8,11 +8,7 @@ import torch
 from torch import Tensor
 
 from engine.models.quantised import quantise
-from kernels.coded_linear import (
-    coded_linear_gradient_reference,
-    coded_linear_reference,
-    fused,
-)
+from kernels.coded_linear import fused, tiles
 from kernels.common.codes import Codes
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -23,7 +19,7 @@ CASES = [(1, 40, 100), (7, 33, 64), (64, 36, 150), (65, 5, 31), (130, 129, 40), 
 @pytest.fixture(autouse=True)
 def many_parts(monkeypatch):
     """Cut the inner dimension of small weights too."""
-    monkeypatch.setattr(fused, "PART", 64)
+    monkeypatch.setattr(tiles, "PART", 64)
 
 
 def weight_of(outputs, inputs, trunk_dtype):
@@ -83,29 +79,6 @@ def test_strided_rows(rows, trunk_dtype):
         found = fused.coded_linear_triton(x_TI, weight)
         assert found.equal(fused.coded_linear_triton(x_TI.contiguous(), weight))
         assert found.any()
-
-
-@pytest.mark.parametrize("gradient", [False, True])
-def test_each_program_has_work_and_parts_cover_the_inner_dimension(gradient, monkeypatch):
-    monkeypatch.undo()
-    for rows in (1, 64, 512, 4096):
-        for outputs, inputs in ((4096, 4096), (11008, 4096), (4096, 11008), (640, 1000), (1, 1030)):
-            inner, columns = (outputs, inputs) if gradient else (inputs, outputs)
-            size = fused.tiles_for(rows, 2)
-            tiles = -(-rows // size.M) * -(-columns // size.J)
-            one = fused.part_size(inner, tiles, size.K)
-            parts = -(-inner // one)
-            assert one % size.K == 0 and (parts - 1) * one < inner <= parts * one
-            assert parts == 1 or one >= fused.PART and tiles * parts < 2 * fused.PROGRAMS
-
-
-def test_the_references_are_linear_of_the_values():
-    weight, x_TI, grad_TN = weight_of(5, 40, "int4"), rows_of(3, 40, torch.float32), rows_of(3, 5, torch.float32)
-    x_TI.requires_grad_(True)
-    y_TN = coded_linear_reference(x_TI, weight, torch.ones(5))
-    assert y_TN.equal(torch.nn.functional.linear(x_TI, weight.values(torch.float32), torch.ones(5)))
-    (grad_TI,) = torch.autograd.grad(y_TN, x_TI, grad_TN)
-    torch.testing.assert_close(coded_linear_gradient_reference(grad_TN, weight), grad_TI)
 
 
 def test_no_rows():
