@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
 from engine.base.errors import UserError
+from kernels import coded_linear
 from kernels.common.codes import GROUP, Codes
 
 LARGEST = {"int8": 127, "int4": 7}  # largest code of each trunk dtype; the smallest is its negative
 TILE_ROWS = 1024  # output rows dequantised at once
-DEQUANTISING_BYTES = 10  # per weight of a tile: codes unpacked, and two steps in float32
 
 
 def quantise(weight_NI: Tensor, trunk_dtype: str) -> tuple[Tensor, Tensor]:
@@ -71,7 +71,7 @@ class QuantisedLinear(nn.Module):
             yield Codes(codes, scale_NG, self.in_features).values(self.dtype)
 
     def forward(self, x_TI: Tensor) -> Tensor:
-        """Return x @ weight.T + bias [T, N]; only a tile of output rows is dequantised at a time."""
+        """Return x @ weight.T + bias [T, N]. Dequantises in registers on a GPU, else 1,024 output rows at a time."""
         return _Product.apply(x_TI, self)
 
 
@@ -81,12 +81,16 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_TI: Tensor, layer: QuantisedLinear) -> Tensor:
         ctx.layer = layer
+        if coded_linear.fits(x_TI):
+            return coded_linear.coded_linear(x_TI, weight_of(layer), layer.bias)
         biases = repeat(None) if layer.bias is None else layer.bias.split(TILE_ROWS)
         parts = [linear(x_TI, weight_NI, bias_N) for weight_NI, bias_N in zip(layer.tiles(), biases)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     @staticmethod
     def backward(ctx, grad_TN: Tensor) -> tuple[Tensor, None]:
+        if coded_linear.fits(grad_TN):
+            return coded_linear.coded_linear_gradient(grad_TN, weight_of(ctx.layer)), None
         return grad_TN @ ctx.layer.weight, None
 
 

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from engine.batch import PackedBatch
 from engine.generation.kv_cache import PAGE_SIZE, page_bytes, pages_for
 from engine.models.attend import AttentionOptions
-from engine.models.quantised import DEQUANTISING_BYTES, TILE_ROWS, stored_bytes
+from engine.models.quantised import stored_bytes
 from engine.planning.memory_tracker import MemoryTracker
 from engine.shared_rows import MOST
 from engine.training.lora import num_factors
 from engine.training.modules import Top
+from kernels.coded_linear.tiles import sum_bytes
 
 WORKSPACE = 64 << 20  # upper bound of linear_logprob's
 PREFILL_TOKENS = 512
@@ -179,27 +180,26 @@ class Sizes:
         return Sizes(sum(p.numel() for p in layer), matrices, embedding, head, norm)
 
 
-@dataclass(frozen=True)
-class Frozen:
-    """Bytes of a layer that is not trained: stored, moved in a pass over it, and needed at once to dequantise it."""
+def _frozen_bytes(model: nn.Module, w: Workload) -> int:
+    """Return the bytes of a layer that is not trained: stored, and read in a pass over it."""
+    own, b = Sizes.of(model).layer, w.dtype.itemsize
+    if w.trunk_dtype == "model":
+        return own * b
+    shapes = _shapes(model)
+    stored = sum(stored_bytes(inputs, outputs, w.trunk_dtype) for outputs, inputs in shapes)
+    return stored + (own - sum(shape.numel() for shape in shapes)) * b
 
-    layer: int
-    passed: int
-    tile: int = 0  # of a weight, 1,024 rows at a time
-    weight: int = 0  # of the values of the largest weight
 
-    @staticmethod
-    def of(model: nn.Module, w: Workload) -> Frozen:
-        own, b = Sizes.of(model).layer, w.dtype.itemsize
-        if w.trunk_dtype == "model":
-            return Frozen(own * b, own * b)
-        shapes = [m.weight.shape for m in model.layers[0].modules() if isinstance(m, nn.Linear)]
-        inside = sum(shape.numel() for shape in shapes)
-        stored = sum(stored_bytes(inputs, outputs, w.trunk_dtype) for outputs, inputs in shapes) + (own - inside) * b
-        # Values are written and read in float32, times their scales and in the model's dtype.
-        passed = stored + (4 * 4 + 2 * b) * inside
-        tile = max(min(outputs, TILE_ROWS) * inputs * (DEQUANTISING_BYTES + b) for outputs, inputs in shapes)
-        return Frozen(stored, passed, tile, max(shape.numel() for shape in shapes) * b)
+def _shapes(model: nn.Module) -> list[torch.Size]:
+    return [m.weight.shape for m in model.layers[0].modules() if isinstance(m, nn.Linear)]
+
+
+def _sums(model: nn.Module, w: Workload, rows: int, backward: bool) -> int:
+    """Return an upper bound of the bytes of float32 sums in products with quantised weights, for up to so many rows."""
+    if w.trunk_dtype == "model":
+        return 0
+    pairs = [pair for shape in _shapes(model) for pair in ((shape[::-1], shape) if backward else (shape[::-1],))]
+    return max(sum_bytes(rows, inner, columns) for inner, columns in pairs)
 
 
 def memory(model: nn.Module, w: Workload) -> list[Part]:
@@ -209,13 +209,13 @@ def memory(model: nn.Module, w: Workload) -> list[Part]:
     speaks = w.stage in ("sft", "dpo")  # trains a language model, and no score or value head
     whole = w.stage != "reward" and w.top_layers is None
     top_weights = top * s.layer + s.norm
-    frozen = Frozen.of(model, w)
-    trunk = 0 if whole else (L - top) * frozen.layer + s.embedding * b
+    frozen = _frozen_bytes(model, w)
+    trunk = 0 if whole else (L - top) * frozen + s.embedding * b
     trained = top_weights + (s.embedding + s.head if whole else 0)
     trained += 0 if speaks or w.stage == "ppo" and not w.value_head else D
     adapted = 0
     if w.lora_rank:
-        adapted = top * frozen.layer + (trained - top * s.layer) * b
+        adapted = top * frozen + (trained - top * s.layer) * b
         trained = num_factors(model, L - top, w.lora_rank)
     parts, sharded = [], w.zero == 3 and w.ranks > 1
     own = 1 / w.ranks if sharded else 1  # share of what ZeRO-3 shards
@@ -232,7 +232,7 @@ def memory(model: nn.Module, w: Workload) -> list[Part]:
             reward = w.rewards * (top_weights + D) * b
             parts.append(Part("reward top" + "s" * (w.rewards > 1), reward, reward))
         else:
-            each = (L if whole else top) * s.layer * b + (0 if whole else (L - top) * frozen.layer)
+            each = (L if whole else top) * s.layer * b + (0 if whole else (L - top) * frozen)
             reward = 0 if w.reward_offload else w.rewards * (each + (s.norm + s.embedding + D) * b)
             parts.append(Part("reward model" + "s" * (w.rewards > 1), reward, reward))
         if w.separate_critic:
@@ -256,8 +256,8 @@ def memory(model: nn.Module, w: Workload) -> list[Part]:
     if w.separate_critic and w.stage == "ppo":
         activations *= 2
     parts.append(Part("activations", 0, activations))
-    if frozen.tile:  # a backward through frozen layers dequantises a whole weight
-        parts.append(Part("a dequantised weight", frozen.tile, frozen.tile + frozen.weight * bool(w.lora_rank)))
+    if sums := _sums(model, w, max(T, PREFILL_TOKENS + w.slots), bool(w.lora_rank)):
+        parts.append(Part("sums of quantised layers", sums if w.stage == "ppo" else 0, sums))
     logits = T * model.vocab_size * 4
     parts.append(Part("log-prob workspace", 0, 0 if w.stage == "reward" else min(WORKSPACE, logits)))
     if w.stage == "ppo":
@@ -300,7 +300,7 @@ def phases(model: nn.Module, w: Workload) -> list[Phase]:
 
     def body(count: int) -> int:
         """Bytes of the weights of all layers, `count` of them trained."""
-        return (L - count) * Frozen.of(model, w).passed + count * s.layer * b
+        return (L - count) * _frozen_bytes(model, w) + count * s.layer * b
 
     def layers(count: int, n_tokens: int, context: float, rows: float | None = None) -> float:
         """Operations of a forward: matrices, on rows, and attention over `context` earlier positions, of tokens."""

@@ -1,4 +1,4 @@
-"""Shared by the Triton kernels: a float32 product, autotuning, and whether Triton's interpreter runs them."""
+"""Shared by the Triton kernels: float32 products, rounding, blocks, autotuning, and whether the interpreter runs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,28 @@ def dot(a, b):
     if INTERPRET:  # the interpreter stores bfloat16 as 16-bit integers and would multiply those
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, input_precision="ieee")
+
+
+@triton.jit
+def rounded(x, dtype: tl.constexpr):
+    """Float32 x rounded to the nearest number of the dtype, to even on a tie."""
+    if INTERPRET and dtype == tl.bfloat16:  # the interpreter would cut
+        bits = x.to(tl.int32, bitcast=True)
+        x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
+    return x.to(dtype)
+
+
+@triton.jit
+def blocks_of(T, column_blocks, M: tl.constexpr, GROUP: tl.constexpr):
+    """This program's block of rows and block of columns. Programs that run together share both inputs in the L2 cache.
+
+    T rows, M of them a block; GROUP blocks of rows run through the columns together.
+    """
+    row_blocks = tl.cdiv(T, M)
+    group = tl.program_id(0) // (GROUP * column_blocks)
+    inside = tl.program_id(0) % (GROUP * column_blocks)
+    size = tl.minimum(GROUP, row_blocks - group * GROUP)
+    return group * GROUP + inside % size, inside // size
 
 
 def tuned(kernel, table: dict[int, list[triton.Config]], smallest: triton.Config, key: list[str]) -> dict:

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.common.triton import INTERPRET, dot, tuned
+from kernels.common.triton import INTERPRET, blocks_of, dot, tuned
 from kernels.linear_logprob import eager
 
 FORWARD_TOKENS = 4096  # tokens per walk over W
@@ -27,16 +27,6 @@ SUM_ELEMENTS = 6 << 20  # of a float32 sum of bfloat16 products: 24 MiB
 WAVES = 16  # programs per multiprocessor: few multiprocessors idle during the last wave
 PART_COLUMNS = 1024  # of the smallest part worth a program
 LOWEST = tl.constexpr(torch.finfo(torch.float32).min)  # finite: -inf - -inf would be NaN
-
-
-@triton.jit
-def _blocks_of(T, column_blocks, M: tl.constexpr, GROUP: tl.constexpr):
-    """This program's block of tokens and block of columns. Programs that run together share h and W in the L2 cache."""
-    row_blocks = tl.cdiv(T, M)
-    group = tl.program_id(0) // (GROUP * column_blocks)
-    inside = tl.program_id(0) % (GROUP * column_blocks)
-    size = tl.minimum(GROUP, row_blocks - group * GROUP)
-    return group * GROUP + inside % size, inside // size
 
 
 @triton.jit
@@ -76,7 +66,7 @@ def _totals(
     D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """Write one part of totals [P, 3, T], and to target_logit [T] the logits of targets in this part."""
-    row_block, part = _blocks_of(T, num_parts, M, GROUP)
+    row_block, part = blocks_of(T, num_parts, M, GROUP)
     i0 = row_block * M
     i = i0 + tl.arange(0, M)
     target_M = tl.load(target + i, mask=i < T, other=-1)
@@ -112,7 +102,7 @@ def _gradient(
     D: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """Write dz [T, columns] of the vocabulary entries from `first` on, as `eager.gradient` does for a tile."""
-    row_block, column_block = _blocks_of(T, tl.cdiv(columns, N), M, GROUP)
+    row_block, column_block = blocks_of(T, tl.cdiv(columns, N), M, GROUP)
     i0, j0 = row_block * M, first + column_block * N
     z = _logits(h, W, i0, T, j0, V, scale, h_row, h_column, W_row, W_column, D, M, N, K)
     i, j = i0 + tl.arange(0, M), j0 + tl.arange(0, N)

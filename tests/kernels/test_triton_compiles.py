@@ -8,6 +8,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 import kernels.attention.fused as attention  # noqa: E402
+import kernels.coded_linear.fused as coded_linear  # noqa: E402
 import kernels.linear_logprob.fused as linear_logprob  # noqa: E402
 import kernels.segment_scan.fused as segment_scan  # noqa: E402
 
@@ -36,10 +37,12 @@ def type_of(argument, dtype):
     return "*fp32" if argument in FLOAT32 else OTHERS.get(argument, "i32")
 
 
-def machine_code(kernel, constants, dtype, capability, **options):
-    signature = {n: "constexpr" if n in constants else type_of(n, dtype) for n in kernel.arg_names}
+def machine_code(kernel, constants, dtype, capability, types=None, aligned=(), **options):
+    """`types` are of arguments whose type is not their name's; `aligned` ones are multiples of 16."""
+    signature = {n: type_of(n, dtype) for n in kernel.arg_names} | (types or {}) | dict.fromkeys(constants, "constexpr")
     values = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=values)
+    attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=attributes)
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options).asm["cubin"]
 
 
@@ -63,3 +66,33 @@ def test_attention_and_linear_logprob_compile(module, name, constants, size, cap
 @pytest.mark.parametrize("dtype", ["fp32", "fp64"])
 def test_segment_scan_compiles(dtype):
     assert machine_code(segment_scan._scan, {"BLOCK": 1024, "decay": 0.95}, dtype, 90)
+
+
+ALIGNED = ("x", "codes", "scales", "out", "x_row", "columns", "inner", "part_size")
+ROWS = {16: {"T": 1}}  # decoding one row: an argument that is 1 is a constant
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize(
+    ("dtype", "size", "aligned"),
+    [("bf16", 2, ALIGNED), ("bf16", 2, ()), ("fp16", 2, ALIGNED), ("fp32", 4, ALIGNED)],
+    ids=["bf16", "bf16, odd sizes", "fp16", "fp32"],
+)
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize("most", [16, 64, 0])
+def test_coded_linear_compiles(most, gradient, bits, dtype, size, aligned, capability):
+    tiles = coded_linear.TILES[size][most]
+    constants = {"BITS": bits, "GRADIENT": gradient, "BIAS": not gradient, "WHOLE": True, "x_column": 1}
+    constants |= {"M": tiles.M, "J": tiles.J, "K": tiles.K} | ROWS.get(most, {})
+    types = {"codes": "*i8" if bits == 8 else "*u8", "scales": "*bf16", "bias": f"*{dtype}"}
+    options = {"num_warps": tiles.warps, "num_stages": tiles.stages}
+    assert machine_code(coded_linear._product, constants, dtype, capability, types, aligned, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("constants", [{}, {"size": 1, "columns": 1}], ids=["many outputs", "one output"])
+def test_the_sum_of_coded_linear_compiles(constants):
+    types = {"parts": "*fp32", "bias": "*bf16"}
+    assert machine_code(coded_linear._sum, constants | {"BIAS": True, "BLOCK": 1024}, "bf16", 90, types)

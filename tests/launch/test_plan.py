@@ -86,11 +86,11 @@ def test_mistakes(argv, message):
         job(argv)
 
 
-def test_codes_take_less_memory_and_more_traffic(capsys):
+def test_codes_take_less_memory_and_less_traffic(capsys):
     whole, int8, int4 = (printed(capsys, "--gpu-memory", "141", "--trunk-dtype", d) for d in ("model", "int8", "int4"))
     trunks = [plan["parts"]["trunk"][0] for plan in (whole, int8, int4)]
     assert trunks[0] > 1.4 * trunks[1] and trunks[1] > 1.3 * trunks[2]  # the embeddings stay as they are
-    assert whole["decode"] < int4["decode"] < int8["decode"] and whole["update"] == int4["update"]
+    assert whole["decode"] > int8["decode"] > int4["decode"] and whole["update"] == int4["update"]
 
 
 def test_codes_of_a_trunk_that_is_trained_are_refused():

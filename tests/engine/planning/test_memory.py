@@ -15,6 +15,7 @@ from engine.text.encoding import Example, Prompt
 from engine.training.lora import num_factors
 from engine.training.metrics import Metrics
 from engine.training.modules import Policy
+from kernels import coded_linear
 from tests.engine.training.trainers import CONFIGS, FAMILIES, VOCABULARY, make_trainer, one_rank
 
 
@@ -205,8 +206,11 @@ def test_planned_weights_are_those_of_a_quantised_model(family, trunk_dtype, dty
 
 @pytest.mark.parametrize("trunk_dtype", ["int8", "int4"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_memory_of_factors_on_a_quantised_model(world, tmp_path, family, trunk_dtype):
-    """A step's peak: no more of the frozen layers in full precision than the weight that is computed with."""
+def test_memory_of_factors_on_a_quantised_model(world, tmp_path, monkeypatch, family, trunk_dtype):
+    """A step's peak, with products that allocate as on a GPU: nothing of the frozen layers in full precision."""
+    monkeypatch.setattr(coded_linear, "fits", lambda x_TI: True)
+    monkeypatch.setattr(coded_linear, "coded_linear", lambda x, weight, bias: x.new_zeros(len(x), weight.shape[0]))
+    monkeypatch.setattr(coded_linear, "coded_linear_gradient", lambda x, weight: x.new_zeros(len(x), weight.shape[1]))
     model = model_of(family, 160, 8)
     meta = on_meta(model)
     quantise_trunk(model, 8, trunk_dtype)
@@ -225,6 +229,31 @@ def test_memory_of_factors_on_a_quantised_model(world, tmp_path, family, trunk_d
     planned, usual = (peaks(memory(meta, dataclasses.replace(w, trunk_dtype=d)))[1] for d in (trunk_dtype, "model"))
     assert 0.9 * measured <= planned <= 1.25 * measured
     assert measured < 0.75 * usual
+
+
+@pytest.mark.parametrize(("trunk_dtype", "code_bytes"), [("int8", 32), ("int4", 16)])
+def test_a_decode_step_reads_codes_and_scales_once(trunk_dtype, code_bytes):
+    """A block of BLOOM of width 64 has 64 x 64 x 12 weights in groups of 32; four blocks are frozen. Two rounds."""
+    model = on_meta(model_of("bloom", 64, 6))
+    moved = []
+    for dtype in ("model", trunk_dtype):
+        w = workload("ppo", slots=8, trunk_dtype=dtype)
+        moved.append({p.name: p.bytes for p in phases(model, w)})
+    saved = 4 * 64 * 64 * 12 * (4 - (code_bytes + 2) / 32)
+    assert moved[0]["decode"] - moved[1]["decode"] == 24 * 2 * saved
+    assert moved[0]["prefill"] - moved[1]["prefill"] == saved and moved[0]["update"] == moved[1]["update"]
+
+
+def test_sums_of_products_with_large_quantised_weights():
+    """Width 1,024, up to 512 rows of a prompt: 4,096 inputs are cut into 8 parts of 512 for 1,024 outputs."""
+    with torch.device("meta"):
+        model = Bloom(CONFIGS["bloom"](hidden_size=1024, n_layer=2))
+    w = workload("ppo", top_layers=1, trunk_dtype="int8", slots=0)
+    (sums,) = (p for p in memory(model, w) if p.name == "sums of quantised layers")
+    assert sums.rollout == sums.update == 4 * 512 * 1024 * 8
+    assert "sums of quantised layers" not in {
+        p.name for p in memory(model, dataclasses.replace(w, trunk_dtype="model"))
+    }
 
 
 def counted(work) -> int:
