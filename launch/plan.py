@@ -22,6 +22,7 @@ from engine.models.hf import empty_model, load_config
 from engine.planning.memory import Part, Workload, memory, peaks, phases
 from engine.settings import (
     FEWEST_SAMPLES,
+    PretrainSettings,
     TrunkSettings,
     check_above_zero,
     check_at_least,
@@ -54,6 +55,9 @@ class PlanSettings(TrunkSettings):
     top_layers: str | None = flag(
         "trained layers from the top, or all (default: pretrain, sft and dpo all, others 4)", None
     )
+    bottom_layers: int | None = flag(
+        "pretrain: with a number of top layers, also trained lowest layers, embeddings and head", None
+    )
     trunk: str = flag("ppo: reward model on the policy's trunk, or on its own", "shared",
                       choices=["shared", "own"])  # fmt: skip
     advantage: str = flag("ppo: with a critic (gae), or without one (rloo, grpo)", "gae", choices=list(FEWEST_SAMPLES))
@@ -85,7 +89,14 @@ class PlanSettings(TrunkSettings):
         sizes = ("gpu_memory", "ranks", "rollouts", "slots", "prompt_tokens", "new_tokens", "ppo_epochs", "tflops")
         check_above_zero(self, *sizes, "bandwidth", "minibatch_size")
         check_at_least(0, self, "trunk_cache", "rewards", "ptx_tokens", "lora_rank")
+        check_at_least(0, self, "bottom_layers")
         check_at_least(1, self, "samples_per_prompt")
+        if self.bottom_layers is not None and self.stage != "pretrain":
+            raise UserError(f"--bottom-layers is {self.bottom_layers}, --stage is {self.stage}: only pretrain has it")
+        if self.stage == "pretrain" and self.trunk_dtype != "model":
+            raise UserError(
+                f"--trunk-dtype is {self.trunk_dtype}, --stage is pretrain, which has no codes: leave it out"
+            )
         if self.lora_rank and self.stage != "sft":
             raise UserError(f"--lora-rank is {self.lora_rank}, --stage is {self.stage}: only SFT trains factors")
         if self.advantage != "gae" and self.critic == "separate":
@@ -130,16 +141,16 @@ def config_of(name: str) -> PretrainedConfig:
 
 def workload(s: PlanSettings, num_layers: int) -> Workload:
     """Return the workload of the settings for a model with this many layers."""
-    stage = "sft" if s.stage == "pretrain" else s.stage  # the same work on each token
     split = split_of(s.top, num_layers)
+    PretrainSettings(top_layers=s.top, bottom_layers=s.bottom_layers).middle(num_layers)  # its errors
     s.quantised_layers(num_layers)
     updates = s.ppo_epochs * -(-s.rollouts // s.minibatch_size)
     return Workload(
-        stage, getattr(torch, s.dtype), s.ranks, s.zero, s.offload, None if split is None else num_layers - split,
+        s.stage, getattr(torch, s.dtype), s.ranks, s.zero, s.offload, None if split is None else num_layers - split,
         s.rollouts, s.slots, s.prompt_tokens, s.new_tokens, s.tokens_per_microbatch, s.trunk == "shared",
         s.critic == "separate", s.reward_offload, s.trunk_cache, s.ppo_epochs, s.samples_per_prompt,
         s.advantage == "gae", s.rewards, s.lora_rank, s.recompute, s.minibatch_size, updates * s.ptx_tokens,
-        s.trunk_dtype,
+        s.trunk_dtype, s.bottom_layers,
     )  # fmt: skip
 
 
@@ -229,6 +240,8 @@ def job(argv: Sequence[str]) -> None:
         model = empty_model(config_of(s.model), s.model).to(getattr(torch, s.dtype))
         w = workload(s, model.num_layers)
         top = "all" if w.top_layers is None else f"top {w.top_layers} of {model.num_layers}"
+        if s.bottom_layers is not None:
+            top = f"embeddings, head, bottom {s.bottom_layers} and {top}"
         codes = "" if s.trunk_dtype == "model" else f" (frozen ones {s.trunk_dtype})"
         console.header(f"{s.stage} of {s.model}, {sum(p.numel() for p in model.parameters()) / 1e9:.2f} B weights", {
             "trained": f"{top} layers, {s.dtype}{codes}, ZeRO-{s.zero}{' with offload' if s.offload else ''}",

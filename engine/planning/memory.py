@@ -1,26 +1,22 @@
 """Predict a stage's memory by part, and floating-point operations and bytes by phase, from a config alone.
 
-The model is built on the meta device, and activations are counted by running the trained layers forward and backward
-there. Shapes: T tokens, D model, H heads, V vocabulary, L layers.
+The model is built on the meta device, where activations are counted (activations.py). Shapes: T tokens, D model,
+H heads, V vocabulary, L layers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from engine.batch import PackedBatch
 from engine.generation.kv_cache import PAGE_SIZE, page_bytes, pages_for
-from engine.models.attend import AttentionOptions
 from engine.models.quantised import stored_bytes
-from engine.planning.memory_tracker import MemoryTracker
+from engine.planning.activations import activation_bytes, forward_bytes
 from engine.shared_rows import MOST
 from engine.training.lora import num_factors
-from engine.training.modules import Top
 from kernels.coded_linear.tiles import sum_bytes
 
 WORKSPACE = 64 << 20  # upper bound of linear_logprob's
@@ -31,7 +27,7 @@ PREFILL_TOKENS = 512
 class Workload:
     """The workload. Sizes in tokens; for several ranks, the share of one."""
 
-    stage: str  # sft, reward, dpo or ppo
+    stage: str  # pretrain, sft, reward, dpo or ppo
     dtype: torch.dtype
     ranks: int
     zero: int
@@ -55,6 +51,7 @@ class Workload:
     minibatch: int | None = None  # PPO: rollouts of an update, all ranks together; None: all
     text_tokens: int = 0  # PPO: tokens of pretraining text in the updates of an iteration, all ranks together
     trunk_dtype: str = "model"  # of the linear layers that are not trained: model, int8 or int4
+    bottom_layers: int | None = None  # pretraining: trained beside the top ones, with embeddings and head
 
 
 @dataclass(frozen=True)
@@ -77,87 +74,6 @@ class Phase:
     def seconds(self, flops_per_s: float, bytes_per_s: float) -> float:
         """Lower bound of the time: the longer of arithmetic and memory traffic at the given rates."""
         return max(self.flops / flops_per_s, self.bytes / bytes_per_s)
-
-
-class _Attention(torch.autograd.Function):
-    """Allocates like packed attention: the output and, for the backward, q, k, v and the logsumexp."""
-
-    @staticmethod
-    def forward(ctx, q, k, v):
-        out, lse = torch.empty(q.shape, dtype=q.dtype, device=q.device), torch.empty(q.shape[:2], device=q.device)
-        ctx.save_for_backward(q, k, v, out, lse)
-        return out
-
-    @staticmethod
-    def backward(ctx, grad):
-        q, k, v, _, _ = ctx.saved_tensors
-        return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-
-
-class _Head(torch.autograd.Function):
-    """Allocates like linear_logprob for its rows, without its bounded workspace."""
-
-    @staticmethod
-    def forward(ctx, h_AD):
-        ctx.save_for_backward(h_AD)
-        return torch.empty(h_AD.shape[0], device=h_AD.device)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return torch.empty(ctx.saved_tensors[0].shape, dtype=ctx.saved_tensors[0].dtype, device=grad.device)
-
-
-def _attend(_: int, q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions) -> Tensor:
-    return _Attention.apply(q, k, v)
-
-
-def _pack(tokens: int) -> PackedBatch:
-    """A batch of tokens without values; sequence bounds do not matter here."""
-    columns = (torch.empty(tokens, dtype=torch.int64, device="meta") for _ in range(2))
-    return PackedBatch(*columns, None, (1,) * tokens)
-
-
-@lru_cache(maxsize=64)  # the planner asks for the same microbatch with many numbers of rollouts
-def activation_bytes(model: nn.Module, start: int, tokens: int, actions: int, recompute: bool = False) -> int:
-    """Peak bytes of forward and backward of the layers from `start` on for a microbatch, without weight gradients.
-
-    `model` is on the meta device in the dtype of the run. With recompute, of the inputs of all layers, and of what is
-    inside one.
-    """
-    device = torch.device("meta")
-    dtype = next(model.parameters()).dtype
-    if recompute:
-        last = model.num_layers - 1
-        inputs = (last - start) * tokens * model.hidden_size * dtype.itemsize
-        return inputs + activation_bytes(model, last, tokens, actions)
-    top = Top(model, start)
-    batch = _pack(tokens)
-    model.rotations(_pack(1).positions_T)  # what is cached for the life of the process is no part of a step
-    for weight in top.parameters():
-        weight.requires_grad_(True)
-        weight.grad = torch.empty_like(weight)  # allocated before, so that only temporary memory is counted
-    with MemoryTracker() as tracker:
-        trunk_TD = torch.empty(tokens, model.hidden_size, dtype=dtype, device=device)
-        h_TD = model.run_layers(list(top.layers.values()), trunk_TD, batch, _attend)
-        h_AD = top.final_norm(h_TD[torch.empty(actions, dtype=torch.int64, device=device)])
-        del h_TD
-        if start == 0:
-            trunk_TD.requires_grad_(True)
-        _Head.apply(h_AD).sum().backward()
-    for weight in top.parameters():
-        weight.grad = None
-    return tracker.peak
-
-
-@lru_cache(maxsize=64)
-@torch.no_grad()
-def forward_bytes(model: nn.Module, tokens: int) -> int:
-    """Peak bytes of one layer's forward in generation, where nothing is kept for a backward."""
-    device, batch = torch.device("meta"), _pack(tokens)
-    with MemoryTracker() as tracker:
-        h_TD = torch.empty(tokens, model.hidden_size, dtype=next(model.parameters()).dtype, device=device)
-        model.run_layers(model.layers[:1], h_TD, batch, _attend)
-    return tracker.peak
 
 
 @dataclass(frozen=True)
@@ -206,11 +122,13 @@ def memory(model: nn.Module, w: Workload) -> list[Part]:
     """Return bytes by part on one device."""
     s, L, D, b = Sizes.of(model), model.num_layers, model.hidden_size, w.dtype.itemsize
     top = L if w.top_layers is None else min(w.top_layers, L)
-    speaks = w.stage in ("sft", "dpo")  # trains a language model, and no score or value head
-    whole = w.stage != "reward" and w.top_layers is None
-    top_weights = top * s.layer + s.norm
+    bottom = w.bottom_layers or 0
+    speaks = w.stage in ("pretrain", "sft", "dpo")  # trains a language model, and no score or value head
+    # Trains embeddings and head: gradients pass through all layers, frozen ones too.
+    whole = w.stage != "reward" and w.top_layers is None or w.bottom_layers is not None
+    top_weights = (top + bottom) * s.layer + s.norm
     frozen = _frozen_bytes(model, w)
-    trunk = 0 if whole else (L - top) * frozen + s.embedding * b
+    trunk = (L - top - bottom) * frozen + (0 if whole else s.embedding * b)
     trained = top_weights + (s.embedding + s.head if whole else 0)
     trained += 0 if speaks or w.stage == "ppo" and not w.value_head else D
     adapted = 0
@@ -252,14 +170,20 @@ def memory(model: nn.Module, w: Workload) -> list[Part]:
     first = 0 if whole else L - top
     T = w.tokens_per_microbatch
     every_column = w.stage != "ppo" or w.text_tokens > 0  # text predicts all of its tokens, a rollout its response
-    activations = activation_bytes(model, first, T, T if every_column else T // 2, w.recompute)
+    middle = range(bottom, L - top) if whole else range(0)
+    activations = activation_bytes(model, first, T, T if every_column else T // 2, w.recompute, middle)
     if w.separate_critic and w.stage == "ppo":
         activations *= 2
     parts.append(Part("activations", 0, activations))
     if sums := _sums(model, w, max(T, PREFILL_TOKENS + w.slots), bool(w.lora_rank)):
         parts.append(Part("sums of quantised layers", sums if w.stage == "ppo" else 0, sums))
-    logits = T * model.vocab_size * 4
-    parts.append(Part("log-prob workspace", 0, 0 if w.stage == "reward" else min(WORKSPACE, logits)))
+    workspace = 0 if w.stage == "reward" else min(WORKSPACE, T * model.vocab_size * 4)
+    if whole and w.stage != "reward":
+        rows = model.vocab_size * D * b
+        # A tied head's waits for the embeddings', which comes when activations are gone; then there is their sum, too.
+        ending = 0 if s.head else 3 * rows - activations - workspace
+        parts.append(Part("a gradient of the head", 0, max(rows, ending)))
+    parts.append(Part("log-prob workspace", 0, workspace))
     if w.stage == "ppo":
         here = -(-w.rollouts // w.ranks)
         length = w.prompt_tokens + w.new_tokens
@@ -310,11 +234,15 @@ def phases(model: nn.Module, w: Workload) -> list[Phase]:
     head = 2 * V * D
     if w.stage != "ppo":
         rows = _shared_rows(w, here, here)
-        trained = layers(top, tokens, length / 2, rows)
-        frozen = layers(L - top, tokens, length / 2, rows)
-        heads = 0 if w.stage == "reward" else head * new * (4 if w.top_layers is None else 3)  # loss on responses
-        weights = body(0 if w.lora_rank else top) + s.embedding * b
-        work = [Phase("forward and backward", frozen + 3 * trained + heads, 3 * weights)]
+        count = top + (w.bottom_layers or 0)
+        trained = layers(count, tokens, length / 2, rows)
+        frozen = layers(L - count, tokens, length / 2, rows)
+        through = frozen if w.bottom_layers is not None else 0  # gradients pass through the frozen layers
+        head_trained = w.top_layers is None or w.bottom_layers is not None
+        predicted = tokens if w.stage == "pretrain" else new  # loss on responses
+        heads = 0 if w.stage == "reward" else head * predicted * (4 if head_trained else 3)
+        weights = body(0 if w.lora_rank else count) + s.embedding * b
+        work = [Phase("forward and backward", frozen + through + 3 * trained + heads, 3 * weights)]
         if (
             w.stage == "dpo"
         ):  # before the first step, the frozen layers included; where they are kept, a step saves them

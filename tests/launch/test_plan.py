@@ -67,6 +67,22 @@ def test_pretraining_text_costs_time_for_each_optimizer_step(capsys):
     assert text["pretraining text"] == pytest.approx(flops / 400e12, rel=0.03)  # attention's products come on top
 
 
+def test_pretraining_of_bottom_and_top_layers(capsys):
+    """Work on a token in products of a layer: 3 in the 6 trained layers, 2 in the 24 between. All tokens are predicted:
+    4 products of the head."""
+    argv = ["--stage", "pretrain", "--gpu-memory", "141"]
+    every = printed(capsys, *argv)
+    ends = printed(capsys, *argv, "--top-layers", "4", "--bottom-layers", "2")
+    top = printed(capsys, *argv, "--top-layers", "6")
+    assert top["update_bytes"] < ends["update_bytes"] < every["update_bytes"]
+    hidden = BLOOM["bloom-7b1"][1]
+    layer, head = 12 * hidden**2, 250_880 * hidden
+    flops = 2 * 128 * 512 * ((2 * 24 + 3 * 6) * layer + 4 * head)
+    assert ends["forward and backward"] == pytest.approx(flops / 400e12, rel=0.03)  # attention's products come on top
+    job([*argv, "--top-layers", "4", "--bottom-layers", "2"])
+    assert "embeddings, head, bottom 2 and top 4 of 30 layers" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -78,6 +94,16 @@ def test_pretraining_text_costs_time_for_each_optimizer_step(capsys):
         (["--rewards", "-1"], "--rewards is -1: give 0 or more"),
         (["--ppo-epochs", "0"], "--ppo-epochs is 0: give more than 0"),
         (["--trunk-cache", "-1"], "--trunk-cache is -1.0: give 0 or more"),
+        (["--bottom-layers", "1"], "--bottom-layers is 1, --stage is ppo: only pretrain has it"),
+        (
+            ["--stage", "pretrain", "--bottom-layers", "1"],
+            "--bottom-layers is 1 and --top-layers all trains them anyway",
+        ),
+        (["--stage", "pretrain", "--top-layers", "28", "--bottom-layers", "2"], "are all of the model's 30 layers"),
+        (
+            ["--stage", "pretrain", "--top-layers", "4", "--trunk-dtype", "int8"],
+            "--stage is pretrain, which has no codes",
+        ),
         (["--tokens-per-microbatch", "100"], "a sequence has 512 tokens: raise the first"),
     ],
 )

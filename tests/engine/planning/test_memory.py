@@ -9,13 +9,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from engine.batch import PackedBatch
 from engine.models import Bloom, Llama, build_model, fused
 from engine.models.quantised import quantise_trunk, stored_weights
-from engine.planning.memory import Sizes, Workload, activation_bytes, forward_bytes, memory, peaks, phases
+from engine.planning.activations import activation_bytes, forward_bytes
+from engine.planning.memory import Sizes, Workload, memory, peaks, phases
 from engine.planning.memory_tracker import MemoryTracker
 from engine.text.encoding import Example, Prompt
 from engine.training.lora import num_factors
 from engine.training.metrics import Metrics
 from engine.training.modules import Policy
 from kernels import coded_linear
+from tests.engine.training.test_corpus import text_of, write
 from tests.engine.training.trainers import CONFIGS, FAMILIES, VOCABULARY, make_trainer, one_rank
 
 
@@ -52,8 +54,8 @@ def prompts_of_equal_length(count: int, length: int) -> list[Prompt]:
     return [Prompt(f"p{i}", tuple(10 + (i + j) % 40 for j in range(length)), "", "") for i in range(count)]
 
 
-def model_of(family: str, hidden: int, layers: int) -> Bloom | Llama:
-    changes = {"hidden_size": hidden, {"bloom": "n_layer", "llama": "num_hidden_layers"}[family]: layers}
+def model_of(family: str, hidden: int, layers: int, **more) -> Bloom | Llama:
+    changes = {**more, "hidden_size": hidden, {"bloom": "n_layer", "llama": "num_hidden_layers"}[family]: layers}
     if family == "llama":
         changes["intermediate_size"] = 3 * hidden
     return build_model(CONFIGS[family](**changes), 0)
@@ -254,6 +256,56 @@ def test_sums_of_products_with_large_quantised_weights():
     assert "sums of quantised layers" not in {
         p.name for p in memory(model, dataclasses.replace(w, trunk_dtype="model"))
     }
+
+
+PRETRAINED = {
+    "all": {},
+    "top": {"top_layers": "2"},
+    "embeddings": {"top_layers": "2", "bottom_layers": 0},
+    "ends": {"top_layers": "2", "bottom_layers": 1},
+    "recompute": {"top_layers": "2", "bottom_layers": 1, "recompute": True},
+}
+
+
+def measure_pretraining(world, folder, model, rows: int, **case) -> tuple[int, float]:
+    """Peak bytes of a step of continued pretraining in several microbatches of so many rows of 49 tokens, and the plan
+    for it."""
+    meta, text = on_meta(model), write(folder / "a.txt", text_of([47] * 62))  # 64 rows
+    with MemoryTracker() as tracker:
+        tracker.know(model.parameters())
+        trainer = make_trainer(
+            "pretrain", world, folder / "run", model=model, data=[str(text)], batch_size=2 * rows, max_length=49,
+            tokens_per_microbatch=49 * rows, max_steps=2, **case,
+        )  # fmt: skip
+        trainer.prepare(None)
+        trainer.step(0)
+        tracker.peak = tracker.live
+        trainer.step(1)
+    top = int(case["top_layers"]) if "top_layers" in case else None
+    w = workload(
+        "pretrain", tokens_per_microbatch=49 * rows, top_layers=top, bottom_layers=case.get("bottom_layers"),
+        recompute=case.get("recompute", False),
+    )  # fmt: skip
+    return tracker.peak, peaks(memory(meta, w))[1]
+
+
+@pytest.mark.parametrize(("hidden", "layers"), [(64, 6), (160, 8)])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("case", PRETRAINED)
+def test_memory_of_pretraining(world, tmp_path, monkeypatch, family, hidden, layers, case):
+    """Layers between trained ones keep for their backward what the gradients of their inputs need."""
+    monkeypatch.setattr(fused, "FAST_PATHS", {})
+    measured, planned = measure_pretraining(world, tmp_path, model_of(family, hidden, layers), 8, **PRETRAINED[case])
+    assert planned == pytest.approx(measured, rel=0.06)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_memory_of_a_large_vocabulary_in_pretraining(world, tmp_path, monkeypatch, family):
+    """A trained head has a second gradient while that of a microbatch waits to be summed."""
+    monkeypatch.setattr(fused, "FAST_PATHS", {})
+    model = model_of(family, 64, 6, vocab_size=20_000)
+    measured, planned = measure_pretraining(world, tmp_path, model, 1, **PRETRAINED["ends"])
+    assert planned == pytest.approx(measured, rel=0.1)
 
 
 def counted(work) -> int:

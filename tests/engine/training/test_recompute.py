@@ -9,7 +9,8 @@ import torch
 
 from engine.batch import PackedBatch
 from engine.models.decoder import Decoder
-from engine.planning.memory import activation_bytes, memory, peaks
+from engine.planning.activations import activation_bytes
+from engine.planning.memory import memory, peaks
 from engine.planning.memory_tracker import MemoryTracker
 from engine.training.modules import LanguageModule
 from tests.engine.planning.test_memory import model_of, on_meta, workload
