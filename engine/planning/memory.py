@@ -178,7 +178,7 @@ def memory(model: nn.Module, w: Workload) -> list[Part]:
     if frozen.tile:  # a backward through frozen layers dequantises a whole weight
         parts.append(Part("a dequantised weight", frozen.tile, frozen.tile + frozen.weight * bool(w.lora_rank)))
     workspace = 0 if w.stage == "reward" else min(WORKSPACE, T * model.vocab_size * 4)
-    if whole and w.stage != "reward":
+    if whole and w.stage != "reward" and not w.lora_rank:
         rows = model.vocab_size * D * b
         # A tied head's waits for the embeddings', which comes when activations are gone; then there is their sum, too.
         ending = 0 if s.head else 3 * rows - activations - workspace
