@@ -178,7 +178,7 @@ def memory(model: nn.Module, w: Workload) -> list[Part]:
     if sums := _sums(model, w, max(T, PREFILL_TOKENS + w.slots), bool(w.lora_rank)):
         parts.append(Part("sums of quantised layers", sums if w.stage == "ppo" else 0, sums))
     workspace = 0 if w.stage == "reward" else min(WORKSPACE, T * model.vocab_size * 4)
-    if whole and w.stage != "reward":
+    if whole and w.stage != "reward" and not w.lora_rank:
         rows = model.vocab_size * D * b
         # A tied head's waits for the embeddings', which comes when activations are gone; then there is their sum, too.
         ending = 0 if s.head else 3 * rows - activations - workspace

@@ -204,6 +204,7 @@ def test_planned_weights_are_those_of_a_quantised_model(family, trunk_dtype, dty
     adapted = planned("sft", top_layers=None, lora_rank=4)
     assert adapted["frozen layers"] == sum(w.nbytes for _, w in stored_weights(top))
     assert adapted["trained weights"] == num_factors(top, None, 4) * dtype.itemsize
+    assert "a gradient of the head" not in adapted, "it is frozen"
 
 
 @pytest.mark.parametrize("trunk_dtype", ["int8", "int4"])
