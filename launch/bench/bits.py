@@ -2,6 +2,7 @@
 
 A table of bits per byte, as launch/pretrain.py measures them, a row for each model, and its difference from the first
 one with a 95 % bootstrap interval over documents. Models with different tokenizers are compared on the same documents.
+With --trunk-dtype, a row for each model and each way to store all of its layers: what quantisation costs.
 
 D documents, T tokens, V vocabulary.
 """
@@ -24,9 +25,10 @@ from torch import nn
 from engine.base.errors import UserError
 from engine.cli.console import Console
 from engine.cli.parse import main, parse_settings
-from engine.models import load_model
+from engine.models import load_config, load_model
 from engine.packing import first_fit_decreasing
 from engine.settings import check_at_least, flag
+from engine.settings.trunk import TRUNK_DTYPES
 from engine.text.tokenizer import check_vocab, load_tokenizer
 from engine.training.corpus import HeldOutText, names_of_files
 from engine.training.modules import LanguageModule
@@ -44,12 +46,20 @@ class BitsSettings:
     _argument_group_name = "bits"
     model: list[str] = flag("model directories; the others are compared with the first one")
     text: list[str] = flag("held-out text, as --eval-data of launch/pretrain.py")
+    trunk_dtype: list[str] | None = flag(f"ways to store all layers: {', '.join(TRUNK_DTYPES)} (default: model)", None)
     max_length: int = flag("tokens at which longer documents are cut", 512)
     eval_tokens: int = flag("measure whole documents from the start of each file, up to this", 1_000_000)
 
     def __post_init__(self) -> None:
+        for name in self.trunk_dtypes:
+            if name not in TRUNK_DTYPES:
+                raise UserError(f"--trunk-dtype has {name!r}: give some of {', '.join(TRUNK_DTYPES)}")
         check_at_least(3, self, "max_length")
         check_at_least(1, self, "eval_tokens")
+
+    @property
+    def trunk_dtypes(self) -> list[str]:
+        return self.trunk_dtype or ["model"]
 
 
 @torch.no_grad()
@@ -89,31 +99,38 @@ def interval(bits_D: np.ndarray, bytes_D: np.ndarray) -> tuple[float, float, flo
     return bits_D.sum() / bytes_D.sum(), float(low), float(high)
 
 
+def shown(path: str, trunk_dtype: str) -> str:
+    """Return the name of a row."""
+    return path if trunk_dtype == "model" else f"{path} {trunk_dtype}"
+
+
 def run(argv: Sequence[str]) -> None:
     """Print the table of each file, and one JSON line."""
     (s,) = parse_settings((BitsSettings,), argv, "launch/bench/bits.py", __doc__.split("\n")[0])
     names, console = names_of_files(s.text), Console()
     found: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {name: {} for name in names}
     for path in s.model:
-        model, tokenizer = load_model(path, torch.float32), load_tokenizer(path)
-        check_vocab(tokenizer, model.vocab_size)
-        for name, file in zip(names, s.text):
-            text = HeldOutText.read(name, file, tokenizer, s.max_length, s.eval_tokens)
-            found[name][path] = bits_of(model, text), bytes_of(text)
-    result = []
+        tokenizer, layers = load_tokenizer(path), load_config(path).num_hidden_layers
+        texts = [
+            HeldOutText.read(name, file, tokenizer, s.max_length, s.eval_tokens) for name, file in zip(names, s.text)
+        ]
+        for dtype in s.trunk_dtypes:
+            model = load_model(path, torch.float32, "cpu", dtype, layers if dtype != "model" else 0)
+            check_vocab(tokenizer, model.vocab_size)
+            for name, text in zip(names, texts):
+                found[name][shown(path, dtype)] = bits_of(model, text), bytes_of(text)
+    result, first = [], shown(s.model[0], s.trunk_dtypes[0])
     for name, file in zip(names, s.text):
-        first_D, bytes_D = found[name][s.model[0]]
+        first_D, bytes_D = found[name][first]
         rows = []
-        for path, (bits_D, own_D) in found[name].items():
+        for row, (bits_D, own_D) in found[name].items():
             if len(own_D) != len(bytes_D):
-                raise UserError(f"--eval-tokens is {s.eval_tokens}: {path} reads fewer documents of {file}, raise it")
+                raise UserError(f"--eval-tokens is {s.eval_tokens}: {row} reads fewer documents of {file}, raise it")
             level, difference = interval(bits_D, bytes_D), interval(bits_D - first_D, bytes_D)
-            words = (
-                "" if path == s.model[0] else f"{difference[0]:+.4f}  ({difference[1]:+.4f} to {difference[2]:+.4f})"
-            )
-            rows.append([path, f"{level[0]:.4f}  ({level[1]:.4f} to {level[2]:.4f})", words])
-            result.append({"text": name, "model": path, "bits_per_byte": level, "difference": difference})
-        console.table([f"{name}: {len(bytes_D):,} documents", "bits per byte", f"minus {s.model[0]}"], rows)
+            words = "" if row == first else f"{difference[0]:+.4f}  ({difference[1]:+.4f} to {difference[2]:+.4f})"
+            rows.append([row, f"{level[0]:.4f}  ({level[1]:.4f} to {level[2]:.4f})", words])
+            result.append({"text": name, "model": row, "bits_per_byte": level, "difference": difference})
+        console.table([f"{name}: {len(bytes_D):,} documents", "bits per byte", f"minus {first}"], rows)
         console.say()
     print(json_line(result))
 

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from engine.base.errors import UserError
 from engine.models import load_model
+from engine.models.quantised import QuantisedLinear, linears_below
 from engine.text.tokenizer import encode_prompt, load_tokenizer
 from launch.bench import bits
 from tests.engine.training.trainers import logits_of
@@ -47,3 +49,23 @@ def test_interval_by_hand():
     """Two documents: a resample is one of them twice, or both. Bytes count, documents do not weigh alike."""
     assert bits.interval(np.array([10.0, 20.0]), np.array([10.0, 10.0])) == (1.5, 1.0, 2.0)
     assert bits.interval(np.array([10.0, 0.0]), np.array([10.0, 30.0])) == (0.25, 0.0, 1.0)
+
+
+def test_quantised_layers_have_rows_of_their_own(tmp_path, capsys):
+    """Their bits are those of the model whose weights are the stored values."""
+    path = str(small.make_model(tmp_path / "m", seed=0))
+    small.write_rows(tmp_path / "ne.jsonl", [{"text": text} for text in TEXTS])
+    bits.run(["--model", path, "--text", str(tmp_path / "ne.jsonl"), "--trunk-dtype", "model", "int8", "int4"])
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [row["model"] for row in rows] == [path, f"{path} int8", f"{path} int4"]
+    model, tokenizer = load_model(path, torch.float32), load_tokenizer(path)
+    text = bits.HeldOutText.read("ne", str(tmp_path / "ne.jsonl"), tokenizer, 512, 10_000)
+    for row, dtype in zip(rows[1:], ("int8", "int4")):
+        values = load_model(path, torch.float32)
+        for name in linears_below(model, model.num_layers):
+            weight = values.get_submodule(name).weight
+            weight.data = QuantisedLinear(weight.data, None, dtype).weight
+        expected, _, _ = bits.interval(bits.bits_of(values, text), bits.bytes_of(text))
+        assert row["bits_per_byte"][0] == pytest.approx(expected, rel=1e-6)
+    with pytest.raises(UserError, match="--trunk-dtype has 'int2': give some of model, int8, int4"):
+        bits.run(["--model", path, "--text", str(tmp_path / "ne.jsonl"), "--trunk-dtype", "int2"])
