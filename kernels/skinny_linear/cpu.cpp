@@ -3,8 +3,15 @@
 
 #include "../common/activations.h"
 #include "product_amx.h"
+#include "product_avx2.h"
 
 namespace {
+
+#if defined(__AVX2__) && defined(__FMA__) && !defined(__AVX512F__)
+using OnRegisters = OnAvx2;
+#else
+using OnRegisters = OnVectors;
+#endif
 
 constexpr int64_t kColumnsAtOnce = 1024;  // of a product, before the steps after it: they read them from the L2 cache
 constexpr int64_t kRowsAtOnce = 128;      // packed, they stay in the L2 cache
@@ -13,7 +20,9 @@ enum Activation { kNone, kGelu, kSwiglu, kGeglu };
 
 inline bool gated(Activation activation) { return activation == kSwiglu || activation == kGeglu; }
 
-// The steps after the product: transposes 16 columns at a time back to rows, adds bias, activation and residual.
+// The steps after the product: adds bias, activation and residual to 16 columns of y at a time. y is [rows, y_row] if
+// ByRows, else [columns, y_row], which is transposed first.
+template <bool ByRows>
 struct Finish {
     const float *y, *up;
     int64_t y_row, rows;
@@ -27,20 +36,28 @@ struct Finish {
     void columns(int64_t n0, int64_t n, int lanes) const {
         const floats b = bias ? load_lanes<Full>(bias + n, lanes) : floats{};
         const floats ub = up_bias ? load_lanes<Full>(up_bias + n, lanes) : floats{};
+        const auto finish = [&](floats z, floats up_z, int64_t row) __attribute__((always_inline)) {
+            z += b;
+            if (activation == kGelu) z = vec::gelu(z);
+            if (activation == kSwiglu) z = vec::silu(z) * (up_z + ub);
+            if (activation == kGeglu) z = vec::gelu(z) * (up_z + ub);
+            const int64_t at = row * out_step + first + n;
+            if (residual) z += load_lanes<Full>(residual + at, lanes);
+            store_lanes<Full>(out + at, z, lanes);
+        };
+        if constexpr (ByRows) {
+            for (int64_t m = 0; m < rows; m++) {
+                const int64_t from = m * y_row + n - n0;
+                finish(load(y + from), gated(activation) ? load(up + from) : floats{}, m);
+            }
+            return;
+        }
         for (int64_t m = 0; m < rows; m += kLanes) {
             floats r[kLanes], u[kLanes];
             block(y + (n - n0) * y_row + m, r);
             if (gated(activation)) block(up + (n - n0) * y_row + m, u);
             const int count = std::min<int64_t>(kLanes, rows - m);
-            for (int j = 0; j < count; j++) {
-                floats z = r[j] + b;
-                if (activation == kGelu) z = vec::gelu(z);
-                if (activation == kSwiglu) z = vec::silu(z) * (u[j] + ub);
-                if (activation == kGeglu) z = vec::gelu(z) * (u[j] + ub);
-                const int64_t at = (m + j) * out_step + first + n;
-                if (residual) z += load_lanes<Full>(residual + at, lanes);
-                store_lanes<Full>(out + at, z, lanes);
-            }
+            for (int j = 0; j < count; j++) finish(r[j], u[j], m + j);
         }
     }
 
@@ -64,7 +81,7 @@ struct Call {
     float eps;
 };
 
-// y [n1 - n0, padded rows of x] = W[n0:n1] x for weight i.
+// y = W[n0:n1] x for weight i, in the layout of Product.
 template <typename Product>
 void multiply(const Call& call, const Product& product, int64_t i, int64_t n0, int64_t n1, float* y, int64_t y_row) {
     const int64_t groups = (call.K + kGroup - 1) / kGroup;
@@ -94,14 +111,15 @@ void run(const Call& call, int64_t row0, int64_t rows) {
         const int64_t start = std::min(N, parts * me / team * kLanes), stop = std::min(N, parts * (me + 1) / team * kLanes);
         for (int64_t n0 = start; n0 < stop; n0 += kColumnsAtOnce) {
             const int64_t n1 = std::min(stop, n0 + kColumnsAtOnce), half = (n1 - n0 + kLanes) * padded;
+            const int64_t y_row = Product::by_rows ? (n1 - n0 + kLanes - 1) / kLanes * kLanes : padded;
             float* y = y_buffer.get(2 * half);
-            multiply(call, product, i, n0, n1, y, padded);
-            if (two) multiply(call, product, 1, n0, n1, y + half, padded);
-            const Finish finish = {y, y + half, padded, rows, call.biases[i], two ? call.biases[1] : nullptr,
+            multiply(call, product, i, n0, n1, y, y_row);
+            if (two) multiply(call, product, 1, n0, n1, y + half, y_row);
+            const Finish<Product::by_rows> finish = {y, y + half, y_row, rows, call.biases[i], two ? call.biases[1] : nullptr,
                                    (Activation)call.activation, residual, call.out + row0 * call.out_step, call.out_step, first};
             int64_t n = n0;
-            for (; n + kLanes <= n1; n += kLanes) finish.columns<true>(n0, n, kLanes);
-            if (n < n1) finish.columns<false>(n0, n, n1 - n);
+            for (; n + kLanes <= n1; n += kLanes) finish.template columns<true>(n0, n, kLanes);
+            if (n < n1) finish.template columns<false>(n0, n, n1 - n);
         }
         first += N;
     }
@@ -122,7 +140,7 @@ void skinny_linear(const Call* call) {
     for (int64_t row = 0; row < call->rows; row += kRowsAtOnce) {
         const int64_t rows = std::min(kRowsAtOnce, call->rows - row);
         if (call->matrix_unit) run<OnMatrixUnit>(*call, row, rows);
-        else run<OnVectors>(*call, row, rows);
+        else run<OnRegisters>(*call, row, rows);
     }
 }
 }

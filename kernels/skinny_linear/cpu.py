@@ -14,7 +14,7 @@ from kernels.common.codes import Codes
 
 FOLDER = Path(__file__).parent
 SOURCES = (
-    *(FOLDER / name for name in ("cpu.cpp", "matrix.h", "product.h", "product_amx.h")),
+    *(FOLDER / name for name in ("cpu.cpp", "matrix.h", "product.h", "product_amx.h", "product_avx2.h")),
     *(FOLDER.parent / "common" / name for name in ("activations.h", "amx.h", "vector.h")),
 )
 ACTIVATIONS = {None: 0, "gelu": 1, "swiglu": 2, "geglu": 3}

@@ -275,6 +275,8 @@ class OnVectors {
     Panels panels;
 
    public:
+    static constexpr bool by_rows = false;
+
     OnVectors(int64_t rows, int64_t K) {
         static thread_local Buffer buffer;
         panels = {buffer.get((rows + kLanes - 1) / kLanes * kLanes * K), rows, K};

@@ -142,6 +142,8 @@ class OnMatrixUnit {
     }
 
    public:
+    static constexpr bool by_rows = false;
+
     OnMatrixUnit(int64_t rows, int64_t K)
         : rows(rows), K(K), blocks((rows + 15) / 16), width(rows <= 4 ? 4 : rows <= 8 ? 8 : 16), tiles(true, 4 * width) {
         static thread_local Buffer buffer;
