@@ -105,6 +105,10 @@ class PlanSettings(TrunkSettings):
         """The number of trained layers, or all."""
         return self.top_layers or ("all" if self.stage in ("pretrain", "sft", "dpo") else "4")
 
+    @property
+    def trains_embedding(self) -> bool:
+        return self.top == "all" and not self.lora_rank
+
     def frozen_layers(self, num_layers: int) -> int:
         """Return how many layers have linear layers that are not trained."""
         split = split_of(self.top, num_layers)
@@ -139,7 +143,7 @@ def workload(s: PlanSettings, num_layers: int) -> Workload:
         s.rollouts, s.slots, s.prompt_tokens, s.new_tokens, s.tokens_per_microbatch, s.trunk == "shared",
         s.critic == "separate", s.reward_offload, s.trunk_cache, s.ppo_epochs, s.samples_per_prompt,
         s.advantage == "gae", s.rewards, s.lora_rank, s.recompute, s.minibatch_size, updates * s.ptx_tokens,
-        s.trunk_dtype,
+        s.trunk_dtype, s.embedding_dtype,
     )  # fmt: skip
 
 
@@ -229,7 +233,9 @@ def job(argv: Sequence[str]) -> None:
         model = empty_model(config_of(s.model), s.model).to(getattr(torch, s.dtype))
         w = workload(s, model.num_layers)
         top = "all" if w.top_layers is None else f"top {w.top_layers} of {model.num_layers}"
-        codes = "" if s.trunk_dtype == "model" else f" (frozen ones {s.trunk_dtype})"
+        bits = [f"frozen ones {s.trunk_dtype}"] if s.trunk_dtype != "model" else []
+        bits += [f"embedding and head {s.embedding_dtype}"] if s.embedding_dtype != "model" else []
+        codes = f" ({', '.join(bits)})" if bits else ""
         console.header(f"{s.stage} of {s.model}, {sum(p.numel() for p in model.parameters()) / 1e9:.2f} B weights", {
             "trained": f"{top} layers, {s.dtype}{codes}, ZeRO-{s.zero}{' with offload' if s.offload else ''}",
             "machine": f"{s.ranks} x {s.gpu_memory:g} GB",

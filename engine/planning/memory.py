@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from engine.batch import PackedBatch
 from engine.generation.kv_cache import PAGE_SIZE, page_bytes, pages_for
 from engine.models.attend import AttentionOptions
-from engine.models.quantised import DEQUANTISING_BYTES, TILE_ROWS, stored_bytes
 from engine.planning.memory_tracker import MemoryTracker
+from engine.planning.sizes import Frozen, Sizes
 from engine.shared_rows import MOST
 from engine.training.lora import num_factors
 from engine.training.modules import Top
@@ -54,6 +54,7 @@ class Workload:
     minibatch: int | None = None  # PPO: rollouts of an update, all ranks together; None: all
     text_tokens: int = 0  # PPO: tokens of pretraining text in the updates of an iteration, all ranks together
     trunk_dtype: str = "model"  # of the linear layers that are not trained: model, int8 or int4
+    embedding_dtype: str = "model"  # of the embedding and the head, where they are not trained
 
 
 @dataclass(frozen=True)
@@ -159,49 +160,6 @@ def forward_bytes(model: nn.Module, tokens: int) -> int:
     return tracker.peak
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """Number of weights by part of a model."""
-
-    layer: int
-    layer_matrices: int
-    embedding: int
-    head: int
-    norm: int
-
-    @staticmethod
-    def of(model: nn.Module) -> Sizes:
-        layer = list(model.layers[0].parameters())
-        embedding = sum(p.numel() for n, p in model.named_parameters() if n.startswith("embedding"))
-        head = 0 if model.head is None else model.head.weight.numel()
-        norm = sum(p.numel() for p in model.final_norm.parameters())
-        matrices = sum(p.numel() for p in layer if p.ndim > 1)
-        return Sizes(sum(p.numel() for p in layer), matrices, embedding, head, norm)
-
-
-@dataclass(frozen=True)
-class Frozen:
-    """Bytes of a layer that is not trained: stored, moved in a pass over it, and needed at once to dequantise it."""
-
-    layer: int
-    passed: int
-    tile: int = 0  # of a weight, 1,024 rows at a time
-    weight: int = 0  # of the values of the largest weight
-
-    @staticmethod
-    def of(model: nn.Module, w: Workload) -> Frozen:
-        own, b = Sizes.of(model).layer, w.dtype.itemsize
-        if w.trunk_dtype == "model":
-            return Frozen(own * b, own * b)
-        shapes = [m.weight.shape for m in model.layers[0].modules() if isinstance(m, nn.Linear)]
-        inside = sum(shape.numel() for shape in shapes)
-        stored = sum(stored_bytes(inputs, outputs, w.trunk_dtype) for outputs, inputs in shapes) + (own - inside) * b
-        # Values are written and read in float32, times their scales and in the model's dtype.
-        passed = stored + (4 * 4 + 2 * b) * inside
-        tile = max(min(outputs, TILE_ROWS) * inputs * (DEQUANTISING_BYTES + b) for outputs, inputs in shapes)
-        return Frozen(stored, passed, tile, max(shape.numel() for shape in shapes) * b)
-
-
 def memory(model: nn.Module, w: Workload) -> list[Part]:
     """Return bytes by part on one device."""
     s, L, D, b = Sizes.of(model), model.num_layers, model.hidden_size, w.dtype.itemsize
@@ -209,21 +167,21 @@ def memory(model: nn.Module, w: Workload) -> list[Part]:
     speaks = w.stage in ("sft", "dpo")  # trains a language model, and no score or value head
     whole = w.stage != "reward" and w.top_layers is None
     top_weights = top * s.layer + s.norm
-    frozen = Frozen.of(model, w)
-    trunk = 0 if whole else (L - top) * frozen.layer + s.embedding * b
+    frozen = Frozen.of(model, w.dtype, w.trunk_dtype, w.embedding_dtype)
+    trunk = 0 if whole else (L - top) * frozen.layer + frozen.embedding
     trained = top_weights + (s.embedding + s.head if whole else 0)
     trained += 0 if speaks or w.stage == "ppo" and not w.value_head else D
     adapted = 0
     if w.lora_rank:
-        adapted = top * frozen.layer + (trained - top * s.layer) * b
+        adapted = top * frozen.layer + s.norm * b + (frozen.embedding + frozen.head if whole else 0)
         trained = num_factors(model, L - top, w.lora_rank)
     parts, sharded = [], w.zero == 3 and w.ranks > 1
     own = 1 / w.ranks if sharded else 1  # share of what ZeRO-3 shards
     if w.stage == "ppo":
-        head_in_trunk = 0 if s.head else s.embedding * b  # tied: used in every update, so it stays whole
+        head_in_trunk = 0 if s.head else frozen.embedding  # tied: used in every update, so it stays whole
         parts.append(Part("trunk", trunk, head_in_trunk + (trunk - head_in_trunk) * own if trunk else 0))
         if s.head and not whole:
-            parts.append(Part("LM head", s.head * b, s.head * b))
+            parts.append(Part("LM head", frozen.head, frozen.head))
         copy = trained * b if sharded else 0  # the generating model keeps its own top
         parts.append(Part("policy" if whole else "policy top", trained * b * own + copy, trained * b * own + copy))
         reference = (trained if whole else top_weights) * b
@@ -233,14 +191,14 @@ def memory(model: nn.Module, w: Workload) -> list[Part]:
             parts.append(Part("reward top" + "s" * (w.rewards > 1), reward, reward))
         else:
             each = (L if whole else top) * s.layer * b + (0 if whole else (L - top) * frozen.layer)
-            reward = 0 if w.reward_offload else w.rewards * (each + (s.norm + s.embedding + D) * b)
+            reward = 0 if w.reward_offload else w.rewards * (each + frozen.embedding + (s.norm + D) * b)
             parts.append(Part("reward model" + "s" * (w.rewards > 1), reward, reward))
         if w.separate_critic:
             critic = top_weights if not whole else L * s.layer + s.norm + s.embedding
             trained += critic
             parts.append(Part("critic", critic * b * own, critic * b * own))
     else:
-        parts.append(Part("frozen layers", 0, trunk + (0 if whole else s.head * speaks * b) + adapted))
+        parts.append(Part("frozen layers", 0, trunk + (0 if whole else frozen.head * speaks) + adapted))
         parts.append(Part("trained weights", 0, trained * b * own))
     state = (2 if w.dtype == torch.float32 else 3) * 4 * trained  # moments, and masters of bfloat16 weights
     zero = max(w.zero, 0 if w.dtype == torch.float32 else 1)
@@ -297,10 +255,11 @@ def phases(model: nn.Module, w: Workload) -> list[Phase]:
     here, length = -(-w.rollouts // w.ranks), w.prompt_tokens + w.new_tokens
     width = model.num_heads * model.head_size
     tokens, new = here * length, here * w.new_tokens
+    stored = Frozen.of(model, w.dtype, w.trunk_dtype, w.embedding_dtype)
 
     def body(count: int) -> int:
         """Bytes of the weights of all layers, `count` of them trained."""
-        return (L - count) * Frozen.of(model, w).passed + count * s.layer * b
+        return (L - count) * stored.passed + count * s.layer * b
 
     def layers(count: int, n_tokens: int, context: float, rows: float | None = None) -> float:
         """Operations of a forward: matrices, on rows, and attention over `context` earlier positions, of tokens."""
@@ -313,14 +272,14 @@ def phases(model: nn.Module, w: Workload) -> list[Phase]:
         trained = layers(top, tokens, length / 2, rows)
         frozen = layers(L - top, tokens, length / 2, rows)
         heads = 0 if w.stage == "reward" else head * new * (4 if w.top_layers is None else 3)  # loss on responses
-        weights = body(0 if w.lora_rank else top) + s.embedding * b
+        weights = body(0 if w.lora_rank else top) + (s.embedding - V * D) * b + stored.head_passed
         work = [Phase("forward and backward", frozen + 3 * trained + heads, 3 * weights)]
         if (
             w.stage == "dpo"
         ):  # before the first step, the frozen layers included; where they are kept, a step saves them
             work.append(Phase("the reference, once for these responses", frozen + trained + head * new, weights))
         return work
-    weights = body(top) + V * D * b
+    weights = body(top) + stored.head_passed
     cache, prompts = page_bytes(model, w.dtype) / PAGE_SIZE, -(-here // w.samples)
     rounds = max(1.0, here / w.slots)
     decode_bytes = w.new_tokens * (rounds * weights + here * (w.prompt_tokens + w.new_tokens / 2) * cache)
@@ -332,7 +291,7 @@ def phases(model: nn.Module, w: Workload) -> list[Phase]:
     minibatch = min(here, -(-(w.minibatch or w.rollouts) // w.ranks))
     trained = (1 + w.separate_critic) * layers(top, tokens, length / 2, _shared_rows(w, here, minibatch))
     update = w.ppo_epochs * (3 * trained + 3 * head * new)
-    top_bytes = (top * s.layer + V * D) * b
+    top_bytes = top * s.layer * b + stored.head_passed
     passes = -(-tokens // w.tokens_per_microbatch)
     reward_bytes = w.rewards * (top_bytes if w.shared_trunk else weights)
     work = [

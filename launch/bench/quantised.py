@@ -32,6 +32,7 @@ class BenchSettings:
 
     _argument_group_name = "bench"
     model: str = flag("the model, a Hugging Face directory; all its layers are stored in each dtype")
+    head: bool = flag("store the embedding and the head in each dtype, too", False)
     batches: list[int] | None = flag("sequences decoded at once (default: 1 8 32)", None)
     prompt_tokens: int = flag("tokens per prompt", 32)
     new_tokens: int = flag("decode steps", 64)
@@ -46,7 +47,10 @@ def job(argv: Sequence[str]) -> None:
     (s,) = parse_settings((BenchSettings,), argv, "python launch/bench/quantised.py", __doc__)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     layers, console = load_config(s.model).num_hidden_layers, Console()
-    models = {name: load_model(s.model, torch.float32, device, name, layers) for name in TRUNK_DTYPES}
+    models = {
+        name: load_model(s.model, torch.float32, device, name, layers, name if s.head else "model")
+        for name in TRUNK_DTYPES
+    }
     gigabytes = {name: sum(w.nbytes for _, w in stored_weights(m)) / 1e9 for name, m in models.items()}
     rows, results = [["GB of weights", *(f"{x:.2f}" for x in gigabytes.values())]], {}
     for batch in s.batches or (1, 8, 32):
@@ -60,7 +64,7 @@ def job(argv: Sequence[str]) -> None:
         rows.append([f"batch {batch}", *(f"{1e3 * x:.1f} ms" for x in step.values())])
         results[batch] = step
     console.say(f"{s.model}, {torch.get_num_threads()} threads: time of a decode step, computing in float32\n")
-    console.table(["weights of the layers", "float32", *TRUNK_DTYPES[1:]], rows)
+    console.table(["weights of the layers" + " and the head" * s.head, "float32", *TRUNK_DTYPES[1:]], rows)
     print(json_line({"settings": asdict(s), "step_s": results, "gb": gigabytes}))
 
 
