@@ -150,7 +150,8 @@ def load_checked(
     check_vocab(tokenizer, config.vocab_size)
     if load_score_weight(path) is not None:
         raise UserError(f"--model {path} is a reward model (it has a score head): give a language model")
-    return load_model(path, dtype, device, trunk.trunk_dtype if trunk else "model", quantised), tokenizer
+    stored = (trunk.trunk_dtype, quantised, trunk.embedding_dtype) if trunk else ()
+    return load_model(path, dtype, device, *stored), tokenizer
 
 
 def checked_reader(job: Job, batch: BatchSettings, read: Callable[..., Iterable[Any]]) -> Callable[[str], list[Any]]:

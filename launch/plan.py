@@ -116,6 +116,10 @@ class PlanSettings(TrunkSettings):
         """The number of trained layers, or all."""
         return self.top_layers or ("all" if self.stage in ("pretrain", "sft", "dpo") else "4")
 
+    @property
+    def trains_embedding(self) -> bool:
+        return self.top == "all" and not self.lora_rank
+
     def frozen_layers(self, num_layers: int) -> int:
         """Return how many layers have linear layers that are not trained."""
         split = split_of(self.top, num_layers)
@@ -150,7 +154,7 @@ def workload(s: PlanSettings, num_layers: int) -> Workload:
         s.rollouts, s.slots, s.prompt_tokens, s.new_tokens, s.tokens_per_microbatch, s.trunk == "shared",
         s.critic == "separate", s.reward_offload, s.trunk_cache, s.ppo_epochs, s.samples_per_prompt,
         s.advantage == "gae", s.rewards, s.lora_rank, s.recompute, s.minibatch_size, updates * s.ptx_tokens,
-        s.trunk_dtype, s.bottom_layers,
+        s.trunk_dtype, s.bottom_layers, s.embedding_dtype,
     )  # fmt: skip
 
 
@@ -242,7 +246,9 @@ def job(argv: Sequence[str]) -> None:
         top = "all" if w.top_layers is None else f"top {w.top_layers} of {model.num_layers}"
         if s.bottom_layers is not None:
             top = f"embeddings, head, bottom {s.bottom_layers} and {top}"
-        codes = "" if s.trunk_dtype == "model" else f" (frozen ones {s.trunk_dtype})"
+        bits = [f"frozen ones {s.trunk_dtype}"] if s.trunk_dtype != "model" else []
+        bits += [f"embedding and head {s.embedding_dtype}"] if s.embedding_dtype != "model" else []
+        codes = f" ({', '.join(bits)})" if bits else ""
         console.header(f"{s.stage} of {s.model}, {sum(p.numel() for p in model.parameters()) / 1e9:.2f} B weights", {
             "trained": f"{top} layers, {s.dtype}{codes}, ZeRO-{s.zero}{' with offload' if s.offload else ''}",
             "machine": f"{s.ranks} x {s.gpu_memory:g} GB",

@@ -181,10 +181,10 @@ def log_ratios(settings: ScoreSettings, rows: Sequence[dict], device: torch.devi
 
 
 def load_read(settings: ScorerSettings, path: Path, device: torch.device) -> torch.nn.Module:
-    """Load a model that is only read, all its layers in --trunk-dtype."""
+    """Load a model that is only read, its layers in --trunk-dtype, its embedding and head in --embedding-dtype."""
     quantised = settings.quantised_layers(load_config(path).num_hidden_layers)
-    dtype = choose_dtype(settings.dtype, device, Console().say)
-    return load_model(path, dtype, device, settings.trunk_dtype, quantised)
+    stored = settings.trunk_dtype, quantised, settings.embedding_dtype
+    return load_model(path, choose_dtype(settings.dtype, device, Console().say), device, *stored)
 
 
 @torch.no_grad()

@@ -25,6 +25,7 @@ from engine.generation.sampling import Sampled, Sampling, sample
 from engine.generation.scheduler import Chunk, Scheduler
 from engine.models.attend import Attend, AttentionOptions
 from engine.models.fused import logits
+from engine.models.quantised import stored_weights
 
 if TYPE_CHECKING:
     from engine.generation.stop_strings import StopMatcher
@@ -51,7 +52,7 @@ class StepEngine:
         self.model, self.scheduler, self.sampling, self.seed = model, scheduler, sampling, seed
         weight = model.head_weight
         self.cache, self.device = cache, weight.device
-        huge_pages.collapse(model.parameters())
+        huge_pages.collapse(w for _, w in stored_weights(model))
         self.rows = DecodeRows(num_slots, max_len, pages_for(max_len, scheduler.page_size), self.device)
         self.eos_ids, self.new_matcher = eos_ids, new_matcher
         self.eos_ids_E = torch.tensor(eos_ids, dtype=torch.int64, device=self.device)

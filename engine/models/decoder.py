@@ -18,8 +18,10 @@ from engine.batch import PackedBatch
 from engine.models.attend import Attend, causal_attend, row_attend
 from engine.models.fused import block_step
 from engine.models.length_limit import check_length, length_limit
+from engine.models.quantised import weight_of
 from engine.models.rotary import Rotations, rotations_of
 from engine.models.rounded_rows import add_rows, rows_to_add
+from kernels.common.codes import Codes
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -60,6 +62,7 @@ class Decoder(nn.Module):
     final_norm: nn.Module
     head: nn.Linear | None
     trunk_dtype = "model"  # or int8, int4: how the frozen layers' weights are stored (engine/models/quantised.py)
+    embedding_dtype = "model"  # and how the embedding and the head are
 
     def __init__(self, config: PretrainedConfig):
         super().__init__()
@@ -136,10 +139,10 @@ class Decoder(nn.Module):
         return self.final_norm(h_TD)
 
     @property
-    def head_weight(self) -> Tensor:
-        """Return the LM head's weight [V, D]; if tied, the embedding's own tensor. UserError without a head."""
+    def head_weight(self) -> Tensor | Codes:
+        """Return the LM head's weight [V, D] as it is stored; if tied, the embedding's. UserError without a head."""
         if self.config.tie_word_embeddings:
-            return self.embedding.weight
+            return weight_of(self.embedding)
         if self.head is None:
             raise UserError("a reward model was saved without a language head: pass the directory of a language model")
-        return self.head.weight
+        return weight_of(self.head)

@@ -23,7 +23,7 @@ from engine.models.decoder import Decoder
 from engine.models.gemma3 import Gemma3
 from engine.models.llama import Llama
 from engine.models.names import LM_HEAD, SCORE, TABLES, constants, match, written_name
-from engine.models.quantised import Weight, linears_below, replace_linear, valued_weights
+from engine.models.quantised import Weight, quantised_names, replace, valued_weights
 from engine.models.weight_files import StoredTensor, read_weights, write_shards
 
 if TYPE_CHECKING:
@@ -103,11 +103,12 @@ def build_model(config: PretrainedConfig, seed: int) -> Decoder:
 
 def load_model(
     path: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu",
-    trunk_dtype: str = "model", split: int = 0,
+    trunk_dtype: str = "model", split: int = 0, embedding_dtype: str = "model",
 ) -> Decoder:  # fmt: skip
     """Load a model from a Hugging Face directory, in the given dtype on the given device.
 
-    trunk_dtype int8 or int4 quantises the linear layers below layer `split` while they are read.
+    trunk_dtype int8 or int4 quantises the linear layers below layer `split` while they are read, embedding_dtype the
+    embedding and the head.
 
     Reads mapped files tensor by tensor, so only one extra tensor is in memory. Also loads a reward model's directory
     (`load_score_weight` reads its score head). UserError, with the path, for a bad directory and for weights that do
@@ -120,15 +121,13 @@ def load_model(
         model.head = None  # a reward model's directory has no language head
     names = match(str(path), model, {name: tensor.shape for name, tensor in stored.items()})
     check_stored(path, model.config, stored, names)
-    model.trunk_dtype = trunk_dtype
-    trunk = {f"{name}.weight" for name in linears_below(model, split)} if trunk_dtype != "model" else set()
+    quantised = quantised_names(model, split, trunk_dtype, embedding_dtype)
     state = {}
     for ours, name in names.items():
         weight = stored[name].read().to(device, dtype, copy=True)
-        if ours in trunk:
-            linear = ours.removesuffix(".weight")
-            replace_linear(model, linear, weight, trunk_dtype)
-            state |= {f"{linear}.{n}": part for n, part in model.get_submodule(linear).named_buffers()}
+        if bits := quantised.get(layer := ours.removesuffix(".weight")):
+            replace(model, layer, weight, bits)
+            state |= {f"{layer}.{n}": part for n, part in model.get_submodule(layer).named_buffers()}
         else:
             state[ours] = weight
     model.load_state_dict(state, assign=True)
@@ -284,7 +283,7 @@ def _config_to_save(
     eos_ids: Collection[int],
 ) -> PretrainedConfig:
     config = copy.deepcopy(model.config)
-    config.dtype = model.embedding.weight.dtype
+    config.dtype = next(model.parameters()).dtype
     config.architectures = [_architecture(config.model_type, reward)]
     if reward:
         config.num_labels = 1

@@ -10,7 +10,7 @@ from torch import nn
 
 from engine.base.errors import UserError
 from engine.models.quantised import num_weights, stored_weights
-from engine.training.trunk import trunk_parameters
+from engine.training.trunk import frozen_parameters
 
 STATE_BYTES = 12  # per trained weight in a checkpoint: float32 master and AdamW's two moments
 NUMBER_BYTES = 45 + 75  # per logged number: in metrics.jsonl, and as a TensorBoard event
@@ -28,8 +28,7 @@ def num_trained(model: nn.Module, split: int | None) -> int:
     everything = sum(w.numel() for _, w in stored_weights(model))
     if split is None:
         return everything
-    frozen = {id(p): p.numel() for _, p in trunk_parameters(model, split)}
-    frozen[id(model.head_weight)] = model.head_weight.numel()
+    frozen = {id(p): p.numel() for _, p in frozen_parameters(model, split)}
     return everything - sum(frozen.values())
 
 

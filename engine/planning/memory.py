@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from engine.generation.kv_cache import PAGE_SIZE, page_bytes, pages_for
-from engine.models.quantised import stored_bytes
 from engine.planning.activations import activation_bytes, forward_bytes
+from engine.planning.sizes import Frozen, Sizes, linear_shapes
 from engine.shared_rows import MOST
 from engine.training.lora import num_factors
 from kernels.coded_linear.tiles import sum_bytes
@@ -52,6 +52,7 @@ class Workload:
     text_tokens: int = 0  # PPO: tokens of pretraining text in the updates of an iteration, all ranks together
     trunk_dtype: str = "model"  # of the linear layers that are not trained: model, int8 or int4
     bottom_layers: int | None = None  # pretraining: trained beside the top ones, with embeddings and head
+    embedding_dtype: str = "model"  # of the embedding and the head, where they are not trained
 
 
 @dataclass(frozen=True)
@@ -76,45 +77,12 @@ class Phase:
         return max(self.flops / flops_per_s, self.bytes / bytes_per_s)
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """Number of weights by part of a model."""
-
-    layer: int
-    layer_matrices: int
-    embedding: int
-    head: int
-    norm: int
-
-    @staticmethod
-    def of(model: nn.Module) -> Sizes:
-        layer = list(model.layers[0].parameters())
-        embedding = sum(p.numel() for n, p in model.named_parameters() if n.startswith("embedding"))
-        head = 0 if model.head is None else model.head.weight.numel()
-        norm = sum(p.numel() for p in model.final_norm.parameters())
-        matrices = sum(p.numel() for p in layer if p.ndim > 1)
-        return Sizes(sum(p.numel() for p in layer), matrices, embedding, head, norm)
-
-
-def _frozen_bytes(model: nn.Module, w: Workload) -> int:
-    """Return the bytes of a layer that is not trained: stored, and read in a pass over it."""
-    own, b = Sizes.of(model).layer, w.dtype.itemsize
-    if w.trunk_dtype == "model":
-        return own * b
-    shapes = _shapes(model)
-    stored = sum(stored_bytes(inputs, outputs, w.trunk_dtype) for outputs, inputs in shapes)
-    return stored + (own - sum(shape.numel() for shape in shapes)) * b
-
-
-def _shapes(model: nn.Module) -> list[torch.Size]:
-    return [m.weight.shape for m in model.layers[0].modules() if isinstance(m, nn.Linear)]
-
-
 def _sums(model: nn.Module, w: Workload, rows: int, backward: bool) -> int:
     """Return an upper bound of the bytes of float32 sums in products with quantised weights, for up to so many rows."""
     if w.trunk_dtype == "model":
         return 0
-    pairs = [pair for shape in _shapes(model) for pair in ((shape[::-1], shape) if backward else (shape[::-1],))]
+    shapes = linear_shapes(model)
+    pairs = [pair for shape in shapes for pair in ((shape[::-1], shape) if backward else (shape[::-1],))]
     return max(sum_bytes(rows, inner, columns) for inner, columns in pairs)
 
 
@@ -127,21 +95,21 @@ def memory(model: nn.Module, w: Workload) -> list[Part]:
     # Trains embeddings and head: gradients pass through all layers, frozen ones too.
     whole = w.stage != "reward" and w.top_layers is None or w.bottom_layers is not None
     top_weights = (top + bottom) * s.layer + s.norm
-    frozen = _frozen_bytes(model, w)
-    trunk = (L - top - bottom) * frozen + (0 if whole else s.embedding * b)
+    frozen = Frozen.of(model, w.dtype, w.trunk_dtype, w.embedding_dtype)
+    trunk = (L - top - bottom) * frozen.layer + (0 if whole else frozen.embedding)
     trained = top_weights + (s.embedding + s.head if whole else 0)
     trained += 0 if speaks or w.stage == "ppo" and not w.value_head else D
     adapted = 0
     if w.lora_rank:
-        adapted = top * frozen + (trained - top * s.layer) * b
+        adapted = top * frozen.layer + s.norm * b + (frozen.embedding + frozen.head if whole else 0)
         trained = num_factors(model, L - top, w.lora_rank)
     parts, sharded = [], w.zero == 3 and w.ranks > 1
     own = 1 / w.ranks if sharded else 1  # share of what ZeRO-3 shards
     if w.stage == "ppo":
-        head_in_trunk = 0 if s.head else s.embedding * b  # tied: used in every update, so it stays whole
+        head_in_trunk = 0 if s.head else frozen.embedding  # tied: used in every update, so it stays whole
         parts.append(Part("trunk", trunk, head_in_trunk + (trunk - head_in_trunk) * own if trunk else 0))
         if s.head and not whole:
-            parts.append(Part("LM head", s.head * b, s.head * b))
+            parts.append(Part("LM head", frozen.head, frozen.head))
         copy = trained * b if sharded else 0  # the generating model keeps its own top
         parts.append(Part("policy" if whole else "policy top", trained * b * own + copy, trained * b * own + copy))
         reference = (trained if whole else top_weights) * b
@@ -150,15 +118,15 @@ def memory(model: nn.Module, w: Workload) -> list[Part]:
             reward = w.rewards * (top_weights + D) * b
             parts.append(Part("reward top" + "s" * (w.rewards > 1), reward, reward))
         else:
-            each = (L if whole else top) * s.layer * b + (0 if whole else (L - top) * frozen)
-            reward = 0 if w.reward_offload else w.rewards * (each + (s.norm + s.embedding + D) * b)
+            each = (L if whole else top) * s.layer * b + (0 if whole else (L - top) * frozen.layer)
+            reward = 0 if w.reward_offload else w.rewards * (each + frozen.embedding + (s.norm + D) * b)
             parts.append(Part("reward model" + "s" * (w.rewards > 1), reward, reward))
         if w.separate_critic:
             critic = top_weights if not whole else L * s.layer + s.norm + s.embedding
             trained += critic
             parts.append(Part("critic", critic * b * own, critic * b * own))
     else:
-        parts.append(Part("frozen layers", 0, trunk + (0 if whole else s.head * speaks * b) + adapted))
+        parts.append(Part("frozen layers", 0, trunk + (0 if whole else frozen.head * speaks) + adapted))
         parts.append(Part("trained weights", 0, trained * b * own))
     state = (2 if w.dtype == torch.float32 else 3) * 4 * trained  # moments, and masters of bfloat16 weights
     zero = max(w.zero, 0 if w.dtype == torch.float32 else 1)
@@ -177,6 +145,8 @@ def memory(model: nn.Module, w: Workload) -> list[Part]:
     parts.append(Part("activations", 0, activations))
     if sums := _sums(model, w, max(T, PREFILL_TOKENS + w.slots), bool(w.lora_rank)):
         parts.append(Part("sums of quantised layers", sums if w.stage == "ppo" else 0, sums))
+    if frozen.tile:
+        parts.append(Part("dequantised rows of the head", frozen.tile, frozen.tile))
     workspace = 0 if w.stage == "reward" else min(WORKSPACE, T * model.vocab_size * 4)
     if whole and w.stage != "reward" and not w.lora_rank:
         rows = model.vocab_size * D * b
@@ -221,10 +191,11 @@ def phases(model: nn.Module, w: Workload) -> list[Phase]:
     here, length = -(-w.rollouts // w.ranks), w.prompt_tokens + w.new_tokens
     width = model.num_heads * model.head_size
     tokens, new = here * length, here * w.new_tokens
+    stored = Frozen.of(model, w.dtype, w.trunk_dtype, w.embedding_dtype)
 
     def body(count: int) -> int:
         """Bytes of the weights of all layers, `count` of them trained."""
-        return (L - count) * _frozen_bytes(model, w) + count * s.layer * b
+        return (L - count) * stored.layer + count * s.layer * b
 
     def layers(count: int, n_tokens: int, context: float, rows: float | None = None) -> float:
         """Operations of a forward: matrices, on rows, and attention over `context` earlier positions, of tokens."""
@@ -241,14 +212,14 @@ def phases(model: nn.Module, w: Workload) -> list[Phase]:
         head_trained = w.top_layers is None or w.bottom_layers is not None
         predicted = tokens if w.stage == "pretrain" else new  # loss on responses
         heads = 0 if w.stage == "reward" else head * predicted * (4 if head_trained else 3)
-        weights = body(0 if w.lora_rank else count) + s.embedding * b
+        weights = body(0 if w.lora_rank else count) + (s.embedding - V * D) * b + stored.head_passed
         work = [Phase("forward and backward", frozen + through + 3 * trained + heads, 3 * weights)]
         if (
             w.stage == "dpo"
         ):  # before the first step, the frozen layers included; where they are kept, a step saves them
             work.append(Phase("the reference, once for these responses", frozen + trained + head * new, weights))
         return work
-    weights = body(top) + V * D * b
+    weights = body(top) + stored.head_passed
     cache, prompts = page_bytes(model, w.dtype) / PAGE_SIZE, -(-here // w.samples)
     rounds = max(1.0, here / w.slots)
     decode_bytes = w.new_tokens * (rounds * weights + here * (w.prompt_tokens + w.new_tokens / 2) * cache)
@@ -260,7 +231,7 @@ def phases(model: nn.Module, w: Workload) -> list[Phase]:
     minibatch = min(here, -(-(w.minibatch or w.rollouts) // w.ranks))
     trained = (1 + w.separate_critic) * layers(top, tokens, length / 2, _shared_rows(w, here, minibatch))
     update = w.ppo_epochs * (3 * trained + 3 * head * new)
-    top_bytes = (top * s.layer + V * D) * b
+    top_bytes = top * s.layer * b + stored.head_passed
     passes = -(-tokens // w.tokens_per_microbatch)
     reward_bytes = w.rewards * (top_bytes if w.shared_trunk else weights)
     work = [

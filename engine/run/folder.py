@@ -32,7 +32,8 @@ VERSIONS = ("torch", "deepspeed", "transformers", "tokenizers", "sentencepiece",
 # Settings that say how to start or what to keep, not what to run. ZeRO's may change when a run is resumed.
 NOT_COMPARED = ("overwrite", "resume", "override", "save_every", "keep", "hang_timeout", "monitor")
 MAY_CHANGE = (*NOT_COMPARED, "deepspeed_config", "recompute")
-OFF = {"trunk_dtype": "model"}  # values other than 0, False and None with which a setting does nothing
+# Values other than 0, False and None with which a setting does nothing.
+OFF = {"trunk_dtype": "model", "embedding_dtype": "model"}
 INPUTS = ("model", "data", "eval_data", "ptx_data")
 
 

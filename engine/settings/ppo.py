@@ -139,6 +139,10 @@ class PPOSettings(TrunkSettings, HeldOutSettings):
                 "--kl-estimator is k1 with --kl-in loss: its gradient is 0 on average and pulls nowhere, give k2 or k3"
             )
 
+    @property
+    def trains_embedding(self) -> bool:
+        return self.top_layers == "all"
+
     def frozen_layers(self, num_layers: int) -> int:
         """Return how many layers are not trained."""
         return split_of(self.top_layers, num_layers) or 0

@@ -35,6 +35,10 @@ class SFTSettings(TrunkSettings, HeldOutSettings):
             raise UserError("--lora-alpha is given without --lora-rank: give a rank, such as 16, or leave it out")
         self.quantised_layers()
 
+    @property
+    def trains_embedding(self) -> bool:
+        return self.top_layers == "all" and not self.lora_rank
+
     def frozen_layers(self, num_layers: int) -> int:
         """Return how many layers have linear layers that are not trained; low-rank factors leave all of them so."""
         split = split_of(self.top_layers, num_layers)
@@ -120,6 +124,10 @@ class DPOSettings(TrunkSettings, RankingSettings):
         if self.label_smoothing and self.dpo_loss != "pairs":
             raise UserError("--label-smoothing is for pairs: leave it out, or give --dpo-loss pairs")
         self.quantised_layers()
+
+    @property
+    def trains_embedding(self) -> bool:
+        return self.top_layers == "all"
 
     def frozen_layers(self, num_layers: int) -> int:
         """Return how many layers are not trained."""

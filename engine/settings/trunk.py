@@ -1,4 +1,4 @@
-"""--trunk-dtype: how the weights of frozen layers are stored."""
+"""--trunk-dtype and --embedding-dtype: how frozen weights are stored."""
 
 from __future__ import annotations
 
@@ -13,12 +13,21 @@ MOST_LAYERS = 1 << 30  # more than any model has
 
 @dataclass(frozen=True, kw_only=True)
 class TrunkSettings:
-    """In how many bits a stage stores its frozen layers."""
+    """In how many bits a stage stores its frozen layers, embedding and head."""
 
     trunk_dtype: str = flag(
         "store the linear layers that are not trained in 8 or 4 bits, or in the model's dtype", "model",
         choices=list(TRUNK_DTYPES),
     )  # fmt: skip
+    embedding_dtype: str = flag(
+        "store the embedding and the head, if not trained, in 8 or 4 bits, or in the model's dtype", "model",
+        choices=list(TRUNK_DTYPES),
+    )  # fmt: skip
+
+    @property
+    def trains_embedding(self) -> bool:
+        """Whether the embedding and the head are trained."""
+        return False
 
     def frozen_layers(self, num_layers: int) -> int:
         """Return how many layers, from the lowest on, have linear layers that are not trained: all where none is."""
@@ -27,8 +36,13 @@ class TrunkSettings:
     def quantised_layers(self, num_layers: int = MOST_LAYERS) -> int:
         """Return how many layers of a model are stored in --trunk-dtype: 0 for the model's own dtype.
 
-        UserError if one is asked for and every layer is trained.
+        UserError if one is asked for and every layer is trained, or --embedding-dtype and the embedding is.
         """
+        if self.embedding_dtype != "model" and self.trains_embedding:
+            raise UserError(
+                f"--embedding-dtype is {self.embedding_dtype} and all weights are trained, those of the embedding and "
+                "the head too: give --top-layers a number, or leave --embedding-dtype out"
+            )
         if self.trunk_dtype == "model":
             return 0
         if not (count := self.frozen_layers(num_layers)):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from engine.models.quantised import tensors_of
 from engine.training.context import Context
 from engine.training.export import body_weights
 from engine.training.modules import Policy
@@ -27,8 +28,9 @@ class Actor:
         self.model, self.device = model, context.world.device
         self.cache_bytes = context.batch.trunk_cache * 1e9
         trunk = [] if split is None else trunk_parameters(model, split)
+        head = {id(w) for w in tensors_of(model.head_weight)}
         # The head is read in every update, so it stays whole.
-        self.trunk = ShardedWeights([w for _, w in trunk if w is not model.head_weight], context.world)
+        self.trunk = ShardedWeights([w for _, w in trunk if id(w) not in head], context.world)
         self.sharded = context.ds_config.get("zero_optimization", {}).get("stage", 0) == 3
         if self.sharded:
             policy.body = copy.deepcopy(policy.body).requires_grad_(True)

@@ -26,7 +26,7 @@ from engine.training.context import Context
 from engine.training.heldout import Estimate, as_share, shown
 from engine.training.modules import LanguageModule
 from engine.training.ranking_trainer import RankingTrainer
-from engine.training.trunk import FrozenWeights, Trunk, trunk_parameters
+from engine.training.trunk import FrozenWeights, Trunk, frozen_parameters
 
 TRAINED, HELDOUT = "trained_S", "heldout_S"  # the reference's columns in a checkpoint
 
@@ -44,7 +44,7 @@ class DPOTrainer(RankingTrainer):
         context: Context,
     ):
         split = split_of(context.stage.top_layers, model.num_layers)
-        frozen = [] if split is None else [*trunk_parameters(model, split), ("head", model.head_weight)]
+        frozen = frozen_parameters(model, split)
         trunk = None if split is None else Trunk(model, split)
         module, compared = LanguageModule(model, split, context.batch.recompute), [*rankings, *heldout]
         super().__init__(module, model, trunk, FrozenWeights(frozen), rankings, heldout, context, compared)

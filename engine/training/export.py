@@ -16,7 +16,7 @@ from engine.base.strict_json import reason_of
 from engine.distributed.world import World
 from engine.models import load_config, save_model
 from engine.models.hf import empty_model, write_all_but_weights
-from engine.models.quantised import QuantisedLinear, stored_weights
+from engine.models.quantised import Quantised, stored_weights
 from engine.run.model_card import write_card
 from engine.text.eos import eos_ids_of
 from engine.text.tokenizer import load_tokenizer
@@ -37,7 +37,7 @@ def with_trained(model: nn.Module, trained: Mapping[str, Tensor]) -> nn.Module:
     if model.head is None:  # tied, or a reward model loaded without one
         whole.head = None
     for name, layer in model.named_modules():
-        if isinstance(layer, QuantisedLinear):
+        if isinstance(layer, Quantised):
             whole.set_submodule(name, layer)
     frozen = {name: weight.detach() for name, weight in stored_weights(model)}
     whole.load_state_dict(frozen | dict(trained), assign=True)

@@ -54,7 +54,7 @@ class LoraModule(nn.Module):
         self.scale = alpha / rank
         body = body_of(model, split, recompute).requires_grad_(False)
         self._frozen = (body, model.head_weight)  # a tuple is not registered
-        self.factors, like = nn.ModuleDict(), model.embedding.weight
+        self.factors, like = nn.ModuleDict(), next(model.parameters())
         for name, layer in linear_layers(model, split):
             if rank > min(layer.in_features, layer.out_features):
                 raise UserError(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from engine.batch import PackedBatch
+from kernels.common.codes import Codes
 from kernels.linear_logprob import linear_logprob
 
 
@@ -61,10 +62,10 @@ class LanguageModule(nn.Module):
         super().__init__()
         self.body = body_of(model, split, recompute)
         # A tuple is not registered, so DeepSpeed does not see it.
-        self.frozen_head: tuple[Tensor, ...] = () if split is None else (model.head_weight,)
+        self.frozen_head: tuple[Tensor | Codes, ...] = () if split is None else (model.head_weight,)
 
     @property
-    def head_VD(self) -> Tensor:
+    def head_VD(self) -> Tensor | Codes:
         return self.frozen_head[0] if self.frozen_head else self.body.model.head_weight
 
     def forward(self, batch: PackedBatch, trunk_TD: Tensor | None, columns_A: Tensor) -> Tensor:
@@ -128,7 +129,7 @@ class Policy(LanguageModule):
         self.value = ScalarHead(model.hidden_size, bias=True)
         nn.init.zeros_(self.value.weight)
         nn.init.zeros_(self.value.bias)
-        self.value.to(model.head_weight)
+        self.value.to(next(model.parameters()))
 
     def separate_critic(self, reward: RewardModule | None, mean: float = 0.0, std: float = 1.0) -> None:
         """Give the value head its own body: the reward model's, so that values start as normalised scores.
@@ -187,7 +188,7 @@ class Policy(LanguageModule):
 class Reference(nn.Module):
     """The policy before training: log-probabilities without gradients."""
 
-    def __init__(self, body: Top | Whole, frozen_head: tuple[Tensor, ...]):
+    def __init__(self, body: Top | Whole, frozen_head: tuple[Tensor | Codes, ...]):
         super().__init__()
         self.body = body.requires_grad_(False)
         self.frozen_head = frozen_head

@@ -52,7 +52,7 @@ from engine.training.ppo_report import (
 )
 from engine.training.ppo_scores import Scores
 from engine.training.pretraining import Pretraining
-from engine.training.trunk import FrozenWeights, Trunk, trunk_parameters
+from engine.training.trunk import FrozenWeights, Trunk, frozen_parameters
 from engine.training.weighted_scorers import Scorer, start_critic
 from engine.training.zero import ZeroStep, adamw
 
@@ -92,9 +92,8 @@ class PPOTrainer:
             start_critic(self.policy, scorer)
         # A critic that starts as a reward model with its own trunk has that trunk's output as its input.
         self.critic_trunk = scorer.own_trunk if ppo.critic == "separate" and scorer.trunk else None
-        trunk = [] if self.split is None else trunk_parameters(model, self.split)
-        head = [("head", w) for w in self.policy.frozen_head]
-        self.frozen = FrozenWeights([*trunk, *head, *self.reference.named_parameters("reference")])
+        frozen = frozen_parameters(model, self.split)
+        self.frozen = FrozenWeights([*frozen, *self.reference.named_parameters("reference")])
         self.actor = Actor(model, self.policy, self.split, context)
         apart = ("value.", "critic.") if ppo.critic_warmup or ppo.critic_lr is not None else ()
         self.zero = ZeroStep(

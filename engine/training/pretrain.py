@@ -21,7 +21,7 @@ from engine.training.metrics import Metrics
 from engine.training.modules import LanguageModule
 from engine.training.sft import learned_columns, sft_loss
 from engine.training.supervised import SupervisedTrainer
-from engine.training.trunk import FrozenWeights, Trunk, trunk_parameters
+from engine.training.trunk import FrozenWeights, Trunk, frozen_parameters
 
 EMBEDDINGS = ("body.model.embedding.", "body.model.head.")  # what --embedding-lr is for
 
@@ -55,7 +55,7 @@ class PretrainTrainer(SupervisedTrainer):
     def __init__(self, model: nn.Module, corpus: Corpus, heldout: Sequence[HeldOutText], context: Context):
         identity = {**fingerprint(model), "tokens": corpus.digest}
         module, split = pretraining_module(model, context.stage, context.batch.recompute)
-        frozen = [] if split is None else [*trunk_parameters(model, split), ("head", model.head_weight)]
+        frozen = frozen_parameters(model, split)
         trunk = None if split is None else Trunk(model, split)
         super().__init__(module, model, trunk, FrozenWeights(frozen), corpus, heldout, context, identity)
 

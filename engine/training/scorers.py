@@ -117,7 +117,7 @@ class RewardModelScorer(_Alone):
         self.normalises = moments is not None
         self.mean, self.std = moments or (0.0, 1.0)
         trunk = 0 if split is None else max(0, load_config(path).num_hidden_layers - (policy.num_layers - split))
-        model = load_model(path, policy.head_weight.dtype, "cpu", policy.trunk_dtype, trunk)
+        model = load_model(path, policy.head_weight.dtype, "cpu", policy.trunk_dtype, trunk, policy.embedding_dtype)
         self.shares_trunk = split is not None and same_trunk(model, policy, split)
         if split is not None and not self.shares_trunk:  # train as many layers above it as the policy has
             split = trunk

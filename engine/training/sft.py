@@ -18,7 +18,7 @@ from engine.training.lora import LoraModule
 from engine.training.metrics import Metrics
 from engine.training.modules import LanguageModule
 from engine.training.supervised import SupervisedTrainer
-from engine.training.trunk import FrozenWeights, Trunk, trunk_parameters
+from engine.training.trunk import FrozenWeights, Trunk, frozen_parameters
 
 EARLIER = "earlier_spans"  # of a kept batch, int64 [spans, 3]: sequence, start, end of each earlier answer
 
@@ -46,7 +46,7 @@ class SFTTrainer(SupervisedTrainer):
         identity = fingerprint(model, [e.tokens for e in examples])
         module, split = sft_module(model, sft, context.run_settings.seed, context.batch.recompute)
         trunk = None if split is None else Trunk(model, split)
-        frozen = [] if split is None else [*trunk_parameters(model, split), ("head", model.head_weight)]
+        frozen = frozen_parameters(model, split)
         if sft.lora_rank:
             frozen = stored_weights(model)
         super().__init__(module, model, trunk, FrozenWeights(frozen), examples, heldout, context, identity)

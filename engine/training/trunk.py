@@ -17,7 +17,7 @@ from engine.batch import PackedBatch
 from engine.cli.console import Console
 from engine.distributed.world import World
 from engine.models.config_rules import computed_from
-from engine.models.quantised import stored_weights
+from engine.models.quantised import stored_weights, tensors_of
 from engine.packing import plan_microbatches
 from engine.settings import BatchSettings
 
@@ -45,6 +45,14 @@ def trunk_parameters(model: nn.Module, split: int) -> list[tuple[str, Tensor]]:
         if not above and not name.startswith(("final_norm.", "head.")):
             kept.append((name, parameter))
     return kept
+
+
+def frozen_parameters(model: nn.Module, split: int | None) -> list[tuple[str, Tensor]]:
+    """List the weights that the training of a language model's layers from `split` on leaves as they are: the trunk's
+    and the head's. None if all layers are trained."""
+    if split is None:
+        return []
+    return [*trunk_parameters(model, split), *((f"head {i}", w) for i, w in enumerate(tensors_of(model.head_weight)))]
 
 
 def rows_of(trunk_TD: Tensor | None, columns_A: Tensor) -> Tensor | None:

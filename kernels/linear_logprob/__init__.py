@@ -14,34 +14,44 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kernels.common.codes import Codes
 from kernels.linear_logprob import bfloat16
 from kernels.linear_logprob.autograd import LinearLogprob
+from kernels.linear_logprob.blocks import NARROW_BLOCK_ELEMENTS as DEQUANTISED_AT_ONCE
 from kernels.linear_logprob.reference import linear_logprob_reference
 
-__all__ = ["linear_logits", "linear_logprob", "linear_logprob_reference"]
+__all__ = ["DEQUANTISED_AT_ONCE", "linear_logits", "linear_logprob", "linear_logprob_reference"]
 
 WIDENED_AT_ONCE = 1 << 22  # elements of W converted to float32 at a time, where no C++ kernel was built
 
 
 def linear_logprob(
-    h_TD: Tensor, W_VD: Tensor, target_T: Tensor, temperature: float = 1.0
+    h_TD: Tensor, W_VD: Tensor | Codes, target_T: Tensor, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the target's log-probability, the logsumexp of z and the entropy in nats: float32 [T] each.
 
     h_TD [T, D] and W_VD [V, D] have one dtype, float32 or bfloat16, and any layout; target_T int64 [T]. All three
-    outputs are differentiable in h, and in W where it requires a gradient. Select the rows you need first: the others
-    then cost nothing. Needs less than 64 MiB beyond inputs, outputs and gradients, for any T and V.
+    outputs are differentiable in h, and in W where it requires a gradient. Of Codes, the values of one block of rows
+    exist at a time. Select the rows you need first: the others then cost nothing. Needs less than 64 MiB beyond inputs,
+    outputs and gradients, for any T and V.
     """
     _check(h_TD, W_VD, target_T, temperature)
     return LinearLogprob.apply(h_TD, W_VD, target_T, temperature)
 
 
-def linear_logits(h_TD: Tensor, W_VD: Tensor, out_TV: Tensor | None = None) -> Tensor:
+def linear_logits(h_TD: Tensor, W_VD: Tensor | Codes, out_TV: Tensor | None = None) -> Tensor:
     """Return the logits h W^T, float32 [T, V] for inputs of any dtype. No gradient. For the few rows to sample from.
 
     On a CPU they may be written to out_TV, memory that is there already: filling new pages takes as long as a product.
     A bfloat16 product would round each logit to 8 bits, a larger error than that of all layers before it.
     """
+    if isinstance(W_VD, Codes):
+        out_TV = h_TD.new_empty(len(h_TD), W_VD.shape[0], dtype=torch.float32) if out_TV is None else out_TV
+        rows = max(DEQUANTISED_AT_ONCE // W_VD.shape[1], 1)
+        for start in range(0, W_VD.shape[0], rows):
+            part = slice(start, start + rows)
+            out_TV[:, part] = linear_logits(h_TD, W_VD.rows(part).values())
+        return out_TV
     if h_TD.dtype == torch.float32:
         return torch.mm(h_TD, W_VD.T, out=out_TV)
     if h_TD.device.type == "cuda":
@@ -52,7 +62,7 @@ def linear_logits(h_TD: Tensor, W_VD: Tensor, out_TV: Tensor | None = None) -> T
     return torch.cat([h_TD.float() @ W_BD.float().T for W_BD in blocks], 1)
 
 
-def _check(h_TD: Tensor, W_VD: Tensor, target_T: Tensor, temperature: float) -> None:
+def _check(h_TD: Tensor, W_VD: Tensor | Codes, target_T: Tensor, temperature: float) -> None:
     assert h_TD.dtype == W_VD.dtype, f"hidden states are {h_TD.dtype}, the head is {W_VD.dtype}"
     assert h_TD.shape[1] == W_VD.shape[1] and target_T.shape == h_TD.shape[:1], (h_TD.shape, W_VD.shape, target_T.shape)
     assert temperature > 0, temperature

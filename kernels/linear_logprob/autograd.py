@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from kernels.common.codes import Codes
 from kernels.linear_logprob import bfloat16, blocks
 
 
-def walk_for(h_TD: Tensor) -> ModuleType:
-    """Return the module whose `totals` and `write_gradients` walk over the vocabulary for these hidden states."""
+def walk_for(h_TD: Tensor, W_VD: Tensor | Codes) -> ModuleType:
+    """Return the module whose `totals` and `write_gradients` walk over the vocabulary for these inputs."""
+    if isinstance(W_VD, Codes):
+        return blocks
     if h_TD.device.type == "cuda":
         from kernels.linear_logprob import fused  # imported here: triton is not installed everywhere
 
@@ -24,12 +27,12 @@ def walk_for(h_TD: Tensor) -> ModuleType:
     return bfloat16 if bfloat16.available(h_TD) else blocks
 
 
-def _row_dots(h_TD: Tensor, W_VD: Tensor, target_T: Tensor) -> Tensor:
+def _row_dots(h_TD: Tensor, W_VD: Tensor | Codes, target_T: Tensor) -> Tensor:
     """Return h_t . W[target_t], float32 [T]. Gathers 1 MiB of rows of W at a time."""
     rows = max(1, (1 << 18) // W_VD.shape[1])
     wide = torch.promote_types(h_TD.dtype, torch.float32)
     pairs = zip(h_TD.split(rows), target_T.split(rows))
-    return torch.cat([torch.linalg.vecdot(h.to(wide), W_VD[target].to(wide)) for h, target in pairs])
+    return torch.cat([torch.linalg.vecdot(h.to(wide), blocks.rows_of(W_VD, target).to(wide)) for h, target in pairs])
 
 
 def _times(weight: Tensor, x: Tensor) -> Tensor:
@@ -37,9 +40,9 @@ def _times(weight: Tensor, x: Tensor) -> Tensor:
     return torch.where(weight > 0, weight * x, 0)
 
 
-def statistics(h_TD: Tensor, W_VD: Tensor, target_T: Tensor, scale: float) -> dict[str, Tensor]:
+def statistics(h_TD: Tensor, W_VD: Tensor | Codes, target_T: Tensor, scale: float) -> dict[str, Tensor]:
     """Return float64 [T] each: logprob, entropy, and the logsumexp as the sum of top and log_sum."""
-    totals_3T, walked_T = walk_for(h_TD).totals(h_TD, W_VD, scale, target_T)
+    totals_3T, walked_T = walk_for(h_TD, W_VD).totals(h_TD, W_VD, scale, target_T)
     m, s, q = totals_3T
     exact = _row_dots(h_TD, W_VD, target_T).double() * scale
     # Replace the walk's target logit by the exact one in all three totals.
@@ -62,14 +65,16 @@ class LinearLogprob(torch.autograd.Function):
         logsumexp = out["top"] + out["log_sum"]
         top = out["top"].float()
         columns = (out["logprob"], out["entropy"], top, logsumexp - top)
-        ctx.scale = scale
-        ctx.save_for_backward(h_TD, W_VD, target_T, *(column.float() for column in columns))
+        ctx.scale, ctx.codes = scale, W_VD if isinstance(W_VD, Codes) else None
+        weight = W_VD if ctx.codes is None else None  # codes have no gradient
+        ctx.save_for_backward(h_TD, weight, target_T, *(column.float() for column in columns))
         return out["logprob"].float(), logsumexp.float(), out["entropy"].float()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g_logprob_T, g_logsumexp_T, g_entropy_T):
-        h_TD, W_VD, target_T, logprob, entropy, top, log_sum = ctx.saved_tensors
+        h_TD, weight, target_T, logprob, entropy, top, log_sum = ctx.saved_tensors
+        W_VD = weight if ctx.codes is None else ctx.codes
         # d logprob / dz_j = [j = target] - p_j; d logsumexp / dz_j = p_j; d entropy / dz_j = -p_j (log p_j + entropy).
         # Together p_j (a + b log p_j), and at the target g_logprob more.
         a, b = g_logsumexp_T - g_entropy_T * entropy, -g_entropy_T
@@ -84,7 +89,7 @@ class LinearLogprob(torch.autograd.Function):
 def _gradients(inputs: tuple, columns: tuple, with_dh: bool, with_dW: bool) -> tuple[Tensor | None, Tensor | None]:
     """Return dh and dW, None where not wanted, from as few walks as the memory for a float32 sum of dh allows."""
     h_TD, W_VD, _ = inputs
-    walk = walk_for(h_TD)
+    walk = walk_for(h_TD, W_VD)
     dh_TD = torch.empty(h_TD.shape, dtype=h_TD.dtype, device=h_TD.device) if with_dh else None
     dW_VD = torch.empty(W_VD.shape, dtype=W_VD.dtype, device=W_VD.device) if with_dW else None
     tokens = walk.chunk_tokens(h_TD)

@@ -6,6 +6,7 @@ loop runs over the vocabulary: with a loop over tokens, the memory traffic of dW
 V / D = 60 and above.
 
 Narrower inputs are converted to float32 block by block. On a CPU `bfloat16` is faster for them, where it can be built.
+Codes are dequantised block by block, too.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from kernels.common.codes import Codes
 from kernels.linear_logprob import cpu, eager
 
 TILE_ELEMENTS = 1 << 21  # 8 MiB; with half of it the products are 5 % slower
 EAGER_TILE_ELEMENTS = 1 << 20  # `eager` holds up to ten tiles
 LARGEST_TILE_ELEMENTS = 1 << 22  # for so many tokens that a block would have too few rows for a fast product
-NARROW_BLOCK_ELEMENTS = 1 << 20  # of W converted to float32
+NARROW_BLOCK_ELEMENTS = 1 << 20  # of W, narrower or codes, converted to float32
 NARROW_CHUNK_ELEMENTS = 2 << 20  # of h converted to float32, and as many of its gradient's sum
 FORWARD_TOKENS = 4096  # tokens per walk over W
 
@@ -41,20 +43,25 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _block_rows(W_VD: Tensor, tokens: int, passes: ModuleType | cpu.Passes) -> int:
+def rows_of(W_VD: Tensor | Codes, which: slice | Tensor) -> Tensor:
+    """Return some rows of W, dequantised if they are codes."""
+    return W_VD.rows(which).values() if isinstance(W_VD, Codes) else W_VD[which]
+
+
+def _block_rows(W_VD: Tensor | Codes, tokens: int, passes: ModuleType | cpu.Passes) -> int:
     tokens = max(1, tokens)
     rows = EAGER_TILE_ELEMENTS // tokens
     if passes is not eager:
         rows = max(TILE_ELEMENTS // tokens, min(128, LARGEST_TILE_ELEMENTS // tokens))
-    if W_VD.dtype not in (torch.float32, torch.float64):
+    if isinstance(W_VD, Codes) or W_VD.dtype not in (torch.float32, torch.float64):
         rows = min(rows, NARROW_BLOCK_ELEMENTS // W_VD.shape[1])
     return max(1, min(rows, W_VD.shape[0], 8192))
 
 
-def _blocks(W_VD: Tensor, rows: int) -> Iterator[tuple[int, Tensor]]:
+def _blocks(W_VD: Tensor | Codes, rows: int) -> Iterator[tuple[int, Tensor]]:
     """Yield the first id and W_BD in float32 for each block."""
     for first in range(0, W_VD.shape[0], rows):
-        yield first, _wide(W_VD[first : first + rows])
+        yield first, _wide(rows_of(W_VD, slice(first, first + rows)))
 
 
 class _Tile:
@@ -69,7 +76,7 @@ class _Tile:
         return torch.mm(W_BD, h_TD.T, out=self.store[: shape[0] * shape[1]].view(shape))
 
 
-def totals(h_TD: Tensor, W_VD: Tensor, scale: float, target_T: Tensor) -> tuple[Tensor, Tensor]:
+def totals(h_TD: Tensor, W_VD: Tensor | Codes, scale: float, target_T: Tensor) -> tuple[Tensor, Tensor]:
     """Return totals_3T (see `eager`) and the targets' logits [T], float64 both."""
     rows_at_once = min(FORWARD_TOKENS, chunk_tokens(h_TD))
     parts = []
@@ -88,7 +95,7 @@ def totals(h_TD: Tensor, W_VD: Tensor, scale: float, target_T: Tensor) -> tuple[
 
 def write_gradients(
     h_TD: Tensor,
-    W_VD: Tensor,
+    W_VD: Tensor | Codes,
     scale: float,
     per_token_4T: Tensor,
     target_T: Tensor,

@@ -14,7 +14,7 @@ def skinny_linear_reference(x_TD, weights, biases, norm=None, activation=None, r
         x_TD = layer_norm(x_TD, norm.weight_D.shape, norm.weight_D, norm.bias_D, norm.eps)
     elif norm is not None:
         x_TD = rms_norm(x_TD, norm.weight_D.shape, norm.weight_D + float(norm.centred), norm.eps)
-    weights = [w.values(x_TD.dtype) if isinstance(w, Codes) else w for w in weights]
+    weights = [w.values().to(x_TD.dtype) if isinstance(w, Codes) else w for w in weights]
     outputs = [linear(x_TD, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
     if activation in ("swiglu", "geglu"):
         gate_TN, up_TN = outputs

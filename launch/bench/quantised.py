@@ -42,6 +42,7 @@ class BenchSettings:
 
     _argument_group_name = "bench"
     model: str = flag("the model, a Hugging Face directory; all its layers are stored in each dtype")
+    head: bool = flag("store the embedding and the head in each dtype, too", False)
     batches: list[int] | None = flag("sequences decoded at once (default: 1 8 32)", None)
     prompt_tokens: int = flag("tokens per prompt", 32)
     new_tokens: int = flag("decode steps", 64)
@@ -59,7 +60,9 @@ def job(argv: Sequence[str]) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     layers, console = load_config(s.model).num_hidden_layers, Console()
     dtype = getattr(torch, s.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
-    models = {name: load_model(s.model, dtype, device, name, layers) for name in TRUNK_DTYPES}
+    models = {
+        name: load_model(s.model, dtype, device, name, layers, name if s.head else "model") for name in TRUNK_DTYPES
+    }
     difference = {name: compare(name, model) for name, model in models.items() if name != "model"}
     for name, nats in difference.items():
         console.say(f"{name}: as an ordinary model of the same values, but for {nats:.2g} nats a token (mean)")
@@ -78,7 +81,7 @@ def job(argv: Sequence[str]) -> None:
     name = str(dtype).removeprefix("torch.")
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     console.say(f"{s.model}, {where}: time of a decode step, computing in {name}\n")
-    console.table(["weights of the layers", name, *TRUNK_DTYPES[1:]], rows)
+    console.table(["weights of the layers" + " and the head" * s.head, name, *TRUNK_DTYPES[1:]], rows)
     print(json_line({"settings": asdict(s), "step_s": results, "gb": gigabytes, "difference": difference}))
 
 

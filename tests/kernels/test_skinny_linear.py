@@ -92,8 +92,8 @@ def test_codes_give_the_bits_of_their_values(unit, bits, rows, width, sizes, nor
     sizes = [sizes[0]] * 2 if activation == "swiglu" else sizes
     x_TD, weights, *rest = arguments(rows, width, sizes, norm, True, activation, True, seed)
     codes = [coded(w, bits) for w in weights]
-    codes[0] = codes[0] if seed % 2 else codes[0].values(torch.float32)  # beside an ordinary weight, too
-    values = [c.values(torch.float32) if isinstance(c, Codes) else c for c in codes]
+    codes[0] = codes[0] if seed % 2 else codes[0].values()  # beside an ordinary weight, too
+    values = [c.values() if isinstance(c, Codes) else c for c in codes]
     with run_on(unit):
         ours = skinny_linear(x_TD, codes, *rest)
         assert torch.equal(ours, skinny_linear(x_TD, values, *rest))
@@ -115,7 +115,7 @@ def test_a_long_output_of_codes_and_any_number_of_threads(unit, bits):
     x_TD, weight_NI = torch.randn(40, 96, generator=generator), torch.randn(2600, 96, generator=generator)
     codes, threads = coded(weight_NI, bits), torch.get_num_threads()
     with run_on(unit):
-        expected = skinny_linear(x_TD, [codes.values(torch.float32)], [None])
+        expected = skinny_linear(x_TD, [codes.values()], [None])
         try:
             for count in (1, 3):
                 torch.set_num_threads(count)

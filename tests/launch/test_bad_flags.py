@@ -60,6 +60,8 @@ def test_good_flags_run(here, monkeypatch, job):
     (ALL, {"trunk-dtype": "int3"}, "--trunk-dtype", "'int3'", "int8"),
     (("sft", "dpo", "ppo"), {"trunk-dtype": "int8", "top-layers": "all"}, "--trunk-dtype is int8 and all layers are"),
     (TRAINERS, {"trunk-dtype": "int4", "top-layers": "2"}, "all layers of the model's 2 are trained", "smaller number"),
+    (ALL, {"embedding-dtype": "int2"}, "--embedding-dtype", "'int2'", "int8"),
+    (("sft", "dpo", "ppo"), {"embedding-dtype": "int8", "top-layers": "all"}, "--embedding-dtype is int8 and all"),
     (("dpo", "ppo"), {"top-layers": "3"}, "--top-layers is 3, the model has 2 layers", "give fewer, or all"),
     (("ppo",), {"temperature": "0"}, "--temperature is 0.0", "give more than 0"),
     (("sample",), {"temperature": "0"}, "--temperature is 0", "4 responses", "--num-responses 1"),

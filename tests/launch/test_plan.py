@@ -119,8 +119,13 @@ def test_codes_take_less_memory_and_less_traffic(capsys):
     trunks = [plan["parts"]["trunk"][0] for plan in (whole, int8, int4)]
     assert trunks[0] > 1.4 * trunks[1] and trunks[1] > 1.3 * trunks[2]  # the embeddings stay as they are
     assert whole["decode"] > int8["decode"] > int4["decode"] and whole["update"] == int4["update"]
+    codes = printed(capsys, "--gpu-memory", "141", "--embedding-dtype", "int8")
+    saved = trunks[0] - codes["parts"]["trunk"][0]
+    assert saved == pytest.approx(250_880 * 4096 * (2 - 1.0625)) and codes["decode"] > whole["decode"]
 
 
 def test_codes_of_a_trunk_that_is_trained_are_refused():
     with pytest.raises(UserError, match="--trunk-dtype is int4 and all layers of the model's 30 are trained"):
         job(["--stage", "sft", "--trunk-dtype", "int4"])
+    with pytest.raises(UserError, match="--embedding-dtype is int4 and all weights are trained"):
+        job(["--stage", "sft", "--embedding-dtype", "int4"])

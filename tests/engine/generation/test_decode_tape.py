@@ -37,11 +37,11 @@ def test_rollout_on_tape_equals_rollout_without(name, num_slots, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "bloom"])
-@pytest.mark.parametrize("trunk_dtype", ["int8", "int4"])
-def test_codes_on_tape_give_the_rollout_of_their_values(name, trunk_dtype, monkeypatch):
+@pytest.mark.parametrize(("trunk_dtype", "embedding_dtype"), [("int8", "model"), ("int4", "int8"), ("model", "int4")])
+def test_codes_on_tape_give_the_rollout_of_their_values(name, trunk_dtype, embedding_dtype, monkeypatch):
     """The same bits as a model that holds the values, which is what is exported."""
     model, valued = model_of(name), model_of(name)
-    quantise_trunk(model, 2, trunk_dtype)
+    quantise_trunk(model, 2, trunk_dtype, embedding_dtype)
     valued.load_state_dict({n: w.read() for n, w in valued_weights(model).items()})
     of_codes, of_values = (DecodeTape.of(m, KVCache(m, 4), 4, 2, 0) for m in (model, valued))
     assert (of_codes is None) == (of_values is None)

@@ -8,6 +8,7 @@ from engine.base.errors import UserError
 from engine.batch import PackedBatch
 from engine.models import load_model, save_model
 from engine.models.quantised import (
+    QuantisedEmbedding,
     QuantisedLinear,
     num_weights,
     quantise,
@@ -17,6 +18,7 @@ from engine.models.quantised import (
 from engine.planning.memory_tracker import MemoryTracker
 from engine.training.lora import LoraModule
 from kernels.common.codes import Codes
+from kernels.linear_logprob import linear_logits
 from tests.engine.planning.test_memory import model_of
 from tests.engine.training.trainers import FAMILIES, tiny_model
 
@@ -26,7 +28,7 @@ DTYPES = {"int8": 127, "int4": 7}
 def logits(model):
     batch = PackedBatch.from_sequences([list(range(4, 20)), list(range(30, 35))])
     h_TD = model.run(model.embed(batch), batch, 0, model.num_layers)
-    return linear(model.norm(h_TD), model.head_weight)
+    return linear_logits(model.norm(h_TD), model.head_weight)
 
 
 def test_codes_by_hand():
@@ -36,7 +38,7 @@ def test_codes_by_hand():
     codes, scale_NG = quantise(weight_NI, "int4")
     assert scale_NG.tolist() == [[1.0, 2.0]] and codes.shape == (1, 32)
     assert codes[0, :2].tolist() == [7 | 13 << 4, 1] and codes[0, 16].item() == 9 | 2 << 4
-    value_NI = Codes(codes, scale_NG, 34).values(torch.float32)
+    value_NI = Codes(codes, scale_NG, 34).values()
     assert value_NI[0, :4].tolist() == [7.0, -3.0, 1.0, 0.0] and value_NI[0, 32:].tolist() == [-14.0, 4.0]
 
     codes, scale_NG = quantise(torch.tensor([[127.0, -63.4, 0.6]]), "int8")
@@ -49,7 +51,7 @@ def test_error_is_at_most_half_a_scale_but_for_the_largest_code(trunk_dtype, inp
     weight_NI = torch.randn(9, inputs, generator=torch.Generator().manual_seed(0))
     weight_NI[3] = 0.0
     codes, scale_NG = quantise(weight_NI, trunk_dtype)
-    value_NI = Codes(codes, scale_NG, inputs).values(torch.float32)
+    value_NI = Codes(codes, scale_NG, inputs).values()
     scale_NI = scale_NG.float().repeat_interleave(32, dim=1)[:, :inputs]
     # A scale that was rounded down may cut a weight off at code 127: by a scale at most. Code 7 has room.
     is_cut_NI = ((value_NI / scale_NI).abs() == 127) if trunk_dtype == "int8" else torch.zeros_like(value_NI)
@@ -81,7 +83,7 @@ def test_values_quantise_to_themselves_for_every_scale(trunk_dtype, dtype):
     weight_NI[:, 7] = torch.tensor([0.997, 0.999, 1.0, 1.001, 1.003]).repeat(128)
     weight_NI = (weight_NI * scale_N[:, None] * DTYPES[trunk_dtype]).to(dtype)
     first = quantise(weight_NI, trunk_dtype)
-    value_NI = Codes(*first, 32).values(dtype)
+    value_NI = Codes(*first, 32, dtype).values()
     again = quantise(value_NI, trunk_dtype)
     assert torch.equal(again[0], first[0]) and torch.equal(again[1], first[1])
     assert ((value_NI - weight_NI).abs() <= first[1].float() * 1.01).all()
@@ -102,20 +104,31 @@ def test_the_backward_is_that_of_linear_and_keeps_no_values(trunk_dtype):
     assert sum(kept) < layer.codes.numel() / 2
 
 
+@pytest.mark.parametrize("bits", DTYPES)
+def test_an_embedding_reads_the_rows_of_its_tokens_alone(bits):
+    weight_VD = torch.randn(5000, 40, generator=torch.Generator().manual_seed(1))
+    layer, tokens_T = QuantisedEmbedding(weight_VD, bits), torch.tensor([4999, 0, 7, 7])
+    assert torch.equal(layer(tokens_T), layer.weight[tokens_T])
+    with MemoryTracker() as tracker:
+        layer(tokens_T)
+    assert tracker.peak < layer.codes.nbytes / 4
+
+
 def test_a_weight_that_is_not_finite_is_an_error():
     with pytest.raises(UserError, match="not finite"):
         quantise(torch.tensor([[1.0, float("nan")]]), "int8")
 
 
 @pytest.mark.parametrize("trunk_dtype", DTYPES)
+@pytest.mark.parametrize("embedding_dtype", ["model", "int4"])
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_loading_quantises_the_trunk_and_export_has_equal_logits(tmp_path, family, trunk_dtype, dtype):
+def test_loading_quantises_the_trunk_and_export_has_equal_logits(tmp_path, family, trunk_dtype, embedding_dtype, dtype):
     whole = tiny_model(family)
     save_model(whole, tmp_path / "whole")
-    quantised = load_model(tmp_path / "whole", dtype, "cpu", trunk_dtype, 1)
+    quantised = load_model(tmp_path / "whole", dtype, "cpu", trunk_dtype, 1, embedding_dtype)
     expected = load_model(tmp_path / "whole", dtype)
-    quantise_trunk(expected, 1, trunk_dtype)
+    quantise_trunk(expected, 1, trunk_dtype, embedding_dtype)
     for (name, a), (_, b) in zip(stored_weights(quantised), stored_weights(expected), strict=True):
         assert torch.equal(a, b), name
     layers = [any(isinstance(m, QuantisedLinear) for m in block.modules()) for block in quantised.layers]

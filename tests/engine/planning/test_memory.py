@@ -8,10 +8,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from engine.batch import PackedBatch
 from engine.models import Bloom, Llama, build_model, fused
-from engine.models.quantised import quantise_trunk, stored_weights
+from engine.models.quantised import quantise_trunk, stored_weights, tensors_of
 from engine.planning.activations import activation_bytes, forward_bytes
-from engine.planning.memory import Sizes, Workload, memory, peaks, phases
+from engine.planning.memory import Workload, memory, peaks, phases
 from engine.planning.memory_tracker import MemoryTracker
+from engine.planning.sizes import Sizes
 from engine.text.encoding import Example, Prompt
 from engine.training.lora import num_factors
 from engine.training.metrics import Metrics
@@ -173,50 +174,52 @@ def odd_model(family: str) -> Bloom | Llama:
     return build_model(CONFIGS[family](**changes, **{LAYERS[family]: 5}), 0)
 
 
+BITS = [("int8", "model"), ("int4", "model"), ("int4", "int8"), ("model", "int4")]
 LAYERS = {"bloom": "n_layer", "llama": "num_hidden_layers"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("trunk_dtype", ["int8", "int4"])
+@pytest.mark.parametrize(("trunk_dtype", "embedding_dtype"), BITS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_planned_weights_are_those_of_a_quantised_model(family, trunk_dtype, dtype):
+def test_planned_weights_are_those_of_a_quantised_model(family, trunk_dtype, embedding_dtype, dtype):
     """To the byte: every tensor of a model as it is loaded, with the trained part and the factors."""
     top = odd_model(family).to(dtype)
-    quantise_trunk(top, 3, trunk_dtype)
+    quantise_trunk(top, 3, trunk_dtype, embedding_dtype)
     loaded = sum(w.nbytes for _, w in stored_weights(top))
     meta, head = on_meta(odd_model(family)).to(dtype), 73 * dtype.itemsize  # a value or score head
 
     def planned(stage, **changes):
-        w = workload(stage, dtype=dtype, trunk_dtype=trunk_dtype, **changes)
+        w = workload(stage, dtype=dtype, trunk_dtype=trunk_dtype, embedding_dtype=embedding_dtype, **changes)
         return {p.name: p.update for p in memory(meta, w)}
 
     sft, reward, ppo = (planned(stage) for stage in ("sft", "reward", "ppo"))
     assert sft["frozen layers"] + sft["trained weights"] == loaded
     assert sft["frozen layers"] < sum(w.nbytes for w in meta.parameters())
-    separate_head = 0 if top.head is None else top.head.weight.nbytes
+    separate_head = 0 if top.head is None else sum(w.nbytes for w in tensors_of(top.head_weight))
     assert reward["frozen layers"] + reward["trained weights"] - (head - dtype.itemsize) == loaded - separate_head
     parts = ppo["trunk"] + ppo["policy top"] + ppo.get("LM head", 0)
     assert parts - (head - dtype.itemsize) == loaded
     own = planned("ppo", shared_trunk=False)["reward model"]
     assert own - (head - dtype.itemsize) == loaded - separate_head
 
-    quantise_trunk(top, 5, trunk_dtype)
+    top = odd_model(family).to(dtype)
+    quantise_trunk(top, 5, trunk_dtype, embedding_dtype)
     adapted = planned("sft", top_layers=None, lora_rank=4)
     assert adapted["frozen layers"] == sum(w.nbytes for _, w in stored_weights(top))
     assert adapted["trained weights"] == num_factors(top, None, 4) * dtype.itemsize
     assert "a gradient of the head" not in adapted, "it is frozen"
 
 
-@pytest.mark.parametrize("trunk_dtype", ["int8", "int4"])
+@pytest.mark.parametrize(("trunk_dtype", "embedding_dtype"), BITS[:3])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_memory_of_factors_on_a_quantised_model(world, tmp_path, monkeypatch, family, trunk_dtype):
+def test_memory_of_factors_on_a_quantised_model(world, tmp_path, monkeypatch, family, trunk_dtype, embedding_dtype):
     """A step's peak, with products that allocate as on a GPU: nothing of the frozen layers in full precision."""
     monkeypatch.setattr(coded_linear, "fits", lambda x_TI: True)
     monkeypatch.setattr(coded_linear, "coded_linear", lambda x, weight, bias: x.new_zeros(len(x), weight.shape[0]))
     monkeypatch.setattr(coded_linear, "coded_linear_gradient", lambda x, weight: x.new_zeros(len(x), weight.shape[1]))
     model = model_of(family, 160, 8)
     meta = on_meta(model)
-    quantise_trunk(model, 8, trunk_dtype)
+    quantise_trunk(model, 8, trunk_dtype, embedding_dtype)
     examples = [Example(str(i), tuple(range(10, 50)), 8) for i in range(2)]
     with MemoryTracker() as tracker:
         tracker.know(w for _, w in stored_weights(model))
@@ -229,7 +232,9 @@ def test_memory_of_factors_on_a_quantised_model(world, tmp_path, monkeypatch, fa
         trainer.step(1)
         measured = tracker.peak
     w = workload("sft", top_layers=None, tokens_per_microbatch=80, lora_rank=4)
-    planned, usual = (peaks(memory(meta, dataclasses.replace(w, trunk_dtype=d)))[1] for d in (trunk_dtype, "model"))
+    stored = [(trunk_dtype, embedding_dtype), ("model", "model")]
+    cases = [dataclasses.replace(w, trunk_dtype=t, embedding_dtype=e) for t, e in stored]
+    planned, usual = (peaks(memory(meta, case))[1] for case in cases)
     assert 0.9 * measured <= planned <= 1.25 * measured
     assert measured < 0.75 * usual
 

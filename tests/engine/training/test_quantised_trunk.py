@@ -31,34 +31,45 @@ def world():
         yield world
 
 
-def quantised(trunk_dtype, family="bloom"):
+BITS = [("int8", "model"), ("int4", "model"), ("model", "int8"), ("int4", "int8"), ("int8", "int4")]
+
+
+def quantised(trunk_dtype, family="bloom", embedding_dtype="model"):
     model = tiny_model(family)
-    quantise_trunk(model, 1, trunk_dtype)
+    quantise_trunk(model, 1, trunk_dtype, embedding_dtype)
     return model
 
 
-@pytest.mark.parametrize("trunk_dtype", ["int8", "int4"])
+@pytest.mark.parametrize(("trunk_dtype", "embedding_dtype"), BITS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_ratio_is_one_and_kl_zero_at_the_start_and_the_export_is_what_was_trained(world, tmp_path, family, trunk_dtype):
-    model = quantised(trunk_dtype, family)
+def test_ratio_is_one_and_kl_zero_at_the_start_and_the_export_is_what_was_trained(
+    world, tmp_path, family, trunk_dtype, embedding_dtype
+):
+    model = quantised(trunk_dtype, family, embedding_dtype)
     before = {n: w.detach().clone() for n, w in stored_weights(model)}
     trainer = make_trainer("ppo", world, tmp_path / "run", family, model=model, ppo_epochs=1, minibatch_size=5)
     first = train(trainer)["rows"][0]
     assert first["val/first_ratio_error"] < 1e-5 and first["rollout/logprob_difference"] < 1e-4
     assert abs(first["objective/kl"]) < 1e-6
-    assert all(torch.equal(w, before[n]) for n, w in stored_weights(model) if n.startswith("layers.0."))
+    kept = [(n, w) for n, w in stored_weights(model) if n.startswith(("layers.0.", "embedding", "head"))]
+    assert any(n.endswith(".codes") for n, _ in kept) and all(torch.equal(w, before[n]) for n, w in kept)
     exported = load_model(trainer.run.model_dir)
+    assert torch.equal(exported.embedding.weight, model.embedding.weight)
+    assert model.head is None or torch.equal(exported.head.weight, model.head.weight)
     assert torch.equal(exported.layers[0].get_submodule("mlp_norm").weight, model.layers[0].mlp_norm.weight)
     name = {"bloom": "qkv", "llama": "down"}[family]
     assert torch.equal(exported.layers[0].get_submodule(name).weight, model.layers[0].get_submodule(name).weight)
     assert torch.equal(exported.layers[2].get_submodule(name).weight, model.layers[2].get_submodule(name).weight)
 
 
-@pytest.mark.parametrize("trunk_dtype", ["int8", "int4"])
-def test_resume_equals_never_stopping(world, tmp_path, trunk_dtype):
-    whole = train(make("ppo", world, tmp_path / "whole", model=quantised(trunk_dtype)))
-    stopped("ppo", world, tmp_path / "stopped", 3, model=quantised(trunk_dtype))
-    resumed = train(make("ppo", world, tmp_path / "stopped", model=quantised(trunk_dtype), resume=True))
+@pytest.mark.parametrize(("trunk_dtype", "embedding_dtype"), BITS[1:4])
+def test_resume_equals_never_stopping(world, tmp_path, trunk_dtype, embedding_dtype):
+    def make_model():
+        return quantised(trunk_dtype, embedding_dtype=embedding_dtype)
+
+    whole = train(make("ppo", world, tmp_path / "whole", model=make_model()))
+    stopped("ppo", world, tmp_path / "stopped", 3, model=make_model())
+    resumed = train(make("ppo", world, tmp_path / "stopped", model=make_model(), resume=True))
     assert resumed["weights"].keys() == whole["weights"].keys()
     assert all(torch.equal(w, resumed["weights"][n]) for n, w in whole["weights"].items())
 
@@ -84,22 +95,35 @@ def test_a_reward_model_trained_on_the_quantised_trunk_shares_it(world, tmp_path
     assert RewardModelScorer(trainer.run.model_dir, policy, 1, tiny_tokenizer(), 64, False).shares_trunk
 
 
+def test_a_reward_model_shares_the_trunk_of_a_quantised_embedding_too(world, tmp_path):
+    """Its export has the embedding's values; a policy with other codes does not share it."""
+    trainer = make_trainer("reward", world, tmp_path, max_steps=2, top_layers=2, embedding_dtype="int8")
+    train(trainer)
+    for embedding_dtype, shares in (("int8", True), ("int4", False)):
+        policy = quantised("model", embedding_dtype=embedding_dtype)
+        scorer = RewardModelScorer(trainer.run.model_dir, policy, 1, tiny_tokenizer(), 64, False)
+        assert scorer.shares_trunk == shares
+
+
 TRAINED = {"top": {"top_layers": "2"}, "lora": {"lora_rank": 4}, "top-lora": {"lora_rank": 4, "top_layers": "2"}}
 STAGES = [("sft", TRAINED[how]) for how in TRAINED] + [("reward", {}), ("dpo", {})]
 
 
-def with_codes(stage, changes, trunk_dtype, family="bloom"):
+def with_codes(stage, changes, trunk_dtype, family="bloom", embedding_dtype="model"):
     """The model that a launcher loads for these settings."""
     model = tiny_model(family)
-    quantise_trunk(model, settings(stage, trunk_dtype=trunk_dtype, **changes)[-1].quantised_layers(3), trunk_dtype)
+    own = settings(stage, trunk_dtype=trunk_dtype, embedding_dtype=embedding_dtype, **changes)[-1]
+    quantise_trunk(model, own.quantised_layers(3), trunk_dtype, embedding_dtype)
     return model
 
 
 @pytest.mark.parametrize(("stage", "changes"), STAGES)
-@pytest.mark.parametrize("trunk_dtype", ["int8", "int4"])
+@pytest.mark.parametrize(("trunk_dtype", "embedding_dtype"), BITS[:4])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_exported_model_computes_what_was_trained(world, tmp_path, stage, changes, trunk_dtype, family):
-    model = with_codes(stage, changes, trunk_dtype, family)
+def test_the_exported_model_computes_what_was_trained(
+    world, tmp_path, stage, changes, trunk_dtype, embedding_dtype, family
+):
+    model = with_codes(stage, changes, trunk_dtype, family, embedding_dtype)
     before = {n: w.detach().clone() for n, w in stored_weights(model) if n.endswith((".codes", ".scales"))}
     trainer = make_trainer(stage, world, tmp_path / "run", family, model=model, max_steps=2, **changes)
     train(trainer)
@@ -161,6 +185,8 @@ def test_two_ranks_equal_one(tmp_path, stage):
 def test_no_frozen_layer_is_an_error(stage, changes):
     with pytest.raises(UserError, match="--trunk-dtype is int8 and all layers are trained: give --top-layers"):
         settings(stage, trunk_dtype="int8", **changes)
+    with pytest.raises(UserError, match="--embedding-dtype is int4 and all weights are trained"):
+        settings(stage, embedding_dtype="int4", **changes)
 
 
 def test_a_model_without_more_layers_than_are_trained_is_an_error():

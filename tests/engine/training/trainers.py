@@ -49,6 +49,7 @@ from engine.training.pretraining import Pretraining
 from engine.training.reward import RewardTrainer
 from engine.training.sft import SFTTrainer
 from engine.training.weighted_scorers import load_rewards
+from kernels.linear_logprob import linear_logits
 from tests.ranks import run_ranks
 
 VOCABULARY, BOS, EOS, FIRST_WORD = 60, 1, 2, 4
@@ -204,8 +205,10 @@ def make_trainer(
     run = RecordedRun(folder, stage, groups, world)
     run.start()
     model = model or tiny_model(family, layers)
-    if stage != "pretrain" and (own := groups[-1]).trunk_dtype != "model":
-        quantise_trunk(model, own.quantised_layers(model.num_layers), own.trunk_dtype)
+    if stage != "pretrain":
+        own = groups[-1]
+        if "int" in own.trunk_dtype + own.embedding_dtype:
+            quantise_trunk(model, own.quantised_layers(model.num_layers), own.trunk_dtype, own.embedding_dtype)
     context = Context(*groups, world, run, Console(enabled=False), ds_config(zero))
     if stage == "sft":
         return SFTTrainer(model, data or sft_examples(), heldout or [], context)
@@ -319,7 +322,7 @@ def one_rank() -> Iterator[World]:
 def logits_of(model: Bloom | Llama, sequence: Sequence[int]) -> Tensor:
     """float32 [T, V] of one sequence alone."""
     batch = PackedBatch.from_sequences([sequence])
-    return model.norm(model.run(model.embed(batch), batch, 0, model.num_layers)) @ model.head_weight.T
+    return linear_logits(model.norm(model.run(model.embed(batch), batch, 0, model.num_layers)), model.head_weight)
 
 
 def assert_same_rows(actual: Sequence[Mapping[str, float]], expected: Sequence[Mapping[str, float]], name: str) -> None:

@@ -9,7 +9,7 @@ from kernels.linear_logprob import autograd, fused, linear_logprob, linear_logpr
 @pytest.fixture(autouse=True)
 def triton_on_cpu(monkeypatch):
     """Use the Triton walks, with several parts and several chunks even for a small vocabulary."""
-    monkeypatch.setattr(autograd, "walk_for", lambda h_TD: fused)
+    monkeypatch.setattr(autograd, "walk_for", lambda h_TD, W_VD: fused)
     monkeypatch.setattr(fused, "_part_columns", lambda tokens, vocab, device: 64)
     monkeypatch.setattr(fused, "FORWARD_TOKENS", 20)
     monkeypatch.setattr(fused, "LEAST_COLUMNS", 40)
