@@ -11,11 +11,22 @@ pytest.importorskip("triton", reason="needs triton, which torch for CPU does not
 FOLDER = Path(__file__).with_name("interpreted")
 
 
-@pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
-def test_kernels_in_the_interpreter(which):
+FILES = sorted(FOLDER.glob("*.py"))
+
+
+def run(which, files):
     """In a process of their own: triton asks for TRITON_INTERPRET while it is imported."""
-    files = map(str, sorted(FOLDER.glob("*.py")))
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", which, *files]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", which, *map(str, files)]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(command, cwd=FOLDER.parents[2], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
+def test_kernels_in_the_interpreter(file):
+    run("not slow", [file])
+
+
+@pytest.mark.slow
+def test_slow_kernels_in_the_interpreter():
+    run("slow", FILES)
