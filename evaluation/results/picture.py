@@ -14,18 +14,24 @@ from matplotlib import pyplot as plt
 from evaluation.results.tables import Table
 
 MARKERS = "osD^vP*X"
+MOST_ACROSS = 4  # panels
 SPREAD = 0.5  # share of a row's height that its dots take up
 
 
 def draw(path: Path, tables: Sequence[Table]) -> None:
     """Write a PNG of the languages and averages of the tables. Each task shows its first metric."""
     first = list({table.task: table for table in reversed(tables)}.values())[::-1]
-    height = 1.4 + 0.28 * max(len(table.rows) for table in first)
-    figure, panels = plt.subplots(1, len(first), figsize=(4.2 * len(first), height), squeeze=False)
-    for panel, table in zip(panels[0], first):
+    columns = min(len(first), MOST_ACROSS)
+    down = -(-len(first) // columns)
+    height = 0.6 + down * (0.8 + 0.28 * max(len(table.rows) for table in first))
+    figure, grid = plt.subplots(down, columns, figsize=(4.2 * columns, height), squeeze=False)
+    panels = grid.flatten()
+    for panel, table in zip(panels, first):
         _panel(panel, table)
+    for panel in panels[len(first) :]:
+        panel.set_axis_off()
     # Collect the legend over all panels, each name once: a model may lack some tasks.
-    legend = {label: dot for panel in panels[0] for dot, label in zip(*panel.get_legend_handles_labels())}
+    legend = {label: dot for panel in panels for dot, label in zip(*panel.get_legend_handles_labels())}
     figure.legend(legend.values(), legend.keys(), loc="lower center", ncols=min(len(legend), 6), frameon=False)
     figure.tight_layout(rect=(0, 0.6 / height, 1, 1))
     figure.savefig(path, dpi=150)

@@ -105,7 +105,7 @@ def _table(runs: Runs, task: str, metric: str) -> Table:
         values = [_average(runs, task, metric, name, codes) for name in runs.models]
         others = [Value(groups[group]) if group in groups else None for groups in published.values()]
         repeats_a_row = len(codes) < 2 or (group == "all" and len({LANGUAGES[code].group for code in codes}) < 2)
-        if not any(others) and (repeats_a_row or not any(values)):
+        if not codes or not any(others) and (repeats_a_row or not any(values)):
             continue
         rows.append(Row(_average_label(group, len(codes)), group, [*values, None, *others], is_average=True))
         for name, value in zip(runs.models, values):

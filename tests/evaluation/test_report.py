@@ -72,7 +72,6 @@ def test_table_has_group_averages_and_published_ones(tmp_path):
         "Nepali (ne)": [100, 50, 25, None, None],
         "English (en)": [100, None, 25, None, None],
         "average, high-resource (2)": [25, None, None, 35.6, None],  # `tuned` lacks a language, so has no average
-        "average, medium-resource (0)": [None, None, None, 30.9, None],
         "average, low-resource (1)": [100, 50, None, 26.7, None],
         "average, all of them (3)": [50, None, None, None, None],  # without English, as in the paper
         "average, LLaMA's languages (1)": [50, 100, None, None, 37.0],
