@@ -20,12 +20,12 @@ from kernels.common.bench import json_line, median_s, table
 from kernels.common.codes import GROUP, Codes
 
 
-def random_codes(outputs: int, inputs: int, bits: int, device: str) -> Codes:
-    """Return a weight of random codes, with scales that keep its values small."""
+def random_codes(outputs: int, inputs: int, bits: int, dtype: torch.dtype, device: str) -> Codes:
+    """Return a weight of random codes, with scales that keep its values small; the values have the dtype."""
     groups = -(-inputs // GROUP)
-    low, high, dtype = (-127, 128, torch.int8) if bits == 8 else (0, 256, torch.uint8)
-    codes = torch.randint(low, high, (outputs, groups * GROUP * bits // 8), dtype=dtype, device=device)
-    return Codes(codes, torch.full((outputs, groups), 2.0**-9, dtype=torch.bfloat16, device=device), inputs)
+    low, high, stored = (-127, 128, torch.int8) if bits == 8 else (0, 256, torch.uint8)
+    codes = torch.randint(low, high, (outputs, groups * GROUP * bits // 8), dtype=stored, device=device)
+    return Codes(codes, torch.full((outputs, groups), 2.0**-9, dtype=torch.bfloat16, device=device), inputs, dtype)
 
 
 def each(function: Callable[..., Tensor], x: Tensor, weights: list) -> Callable[[], None]:
@@ -49,8 +49,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     args = parser.parse_args()
     dtype, shape = getattr(torch, args.dtype), (args.outputs, args.inputs)
-    coded = {f"int{bits}": [random_codes(*shape, bits, args.device) for _ in range(args.layers)] for bits in (8, 4)}
-    plain = [weight.values(dtype) for weight in coded["int8"]]
+    coded = {
+        f"int{bits}": [random_codes(*shape, bits, dtype, args.device) for _ in range(args.layers)] for bits in (8, 4)
+    }
+    plain = [weight.values() for weight in coded["int8"]]
     rows = []
     for count in args.rows:
         x_TI, grad_TN = (torch.randn(count, n, device=args.device).to(dtype) for n in (args.inputs, args.outputs))
@@ -58,7 +60,7 @@ def main() -> None:
         for name, weights in coded.items():
             works |= {
                 name: each(coded_linear, x_TI, weights),
-                f"{name}, dequantised first": each(lambda x, w: linear(x, w.values(dtype)), x_TI, weights),
+                f"{name}, dequantised first": each(lambda x, w: linear(x, w.values()), x_TI, weights),
                 f"{name}, gradient": each(coded_linear_gradient, grad_TN, weights),
             }
         seconds = {name: s / args.layers for name, s in median_s(works, args.device, args.repeats).items()}

@@ -49,7 +49,7 @@ def assert_close(found: Tensor, exact: Tensor, magnitude: Tensor, terms: int) ->
 def test_values_are_exact(trunk_dtype, dtype, inputs):
     """Rows of the identity: each sum has one term that is not 0."""
     weight = weight_of(45, inputs, trunk_dtype)
-    value_NI = weight.values(dtype)
+    value_NI = weight._replace(dtype=dtype).values()
     assert fused.coded_linear_triton(torch.eye(inputs, dtype=dtype), weight).equal(value_NI.T)
     assert fused.coded_linear_gradient_triton(torch.eye(45, dtype=dtype), weight).equal(value_NI)
 
@@ -60,7 +60,7 @@ def test_values_are_exact(trunk_dtype, dtype, inputs):
 def test_product_and_gradient(rows, outputs, inputs, dtype, trunk_dtype):
     weight = weight_of(outputs, inputs, trunk_dtype)
     x_TI, grad_TN, bias_N = (rows_of(n, w, dtype) for n, w in ((rows, inputs), (rows, outputs), (1, outputs)))
-    value_NI, bias_N = weight.values(dtype).double(), bias_N[0]
+    value_NI, bias_N = weight._replace(dtype=dtype).values().double(), bias_N[0]
     found = fused.coded_linear_triton(x_TI, weight, bias_N)
     assert found.dtype == dtype
     exact, size = x_TI.double() @ value_NI.T + bias_N.double(), x_TI.double().abs() @ value_NI.abs().T
