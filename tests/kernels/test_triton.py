@@ -12,6 +12,7 @@ FOLDER = Path(__file__).with_name("interpreted")
 
 
 FILES = sorted(FOLDER.glob("*.py"))
+LONG = ("quantised_layers",)  # layers and rollouts on top of coded_linear, which has a file of its own
 
 
 def run(which, files):
@@ -22,7 +23,9 @@ def run(which, files):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
+@pytest.mark.parametrize(
+    "file", [pytest.param(f, id=f.stem, marks=[pytest.mark.slow] * (f.stem in LONG)) for f in FILES]
+)
 def test_kernels_in_the_interpreter(file):
     run("not slow", [file])
 

@@ -174,6 +174,7 @@ def test_dialog_continues_after_errors_and_ends_with_input(chat):
     talk(chat, ended)
 
 
+@pytest.mark.slow
 def test_piped_input_that_is_not_utf8(folder):
     lines = b"Good \xff\xfe morning\n/system \xff\n/system Be brief.\n/temperature 0.5\n/seed none\nGood morning\n"
     flags = ["--template", "plain", "--max-new-tokens", "4", "--max-length", str(ROOM)]

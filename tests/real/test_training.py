@@ -96,6 +96,7 @@ def make_examples(tokenizer, count=4) -> list[Example]:
     return made
 
 
+@pytest.mark.slow
 def test_sft_step(real, world, tmp_path):
     """All layers of SmolLM2; the top 12 of Gemma, of which all would take over 6 GB."""
     name, path = real

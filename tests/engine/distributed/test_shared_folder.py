@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 import engine.distributed.shared_folder as shared_folder
 from engine.base.errors import UserError
 from engine.distributed.shared_folder import check_shared
@@ -30,6 +32,7 @@ def look(folder):
     return said
 
 
+@pytest.mark.slow
 def test_two_ranks_with_shared_and_own_folders(tmp_path):
     first, second = run_ranks(look, 2, tmp_path)
     assert first[0] is second[0] is None

@@ -179,6 +179,7 @@ def test_equal_values_keep_the_earlier_step(world, tmp_path):
     assert in_words(kept).startswith("kept: step 1 of 3, held-out accuracy")
 
 
+@pytest.mark.slow
 def test_two_ranks_under_zero_3_keep_the_same_step(world, tmp_path):
     case = case_of(
         "sft", zero="zero3", top_layers="2", eps=1e-3
