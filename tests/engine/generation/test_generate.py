@@ -13,6 +13,7 @@ from engine.generation.generate import Request, generate, stream
 from engine.generation.kv_cache import KVCache
 from engine.generation.sampling import Sampling
 from engine.models import build_model
+from kernels.skinny_linear.cpu import has_matrix_unit
 from tests.engine.models.tiny import VOCABULARY, assert_close, bloom, llama, logits_of, mistral
 
 CONFIGS = {
@@ -190,8 +191,11 @@ def test_reused_cache_does_not_leak_between_rollouts(name):
         anew = generate(model, batch, Sampling(0.8), 3, NO_EOS)
         again = generate(model, batch, Sampling(0.8), 3, NO_EOS, cache=kept, on_step=lambda s: pages.append(s.pages))
         assert [r.tokens for r in again] == [r.tokens for r in anew]
-        for a, b in zip(again, anew):  # not to the bit: a budget decides how many rows a product has
-            assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
+        for a, b in zip(again, anew):
+            if has_matrix_unit():
+                assert a.logprobs == b.logprobs
+            else:  # a budget decides how many rows a product has, and PyTorch computes those of many rows
+                assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
     assert max(pages) == 9
 
 

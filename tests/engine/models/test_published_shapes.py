@@ -269,8 +269,12 @@ def test_greedy_tokens_with_the_cache_equal_transformers(pair):
     assert sum(len(set(r.tokens)) for r in responses) > 9, "the texts are too constant to tell anything"
 
 
+# Of float32. AVX2 sums in another order: 1.01e-5 in one weight of Gemma 3.
+NEAR = 1e-5 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 2e-5
+
+
 def test_gradients_of_log_probabilities_are_those_of_transformers_in_float64(pair):
-    """Within 2e-5 of the largest gradient, or as near as transformers in float32."""
+    """Within NEAR of the largest gradient, or as near as transformers in float32."""
     ours, theirs, sequences = pair
     sequences = [sequences[0], sequences[1][-90:], sequences[3]]
     ours.zero_grad()
@@ -283,7 +287,7 @@ def test_gradients_of_log_probabilities_are_those_of_transformers_in_float64(pai
     table = TABLES[ours.config.model_type]
     for name, parameter in ours.named_parameters():
         at = written_name(table, name)
-        allowed = max(2e-5, 1.5 * relative_error(in_float32[at], exact[at]))
+        allowed = max(NEAR, 1.5 * relative_error(in_float32[at], exact[at]))
         assert relative_error(parameter.grad, exact[at]) <= allowed, name
 
 
