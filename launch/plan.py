@@ -93,10 +93,9 @@ class PlanSettings(TrunkSettings):
         check_at_least(1, self, "samples_per_prompt")
         if self.bottom_layers is not None and self.stage != "pretrain":
             raise UserError(f"--bottom-layers is {self.bottom_layers}, --stage is {self.stage}: only pretrain has it")
-        if self.stage == "pretrain" and self.trunk_dtype != "model":
-            raise UserError(
-                f"--trunk-dtype is {self.trunk_dtype}, --stage is pretrain, which has no codes: leave it out"
-            )
+        for name, bits in (("--trunk-dtype", self.trunk_dtype), ("--embedding-dtype", self.embedding_dtype)):
+            if self.stage == "pretrain" and bits != "model":
+                raise UserError(f"{name} is {bits}, --stage is pretrain, which has no codes: leave it out")
         if self.lora_rank and self.stage != "sft":
             raise UserError(f"--lora-rank is {self.lora_rank}, --stage is {self.stage}: only SFT trains factors")
         if self.advantage != "gae" and self.critic == "separate":

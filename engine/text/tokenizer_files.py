@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -29,19 +29,15 @@ _LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, ImportError, Attribute
 def content_of(folder: Path) -> bytes:
     """Return a digest of the folder's tokenizer files and of its model's family: equal ones give equal tokenizers.
 
-    UserError for a file above TOKENIZER_BYTES.
+    UserError for a file above TOKENIZER_BYTES, and for one that cannot be read.
     """
     _check_sizes(folder)
     digest = sha256()
-    for path in sorted([*folder.iterdir(), *folder.glob(f"{_MORE_TEMPLATES}/*")]):
-        if path.suffix not in _SUFFIXES or path.name.endswith(_NOT_TOKENIZERS) or not path.is_file():
-            continue
-        content = path.read_bytes()
-        if path.name == "config.json":
-            with suppress(ValueError):  # a damaged one is refused where the model is loaded
-                config = json.loads(content)
-                content = repr([config.get(name) for name in _FAMILY]).encode() if isinstance(config, dict) else content
-        digest.update(f"{path.relative_to(folder)} {len(content)}\n".encode() + content)
+    with refusing(folder):
+        for path in sorted([*folder.iterdir(), *folder.glob(f"{_MORE_TEMPLATES}/*")]):
+            if path.suffix in _SUFFIXES and not path.name.endswith(_NOT_TOKENIZERS) and path.is_file():
+                content = _family(path.read_bytes()) if path.name == "config.json" else path.read_bytes()
+                digest.update(f"{path.relative_to(folder)} {len(content)}\n".encode() + content)
     return digest.digest()
 
 
@@ -83,6 +79,15 @@ def refusing(folder: Path) -> Iterator[None]:
         raise UserError(
             f"the tokenizer in {folder} cannot be loaded ({reason_of(error)}): fetch its files again"
         ) from error
+
+
+def _family(config: bytes) -> bytes:
+    """Return what decides the tokenizer in a config.json; all of a damaged one, which is refused with the model."""
+    try:
+        fields = json.loads(config)
+    except (ValueError, RecursionError):
+        return config
+    return repr([fields.get(name) for name in _FAMILY]).encode() if isinstance(fields, dict) else config
 
 
 def _check_sizes(folder: Path) -> None:

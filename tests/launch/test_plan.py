@@ -104,7 +104,11 @@ def test_pretraining_of_bottom_and_top_layers(capsys, monkeypatch):
         (["--stage", "pretrain", "--top-layers", "28", "--bottom-layers", "2"], "are all of the model's 30 layers"),
         (
             ["--stage", "pretrain", "--top-layers", "4", "--trunk-dtype", "int8"],
-            "--stage is pretrain, which has no codes",
+            "--trunk-dtype is int8, --stage is pretrain, which has no codes",
+        ),
+        (
+            ["--stage", "pretrain", "--top-layers", "4", "--embedding-dtype", "int4"],
+            "--embedding-dtype is int4, --stage is pretrain, which has no codes",
         ),
         (["--tokens-per-microbatch", "100"], "a sequence has 512 tokens: raise the first"),
     ],

@@ -101,3 +101,21 @@ def test_steps_that_multiply_the_text_are_refused(folder, part, step):
     long = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 101}
     file.write_text(json.dumps({**backend, part: long}))
     assert f"its {part} could make a text" in refusal(folder)
+
+
+def test_a_file_that_cannot_be_read_is_one_line(folder, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.read_bytes", refuse)
+    assert "Permission denied" in refusal(folder)
+
+
+@pytest.mark.parametrize("config", ["{", "[1]", "[" * 200_000, '{"model_type": 3}'])
+def test_a_config_that_is_no_models_does_not_stop_the_tokenizer_before_the_model_is_read(folder, config):
+    """Whatever it holds: a tokenizer or one line, never another error."""
+    (folder / "config.json").write_text(config)
+    try:
+        assert load_tokenizer(folder).eos_token
+    except UserError as error:
+        assert "\n" not in str(error)
