@@ -188,10 +188,11 @@ def test_reused_cache_does_not_leak_between_rollouts(name):
     kept = KVCache(model, 9)  # of fewer pages than the requests want together: they are the budget
     pages = []
     for batch in (REQUESTS, requests_of([3, 50, 8], [70, 20, 30]), REQUESTS):
-        anew = generate(model, batch, Sampling(0.8), 3, NO_EOS)
-        again = generate(model, batch, Sampling(0.8), 3, NO_EOS, cache=kept, on_step=lambda s: pages.append(s.pages))
-        assert [r.tokens for r in again] == [r.tokens for r in anew]
-        for a, b in zip(again, anew):
+        roomy, fresh = (generate(model, batch, Sampling(0.8), 3, NO_EOS, cache=c) for c in (None, KVCache(model, 9)))
+        reused = generate(model, batch, Sampling(0.8), 3, NO_EOS, cache=kept, on_step=lambda s: pages.append(s.pages))
+        assert [(r.tokens, r.logprobs) for r in reused] == [(r.tokens, r.logprobs) for r in fresh]
+        assert [r.tokens for r in reused] == [r.tokens for r in roomy]
+        for a, b in zip(reused, roomy):
             if has_matrix_unit():
                 assert a.logprobs == b.logprobs
             else:  # a budget decides how many rows a product has, and PyTorch computes those of many rows
