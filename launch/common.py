@@ -34,8 +34,8 @@ from engine.text.chats import with_chat_template
 from engine.text.templates import Template
 from engine.text.tokenizer import check_vocab, load_tokenizer
 from engine.training.context import Context
+from engine.training.ds_config import read_ds_config
 from engine.training.export import try_export
-from engine.training.zero import read_ds_config
 
 DEMO_RECORDS = 48_000  # instructions; two thirds as many rankings, and as many PPO prompts
 # Settings that a run passes to the stages it depends on.
@@ -116,11 +116,17 @@ class Job:
 
 
 def choose_dtype(name: str, device: torch.device, say: Callable[[str], None]) -> torch.dtype:
-    """Return the dtype of --dtype: auto is bfloat16 on a GPU, float32 on a CPU. Say if the CPU is slow in bfloat16."""
+    """Return the dtype of --dtype, as DTYPE_HELP says. Say if the device has no instructions for it."""
+    if name == "auto" and device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16
+        say("this GPU has no bfloat16: --dtype float16, with a loss scale")
+        return torch.float16
     if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    if name == "bfloat16" and device.type == "cpu" and not multiplies_bfloat16():
-        say("warning: this CPU has no instructions for bfloat16, it can take 100 times as long: give --dtype float32")
+        return torch.float32
+    slow = name == "bfloat16" and not multiplies_bfloat16() or name == "float16"
+    if device.type == "cpu" and slow:
+        say(f"warning: this CPU has no instructions for {name}, it can take 100 times as long: give --dtype float32")
     return getattr(torch, name)
 
 

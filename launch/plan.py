@@ -51,7 +51,7 @@ class PlanSettings(TrunkSettings):
     ranks: int = flag("GPUs", 1)
     zero: int = flag("ZeRO stage", 0, choices=[0, 1, 2, 3])
     offload: bool = flag("optimizer state in host memory, as ds_configs/zero2_offload.json", False)
-    dtype: str = flag("weights", "bfloat16", choices=["bfloat16", "float32"])
+    dtype: str = flag("weights", "bfloat16", choices=["bfloat16", "float16", "float32"])
     top_layers: str | None = flag(
         "trained layers from the top, or all (default: pretrain, sft and dpo all, others 4)", None
     )

@@ -25,7 +25,7 @@ from engine.models import load_config, load_model, load_score_weight
 from engine.packing import pack_together
 from engine.run.folder import check_writable
 from engine.run.template_choice import choose_template
-from engine.settings import TrunkSettings, check_at_least, flag, is_function_name
+from engine.settings import DTYPE_HELP, DTYPES, TrunkSettings, check_at_least, flag, is_function_name
 from engine.text.encoding import prompt_of, prompt_text
 from engine.text.templates import TEMPLATE_HELP, load_template
 from engine.text.tokenizer import EOS, encode_response, load_tokenizer
@@ -46,7 +46,7 @@ class ScorerSettings(TrunkSettings):
     template: str | None = flag(TEMPLATE_HELP, None)
     max_length: int = flag("longest sequence in tokens; longer ones are an error", 2048)
     tokens_per_microbatch: int = flag("tokens per forward", 8192)
-    dtype: str = flag("auto is bfloat16 on a GPU, float32 on CPU", "auto", choices=["auto", "float32", "bfloat16"])
+    dtype: str = flag(DTYPE_HELP, "auto", choices=[*DTYPES])
 
     def __post_init__(self) -> None:
         check_at_least(2, self, "max_length")

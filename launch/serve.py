@@ -30,7 +30,7 @@ from engine.serving.app import Server, ServerSettings
 from engine.serving.ask import AskReader, Limits
 from engine.serving.dialog import DialogEncoder
 from engine.serving.live import LiveEngine
-from engine.settings import check_at_least, flag
+from engine.settings import DTYPE_HELP, DTYPES, check_at_least, flag
 from engine.text.eos import eos_ids_of
 from engine.text.templates import TEMPLATE_HELP
 from launch.common import choose_dtype, load_checked
@@ -52,7 +52,7 @@ class ModelSettings:
     )
     slots: int = flag("responses generated at once", 64)
     cache_tokens: int | None = flag("key/value cache size in tokens (default: half of the free memory)", None)
-    dtype: str = flag("auto is bfloat16 on a GPU, float32 on CPU", "auto", choices=["auto", "float32", "bfloat16"])
+    dtype: str = flag(DTYPE_HELP, "auto", choices=[*DTYPES])
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "slots", "max_length")

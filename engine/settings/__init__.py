@@ -7,7 +7,16 @@ the checks.
 
 from __future__ import annotations
 
-from engine.settings.flags import check_above_zero, check_at_least, check_room, check_top_layers, flag, split_of
+from engine.settings.flags import (
+    DTYPE_HELP,
+    DTYPES,
+    check_above_zero,
+    check_at_least,
+    check_room,
+    check_top_layers,
+    flag,
+    split_of,
+)
 from engine.settings.heldout import HeldOutSettings
 from engine.settings.ppo import FEWEST_SAMPLES, PPOSettings
 from engine.settings.pretrain import PretrainSettings, TextRunSettings
@@ -20,6 +29,8 @@ from engine.settings.trunk import TRUNK_DTYPES, TrunkSettings
 __all__ = [
     "BatchSettings",
     "DPOSettings",
+    "DTYPES",
+    "DTYPE_HELP",
     "FEWEST_SAMPLES",
     "HeldOutSettings",
     "OptimizerSettings",

@@ -8,6 +8,9 @@ from typing import Any
 
 from engine.base.errors import UserError
 
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+DTYPE_HELP = "of weights and activations: auto is bfloat16 on a GPU that has it, else float16; float32 on a CPU"
+
 
 def flag(help: str, default: Any = MISSING, **metadata: Any) -> Any:
     """Return a dataclass field with its --help text. Without a default, a preset or the user must give the value."""

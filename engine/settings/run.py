@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from engine.base.errors import UserError
 from engine.base.mixture import Source, parse_sources
-from engine.settings.flags import check_above_zero, check_at_least, flag
+from engine.settings.flags import DTYPE_HELP, DTYPES, check_above_zero, check_at_least, flag
 from engine.text.templates import TEMPLATE_HELP
 
 
@@ -37,7 +37,7 @@ class RunSettings:
     seed: int = flag("seed of every random stream", 0)
     max_steps: int | None = flag("stop after this many optimizer steps (PPO: iterations)", None)
     hang_timeout: float = flag("end the run and name the hanging rank after this many seconds without progress", 1800.0)
-    dtype: str = flag("auto is bfloat16 on a GPU, float32 on CPU", "auto", choices=["auto", "float32", "bfloat16"])
+    dtype: str = flag(DTYPE_HELP, "auto", choices=[*DTYPES])
     monitor: str = flag("where curves go besides metrics.jsonl: tensorboard, csv, wandb, or none", "tensorboard")
     deepspeed_config: str | None = flag("ZeRO stage, offload, buckets: see ds_configs/", None)
 

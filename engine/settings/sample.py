@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from engine.base.errors import UserError
 from engine.generation.sampling import Sampling
-from engine.settings.flags import check_at_least, check_room, flag
+from engine.settings.flags import DTYPE_HELP, DTYPES, check_at_least, check_room, flag
 from engine.settings.trunk import TrunkSettings
 from engine.text.templates import TEMPLATE_HELP
 
@@ -30,7 +30,7 @@ class SampleSettings(TrunkSettings):
     )
     slots: int = flag("sequences generated at once per rank", 128)
     cache_tokens: int | None = flag("key/value cache size in tokens (default: half of the free memory)", None)
-    dtype: str = flag("auto is bfloat16 on a GPU, float32 on CPU", "auto", choices=["auto", "float32", "bfloat16"])
+    dtype: str = flag(DTYPE_HELP, "auto", choices=[*DTYPES])
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "slots")

@@ -97,10 +97,11 @@ def stop(
         look = f"its batch could not be kept in {file} ({problems[rank]})"
     else:
         look = f"`python launch/{run.stage}.py --replay {file}` shows in its batch where that begins"
+    half = "give --dtype float32 (float16 ends at 65,504), " if checkpoints.zero.scale else ""
     which = f" (record {', '.join(first.ids[:4])}{', ...' if len(first.ids) > 4 else ''})" if first.ids else ""
     raise UserError(
         f"step {step}: {first.quantity} is not finite on rank {rank}{which}; the step was not taken and {kept}; "
-        f"{look}; then fix the data, or lower --lr" + (" and go on with --resume --override" if saved else "")
+        f"{look}; then fix the data, {half}or lower --lr" + (" and go on with --resume --override" if saved else "")
     )
 
 

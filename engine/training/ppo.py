@@ -183,7 +183,7 @@ class PPOTrainer:
         moved = {} if self.moved is None else {"policy/updates": at.updates, "policy/last_kl": float(self.moved)}
         numbers = report(
             iteration, total, at, (lr, self.zero.apart_lr), self.kl.coef, self.world, self.run, self.console,
-            moved, len(updates),
+            moved | self.zero.numbers, len(updates),
         )  # fmt: skip
         if not self.policy.critic_alone:
             self.kl.update(numbers["objective/kl"], len(self.steps[iteration]))
@@ -275,11 +275,13 @@ class PPOTrainer:
             self.world.tick()
             measure_update(metrics, terms, microbatch.weight)
         norm = self.zero.step(lr)
+        if not math.isfinite(norm):  # nor is it if vetoed
+            self.progress.metrics = before
         if veto is not None and bool(veto):
-            self.progress.metrics = before
             return False
+        if self.zero.overflowed:
+            return self.update(experience, chosen, lr, before)
         if not math.isfinite(norm):
-            self.progress.metrics = before
             step = self.steps[self.progress.iteration]
             names = [self.prompts[step[i]].id for i in experience.rollout_S.tolist()]
             stop_ppo(

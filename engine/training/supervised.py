@@ -105,12 +105,15 @@ class SupervisedTrainer(ABC):
         total, lr = len(self.steps), self.rate(step, self.optimizer.lr)
         self.zero.apart_lr = self.apart_rate(step)
         norm = self.zero.step(lr)
+        if self.zero.overflowed:
+            return self.step(step)
         if not math.isfinite(norm):
             self._stop(step, losses, [[records[i] for i in microbatch.indices] for microbatch in plan])
         means = metrics.read(self.world)
         tokens = sum(self._lengths(records))
         rate = tokens / (time.monotonic() - began)
-        numbers = {**means, "grad_norm": norm, "lr": lr, **self.also_log(records), "time/tokens_per_s": rate}
+        own = {**self.zero.numbers, **self.also_log(records)}
+        numbers = {**means, "grad_norm": norm, "lr": lr, **own, "time/tokens_per_s": rate}
         self.run.log(step + 1, numbers)
         if (step + 1) % max(1, total // 20) == 0 or step == 0:
             self.console.row({

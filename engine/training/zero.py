@@ -4,48 +4,31 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
-from pydantic import ValidationError
-from torch import Tensor, nn
-
-from engine.base.errors import UserError
-from engine.base.strict_json import read_object
-from engine.distributed.world import World
-from engine.settings import OptimizerSettings
-from engine.training.master_weights import MasterWeights
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would find this itself, with a page of warnings
 import deepspeed
-from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+import torch
+from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
     safe_set_local_fp32_param,
     safe_set_local_optimizer_state,
 )
+from torch import Tensor, nn
+
+from engine.base.errors import UserError
+from engine.distributed.world import World
+from engine.settings import OptimizerSettings
+from engine.training.loss_scale import LossScale
+from engine.training.master_weights import MasterWeights
 
 # A checkpoint keeps the float32 master and AdamW's two moments of each trained parameter, in any ZeRO stage.
 WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")
+SCALE = "loss_scale"
 APART = "apart"  # of a parameter group: whether it has its own learning rate
-
-# Fields that our own settings decide; a ds_config must not set them.
-OURS = {
-    "train_batch_size": "--batch-size",
-    "train_micro_batch_size_per_gpu": "--tokens-per-microbatch",
-    "gradient_accumulation_steps": "--tokens-per-microbatch",
-    "gradient_clipping": "--max-grad-norm",
-    "optimizer": "--lr, --weight-decay, --betas, --eps",
-    "scheduler": "--schedule and --warmup-steps",
-    "bf16": "--dtype",
-    "fp16": "--dtype",
-}
 
 
 @dataclass(frozen=True)
@@ -63,36 +46,14 @@ def adamw(settings: OptimizerSettings) -> AdamW:
     return AdamW(settings.weight_decay, (settings.beta1, settings.beta2), settings.eps, settings.max_grad_norm)
 
 
-def read_ds_config(path: str | None) -> dict[str, Any]:
-    """Read a DeepSpeed configuration file. UserError if it sets what our own settings decide."""
-    if path is None:
-        return {}
-    config = read_object(Path(path), "see ds_configs/", what="--deepspeed_config")
-    for key in OURS:
-        if key in config:
-            raise UserError(f"{path} sets {key!r}, which {OURS[key]} decides: remove it from the file")
-    zero = config.get("zero_optimization", {})
-    if not isinstance(zero, dict):
-        raise UserError(f"{path}: 'zero_optimization' is {zero!r:.60}, it must be an object: see ds_configs/")
-    try:
-        DeepSpeedZeroConfig(**zero)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, ("zero_optimization", *first["loc"])))
-        raise UserError(
-            f"{path}: {where!r} is {first['input']!r:.60} ({first['msg']}): correct or remove it"
-        ) from error
-    return config
-
-
 class ZeroStep:
     """A module, its AdamW state and DeepSpeed around them.
 
-    bfloat16 weights have float32 masters: our own in stage 0 on one rank (DeepSpeed would copy all gradients several
-    times per step), else DeepSpeed's, sharded over the ranks. The trainer passes losses that are sums already divided
-    by the global count. DeepSpeed averages gradients over ranks and accumulated microbatches; this class undoes both,
-    so that the gradient is that of the plain sum. Parameters whose names begin with a prefix in `apart` may have a
-    learning rate of their own.
+    bfloat16 and float16 weights have float32 masters: our own in stage 0 on one rank (DeepSpeed would copy all
+    gradients several times per step), else DeepSpeed's, sharded over the ranks. The loss scale of float16 is ours. The
+    trainer passes losses that are sums already divided by the global count. DeepSpeed averages gradients over ranks and
+    accumulated microbatches; this class undoes both, so that the gradient is that of the plain sum. Parameters whose
+    names begin with a prefix in `apart` may have a learning rate of their own.
     """
 
     def __init__(
@@ -113,7 +74,9 @@ class ZeroStep:
         self._aside: dict[nn.Parameter, Tensor] = {}
         zero = dict(ds_config.get("zero_optimization", {}))
         self.stage = int(zero.get("stage", 0))
-        self.module, self.masters, half = module, None, dtype == torch.bfloat16
+        self.module, self.masters, half = module, None, dtype != torch.float32
+        self.scale = LossScale(world) if dtype == torch.float16 else None
+        self.overflowed = False  # whether the last step was not taken, and can be with the scale that is now smaller
         if half and self.stage == 0 and world.size == 1 and "data_types" not in ds_config:
             self.masters = MasterWeights(module)
         elif half and self.stage == 0:
@@ -140,15 +103,18 @@ class ZeroStep:
             # Any number above 1: step() ends the accumulation, and losses are not scaled by it.
             "gradient_accumulation_steps": 2,
             "gradient_clipping": optimizer.max_grad_norm,
-            "bf16": {"enabled": half and not self.masters},
+            "bf16": {"enabled": dtype == torch.bfloat16 and not self.masters},
+            "fp16": {"enabled": dtype == torch.float16 and not self.masters, "loss_scale": 1.0},  # not DeepSpeed's
             "zero_force_ds_cpu_optimizer": False,  # torch's AdamW needs no compiler on the user's machine
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 1 << 60,
         }
-        if config["bf16"]["enabled"]:
+        if half and not self.masters:
             config["data_types"] = {"grad_accum_dtype": "fp32", **ds_config.get("data_types", {})}
             # By default DeepSpeed rounds float32 sums to bfloat16 before it reduces them over ranks.
             config.setdefault("communication_data_type", "fp32")
+        if config["fp16"]["enabled"] and not get_accelerator().is_fp16_supported():
+            raise UserError("--dtype is float16, which DeepSpeed refuses here with ZeRO or several ranks: give float32")
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=stepped, optimizer=torch_adamw, config=config, dist_init_required=False
         )
@@ -165,17 +131,34 @@ class ZeroStep:
         the host need not read it before.
         """
         # Times 1 changes no bit. A loss that is not finite is multiplied by NaN, so that the sum over ranks shows it.
-        is_good = loss.detach().isfinite()
-        whole = torch.where(is_good if veto is None else is_good & ~veto, 1.0, math.nan)
+        is_good = loss.detach().isfinite() if veto is None else loss.detach().isfinite() & ~veto
+        factor = torch.where(is_good, 1.0, math.nan) * self.world.size
+        if self.scale:
+            self.scale.saw(is_good)
+            if self.masters:
+                factor = factor * self.scale.value
+            else:
+                self.optimizer.loss_scaler.cur_scale = self.scale.value  # DeepSpeed multiplies and divides
         self.engine.set_gradient_accumulation_boundary(last)
-        self.engine.backward(loss * whole * self.world.size, scale_wrt_gas=False)
+        self.engine.backward(loss * factor, scale_wrt_gas=False)
 
     def step(self, lr: float) -> float:
         """Clip, update, clear. Returns the gradient norm before clipping; if it is not finite, nothing was updated.
 
-        A loss or gradient that is not finite on one rank makes the norm not finite on all. There is no fp16 loss
-        scaling, so this is always an error.
+        A loss or gradient that is not finite on one rank makes the norm not finite on all. This is an error, except
+        where `overflowed` is true afterwards: then the same losses must be passed once more, with a smaller loss scale.
         """
+        norm = self._step(lr)
+        self.overflowed = self.scale is not None and self.scale.overflowed(norm)
+        return norm
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The loss scale to log, if there is one."""
+        return {"loss_scale": self.scale.value} if self.scale else {}
+
+    def _step(self, lr: float) -> float:
+        """Clip, update, clear; returns the norm."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.apart_lr if group[APART] and self.apart_lr is not None else lr
         if self.stage:
@@ -183,7 +166,10 @@ class ZeroStep:
             return float(self.engine.get_global_grad_norm())
         # In stage 0 DeepSpeed clips, but keeps no norm and checks nothing. AdamW's fused kernel skips the update on the
         # device if found_inf is 1, so the host does not wait.
-        norm = torch.stack([p.grad.norm() for p in self.engine.module.parameters() if p.grad is not None]).norm()
+        gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
+        if self.scale:
+            torch._foreach_mul_(gradients, 1 / self.scale.value)
+        norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
         self.optimizer.found_inf = norm.isfinite().logical_not().float()
         self.engine.step()
         if self.masters:
@@ -257,6 +243,8 @@ class ZeroStep:
             steps = {float(state["step"]) for state in self._adamw.state.values()}
             assert len(steps) == 1, steps
             kept["step"] = torch.tensor(steps.pop())
+            if self.scale:
+                kept[SCALE] = self.scale.state()
         return kept
 
     def put_back(self, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], Tensor]) -> None:
@@ -278,6 +266,8 @@ class ZeroStep:
             value = read(key).to(self.world.device) if self.world.is_first else None
             return self.world.broadcast(torch.empty(shape, device=self.world.device) if value is None else value)
 
+        if self.scale and SCALE in shapes:
+            self.scale.restore(whole(SCALE, tuple(shapes[SCALE])))
         step = whole("step", ())
         for flat in self._partitions:
             moments = {key: torch.zeros_like(flat) for key in MOMENTS}

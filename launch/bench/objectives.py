@@ -2,7 +2,8 @@
 
 PPO, RLOO and GRPO get the same prompts, reward and number of responses, DPO the rankings that the reward was trained
 on, and best-of-K is the SFT model's best sample by that reward. All are measured on held-out prompts, also by a second
-reward model, which none of them optimises. Stop it at any time; the same command goes on.
+reward model, which none of them optimises. The control, `noise`, is PPO with a reward that says nothing. Stop it at any
+time; the same command goes on.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from engine.cli.console import Console
 from engine.cli.parse import main, parse_settings
 from engine.settings import check_at_least, flag
 from launch.real.measures import Interval, best_by, measure, read_answers
+from launch.real.stages import NOISE
 from launch.real.step import Step, run
 
 KL = "kl"
@@ -52,9 +54,11 @@ class ObjectivesSettings:
     output: str = flag("folder of the runs and of objectives.md")
     lang: str = flag("language code: ru, zh, ne, ... (26 languages and en)", "ne")
     seeds: str = flag("seeds of each method, separated by commas", "0,1,2")
-    methods: str = flag("methods to train, separated by commas", "ppo,rloo,grpo,dpo")
+    methods: str = flag("methods to train, separated by commas", "ppo,rloo,grpo,dpo,noise")
     iterations: int = flag("iterations of PPO, RLOO and GRPO", 40)
     rollouts: int = flag("responses per iteration", 256)
+    minibatch_size: int = flag("responses per update", 128)
+    ppo_epochs: int = flag("times that each response is used", 1)
     samples: int = flag("responses to a prompt in RLOO and GRPO, and K of best-of-K", 8)
     lr: float = flag("learning rate of PPO, RLOO and GRPO", 3e-5)
     dpo_lr: float = flag("learning rate of DPO", 1e-5)
@@ -66,7 +70,7 @@ class ObjectivesSettings:
     dtype: str = flag("float32 or bfloat16", "bfloat16", choices=["float32", "bfloat16"])
 
     def __post_init__(self) -> None:
-        check_at_least(1, self, "iterations", "rollouts", "max_new_tokens")
+        check_at_least(1, self, "iterations", "rollouts", "minibatch_size", "ppo_epochs", "max_new_tokens")
         check_at_least(2, self, "samples")
         for name in self.methods.split(","):
             if name not in METHODS:
@@ -75,11 +79,12 @@ class ObjectivesSettings:
             raise UserError(f"--seeds is {self.seeds!r}: give numbers separated by commas, such as 0,1,2")
 
 
-def ppo_flags(s: ObjectivesSettings, *own: object) -> tuple[object, ...]:
+def ppo_flags(s: ObjectivesSettings, *own: object, reward: str = "") -> tuple[object, ...]:
     """Return the flags of launch/ppo.py: the same for each estimator, and its `own`."""
     return (
-        "launch/ppo.py", "--reward", s.reward, "--data", s.data, "--batch-size", s.rollouts,
-        "--minibatch-size", s.rollouts // 2, "--ppo-epochs", 1, "--max-steps", s.iterations, "--epochs", 1_000,
+        "launch/ppo.py", "--reward", reward or s.reward, "--data", s.data,
+        "--max-steps", s.iterations, "--epochs", 1_000, "--batch-size", s.rollouts,
+        "--minibatch-size", s.minibatch_size, "--ppo-epochs", s.ppo_epochs,
         "--lr", s.lr, "--schedule", "constant", "--warmup-steps", 2, "--max-new-tokens", s.max_new_tokens,
         "--slots", s.rollouts, "--kl-controller", "fixed", "--kl-coef", s.kl_coef, "--missing-eos-penalty", 1, *own,
     )  # fmt: skip
@@ -89,6 +94,7 @@ METHODS = {
     "ppo": lambda s: ppo_flags(s),
     "rloo": lambda s: ppo_flags(s, "--advantage", "rloo", "--samples-per-prompt", s.samples),
     "grpo": lambda s: ppo_flags(s, "--advantage", "grpo", "--samples-per-prompt", s.samples),
+    "noise": lambda s: ppo_flags(s, reward=NOISE),
     "dpo": lambda s: (
         "launch/dpo.py", "--data", s.rankings, "--batch-size", 32, "--epochs", 1, "--lr", s.dpo_lr, "--heldout", 0,
     ),

@@ -21,7 +21,7 @@ from engine.generation.cache_budget import bytes_of_page, num_pages_for
 from engine.generation.kv_cache import PAGE_SIZE, KVCache
 from engine.generation.scheduler import ORDERS
 from engine.models import load_model
-from engine.settings import check_above_zero, check_at_least, flag
+from engine.settings import DTYPE_HELP, DTYPES, check_above_zero, check_at_least, flag
 from launch.bench.rollout_floor import Machine, ModelCost, decode_share, measure
 from launch.bench.rollout_sides import (
     Result,
@@ -62,7 +62,7 @@ class BenchSettings:
     repeats: int = flag("measured runs per side; the table shows medians", 1)
     warmups: int = flag("uncounted runs per side before, for compilation and allocation", 1)
     seed: int = flag("seed of prompts and lengths", 0)
-    dtype: str = flag("auto is bfloat16 on a GPU, float32 on CPU", "auto", choices=["auto", "float32", "bfloat16"])
+    dtype: str = flag(DTYPE_HELP, "auto", choices=[*DTYPES])
     json: bool = flag("also print the numbers as one JSON line at the end", False)
     plot: str | None = flag("plot rows and seconds of every step to this file", None)
 

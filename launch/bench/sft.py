@@ -27,8 +27,8 @@ from engine.run.folder import Run
 from engine.settings import STAGE_SETTINGS, check_at_least, flag
 from engine.text.encoding import Example
 from engine.training.context import Context
+from engine.training.ds_config import read_ds_config
 from engine.training.sft import SFTTrainer
-from engine.training.zero import read_ds_config
 from kernels.common.bench import json_line
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

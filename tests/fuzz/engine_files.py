@@ -23,8 +23,8 @@ from engine.run.folder import read_result
 from engine.run.template_choice import choose_template
 from engine.settings import STAGE_SETTINGS
 from engine.text.templates import load_template
+from engine.training.ds_config import read_ds_config
 from engine.training.guards import file_of, keep, read_kept
-from engine.training.zero import read_ds_config
 from launch.bench.rollout_workload import read_lengths
 from tests.fuzz.corrupt import Inputs, any_bytes, frames_file, gzip_file, json_file, jsonl_file
 from tests.fuzz.reader import Reader

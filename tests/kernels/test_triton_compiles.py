@@ -47,18 +47,18 @@ def machine_code(kernel, constants, dtype, capability, types=None, aligned=(), *
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize(("dtype", "capability"), [
+    ("bf16", 80), ("bf16", 90), ("fp32", 80), ("fp32", 90), ("fp16", 75), ("fp16", 80),
+])  # fmt: skip
 @pytest.mark.parametrize(
     ("module", "name", "constants"),
     CASES,
     ids=[f"{m.__name__}{n}{', window' * c.get('WINDOW', False)}" for m, n, c in CASES],
 )
-def test_attention_and_linear_logprob_compile(module, name, constants, size, capability):
-    tuner = getattr(module, name)[size]
+def test_attention_and_linear_logprob_compile(module, name, constants, dtype, capability):
+    tuner = getattr(module, name)[4 if dtype == "fp32" else 2]
     config = tuner.configs[-1]
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
-    dtype = {2: "bf16", 4: "fp32"}[size]
     assert machine_code(tuner.fn, constants | config.kwargs, dtype, capability, **options)
 
 

@@ -8,6 +8,19 @@ from launch import common
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
+@pytest.mark.parametrize(("has_it", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_auto_on_a_gpu_without_bfloat16_is_float16(monkeypatch, has_it, dtype):
+    said = []
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_it or including_emulation)
+    assert common.choose_dtype("auto", GPU, said.append) == dtype
+    assert said == ["this GPU has no bfloat16: --dtype float16, with a loss scale"] * (not has_it)
+
+
+def test_float16_on_a_cpu_is_said():
+    said = []
+    assert common.choose_dtype("float16", CPU, said.append) == torch.float16 and "--dtype float32" in said[0]
+
+
 @pytest.mark.parametrize(("name", "device", "slow"), [
     ("bfloat16", CPU, True), ("bfloat16", GPU, False), ("float32", CPU, False), ("auto", CPU, False),
 ])  # fmt: skip

@@ -1,15 +1,19 @@
 """DeepSpeed steps against plain PyTorch AdamW: uneven token counts, one and two ranks, every stage and offload."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
+from deepspeed.accelerator import get_accelerator
 from torch import nn
 
 from engine.base.errors import UserError
 from engine.distributed.world import start_world, stop_world
-from engine.training.zero import AdamW, ZeroStep, read_ds_config
+from engine.training.ds_config import read_ds_config
+from engine.training.loss_scale import LossScale
+from engine.training.zero import AdamW, ZeroStep
 from tests.engine.training.trainers import one_rank
 from tests.ranks import run_ranks
 
@@ -78,7 +82,7 @@ def load(name):
 
 
 ALL = ["zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
-IN_BFLOAT16 = ["zero0", "zero1", "zero2", "zero3"]
+IN_HALF = ["zero0", "zero1", "zero2", "zero3"]
 
 
 def assert_near(name, actual, expected, **tolerances):
@@ -98,21 +102,24 @@ def test_equals_plain_pytorch(ranks):
                 assert_near(name, got_state[key], state[key], atol=1e-6, rtol=1e-5)
 
 
-def master_steps():
-    """The specification in bfloat16: gradients summed, clipped and applied in float32, weights rounded after a step.
+HALF = {torch.bfloat16: 1.0, torch.float16: 128.0}  # and a loss scale at which no gradient here overflows
+
+
+def master_steps(dtype):
+    """The specification: gradients summed, clipped and applied in float32, weights rounded after a step.
 
     On one thread, as in `run_ranks`: how a bfloat16 product is rounded depends on the number of threads.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _master_steps()
+        return _master_steps(dtype)
     finally:
         torch.set_num_threads(before)
 
 
-def _master_steps():
-    half = make_module().bfloat16()
+def _master_steps(dtype):
+    half = make_module().to(dtype)
     masters = [p.detach().float().requires_grad_() for p in half.parameters()]
     adamw = torch.optim.AdamW(
         [
@@ -126,9 +133,10 @@ def _master_steps():
         adamw.zero_grad()
         for m in range(2):
             x, y = data(step, m)
-            loss = (half(x.bfloat16()).float() - y).square().sum() / sum(rows)
+            loss = HALF[dtype] * (half(x.to(dtype)).float() - y).square().sum() / sum(rows)
             for master, gradient in zip(masters, torch.autograd.grad(loss, list(half.parameters()))):
-                master.grad = gradient.float() if master.grad is None else master.grad + gradient.float()
+                gradient = gradient.float() / HALF[dtype]
+                master.grad = gradient if master.grad is None else master.grad + gradient
         norms.append(float(nn.utils.clip_grad_norm_(masters, OPTIMIZER.max_grad_norm)))
         adamw.step()
         with torch.no_grad():
@@ -137,52 +145,90 @@ def _master_steps():
     return norms, dict(zip(half.state_dict(), masters)), half.state_dict()
 
 
-def bfloat16_steps(names):
-    """Return {name: (norms, masters and moments, weights)}."""
+def half_steps(names, dtype):
+    """Return {name: (norms, masters and moments, weights, what is logged)}."""
+    get_accelerator().is_fp16_supported = lambda: True  # DeepSpeed would refuse on this CPU; the arithmetic is right
     world = start_world()
-    steps = {name: _bfloat16_steps(world, load(name)) for name in names}
+    steps = {name: _half_steps(world, load(name), dtype) for name in names}
     stop_world()
     return steps
 
 
-def _bfloat16_steps(world, config):
-    zero = ZeroStep(make_module().bfloat16(), OPTIMIZER, world, config, torch.bfloat16)
-    norms = []
-    for step, rows in enumerate(ROWS):
+def _half_steps(world, config, dtype):
+    zero, norms, step = ZeroStep(make_module().to(dtype), OPTIMIZER, world, config, dtype), [], 0
+    while step < len(ROWS):
         mine = range(2) if world.size == 1 else [world.rank]
         for m in mine:
             x, y = data(step, m)
-            loss = (zero(x.bfloat16()).float() - y).square().sum() / sum(rows)
+            loss = (zero(x.to(dtype)).float() - y).square().sum() / sum(ROWS[step])
             zero.backward(loss, last=m == mine[-1])
-        norms.append(zero.step(lr=0.01))
-    return norms, zero.keep(), zero.state_dict()
+        norm = zero.step(lr=0.01)
+        if not zero.overflowed:
+            norms.append(norm)
+            step += 1
+    return norms, zero.keep(), zero.state_dict(), zero.numbers
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_bfloat16_sums_gradients_and_keeps_masters_in_float32(ranks):
-    """A gradient rounded once to bfloat16 on its way (over ranks, say) moves the norm by 1e-3, the masters by 1e-4."""
-    norms, masters, weights = master_steps()
-    of_first_rank = run_ranks(bfloat16_steps, ranks, IN_BFLOAT16)[0]
-    assert list(of_first_rank) == IN_BFLOAT16
-    for name, (got_norms, kept, state) in of_first_rank.items():
+@pytest.mark.parametrize("dtype", HALF)
+def test_half_precision_sums_gradients_and_keeps_masters_in_float32(ranks, dtype):
+    """A gradient rounded once to bfloat16 on its way (over ranks, say) moves the norm by 1e-3, the masters by 1e-4.
+
+    In float16, the first loss scale is too large: the first step is taken once it is small enough, on all ranks.
+    """
+    norms, masters, weights = master_steps(dtype)
+    of_first_rank = run_ranks(half_steps, ranks, IN_HALF, dtype)[0]
+    assert list(of_first_rank) == IN_HALF
+    for name, (got_norms, kept, state, logged) in of_first_rank.items():
         assert_near(name, torch.tensor(got_norms), torch.tensor(norms), atol=0, rtol=1e-6)
         for key, master in masters.items():
             assert_near(name, kept[f"weight:{key}"], master.detach(), atol=1e-6, rtol=0)
-            assert state[key].dtype == torch.bfloat16
-            assert torch.equal(state[key], kept[f"weight:{key}"].bfloat16())
+            assert state[key].dtype == dtype
+            assert torch.equal(state[key], kept[f"weight:{key}"].to(dtype))
             assert_near(name, state[key], weights[key], atol=1e-4, rtol=2**-7)
+        if dtype == torch.float16:
+            assert 1.0 < logged["loss_scale"] == kept["loss_scale"][0] < 2.0**16
+        else:
+            assert not logged and "loss_scale" not in kept
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_float16_keeps_gradients_that_would_round_to_zero():
+    with one_rank() as world:
+        zero = ZeroStep(make_module().half(), OPTIMIZER, world, {}, torch.float16)
+        zero.backward(1e-7 * zero(data(0, 0)[0].half()).float().square().sum(), last=True)
+        small = zero.step(lr=0.0)
+        zero.backward(zero(data(0, 0)[0].half()).float().square().sum() / 256, last=True)
+        assert small == pytest.approx(256e-7 * zero.step(lr=0.0), rel=1e-2)
+
+
+def test_a_loss_scale_halves_at_overflow_doubles_after_good_steps_and_gives_up_on_bad_losses():
+    with one_rank() as world:
+        scale = LossScale(world)
+        assert scale.overflowed(math.inf) and scale.value == 2.0**15
+        assert not any(scale.overflowed(1.0) for _ in range(999)) and scale.value == 2.0**15
+        assert not scale.overflowed(1.0) and scale.value == 2.0**16
+        scale.saw(torch.tensor(False))
+        assert not scale.overflowed(math.nan) and scale.value == 2.0**16
+        other = LossScale(world)
+        scale.overflowed(math.inf), scale.overflowed(1.0)
+        other.restore(scale.state())
+        assert (other.value, other.good) == (scale.value, scale.good) == (2.0**15, 1)
+        assert [scale.overflowed(math.inf) for _ in range(17)] == [True] * 15 + [False] * 2 and scale.value == 1.0
+        for _ in range(30_000):
+            scale.overflowed(1.0)
+        assert scale.value == 2.0**24
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_one_rank_holds_each_gradient_once(dtype, monkeypatch):
-    """No gradients are joined and copied for a sum over ranks; a bfloat16 one goes as soon as its master has it."""
+    """No gradients are joined and copied for a sum over ranks; in half precision, a master takes each at once."""
     with one_rank() as world:
         module = make_module().to(dtype)
         zero = ZeroStep(module, OPTIMIZER, world, {}, dtype)
         monkeypatch.setattr(zero.engine, "buffered_allreduce_fallback", lambda **_: pytest.fail("a sum over one rank"))
         for last in (False, True):
-            zero.backward(zero(data(0, 0)[0].to(dtype)).float().square().sum(), last)
-            assert all((p.grad is None) == (dtype == torch.bfloat16) for p in module.parameters())
+            zero.backward(1e-3 * zero(data(0, 0)[0].to(dtype)).float().square().sum(), last)
+            assert all((p.grad is None) == (dtype != torch.float32) for p in module.parameters())
         assert zero.step(lr=0.01) > 0
         assert all(p.grad is None for p in [*module.parameters(), *zero.engine.module.parameters()])
 

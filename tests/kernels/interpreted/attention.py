@@ -48,14 +48,15 @@ def test_float32_is_as_exact_as_plain_pytorch(lengths, groups, head_size, alibi,
     assert all(a < max(2 * b, 2e-6) for a, b in zip(ours, plain)), (ours, plain)
 
 
-def test_bfloat16():
+@pytest.mark.parametrize(("dtype", "most"), [(torch.bfloat16, 0.1), (torch.float16, 0.0125)])
+def test_half_precision(dtype, most):
     """The interpreter cuts where a GPU rounds, so that twice a GPU's error is allowed."""
     lengths = [37, 5]
-    inputs, cu = case(lengths, 2, 16, torch.bfloat16)
-    weight = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+    inputs, cu = case(lengths, 2, 16, dtype)
+    weight = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(1)).to(dtype)
     out = attention_triton(*inputs, cu, lengths, SLOPES, 0.25, None)
-    assert out.dtype == torch.bfloat16
-    assert max(errors(out, inputs, lengths, SLOPES, weight)) < 0.1
+    assert out.dtype == dtype
+    assert max(errors(out, inputs, lengths, SLOPES, weight)) < most
 
 
 def test_strided_inputs_and_gradients():

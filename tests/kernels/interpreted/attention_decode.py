@@ -25,6 +25,7 @@ CASES = {
         (torch.float32, True),
         (torch.bfloat16, True),
         pytest.param(torch.bfloat16, False, marks=pytest.mark.slow),
+        pytest.param(torch.float16, True, marks=pytest.mark.slow),
     ],
 )
 def test_equals_float64(name, dtype, shared):

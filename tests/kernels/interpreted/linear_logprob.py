@@ -47,10 +47,11 @@ def test_float32_is_as_exact_as_plain_pytorch(tokens, vocab, hidden, temperature
     assert all(a <= max(3 * b, 2e-6) for a, b in zip(ours, plain)), (ours, plain)
 
 
-def test_bfloat16():
-    *outputs, dh, dW = errors(linear_logprob, *case(27, 150, 32, torch.bfloat16))
+@pytest.mark.parametrize(("dtype", "most"), [(torch.bfloat16, 0.5), (torch.float16, 0.0625)])
+def test_half_precision(dtype, most):
+    *outputs, dh, dW = errors(linear_logprob, *case(27, 150, 32, dtype))
     assert max(outputs) < 1e-4  # the logits are float32 sums
-    assert max(dh, dW) < 0.5  # dz is bfloat16, and of the order of 10
+    assert max(dh, dW) < most  # dz is of that dtype, and of the order of 10
 
 
 def test_transposed_head():
