@@ -66,6 +66,7 @@ class PlanSettings(TrunkSettings):
         "ppo: value head on the policy's top layers, or separate top layers", "shared", choices=["shared", "separate"]
     )
     reward_offload: bool = flag("ppo: keep a reward model with its own trunk in host memory between uses", False)
+    park_trunk: bool = flag("ppo: keep the frozen layers in host memory during updates", False)
     lora_rank: int = flag("sft: rank of the factors trained in place of the weights; 0: the weights themselves", 0)
     recompute: bool = flag("run trained layers again in their backward instead of keeping their activations", False)
     rewards: int = flag("ppo: reward models, all of the policy's size", 1)
@@ -153,7 +154,7 @@ def workload(s: PlanSettings, num_layers: int) -> Workload:
         s.rollouts, s.slots, s.prompt_tokens, s.new_tokens, s.tokens_per_microbatch, s.trunk == "shared",
         s.critic == "separate", s.reward_offload, s.trunk_cache, s.ppo_epochs, s.samples_per_prompt,
         s.advantage == "gae", s.rewards, s.lora_rank, s.recompute, s.minibatch_size, updates * s.ptx_tokens,
-        s.trunk_dtype, s.bottom_layers, s.embedding_dtype,
+        s.trunk_dtype, s.bottom_layers, s.embedding_dtype, s.park_trunk,
     )  # fmt: skip
 
 

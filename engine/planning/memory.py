@@ -53,6 +53,7 @@ class Workload:
     trunk_dtype: str = "model"  # of the linear layers that are not trained: model, int8 or int4
     bottom_layers: int | None = None  # pretraining: trained beside the top ones, with embeddings and head
     embedding_dtype: str = "model"  # of the embedding and the head, where they are not trained
+    park_trunk: bool = False  # PPO: in host memory during updates
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,8 @@ def memory(model: nn.Module, w: Workload) -> list[Part]:
     own = 1 / w.ranks if sharded else 1  # share of what ZeRO-3 shards
     if w.stage == "ppo":
         head_in_trunk = 0 if s.head else frozen.embedding  # tied: used in every update, so it stays whole
-        parts.append(Part("trunk", trunk, head_in_trunk + (trunk - head_in_trunk) * own if trunk else 0))
+        kept = 0 if w.park_trunk else own
+        parts.append(Part("trunk", trunk, head_in_trunk + (trunk - head_in_trunk) * kept if trunk else 0))
         if s.head and not whole:
             parts.append(Part("LM head", frozen.head, frozen.head))
         copy = trained * b if sharded else 0  # the generating model keeps its own top

@@ -31,7 +31,7 @@ from engine.settings import parse_rewards
 VERSIONS = ("torch", "deepspeed", "transformers", "tokenizers", "sentencepiece", "numpy")
 # Settings that say how to start or what to keep, not what to run. ZeRO's may change when a run is resumed.
 NOT_COMPARED = ("overwrite", "resume", "override", "save_every", "keep", "hang_timeout", "monitor")
-MAY_CHANGE = (*NOT_COMPARED, "deepspeed_config", "recompute")
+MAY_CHANGE = (*NOT_COMPARED, "deepspeed_config", "recompute", "park_trunk", "reward_offload")
 # Values other than 0, False and None with which a setting does nothing.
 OFF = {"trunk_dtype": "model", "embedding_dtype": "model"}
 INPUTS = ("model", "data", "eval_data", "ptx_data")

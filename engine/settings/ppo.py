@@ -60,6 +60,7 @@ class PPOSettings(TrunkSettings, HeldOutSettings):
     critic_warmup: int = flag("gae: train only the critic in this many first iterations", 0)
     critic_lr: float | None = flag("gae: peak learning rate of the critic (default: --lr)", None)
     reward_offload: bool = flag("between uses, move a reward model with its own trunk to host memory", False)
+    park_trunk: bool = flag("during updates, keep the frozen layers in host memory", False)
     max_new_tokens: int = flag("longest response in tokens", 256)
     minibatch_size: int = flag("rollouts per optimizer step, summed over all ranks", 32)
     ppo_epochs: int = flag("passes over the rollouts of each iteration", 4)

@@ -21,7 +21,7 @@ class Actor:
     """Holds `model`, whose layers from `split` on are the policy's.
 
     ZeRO-3 keeps the policy's weights in parts. There the actor has a top of its own that `publish` fills, and each
-    rank holds a part of the trunk while nothing reads it.
+    rank holds a part of the trunk while nothing reads it. With --park-trunk, that part is in host memory.
     """
 
     def __init__(self, model: torch.nn.Module, policy: Policy, split: int | None, context: Context):
@@ -30,7 +30,8 @@ class Actor:
         trunk = [] if split is None else trunk_parameters(model, split)
         head = {id(w) for w in tensors_of(model.head_weight)}
         # The head is read in every update, so it stays whole.
-        self.trunk = ShardedWeights([w for _, w in trunk if id(w) not in head], context.world)
+        self.parks = context.stage.park_trunk
+        self.trunk = ShardedWeights([w for _, w in trunk if id(w) not in head], context.world, self.parks)
         self.sharded = context.ds_config.get("zero_optimization", {}).get("stage", 0) == 3
         if self.sharded:
             policy.body = copy.deepcopy(policy.body).requires_grad_(True)
@@ -41,8 +42,8 @@ class Actor:
         self.trunk.gather()
 
     def release(self) -> None:
-        """Give back the memory of the other ranks' parts of the trunk, under ZeRO-3."""
-        if self.sharded:
+        """Give back the memory of the other ranks' parts of the trunk, under ZeRO-3, or of all of it, if parked."""
+        if self.sharded or self.parks:
             self.trunk.release()
 
     def publish(self, zero: ZeroStep) -> None:

@@ -1,4 +1,4 @@
-"""Shard frozen weights over the ranks while they are not used, as ZeRO-3 does with trained ones."""
+"""Give back the memory of frozen weights while they are not used: as ZeRO-3 does with trained ones, or to the host."""
 
 from __future__ import annotations
 
@@ -11,28 +11,41 @@ from engine.distributed.world import World
 
 
 class ShardedWeights:
-    """Whole at first. `release` keeps only this rank's part of each weight; `gather` makes them whole again."""
+    """Whole at first. `release` keeps only this rank's part of each weight; `gather` makes them whole again.
 
-    def __init__(self, weights: Sequence[Tensor], world: World):
-        self.weights, self.world = weights, world
+    With `on_host`, the parts are in host memory: pinned, and made once, as the weights never change.
+    """
+
+    def __init__(self, weights: Sequence[Tensor], world: World, on_host: bool = False):
+        self.weights, self.world, self.on_host = weights, world, on_host
         self.parts: list[Tensor] | None = None  # flat [ceil(N / ranks)] of each weight of N elements, while released
+        self._host_parts: list[Tensor] | None = None
         self.shapes = [w.shape for w in weights]
 
     def release(self) -> None:
-        """Free the other ranks' parts. The weights cannot be used until `gather`."""
-        if self.parts is None and self.world.size > 1:
-            self.parts = [self._part(w.data) for w in self.weights]
-            for weight in self.weights:
-                weight.data = weight.data.new_empty(0)
+        """Free the other ranks' parts, and with `on_host` all on the device. Not to be used until `gather`."""
+        if self.parts is not None or self.world.size == 1 and not self.on_host:
+            return
+        self.parts = self._host_parts or [self._part(w.data) for w in self.weights]
+        if self.on_host:
+            self._host_parts = self.parts
+        for weight in self.weights:
+            weight.data = weight.data.new_empty(0)
 
     def gather(self) -> None:
         """Restore the whole weights, bit for bit, on every rank. All ranks call it."""
         if self.parts is not None:
             for weight, part, shape in zip(self.weights, self.parts, self.shapes):
-                weight.data = self.world.join(part)[: shape.numel()].view(shape)
+                part = part.to(weight.device, non_blocking=True)
+                whole = part if self.world.size == 1 else self.world.join(part)
+                weight.data = whole[: shape.numel()].view(shape)
             self.parts = None
 
     def _part(self, weight: Tensor) -> Tensor:
-        size = -(-weight.numel() // self.world.size)
-        flat = pad(weight.flatten(), (0, size * self.world.size - weight.numel()))
-        return flat[self.world.rank * size : (self.world.rank + 1) * size].clone()
+        if self.world.size == 1:
+            flat = weight.flatten()
+        else:
+            size = -(-weight.numel() // self.world.size)
+            flat = pad(weight.flatten(), (0, size * self.world.size - weight.numel()))
+            flat = flat[self.world.rank * size : (self.world.rank + 1) * size].clone()
+        return flat.cpu().pin_memory() if self.on_host and flat.device.type != "cpu" else flat

@@ -355,6 +355,18 @@ def _dense(q_THK, k_THK, v_THK):
     return torch.einsum("hts,shk->thk", weight_HTT, v_THK)
 
 
+def test_a_parked_trunk_takes_memory_only_while_it_generates():
+    for family in FAMILIES:
+        model = on_meta(model_of(family, 64, 6))
+        usual, parked = (
+            {p.name: p for p in memory(model, workload("ppo", park_trunk=parks))} for parks in (False, True)
+        )
+        tied = 4 * (VOCABULARY + 2) * 64 if family == "bloom" else 0  # the head, which every update reads, and a norm
+        assert parked["trunk"].update == tied < usual["trunk"].update == usual["trunk"].rollout
+        assert parked["trunk"].rollout == usual["trunk"].rollout
+        assert all(parked[name] == usual[name] for name in usual if name != "trunk")
+
+
 def test_what_zero_divides():
     """Optimizer state by ranks from stage 1, gradients from 2, weights from 3; offload takes the state away."""
     model = on_meta(model_of("bloom", 64, 6))

@@ -314,3 +314,29 @@ def test_changed_trunk_is_an_error(tmp_path, stage):
             trainer.model.layers[0].qkv.bias[0] += 1e-3
         with pytest.raises(AssertionError, match=r"the first: layers\.0\.qkv\.bias"):
             train(trainer)
+
+
+@pytest.mark.parametrize("trunk_dtype", ["model", "int8"])
+@pytest.mark.parametrize("text", [None, ["text"]])
+def test_a_parked_trunk_changes_no_bit_and_is_on_the_device_only_while_it_is_read(world, tmp_path, trunk_dtype, text):
+    ptx = {"texts": [["w5 w6 w7 w8 w9 w4"] * 20], "ptx_data": text, "ptx_coef": 0.5, "ptx_tokens": 30} if text else {}
+
+    def trained(name, parks):
+        trainer = make_trainer("ppo", world, tmp_path / name, trunk_dtype=trunk_dtype, park_trunk=parks, **ptx)
+        own, held = trainer.zero.step, []
+
+        def step(lr):
+            held.append(sum(w.numel() for w in trainer.actor.trunk.weights))
+            return own(lr)
+
+        trainer.zero.step = step
+        return train(trainer), held
+
+    (parked, held), (usual, all_held) = trained("parked", True), trained("usual", False)
+    assert len(held) == len(all_held) > 2 and not any(held) and all(all_held)
+    assert parked["rows"] == usual["rows"]
+    assert all(torch.equal(w, parked["weights"][name]) for name, w in usual["weights"].items())
+
+
+def test_two_ranks_park_their_parts(tmp_path):
+    check_two_ranks("ppo", tmp_path, {zero: {"park_trunk": True, "zero": zero} for zero in ("zero1", "zero3")})
