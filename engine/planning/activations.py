@@ -5,7 +5,9 @@ Shapes: T tokens, A chosen columns, D model, H heads, K head size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,6 @@ from torch import Tensor, nn
 from engine.batch import PackedBatch
 from engine.models.attend import AttentionOptions
 from engine.planning.memory_tracker import MemoryTracker
-from engine.training.modules import Top
 
 
 class _Attention(torch.autograd.Function):
@@ -64,28 +65,43 @@ def activation_bytes(
     through them: they keep what the gradients of their inputs need, and no inputs of their matrices. With recompute,
     of the inputs of all layers, and of what is inside one.
     """
-    device = torch.device("meta")
-    dtype = next(model.parameters()).dtype
     if recompute:
         last = model.num_layers - 1
-        inputs = (last - start) * tokens * model.hidden_size * dtype.itemsize
+        inputs = (last - start) * tokens * model.hidden_size * next(model.parameters()).dtype.itemsize
         return inputs + activation_bytes(model, last, tokens, actions)
-    top = Top(model, start)
+    # Layers that are trained alike keep alike: of a run of them, two are run, and a third to see what each adds.
+    runs = [list(run) for _, run in groupby(range(start, model.num_layers), key=lambda i: i in middle)]
+
+    def peak(*taken: int) -> int:
+        layers = [i for run, count in zip(runs, taken) for i in run[:count]]
+        return _peak(model, layers, tokens, actions, middle)
+
+    few, long = [min(len(run), 2) for run in runs], [i for i, run in enumerate(runs) if len(run) > 2]
+    if sum(map(len, runs)) <= sum(few) + len(long) * (sum(few) + 1):
+        return peak(*map(len, runs))  # that is as fast
+    least = peak(*few)
+    return least + sum((len(runs[i]) - 2) * (peak(*few[:i], 3, *few[i + 1 :]) - least) for i in long)
+
+
+def _peak(model: nn.Module, chosen: Sequence[int], tokens: int, actions: int, middle: range) -> int:
+    """Peak bytes of forward and backward of the chosen layers, one after the other, and the final norm."""
+    device, layers = torch.device("meta"), [model.layers[i] for i in chosen]
     batch = _pack(tokens)
     model.rotations(_pack(1).positions_T)  # what is cached for the life of the process is no part of a step
-    for name, layer in top.layers.items():
-        layer.requires_grad_(int(name) not in middle)
-    top.final_norm.requires_grad_(True)
-    for weight in filter(lambda w: w.requires_grad, top.parameters()):
+    for i, layer in zip(chosen, layers):
+        layer.requires_grad_(i not in middle)
+    model.final_norm.requires_grad_(True)
+    trained = [w for part in (*layers, model.final_norm) for w in part.parameters() if w.requires_grad]
+    for weight in trained:
         weight.grad = torch.empty_like(weight)  # allocated before, so that only temporary memory is counted
     with MemoryTracker() as tracker:
-        trunk_TD = torch.empty(tokens, model.hidden_size, dtype=dtype, device=device)
-        trunk_TD.requires_grad_(start == 0)  # the embeddings are trained
-        h_TD = model.run_layers(list(top.layers.values()), trunk_TD, batch, _attend)
-        h_AD = top.final_norm(h_TD[torch.empty(actions, dtype=torch.int64, device=device)])
+        trunk_TD = torch.empty(tokens, model.hidden_size, dtype=next(model.parameters()).dtype, device=device)
+        trunk_TD.requires_grad_(chosen[0] == 0)  # the embeddings are trained
+        h_TD = model.run_layers(layers, trunk_TD, batch, _attend)
+        h_AD = model.final_norm(h_TD[torch.empty(actions, dtype=torch.int64, device=device)])
         del h_TD
         _Head.apply(h_AD).sum().backward()
-    for weight in top.parameters():
+    for weight in trained:
         weight.grad = None
     return tracker.peak
 

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from engine.batch import PackedBatch
 from engine.models import Bloom, Llama, build_model, fused
 from engine.models.quantised import quantise_trunk, stored_weights, tensors_of
+from engine.planning import activations
 from engine.planning.activations import activation_bytes, forward_bytes
 from engine.planning.memory import Workload, memory, peaks, phases
 from engine.planning.memory_tracker import MemoryTracker
@@ -34,6 +35,19 @@ def test_a_microbatch_may_hold_more_tokens_than_a_sequence():
         short, long = (Llama(CONFIGS["llama"](max_position_embeddings=n, num_hidden_layers=2)) for n in (64, 2048))
     assert activation_bytes(short, 0, 500, 500) == pytest.approx(activation_bytes(long, 0, 500, 500), rel=1e-4)
     assert forward_bytes(short, 500) == pytest.approx(forward_bytes(long, 500), rel=1e-4)
+
+
+@pytest.mark.parametrize("middle", [range(0), range(2, 12)])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_that_are_alike_are_run_a_few_times_only(monkeypatch, family, middle):
+    model, counted = on_meta(model_of(family, 64, 14)), []
+    whole = activations._peak(model, range(14), 300, 150, middle)
+    own = activations._peak
+    monkeypatch.setattr(
+        activations, "_peak", lambda m, layers, *more: (counted.extend(layers), own(m, layers, *more))[1]
+    )
+    assert activation_bytes(model, 0, 300, 150, False, middle) == whole
+    assert len(counted) < 14
 
 
 def test_the_tracker_counts_storages_once_until_they_are_freed():
