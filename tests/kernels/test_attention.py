@@ -77,7 +77,7 @@ def test_no_worse_than_plain_pytorch(lengths, groups, head_size, alibi, dtype, s
     )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 def test_one_giant_sequence_beside_single_tokens(dtype):
     """Also the bias at position 4,095 of the steepest slope, which in bfloat16 would be wrong by whole units."""
     lengths = [1, 4096, 1, 1]

@@ -130,7 +130,10 @@ def test_same_bits_twice(backend):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(256, 100_003, 16), (4100, 400, 1024), (2100, 900, 2050), (20_000, 40, 900)])
+@pytest.mark.parametrize("shape", [
+    (256, 100_003, 16), (4100, 400, 1024), pytest.param((2100, 900, 2050), marks=pytest.mark.slow),
+    pytest.param((20_000, 40, 900), marks=pytest.mark.slow),
+])  # fmt: skip
 def test_extra_memory_is_bounded(backend, dtype, shape):
     """At most 64 MiB beyond inputs, outputs and gradients, with W trained; the logits alone would be 100 MB."""
     h, W, target, _ = problem(*shape, 0, dtype)

@@ -156,7 +156,7 @@ def test_deepspeed_configs(here, refused, content, words):
 
 @pytest.mark.parametrize(("job", "changes", "word"), [
     pytest.param("sft", {"lang": "xx"}, "unknown language 'xx'", marks=pytest.mark.slow),
-    ("ppo", {"reward": "m"}, "--reward m has no score head"),
+    pytest.param("ppo", {"reward": "m"}, "--reward m has no score head", marks=pytest.mark.slow),
     ("sample", {"data": "m"}, "it is a directory"),
 ])  # fmt: skip
 def test_command_as_subprocess(here, job, changes, word):

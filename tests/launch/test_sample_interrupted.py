@@ -71,9 +71,12 @@ def ranks_work(files, whole, stopped, continued):
     return status
 
 
+KILLS = 3
+
+
 def test_repeated_kills_lose_and_repeat_nothing(files, expected, tmp_path):
     output, draw = tmp_path / "o.jsonl", random.Random(4)
-    kills = [[signal.SIGKILL, draw.randrange(120), draw.random() * 0.003] for _ in range(5)]
+    kills = [[signal.SIGKILL, draw.randrange(120), draw.random() * 0.003] for _ in range(KILLS)]
     signals = [[signal.SIGINT, 700, 0], *kills, [signal.SIGTERM, 60, 0], [0, 0, 0]]
     order = json.dumps({"argv": flags(files, output), "output": str(output), "signals": signals})
     environment = {name: value for name, value in os.environ.items() if name not in small.RANK_VARIABLES}
@@ -82,7 +85,7 @@ def test_repeated_kills_lose_and_repeat_nothing(files, expected, tmp_path):
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)
 
-    assert [r["status"] for r in results] == [130, *[-signal.SIGKILL] * 5, 143, 0], [r["err"] for r in results]
+    assert [r["status"] for r in results] == [130, *[-signal.SIGKILL] * KILLS, 143, 0], [r["err"] for r in results]
     assert output.read_bytes() == expected
     assert os.listdir(tmp_path) == ["o.jsonl"]
     for before, after in zip(results, results[1:-1]):

@@ -46,7 +46,7 @@ def killed_and_resumed(stage: str, folder: Path, kills: int, ranks: int = 1, see
     print(f"{stage}, ranks {ranks}, {case.get('zero', 'zero0')}: {done} kills ({places_hit}), {seconds:.0f} s")
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", ["sft", "ppo", *(pytest.param(s, marks=pytest.mark.slow) for s in ("reward", "dpo"))])
 def test_few_kills(tmp_path, stage):
     killed_and_resumed(stage, tmp_path, 3)
 

@@ -111,7 +111,7 @@ def test_activations_of_a_microbatch(family, hidden, layers):
     assert predicted == pytest.approx(measured, rel=0.1)
 
 
-@pytest.mark.parametrize(("hidden", "layers"), [(64, 6), (160, 4)])
+@pytest.mark.parametrize(("hidden", "layers"), [pytest.param(64, 6, marks=pytest.mark.slow), (160, 4)])
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("way", ["modules", "native"])
 def test_memory_of_ppo(world, tmp_path, monkeypatch, family, hidden, layers, way):
@@ -309,7 +309,7 @@ def measure_pretraining(world, folder, model, rows: int, **case) -> tuple[int, f
     return tracker.peak, peaks(memory(meta, w))[1]
 
 
-@pytest.mark.parametrize(("hidden", "layers"), [(64, 6), (160, 8)])
+@pytest.mark.parametrize(("hidden", "layers"), [(64, 6), pytest.param(160, 8, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("case", PRETRAINED)
 def test_memory_of_pretraining(world, tmp_path, monkeypatch, family, hidden, layers, case):

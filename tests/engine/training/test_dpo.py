@@ -69,8 +69,9 @@ def test_two_ranks_equal_one_under_every_stage(tmp_path, family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("changes", [
-    {}, {"top_layers": "all"}, {"trunk_cache": 0.0}, {"trunk_cache": 5e-6}, {"tokens_per_microbatch": 10_000},
-    {"bfloat16": True}, {"bfloat16": True, "zero": "zero3"}, {"length_normalised": True},
+    {}, {"top_layers": "all"}, {"trunk_cache": 0.0}, {"tokens_per_microbatch": 10_000}, {"bfloat16": True},
+    {"length_normalised": True},
+    *(pytest.param(x, marks=pytest.mark.slow) for x in ({"trunk_cache": 5e-6}, {"bfloat16": True, "zero": "zero3"})),
 ])  # fmt: skip
 def test_first_step_starts_at_the_reference(world, tmp_path, family, changes):
     """Log ratios of 0 to the bit and a loss of log 2, in any pack; they leave 0 with the first update."""
@@ -292,7 +293,9 @@ def sampled_accuracy(model, asked):
     return sum(list(a.tokens) == [asked[n // 4][1], EOS] for n, a in enumerate(answers)) / len(requests)
 
 
-@pytest.mark.parametrize(("loss", "top_layers", "lr"), [("pairs", "all", 5e-3), ("plackett-luce", "2", 2e-2)])
+@pytest.mark.parametrize(("loss", "top_layers", "lr"), [
+    ("pairs", "all", 5e-3), pytest.param("plackett-luce", "2", 2e-2, marks=pytest.mark.slow),
+])  # fmt: skip
 def test_learns_a_checkable_task(world, tmp_path, loss, top_layers, lr):
     """A model that answers at random learns the preferred answers; with shuffled ranks it does not."""
     rng = random.Random(11)

@@ -202,7 +202,7 @@ def test_samples_of_a_prompt_share_pages_and_never_an_address(world, tmp_path, m
     assert sorted(asked) == [(prompt, sample) for prompt in range(4) for sample in range(6)]
 
 
-@pytest.mark.parametrize("name", ["rloo", "grpo"])
+@pytest.mark.parametrize("name", ["rloo", pytest.param("grpo", marks=pytest.mark.slow)])
 def test_learns_a_checkable_task(world, tmp_path, name):
     """As in test_ppo.py: the share of even words, from below one half to well above."""
     trainer = make_trainer(

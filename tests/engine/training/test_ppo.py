@@ -326,7 +326,7 @@ def test_constant_score_teaches_almost_nothing(world, tmp_path):
     assert ((x.return_T - x.value_T)[x.action_T]).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["bloom", pytest.param("llama", marks=pytest.mark.slow)])
 def test_learns_a_checkable_task(world, tmp_path, family):
     """The reward is the share of words with an even number: from below one half to well above."""
     trainer = make_trainer(

@@ -128,14 +128,17 @@ def test_gradient_is_that_of_plain_torch(world, tmp_path, family, changes):
     assert metrics.read(world)["loss/ptx"] == pytest.approx(float(total.detach()) / 37, rel=1e-5)
 
 
-def test_two_ranks_equal_one(tmp_path):
+FEW = {**TEXT, "texts": [["w5 w6 w7 w8 w9"]], "ptx_tokens": 2}
+ON_TWO_RANKS = {"zero2": {"zero": "zero2", **FEW}, "zero3": {"zero": "zero3", **TWO}}
+MORE_ON_TWO_RANKS = {
+    "zero0": {"zero": "zero0", **TWO}, "all": {"zero": "zero3", "top_layers": "all", "family": "llama", **TWO},
+    "critic": {"zero": "zero3", "critic": "separate", **TWO},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("cases", [ON_TWO_RANKS, pytest.param(MORE_ON_TWO_RANKS, marks=pytest.mark.slow)])
+def test_two_ranks_equal_one(tmp_path, cases):
     """Under ZeRO-3 the trunk is gathered; one short sequence in a step leaves a rank with a stand-in."""
-    few = {**TEXT, "texts": [["w5 w6 w7 w8 w9"]], "ptx_tokens": 2}
-    cases = {
-        "zero0": {"zero": "zero0", **TWO}, "zero2": {"zero": "zero2", **few}, "zero3": {"zero": "zero3", **TWO},
-        "all": {"zero": "zero3", "top_layers": "all", "family": "llama", **TWO},
-        "critic": {"zero": "zero3", "critic": "separate", **TWO},
-    }  # fmt: skip
     check_two_ranks("ppo", tmp_path, {name: {**case, "minibatch_size": 2} for name, case in cases.items()})
 
 

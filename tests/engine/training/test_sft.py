@@ -134,7 +134,7 @@ def test_heldout_loss_before_during_and_after(world, tmp_path, family, changes):
     assert "heldout_loss" not in without["result"]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [pytest.param("bloom", marks=pytest.mark.slow), "llama"])
 def test_learns_a_checkable_task(world, tmp_path, family):
     """Answer the last word's partner in the upper half of the vocabulary, then stop; held-out prompts are answered."""
     rng = random.Random(5)

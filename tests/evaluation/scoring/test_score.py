@@ -103,7 +103,9 @@ def test_scores_are_invariant_to_budgets_order_limit_and_threads(family, batch_t
 
 
 @each_way
-@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("family", [
+    pytest.param("bloom", marks=pytest.mark.slow), "llama", pytest.param("gemma3", marks=pytest.mark.slow),
+])  # fmt: skip
 def test_scores_are_invariant_to_the_size_of_a_forward(family, unit, monkeypatch):
     sizes, documents, make_batch = [], long_documents(), TreeForward._batch
 

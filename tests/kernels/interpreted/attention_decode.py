@@ -21,7 +21,7 @@ CASES = {
 @pytest.mark.parametrize(
     ("dtype", "shared"),
     [
-        (torch.float32, False),
+        pytest.param(torch.float32, False, marks=pytest.mark.slow),
         (torch.float32, True),
         (torch.bfloat16, True),
         pytest.param(torch.bfloat16, False, marks=pytest.mark.slow),
