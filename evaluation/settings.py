@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from engine.base.errors import UserError
 from engine.generation.sampling import Sampling
-from engine.settings import check_at_least, flag
+from engine.settings import DTYPE_HELP, DTYPES, TrunkSettings, check_at_least, flag
 from engine.text.templates import TEMPLATE_HELP
 from evaluation.protocols import DEFAULT_PROTOCOL
 
 
 @dataclass(frozen=True)
-class EvaluateSettings:
+class EvaluateSettings(TrunkSettings):
     """Evaluation of one model: scored choices and generated answers."""
 
     _argument_group_name = "evaluate"
@@ -34,7 +34,7 @@ class EvaluateSettings:
     overwrite: bool = flag("replace the results in the output folder", False)
     batch_tokens: int = flag("tokens per forward; scores do not depend on it", 512)
     cache_tokens: int = flag("tokens in the key/value cache; scores do not depend on it", 16_384)
-    dtype: str = flag("auto: bfloat16 on a GPU, float32 on a CPU", "auto", choices=["auto", "float32", "bfloat16"])
+    dtype: str = flag(DTYPE_HELP, "auto", choices=[*DTYPES])
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "batch_tokens", "cache_tokens", "limit")

@@ -211,7 +211,7 @@ def prepare(settings: EvaluateSettings, how: AnswerSettings) -> Evaluation:
     console = Console(world.is_first)
     dtype = choose_dtype(settings.dtype, world.device, console.say)
     length, room = served_length(settings.model, settings.max_length)
-    model, tokenizer = load_checked(settings.model, dtype, world.device)
+    model, tokenizer = load_checked(settings.model, dtype, world.device, settings)
     model.requires_grad_(False)
     manifest = run_manifest(model, tokenizer, kernels.__version__)
     output.check(manifest, settings.overwrite)
@@ -221,7 +221,8 @@ def prepare(settings: EvaluateSettings, how: AnswerSettings) -> Evaluation:
     scorer = Scorer(model, settings.batch_tokens, settings.cache_tokens, torch.get_num_threads())
     answerer = make_answerer(model, tokenizer, settings, how, length, answered) if answered else None
     console.header(f"Evaluation in {', '.join(get_language(code).name for code in settings.languages)}", {
-        "model": f"{settings.model} ({model.config.model_type}, {model.num_layers} layers of {model.hidden_size})",
+        "model": f"{settings.model} ({model.config.model_type}, {model.num_layers} layers of {model.hidden_size})"
+        + f", layers in {settings.trunk_dtype}" * (settings.trunk_dtype != "model"),
         "room": room,
         "tasks": f"{', '.join(task.name for task in tasks)}, protocol {protocol.name}",
         "template": answerer.choice.shown if answerer else "none: the protocol's own prompts",

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from engine.models.config_rules import computed_from
+from engine.models.quantised import stored_weights
 from evaluation.answers.build import TaskQuestions
 from evaluation.answers.records import asked_ids_sha256, asked_sha256
 from evaluation.results.records import ids_sha256, prompts_sha256
@@ -106,7 +107,7 @@ def weights_sha256(model: torch.nn.Module) -> str:
     It does not depend on how the weights are split into files.
     """
     digest = hashlib.sha256()
-    for name, weight in sorted(model.named_parameters()):
+    for name, weight in sorted(stored_weights(model)):
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
         data = weight.detach().cpu().contiguous().view(-1).view(torch.uint8)
         for block in data.split(1 << 26):

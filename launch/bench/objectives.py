@@ -2,8 +2,8 @@
 
 PPO, RLOO and GRPO get the same prompts, reward and number of responses, DPO the rankings that the reward was trained
 on, and best-of-K is the SFT model's best sample by that reward. All are measured on held-out prompts, also by a second
-reward model, which none of them optimises. The control, `noise`, is PPO with a reward that says nothing. Stop it at any
-time; the same command goes on.
+reward model, which none of them optimises. The control, `noise`, is PPO with a reward that says nothing; `int8` is PPO
+on a trunk of 8 bits. Stop it at any time; the same command goes on.
 """
 
 from __future__ import annotations
@@ -95,6 +95,7 @@ METHODS = {
     "rloo": lambda s: ppo_flags(s, "--advantage", "rloo", "--samples-per-prompt", s.samples),
     "grpo": lambda s: ppo_flags(s, "--advantage", "grpo", "--samples-per-prompt", s.samples),
     "noise": lambda s: ppo_flags(s, reward=NOISE),
+    "int8": lambda s: ppo_flags(s, "--trunk-dtype", "int8"),
     "dpo": lambda s: (
         "launch/dpo.py", "--data", s.rankings, "--batch-size", 32, "--epochs", 1, "--lr", s.dpo_lr, "--heldout", 0,
     ),

@@ -10,6 +10,9 @@ import pytest
 
 from engine.base.errors import UserError
 from engine.cli.parse import main
+from engine.models import load_model, save_model
+from engine.models.quantised import quantise_trunk
+from engine.text.tokenizer import load_tokenizer
 from evaluation.results.output import Output
 from evaluation.results.records import RecordFile
 from launch import evaluate
@@ -38,6 +41,11 @@ def argv(files, output, **changes):
         "tasks": "arc,mmlu,truthfulqa", "shots": "2", **changes,
     }  # fmt: skip
     return [f"--{name}={value}" for name, value in flags.items() if value is not None]
+
+
+def loglikelihoods(output):
+    rows = [json.loads(line) for name, text in records(output).items() for line in text.decode().splitlines()]
+    return {(row["id"], i): row["lls"] for i, row in enumerate(rows)}
 
 
 def records(output):
@@ -113,6 +121,22 @@ def test_records_equal_on_two_ranks_after_a_kill_on_one(files, reference, tmp_pa
     run_ranks(evaluate.job, 2, argv(files, tmp_path / "out"))
     assert records(tmp_path / "out") == reference
     assert list((tmp_path / "out" / "parts").iterdir()) == []
+
+
+def test_a_quantised_model_is_scored_as_its_values_and_is_another_model(files, reference, tmp_path, capsys):
+    model = load_model(files / "model")
+    quantise_trunk(model, model.num_layers, "int4")
+    save_model(model, tmp_path / "values", load_tokenizer(files / "model"))
+    evaluate.job(argv(files, tmp_path / "codes", **{"trunk-dtype": "int4"}))
+    assert "layers in int4" in capsys.readouterr().out
+    evaluate.job(argv(files, tmp_path / "of_values", model=tmp_path / "values"))
+    codes, values = (loglikelihoods(tmp_path / name) for name in ("codes", "of_values"))
+    assert codes.keys() == values.keys() and codes
+    for key, numbers in codes.items():
+        assert numbers == pytest.approx(values[key], abs=1e-4)
+    assert any(abs(x - y) > 1e-3 for k, xs in loglikelihoods(files / "reference").items() for x, y in zip(xs, codes[k]))
+    with pytest.raises(UserError, match="weights_sha256"):
+        evaluate.job(argv(files, files / "reference", **{"trunk-dtype": "int4"}))
 
 
 def test_seeds_give_the_means_of_single_runs(files, tmp_path, capsys):

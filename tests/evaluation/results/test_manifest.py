@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from engine.base.errors import UserError
+from engine.models.quantised import Quantised, quantise_trunk
 from evaluation.results import manifest
 from evaluation.results.manifest import differences, run_manifest, weights_sha256
 from evaluation.results.output import Output
@@ -27,6 +28,15 @@ def test_one_bit_of_one_weight_changes_the_hash():
         model.final_norm.bias[3] = torch.nextafter(model.final_norm.bias[3], torch.tensor(1.0))
     assert weights_sha256(model) != before
     assert weights_sha256(model_of("bloom").bfloat16()) != before
+
+
+def test_one_code_of_a_quantised_weight_changes_the_hash():
+    model = model_of("llama")
+    quantise_trunk(model, 1, "int8")
+    before = weights_sha256(model)
+    layer = next(m for m in model.modules() if isinstance(m, Quantised))
+    layer.codes[3, 5] ^= 1
+    assert weights_sha256(model) != before
 
 
 def test_config_hash_covers_the_fields_that_change_scores():

@@ -16,6 +16,7 @@ from torch.nn.functional import linear
 from engine.base.errors import UserError
 from engine.batch import PackedBatch
 from engine.models.layers import ZeroCenteredRMSNorm
+from engine.models.quantised import quantise_trunk, valued_weights
 from evaluation.scoring import tree_forward
 from evaluation.scoring.score import Scorer
 from evaluation.scoring.tree_forward import TreeForward, split_at_tiles
@@ -124,6 +125,20 @@ def test_scores_are_invariant_to_the_size_of_a_forward(family, unit, monkeypatch
         for limit in (1, 2):
             found = scores(MODELS[family], documents[:limit], batch_tokens=8192)[0]
             assert found == {i: expected[i] for i in range(limit)}
+
+
+@pytest.mark.parametrize("codes", [("int8", "model"), ("int4", "int8")])
+def test_scores_of_codes_are_invariant_to_budgets_and_near_those_of_their_values(codes):
+    model = model_of("llama")
+    quantise_trunk(model, model.num_layers, *codes)
+    expected = scores(model, DOCUMENTS)[0]
+    for batch_tokens, count in ((7, 3), (100, 9), (8192, 14)):
+        found = scores(model, DOCUMENTS[:count], batch_tokens=batch_tokens, cache_tokens=700)[0]
+        assert found == {i: expected[i] for i in range(count)}
+    values = model_of("llama")
+    values.load_state_dict({name: weight.read() for name, weight in valued_weights(model).items()})
+    for i, lls in scores(values, DOCUMENTS)[0].items():
+        torch.testing.assert_close(torch.tensor(expected[i]), torch.tensor(lls), atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("inner", "columns"), [(64, 96), (2560, 48), (96, 300)])
