@@ -24,12 +24,13 @@ def attention(
 ) -> Tensor:
     """Return causal attention within each sequence of a pack: [T, H, K] in the dtype of q, the same bits each time.
 
-    q_THK [T, H, K], k_TGK and v_TGK [T, G, K] with H a multiple of G, float32 or bfloat16; cu_seqlens int32 [S+1], and
-    lengths, the sequences' lengths on the host. slopes_H float32 [H] adds slope * key position to the scores (ALiBi,
-    Press et al. 2022; the usual -slope * distance differs by a constant per row, which softmax cancels). scale defaults
-    to 1/sqrt(K). With a window, a token sees the last `window` tokens only, itself included (Beltagy et al. 2020).
-    Differentiable in q, k and v. Runs in Triton on CUDA (`fused`), else in C++ (`cpu`), or in PyTorch (`eager`) where
-    the C++ cannot be built; one warning then says so.
+    q_THK [T, H, K], k_TGK and v_TGK [T, G, K] with H a multiple of G, float32, bfloat16 or float16; cu_seqlens int32
+    [S+1], and lengths, the sequences' lengths on the host. slopes_H float32 [H] adds slope * key position to the scores
+    (ALiBi, Press et al. 2022; the usual -slope * distance differs by a constant per row, which softmax cancels). scale
+    defaults to 1/sqrt(K). With a window, a token sees the last `window` tokens only, itself included (Beltagy et al.
+    2020).
+    Differentiable in q, k and v. Runs in Triton on CUDA (`fused`), else in C++ (`cpu`), or in PyTorch (`eager`) in
+    float16 and where the C++ cannot be built; one warning then says so.
     """
     scale = q_THK.shape[2] ** -0.5 if scale is None else scale
     assert window is None or window >= 1, window

@@ -17,8 +17,8 @@ def attention_decode(
     Shapes: S rows (sequences), H heads, G key/value heads with H a multiple of G, K head size, P pages of N positions
     each, B pages per row, R groups of adjacent rows.
 
-    q_SHK [S, H, K], k_PGNK and v_PGNK [P, G, N, K], float32 or bfloat16. table_SB int32 [S, B]: position j of row s is
-    in slot j % N of page table_SB[s, j // N]. length_S int32 [S], at least 1: a row sees positions 0 to length - 1;
+    q_SHK [S, H, K], k_PGNK and v_PGNK [P, G, N, K], float32, bfloat16 or float16. table_SB int32 [S, B]: position j of
+    row s is in slot j % N of page table_SB[s, j // N]. length_S int32 [S], at least 1: a row sees positions 0 to length - 1;
     later entries of its table are not read. slopes_H float32 [H] adds slope * key position to the scores (ALiBi, Press
     et al. 2022). scale defaults to 1/sqrt(K). With a window, a row sees only its last `window` positions.
 
@@ -29,16 +29,14 @@ def attention_decode(
     The tokens of one prompt can be rows too, with the same pages and growing lengths, after all their keys are written.
     """
     assert window is None or window >= 1, window
-    if q_SHK.dtype in DTYPES:
-        groups = (cu_groups, shared_R)
-        if q_SHK.device.type == "cuda":
-            from kernels.attention_decode.fused import (
-                attention_decode_triton,
-            )  # imported here: triton is not installed everywhere
+    groups = (cu_groups, shared_R)
+    if q_SHK.device.type == "cuda" and q_SHK.dtype != torch.float64:
+        # Imported here: triton is not installed everywhere.
+        from kernels.attention_decode.fused import attention_decode_triton
 
-            return attention_decode_triton(q_SHK, k_PGNK, v_PGNK, table_SB, length_S, slopes_H, scale, window, *groups)
-        if q_SHK.device.type == "cpu" and library() is not None:
-            return attention_decode_cpu(q_SHK, k_PGNK, v_PGNK, table_SB, length_S, slopes_H, scale, window, *groups)
+        return attention_decode_triton(q_SHK, k_PGNK, v_PGNK, table_SB, length_S, slopes_H, scale, window, *groups)
+    if q_SHK.device.type == "cpu" and q_SHK.dtype in DTYPES and library() is not None:
+        return attention_decode_cpu(q_SHK, k_PGNK, v_PGNK, table_SB, length_S, slopes_H, scale, window, *groups)
     return attention_decode_eager(q_SHK, k_PGNK, v_PGNK, table_SB, length_S, slopes_H, scale, window)
 
 

@@ -30,10 +30,10 @@ def linear_logprob(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the target's log-probability, the logsumexp of z and the entropy in nats: float32 [T] each.
 
-    h_TD [T, D] and W_VD [V, D] have one dtype, float32 or bfloat16, and any layout; target_T int64 [T]. All three
-    outputs are differentiable in h, and in W where it requires a gradient. Of Codes, the values of one block of rows
-    exist at a time. Select the rows you need first: the others then cost nothing. Needs less than 64 MiB beyond inputs,
-    outputs and gradients, for any T and V.
+    h_TD [T, D] and W_VD [V, D] have one dtype (float32, bfloat16 or float16) and any layout; target_T int64 [T]. All
+    three outputs are differentiable in h, and in W where it requires a gradient. Of Codes, the values of one block of
+    rows exist at a time. Select the rows you need first: the others then cost nothing. Needs less than 64 MiB beyond
+    inputs, outputs and gradients, for any T and V.
     """
     _check(h_TD, W_VD, target_T, temperature)
     return LinearLogprob.apply(h_TD, W_VD, target_T, temperature)
