@@ -18,9 +18,9 @@ def attention_decode(
     each, B pages per row, R groups of adjacent rows.
 
     q_SHK [S, H, K], k_PGNK and v_PGNK [P, G, N, K], float32, bfloat16 or float16. table_SB int32 [S, B]: position j of
-    row s is in slot j % N of page table_SB[s, j // N]. length_S int32 [S], at least 1: a row sees positions 0 to length - 1;
-    later entries of its table are not read. slopes_H float32 [H] adds slope * key position to the scores (ALiBi, Press
-    et al. 2022). scale defaults to 1/sqrt(K). With a window, a row sees only its last `window` positions.
+    row s is in slot j % N of page table_SB[s, j // N]. length_S int32 [S], at least 1: a row sees positions 0 to
+    length - 1; later entries of its table are not read. slopes_H float32 [H] adds slope * key position to the scores
+    (ALiBi, Press et al. 2022). scale defaults to 1/sqrt(K). With a window, a row sees only its last `window` positions.
 
     cu_groups int32 [R+1] and shared_R int32 [R] name rows that share pages: rows cu_groups[r] to cu_groups[r+1] have
     the same pages for their first shared_R[r] positions (a multiple of N, at most the shortest length of the group).
