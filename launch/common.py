@@ -87,6 +87,13 @@ class Job:
         return choice
 
     @property
+    def curves(self) -> str:
+        """Where the curves of the run are: TensorBoard's command, or the file that always has the numbers."""
+        if "tensorboard" in self.settings[0].monitors:
+            return f"tensorboard --logdir {self.run.path / 'tb'}"
+        return str(self.run.path / "metrics.jsonl")
+
+    @property
     def card_settings(self) -> dict[str, Any]:
         """The settings for the model card: with lowered lengths and the chosen template."""
         return {**self.run.settings, **self.run.lowered, "template": (self.run.template or {}).get("name")}

@@ -239,7 +239,7 @@ def show(job: Job, run_settings: RunSettings) -> None:
         job.console.say(f"\n  {in_words(result['kept'])}")
     job.console.say(f"\n  model    {job.run.model_dir}")
     job.console.say(f"  answers  {job.run.path / 'samples.jsonl'}")
-    job.console.say(f"  curves   tensorboard --logdir {job.run.path / 'tb'}")
+    job.console.say(f"  curves   {job.curves}")
     job.console.say(
         f"  report   python -m engine.report {job.run.path.parent if job.run.path.name == 'ppo' else job.run.path}"
     )

@@ -135,7 +135,7 @@ def show(job: Job) -> None:
     job.console.table(["supervised fine-tuning", f"{result['seconds']:.0f} s"], rows)
     if "kept" in result:
         job.console.say(f"  {in_words(result['kept'])}")
-    job.console.say(f"  model: {job.run.model_dir}   curves: tensorboard --logdir {job.run.path / 'tb'}")
+    job.console.say(f"  model: {job.run.model_dir}   curves: {job.curves}")
 
 
 if __name__ == "__main__":

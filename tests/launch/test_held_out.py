@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -57,6 +58,15 @@ def test_reward_model_without_held_out_rankings(here, monkeypatch, capfd):
     assert "scores clipped to plus and minus 10" in said and "score_mean" not in said
     run(monkeypatch, "ppo", {"reward": "rm", "output": "without"})
     assert_says(capfd.readouterr().out, "note: rm/config.json has no score_mean and score_std", "scores not clipped")
+
+
+@pytest.mark.parametrize("job", ["sft", "ppo"])
+@pytest.mark.parametrize(("monitor", "named", "exists"), [
+    ("tensorboard", "tensorboard --logdir out/tb", "out/tb"), ("none", "out/metrics.jsonl", "out/metrics.jsonl"),
+])  # fmt: skip
+def test_the_last_lines_name_curves_that_exist(here, monkeypatch, capfd, job, monitor, named, exists):
+    run(monkeypatch, job, {"monitor": monitor})
+    assert re.search(rf"curves:? +{named}\n", capfd.readouterr().out) and (here / exists).exists()
 
 
 def test_constant_reward_model_is_refused_before_any_work(here, refused):
