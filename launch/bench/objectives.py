@@ -2,7 +2,7 @@
 
 PPO, RLOO and GRPO get the same prompts, reward and number of responses, DPO the rankings that the reward was trained
 on, and best-of-K is the SFT model's best sample by that reward. All are measured on held-out prompts, also by a second
-reward model, which none of them optimises. The control, `noise`, is PPO with a reward that says nothing; `int8` is PPO
+reward model, which none of them optimises. The control, `noise`, is PPO with a reward that says nothing, once; `int8` is PPO
 on a trunk of 8 bits. Stop it at any time; the same command goes on.
 """
 
@@ -102,14 +102,19 @@ METHODS = {
 }  # fmt: skip
 
 
+def runs_of(s: ObjectivesSettings, method: str) -> dict[str, str]:
+    """Return {name of the run: seed}: one for each seed, and one of the control."""
+    seeds = s.seeds.split(",")[: 1 if method == "noise" else None]
+    return {f"{method}_{seed}": seed for seed in seeds}
+
+
 def steps(s: ObjectivesSettings) -> Iterator[Step]:
     """Yield the training of each method and seed, then the answers of every model and their scores."""
     folder = Path(s.output)
     common = ("--template", s.template, "--dtype", s.dtype, "--max-length", s.max_length)
     models = {"sft": Path(s.model)}
     for method in s.methods.split(","):
-        for seed in s.seeds.split(","):
-            name = f"{method}_{seed}"
+        for name, seed in runs_of(s, method).items():
             models[name] = folder / name / "model"
             own = ("--lang", s.lang, "--model", s.model, "--output", folder / name, "--seed", seed)
             top = ("--top-layers", s.top_layers, "--truncate", "drop", "--save-every", 20)
@@ -152,7 +157,6 @@ def table(s: ObjectivesSettings) -> Iterator[str]:
     costs: dict[str, list[tuple[float, float]]] = {}
     for _, row in read_records(Path(s.output) / "steps.jsonl"):
         costs.setdefault(row["step"], []).append((row["seconds"], row["peak_gb"]))
-    seeds = s.seeds.split(",")
     yield f"# Objectives on {s.model}"
     yield ""
     yield "Means over held-out prompts and seeds ± half of the 95 % bootstrap interval over prompts."
@@ -161,7 +165,7 @@ def table(s: ObjectivesSettings) -> Iterator[str]:
     yield f"|---|{'---|' * (len(TITLES) + 3)}"
     for method in ("sft", *s.methods.split(","), f"best of {s.samples}"):
         trained = method in METHODS
-        names = [f"{method}_{seed}" for seed in seeds] if trained else [method]
+        names = list(runs_of(s, method)) if trained else [method]
         each = [values_of(s, n) if trained or n == "sft" else best_values(s) for n in names]
         cells = [shown(name, np.mean([values[name] for values in each], axis=0)) for name in TITLES]
         cells.append(", ".join(f"{100 * values['right'].mean():.1f}" for values in each))
