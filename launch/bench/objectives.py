@@ -2,8 +2,8 @@
 
 PPO, RLOO and GRPO get the same prompts, reward and number of responses, DPO the rankings that the reward was trained
 on, and best-of-K is the SFT model's best sample by that reward. All are measured on held-out prompts, also by a second
-reward model, which none of them optimises. The control, `noise`, is PPO with a reward that says nothing, once; `int8` is PPO
-on a trunk of 8 bits. Stop it at any time; the same command goes on.
+reward model, which none of them optimises. The control, `noise`, is PPO with a reward that says nothing, once; `int8`
+is PPO on a trunk of 8 bits. Stop it at any time; the same command goes on.
 """
 
 from __future__ import annotations
