@@ -8,6 +8,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 import kernels.attention.fused as attention  # noqa: E402
+import kernels.attention_decode.fused as attention_decode  # noqa: E402
 import kernels.coded_linear.fused as coded_linear  # noqa: E402
 import kernels.linear_logprob.fused as linear_logprob  # noqa: E402
 import kernels.segment_scan.fused as segment_scan  # noqa: E402
@@ -96,3 +97,33 @@ def test_coded_linear_compiles(most, gradient, bits, dtype, size, aligned, capab
 def test_the_sum_of_coded_linear_compiles(constants):
     types = {"parts": "*fp32", "bias": "*bf16"}
     assert machine_code(coded_linear._sum, constants | {"BIAS": True, "BLOCK": 1024}, "bf16", 90, types)
+
+
+POINTERS = {
+    **dict.fromkeys(("table", "length", "cu_groups", "shared", "group_of"), "*i32"),
+    **dict.fromkeys(("part", "top_in", "total_in", "top_out", "total_out"), "*fp32"),
+}
+HEADS_OF_DECODING = {"bloom": (16, 16, 64, 64, True, False), "grouped": (24, 3, 80, 128, False, False)}
+HEADS_OF_DECODING |= {"window": (4, 1, 256, 256, False, True)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("dtype", "capability"), [("bf16", 80), ("bf16", 90), ("fp32", 80), ("fp16", 75), ("fp16", 80)]
+)
+@pytest.mark.parametrize("rows", ["alone", "in groups", "sharing"])
+@pytest.mark.parametrize("heads", HEADS_OF_DECODING)
+def test_attention_decode_compiles(heads, rows, dtype, capability):
+    H, G, K, KP, alibi, window = HEADS_OF_DECODING[heads]
+    J, shared, groups = H // G, rows == "sharing", rows != "alone"
+    M = max(16, triton.next_power_of_2(8 * J if shared else J))
+    constants = {"H": H, "J": J, "K": K, "KP": KP, "PAGE": 16, "CHUNK": attention_decode.CHUNK, "M": M, "N": 32}
+    constants |= {"ALIBI": alibi, "GROUPS": groups, "SHARED": shared, "WINDOW": window}
+    absent = ({} if alibi else {"slopes": None}) | (
+        {} if groups else dict.fromkeys(("cu_groups", "shared", "group_of"))
+    )
+    types = {name: kind for name, kind in POINTERS.items() if name in attention_decode._chunk.arg_names}
+    assert machine_code(attention_decode._chunk, constants | absent, dtype, capability, types)
+    types = {name: kind for name, kind in POINTERS.items() if name in attention_decode._merge.arg_names}
+    merging = {"H": H, "K": K, "KP": KP, "GROUPS": groups}
+    assert machine_code(attention_decode._merge, merging, dtype, capability, types)
