@@ -34,7 +34,7 @@ def as_on_a_gpu(monkeypatch):
 
 @pytest.mark.parametrize(("trunk_dtype", "embedding_dtype"), BITS)
 def test_ppo(real, tmp_path, as_on_a_gpu, trunk_dtype, embedding_dtype):
-    """`pytest -s` prints the numbers. While updating, the plan adds up maxima that are not there at once: at most 25 %."""
+    """`pytest -s` prints the numbers. For an update the plan adds up what is not there at once: up to 25 % too much."""
     name, folder = real
     model = load_model(folder)
     with torch.device("meta"):
