@@ -96,7 +96,7 @@ def _peak(model: nn.Module, chosen: Sequence[int], tokens: int, actions: int, mi
         weight.grad = torch.empty_like(weight)  # allocated before, so that only temporary memory is counted
     with MemoryTracker() as tracker:
         trunk_TD = torch.empty(tokens, model.hidden_size, dtype=next(model.parameters()).dtype, device=device)
-        trunk_TD.requires_grad_(chosen[0] == 0)  # the embeddings are trained
+        trunk_TD.requires_grad_(0 in chosen)  # the embeddings are trained
         h_TD = model.run_layers(layers, trunk_TD, batch, _attend)
         h_AD = model.final_norm(h_TD[torch.empty(actions, dtype=torch.int64, device=device)])
         del h_TD

@@ -32,7 +32,7 @@ def test_good_flags_run(here, monkeypatch, job):
     (TRAINERS, {"lr": "fast"}, "--lr", "'fast'", "invalid float"),
     (("ppo", "sample"), {"max-new-tokens": "2.5"}, "--max-new-tokens", "'2.5'", "invalid int"),
     (("ppo",), {"kl-estimator": "k4"}, "--kl-estimator", "'k4'", "k1", "k3"),
-    (ALL, {"dtype": "float16"}, "--dtype", "'float16'", "bfloat16"),
+    (ALL, {"dtype": "float64"}, "--dtype", "'float64'", "bfloat16"),
     (ALL, {"truncate": "middle"}, "--truncate", "'middle'", "left"),
     (ALL, {"template": "alpaka"}, "'alpaka'", "did you mean 'alpaca'?"),
     (TRAINERS, {"batch-size": "0"}, "--batch-size is 0: give 1 or more"),
