@@ -134,6 +134,7 @@ class PPOSettings(TrunkSettings, HeldOutSettings):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"--{name} is {getattr(self, name)}: give 0 to 1")
         self._check_advantage()
+        self._check_park()
         self._check_text()
         if self.kl_in == "loss" and self.kl_estimator == "k1":
             raise UserError(
@@ -147,6 +148,10 @@ class PPOSettings(TrunkSettings, HeldOutSettings):
     def frozen_layers(self, num_layers: int) -> int:
         """Return how many layers are not trained."""
         return split_of(self.top_layers, num_layers) or 0
+
+    def _check_park(self) -> None:
+        if self.park_trunk and self.top_layers == "all":
+            raise UserError("--park-trunk is given with --top-layers all, which leaves no layer frozen: leave one out")
 
     def _check_advantage(self) -> None:
         check_at_least(1, self, "samples_per_prompt")

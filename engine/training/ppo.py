@@ -78,9 +78,8 @@ class PPOTrainer:
     ):
         self.model, self.tokenizer, self.eos_ids, self.prompts, self.scorer = model, tokenizer, eos_ids, prompts, scorer
         self.optimizer, self.batch, self.ppo = context.optimizer, context.batch, context.stage
-        self.world, self.run, self.console, self.seed = (
-            context.world, context.run, context.console, context.run_settings.seed
-        )  # fmt: skip
+        self.world, self.run, self.console = context.world, context.run, context.console
+        self.seed = context.run_settings.seed
         ppo = self.ppo
         self.scores = Scores(ppo, scorer, self.world.sum)
         self.moved: torch.Tensor | None = None  # with --target-kl: KL of the newest minibatch to the sampling policy

@@ -88,6 +88,7 @@ def test_good_flags_run(here, monkeypatch, job):
     (("ppo",), {"advantage": "grpo", "samples-per-prompt": "2", "critic-lr": "0.1"}, "--critic-lr is 0.1: --advantage"),
     (("ppo",), {"advantage": "rloo", "samples-per-prompt": "2", "advantage-scale": "none"}, "for --advantage grpo"),
     (("ppo",), {"credit": "token"}, "--credit is token: it is for --advantage rloo, not gae, leave it out"),
+    (("ppo",), {"park-trunk": "true", "top-layers": "all"}, "--park-trunk is given with --top-layers all"),
     (("ppo",), {"kl-in": "loss", "kl-estimator": "k1"}, "--kl-estimator is k1 with --kl-in loss", "give k2 or k3"),
     (("ppo",), {"critic-warmup": "1"}, "--critic-warmup is 1, the run has 1 iterations", "lower the first"),
     (("sample",), {"num-responses": "0"}, "--num-responses is 0: give 1 or more"),
