@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -159,20 +159,36 @@ def workload(s: PlanSettings, num_layers: int) -> Workload:
 
 
 def largest(model, w: Workload, name: str, step: int, gpu_bytes: float) -> int:
-    """Return the largest value of a workload field that fits, a multiple of `step`; 0 if none does."""
+    """Return the largest value of a workload field that fits, a multiple of `step` up to 2^22; 0 if none does."""
+    return step * most_within(
+        lambda count: max(peaks(memory(model, dataclasses.replace(w, **{name: count * step})))),
+        gpu_bytes,
+        (1 << 22) // step,
+    )
 
-    def fits(count: int) -> bool:
-        return max(peaks(memory(model, dataclasses.replace(w, **{name: count * step})))) <= gpu_bytes
 
-    if not fits(1):
+def most_within(size: Callable[[int], float], limit: float, most: int) -> int:
+    """Return the largest count from 1 to `most` whose size is at most the limit, 0 if none is; sizes must not fall.
+
+    Sizes grow by nearly as much for each count, so a straight line finds the next count to try; each third is halfway.
+    """
+    at_low = size(1)
+    if at_low > limit:
         return 0
-    low, high = 1, 2
-    while high * step < 1 << 22 and fits(high):
-        low, high = high, 2 * high
+    low, high, middle, tries = 1, most + 1, 2, 0
     while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low * step
+        middle, tries = min(max(middle, low + 1), high - 1), tries + 1
+        at = size(middle)
+        slope = (at - at_low) / (middle - low)
+        if at <= limit:
+            low, at_low = middle, at
+        else:
+            high = middle
+        if tries % 3 == 0:
+            middle = (low + high) // 2
+        else:
+            middle = low + int(min((limit - at_low) / slope, most)) if slope > 0 else most
+    return low
 
 
 def show(s: PlanSettings, model, w: Workload, parts: Sequence[Part], console: Console) -> dict[str, object]:

@@ -1,13 +1,16 @@
 """launch/plan.py: plans from a name, a directory or a config.json; errors in one line."""
 
 import json
+from itertools import accumulate
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from engine.base.errors import UserError
 from engine.models import save_model
 from launch import plan
-from launch.plan import BLOOM, job
+from launch.plan import BLOOM, job, most_within
 from tests.engine.training.trainers import tiny_model
 
 
@@ -39,6 +42,19 @@ def test_more_memory_holds_more_rollouts_and_offload_helps(capsys):
     offloaded = printed(capsys, "--gpu-memory", "40", "--offload")
     assert 0 < small["slots"] < offloaded["slots"] < large["slots"] == 128
     assert not small["fits"] and large["fits"]
+
+
+@given(st.lists(st.sampled_from([0, 1, 3, 50]), min_size=1, max_size=200), st.integers(0, 300))
+def test_the_most_that_fits_is_found_in_any_growth(growth, limit):
+    sizes = [0, *accumulate(growth)]
+    fitting = [count for count in range(1, len(sizes)) if sizes[count] <= limit]
+    assert most_within(sizes.__getitem__, limit, len(growth)) == max(fitting, default=0)
+
+
+def test_even_growth_takes_few_sizes():
+    tried = []
+    assert most_within(lambda count: tried.append(count) or 10 + 3 * count, 3010, 1 << 22) == 1000
+    assert len(tried) <= 5
 
 
 def test_dpo_adds_one_forward_to_sft_and_no_second_model(capsys):
