@@ -29,10 +29,9 @@ from engine.base.errors import UserError
 from engine.cli.console import Console
 from engine.cli.parse import main, parse_settings
 from engine.settings import flag
-from launch.serve import listen
+from launch.listening import LOOPBACK, listen
 
 KEY_VARIABLE = "ANNOTATE_KEY"
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def job(argv: Sequence[str]) -> None:
     )
     output, key = Path(settings.output), os.environ.get(KEY_VARIABLE) or None
     kept = output.with_name(f"{output.name}.judgements.jsonl")
-    if key is None and settings.host not in _LOOPBACK:
+    if key is None and settings.host not in LOOPBACK:
         raise UserError(
             f"--host {settings.host} can be reached from other machines and {KEY_VARIABLE} is not set: set it to a key"
         )

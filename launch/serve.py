@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,9 +34,9 @@ from engine.text.eos import eos_ids_of
 from engine.text.templates import TEMPLATE_HELP
 from launch.common import choose_dtype, load_checked
 from launch.lengths import served_length
+from launch.listening import LOOPBACK, listen
 
 KEY_VARIABLE = "SERVE_API_KEY"
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ def job(argv: Sequence[str]) -> None:
         (ModelSettings, HttpSettings), argv, "launch/serve.py", "An OpenAI-compatible server of one model."
     )
     key = os.environ.get(KEY_VARIABLE) or None
-    if key is None and http.host not in _LOOPBACK:
+    if key is None and http.host not in LOOPBACK:
         raise UserError(
             f"--host {http.host} can be reached from other machines and {KEY_VARIABLE} is not set: set it to a key"
         )
@@ -182,19 +181,6 @@ async def serve(settings: ModelSettings, http: HttpSettings, key: str | None) ->
     console.say("ended" if in_time else "ended; some answers were cut short")
     if server.worker.failure:
         raise server.worker.failure
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Return a bound socket on the first address of the host. UserError if it cannot be bound."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family, kind, protocol)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(f"--host {host} --port {port} cannot be listened on ({reason}): choose another") from error
-    return listening
 
 
 if __name__ == "__main__":

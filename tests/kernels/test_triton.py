@@ -9,10 +9,9 @@ import pytest
 
 pytest.importorskip("triton", reason="needs triton, which torch for CPU does not bring: pip install .[dev]")
 FOLDER = Path(__file__).with_name("interpreted")
-
-
 FILES = sorted(FOLDER.glob("*.py"))
 LONG = ("quantised_layers",)  # layers and rollouts on top of coded_linear, which has a file of its own
+PROCESSES = [["attention"], ["attention_decode"], ["coded_linear", "linear_logprob", "segment_scan"]]
 
 
 def run(which, files):
@@ -23,11 +22,13 @@ def run(which, files):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(
-    "file", [pytest.param(f, id=f.stem, marks=[pytest.mark.slow] * (f.stem in LONG)) for f in FILES]
-)
-def test_kernels_in_the_interpreter(file):
-    run("not slow", [file])
+@pytest.mark.parametrize("names", [*PROCESSES, pytest.param(LONG, marks=pytest.mark.slow)], ids=lambda names: names[0])
+def test_kernels_in_the_interpreter(names):
+    run("not slow", [FOLDER / f"{name}.py" for name in names])
+
+
+def test_every_file_is_run():
+    assert sorted([*LONG, *(name for names in PROCESSES for name in names)]) == [file.stem for file in FILES]
 
 
 @pytest.mark.slow

@@ -36,12 +36,12 @@ CASES = {
 }
 ON_TWO_RANKS = {
     "sft-zero2-bf16": ("sft", 2, {"zero": "zero2", "bfloat16": True}),
-    "reward-zero3": ("reward", 3, {"zero": "zero3", "family": "llama"}),
     "dpo-zero2": ("dpo", 2, {"zero": "zero2", "dpo_loss": "plackett-luce"}),
-    "ppo": ("ppo", 2, {"critic": "separate"}),
     "ppo-zero3-in-a-rollout": ("ppo", 4, {"zero": "zero3", "during_rollout": 2}),
 }
 MORE_ON_TWO_RANKS = {
+    "reward-zero3": ("reward", 3, {"zero": "zero3", "family": "llama"}),
+    "ppo": ("ppo", 2, {"critic": "separate"}),
     "ppo-zero1-bf16": ("ppo", 5, {"zero": "zero1", "bfloat16": True}),
     "ppo-zero3": ("ppo", 3, {"zero": "zero3"}),
 }
