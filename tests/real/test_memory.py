@@ -17,7 +17,7 @@ from kernels import coded_linear
 from kernels.linear_logprob import cpu as linear_logprob_cpu
 from tests.engine.training.trainers import make_trainer, one_rank
 
-pytestmark = [pytest.mark.real, pytest.mark.slow]
+pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(1800)]
 ROLLOUTS, PROMPT, NEW = 16, 24, 24
 NEVER = 5  # a token that is not sampled: every response has all of its tokens
 BITS = [("model", "model"), ("int8", "model"), ("int4", "model"), ("int8", "int8"), ("int4", "int8")]
