@@ -222,7 +222,8 @@ def prepare(settings: EvaluateSettings, how: AnswerSettings) -> Evaluation:
     answerer = make_answerer(model, tokenizer, settings, how, length, answered) if answered else None
     console.header(f"Evaluation in {', '.join(get_language(code).name for code in settings.languages)}", {
         "model": f"{settings.model} ({model.config.model_type}, {model.num_layers} layers of {model.hidden_size})"
-        + f", layers in {settings.trunk_dtype}" * (settings.trunk_dtype != "model"),
+        + f", layers in {settings.trunk_dtype}" * (settings.trunk_dtype != "model")
+        + f", embedding and head in {settings.embedding_dtype}" * (settings.embedding_dtype != "model"),
         "room": room,
         "tasks": f"{', '.join(task.name for task in tasks)}, protocol {protocol.name}",
         "template": answerer.choice.shown if answerer else "none: the protocol's own prompts",

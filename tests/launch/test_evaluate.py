@@ -125,10 +125,10 @@ def test_records_equal_on_two_ranks_after_a_kill_on_one(files, reference, tmp_pa
 
 def test_a_quantised_model_is_scored_as_its_values_and_is_another_model(files, reference, tmp_path, capsys):
     model = load_model(files / "model")
-    quantise_trunk(model, model.num_layers, "int4")
+    quantise_trunk(model, model.num_layers, "int4", "int8")
     save_model(model, tmp_path / "values", load_tokenizer(files / "model"))
-    evaluate.job(argv(files, tmp_path / "codes", **{"trunk-dtype": "int4"}))
-    assert "layers in int4" in capsys.readouterr().out
+    evaluate.job(argv(files, tmp_path / "codes", **{"trunk-dtype": "int4", "embedding-dtype": "int8"}))
+    assert "layers in int4, embedding and head in int8\n" in capsys.readouterr().out
     evaluate.job(argv(files, tmp_path / "of_values", model=tmp_path / "values"))
     codes, values = (loglikelihoods(tmp_path / name) for name in ("codes", "of_values"))
     assert codes.keys() == values.keys() and codes
