@@ -36,31 +36,39 @@ Vec load_part(const T* x, int count) {
     return load(part);
 }
 
-// C[M, 16 NV] (+)= A[M, depth] B[depth, 16 NV], A with any strides. The accumulators stay in registers.
+// Rows and registers of a block of sums. AVX2 has 16 registers, where AVX-512 and NEON have 32.
+constexpr int ROWS = vec::kRegister == 16 ? STRIP : 4, WIDE = vec::kRegister == 4 ? 4 : 2;
+
+// C[M, NV registers] (+)= A[M, depth] B[depth, NV registers], A with any strides. The sums stay in registers.
 template <int M, int NV>
 inline void micro(const float* A, int64_t row, int64_t col, const float* B, int64_t ldb, float* C, int64_t ldc,
                   int depth, bool add) {
-    Vec acc[M][NV];
+    using vec::reg;
+    constexpr int lanes = vec::kRegister;
+    reg acc[M][NV];
     for (int i = 0; i < M; i++)
-        for (int n = 0; n < NV; n++) acc[i][n] = add ? load(C + i * ldc + n * LANES) : Vec{};
+        for (int n = 0; n < NV; n++) acc[i][n] = add ? vec::load_reg(C + i * ldc + n * lanes) : reg{};
     for (int p = 0; p < depth; p++, A += col, B += ldb) {
-        Vec b[NV];
-        for (int n = 0; n < NV; n++) b[n] = load(B + n * LANES);
+        reg b[NV];
+        for (int n = 0; n < NV; n++) b[n] = vec::load_reg(B + n * lanes);
         for (int i = 0; i < M; i++) {
-            const Vec a = vec::all(A[i * row]);
+            const reg a = vec::all_of(A[i * row]);
             for (int n = 0; n < NV; n++) acc[i][n] += a * b[n];
         }
     }
     for (int i = 0; i < M; i++)
-        for (int n = 0; n < NV; n++) store(C + i * ldc + n * LANES, acc[i][n]);
+        for (int n = 0; n < NV; n++) vec::store_reg(C + i * ldc + n * lanes, acc[i][n]);
 }
 
 // One strip of 8 rows: C[8, cols] (+)= A[8, depth] B[depth, cols], cols a multiple of 16.
 inline void strip(const float* A, int64_t row, int64_t col, const float* B, int64_t ldb, float* C, int64_t ldc,
                   int cols, int depth, bool add) {
-    int n = 0;
-    for (; n + 2 * LANES <= cols; n += 2 * LANES) micro<STRIP, 2>(A, row, col, B + n, ldb, C + n, ldc, depth, add);
-    if (n < cols) micro<STRIP, 1>(A, row, col, B + n, ldb, C + n, ldc, depth, add);
+    constexpr int width = WIDE * vec::kRegister;
+    for (int r = 0; r < STRIP; r += ROWS, A += ROWS * row, C += ROWS * ldc) {
+        int n = 0;
+        for (; n + width <= cols; n += width) micro<ROWS, WIDE>(A, row, col, B + n, ldb, C + n, ldc, depth, add);
+        if (n < cols) micro<ROWS, WIDE / 2>(A, row, col, B + n, ldb, C + n, ldc, depth, add);
+    }
 }
 
 inline int round_up(int n, int to) { return (n + to - 1) / to * to; }
@@ -78,13 +86,15 @@ void write_row(const float* x, float factor, int K, T* out) {
     for (int c = 0; c < K; c += LANES) vec::store(out + c, load(x + c) * factor, std::min(LANES, K - c));
 }
 
+// Transposes [rows, KP] to [KP, TILE]; rows a multiple of 16.
+#ifdef __AVX512F__
 #ifdef __clang__
 #define INTERLEAVE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
 #define INTERLEAVE(a, b, ...) __builtin_shuffle(a, b, vec::ints{__VA_ARGS__})
 #endif
 
-// Transposes [rows, KP] to [KP, TILE]; rows a multiple of 16. Interleaving halves four times transposes 16 by 16.
+// Interleaving halves four times transposes 16 by 16.
 void transpose(const float* x, int rows, int KP, float* out) {
     for (int r = 0; r < rows; r += LANES)
         for (int c = 0; c < KP; c += LANES) {
@@ -101,6 +111,13 @@ void transpose(const float* x, int rows, int KP, float* out) {
             for (int i = 0; i < LANES; i++) store(out + int64_t(c + i) * TILE + r, a[i]);
         }
 }
+#else
+void transpose(const float* x, int rows, int KP, float* out) {
+    for (int r = 0; r < rows; r += 4)
+        for (int c = 0; c < KP; c++)
+            for (int i = 0; i < 4; i++) out[c * TILE + r + i] = x[(r + i) * KP + c];
+}
+#endif
 
 struct Packed {  // a tensor [T, heads, K] whose last dimension is contiguous
     const void* data;
@@ -224,12 +241,12 @@ void forward_unit(const Geometry& g, const Unit& u, Packed q, Packed k, Packed v
                 for (int j = 0; j < seen; j++) {
                     const Vec ahead = float(j) - query;  // key position minus query position
                     Vec s = load(s_JI + j * TILE + l) + slope * ahead;
-                    s = ahead > 0.0f ? vec::all(never) : s;
-                    s = ahead > farthest ? s : vec::all(never);
+                    s = vec::where_above(ahead, Vec{}, vec::all(never), s);
+                    s = vec::where_above(ahead, vec::all(farthest), s, vec::all(never));
                     store(s_JI + j * TILE + l, s);
-                    top = s > top ? s : top;
+                    top = vec::max(s, top);
                 }
-                const Vec base = top > never ? top : Vec{};  // a query may see no key of this tile
+                const Vec base = vec::where_above(top, vec::all(never), top, Vec{});  // a query may see no key of this tile
                 const Vec shrink = vec::exp(old - base);
                 Vec sum = load(sum_I + l) * shrink;
                 for (int j = 0; j < seen; j++) {
@@ -298,8 +315,8 @@ void backward_unit(const Geometry& g, const Unit& u, Packed q, Packed k, Packed 
                     float *p_at = p_JI + j * TILE + l, *ds_at = ds_JI + j * TILE + l;
                     const Vec ahead = float(j) - query;
                     Vec p = vec::exp(load(p_at) + slope * ahead - lse_of);
-                    p = ahead > 0.0f ? Vec{} : p;
-                    p = ahead > farthest ? p : Vec{};
+                    p = vec::where_above(ahead, Vec{}, Vec{}, p);
+                    p = vec::where_above(ahead, vec::all(farthest), p, Vec{});
                     store(p_at, p);
                     store(ds_at, p * (load(ds_at) - delta));
                 }

@@ -94,9 +94,9 @@ void attend(const Call& c, const Item& item, int64_t rows, const float* q, const
                 dots(q + i * padded_k, k + h * b.k_head, b.k_slot, padded_k, count - n, then + h * b.k_head);
             // Positions relative to the row's last keep the bias small where the weights are large.
             const floats score = dot * c.scale + (IOTA + (float)(offset[row] + n)) * slope;
-            const floats seen = IOTA < (float)(count - n) ? score : vec::all(-INFINITY);
+            const floats never = vec::all(-INFINITY), seen = vec::where_above(vec::all(count - n), IOTA, score, never);
             const float before = -c.window - (offset[row] + n);  // lanes up to this one are before the row's window
-            store(p + i * padded_n + n, IOTA > before ? seen : vec::all(-INFINITY));
+            store(p + i * padded_n + n, vec::where_above(IOTA, vec::all(before), seen, never));
         });
     }
     float* rescale = p + queries * padded_n;
@@ -109,9 +109,9 @@ void attend(const Call& c, const Item& item, int64_t rows, const float* q, const
             const T *from = v + h * b.v_head, *later = then + h * b.v_head;
             float* acc = state[i].acc;
             int64_t d = 0;
-            for (; d + 2 * PAD <= padded_k; d += 2 * PAD)
+            for (; MANY && d + 2 * PAD <= padded_k; d += 2 * PAD)
                 add_values<2>(weights, from + d, b.v_slot, here, scale, acc + d, later + d);
-            if (d < padded_k) add_values<1>(weights, from + d, b.v_slot, here, scale, acc + d, later + d);
+            for (; d < padded_k; d += PAD) add_values<1>(weights, from + d, b.v_slot, here, scale, acc + d, later + d);
         });
     }
 }

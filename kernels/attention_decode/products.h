@@ -14,6 +14,8 @@ using vec::floats;
 using vec::load;
 
 constexpr int64_t PAD = 32;  // dimensions per step
+constexpr int PARTS = vec::kLanes / vec::kRegister;  // registers of sixteen floats
+constexpr bool MANY = vec::kRegister == 16;           // registers: 32 of AVX-512, 16 of AVX2
 
 inline void store(float* at, floats x) { vec::store(at, x, vec::kLanes); }
 
@@ -39,16 +41,19 @@ inline float total(floats x) {
 
 // Loads 32 elements as two vectors: floats in order, bfloat16 as its even and its odd elements, which takes one
 // instruction each. Widening bfloat16 in order takes five (GCC 12).
-inline void split(const float* at, floats* x) {
-    x[0] = load(at);
-    x[1] = load(at + 16);
+inline void split(const float* at, vec::reg (*x)[PARTS]) {
+#pragma GCC unroll 8
+    for (int i = 0; i < 2 * PARTS; i++) x[i / PARTS][i % PARTS] = vec::load_reg(at + i * vec::kRegister);
 }
 
-inline void split(const bf16* at, floats* x) {
-    vec::words pairs;
-    memcpy(&pairs, at, sizeof pairs);
-    x[0] = (floats)(pairs << 16);
-    x[1] = (floats)(pairs & 0xffff0000);
+inline void split(const bf16* at, vec::reg (*x)[PARTS]) {
+#pragma GCC unroll 4
+    for (int i = 0; i < PARTS; i++) {
+        vec::reg_words pairs;
+        memcpy(&pairs, at + 2 * i * vec::kRegister, sizeof pairs);
+        x[0][i] = (vec::reg)(pairs << 16);
+        x[1][i] = (vec::reg)(pairs & 0xffff0000);
+    }
 }
 
 // Returns the index of element d in the order of `split`.
@@ -60,18 +65,27 @@ inline int64_t split_index(int64_t d) {
 const vec::ints LOW = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23}, HIGH = LOW + 8;
 const vec::ints EVEN = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30}, ODD = EVEN + 1;
 
+// Stores what `split` would have loaded, and loads it in the order of `split`; `at` is float32 and in order.
 template <typename T>
-inline void store_split(float* at, floats a, floats b) {
-    const bool in_order = sizeof(T) == 4;
-    store(at, in_order ? a : __builtin_shuffle(a, b, LOW));
-    store(at + 16, in_order ? b : __builtin_shuffle(a, b, HIGH));
+inline void store_split(float* at, const vec::reg (*x)[PARTS]) {
+    if constexpr (sizeof(T) == 4) {
+#pragma GCC unroll 8
+        for (int i = 0; i < 2 * PARTS; i++) vec::store_reg(at + i * vec::kRegister, x[i / PARTS][i % PARTS]);
+    } else {
+        floats a, b;
+        memcpy(&a, x[0], sizeof a);
+        memcpy(&b, x[1], sizeof b);
+        store(at, __builtin_shuffle(a, b, LOW));
+        store(at + 16, __builtin_shuffle(a, b, HIGH));
+    }
 }
 
 template <typename T>
-inline void load_split(const float* at, floats* x) {
-    const floats a = load(at), b = load(at + 16);
-    x[0] = sizeof(T) == 4 ? a : __builtin_shuffle(a, b, EVEN);
-    x[1] = sizeof(T) == 4 ? b : __builtin_shuffle(a, b, ODD);
+inline void load_split(const float* at, vec::reg (*x)[PARTS]) {
+    if constexpr (sizeof(T) == 4) return split(at, x);
+    const floats a = load(at), b = load(at + 16), even = __builtin_shuffle(a, b, EVEN), odd = __builtin_shuffle(a, b, ODD);
+    memcpy(x[0], &even, sizeof even);
+    memcpy(x[1], &odd, sizeof odd);
 }
 
 // One level of summing the lanes of sixteen vectors: adds neighbouring groups of `width` lanes, a's first, then b's.
@@ -88,14 +102,47 @@ inline floats fold(floats a, floats b) {
     return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high);
 }
 
-// Returns the sum of r[i]'s lanes in lane i.
-inline floats sums(floats* r) {
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; i++) r[i] = fold<8>(r[i], r[i + 8]);
+// Sums the lanes of eight registers of AVX2, in the order of `sums`: lanes of r[i] are added in lane i.
+inline vec::reg sums_of_eight(const vec::reg* r) {
+    using vec::reg;
+    reg found = {};
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    typedef int32_t order __attribute__((vector_size(32)));
+    constexpr order LOW_HALF = {0, 1, 2, 3, 8, 9, 10, 11}, HIGH_HALF = {4, 5, 6, 7, 12, 13, 14, 15};
+    constexpr order LOW_PAIR = {0, 1, 8, 9, 4, 5, 12, 13}, HIGH_PAIR = {2, 3, 10, 11, 6, 7, 14, 15};
+    constexpr order FIRST = {0, 2, 8, 10, 4, 6, 12, 14}, SECOND = {1, 3, 9, 11, 5, 7, 13, 15};
+    const auto add = [](reg a, reg b, order one, order other) __attribute__((always_inline)) {
+        return __builtin_shuffle(a, b, one) + __builtin_shuffle(a, b, other);
+    };
+    reg halves[4], pairs[2];
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) r[i] = fold<4>(r[i], r[i + 4]);
-    for (int i = 0; i < 2; i++) r[i] = fold<2>(r[i], r[i + 2]);
-    return fold<1>(r[0], r[1]);
+    for (int i = 0; i < 4; i++) halves[i] = add(r[i], r[i + 4], LOW_HALF, HIGH_HALF);
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++) pairs[i] = add(halves[2 * i], halves[2 * i + 1], LOW_PAIR, HIGH_PAIR);
+    found = add(pairs[0], pairs[1], FIRST, SECOND);
+#endif
+    return found;
+}
+
+// Returns the sum of r[i]'s lanes in lane i: lanes that are 8 apart first, then those 4, 2 and 1 apart.
+inline floats sums(vec::reg (*r)[PARTS]) {
+    floats found;
+    if constexpr (PARTS == 2) {
+        vec::reg both[vec::kLanes];
+#pragma GCC unroll 16
+        for (int i = 0; i < vec::kLanes; i++) both[i] = r[i][0] + r[i][1];
+        const vec::reg out[2] = {sums_of_eight(both), sums_of_eight(both + 8)};
+        memcpy(&found, out, sizeof found);
+        return found;
+    }
+    floats whole[vec::kLanes];
+    memcpy(whole, r, sizeof whole);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) whole[i] = fold<8>(whole[i], whole[i + 8]);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) whole[i] = fold<4>(whole[i], whole[i + 4]);
+    for (int i = 0; i < 2; i++) whole[i] = fold<2>(whole[i], whole[i + 2]);
+    return fold<1>(whole[0], whole[1]);
 }
 
 // Prefetches 32 elements.
@@ -109,50 +156,66 @@ inline void prefetch(const T* at) {
 // strides.
 template <typename T>
 inline floats dots(const float* q, const T* k, int64_t stride, int64_t head_size, int64_t count, const T* then) {
-    floats acc[vec::kLanes] = {};
-    const T* key[vec::kLanes];
+    constexpr int at_once = MANY ? vec::kLanes : 4;
+    vec::reg all[vec::kLanes][PARTS];
+#pragma GCC unroll 4
+    for (int first = 0; first < vec::kLanes; first += at_once) {
+        vec::reg acc[at_once][PARTS] = {};
+        const T* key[at_once];
 #pragma GCC unroll 16
-    for (int i = 0; i < vec::kLanes; i++) key[i] = k + std::min<int64_t>(i, count - 1) * stride;
-    for (int64_t d = 0; d < head_size; d += 32) {
-        const floats q0 = load(q + d), q1 = load(q + d + 16);
+        for (int i = 0; i < at_once; i++) key[i] = k + std::min<int64_t>(first + i, count - 1) * stride;
+        for (int64_t d = 0; d < head_size; d += 32) {
+            vec::reg qs[2][PARTS];
+            split(q + d, qs);
 #pragma GCC unroll 16
-        for (int i = 0; i < vec::kLanes; i++) {
-            floats x[2];
-            prefetch(then + i * stride + d);
-            split(key[i] + d, x);
-            acc[i] += q0 * x[0];
-            acc[i] += q1 * x[1];
+            for (int i = 0; i < at_once; i++) {
+                vec::reg x[2][PARTS];
+                prefetch(then + (first + i) * stride + d);
+                split(key[i] + d, x);
+#pragma GCC unroll 4
+                for (int j = 0; j < 2 * PARTS; j++) acc[i][j % PARTS] += qs[j / PARTS][j % PARTS] * x[j / PARTS][j % PARTS];
+            }
         }
+        if constexpr (at_once == vec::kLanes) return sums(acc);
+#pragma GCC unroll 4
+        for (int i = 0; i < at_once; i++)
+            for (int j = 0; j < PARTS; j++) all[first + i][j] = acc[i][j];
     }
-    return sums(acc);
+    return sums(all);
 }
 
 // acc = acc * rescale + the sum of p[n] * value n, for W * 32 dimensions; even and odd n have separate sums. Prefetches
 // from `then`, with the same strides.
 template <int W, typename T>
 inline void add_values(const float* p, const T* v, int64_t stride, int64_t count, float rescale, float* acc, const T* then) {
-    floats even[2 * W], odd[2 * W] = {}, x[2];
+    vec::reg even[W][2][PARTS], odd[W][2][PARTS] = {};
+    const auto add = [](vec::reg (&to)[2][PARTS], float weight, const T* from) __attribute__((always_inline)) {
+        vec::reg x[2][PARTS];
+        split(from, x);
+#pragma GCC unroll 8
+        for (int j = 0; j < 2 * PARTS; j++) to[j / PARTS][j % PARTS] += weight * x[j / PARTS][j % PARTS];
+    };
     for (int w = 0; w < W; w++) {
-        load_split<T>(acc + 32 * w, even + 2 * w);
-        for (int i = 0; i < 2; i++) even[2 * w + i] *= rescale;
+        load_split<T>(acc + 32 * w, even[w]);
+#pragma GCC unroll 8
+        for (int j = 0; j < 2 * PARTS; j++) even[w][j / PARTS][j % PARTS] *= rescale;
     }
     int64_t n = 0;
     for (; n + 1 < count; n += 2, v += 2 * stride, then += 2 * stride)
+#pragma GCC unroll 2
         for (int w = 0; w < W; w++) {
             prefetch(then + 32 * w);
             prefetch(then + stride + 32 * w);
-            split(v + 32 * w, x);
-            for (int i = 0; i < 2; i++) even[2 * w + i] += p[n] * x[i];
-            split(v + stride + 32 * w, x);
-            for (int i = 0; i < 2; i++) odd[2 * w + i] += p[n + 1] * x[i];
+            add(even[w], p[n], v + 32 * w);
+            add(odd[w], p[n + 1], v + stride + 32 * w);
         }
     if (n < count)
-        for (int w = 0; w < W; w++) {
-            split(v + 32 * w, x);
-            for (int i = 0; i < 2; i++) even[2 * w + i] += p[n] * x[i];
-        }
-    for (int w = 0; w < W; w++)
-        store_split<T>(acc + 32 * w, even[2 * w] + odd[2 * w], even[2 * w + 1] + odd[2 * w + 1]);
+        for (int w = 0; w < W; w++) add(even[w], p[n], v + 32 * w);
+    for (int w = 0; w < W; w++) {
+#pragma GCC unroll 8
+        for (int j = 0; j < 2 * PARTS; j++) even[w][j / PARTS][j % PARTS] += odd[w][j / PARTS][j % PARTS];
+        store_split<T>(acc + 32 * w, even[w]);
+    }
 }
 
 }  // namespace

@@ -126,7 +126,8 @@ void geglu_gradient(const bf16* grad, const bf16* gate, const bf16* up, int64_t 
     in_blocks(count, threads, [=](int64_t i, int64_t n) {
         const floats d = load_part(grad + i, n), g = load_part(gate + i, n);
         // Beyond 16, s is 0 or 1, and u' could overflow.
-        const floats near = g > 16.0f ? vec::all(16.0f) : g < -16.0f ? vec::all(-16.0f) : g;
+        const floats most = vec::all(16.0f), least = -most;
+        const floats near = vec::where_above(g, most, most, vec::where_above(least, g, least, g));
         const floats square = near * near, s = vec::sigmoid(near * (square * 0.044715f + 1.0f) * 1.5957691216f);
         const floats slope = near * (square * 0.134145f + 1.0f) * 1.5957691216f;
         store_part(dgate + i, d * load_part(up + i, n) * s * (1.0f + slope * (1.0f - s)), n);

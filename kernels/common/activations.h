@@ -5,8 +5,8 @@
 namespace vec {
 
 static inline floats sigmoid(floats x) {
-    const floats e = exp(-(x < 0.0f ? -x : x));  // the argument is never positive, so this cannot overflow
-    return (x < 0.0f ? e : all(1.0f)) / (e + 1.0f);
+    const floats zero = {}, e = exp(-where_above(zero, x, -x, x));  // the argument is never positive: no overflow
+    return where_above(zero, x, e, all(1.0f)) / (e + 1.0f);
 }
 
 static inline floats gelu(floats x) {  // x / 2 (1 + tanh(u)) = x sigmoid(2 u)
