@@ -13,9 +13,9 @@ using vec::bf16;
 using vec::floats;
 using vec::load;
 
-constexpr int64_t PAD = 32;  // dimensions per step
+constexpr int64_t PAD = 32;                          // dimensions per step
 constexpr int PARTS = vec::kLanes / vec::kRegister;  // registers of sixteen floats
-constexpr bool MANY = vec::kRegister == 16;           // registers: 32 of AVX-512, 16 of AVX2
+constexpr bool MANY = vec::kRegister == 16;          // registers: AVX-512 has 32, AVX2 16
 
 inline void store(float* at, floats x) { vec::store(at, x, vec::kLanes); }
 
@@ -39,20 +39,20 @@ inline float total(floats x) {
     return x[0];
 }
 
-// Loads 32 elements as two vectors: floats in order, bfloat16 as its even and its odd elements, which takes one
+// Loads 32 elements into the registers of two vectors: floats in order, bfloat16 as its even and its odd elements, which takes one
 // instruction each. Widening bfloat16 in order takes five (GCC 12).
-inline void split(const float* at, vec::reg (*x)[PARTS]) {
+inline void split(const float* at, vec::reg* x) {
 #pragma GCC unroll 8
-    for (int i = 0; i < 2 * PARTS; i++) x[i / PARTS][i % PARTS] = vec::load_reg(at + i * vec::kRegister);
+    for (int i = 0; i < 2 * PARTS; i++) x[i] = vec::load_reg(at + i * vec::kRegister);
 }
 
-inline void split(const bf16* at, vec::reg (*x)[PARTS]) {
+inline void split(const bf16* at, vec::reg* x) {
 #pragma GCC unroll 4
     for (int i = 0; i < PARTS; i++) {
         vec::reg_words pairs;
         memcpy(&pairs, at + 2 * i * vec::kRegister, sizeof pairs);
-        x[0][i] = (vec::reg)(pairs << 16);
-        x[1][i] = (vec::reg)(pairs & 0xffff0000);
+        x[i] = (vec::reg)(pairs << 16);
+        x[PARTS + i] = (vec::reg)(pairs & 0xffff0000);
     }
 }
 
@@ -67,25 +67,25 @@ const vec::ints EVEN = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 3
 
 // Stores what `split` would have loaded, and loads it in the order of `split`; `at` is float32 and in order.
 template <typename T>
-inline void store_split(float* at, const vec::reg (*x)[PARTS]) {
+inline void store_split(float* at, const vec::reg* x) {
     if constexpr (sizeof(T) == 4) {
 #pragma GCC unroll 8
-        for (int i = 0; i < 2 * PARTS; i++) vec::store_reg(at + i * vec::kRegister, x[i / PARTS][i % PARTS]);
+        for (int i = 0; i < 2 * PARTS; i++) vec::store_reg(at + i * vec::kRegister, x[i]);
     } else {
         floats a, b;
-        memcpy(&a, x[0], sizeof a);
-        memcpy(&b, x[1], sizeof b);
+        memcpy(&a, x, sizeof a);
+        memcpy(&b, x + PARTS, sizeof b);
         store(at, __builtin_shuffle(a, b, LOW));
         store(at + 16, __builtin_shuffle(a, b, HIGH));
     }
 }
 
 template <typename T>
-inline void load_split(const float* at, vec::reg (*x)[PARTS]) {
+inline void load_split(const float* at, vec::reg* x) {
     if constexpr (sizeof(T) == 4) return split(at, x);
     const floats a = load(at), b = load(at + 16), even = __builtin_shuffle(a, b, EVEN), odd = __builtin_shuffle(a, b, ODD);
-    memcpy(x[0], &even, sizeof even);
-    memcpy(x[1], &odd, sizeof odd);
+    memcpy(x, &even, sizeof even);
+    memcpy(x + PARTS, &odd, sizeof odd);
 }
 
 // One level of summing the lanes of sixteen vectors: adds neighbouring groups of `width` lanes, a's first, then b's.
@@ -165,15 +165,15 @@ inline floats dots(const float* q, const T* k, int64_t stride, int64_t head_size
 #pragma GCC unroll 16
         for (int i = 0; i < at_once; i++) key[i] = k + std::min<int64_t>(first + i, count - 1) * stride;
         for (int64_t d = 0; d < head_size; d += 32) {
-            vec::reg qs[2][PARTS];
+            vec::reg qs[2 * PARTS];
             split(q + d, qs);
 #pragma GCC unroll 16
             for (int i = 0; i < at_once; i++) {
-                vec::reg x[2][PARTS];
+                vec::reg x[2 * PARTS];
                 prefetch(then + (first + i) * stride + d);
                 split(key[i] + d, x);
 #pragma GCC unroll 4
-                for (int j = 0; j < 2 * PARTS; j++) acc[i][j % PARTS] += qs[j / PARTS][j % PARTS] * x[j / PARTS][j % PARTS];
+                for (int j = 0; j < 2 * PARTS; j++) acc[i][j % PARTS] += qs[j] * x[j];
             }
         }
         if constexpr (at_once == vec::kLanes) return sums(acc);
@@ -188,17 +188,17 @@ inline floats dots(const float* q, const T* k, int64_t stride, int64_t head_size
 // from `then`, with the same strides.
 template <int W, typename T>
 inline void add_values(const float* p, const T* v, int64_t stride, int64_t count, float rescale, float* acc, const T* then) {
-    vec::reg even[W][2][PARTS], odd[W][2][PARTS] = {};
-    const auto add = [](vec::reg (&to)[2][PARTS], float weight, const T* from) __attribute__((always_inline)) {
-        vec::reg x[2][PARTS];
+    vec::reg even[W][2 * PARTS], odd[W][2 * PARTS] = {};
+    const auto add = [](vec::reg* to, float weight, const T* from) __attribute__((always_inline)) {
+        vec::reg x[2 * PARTS];
         split(from, x);
 #pragma GCC unroll 8
-        for (int j = 0; j < 2 * PARTS; j++) to[j / PARTS][j % PARTS] += weight * x[j / PARTS][j % PARTS];
+        for (int j = 0; j < 2 * PARTS; j++) to[j] += weight * x[j];
     };
     for (int w = 0; w < W; w++) {
         load_split<T>(acc + 32 * w, even[w]);
 #pragma GCC unroll 8
-        for (int j = 0; j < 2 * PARTS; j++) even[w][j / PARTS][j % PARTS] *= rescale;
+        for (int j = 0; j < 2 * PARTS; j++) even[w][j] *= rescale;
     }
     int64_t n = 0;
     for (; n + 1 < count; n += 2, v += 2 * stride, then += 2 * stride)
@@ -213,7 +213,7 @@ inline void add_values(const float* p, const T* v, int64_t stride, int64_t count
         for (int w = 0; w < W; w++) add(even[w], p[n], v + 32 * w);
     for (int w = 0; w < W; w++) {
 #pragma GCC unroll 8
-        for (int j = 0; j < 2 * PARTS; j++) even[w][j / PARTS][j % PARTS] += odd[w][j / PARTS][j % PARTS];
+        for (int j = 0; j < 2 * PARTS; j++) even[w][j] += odd[w][j];
         store_split<T>(acc + 32 * w, even[w]);
     }
 }
