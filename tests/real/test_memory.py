@@ -19,6 +19,7 @@ from tests.engine.training.trainers import make_trainer, one_rank
 
 pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(1800)]
 ROLLOUTS, PROMPT, NEW = 16, 24, 24
+MICROBATCH = ROLLOUTS * (PROMPT + NEW) // 2  # two of them: the second finds gradients of the first
 NEVER = 5  # a token that is not sampled: every response has all of its tokens
 BITS = [("model", "model"), ("int8", "model"), ("int4", "model"), ("int8", "int8"), ("int4", "int8")]
 
@@ -34,7 +35,7 @@ def as_on_a_gpu(monkeypatch):
 
 @pytest.mark.parametrize(("trunk_dtype", "embedding_dtype"), BITS)
 def test_ppo(real, tmp_path, as_on_a_gpu, trunk_dtype, embedding_dtype):
-    """`pytest -s` prints the numbers. For an update the plan adds up what is not there at once: up to 25 % too much."""
+    """`pytest -s` prints the numbers. For an update the plan adds up what is not there at once: up to 20 % too much."""
     name, folder = real
     model = load_model(folder)
     with torch.device("meta"):
@@ -46,7 +47,7 @@ def test_ppo(real, tmp_path, as_on_a_gpu, trunk_dtype, embedding_dtype):
         trainer = make_trainer(
             "ppo", world, tmp_path / "run", model=model, data=prompts, batch_size=ROLLOUTS, minibatch_size=ROLLOUTS,
             slots=ROLLOUTS, max_new_tokens=NEW, max_length=PROMPT + NEW, top_layers="4", max_steps=3, epochs=3,
-            tokens_per_microbatch=ROLLOUTS * (PROMPT + NEW), reward="engine.reward_functions:noise", eos_ids=(NEVER,),
+            tokens_per_microbatch=MICROBATCH, reward="engine.reward_functions:noise", eos_ids=(NEVER,),
         )  # fmt: skip
         trainer.iterate(0)  # optimizer state is there
         tracker.peak = tracker.live
@@ -55,7 +56,7 @@ def test_ppo(real, tmp_path, as_on_a_gpu, trunk_dtype, embedding_dtype):
         trainer.update(experience, range(ROLLOUTS), 1e-3, Metrics())
         update = tracker.peak
     w = Workload(
-        "ppo", torch.float32, 1, 0, False, 4, ROLLOUTS, ROLLOUTS, PROMPT, NEW, ROLLOUTS * (PROMPT + NEW), True, False,
+        "ppo", torch.float32, 1, 0, False, 4, ROLLOUTS, ROLLOUTS, PROMPT, NEW, MICROBATCH, True, False,
         False, 16.0, 2, trunk_dtype=trunk_dtype, embedding_dtype=embedding_dtype,
     )  # fmt: skip
     planned = peaks([part for part in memory(meta, w) if "reward" not in part.name])
@@ -65,4 +66,4 @@ def test_ppo(real, tmp_path, as_on_a_gpu, trunk_dtype, embedding_dtype):
     del trainer, experience, model
     gc.collect()
     assert planned[0] == pytest.approx(rollout, rel=0.1)
-    assert 0.9 * update <= planned[1] <= 1.25 * update
+    assert 0.95 * update <= planned[1] <= 1.2 * update
