@@ -9,14 +9,14 @@
 # Each target first installs missing packages into .venv. No C++ compiler is needed.
 #   PYTHON=python3.12          interpreter for .venv
 #   LANG_CODE=vi  ARGS="..."   language of the demo, and more flags for it (or for pytest)
-#   JOBS=8                     number of test processes
+#   JOBS=8                     number of test processes: one more than cores, because some tests wait
 #   TORCH_FLAGS="..."          more flags for `pip install torch`, such as the --index-url of PyTorch's CPU builds
 
 PYTHON ?= python3
 LANG_CODE ?= ne
 ARGS ?=
 TORCH_FLAGS ?=
-JOBS ?= 2
+JOBS ?= 3
 
 VENV := .venv
 BIN := $(VENV)/bin
