@@ -125,7 +125,7 @@ def test_held_out_text_is_whole_documents_up_to_a_number_of_tokens(tmp_path):
     assert (text.bytes, text.documents) == ((11, 0, 2), 2)
 
 
-# Tokenise each mixture in turn, read 200 of its steps from the middle on, and say what that took.
+# Tokenise each mixture in turn, read 200 of its steps, or those after a share, and say what that took.
 READER = """
 import hashlib, json, sys, time
 from pathlib import Path
@@ -147,9 +147,11 @@ for mixture in sys.argv[3:]:
     sources = parse_sources([str(folder / name) for name in mixture.split(",")])
     corpus = Corpus(sources, tokenise(sources, tokenizer, folder / "tokens", world, console), 512)
     draws, rows = Draws(corpus.mixture, 64, 1, None, 0, "pretrain"), hashlib.sha256()
-    for step in range(int(first * len(draws)), len(draws), max(1, len(draws) // 200)):
+    for step in range(0, len(draws), max(1, len(draws) // 200)):
+        if step < first * len(draws):
+            continue
         read = [corpus[i] for i in draws[step]]
-        if step >= len(draws) // 2:
+        if step >= 0.5 * len(draws):
             rows.update(repr([(row.id, row.examples) for row in read]).encode())
     print(json.dumps({
         "files": mixture, "peak_mb": peak_mb(), "tokens": sum(file.tokens for file in corpus.files),
