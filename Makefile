@@ -20,7 +20,8 @@ JOBS ?= 3
 
 VENV := .venv
 BIN := $(VENV)/bin
-# Modules are compiled when they are first imported, not all at once.
+# Modules are compiled when they are first imported, not all at once, and kept: or each process compiles them again.
+export PYTHONDONTWRITEBYTECODE :=
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check --quiet install --no-compile
 RUN_READY := $(VENV)/.ready-to-run
 TEST_READY := $(VENV)/.ready-to-test
