@@ -1,11 +1,12 @@
 """Frozen linear layers, embedding and head in 8 or 4 bits: what a stored weight is worth, and what computes with it.
 
-A weight [N, I] is cut into groups of 32 along I, each with one scale in bfloat16. A code is the nearest integer to
-weight / scale, from -127 to 127 or from -8 to 7; a weight beyond takes the last code. The scale is the group's largest
-magnitude over 127 or, in 4 bits, over 7 or 8, whichever leaves the smaller squared error. The value of a weight is code
-times scale, rounded to the model's dtype: rollouts, scores, updates and the exported model all compute with this value.
-Values quantise to themselves, so a reward model exported from a quantised trunk still shares the trunk of a policy of
-the same base.
+A weight [N, I] is cut into groups of 32 along I, each with one scale: the group's largest magnitude over 127 or 7,
+rounded to bfloat16. A code is the nearest integer to weight / scale (127 for what a scale rounded down puts above it:
+an error of up to one scale there, half a scale elsewhere). The value of a weight is code * scale, rounded to
+the model's dtype: rollouts, scores, updates and the exported model all compute with this value. Values quantise to
+themselves, so a reward model exported from a quantised trunk still shares the trunk of a policy of the same base.
+In 4 bits, the better of two scales for each group, largest / 7 and largest / 8 with codes from -8, has a fifth less squared
+error, and costs SmolLM2 more: 0.18 instead of 0.10 bits per byte of Nepali. It cuts off the largest weights.
 Shapes: T tokens, N outputs, I inputs, G groups, C bytes of codes in a row.
 """
 
@@ -23,8 +24,7 @@ from engine.base.errors import UserError
 from kernels import coded_linear
 from kernels.common.codes import GROUP, Codes
 
-LEAST, LARGEST = {"int8": -127, "int4": -8}, {"int8": 127, "int4": 7}  # codes of each dtype
-DIVISORS = {"int8": (127,), "int4": (7, 8)}  # of a group's largest magnitude, for its scale
+LARGEST = {"int8": 127, "int4": 7}  # largest code of each dtype; the smallest is its negative
 QUANTISED_AT_ONCE = 1 << 15  # weights: what is computed of them stays in the cache
 TILE_ROWS = 1024  # output rows dequantised at once
 
@@ -47,34 +47,18 @@ def _quantise_rows(weight_NI: Tensor, bits: str) -> tuple[Tensor, Tensor]:
             "the model has a weight that is not finite: leave out --trunk-dtype and --embedding-dtype, or correct the "
             "model"
         )
-    weight_NGJ = pad(weight_NI.float(), (0, -weight_NI.shape[1] % GROUP)).unflatten(1, (-1, GROUP))
-    code_NGJ, scale_NG = _nearest(weight_NGJ, DIVISORS[bits][0], bits)
-
-    def error_NG(code_NGJ: Tensor, scale_NG: Tensor) -> Tensor:
-        value_NGJ = (code_NGJ * scale_NG.float()[..., None]).to(weight_NI.dtype)
-        return (weight_NGJ - value_NGJ).square().sum(2)
-
-    for divisor in DIVISORS[bits][1:]:
-        other = _nearest(weight_NGJ, divisor, bits)
-        better_NG = error_NG(*other) < error_NG(code_NGJ, scale_NG)
-        code_NGJ = torch.where(better_NG[..., None], other[0], code_NGJ)
-        scale_NG = torch.where(better_NG, other[1], scale_NG)
-    code_NI = code_NGJ.to(torch.int8).flatten(1)
+    weight_NI = pad(weight_NI.float(), (0, -weight_NI.shape[1] % GROUP))
+    weight_NGJ, largest = weight_NI.unflatten(1, (-1, GROUP)), LARGEST[bits]
+    scale_NG = (weight_NGJ.abs().amax(2) / largest).bfloat16()
+    # Computed a second time, from the largest value as bfloat16 stores it: then values that are quantised give the
+    # same scale.
+    scale_NG = ((scale_NG.float() * largest).bfloat16().float() / largest).bfloat16()
+    divisor_NG = scale_NG.float().masked_fill(scale_NG == 0, 1.0)
+    code_NI = (weight_NGJ / divisor_NG[..., None]).round().clamp(-largest, largest).to(torch.int8).flatten(1)
     if bits == "int8":
         return code_NI, scale_NG
     low, high = (code_NI[:, start::2].view(torch.uint8) & 15 for start in (0, 1))
     return low | high << 4, scale_NG
-
-
-def _nearest(weight_NGJ: Tensor, divisor: int, bits: str) -> tuple[Tensor, Tensor]:
-    """Return (codes in float32, scales bfloat16 [N, G]); a scale is a group's largest magnitude over the divisor."""
-    largest = LARGEST[bits]
-    scale_NG = (weight_NGJ.abs().amax(2) / divisor).bfloat16()
-    # Computed a second time, from the largest value as bfloat16 stores it: then values that are quantised give the
-    # same scale.
-    scale_NG = ((scale_NG.float() * largest).bfloat16().float() / largest).bfloat16()
-    step_NG = scale_NG.float().masked_fill(scale_NG == 0, 1.0)
-    return (weight_NGJ / step_NG[..., None]).round().clamp(LEAST[bits], largest), scale_NG
 
 
 class Quantised(nn.Module):
