@@ -5,8 +5,8 @@ rounded to bfloat16. A code is the nearest integer to weight / scale (127 for wh
 an error of up to one scale there, half a scale elsewhere). The value of a weight is code * scale, rounded to
 the model's dtype: rollouts, scores, updates and the exported model all compute with this value. Values quantise to
 themselves, so a reward model exported from a quantised trunk still shares the trunk of a policy of the same base.
-In 4 bits, the better of two scales for each group, largest / 7 and largest / 8 with codes from -8, has a fifth less squared
-error, and costs SmolLM2 more: 0.18 instead of 0.10 bits per byte of Nepali. It cuts off the largest weights.
+In 4 bits, the better of two scales per group (over 7, and over 8 with codes from -8) has a fifth less squared error and
+costs SmolLM2 more: 0.18 instead of 0.10 bits per byte of Nepali. It cuts off the largest weights.
 Shapes: T tokens, N outputs, I inputs, G groups, C bytes of codes in a row.
 """
 
