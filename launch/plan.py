@@ -170,7 +170,7 @@ def largest(model, w: Workload, name: str, step: int, gpu_bytes: float) -> int:
 def most_within(size: Callable[[int], float], limit: float, most: int) -> int:
     """Return the largest count from 1 to `most` whose size is at most the limit, 0 if none is; sizes must not fall.
 
-    Sizes grow by nearly as much for each count, so a straight line finds the next count to try; each third is halfway.
+    A straight line through two sizes gives the next count to try, because sizes grow evenly; each third try is halfway.
     """
     at_low = size(1)
     if at_low > limit:

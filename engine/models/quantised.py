@@ -6,7 +6,7 @@ an error of up to one scale there, half a scale elsewhere). The value of a weigh
 the model's dtype: rollouts, scores, updates and the exported model all compute with this value. Values quantise to
 themselves, so a reward model exported from a quantised trunk still shares the trunk of a policy of the same base.
 In 4 bits, the better of two scales per group (over 7, and over 8 with codes from -8) has a fifth less squared error and
-costs SmolLM2 more: 0.18 instead of 0.10 bits per byte of Nepali. It cuts off the largest weights.
+costs SmolLM2 more: 0.18 ± 0.03 instead of 0.10 ± 0.02 bits per byte of Nepali. It cuts off the largest weights.
 Shapes: T tokens, N outputs, I inputs, G groups, C bytes of codes in a row.
 """
 

@@ -39,8 +39,8 @@ inline float total(floats x) {
     return x[0];
 }
 
-// Loads 32 elements into the registers of two vectors: floats in order, bfloat16 as its even and its odd elements, which takes one
-// instruction each. Widening bfloat16 in order takes five (GCC 12).
+// Loads 32 elements into the registers of two vectors: floats in order, bfloat16 as its even and its odd elements, which
+// takes one instruction each. Widening bfloat16 in order takes five (GCC 12).
 inline void split(const float* at, vec::reg* x) {
 #pragma GCC unroll 8
     for (int i = 0; i < 2 * PARTS; i++) x[i] = vec::load_reg(at + i * vec::kRegister);
