@@ -9,8 +9,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "files.md"
 # The boxes of each room, folders and files at its root: each imports only from those before it (test_house.py).
 ORDER = {
-    "kernels": "common rotary passes bf16_passes coded_linear skinny_linear attention attention_decode sampling "
-    "segment_scan linear_logprob",
+    "kernels": "common rotary passes bf16_passes cuda_passes coded_linear skinny_linear attention attention_decode "
+    "sampling segment_scan linear_logprob",
     "engine": "base distributed cli shared_rows batch packing models text generation settings presets init_model "
     "objectives run training reward_functions planning report serving",
     "datagen": "sources kits text tasks api self_instruct simulate run translation ranking annotation published "

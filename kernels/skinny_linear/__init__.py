@@ -4,30 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from kernels.common.codes import Codes
+from kernels.common.norm import Norm
 from kernels.skinny_linear import cpu
 from kernels.skinny_linear.reference import skinny_linear_reference
 
 __all__ = ["Codes", "Norm", "fits", "max_rows", "skinny_linear", "skinny_linear_reference"]
 
 MAX_ROWS_ON_VECTORS = 96
-
-
-class Norm(NamedTuple):
-    """RMSNorm (Zhang and Sennrich 2019), or with a bias LayerNorm (Ba et al. 2016), over the last dimension.
-
-    A centred RMSNorm stores its weight as the difference from 1.
-    """
-
-    weight_D: Tensor
-    bias_D: Tensor | None
-    eps: float
-    centred: bool = False
 
 
 def max_rows() -> float:

@@ -240,30 +240,3 @@ def test_without_a_compiler_results_are_close(monkeypatch):
     finally:
         monkeypatch.undo()
         cpu.library.cache_clear()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_triton_kernels_compile_without_a_gpu(dtype):
-    triton = pytest.importorskip("triton")
-    from triton.backends import compiler as backends
-
-    from kernels.attention_decode import fused
-
-    sizes = {"H": 32, "K": 128, "KP": 128, "GROUPS": True}
-    chunk = {"J": 1, "PAGE": 64, "CHUNK": 256, "M": 16, "N": 32, "ALIBI": True, "scale2": 1.0}
-    types = dict.fromkeys(("q", "k", "v", "out"), f"*{dtype}")
-    types |= dict.fromkeys(("part", "top_in", "total_in", "top_out", "total_out", "slopes"), "*fp32")
-    types |= dict.fromkeys(("table", "length", "cu_groups", "shared", "group_of"), "*i32")
-    for kernel, constants in (
-        (fused._merge, sizes),
-        (fused._chunk, sizes | chunk | {"SHARED": True}),
-        (fused._chunk, sizes | chunk | {"SHARED": False}),
-        (fused._chunk, sizes | chunk | {"SHARED": True, "rows": 1}),  # Triton makes an argument of 1 a constant
-    ):
-        names = kernel.arg_names
-        signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in names}
-        source = triton.compiler.ASTSource(
-            kernel, signature, {(names.index(n),): value for n, value in constants.items()}
-        )
-        assert triton.compile(source, target=backends.GPUTarget("cuda", 90, 32)).asm["cubin"]

@@ -10,7 +10,9 @@ from triton.compiler import ASTSource  # noqa: E402
 import kernels.attention.fused as attention  # noqa: E402
 import kernels.attention_decode.fused as attention_decode  # noqa: E402
 import kernels.coded_linear.fused as coded_linear  # noqa: E402
+import kernels.cuda_passes.fused as cuda_passes  # noqa: E402
 import kernels.linear_logprob.fused as linear_logprob  # noqa: E402
+import kernels.rotary.fused as rotary  # noqa: E402
 import kernels.segment_scan.fused as segment_scan  # noqa: E402
 
 INPUTS = {"q", "k", "v", "out", "grad", "dq", "dk", "dv", "h", "W", "dz", "x"}
@@ -38,13 +40,20 @@ def type_of(argument, dtype):
     return "*fp32" if argument in FLOAT32 else OTHERS.get(argument, "i32")
 
 
-def machine_code(kernel, constants, dtype, capability, types=None, aligned=(), **options):
-    """`types` are of arguments whose type is not their name's; `aligned` ones are multiples of 16."""
+def compiled(kernel, constants, dtype, capability, types=None, aligned=(), **options):
+    """Return the code of each level by its name.
+
+    `types` are of arguments whose type is not their name's; `aligned` ones are multiples of 16.
+    """
     signature = {n: type_of(n, dtype) for n in kernel.arg_names} | (types or {}) | dict.fromkeys(constants, "constexpr")
     values = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
     attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned}
     source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=attributes)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options).asm["cubin"]
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options).asm
+
+
+def machine_code(*what, **options):
+    return compiled(*what, **options)["cubin"]
 
 
 @pytest.mark.slow
@@ -100,8 +109,8 @@ def test_the_sum_of_coded_linear_compiles(constants):
 
 
 POINTERS = {
-    **dict.fromkeys(("table", "length", "cu_groups", "shared", "group_of"), "*i32"),
-    **dict.fromkeys(("part", "top_in", "total_in", "top_out", "total_out"), "*fp32"),
+    **dict.fromkeys(("table", "length", "cu_groups", "shared", "group_of", "tickets"), "*i32"),
+    **dict.fromkeys(("part", "tops", "totals"), "*fp32"),
 }
 HEADS_OF_DECODING = {"bloom": (16, 16, 64, 64, True, False), "grouped": (24, 3, 80, 128, False, False)}
 HEADS_OF_DECODING |= {"window": (4, 1, 256, 256, False, True)}
@@ -111,19 +120,73 @@ HEADS_OF_DECODING |= {"window": (4, 1, 256, 256, False, True)}
 @pytest.mark.parametrize(
     ("dtype", "capability"), [("bf16", 80), ("bf16", 90), ("fp32", 80), ("fp16", 75), ("fp16", 80)]
 )
-@pytest.mark.parametrize("rows", ["alone", "in groups", "sharing"])
+@pytest.mark.parametrize("rows", ["alone", "in groups", "sharing", "one"])
 @pytest.mark.parametrize("heads", HEADS_OF_DECODING)
 def test_attention_decode_compiles(heads, rows, dtype, capability):
+    """And the count of a row's finished programs stands between barriers, so that whoever merges sees all parts."""
     H, G, K, KP, alibi, window = HEADS_OF_DECODING[heads]
-    J, shared, groups = H // G, rows == "sharing", rows != "alone"
+    J, shared, groups = H // G, rows == "sharing", rows in ("in groups", "sharing")
     M = max(16, triton.next_power_of_2(8 * J if shared else J))
     constants = {"H": H, "J": J, "K": K, "KP": KP, "PAGE": 16, "CHUNK": attention_decode.CHUNK, "M": M, "N": 32}
     constants |= {"ALIBI": alibi, "GROUPS": groups, "SHARED": shared, "WINDOW": window}
+    constants |= {"rows": 1, "width": 1, "chunks": 1} if rows == "one" else {}  # an argument that is 1 is a constant
     absent = ({} if alibi else {"slopes": None}) | (
         {} if groups else dict.fromkeys(("cu_groups", "shared", "group_of"))
     )
-    types = {name: kind for name, kind in POINTERS.items() if name in attention_decode._chunk.arg_names}
-    assert machine_code(attention_decode._chunk, constants | absent, dtype, capability, types)
-    types = {name: kind for name, kind in POINTERS.items() if name in attention_decode._merge.arg_names}
-    merging = {"H": H, "K": K, "KP": KP, "GROUPS": groups}
-    assert machine_code(attention_decode._merge, merging, dtype, capability, types)
+    code = compiled(attention_decode._chunk, constants | absent, dtype, capability, POINTERS)
+    assert code["cubin"]
+    lines = code["ptx"].splitlines()
+    counts = [n for n, line in enumerate(lines) if "atom." in line]
+    assert len(counts) == (0 if shared else 1)
+    for n in counts:
+        assert "gpu.acq_rel" in lines[n]
+        before = [line for line in lines[:n] if "st.global" in line or "bar.sync" in line]
+        after = [line for line in lines[n:] if "ld.global" in line or "bar.sync" in line]
+        assert "bar.sync" in before[-1] and "bar.sync" in after[0]
+
+
+PASSES = {
+    "rms norm": {"ADD": False, "X_NORM": False, "BIAS": False, "NEXT": False},
+    "add, rms norm": {"ADD": True, "X_NORM": False, "BIAS": False, "NEXT": False},
+    "add, layer norm, bias": {"ADD": True, "X_NORM": False, "BIAS": True, "NEXT": True},
+    "add normed, rms norm": {"ADD": True, "X_NORM": True, "BIAS": False, "NEXT": False},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("name", PASSES)
+def test_norms_of_decoding_compile(name, dtype, capability):
+    given = PASSES[name]
+    constants = {"D": 5000, "BLOCK": 8192, "NORM": True, "CENTRED": given["X_NORM"], "X_CENTRED": given["X_NORM"]}
+    pointers = ("weight", "bias", "x_weight", "next_bias", "r_out", "y_out")
+    types = dict.fromkeys(pointers, f"*{dtype}") | dict.fromkeys(("eps", "x_eps"), "fp32")
+    absent = {"x": given["ADD"], "bias": given["BIAS"], "x_weight": given["X_NORM"], "next_bias": given["NEXT"]}
+    constants |= given | {name: None for name, there in absent.items() if not there}
+    assert machine_code(cuda_passes._add_norm, constants, dtype, capability, types | {"h": f"*{dtype}"}, num_warps=16)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("activation", ["swiglu", "geglu", "gelu"])
+def test_activations_of_decoding_compile(activation, dtype, capability):
+    gated = activation != "gelu"
+    constants = {"SWISH": activation == "swiglu", "GATED": gated, "BLOCK": 1024} | ({} if gated else {"up": None})
+    assert machine_code(cuda_passes._activate, constants, dtype, capability, {"up": f"*{dtype}"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("write", [False, True], ids=["in place", "to pages"])
+@pytest.mark.parametrize("size", [80, 5])
+def test_rotation_of_decoding_compiles(size, write, dtype, capability):
+    half = (size + 1) // 2
+    constants = {"K": size, "HALF": half, "P": triton.next_power_of_2(half), "ROTATE": size % 2 == 0}
+    constants |= {"NORM": size % 2 == 0, "CENTRED": False, "WRITE": write}
+    pointers = ("q_weight", "k_weight", "k_pages", "v_pages")
+    types = dict.fromkeys(pointers, f"*{dtype}") | dict.fromkeys(("cos", "sin"), "*fp32")
+    types |= dict.fromkeys(("page", "slot"), "*i64") | dict.fromkeys(("q_eps", "k_eps"), "fp32")
+    assert machine_code(rotary._rotate_and_write, constants, dtype, capability, types, num_warps=1)
