@@ -13,9 +13,9 @@ from torch import Tensor
 
 from engine.batch import PackedBatch
 from engine.generation import huge_pages
-from engine.models.attend import Attend, AttentionOptions
+from engine.models.attend import Attend, AttentionOptions, CacheAttend, Pages
 from kernels.attention import attention
-from kernels.attention_decode import attention_decode, empty_pages, write_pages
+from kernels.attention_decode import attention_decode, empty_pages, prepare, write_pages
 
 PAGE_SIZE = 64
 
@@ -112,7 +112,7 @@ class KVCache:
         position_S: Tensor,
         cu_groups: Tensor | None = None,
         shared_R: Tensor | None = None,
-    ) -> Attend:
+    ) -> CacheAttend:
         """Return attention for one new token per row, at the given positions (integers [S]), over its pages.
 
         A row is the next token of a sequence, or one of several tokens of a prompt. Those have the same pages and
@@ -130,15 +130,18 @@ class KVCache:
         length_S: Tensor,
         cu_groups: Tensor | None,
         shared_R: Tensor | None,
-    ) -> Attend:
+    ) -> CacheAttend:
         """`decode` with a given slot mapping."""
+        prepared = prepare(len(table_SB), self.k_LPGNK.shape[2], table_SB.device, cu_groups)
 
-        def attend(layer: int, q_SHK: Tensor, k_SGK: Tensor, v_SGK: Tensor, options: AttentionOptions) -> Tensor:
-            k_PGNK, v_PGNK = self.k_LPGNK[layer], self.v_LPGNK[layer]
-            write_pages(k_SGK, v_SGK, k_PGNK, v_PGNK, page_S, slot_S)
-            return attention_decode(q_SHK, k_PGNK, v_PGNK, table_SB, length_S, *options, cu_groups, shared_R)
+        def pages(layer: int) -> Pages:
+            return Pages(self.k_LPGNK[layer], self.v_LPGNK[layer], page_S, slot_S)
 
-        return attend
+        def read(layer: int, q_SHK: Tensor, options: AttentionOptions) -> Tensor:
+            where = (self.k_LPGNK[layer], self.v_LPGNK[layer], table_SB, length_S)
+            return attention_decode(q_SHK, *where, *options, cu_groups, shared_R, prepared)
+
+        return CacheAttend(pages, read)
 
 
 def places(table_SB: Tensor, position_S: Tensor, page_size: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The attention function of a block: its signature, and causal attention within a pack, the default."""
+"""The attention function of a block: its signature, causal attention within a pack, the default, and over a cache."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from engine.batch import PackedBatch
 from engine.shared_rows import SharedRows
 from kernels.attention import attention
+from kernels.attention_decode import write_pages
 
 
 class AttentionOptions(NamedTuple):
@@ -22,6 +23,28 @@ class AttentionOptions(NamedTuple):
 
 # attend(layer_index, q_THK, k_TGK, v_TGK, options) -> o_THK. layer_index is absolute, rotary is already applied.
 Attend = Callable[[int, Tensor, Tensor, Tensor, AttentionOptions], Tensor]
+
+
+class Pages(NamedTuple):
+    """A layer's pages of keys and values [P, G, N, K], and page and slot of each row, int64 [T]."""
+
+    k_PGNK: Tensor
+    v_PGNK: Tensor
+    page_T: Tensor
+    slot_T: Tensor
+
+
+class CacheAttend(NamedTuple):
+    """Attention over a paged cache, in two steps: a block may write keys and values itself, then read."""
+
+    pages: Callable[[int], Pages]  # of a layer
+    read: Callable[[int, Tensor, AttentionOptions], Tensor]  # layer_index, q_THK, options -> o_THK
+
+    def __call__(
+        self, layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, options: AttentionOptions
+    ) -> Tensor:  # fmt: skip
+        write_pages(k_TGK, v_TGK, *self.pages(layer))
+        return self.read(layer, q_THK, options)
 
 
 def causal_attend(batch: PackedBatch) -> Attend:

@@ -1,9 +1,10 @@
-"""Fast paths: each family's block in a few fused kernels, for rows that attend to a cache, on a CPU without gradients.
+"""Fast paths: each family's block in a few fused kernels, for rows that attend to a cache, without gradients.
 
 A family not in FAST_PATHS runs its block's own forward: slower, same numbers. So does every pack without a cache (its
 bits must equal those of training), and everything with gradients or DeepSpeed's hooks, which are on the modules. Each
-family has two fast paths. With few rows, reading the weights takes all the time, so small operations are fused into the
-products. With many rows, PyTorch computes the products, and one kernel each the operations between them.
+family has one fast path on CUDA (fused_cuda.py) and two on a CPU, here. With few rows, reading the weights takes all
+the time, so small operations are fused into the products. With many rows, PyTorch computes the products, and one kernel
+each the operations between them.
 Shapes: T tokens, D model, N outputs, H heads, G key/value heads, K head size.
 """
 
@@ -15,23 +16,26 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from engine.models.attend import Attend, AttentionOptions
-from engine.models.layers import ZeroCenteredRMSNorm
+from engine.models.fused_cuda import bloom_on_cuda, gemma3_on_cuda, llama_on_cuda
+from engine.models.layers import norm_of
 from engine.models.quantised import weight_of
 from engine.models.rotary import Rotation
-from kernels import passes
+from kernels import cuda_passes, passes
 from kernels.linear_logprob import linear_logits
 from kernels.rotary import rotate_in_place
-from kernels.skinny_linear import Codes, Norm, fits, skinny_linear
+from kernels.skinny_linear import Codes, fits, skinny_linear
 
 # step(block, h_TD, rotation, attend) -> h_TD, the block's forward or a function in its place.
 Step = Callable[[nn.Module, Tensor, Rotation | None, Attend], Tensor]
 
 
 class FastPath(NamedTuple):
-    """A family's block without gradients, for few and for many rows; `first_weight` returns the weight that decides."""
+    """A family's block without gradients, on a CPU for few and for many rows, and on CUDA; `first_weight` returns the
+    weight that decides."""
 
     few_rows: Step
     many_rows: Step
+    on_cuda: Step
     first_weight: Callable[[nn.Module], Tensor | Codes]
 
 
@@ -41,6 +45,9 @@ def block_step(block: nn.Module, h_TD: Tensor, attend: Attend | None) -> Step:
     if path is None or attend is None:
         return nn.Module.__call__
     weight_ND = path.first_weight(block)
+    if cuda_passes.fits(h_TD):
+        whole = len(weight_ND.shape) == 2  # ZeRO-3 replaces sharded weights by flat placeholders
+        return path.on_cuda if whole and weight_ND.dtype == h_TD.dtype else nn.Module.__call__
     if fits(h_TD, weight_ND):
         return path.few_rows
     like = h_TD if isinstance(weight_ND, Codes) else weight_ND  # codes have the values of any dtype
@@ -54,7 +61,7 @@ def logits(model, h_SD: Tensor, out_SV: Tensor | None = None) -> Tensor:
     """
     head_VD = model.head_weight
     if model.config.model_type in FAST_PATHS and fits(h_SD, head_VD):
-        return skinny_linear(h_SD, [head_VD], [None], _parameters(model.final_norm), out_TN=out_SV)
+        return skinny_linear(h_SD, [head_VD], [None], norm_of(model.final_norm), out_TN=out_SV)
     return linear_logits(model.norm(h_SD), head_VD, out_SV)
 
 
@@ -130,9 +137,9 @@ def bloom_many_rows(block: nn.Module, h_TD: Tensor, rotation: None, attend: Atte
     return block.mlp_down(passes.gelu_in_place(block.mlp_up(block.mlp_norm(h_TD)))).add_(residual_TD)
 
 
-LLAMA = FastPath(llama_few_rows, llama_many_rows, lambda block: weight_of(block.q))
-GEMMA3 = FastPath(gemma3_few_rows, gemma3_many_rows, lambda block: weight_of(block.q))
-BLOOM = FastPath(bloom_few_rows, bloom_many_rows, lambda block: weight_of(block.qkv))
+LLAMA = FastPath(llama_few_rows, llama_many_rows, llama_on_cuda, lambda block: weight_of(block.q))
+GEMMA3 = FastPath(gemma3_few_rows, gemma3_many_rows, gemma3_on_cuda, lambda block: weight_of(block.q))
+BLOOM = FastPath(bloom_few_rows, bloom_many_rows, bloom_on_cuda, lambda block: weight_of(block.qkv))
 FAST_PATHS = {"bloom": BLOOM, "gemma3_text": GEMMA3} | dict.fromkeys(
     ("llama", "mistral", "qwen2", "qwen3", "smollm3"), LLAMA
 )  # by model_type
@@ -145,7 +152,7 @@ def _bloom_qkv(block: nn.Module, qkv_TN: Tensor) -> tuple[Tensor, ...]:
 def _normed_linear(h_TD: Tensor, norm: nn.Module, linears: tuple[nn.Linear, ...], activation: str | None = None):
     """Return activation(linear(norm(h))) of all linears, concatenated, in one pass."""
     weights, biases = [weight_of(m) for m in linears], [m.bias for m in linears]
-    return skinny_linear(h_TD, weights, biases, _parameters(norm), activation)
+    return skinny_linear(h_TD, weights, biases, norm_of(norm), activation)
 
 
 def _add_linear(residual_TD: Tensor, linear: nn.Linear, x_TN: Tensor) -> Tensor:
@@ -159,8 +166,5 @@ def _linear(linear: nn.Linear, x_TN: Tensor) -> Tensor:
 
 def _weights(norm: nn.Module) -> tuple[Tensor, float, bool]:
     """Return the arguments of an RMSNorm in `passes`. PyTorch's takes several passes; its LayerNorm takes one."""
-    return norm.weight, norm.eps, isinstance(norm, ZeroCenteredRMSNorm)
-
-
-def _parameters(norm: nn.Module) -> Norm:
-    return Norm(norm.weight, getattr(norm, "bias", None), norm.eps, isinstance(norm, ZeroCenteredRMSNorm))
+    weight_D, _, eps, centred = norm_of(norm)
+    return weight_D, eps, centred

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, rms_norm, silu
 
 from kernels import bf16_passes
+from kernels.common.norm import Norm
 
 
 def embedding(vocab_size: int, hidden_size: int) -> nn.Embedding:
@@ -48,6 +49,11 @@ class ZeroCenteredRMSNorm(nn.Module):
         # 1 + weight is not rounded to bfloat16: near 1 that has steps of 1/128.
         y = rms_norm(x.float(), self.weight.shape, 1.0 + self.weight.float(), self.eps).to(x.dtype)
         return y if residual is None else residual + y
+
+
+def norm_of(norm: nn.Module) -> Norm:
+    """Return the parameters of an RMSNorm or LayerNorm."""
+    return Norm(norm.weight, getattr(norm, "bias", None), norm.eps, isinstance(norm, ZeroCenteredRMSNorm))
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
