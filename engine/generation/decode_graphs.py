@@ -27,12 +27,13 @@ def batch_sizes(most: int) -> list[int]:
 
 
 class DecodeGraphs:
-    """One graph per batch size: the largest is captured at once, the others at first use."""
+    """One graph per batch size, and one more where rows share pages: the largest is captured at once, the others at
+    first use."""
 
     def __init__(self, inputs: DecodeInputs, split: int, capture: Capture):
         self.inputs, self.split, self.capture = inputs, split, capture
         self.sizes = batch_sizes(inputs.max_rows)
-        self._graphs = {inputs.max_rows: self._of_size(inputs.max_rows)}
+        self._graphs = {(inputs.max_rows, inputs.sharing): self._of_size(inputs.max_rows)}
 
     @classmethod
     def of(cls, model, cache: KVCache, num_slots: int, pages_a_row: int, split: int) -> DecodeGraphs | None:
@@ -57,9 +58,10 @@ class DecodeGraphs:
         The next step overwrites both.
         """
         size = next(n for n in self.sizes if n >= rows)
-        if size not in self._graphs:
-            self._graphs[size] = self._of_size(size)
-        replay, (trunk_SD, out_SD) = self._graphs[size]
+        key = size, self.inputs.sharing
+        if key not in self._graphs:
+            self._graphs[key] = self._of_size(size)
+        replay, (trunk_SD, out_SD) = self._graphs[key]
         replay()
         return trunk_SD[:rows], out_SD[:rows]
 

@@ -31,16 +31,23 @@ class DecodeInputs:
         self.h_SD = torch.zeros(max_rows, model.hidden_size, dtype=weight.dtype, device=device)
         self._singles = PackedBatch.of_singles(position_S, position_S)  # only the lengths of its sequences are used
         self._filled = 0
+        # Whether `run` looks for pages that rows share. A tape serves steps with and without them, a graph one kind.
+        self.sharing = cache.spare_page is None
 
-    def fill(self, h_SD: Tensor, position_S: Tensor, table_SB: Tensor, cu_groups: Tensor, shared_R: Tensor) -> None:
-        """Copy in the rows of a step; arguments as in `KVCache.decode`, h_SD are their embeddings."""
+    def fill(
+        self, h_SD: Tensor, position_S: Tensor, table_SB: Tensor, cu_groups: Tensor, shared_R: Tensor, sharing: bool
+    ) -> None:
+        """Copy in the rows of a step; arguments as in `KVCache.decode`, h_SD are their embeddings.
+
+        sharing: whether any of shared_R is not 0.
+        """
         (rows, width), groups = table_SB.shape, len(shared_R)
         if self.cache.spare_page is not None and rows < self._filled:  # the pages of removed rows have new owners
             left = slice(rows, self._filled)
             self.table_SB[left] = self.cache.spare_page
             for kept, blank in zip(self.places, (self.cache.spare_page, 0, 1)):
                 kept[left] = blank
-        self._filled = rows
+        self._filled, self.sharing = rows, sharing
         self.h_SD[:rows] = h_SD
         self.table_SB[:rows, :width] = table_SB
         self.cu_groups[: groups + 1] = cu_groups
@@ -56,9 +63,8 @@ class DecodeInputs:
 
     def run(self, rows: int, split: int) -> tuple[Tensor, Tensor]:
         """Run the layers over the first `rows` rows; return [S, D] after those below `split` and after the last."""
-        attend = self.cache.decode_at(
-            self.table_SB[:rows], *(x[:rows] for x in self.places), self.cu_groups[: rows + 1], self.shared_R[:rows]
-        )
+        groups = (self.cu_groups[: rows + 1], self.shared_R[:rows]) if self.sharing else (None, None)
+        attend = self.cache.decode_at(self.table_SB[:rows], *(x[:rows] for x in self.places), *groups)
         rotations = {rotary: (cos[:rows], sin[:rows]) for rotary, (cos, sin) in self.rotations.items()}
         trunk_SD = self.model.run(self.h_SD[:rows], self._singles, 0, split, attend, rotations)
         return trunk_SD, self.model.run(trunk_SD, self._singles, split, self.model.num_layers, attend, rotations)

@@ -95,6 +95,11 @@ class DecodeRows:
             )
         return self._groups
 
+    @property
+    def sharing(self) -> bool:
+        """Whether any rows share positions, as `groups` has found."""
+        return self._read_again > 0
+
     def positions_read(self, page_size: int) -> int:
         """Number of cache positions that a step reads; a shared one counts once."""
         self.groups(page_size)

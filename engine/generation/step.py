@@ -97,7 +97,8 @@ class StepEngine:
         num_rows = len(rows)
         width = pages_for(1 + int(rows.host_position_S.max()), size)
         h_SD = self.model.embed(PackedBatch.of_singles(rows.tokens_S(), rows.position_S))
-        inputs.fill(h_SD, rows.position_S, rows.table_CB[rows.slot_S, :width], *rows.groups(size))
+        table_SB = rows.table_CB[rows.slot_S, :width]
+        inputs.fill(h_SD, rows.position_S, table_SB, *rows.groups(size), rows.sharing)
         trunk_SD, h_SD = self.recorded.run(num_rows)
         if self.trunk_PND is not None:
             page_S, slot_S, _ = inputs.places

@@ -24,6 +24,7 @@ from engine.models.gemma3 import Gemma3
 from engine.models.llama import Llama
 from engine.models.names import LM_HEAD, SCORE, TABLES, constants, match, written_name
 from engine.models.quantised import Weight, quantised_names, replace, valued_weights
+from engine.models.side_by_side import lay_side_by_side
 from engine.models.weight_files import StoredTensor, read_weights, write_shards
 
 if TYPE_CHECKING:
@@ -131,6 +132,8 @@ def load_model(
         else:
             state[ours] = weight
     model.load_state_dict(state, assign=True)
+    if torch.device(device).type == "cuda":
+        lay_side_by_side(model)
     return model
 
 

@@ -13,7 +13,8 @@ FILES = sorted(FOLDER.glob("*.py"))
 LONG = ("quantised_layers",)  # layers and rollouts on top of coded_linear, which has a file of its own
 PROCESSES = [
     ["attention"],
-    ["attention_decode", "rotary", "cuda_passes"],
+    ["attention_decode"],
+    ["cuda_passes", "fast_paths", "rotary"],
     ["coded_linear", "linear_logprob", "segment_scan"],
 ]
 

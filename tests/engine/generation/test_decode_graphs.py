@@ -46,23 +46,31 @@ def call_by_call(monkeypatch):
 
 @pytest.fixture
 def played(monkeypatch, call_by_call):
-    """Graphs on a CPU. Returns the numbers of rows of the captures and of the replays."""
+    """Graphs on a CPU. Returns (rows, whether any share pages) of the captures and of the replays."""
     counts = {"captured": [], "replayed": []}
+    run_layers, ran = DecodeInputs.run, []
+
+    def run_and_tell(inputs, rows, split):
+        ran[:] = [(rows, inputs.sharing)]
+        return run_layers(inputs, rows, split)
 
     def capture_here():
         def capture(step):
             outputs = step()
-            counts["captured"].append(len(outputs[0]))
+            (captured,) = ran
+            counts["captured"].append(captured)
 
             def replay():
-                counts["replayed"].append(len(outputs[0]))
                 for kept, new in zip(outputs, step()):
                     kept.copy_(new)
+                assert ran == [captured], "a graph cannot run what it has not captured"
+                counts["replayed"].append(captured)
 
             return replay, outputs
 
         return capture
 
+    monkeypatch.setattr(DecodeInputs, "run", run_and_tell)
     monkeypatch.setattr(decode_graphs, "capture_on_cuda", capture_here)
     monkeypatch.setattr(kv_cache, "spare_pages", lambda device: 1)
     return counts
@@ -83,9 +91,11 @@ def test_rollout_with_graphs_equals_rollout_without(name, num_slots, call_by_cal
     expected = run(model, num_slots=num_slots)
     counts = request.getfixturevalue("played")
     assert_same(run(model, num_slots=num_slots), expected)
-    assert counts["captured"][0] == num_slots and set(counts["captured"]) <= set(batch_sizes(num_slots))
-    assert len(counts["captured"]) == len(set(counts["captured"])), "each size once"
-    assert set(counts["replayed"]) == set(counts["captured"]) and len(counts["replayed"]) > 50
+    first, *later = counts["captured"]
+    assert first == (num_slots, False) and {size for size, _ in later} <= set(batch_sizes(num_slots))
+    assert len({first, *later}) == 1 + len(later), "each size once without shared pages, once with"
+    assert set(later) <= set(counts["replayed"]) <= {first, *later} and len(counts["replayed"]) > 50
+    assert {sharing for _, sharing in counts["replayed"]} == ({False} if num_slots == 1 else {False, True})
 
 
 def test_full_cache_with_reused_pages(played, request):
@@ -104,12 +114,15 @@ def test_removed_rows_are_blank(played):
     cache = KVCache(model, 9)
     inputs = DecodeInputs(model, cache, 6, 3)
 
+    assert not inputs.sharing
+
     def fill(rows, bounds, shared):
         table = torch.arange(rows * 2, dtype=torch.int32).reshape(rows, 2)
         position = torch.full((rows,), 70)
         inputs.fill(
-            torch.ones(rows, 64), position, table, *(torch.tensor(x, dtype=torch.int32) for x in (bounds, shared))
+            torch.ones(rows, 64), position, table, *(torch.tensor(x, dtype=torch.int32) for x in (bounds, shared)), True
         )
+        assert inputs.sharing
 
     fill(4, [0, 2, 4], [64, 64])
     fill(2, [0, 2], [64])

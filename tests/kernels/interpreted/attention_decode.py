@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from triton.runtime.interpreter import interpreter_builder
 
-from kernels.attention_decode import attention_decode_reference
-from kernels.attention_decode.fused import attention_decode_triton
+from kernels.attention_decode import attention_decode_reference, fused
+from kernels.attention_decode.fused import attention_decode_triton, prepare_triton
 from tests.kernels.test_attention_decode import build
 
 # Per group (pages shared, [positions after them, per row]); page size, head size, key/value heads, queries per
@@ -42,6 +43,52 @@ def test_equals_float64(name, dtype, shared):
     assert out.equal(case.open_ended().run(attention_decode_triton, shared=shared))
     assert out.dtype == dtype
     assert (out.double() - truth).abs().max() <= 1e-6 + torch.finfo(dtype).eps * truth.abs().max()
+
+
+LONG = ([(0, [150]), (5, [70, 9])], 16, 16, 2, 1, torch.float32, True, False, False, 3)
+
+
+@pytest.fixture
+def short_chunks(monkeypatch):
+    monkeypatch.setattr(fused, "CHUNK", 64)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_any_program_of_a_row_may_be_the_last(shared, short_chunks, monkeypatch):
+    """The interpreter runs programs in order. In the opposite order, other ones merge: the bits are the same."""
+    case = build(*LONG)
+    expected = case.run(attention_decode_triton, shared=shared)
+    in_order = interpreter_builder.set_grid_idx
+    monkeypatch.setattr(
+        interpreter_builder,
+        "set_grid_idx",
+        lambda *place: in_order(*(size - 1 - i for size, i in zip(interpreter_builder.grid_dim, place))),
+    )
+    assert case.run(attention_decode_triton, shared=shared).equal(expected)
+    truth = case.to(torch.float64).run(attention_decode_reference)
+    torch.testing.assert_close(expected.double(), truth, atol=2e-6, rtol=2e-6)
+
+
+def test_a_row_does_not_depend_on_others(short_chunks):
+    """Alone, with others, and in groups that share nothing: the same bits."""
+    case = build(*LONG)
+    together = case.run(attention_decode_triton)
+    for row in range(3):
+        assert case.rows(slice(row, row + 1)).run(attention_decode_triton).equal(together[row : row + 1])
+    case.shared_R.zero_()
+    assert case.run(attention_decode_triton, shared=True).equal(together)
+
+
+def test_what_is_prepared_serves_one_layer_after_the_other(short_chunks):
+    case = build(*LONG)
+    groups = (case.cu_groups, case.shared_R)
+    prepared = prepare_triton(3, 2, case.q_SHK.device, case.cu_groups)
+    assert prepared.group_of_S.tolist() == [0, 1, 1]
+    expected = case.run(attention_decode_triton, shared=True)
+    where = (case.q_SHK, case.k_PGNK, case.v_PGNK, case.table_SB, case.length_S, case.slopes_H, None, None)
+    for _ in range(2):
+        assert attention_decode_triton(*where, *groups, prepared).equal(expected)
+        assert not prepared.tickets.any()
 
 
 def test_empty_batch():

@@ -19,7 +19,7 @@ CASES = {
 }
 
 
-def arguments(name, dtype, write, rows=5):
+def arguments(name, dtype, write, rows=4):
     """Queries, keys and values as parts of one tensor, and the other arguments."""
     heads, kv_heads, size, rotated, centred, blooms = CASES[name]
     generator = torch.Generator().manual_seed(heads)
