@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from engine.batch import PackedBatch
 from engine.generation.generate import Request, generate
+from engine.generation.kv_cache import KVCache
 from engine.generation.sampling import Sampling
 from engine.models import build_model, fused
 from engine.models.attend import causal_attend
 from engine.models.fused import FAST_PATHS, block_step, logits
+from engine.models.side_by_side import lay_side_by_side
 from kernels import bf16_passes
 from kernels.skinny_linear import MAX_ROWS_ON_VECTORS
 from kernels.skinny_linear.cpu import library
@@ -20,6 +24,7 @@ from tests.kernels.units import no_unit, run_on
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no C++ compiler here")
 FORWARD = nn.Module.__call__
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 
 
 WITH_FAST_PATH = [name for name, config in CONFIGS.items() if config().model_type in FAST_PATHS]
@@ -118,3 +123,38 @@ def test_bfloat16_kernels_are_as_exact_as_plain_pytorch(name, monkeypatch):
     plain = gradients(torch.bfloat16)
     assert not torch.equal(ours, plain)
     assert (ours - truth).norm() <= 1.05 * (plain - truth).norm()
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", WITH_FAST_PATH)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("sharing", [False, True])
+def test_fast_path_on_a_gpu_is_nearly_as_exact_as_the_forward(name, dtype, sharing, monkeypatch):
+    """Five rows over random pages, two of which share a page: hidden states and the cache, against float64."""
+    model = build_model(CONFIGS[name](), seed=0).requires_grad_(False)
+    randomise(model)
+    model = model.to("cuda", dtype)
+    lay_side_by_side(model)
+    position_S = torch.tensor([70, 100, 3, 64, 191], device="cuda")
+    table_SB = torch.tensor([[0, 1, 0], [0, 2, 0], [3, 0, 0], [4, 5, 0], [6, 7, 8]], dtype=torch.int32, device="cuda")
+    bounds, shared = (torch.tensor(x, dtype=torch.int32, device="cuda") for x in ([0, 2, 3, 4, 5], [64, 0, 0, 0]))
+    generator = torch.Generator().manual_seed(3)
+    h_SD = torch.randn(5, model.hidden_size, generator=generator).to("cuda", dtype)
+    pages = torch.randn(KVCache(model, 9).k_LPGNK.shape, generator=generator).to("cuda", dtype)
+
+    @torch.no_grad()
+    def outcome(model):
+        cache = KVCache(model, 9)
+        cache.k_LPGNK.copy_(pages)
+        cache.v_LPGNK.copy_(pages)
+        attend = cache.decode(table_SB, position_S, *((bounds, shared) if sharing else ()))
+        batch = PackedBatch.of_singles(position_S, position_S)
+        out_SD = model.run(h_SD.to(model.head_weight.dtype), batch, 0, model.num_layers, attend)
+        return [x.double() for x in (out_SD, cache.k_LPGNK[:, :9], cache.v_LPGNK[:, :9])]
+
+    assert block_step(model.layers[0], h_SD, causal_attend) is FORWARD, "with gradients"
+    ours = outcome(model)
+    monkeypatch.setattr(fused, "FAST_PATHS", {})
+    for found, plain, exact in zip(ours, outcome(model), outcome(copy.deepcopy(model).double()), strict=True):
+        error, its_error = ((x - exact).norm() for x in (found, plain))
+        assert error <= 1.3 * its_error + 2e-6 * exact.norm()

@@ -126,3 +126,10 @@ def test_saved_and_loaded_as_before(tmp_path):
     assert all(x.equal(state[n]) for n, x in model.state_dict().items())
     torch.save(model.state_dict(), tmp_path / "state.pt")
     assert (tmp_path / "state.pt").stat().st_size < 1.2 * sum(x.nbytes for x in state.values()) + 100_000
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_loaded_on_a_gpu_they_are_side_by_side(tmp_path):
+    save_model(model_named("qwen2"), tmp_path / "model")
+    assert all(joined(layers) for layers in groups_of(load_model(tmp_path / "model", device="cuda")))
+    assert not any(joined(layers) for layers in groups_of(load_model(tmp_path / "model")))

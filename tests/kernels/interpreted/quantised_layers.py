@@ -1,6 +1,6 @@
 """Quantised layers by their GPU route, in the interpreter: forward, backward, factors, and a rollout with graphs.
 
-`on_gpu` makes the kernels take a CPU's tensors, and blocks run their own forward, as on CUDA.
+`on_gpu` makes the kernels take a CPU's tensors, and blocks run their own forward.
 """
 
 import pytest
