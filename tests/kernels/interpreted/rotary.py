@@ -7,7 +7,7 @@ from kernels.attention_decode import empty_pages
 from kernels.rotary import Norm, rotate_and_write_reference
 from kernels.rotary.fused import rotate_and_write_triton
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow))
 # Heads, key/value heads, head size, with rotation, with norms (and whether they are centred), BLOOM's layout.
 CASES = {
     "rotation": (4, 2, 20, True, None, False),
