@@ -104,7 +104,7 @@ def load(settings: ModelSettings) -> Loaded:
     choice = choose_template(settings.template, settings.model, tokenizer)
     # The worst case: every slot has the longest sequence, plus the one token that a full prompt may generate.
     worst = [Request((0,), 0, 0, length)] * settings.slots
-    pages = num_pages_for(model, worst, settings.slots, settings.cache_tokens, False, model.head_weight)
+    pages = num_pages_for(model, worst, settings.slots, settings.cache_tokens)
     if (need := pages_for(length + 1) + 1) > pages:  # a shared prompt's half-filled page and its copy
         raise UserError(
             f"the cache has {pages * PAGE_SIZE} tokens, --max-length is {length}: lower it to "

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine.base.errors import UserError
-from engine.generation.cache_budget import num_pages_for
-from engine.generation.kv_cache import KVCache
 from engine.generation.sample import Request, Sample
 from engine.generation.sampling import Sampling
 from engine.generation.scheduler import Scheduler
 from engine.generation.step import StepEngine
+from engine.generation.workspace import Workspace
 
 if TYPE_CHECKING:
     from engine.generation.stop_strings import StopMatcher
@@ -74,8 +73,7 @@ def stream(
     capture_layer: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     *,
-    cache_tokens: int | None = None,
-    cache: KVCache | None = None,
+    workspace: Workspace | None = None,
     order: str = "given",
     share_prompts: bool = True,
     steps_a_read: int | None = None,
@@ -88,10 +86,10 @@ def stream(
     for every steps_a_read steps. With capture_layer, the input of that layer (the trunk's output) is kept for every
     token of prompt and response. on_progress(finished, new_tokens) and on_step(Step) are called once per step.
 
-    cache_tokens is the size of the key/value cache in positions, allocated once; by default what the requests can need,
-    or half of the free memory if that is less. Pass `cache` to reuse one for many rollouts. order "longest" starts with
-    the requests expected to be longest, so that they do not run alone at the end. new_matcher makes each response's
-    watcher for stop strings, which is host work for every token. UserError for a request that can never fit.
+    workspace has the key/value cache and its size; pass the same one to all calls for a model. The default is one of
+    what the requests can need, or half of the free memory if that is less. order "longest" starts with the requests
+    expected to be longest, so that they do not run alone at the end. new_matcher makes each response's watcher for stop
+    strings, which is host work for every token. UserError for a request that can never fit.
     """
     if not requests:
         return
@@ -104,14 +102,13 @@ def stream(
         )
     num_slots = min(num_slots, len(requests))
     weight = model.head_weight
-    if cache is None:
-        num_pages = num_pages_for(model, requests, num_slots, cache_tokens, capture_layer is not None, weight)
-        cache = KVCache(model, num_pages)
+    workspace = workspace or Workspace()
+    cache = workspace.fit(model, requests, num_slots, capture_layer is not None)
     scheduler = Scheduler(requests, order, num_slots, cache.num_pages, cache.page_size, share_prompts)
     eos_ids = (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)
     eos_ids = tuple(i for i in eos_ids if 0 <= i < model.vocab_size)  # -1 means none
     engine = StepEngine(
-        model, scheduler, cache, num_slots, max_len, capture_layer, sampling, seed, eos_ids, new_matcher
+        model, scheduler, workspace, num_slots, max_len, capture_layer, sampling, seed, eos_ids, new_matcher
     )
     steps_a_read = steps_a_read or (CUDA_STEPS_PER_READ if weight.device.type == "cuda" else 1)
     finished = delivered = steps = 0
