@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from engine.generation.cache_budget import FREE_MEMORY_SHARE, bytes_of_page
+from engine.generation.cache_budget import FREE_MEMORY_SHARE
 from engine.generation.kv_cache import PAGE_SIZE, page_bytes, pages_for
 from engine.planning.activations import activation_bytes, forward_bytes
 from engine.planning.sizes import Frozen, Sizes, linear_shapes

@@ -21,6 +21,7 @@ from torch.nn.functional import linear
 from engine.batch import PackedBatch
 from engine.cli.console import Console
 from engine.cli.parse import main, parse_settings
+from engine.device import choose_device
 from engine.generation.generate import Request, generate
 from engine.generation.sampling import Sampling
 from engine.generation.workspace import Workspace
@@ -57,7 +58,7 @@ class BenchSettings:
 def job(argv: Sequence[str]) -> None:
     """Print how far values and codes differ, a table of milliseconds per decode step, and one JSON line last."""
     (s,) = parse_settings((BenchSettings,), argv, "python launch/bench/quantised.py", __doc__)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device()
     layers, console = load_config(s.model).num_hidden_layers, Console()
     dtype = getattr(torch, s.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     models = {

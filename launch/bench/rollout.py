@@ -17,6 +17,7 @@ import torch
 from engine.base.errors import UserError
 from engine.cli.console import Console
 from engine.cli.parse import main, parse_settings
+from engine.device import choose_device
 from engine.generation.cache_budget import bytes_of_page
 from engine.generation.kv_cache import PAGE_SIZE
 from engine.generation.scheduler import ORDERS
@@ -79,7 +80,7 @@ class BenchSettings:
 def job(argv: Sequence[str]) -> None:
     """Measure the machine, run the sides in turn, print the table."""
     (settings,) = parse_settings((BenchSettings,), argv, "python launch/bench/rollout.py", __doc__)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device()
     console = Console()
     dtype = choose_dtype(settings.dtype, device, console.say)
     model = load_model(settings.model, dtype, device)

@@ -146,6 +146,7 @@ def test_failed_capture_falls_back_with_a_note(monkeypatch, played, capsys):
     )
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 @pytest.mark.parametrize("name", WITH_FAST_PATH)
 def test_graphs_on_a_gpu_give_equal_tokens(name, monkeypatch):
