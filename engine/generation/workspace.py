@@ -30,6 +30,7 @@ class Workspace:
         self.cache: KVCache | None = None
         self.trunk_PND: Tensor | None = None  # trunk outputs, paged like the cache: a shared prompt's are kept once
         self._most_pages: int | None = None
+        self._num_pages = 0  # of the cache, also while it is released
         self._graphs: DecodeGraphs | None = None
         self._captured_with: tuple[int, ...] = ()  # the split and the weights' addresses
         self._room = (0, 0)  # rows, and pages a row, for which graphs were wanted so far
@@ -43,13 +44,18 @@ class Workspace:
     def allocate(self, model, num_pages: int, keeps_trunk: bool = False) -> KVCache:
         """Return the cache with at least this many pages, and room for the trunk's outputs if they are kept."""
         weight = model.head_weight
-        if self.cache is None or self.cache.num_pages < num_pages:
-            self.cache = self.trunk_PND = self._graphs = None  # their memory is free for the new ones
-            self.cache = KVCache(model, num_pages)
+        if self.cache is None or self._num_pages < num_pages:
+            self.release()  # first, so that the new cache can have this memory
+            self._num_pages = max(num_pages, self._num_pages)
+            self.cache = KVCache(model, self._num_pages)
         if keeps_trunk and self.trunk_PND is None:
             shape = (self.cache.num_pages, self.cache.page_size, model.hidden_size)
             self.trunk_PND = torch.empty(shape, dtype=weight.dtype, device=weight.device)
         return self.cache
+
+    def release(self) -> None:
+        """Give back the memory of the cache and the graphs. The next call allocates a cache of the same size."""
+        self.cache = self.trunk_PND = self._graphs = None
 
     def recorded(self, model, num_slots: int, pages_a_row: int, split: int) -> DecodeGraphs | DecodeTape | None:
         """Return a recorded decode step for up to so many rows; None where recording does not work.

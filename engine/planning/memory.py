@@ -183,13 +183,14 @@ def memory(model: nn.Module, w: Workload) -> list[Part]:
     if w.stage == "ppo":
         here = -(-w.rollouts // w.ranks)
         length = w.prompt_tokens + w.new_tokens
+        stays = 0 if sharded or w.park_trunk else 1  # the cache, where the trunk does
         cache = w.pages * page_bytes(model, w.dtype)
-        parts.append(Part(CACHE, cache, cache))
+        parts.append(Part(CACHE, cache, stays * cache))
         if not whole:
             kept = here * length * D * b
             on_device = kept if kept <= w.trunk_cache_gb * 1e9 else 0
             paged = w.pages * PAGE_SIZE * D * b
-            parts.append(Part(TRUNK_OUTPUTS, paged + on_device, paged + on_device))
+            parts.append(Part(TRUNK_OUTPUTS, paged + on_device, stays * paged + on_device))
         rows = min(PREFILL_TOKENS, here // w.samples * w.prompt_tokens)
         logits = w.at_once * model.vocab_size * 4 * 2  # in float32, with sampling's temporaries
         parts.append(Part(STEP, max(forward_bytes(model, rows), logits), 0))

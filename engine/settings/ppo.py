@@ -60,14 +60,14 @@ class PPOSettings(TrunkSettings, HeldOutSettings):
     critic_warmup: int = flag("gae: train only the critic in this many first iterations", 0)
     critic_lr: float | None = flag("gae: peak learning rate of the critic (default: --lr)", None)
     reward_offload: bool = flag("between uses, move a reward model with its own trunk to host memory", False)
-    park_trunk: bool = flag("during updates, keep the frozen layers in host memory", False)
+    park_trunk: bool = flag("during updates, keep the frozen layers in host memory, and free the cache", False)
     max_new_tokens: int = flag("longest response in tokens", 256)
     minibatch_size: int = flag("rollouts per optimizer step, summed over all ranks", 32)
     ppo_epochs: int = flag("passes over the rollouts of each iteration", 4)
     slots: int = flag("sequences generated at once per rank", 128)
     cache_tokens: int | None = flag(
-        "key/value cache size in tokens, kept for the whole run (default: what the slots can fill, at most half of the "
-        "memory that is free before the first rollout)",
+        "key/value cache size in tokens, the same in all rollouts (default: what the slots can fill, at most half of "
+        "the memory that is free before the first rollout)",
         None,
     )
     temperature: float = flag("temperature of sampling and of the logits in training", 1.0)

@@ -18,7 +18,6 @@ from engine.base.languages import get_language
 from engine.base.seeds import derive_seed
 from engine.batch import PackedBatch, action_mask
 from engine.generation.generate import Sample, generate
-from engine.generation.workspace import Workspace
 from engine.objectives.experience import Experience
 from engine.objectives.kl_controller import KLController
 from engine.objectives.schedule import ppo_rates
@@ -109,11 +108,11 @@ class PPOTrainer:
             pieces = [piece for file in text.files for piece in file.pieces]
             identity["text"] = fingerprint(model, pieces)["tokens"]
         self.checkpoints = Checkpoints(self.zero, self.run, context.run_settings, self.world, self.console, identity)
-        self.progress, self.workspace = Progress(), Workspace(ppo.cache_tokens)
+        self.progress = Progress()
         self.best = Best(ppo, self.checkpoints, self.console)
         self.heldout = HeldOut(
             model, tokenizer, eos_ids, heldout, scorer, self.reference, self.split, self.batch, ppo, self.seed,
-            get_language(context.run_settings.lang), self.checkpoints, self.workspace,
+            get_language(context.run_settings.lang), self.checkpoints, self.actor.workspace,
         )  # fmt: skip
 
     def train(self) -> dict[str, Any]:
@@ -318,7 +317,7 @@ class PPOTrainer:
 
             return generate(
                 self.model, requests, self.ppo.sampling, derive_seed(self.seed, "rollout"), self.eos_ids,
-                self.ppo.slots, self.split, progress, workspace=self.workspace,
+                self.ppo.slots, self.split, progress, workspace=self.actor.workspace,
             )  # fmt: skip
 
     def _microbatches(self, batch: PackedBatch, sequences: Sequence[int]) -> list[Microbatch]:

@@ -188,8 +188,7 @@ def test_reused_cache_does_not_leak_between_rollouts(name):
     kept = Workspace(9 * 64)  # fewer pages than the requests want together
     for batch in (REQUESTS, requests_of([3, 50, 8], [70, 20, 30]), REQUESTS):
         roomy, fresh, reused = (
-            generate(model, batch, Sampling(0.8), 3, NO_EOS, workspace=w)
-            for w in (None, Workspace(9 * 64), kept)
+            generate(model, batch, Sampling(0.8), 3, NO_EOS, workspace=w) for w in (None, Workspace(9 * 64), kept)
         )
         assert [(r.tokens, r.logprobs) for r in reused] == [(r.tokens, r.logprobs) for r in fresh]
         assert [r.tokens for r in reused] == [r.tokens for r in roomy]

@@ -129,3 +129,13 @@ def test_weights_that_changed_in_place_are_read_by_the_old_graphs(captures):
     assert len(captures) == taken
     assert [r.tokens for r in before] != [r.tokens for r in after]
     assert_same(after, rollout(model, requests(3), None))
+
+
+def test_a_released_cache_comes_back_in_its_size(captures, gpu_memory):
+    model, workspace = model_of(MODEL), Workspace()
+    first = rollout(model, requests(4, new=140), workspace)
+    pages, taken = workspace.cache.num_pages, len(captures)
+    workspace.release()
+    assert workspace.cache is workspace.trunk_PND is None
+    assert_same(rollout(model, requests(4, new=140), workspace), first)
+    assert workspace.cache.num_pages == pages and len(captures) == 2 * taken
