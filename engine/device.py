@@ -39,6 +39,17 @@ def use(device: torch.device) -> None:
         torch.cuda.set_device(device)
 
 
+def be_deterministic() -> None:
+    """Use only algorithms that give the same bits in every run. Call it before the GPU is used.
+
+    PyTorch then adds up gradients of embeddings and of index_add in a fixed order, and cuBLAS gets a workspace of a
+    fixed size, without which it may choose another algorithm on another stream. Our kernels have one config for each
+    GPU and no atomic sums, with and without this.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)  # a warning names what has no such algorithm
+
+
 def check_triton() -> None:
     """UserError if Triton is missing, or cannot build its driver: at first use it needs a C compiler and Python.h."""
     if importlib.util.find_spec("triton") is None:

@@ -19,7 +19,7 @@ from engine.base.mixture import Mixture
 from engine.cli import parse
 from engine.cli.console import Console
 from engine.cli.parse import Parsed, build_settings
-from engine.device import why_unseen
+from engine.device import be_deterministic, why_unseen
 from engine.distributed.world import World, start_world
 from engine.init_model import init_model
 from engine.models import load_model, load_score_weight
@@ -42,7 +42,8 @@ LARGEST_ON_CPU = 1_000_000_000  # weights, where a GPU is there that PyTorch doe
 DEMO_RECORDS = 48_000  # instructions; two thirds as many rankings, and as many PPO prompts
 # Settings that a run passes to the stages it depends on.
 SHARED_SETTINGS = (
-    "lang", "runs", "seed", "dtype", "save_every", "keep", "hang_timeout", "monitor", "deepspeed_config", "resume",
+    "lang", "runs", "seed", "dtype", "deterministic", "save_every", "keep", "hang_timeout", "monitor",
+    "deepspeed_config", "resume",
 )  # fmt: skip
 DEMO_MODEL = {"family": "bloom", "layers": 6, "hidden": 192, "heads": 6, "vocab_size": 1024, "max_positions": 512}
 
@@ -231,6 +232,8 @@ def open_job(stage: str, settings: Parsed) -> Job:
     ds_config = read_ds_config(run_settings.deepspeed_config)
     path = Path(run_settings.output or Path(run_settings.runs, run_settings.lang, stage))
     ds_config, monitors = take_monitors(ds_config, run_settings, stage, path)
+    if run_settings.deterministic:
+        be_deterministic()
     world = start_world(run_settings.hang_timeout)
     console = Console(world.is_first)
     dtype = choose_dtype(run_settings.dtype, world.device, console.say)

@@ -1,5 +1,6 @@
 """Which device a process gets, and the line that says why it cannot work."""
 
+import os
 import threading
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from transformers import LlamaConfig
 
 from engine import device
 from engine.base.errors import UserError
-from engine.device import check_triton, choose_device, use, why_unseen
+from engine.device import be_deterministic, check_triton, choose_device, use, why_unseen
 from launch.common import check_size, choose_dtype
 
 CPU = torch.device("cpu")
@@ -110,3 +111,13 @@ def test_a_large_model_beside_an_unseen_gpu_is_refused(unseen_gpu):
 def test_a_large_model_on_a_machine_without_a_gpu_is_not_refused(monkeypatch):
     monkeypatch.setattr(device, "DRIVER", Path("/nowhere"))
     check_size(LlamaConfig(), Path("base"), CPU)
+
+
+def test_a_deterministic_run_adds_in_a_fixed_order(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # which removes it afterwards
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    try:
+        be_deterministic()
+        assert torch.are_deterministic_algorithms_enabled() and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
