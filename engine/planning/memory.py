@@ -157,8 +157,8 @@ def memory(model: nn.Module, w: Workload) -> list[Part]:
     parts.append(Part("optimizer", state_here if w.stage == "ppo" else 0, state_here))
     summed_as_they_come = w.dtype == torch.float32 or w.zero == 0 and w.ranks == 1  # see master_weights.py
     share = 1 / w.ranks if zero >= 2 else 1
-    # DeepSpeed keeps the float32 sums of bfloat16 gradients for the whole run.
-    kept = 0 if summed_as_they_come else 4 * trained * share
+    # DeepSpeed keeps the float32 sums of bfloat16 gradients for the whole run, with offload in host memory.
+    kept = 0 if summed_as_they_come or w.offload else 4 * trained * share
     gradients = 4 * trained if summed_as_they_come else (4 + b) * trained
     parts.append(Part("gradients", kept if w.stage == "ppo" else 0, gradients * share))
     first = 0 if whole else L - top
