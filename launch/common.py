@@ -19,10 +19,11 @@ from engine.base.mixture import Mixture
 from engine.cli import parse
 from engine.cli.console import Console
 from engine.cli.parse import Parsed, build_settings
+from engine.device import be_deterministic, why_unseen
 from engine.distributed.world import World, start_world
 from engine.init_model import init_model
 from engine.models import load_model, load_score_weight
-from engine.models.hf import check_replaceable, load_config
+from engine.models.hf import check_replaceable, empty_model, load_config
 from engine.objectives.schedule import rate_line, warmup_warning
 from engine.planning.disk import disk_line, disk_parts
 from engine.presets import presets
@@ -37,10 +38,12 @@ from engine.training.context import Context
 from engine.training.ds_config import read_ds_config
 from engine.training.export import try_export
 
+LARGEST_ON_CPU = 1_000_000_000  # weights, where a GPU is there that PyTorch does not see
 DEMO_RECORDS = 48_000  # instructions; two thirds as many rankings, and as many PPO prompts
 # Settings that a run passes to the stages it depends on.
 SHARED_SETTINGS = (
-    "lang", "runs", "seed", "dtype", "save_every", "keep", "hang_timeout", "monitor", "deepspeed_config", "resume",
+    "lang", "runs", "seed", "dtype", "deterministic", "save_every", "keep", "hang_timeout", "monitor",
+    "deepspeed_config", "resume",
 )  # fmt: skip
 DEMO_MODEL = {"family": "bloom", "layers": 6, "hidden": 192, "heads": 6, "vocab_size": 1024, "max_positions": 512}
 
@@ -123,7 +126,9 @@ class Job:
 
 
 def choose_dtype(name: str, device: torch.device, say: Callable[[str], None]) -> torch.dtype:
-    """Return the dtype of --dtype, as DTYPE_HELP says. Say if the device has no instructions for it."""
+    """Return the dtype of --dtype, as DTYPE_HELP says. Say if the device has no instructions for it, or is no GPU."""
+    if device.type == "cpu" and (reason := why_unseen()):
+        say(f"warning: this machine has a GPU, but the run is on the CPU. {reason}")
     if name == "auto" and device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16
@@ -161,10 +166,22 @@ def load_checked(
     quantised = trunk.quantised_layers(config.num_hidden_layers) if trunk else 0
     tokenizer = load_tokenizer(path)
     check_vocab(tokenizer, config.vocab_size)
+    check_size(config, path, device)
     if load_score_weight(path) is not None:
         raise UserError(f"--model {path} is a reward model (it has a score head): give a language model")
     stored = (trunk.trunk_dtype, quantised, trunk.embedding_dtype) if trunk else ()
     return load_model(path, dtype, device, *stored), tokenizer
+
+
+def check_size(config: Any, path: Path, device: torch.device) -> None:
+    """UserError for a large model on the CPU of a machine with a GPU: the run would take weeks and say nothing."""
+    if device.type == "cpu" and (reason := why_unseen()):
+        count = sum(p.numel() for p in empty_model(config, str(path)).parameters())
+        if count > LARGEST_ON_CPU:
+            raise UserError(
+                f"{path} has {count / 1e9:.1f} billion weights and would run on the CPU, and this machine has a GPU. "
+                f"{reason}. To use the CPU all the same, set CUDA_VISIBLE_DEVICES to nothing"
+            )
 
 
 def checked_reader(job: Job, batch: BatchSettings, read: Callable[..., Iterable[Any]]) -> Callable[[str], list[Any]]:
@@ -215,6 +232,8 @@ def open_job(stage: str, settings: Parsed) -> Job:
     ds_config = read_ds_config(run_settings.deepspeed_config)
     path = Path(run_settings.output or Path(run_settings.runs, run_settings.lang, stage))
     ds_config, monitors = take_monitors(ds_config, run_settings, stage, path)
+    if run_settings.deterministic:
+        be_deterministic()
     world = start_world(run_settings.hang_timeout)
     console = Console(world.is_first)
     dtype = choose_dtype(run_settings.dtype, world.device, console.say)

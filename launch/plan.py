@@ -18,8 +18,9 @@ from transformers import BloomConfig, LlamaConfig, PretrainedConfig
 from engine.base.errors import UserError
 from engine.cli.console import Console
 from engine.cli.parse import main, parse_settings
+from engine.generation.kv_cache import PAGE_SIZE
 from engine.models.hf import empty_model, load_config
-from engine.planning.memory import Part, Workload, memory, peaks, phases
+from engine.planning.memory import Part, Workload, memory, peaks, phases, within_budget
 from engine.settings import (
     FEWEST_SAMPLES,
     PretrainSettings,
@@ -74,6 +75,7 @@ class PlanSettings(TrunkSettings):
     minibatch_size: int = flag("ppo: rollouts per optimizer step", 32)
     rollouts: int = flag("ppo: rollouts per iteration; others: sequences per step", 128)
     slots: int = flag("ppo: rollouts generated at once per rank", 128)
+    cache_tokens: int | None = flag("ppo: key/value cache size in tokens (default: as in launch/ppo.py)", None)
     prompt_tokens: int = flag("tokens per prompt", 256)
     new_tokens: int = flag("tokens per response", 256)
     tokens_per_microbatch: int = flag("tokens per forward on one rank", 4096)
@@ -91,6 +93,7 @@ class PlanSettings(TrunkSettings):
         check_above_zero(self, *sizes, "bandwidth", "minibatch_size")
         check_at_least(0, self, "trunk_cache", "rewards", "ptx_tokens", "lora_rank")
         check_at_least(0, self, "bottom_layers")
+        check_at_least(2 * PAGE_SIZE, self, "cache_tokens")
         check_at_least(1, self, "samples_per_prompt")
         if self.bottom_layers is not None and self.stage != "pretrain":
             raise UserError(f"--bottom-layers is {self.bottom_layers}, --stage is {self.stage}: only pretrain has it")
@@ -154,17 +157,25 @@ def workload(s: PlanSettings, num_layers: int) -> Workload:
         s.rollouts, s.slots, s.prompt_tokens, s.new_tokens, s.tokens_per_microbatch, s.trunk == "shared",
         s.critic == "separate", s.reward_offload, s.trunk_cache, s.ppo_epochs, s.samples_per_prompt,
         s.advantage == "gae", s.rewards, s.lora_rank, s.recompute, s.minibatch_size, updates * s.ptx_tokens,
-        s.trunk_dtype, s.bottom_layers, s.embedding_dtype, s.park_trunk,
+        s.trunk_dtype, s.bottom_layers, s.embedding_dtype, s.park_trunk, s.cache_tokens,
     )  # fmt: skip
 
 
 def largest(model, w: Workload, name: str, step: int, gpu_bytes: float) -> int:
     """Return the largest value of a workload field that fits, a multiple of `step` up to 2^22; 0 if none does."""
-    return step * most_within(
-        lambda count: max(peaks(memory(model, dataclasses.replace(w, **{name: count * step})))),
-        gpu_bytes,
-        (1 << 22) // step,
-    )
+
+    def peak(count: int) -> float:
+        return max(
+            peaks(memory(model, within_budget(model, dataclasses.replace(w, **{name: count * step}), gpu_bytes)))
+        )
+
+    return step * most_within(peak, gpu_bytes, (1 << 22) // step)
+
+
+def most_at_once(model, w: Workload, gpu_bytes: float) -> int:
+    """Return the most rollouts that one rank can generate at once; 0 if none."""
+    fits = largest(model, w, "slots", 1, gpu_bytes)
+    return within_budget(model, dataclasses.replace(w, slots=fits), gpu_bytes).at_once if fits else 0
 
 
 def most_within(size: Callable[[int], float], limit: float, most: int) -> int:
@@ -212,7 +223,7 @@ def show(s: PlanSettings, model, w: Workload, parts: Sequence[Part], console: Co
     console.say(f"  largest --tokens-per-microbatch that fits: {tokens:,}" if tokens else "  no microbatch fits")
     result: dict[str, object] = {"fits": fits, "rollout_bytes": rollout, "update_bytes": update, "tokens": tokens}
     if generating:
-        slots = min(largest(model, w, "slots", 1, gpu_bytes), -(-w.rollouts // w.ranks))
+        slots = most_at_once(model, w, gpu_bytes)
         console.say(f"  largest number of rollouts generated at once that fits (--slots): {slots:,}")
         result["slots"] = slots
     work = phases(model, w)
@@ -239,7 +250,7 @@ def overview(s: PlanSettings, console: Console) -> list[dict[str, object]]:
             w = dataclasses.replace(workload(s, model.num_layers), ranks=ranks, zero=3 if ranks > 1 else s.zero)
             field, step = ("slots", 1) if s.stage == "ppo" else ("tokens_per_microbatch", 512)
             w = dataclasses.replace(w, rollouts=1 << 16)  # enough that their trunk outputs go to the host
-            count = largest(model, w, field, step, gb * 1e9)
+            count = most_at_once(model, w, gb * 1e9) if field == "slots" else largest(model, w, field, step, gb * 1e9)
             row.append(f"{count:,}" if count else "-")
             found.append({"model": name, "gpus": ranks, "gb": gb, field: count})
         rows.append(row)
@@ -272,6 +283,7 @@ def job(argv: Sequence[str]) -> None:
             f"{s.tokens_per_microbatch:,} tokens per microbatch",
         })  # fmt: skip
         console.say()
+        w = within_budget(model, w, s.gpu_memory * 1e9)
         result = show(s, model, w, memory(model, w), console)
     if s.json:
         print(json.dumps(result))

@@ -37,7 +37,7 @@ from engine.text.eos import eos_ids_of
 from engine.training.estimators import estimator_of
 from engine.training.heldout import Estimate, compared, shown, titles
 from engine.training.ppo import PPOTrainer
-from engine.training.ppo_checks import check_iteration, check_measures, check_rollouts, check_warmup
+from engine.training.ppo_checks import check_cache, check_iteration, check_measures, check_rollouts, check_warmup
 from engine.training.ppo_plan import Plan
 from engine.training.pretraining import Pretraining
 from engine.training.scorers import RewardModelScorer, check_outputs, check_reward, describe, try_scorer
@@ -124,6 +124,7 @@ def train(
     for of in each(scorer):
         try_scorer(of, model, split, prompts[0], tokenizer)
     check_rollouts(len(prompts), batch.batch_size, job.world.size, ppo.samples_per_prompt)
+    check_cache(ppo, prompts, checks)
     seed, ranks, most = run_settings.seed, job.world.size, run_settings.max_steps
     check_warmup(ppo, len(Plan.of(prompts, batch, ppo, seed, ranks, most, mixture).steps))
 

@@ -75,7 +75,7 @@ def job(argv: Sequence[str]) -> None:
         for prompt in prompts
         for k in range(how.num_responses)
     ]
-    pages = num_pages_for(model, requests, settings.slots, settings.cache_tokens, False, model.head_weight)
+    pages = num_pages_for(model, requests, settings.slots, settings.cache_tokens)
     Scheduler(requests, "given", 1, pages, PAGE_SIZE)  # UserError on all ranks if a request does not fit
     prints = fingerprint(model, [p.tokens for p in prompts], [[r.prompt_id for r in requests]])
     run = {

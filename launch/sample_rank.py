@@ -16,6 +16,7 @@ from engine.cli.interrupt import Interrupt
 from engine.generation.generate import Request, Sample, stream
 from engine.generation.shards import EOS, LENGTH, STOP, SavedResponse
 from engine.generation.stop_strings import StopMatcher
+from engine.generation.workspace import Workspace
 from engine.packing import shard_of
 from engine.settings import ResponseSettings, SampleSettings
 from engine.text.tokenizer import decode
@@ -55,7 +56,7 @@ def sample(
     interrupt.check()
     for i, response in stream(
         model, requests, how.sampling, derive_seed(how.seed, "sample"), eos_ids, settings.slots,
-        on_progress=after_step, cache_tokens=settings.cache_tokens,
+        on_progress=after_step, workspace=Workspace(settings.cache_tokens),
         new_matcher=partial(StopMatcher, tokenizer, how.stop) if how.stop else None,
     ):  # fmt: skip
         if not all(map(math.isfinite, response.logprobs)):

@@ -14,13 +14,13 @@ from pathlib import Path
 if __name__ == "__main__":  # run as a script: put the repository root on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch
 from aiohttp import web
 from transformers import PreTrainedTokenizerFast
 
 from engine.base.errors import UserError
 from engine.cli.console import Console
 from engine.cli.parse import main, parse_settings
+from engine.device import choose_device
 from engine.generation.cache_budget import num_pages_for
 from engine.generation.generate import Request
 from engine.generation.kv_cache import PAGE_SIZE, pages_for
@@ -96,7 +96,7 @@ class Loaded:
 def load(settings: ModelSettings) -> Loaded:
     """Load the model and check its settings. UserError if the sequence does not fit into the cache."""
     check_template(settings.template)  # before the model is loaded, so that a mistake shows at once
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device()
     dtype = choose_dtype(settings.dtype, device, Console().say)
     length, room = served_length(settings.model, settings.max_length)
     model, tokenizer = load_checked(settings.model, dtype, device)
@@ -104,7 +104,7 @@ def load(settings: ModelSettings) -> Loaded:
     choice = choose_template(settings.template, settings.model, tokenizer)
     # The worst case: every slot has the longest sequence, plus the one token that a full prompt may generate.
     worst = [Request((0,), 0, 0, length)] * settings.slots
-    pages = num_pages_for(model, worst, settings.slots, settings.cache_tokens, False, model.head_weight)
+    pages = num_pages_for(model, worst, settings.slots, settings.cache_tokens)
     if (need := pages_for(length + 1) + 1) > pages:  # a shared prompt's half-filled page and its copy
         raise UserError(
             f"the cache has {pages * PAGE_SIZE} tokens, --max-length is {length}: lower it to "

@@ -1,6 +1,7 @@
 """Fixtures and hypothesis profiles for all tests."""
 
 import gc
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,15 @@ from hypothesis import settings
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.register_profile("explore", derandomize=False, deadline=None)
 settings.load_profile("fixed")
+
+
+def pytest_configure(config):
+    """Hide the GPUs: tests compare with a CPU, to the bit, and start more ranks than a machine may have GPUs.
+
+    `pytest -m gpu` runs the tests that need one.
+    """
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def pytest_collection_finish():

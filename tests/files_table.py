@@ -11,8 +11,8 @@ PAGE = ROOT / "docs" / "files.md"
 ORDER = {
     "kernels": "common rotary passes bf16_passes cuda_passes coded_linear skinny_linear attention attention_decode "
     "sampling segment_scan linear_logprob",
-    "engine": "base distributed cli shared_rows batch packing models text generation settings presets init_model "
-    "objectives run training reward_functions planning report serving",
+    "engine": "base device distributed cli shared_rows batch packing models text generation settings presets "
+    "init_model objectives run training reward_functions planning report serving",
     "datagen": "sources kits text tasks api self_instruct simulate run translation ranking annotation published "
     "statistics rouge_filter decontaminate embedded rule_prompts instruct translate benchmark rank import_records "
     "stats bench __main__",

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from engine.device import choose_device
 from engine.distributed.heartbeat import Heartbeat, meet
 from engine.distributed.rendezvous import from_slurm, interface_to
 
@@ -140,11 +141,7 @@ def start_world(timeout_s: float = HANG_TIMEOUT_S) -> World:
             port = probe.getsockname()[1]
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    if torch.cuda.is_available():
-        torch.cuda.set_device(local_rank)
-        device = torch.device("cuda", local_rank)
-    else:
-        device = torch.device("cpu")
+    device = choose_device(local_rank)
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         if os.environ["WORLD_SIZE"] != "1" and (interface := interface_to(os.environ["MASTER_ADDR"])):

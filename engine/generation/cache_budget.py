@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from engine.base.errors import UserError
 from engine.generation.kv_cache import PAGE_SIZE, page_bytes, pages_for, spare_pages
@@ -16,22 +15,31 @@ FREE_MEMORY_SHARE = 0.5
 
 
 def num_pages_for(
-    model, requests: Sequence[Request], num_slots: int, cache_tokens: int | None, keeps_trunk: bool, weight: Tensor
+    model, requests: Sequence[Request], num_slots: int, cache_tokens: int | None, keeps_trunk: bool = False
 ) -> int:
     """Return the number of pages to allocate, without the spare page (which the budget includes).
 
     cache_tokens is the budget in positions; None means half of the free memory of the device.
     """
-    if cache_tokens is not None and cache_tokens < PAGE_SIZE:
-        raise UserError(f"--cache-tokens is {cache_tokens}: give {PAGE_SIZE}, one page, or more")
+    return min(pages_needed(requests, num_slots), budget_pages(model, cache_tokens, keeps_trunk))
+
+
+def pages_needed(requests: Sequence[Request], num_slots: int) -> int:
+    """Return the most pages that `num_slots` of the requests can fill at once."""
     worst = sorted((pages_for(r.max_length) for r in requests), reverse=True)[:num_slots]
-    needed = sum(worst) + 1  # plus the half-filled page of a prompt with samples still to admit
-    if cache_tokens is not None:
-        budget = cache_tokens // PAGE_SIZE
+    return sum(worst) + 1  # plus the half-filled page of a prompt with samples still to admit
+
+
+def budget_pages(model, cache_tokens: int | None, keeps_trunk: bool) -> int:
+    """Return how many pages the budget holds besides the spare one. UserError for less than a page."""
+    weight = model.head_weight
+    if cache_tokens is None:
+        budget = int(free_bytes(weight.device) * FREE_MEMORY_SHARE) // bytes_of_page(model, weight.dtype, keeps_trunk)
+    elif cache_tokens < PAGE_SIZE:
+        raise UserError(f"--cache-tokens is {cache_tokens}: give {PAGE_SIZE}, one page, or more")
     else:
-        bytes_each = bytes_of_page(model, weight.dtype, keeps_trunk)
-        budget = int(free_bytes(weight.device) * FREE_MEMORY_SHARE) // bytes_each
-    return min(needed, budget - spare_pages(weight.device))
+        budget = cache_tokens // PAGE_SIZE
+    return budget - spare_pages(weight.device)
 
 
 def bytes_of_page(model, dtype: torch.dtype, keeps_trunk: bool) -> int:
@@ -41,9 +49,10 @@ def bytes_of_page(model, dtype: torch.dtype, keeps_trunk: bool) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes of memory that can be allocated now."""
+    """Bytes of memory that can be allocated now. On a GPU, blocks that PyTorch has freed and keeps are among them."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             fields = dict(line.split(":") for line in file)

@@ -67,17 +67,19 @@ class DecodeGraphs:
 
 
 def capture_on_cuda() -> Capture:
-    """Return a function that captures graphs; they share intermediate memory, because only one runs at a time."""
-    pool = torch.cuda.graph_pool_handle()
+    """Return a function that captures graphs. They share a stream, so one workspace of cuBLAS, and their memory.
+
+    Sharing memory is right because only one graph runs at a time.
+    """
+    pool, side = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
 
     def capture(run: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
-        side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             run()  # compile kernels and fill caches before the capture
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
             outputs = run()
         return graph.replay, outputs
 

@@ -5,20 +5,18 @@ Call `generate` or `stream`. `scheduler.py` decides what runs, `step.py` runs it
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from engine.base.errors import UserError
-from engine.generation.cache_budget import num_pages_for
-from engine.generation.kv_cache import KVCache
 from engine.generation.sample import Request, Sample
 from engine.generation.sampling import Sampling
 from engine.generation.scheduler import Scheduler
 from engine.generation.step import StepEngine
+from engine.generation.step_clock import Step, StepClock
+from engine.generation.workspace import Workspace
 
 if TYPE_CHECKING:
     from engine.generation.stop_strings import StopMatcher
@@ -26,18 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["Request", "Sample", "Step", "generate", "stream"]
 
 CUDA_STEPS_PER_READ = 8  # how often EOS is looked for: reading makes the host wait for the device
-
-
-@dataclass(frozen=True)
-class Step:
-    """Statistics of one step. `rows` decoded; a shared position is read once."""
-
-    seconds: float
-    rows: int
-    prompt_tokens: int
-    positions_read: int
-    new_tokens: int
-    pages: int
 
 
 def generate(
@@ -74,8 +60,7 @@ def stream(
     capture_layer: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     *,
-    cache_tokens: int | None = None,
-    cache: KVCache | None = None,
+    workspace: Workspace | None = None,
     order: str = "given",
     share_prompts: bool = True,
     steps_a_read: int | None = None,
@@ -86,12 +71,13 @@ def stream(
 
     At most num_slots sequences run at once. A slot is refilled when its sequence is found to have ended; EOS is looked
     for every steps_a_read steps. With capture_layer, the input of that layer (the trunk's output) is kept for every
-    token of prompt and response. on_progress(finished, new_tokens) and on_step(Step) are called once per step.
+    token of prompt and response. on_progress(finished, new_tokens) and on_step(Step) are called once per step, on a GPU
+    on_step when EOS is looked for.
 
-    cache_tokens is the size of the key/value cache in positions, allocated once; by default what the requests can need,
-    or half of the free memory if that is less. Pass `cache` to reuse one for many rollouts. order "longest" starts with
-    the requests expected to be longest, so that they do not run alone at the end. new_matcher makes each response's
-    watcher for stop strings, which is host work for every token. UserError for a request that can never fit.
+    workspace has the key/value cache and its size; pass the same one to all calls for a model. The default is one of
+    what the requests can need, or half of the free memory if that is less. order "longest" starts with the requests
+    expected to be longest, so that they do not run alone at the end. new_matcher makes each response's watcher for stop
+    strings, which is host work for every token. UserError for a request that can never fit.
     """
     if not requests:
         return
@@ -104,28 +90,33 @@ def stream(
         )
     num_slots = min(num_slots, len(requests))
     weight = model.head_weight
-    if cache is None:
-        num_pages = num_pages_for(model, requests, num_slots, cache_tokens, capture_layer is not None, weight)
-        cache = KVCache(model, num_pages)
+    workspace = workspace or Workspace()
+    cache = workspace.fit(model, requests, num_slots, capture_layer is not None)
     scheduler = Scheduler(requests, order, num_slots, cache.num_pages, cache.page_size, share_prompts)
     eos_ids = (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)
     eos_ids = tuple(i for i in eos_ids if 0 <= i < model.vocab_size)  # -1 means none
     engine = StepEngine(
-        model, scheduler, cache, num_slots, max_len, capture_layer, sampling, seed, eos_ids, new_matcher
+        model, scheduler, workspace, num_slots, max_len, capture_layer, sampling, seed, eos_ids, new_matcher
     )
     steps_a_read = steps_a_read or (CUDA_STEPS_PER_READ if weight.device.type == "cuda" else 1)
+    clock = StepClock(weight.device, on_step) if on_step else None
     finished = delivered = steps = 0
     while finished < len(requests):
-        began, rows, before = time.perf_counter(), len(engine.rows), delivered + engine.rows.num_new_tokens()
+        if clock:
+            clock.begin()
+        rows, before = len(engine.rows), delivered + engine.rows.num_new_tokens()
         prompt_tokens, positions_read = engine.step()
         pages = cache.num_pages - scheduler.pool.num_free
         steps += 1
-        left = engine.leave(steps % steps_a_read == 0)
+        reads = steps % steps_a_read == 0
+        left = engine.leave(reads)
         finished += len(left)
         delivered += sum(len(sample.tokens) for sample in left)
         new_tokens = delivered + engine.rows.num_new_tokens()
-        if on_step:
-            on_step(Step(time.perf_counter() - began, rows, prompt_tokens, positions_read, new_tokens - before, pages))
+        if clock:
+            clock.end(rows, prompt_tokens, positions_read, new_tokens - before, pages)
+            if reads or finished == len(requests):
+                clock.read()
         for sample in left:
             yield sample.index, sample
         if on_progress:

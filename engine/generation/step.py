@@ -15,14 +15,13 @@ from torch import Tensor
 
 from engine.batch import PackedBatch
 from engine.generation import huge_pages
-from engine.generation.decode_graphs import DecodeGraphs
 from engine.generation.decode_rows import DecodeRows
-from engine.generation.decode_tape import DecodeTape
-from engine.generation.kv_cache import KVCache, pages_for
+from engine.generation.kv_cache import pages_for
 from engine.generation.random_address import uniform
 from engine.generation.sample import Sample
 from engine.generation.sampling import Sampled, Sampling, sample
 from engine.generation.scheduler import Chunk, Scheduler
+from engine.generation.workspace import Workspace
 from engine.models.attend import Attend, AttentionOptions
 from engine.models.fused import logits
 from engine.models.quantised import stored_weights
@@ -40,7 +39,7 @@ class StepEngine:
         self,
         model,
         scheduler: Scheduler,
-        cache: KVCache,
+        workspace: Workspace,
         num_slots: int,
         max_len: int,
         capture_layer: int | None,
@@ -51,22 +50,19 @@ class StepEngine:
     ):
         self.model, self.scheduler, self.sampling, self.seed = model, scheduler, sampling, seed
         weight = model.head_weight
-        self.cache, self.device = cache, weight.device
+        self.cache, self.device = workspace.cache, weight.device
         huge_pages.collapse(w for _, w in stored_weights(model))
         self.rows = DecodeRows(num_slots, max_len, pages_for(max_len, scheduler.page_size), self.device)
         self.eos_ids, self.new_matcher = eos_ids, new_matcher
         self.eos_ids_E = torch.tensor(eos_ids, dtype=torch.int64, device=self.device)
-        self.capture_layer, self.trunk_PND = capture_layer, None
-        if capture_layer is not None:  # paged like the cache, so that a shared prompt's trunk is kept once
-            shape = (cache.num_pages, cache.page_size, model.hidden_size)
-            self.trunk_PND = torch.empty(shape, dtype=weight.dtype, device=self.device)
+        self.capture_layer = capture_layer
+        self.trunk_PND = None if capture_layer is None else workspace.trunk_PND
         pages_a_row = pages_for(max_len, scheduler.page_size)
         self.logits_CV: Tensor | None = None
         if self.device.type == "cpu":  # written every step: new memory would be filled with zeros first, page by page
             self.logits_CV = torch.empty(num_slots, model.vocab_size)
             huge_pages.ask(self.logits_CV)
-        what = (model, self.cache, num_slots, pages_a_row, capture_layer or 0)
-        self.recorded = DecodeGraphs.of(*what) or DecodeTape.of(*what)  # a recorded decode step, where recording works
+        self.recorded = workspace.recorded(model, num_slots, pages_a_row, capture_layer or 0)
 
     def step(self) -> tuple[int, int]:
         """Run and sample once. Returns the number of prompt tokens run and of cache positions read."""

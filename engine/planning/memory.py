@@ -6,12 +6,14 @@ H heads, V vocabulary, L layers.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from engine.generation.cache_budget import FREE_MEMORY_SHARE
 from engine.generation.kv_cache import PAGE_SIZE, page_bytes, pages_for
 from engine.planning.activations import activation_bytes, forward_bytes
 from engine.planning.sizes import Frozen, Sizes, linear_shapes
@@ -21,6 +23,9 @@ from kernels.coded_linear.tiles import sum_bytes
 
 WORKSPACE = 64 << 20  # upper bound of linear_logprob's
 PREFILL_TOKENS = 512
+CACHE = "cache of keys and values"
+TRUNK_OUTPUTS = "trunk outputs"
+STEP = "a step's activations or logits"
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,22 @@ class Workload:
     bottom_layers: int | None = None  # pretraining: trained beside the top ones, with embeddings and head
     embedding_dtype: str = "model"  # of the embedding and the head, where they are not trained
     park_trunk: bool = False  # PPO: in host memory during updates
+    cache_tokens: int | None = None  # PPO: positions in the cache of keys and values; None: what the slots can fill
+
+    @property
+    def at_once(self) -> int:
+        """Rollouts that a rank generates at once: its slots, as far as the cache has room for them."""
+        flying = min(-(-self.rollouts // self.ranks), self.slots)
+        if self.cache_tokens is None:
+            return flying
+        each = pages_for(self.prompt_tokens + self.new_tokens)
+        return max(1, min(flying, (self.cache_tokens // PAGE_SIZE - 1) // each))
+
+    @property
+    def pages(self) -> int:
+        """Pages of the cache, allocated so, although the samples of a prompt share some."""
+        pages = self.at_once * pages_for(self.prompt_tokens + self.new_tokens) + 1
+        return pages if self.cache_tokens is None else min(pages, self.cache_tokens // PAGE_SIZE)
 
 
 @dataclass(frozen=True)
@@ -135,8 +156,11 @@ def memory(model: nn.Module, w: Workload) -> list[Part]:
     state_here = 0 if w.offload else state / (w.ranks if zero >= 1 else 1)
     parts.append(Part("optimizer", state_here if w.stage == "ppo" else 0, state_here))
     summed_as_they_come = w.dtype == torch.float32 or w.zero == 0 and w.ranks == 1  # see master_weights.py
+    share = 1 / w.ranks if zero >= 2 else 1
+    # DeepSpeed keeps the float32 sums of bfloat16 gradients for the whole run, with offload in host memory.
+    kept = 0 if summed_as_they_come or w.offload else 4 * trained * share
     gradients = 4 * trained if summed_as_they_come else (4 + b) * trained
-    parts.append(Part("gradients", 0, gradients / (w.ranks if zero >= 2 else 1)))
+    parts.append(Part("gradients", kept if w.stage == "ppo" else 0, gradients * share))
     first = 0 if whole else L - top
     T = w.tokens_per_microbatch
     every_column = w.stage != "ppo" or w.text_tokens > 0  # text predicts all of its tokens, a rollout its response
@@ -159,22 +183,39 @@ def memory(model: nn.Module, w: Workload) -> list[Part]:
     if w.stage == "ppo":
         here = -(-w.rollouts // w.ranks)
         length = w.prompt_tokens + w.new_tokens
-        flying = min(here, w.slots)
-        pages = flying * pages_for(length) + 1  # allocated so, although the samples of a prompt share its pages
-        parts.append(Part("cache of keys and values", pages * page_bytes(model, w.dtype), 0))
+        stays = 0 if sharded or w.park_trunk else 1  # the cache, where the trunk does
+        cache = w.pages * page_bytes(model, w.dtype)
+        parts.append(Part(CACHE, cache, stays * cache))
         if not whole:
             kept = here * length * D * b
             on_device = kept if kept <= w.trunk_cache_gb * 1e9 else 0
-            parts.append(Part("trunk outputs", pages * PAGE_SIZE * D * b + on_device, on_device))
+            paged = w.pages * PAGE_SIZE * D * b
+            parts.append(Part(TRUNK_OUTPUTS, paged + on_device, stays * paged + on_device))
         rows = min(PREFILL_TOKENS, here // w.samples * w.prompt_tokens)
-        logits = flying * model.vocab_size * 4 * 2  # in float32, with sampling's temporaries
-        parts.append(Part("a step's activations or logits", max(forward_bytes(model, rows), logits), 0))
+        logits = w.at_once * model.vocab_size * 4 * 2  # in float32, with sampling's temporaries
+        parts.append(Part(STEP, max(forward_bytes(model, rows), logits), 0))
     return parts
 
 
 def peaks(parts: Sequence[Part]) -> tuple[float, float]:
     """Return the peak bytes of the rollout and of the update."""
     return sum(p.rollout for p in parts), sum(p.update for p in parts)
+
+
+def within_budget(model: nn.Module, w: Workload, device_bytes: float) -> Workload:
+    """Return the workload with the cache that a run allocates: at most half of what is free before the first rollout.
+
+    As in engine/generation/cache_budget.py. With cache_tokens given, it stays as it is.
+    """
+    if w.stage != "ppo" or w.cache_tokens is not None:
+        return w
+    parts = memory(model, dataclasses.replace(w, cache_tokens=2 * PAGE_SIZE))
+    free = device_bytes - sum(p.rollout for p in parts if p.name not in (CACHE, TRUNK_OUTPUTS, STEP))
+    page = page_bytes(model, w.dtype) + (
+        0 if w.top_layers is None else PAGE_SIZE * model.hidden_size * w.dtype.itemsize
+    )
+    most = int(max(free, 0) * FREE_MEMORY_SHARE / page)
+    return w if w.pages <= most else dataclasses.replace(w, cache_tokens=max(most, 2) * PAGE_SIZE)
 
 
 def _shared_rows(w: Workload, responses: int, at_once: int) -> float:
@@ -223,7 +264,7 @@ def phases(model: nn.Module, w: Workload) -> list[Phase]:
         return work
     weights = body(top) + stored.head_passed
     cache, prompts = page_bytes(model, w.dtype) / PAGE_SIZE, -(-here // w.samples)
-    rounds = max(1.0, here / w.slots)
+    rounds = max(1.0, here / w.at_once)
     decode_bytes = w.new_tokens * (rounds * weights + here * (w.prompt_tokens + w.new_tokens / 2) * cache)
     decode = layers(L, new, w.prompt_tokens + w.new_tokens / 2) + head * new
     rows = _shared_rows(w, here, here)

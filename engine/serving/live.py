@@ -12,12 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.generation.kv_cache import PAGE_SIZE, KVCache
+from engine.generation.kv_cache import PAGE_SIZE
 from engine.generation.random_address import uniform
 from engine.generation.sample import Request
 from engine.generation.sampling import Sampled, Sampling, sample
 from engine.generation.scheduler import Chunk, Scheduler
 from engine.generation.step import StepEngine
+from engine.generation.workspace import Workspace
 from engine.models.fused import logits
 from engine.serving.token_scores import TokenScore, score_tokens
 
@@ -60,9 +61,10 @@ class LiveEngine(StepEngine):
     """
 
     def __init__(self, model, num_slots: int, num_pages: int, max_length: int, eos_ids: Sequence[int], seed: int = 0):
-        scheduler = Scheduler([], "given", num_slots, num_pages, PAGE_SIZE)
+        scheduler, workspace = Scheduler([], "given", num_slots, num_pages, PAGE_SIZE), Workspace()
+        workspace.allocate(model, num_pages)
         # The last token is sampled but never run, so one fits after a prompt of the full length.
-        what = (model, scheduler, KVCache(model, num_pages), num_slots, max_length + 1)
+        what = (model, scheduler, workspace, num_slots, max_length + 1)
         super().__init__(*what, None, Sampling(), seed, eos_ids, None)
         self.max_length = max_length
         self.prompt_tokens_run = 0

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from engine.device import use
 from engine.serving.live import BROKEN, Event, LiveEngine, LiveRequest
 from engine.serving.text_stream import TextStream
 from engine.serving.token_scores import TokenScore
@@ -127,6 +128,7 @@ class Worker:
 
     def _run(self) -> None:
         try:
+            use(self.engine.device)
             while True:
                 with self._changed:
                     while self.engine.is_idle and not self._inbox and not self._stopping:

@@ -60,11 +60,16 @@ class PPOSettings(TrunkSettings, HeldOutSettings):
     critic_warmup: int = flag("gae: train only the critic in this many first iterations", 0)
     critic_lr: float | None = flag("gae: peak learning rate of the critic (default: --lr)", None)
     reward_offload: bool = flag("between uses, move a reward model with its own trunk to host memory", False)
-    park_trunk: bool = flag("during updates, keep the frozen layers in host memory", False)
+    park_trunk: bool = flag("during updates, keep the frozen layers in host memory, and free the cache", False)
     max_new_tokens: int = flag("longest response in tokens", 256)
     minibatch_size: int = flag("rollouts per optimizer step, summed over all ranks", 32)
     ppo_epochs: int = flag("passes over the rollouts of each iteration", 4)
     slots: int = flag("sequences generated at once per rank", 128)
+    cache_tokens: int | None = flag(
+        "key/value cache size in tokens, the same in all rollouts (default: what the slots can fill, at most half of "
+        "the memory that is free before the first rollout)",
+        None,
+    )
     temperature: float = flag("temperature of sampling and of the logits in training", 1.0)
     top_k: int = flag("sample among the k likeliest tokens; 0 for all", 0)
     top_p: float = flag("sample among the likeliest tokens whose probabilities add up to this", 1.0)
@@ -120,7 +125,9 @@ class PPOSettings(TrunkSettings, HeldOutSettings):
         if isinstance(self.reward, str):  # as a run records one reward
             object.__setattr__(self, "reward", [self.reward])
         parse_rewards(self.reward or ())
-        check_at_least(1, self, "max_new_tokens", "minibatch_size", "ppo_epochs", "slots", "eval_samples")
+        check_at_least(
+            1, self, "max_new_tokens", "minibatch_size", "ppo_epochs", "slots", "cache_tokens", "eval_samples"
+        )
         check_at_least(0, self, "kl_coef", "vf_coef", "missing_eos_penalty")
         check_top_layers(self.top_layers)
         self.quantised_layers()

@@ -38,6 +38,7 @@ class RunSettings:
     max_steps: int | None = flag("stop after this many optimizer steps (PPO: iterations)", None)
     hang_timeout: float = flag("end the run and name the hanging rank after this many seconds without progress", 1800.0)
     dtype: str = flag(DTYPE_HELP, "auto", choices=[*DTYPES])
+    deterministic: bool = flag("on a GPU: the same bits in every run, with slower sums in places", False)
     monitor: str = flag("where curves go besides metrics.jsonl: tensorboard, csv, wandb, or none", "tensorboard")
     deepspeed_config: str | None = flag("ZeRO stage, offload, buckets: see ds_configs/", None)
 

@@ -1,4 +1,4 @@
-"""The model that generates rollouts: a frozen trunk, and the trained top brought into it before each rollout."""
+"""The model that generates rollouts, with its cache: a frozen trunk, and the trained top brought into it each time."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from engine.generation.workspace import Workspace
 from engine.models.quantised import tensors_of
 from engine.training.context import Context
 from engine.training.export import body_weights
@@ -26,6 +27,7 @@ class Actor:
 
     def __init__(self, model: torch.nn.Module, policy: Policy, split: int | None, context: Context):
         self.model, self.device = model, context.world.device
+        self.workspace = Workspace(context.stage.cache_tokens)
         self.cache_bytes = context.batch.trunk_cache * 1e9
         trunk = [] if split is None else trunk_parameters(model, split)
         head = {id(w) for w in tensors_of(model.head_weight)}
@@ -42,9 +44,13 @@ class Actor:
         self.trunk.gather()
 
     def release(self) -> None:
-        """Give back the memory of the other ranks' parts of the trunk, under ZeRO-3, or of all of it, if parked."""
+        """Give back the memory of the other ranks' parts of the trunk, under ZeRO-3, or of all of it, if parked.
+
+        And that of the cache: its graphs are of no more use, because the trunk comes back at another address.
+        """
         if self.sharded or self.parks:
             self.trunk.release()
+            self.workspace.release()
 
     def publish(self, zero: ZeroStep) -> None:
         """Bring the trained weights into the model. Without ZeRO-3 they are the same tensors."""

@@ -21,6 +21,7 @@ from engine.batch import PackedBatch
 from engine.cli.console import Console
 from engine.distributed.world import World
 from engine.generation.generate import Request, Sample, generate
+from engine.generation.workspace import Workspace
 from engine.packing import shard_of
 from engine.settings import PPOSettings
 from engine.text.encoding import Prompt
@@ -155,13 +156,15 @@ def sample_answers(
     checkpoints: Checkpoints | None = None,
     kl_of: Callable[[Sequence[Prompt], Sequence[Sample]], list[float]] | None = None,
     language: Language | None = None,
+    workspace: Workspace | None = None,
 ) -> Answers:
     """Sample and score `ppo.eval_samples` answers to each prompt; every rank gets the same result.
 
     About `rollouts` answers are held in memory at once, as in training. With the same seed, two policies get the same
     random numbers. With a trainer's `checkpoints`, a signal ends it early. `kl_of` gives the measure kl: the KL to the
-    reference of each answer of this rank.
+    reference of each answer of this rank. `workspace` as in `generate`.
     """
+    workspace = workspace or Workspace(ppo.cache_tokens)
 
     def progress(*_: int) -> None:
         world.tick()
@@ -180,7 +183,7 @@ def sample_answers(
             with checkpoints.part() if checkpoints else nullcontext():
                 responses = generate(
                     model, requests, ppo.sampling, derive_seed(seed, "heldout"), eos_ids, ppo.slots, split,
-                    progress,
+                    progress, workspace=workspace,
                 )  # fmt: skip
             texts = [decode(tokenizer, r.text_tokens) for r in responses]
             scores = _scores([prompts[i] for i in indices], responses, texts, scorer, world)

@@ -112,7 +112,7 @@ class PPOTrainer:
         self.best = Best(ppo, self.checkpoints, self.console)
         self.heldout = HeldOut(
             model, tokenizer, eos_ids, heldout, scorer, self.reference, self.split, self.batch, ppo, self.seed,
-            get_language(context.run_settings.lang), self.checkpoints,
+            get_language(context.run_settings.lang), self.checkpoints, self.actor.workspace,
         )  # fmt: skip
 
     def train(self) -> dict[str, Any]:
@@ -317,7 +317,7 @@ class PPOTrainer:
 
             return generate(
                 self.model, requests, self.ppo.sampling, derive_seed(self.seed, "rollout"), self.eos_ids,
-                self.ppo.slots, self.split, progress,
+                self.ppo.slots, self.split, progress, workspace=self.actor.workspace,
             )  # fmt: skip
 
     def _microbatches(self, batch: PackedBatch, sequences: Sequence[int]) -> list[Microbatch]:

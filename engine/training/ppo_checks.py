@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from engine.base.errors import UserError
+from engine.generation.kv_cache import PAGE_SIZE, pages_for
 from engine.settings import PPOSettings
 from engine.text.encoding import Prompt
 
@@ -35,6 +36,18 @@ def check_rollouts(prompts: int, batch_size: int, ranks: int, samples: int = 1) 
         )
     if prompts * samples < 2:
         raise UserError("there is one prompt: PPO compares the rollouts of an iteration, give 2 prompts or more")
+
+
+def check_cache(ppo: PPOSettings, *prompts: Sequence[Prompt]) -> None:
+    """UserError if --cache-tokens has no room for the longest prompt with its longest response."""
+    longest = max(len(prompt.tokens) for of_file in prompts for prompt in of_file)
+    # Besides the sequence: the half-filled page of a prompt with samples to come, and a GPU's spare page.
+    needed = (pages_for(longest + ppo.max_new_tokens) + 2) * PAGE_SIZE
+    if ppo.cache_tokens is not None and ppo.cache_tokens < needed:
+        raise UserError(
+            f"--cache-tokens is {ppo.cache_tokens}: a prompt of {longest} tokens with --max-new-tokens "
+            f"{ppo.max_new_tokens} needs {needed}, give that or more, for each sequence generated at once"
+        )
 
 
 def check_warmup(ppo: PPOSettings, iterations: int) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from engine.base.languages import Language
 from engine.batch import PackedBatch, action_mask
 from engine.generation.sample import Sample
+from engine.generation.workspace import Workspace
 from engine.packing import pack_together
 from engine.settings import BatchSettings, PPOSettings
 from engine.text.encoding import Prompt
@@ -52,10 +53,11 @@ class HeldOut:
         seed: int,
         language: Language | None,
         checkpoints: Checkpoints,
+        workspace: Workspace,
     ):
         self.model, self.tokenizer, self.eos_ids, self.prompts = model, tokenizer, eos_ids, prompts
         self.scorer, self.reference, self.split, self.batch, self.ppo = scorer, reference, split, batch, ppo
-        self.seed, self.language, self.checkpoints = seed, language, checkpoints
+        self.seed, self.language, self.checkpoints, self.workspace = seed, language, checkpoints, workspace
         self.body = Whole(model) if split is None else Top(model, split)  # the model's own weights
         self.before: Answers | None = None
         self.at: dict[int, Answers] = {}  # by iteration
@@ -99,7 +101,7 @@ class HeldOut:
         return sample_answers(
             self.model, self.tokenizer, self.eos_ids, self.prompts, self.scorer, self.ppo, self.split, self.seed,
             self.batch.batch_size, world, console, self.checkpoints if by_signal else None,
-            self.kl if self.ppo.eval_every else None, self.language,
+            self.kl if self.ppo.eval_every else None, self.language, self.workspace,
         )  # fmt: skip
 
     def _keep(self, iteration: int, answers: Answers, is_best: bool) -> None:

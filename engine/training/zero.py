@@ -118,6 +118,8 @@ class ZeroStep:
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=stepped, optimizer=torch_adamw, config=config, dist_init_required=False
         )
+        if self.stage == 0:
+            self._allocate_moments()
         if world.size == 1 and self.stage == 0:
             self.engine.enable_backward_allreduce = False  # for one rank it only copies all gradients and back
 
@@ -240,9 +242,9 @@ class ZeroStep:
                 if whole is not None and self.world.is_first:
                     kept[f"{key}:{name}"] = whole.detach().to("cpu", torch.float32, copy=True).contiguous()
         if self.world.is_first:
-            steps = {float(state["step"]) for state in self._adamw.state.values()}
-            assert len(steps) == 1, steps
-            kept["step"] = torch.tensor(steps.pop())
+            steps = {float(state["step"]) for state in self._adamw.state.values()} - {0.0}  # 0: never had a gradient
+            assert len(steps) <= 1, steps
+            kept["step"] = torch.tensor(steps.pop() if steps else 0.0)
             if self.scale:
                 kept[SCALE] = self.scale.state()
         return kept
@@ -285,6 +287,16 @@ class ZeroStep:
     def _adamw(self) -> torch.optim.AdamW:
         return self.optimizer.optimizer if self.stage else self.optimizer
 
+    def _allocate_moments(self) -> None:
+        """Allocate AdamW's moments, which torch does at the first step, when activations have split the memory.
+
+        The higher stages of DeepSpeed do so, too. What is free afterwards can go to the cache of keys and values.
+        """
+        for group in self.optimizer.param_groups:
+            for p in group["params"]:
+                moments = {key: torch.zeros_like(p, memory_format=torch.preserve_format) for key in MOMENTS}
+                self._adamw.state[p] = {"step": torch.zeros((), device=p.device), **moments}
+
     @property
     def _partitions(self) -> list[Tensor]:
         """The flat float32 tensors that AdamW updates on this rank instead of the parameters; none in stage 0."""
@@ -298,7 +310,10 @@ class ZeroStep:
             stepped = self.masters.of(parameter) if self.masters else parameter
             if key == WEIGHT and parameter in self._aside:
                 return self._aside[parameter]
-            return stepped if key == WEIGHT else self._adamw.state.get(stepped, {}).get(key)
+            state = self._adamw.state[stepped]
+            if key == WEIGHT:
+                return stepped
+            return state[key] if state["step"] else None
         if self.stage == 3:
             if key == WEIGHT:
                 return safe_get_full_fp32_param(parameter)
@@ -327,8 +342,9 @@ class ZeroStep:
             if key == WEIGHT:
                 stepped.data.copy_(value)
             else:
-                self._adamw.state[stepped].setdefault("step", step.clone())
-                self._adamw.state[stepped][key] = value
+                state = self._adamw.state[stepped]
+                state["step"].copy_(step)
+                state[key].copy_(value)
         elif self.stage == 3:
             size = parameter.ds_tensor.numel()
             padded = nn.functional.pad(value.flatten(), (0, size * self.world.size - value.numel()))

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from engine.base.errors import UserError
+from engine.device import use
 from evaluation.scoring.documents import Document
 from evaluation.scoring.prefix_tree import Node, Tree, build_tree
 from evaluation.scoring.tree_forward import GPU_ROWS, Chunk, TreeForward
@@ -133,9 +134,11 @@ class _Run:
 
     def _work(self) -> None:
         """Compute chunks until none is left. Runs in each thread."""
-        if self.scorer.model.head_weight.device.type == "cpu":
+        device = self.scorer.model.head_weight.device
+        if device.type == "cpu":
             torch.set_num_threads(1)
         try:
+            use(device)
             tree_forward = TreeForward(self.scorer.model, self.tree.longest)
             rest: Chunk | None = None
             while True:

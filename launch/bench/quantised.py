@@ -21,9 +21,10 @@ from torch.nn.functional import linear
 from engine.batch import PackedBatch
 from engine.cli.console import Console
 from engine.cli.parse import main, parse_settings
+from engine.device import choose_device
 from engine.generation.generate import Request, generate
-from engine.generation.kv_cache import PAGE_SIZE, KVCache, pages_for
 from engine.generation.sampling import Sampling
+from engine.generation.workspace import Workspace
 from engine.models import load_config, load_model
 from engine.models.quantised import QuantisedLinear, stored_weights
 from engine.settings import TRUNK_DTYPES, check_at_least, flag
@@ -57,7 +58,7 @@ class BenchSettings:
 def job(argv: Sequence[str]) -> None:
     """Print how far values and codes differ, a table of milliseconds per decode step, and one JSON line last."""
     (s,) = parse_settings((BenchSettings,), argv, "python launch/bench/quantised.py", __doc__)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device()
     layers, console = load_config(s.model).num_hidden_layers, Console()
     dtype = getattr(torch, s.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     models = {
@@ -71,9 +72,9 @@ def job(argv: Sequence[str]) -> None:
     for batch in s.batches or (1, 8, 32):
         works: dict[str, Callable[[], object]] = {}
         for name, model in models.items():
-            cache = KVCache(model, batch * pages_for(s.prompt_tokens + s.new_tokens + PAGE_SIZE) + 1)
+            workspace = Workspace()
             for steps in (0, s.new_tokens):
-                works[f"{name} {steps}"] = partial(decode, model, cache, batch, s.prompt_tokens, 1 + steps)
+                works[f"{name} {steps}"] = partial(decode, model, workspace, batch, s.prompt_tokens, 1 + steps)
         seconds = median_s(works, device.type, s.repeats)
         step = {n: (seconds[f"{n} {s.new_tokens}"] - seconds[f"{n} 0"]) / s.new_tokens for n in models}
         rows.append([f"batch {batch}", *(f"{1e3 * x:.1f} ms" for x in step.values())])
@@ -118,11 +119,11 @@ def logprobs(model, batch: PackedBatch) -> torch.Tensor:
     return linear_logprob(h_TD, model.head_weight, batch.target_T)[0][:-1]
 
 
-def decode(model, cache: KVCache, batch: int, prompt_tokens: int, new_tokens: int) -> None:
+def decode(model, workspace: Workspace, batch: int, prompt_tokens: int, new_tokens: int) -> None:
     """Generate so many tokens after each of `batch` prompts; the first comes with the prefill."""
     prompts = [tuple((7 * i + j) % model.vocab_size for j in range(prompt_tokens)) for i in range(batch)]
     requests = [Request(prompt, i, 0, new_tokens) for i, prompt in enumerate(prompts)]
-    generate(model, requests, Sampling(), 0, NO_EOS, num_slots=batch, cache=cache)
+    generate(model, requests, Sampling(), 0, NO_EOS, num_slots=batch, workspace=workspace)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,11 @@ import torch
 from engine.base.errors import UserError
 from engine.cli.console import Console
 from engine.cli.parse import main, parse_settings
-from engine.generation.cache_budget import bytes_of_page, num_pages_for
-from engine.generation.kv_cache import PAGE_SIZE, KVCache
+from engine.device import choose_device
+from engine.generation.cache_budget import bytes_of_page
+from engine.generation.kv_cache import PAGE_SIZE
 from engine.generation.scheduler import ORDERS
+from engine.generation.workspace import Workspace
 from engine.models import load_model
 from engine.settings import DTYPE_HELP, DTYPES, check_above_zero, check_at_least, flag
 from launch.bench.rollout_floor import Machine, ModelCost, decode_share, measure
@@ -78,7 +80,7 @@ class BenchSettings:
 def job(argv: Sequence[str]) -> None:
     """Measure the machine, run the sides in turn, print the table."""
     (settings,) = parse_settings((BenchSettings,), argv, "python launch/bench/rollout.py", __doc__)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device()
     console = Console()
     dtype = choose_dtype(settings.dtype, device, console.say)
     model = load_model(settings.model, dtype, device)
@@ -97,8 +99,8 @@ def job(argv: Sequence[str]) -> None:
         "machine": f"{device.type}, {torch.get_num_threads()} threads, {machine.bandwidth / 1e9:.1f} GB/s, "
                    f"{machine.flops / 1e9:.0f} GFLOP/s, measured now",
     })  # fmt: skip
-    cache = take_cache(model, workload, settings)
-    sides = make_sides(model, workload, settings, cache, console)
+    workspace = Workspace(settings.cache_tokens)  # allocated once for all runs, as in sampling and PPO
+    sides = make_sides(model, workload, settings, workspace, console)
     results: dict[str, list[Result]] = {name: [] for name in sides}
     peak_bytes = dict.fromkeys(sides, 0)  # includes warm-ups, where caches are allocated
     for turn in range(-settings.warmups, settings.repeats):
@@ -108,7 +110,7 @@ def job(argv: Sequence[str]) -> None:
             console.say(f"  {name}: {result.seconds:.2f} s" + (", not counted" if turn < 0 else ""))
             results[name] += [result] if turn >= 0 else []
             peak_bytes[name] = max(peak_bytes[name], result.peak_bytes)
-    prefill = run_ours(model, workload.requests(most=1), settings.slots, settings.order, cache, True)
+    prefill = run_ours(model, workload.requests(most=1), settings.slots, settings.order, workspace, True)
     numbers = {name: summary(runs, results["ours"], workload) for name, runs in results.items()}
     for name, peak in peak_bytes.items():
         numbers[name]["peak_memory_mb"] = peak / 1e6
@@ -122,17 +124,11 @@ def job(argv: Sequence[str]) -> None:
         print(json.dumps({"settings": asdict(settings), "machine": asdict(machine), "sides": numbers}))
 
 
-def take_cache(model, workload: Workload, settings: BenchSettings) -> KVCache:
-    """Allocate our cache once for all runs, as sampling and serving do."""
-    requests, slots = workload.requests(), min(settings.slots, len(workload.new_tokens))
-    return KVCache(model, num_pages_for(model, requests, slots, settings.cache_tokens, False, model.head_weight))
-
-
 def make_sides(
-    model, workload: Workload, settings: BenchSettings, cache: KVCache, console: Console
+    model, workload: Workload, settings: BenchSettings, workspace: Workspace, console: Console
 ) -> dict[str, Callable[[], Result]]:
     """Return {side: function without arguments}, ours first. Each side allocates its cache in the first run."""
-    ours = [model, workload.requests(), settings.slots, settings.order, cache]
+    ours = [model, workload.requests(), settings.slots, settings.order, workspace]
     sides = {"ours": lambda: run_ours(*ours, True)}
     wanted = set(settings.vs or ())
     if "unshared" in wanted:

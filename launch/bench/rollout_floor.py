@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from engine.generation import huge_pages
 from engine.generation.generate import Step
+from kernels.common.bench import median_s
 from kernels.skinny_linear import fits, skinny_linear
 
 READ_BYTES = 512 << 20  # larger than any cache
-GEMM_SIDE = 2048
+REPEATS = 7
+GEMM_SIDES = {"cpu": 2048, "cuda": 8192}  # a GPU multiplies the smaller ones before the next launch arrives
 
 
 @dataclass(frozen=True)
@@ -35,24 +35,16 @@ def measure(device: torch.device, dtype: torch.dtype) -> Machine:
     x = torch.empty(READ_BYTES // 4, device=device)
     huge_pages.ask(x)
     x.fill_(1.0)
-    matrix, row = x.view(-1, GEMM_SIDE), torch.ones(1, GEMM_SIDE, device=device)
+    side = GEMM_SIDES[device.type]
+    matrix, row = x.view(-1, side), torch.ones(1, side, device=device)
     readers = [x.sum, lambda: torch.dot(x, x), lambda: matrix @ row[0]]
     if fits(row, matrix):
         readers.append(lambda: skinny_linear(row, [matrix], [None]))
-    seconds = min(_median(reader, device) for reader in readers)
-    a = torch.randn(GEMM_SIDE, GEMM_SIDE, device=device).to(dtype)
-    return Machine(READ_BYTES / seconds, 2 * GEMM_SIDE**3 / _median(lambda: a @ a, device))
-
-
-def _median(run: Callable[[], object], device: torch.device, repeats: int = 7) -> float:
-    times = []
-    for _ in range(repeats + 1):
-        began = time.perf_counter()
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - began)
-    return statistics.median(times[1:])
+    a = torch.randn(side, side, device=device).to(dtype)
+    works = {str(i): reader for i, reader in enumerate(readers)} | {"product": lambda: a @ a}
+    seconds = median_s(works, device.type, REPEATS)
+    product = seconds.pop("product")
+    return Machine(READ_BYTES / min(seconds.values()), 2 * side**3 / product)
 
 
 @dataclass(frozen=True)

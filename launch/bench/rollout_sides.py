@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, Generat
 from transformers.utils import logging as transformers_logging
 
 from engine.generation.generate import Request, Step, generate
-from engine.generation.kv_cache import KVCache
 from engine.generation.sampling import Sampling
+from engine.generation.workspace import Workspace
 from launch.bench.rollout_workload import Workload
 
 NO_EOS = -1
@@ -35,14 +35,14 @@ class Result:
     steps: list[Step] = field(default_factory=list)
 
 
-def run_ours(model, requests: Sequence[Request], slots: int, order: str, cache: KVCache, share: bool) -> Result:
+def run_ours(model, requests: Sequence[Request], slots: int, order: str, workspace: Workspace, share: bool) -> Result:
     """Run our engine and record every step."""
     steps: list[Step] = []
     memory = PeakMemory(model.head_weight.device)
     began = time.perf_counter()
     responses = generate(
         model, requests, Sampling(0.0), 0, NO_EOS, slots,
-        cache=cache, order=order, share_prompts=share, on_step=steps.append,
+        workspace=workspace, order=order, share_prompts=share, on_step=steps.append,
     )  # fmt: skip
     seconds = time.perf_counter() - began
     decoding = [s.seconds for s in steps if s.rows and not s.prompt_tokens]

@@ -24,8 +24,8 @@ from engine.cli.console import Console
 from engine.cli.parse import build_settings, main, parse_settings
 from engine.distributed.world import World, start_world
 from engine.generation.generate import Request, generate
-from engine.generation.kv_cache import KVCache, pages_for
 from engine.generation.sampling import Sampling
+from engine.generation.workspace import Workspace
 from engine.models import load_model
 from engine.presets import presets
 from engine.run.folder import Run
@@ -114,8 +114,8 @@ class Bench:
     def generating(self, model, prompts: Sequence[tuple[int, ...]], new_tokens: int) -> Callable[[], object]:
         """Return our rollout, with a cache that is allocated once."""
         requests = [Request(prompt, i, 0, new_tokens) for i, prompt in enumerate(prompts)]
-        cache = KVCache(model, sum(pages_for(len(p) + new_tokens) for p in prompts) + 1)
-        return lambda: generate(model, requests, Sampling(0.0), 0, NO_EOS, len(prompts), cache=cache)
+        workspace = Workspace()
+        return lambda: generate(model, requests, Sampling(0.0), 0, NO_EOS, len(prompts), workspace=workspace)
 
     def score(self) -> dict[str, Pair]:
         ours, theirs = load_model(self.s.model).requires_grad_(False), self.theirs()

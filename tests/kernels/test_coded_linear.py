@@ -48,6 +48,7 @@ def test_one_row_of_a_large_weight_fills_a_gpu():
     assert -(-4096 // size.J) * -(-4096 // part_size(4096, 4096 // size.J, size.K)) == PROGRAMS
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 @pytest.mark.parametrize("trunk_dtype", ["int8", "int4"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

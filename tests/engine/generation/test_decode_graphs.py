@@ -17,6 +17,7 @@ from engine.generation.decode_tape import DecodeTape
 from engine.generation.generate import Request, generate
 from engine.generation.kv_cache import KVCache
 from engine.generation.sampling import Sampling
+from engine.generation.workspace import Workspace
 from engine.models.fused import FAST_PATHS
 from tests.engine.generation.recorded_steps import CASES, assert_same, model_of
 
@@ -101,10 +102,9 @@ def test_rollout_with_graphs_equals_rollout_without(name, num_slots, call_by_cal
 def test_full_cache_with_reused_pages(played, request):
     """With so small a budget every page that a row leaves is another's at once: a row left behind would write there."""
     model = model_of("llama")
-    options = {"num_slots": 8, "cache_tokens": 64 * 9}
-    by_graphs = run(model, **options)
+    by_graphs = run(model, num_slots=8, workspace=Workspace(64 * 9))
     request.getfixturevalue("monkeypatch").setattr(DecodeGraphs, "of", classmethod(lambda *_: None))
-    assert_same(by_graphs, run(model, **options))
+    assert_same(by_graphs, run(model, num_slots=8, workspace=Workspace(64 * 9)))
     assert len(set(played["replayed"])) > 2
 
 
@@ -136,10 +136,10 @@ def test_removed_rows_are_blank(played):
 
 def test_spare_page_is_part_of_the_budget(monkeypatch):
     model, one = model_of("llama"), [Request(tuple(range(60)), 0, 0, 60)]
-    assert generate(model, one, Sampling(), 7, 5, cache_tokens=128)
+    assert generate(model, one, Sampling(), 7, 5, workspace=Workspace(128))
     monkeypatch.setattr("engine.generation.cache_budget.spare_pages", lambda device: 1)
     with pytest.raises(UserError, match="needs 2 pages.*the budget holds 1"):
-        generate(model, one, Sampling(), 7, 5, cache_tokens=128)
+        generate(model, one, Sampling(), 7, 5, workspace=Workspace(128))
 
 
 def test_failed_capture_falls_back_with_a_note(monkeypatch, played, capsys):
@@ -159,6 +159,7 @@ def test_failed_capture_falls_back_with_a_note(monkeypatch, played, capsys):
     )
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 @pytest.mark.parametrize("name", WITH_FAST_PATH)
 def test_graphs_on_a_gpu_give_equal_tokens(name, monkeypatch):

@@ -10,8 +10,8 @@ import torch
 from engine.base.errors import UserError
 from engine.batch import PackedBatch
 from engine.generation.generate import Request, generate, stream
-from engine.generation.kv_cache import KVCache
 from engine.generation.sampling import Sampling
+from engine.generation.workspace import Workspace
 from engine.models import build_model
 from kernels.skinny_linear.cpu import has_matrix_unit
 from tests.engine.models.tiny import VOCABULARY, assert_close, bloom, llama, logits_of, mistral
@@ -185,11 +185,11 @@ def test_stream_yields_every_request_once_and_reports_progress(capture_layer):
 @pytest.mark.parametrize("name", ["bloom, 6 heads", "llama, grouped heads"])
 def test_reused_cache_does_not_leak_between_rollouts(name):
     model = lively(name)
-    kept = KVCache(model, 9)  # of fewer pages than the requests want together: they are the budget
-    pages = []
+    kept = Workspace(9 * 64)  # fewer pages than the requests want together
     for batch in (REQUESTS, requests_of([3, 50, 8], [70, 20, 30]), REQUESTS):
-        roomy, fresh = (generate(model, batch, Sampling(0.8), 3, NO_EOS, cache=c) for c in (None, KVCache(model, 9)))
-        reused = generate(model, batch, Sampling(0.8), 3, NO_EOS, cache=kept, on_step=lambda s: pages.append(s.pages))
+        roomy, fresh, reused = (
+            generate(model, batch, Sampling(0.8), 3, NO_EOS, workspace=w) for w in (None, Workspace(9 * 64), kept)
+        )
         assert [(r.tokens, r.logprobs) for r in reused] == [(r.tokens, r.logprobs) for r in fresh]
         assert [r.tokens for r in reused] == [r.tokens for r in roomy]
         for a, b in zip(reused, roomy):
@@ -197,7 +197,7 @@ def test_reused_cache_does_not_leak_between_rollouts(name):
                 assert a.logprobs == b.logprobs
             else:  # a budget decides how many rows a product has, and PyTorch computes those of many rows
                 assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
-    assert max(pages) == 9
+    assert kept.cache.num_pages == 9
 
 
 def test_no_requests_give_no_responses():

@@ -12,6 +12,7 @@ from engine.base.errors import UserError
 from engine.distributed.world import start_world
 from engine.generation.generate import Request, generate
 from engine.generation.sampling import Sampling
+from engine.generation.workspace import Workspace
 from engine.models import save_model
 from tests.engine.generation.test_generate import (
     GREEDY,
@@ -43,7 +44,7 @@ def test_result_is_independent_of_sharing_chunks_budget_and_order(name, how, mon
     run = partial(generate, model, requests, Sampling(), 5, eos, capture_layer=1)
     expected = run(share_prompts=False, num_slots=4)
     options = {
-        "few pages": {"cache_tokens": 4 * 64},  # 139 positions, and the copy of a half-filled page
+        "few pages": {"workspace": Workspace(4 * 64)},  # 139 positions, and the copy of a half-filled page
         "read seldom": {"steps_a_read": 4},
         "longest first": {"order": "longest"},
     }.get(how, {})
@@ -55,7 +56,7 @@ def test_result_is_independent_of_sharing_chunks_budget_and_order(name, how, mon
     assert len({r.tokens for r in responses}) > 10
     if how == "few pages":
         with pytest.raises(UserError, match="request 0 needs 4 pages of 64 tokens .* the budget holds 3"):
-            run(cache_tokens=4 * 64 - 1)
+            run(workspace=Workspace(4 * 64 - 1))
 
 
 @each_model
@@ -73,11 +74,11 @@ def test_shared_prompt_runs_once_and_is_read_once(name):
 def test_cache_budget_is_never_exceeded():
     model, steps = lively("llama, grouped heads"), []
     requests = [Request((i,) * 60, i, 0, 30) for i in range(6)]
-    generate(model, requests, GREEDY, 0, NO_EOS, cache_tokens=5 * 64, on_step=steps.append)
+    generate(model, requests, GREEDY, 0, NO_EOS, workspace=Workspace(5 * 64), on_step=steps.append)
     assert max(s.pages for s in steps) == 4
     assert max(s.rows for s in steps) == 2
     with pytest.raises(UserError, match="--cache-tokens is 63: give 64, one page, or more"):
-        generate(model, requests, GREEDY, 0, NO_EOS, cache_tokens=63)
+        generate(model, requests, GREEDY, 0, NO_EOS, workspace=Workspace(63))
 
 
 def test_min_new_tokens_and_several_eos():

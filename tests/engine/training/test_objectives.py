@@ -189,10 +189,10 @@ def test_resumed_run_equals_uninterrupted_run(world, tmp_path, name):
 def test_samples_of_a_prompt_share_pages_and_never_an_address(world, tmp_path, monkeypatch):
     asked, generate = [], engine.training.ppo.generate
 
-    def spy(model, requests, *rest):
+    def spy(model, requests, *rest, **options):
         assert [len(group.waiting) for group in group_by_prompt(requests)] == [3] * (len(requests) // 3)
         asked.extend((r.prompt_id, r.sample_id) for r in requests)
-        return generate(model, requests, *rest)
+        return generate(model, requests, *rest, **options)
 
     monkeypatch.setattr(engine.training.ppo, "generate", spy)
     data = [p for p in prompts(12) if len(p.tokens) > 1][:4]

@@ -278,9 +278,9 @@ def test_random_streams_are_distinct(world, tmp_path, monkeypatch):
     """Also where a rest smaller than the ranks joins the iteration before: here the third prompt of each epoch."""
     asked, generate = [], engine.training.ppo.generate
 
-    def spy(model, requests, *rest):
+    def spy(model, requests, *rest, **options):
         asked.extend((r.prompt_id, r.sample_id) for r in requests)
-        return generate(model, requests, *rest)
+        return generate(model, requests, *rest, **options)
 
     monkeypatch.setattr(engine.training.ppo, "generate", spy)
     for rank in range(2):

@@ -33,6 +33,13 @@ def scores(model, documents, **settings):
     return dict(scorer.score(documents)), scorer.work
 
 
+def test_each_thread_makes_the_models_device_its_own():
+    """A new thread starts with GPU 0, and Triton launches on the thread's GPU."""
+    with patch("evaluation.scoring.score.use") as use:
+        scores(MODELS["llama"], DOCUMENTS, num_threads=3)
+    assert [call.args for call in use.call_args_list] == [(torch.device("cpu"),)] * 3
+
+
 @pytest.fixture(scope="module", params=MODELS)
 def model(request):
     return MODELS[request.param]
