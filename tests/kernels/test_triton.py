@@ -11,7 +11,7 @@ pytest.importorskip("triton", reason="needs triton, which torch for CPU does not
 FOLDER = Path(__file__).with_name("interpreted")
 FILES = sorted(FOLDER.glob("*.py"))
 LONG = ("quantised_layers",)  # layers and rollouts on top of coded_linear, which has a file of its own
-PROCESSES = [["attention"], ["attention_decode"], ["coded_linear", "linear_logprob", "segment_scan"]]
+PROCESSES = [["attention"], ["attention_decode"], ["coded_linear", "linear_logprob", "segment_scan"], ["sampling"]]
 
 
 def run(which, files):
