@@ -1,7 +1,11 @@
-"""Shared by the Triton kernels: float32 products, rounding, blocks, autotuning, and whether the interpreter runs."""
+"""Shared by the Triton kernels: float32 products, rounding, blocks, configs, and whether the interpreter runs."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
 import triton
 import triton.language as tl
 
@@ -38,11 +42,26 @@ def blocks_of(T, column_blocks, M: tl.constexpr, GROUP: tl.constexpr):
     return group * GROUP + inside % size, inside // size
 
 
-def tuned(kernel, table: dict[int, list[triton.Config]], smallest: triton.Config, key: list[str]) -> dict:
-    """Return the autotuned kernel for each element size in bytes. Each new value of `key` tries all configs once.
+class Config(NamedTuple):
+    """How a kernel is launched: its tile sizes, warps and pipeline stages, and the KiB of shared memory it may take."""
 
-    The interpreter cannot time kernels and gets the smallest config. The chosen config changes only the rounding of
-    results: no two programs of a kernel add to one sum.
+    sizes: dict[str, int]
+    warps: int
+    stages: int
+    shared: int
+
+    @property
+    def options(self) -> dict[str, int]:
+        """The keyword arguments of the launch."""
+        return {**self.sizes, "num_warps": self.warps, "num_stages": self.stages}
+
+
+def chosen(configs: Sequence[Config], device: torch.device) -> Config:
+    """Return the first config for which the device has the shared memory. The interpreter gets the last, smallest one.
+
+    It does not time them: another config may round differently, and a resumed run must give the same bits.
     """
-    candidates = {size: [smallest] for size in table} if INTERPRET.value else table
-    return {size: triton.autotune(configs, key=key)(kernel) for size, configs in candidates.items()}
+    if INTERPRET.value:
+        return configs[-1]
+    limit = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    return next(config for config in configs if config.shared * 1024 <= limit)

@@ -19,16 +19,17 @@ MEMORY = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_stride
 class Launches(TorchDispatchMode):
     """Context manager: `names` counts launches by name, `bytes` are of torch's operations alone.
 
-    Give it monkeypatch to count Triton kernels too, in the interpreter.
+    Give it monkeypatch to count Triton kernels too, in the interpreter. Without `compute` those do nothing: for tensors
+    of any size on the device meta.
     """
 
-    def __init__(self, monkeypatch=None):
+    def __init__(self, monkeypatch=None, compute: bool = True):
         super().__init__()
         self.names, self.bytes, self._inside = Counter(), 0, False
         if monkeypatch is not None:
-            self._watch_triton(monkeypatch)
+            self._watch_triton(monkeypatch, compute)
 
-    def _watch_triton(self, monkeypatch):
+    def _watch_triton(self, monkeypatch, compute):
         from triton.runtime.interpreter import InterpretedFunction
 
         own_run = InterpretedFunction.run
@@ -37,7 +38,7 @@ class Launches(TorchDispatchMode):
             self.names[kernel.fn.__name__] += 1
             self._inside = True  # the interpreter's own tensors
             try:
-                return own_run(kernel, *args, **kwargs)
+                return own_run(kernel, *args, **kwargs) if compute else None
             finally:
                 self._inside = False
 
