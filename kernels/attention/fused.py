@@ -225,17 +225,26 @@ def _config(M: int, N: int, warps: int, stages: int, shared: int) -> Config:
 
 # For each kernel, size of an element in bytes and padded head size: the first that fits the device is used. Float32
 # runs on the CUDA cores, not the tensor cores, in small tiles.
-_SMALL = _config(16, 32, 1, 1, 48)
+_SMALL = _config(16, 32, 1, 1, 80)
 CONFIGS = {
-    ("forward", 2, 64): [_config(128, 64, 4, 3, 48), _config(128, 128, 8, 3, 96), _config(64, 64, 4, 3, 40)],
-    ("forward", 2, 128): [_config(128, 64, 8, 3, 96), _config(64, 64, 4, 2, 56)],
-    ("forward", 2, 256): [_config(128, 64, 8, 2, 144), _config(64, 64, 8, 1, 72)],
-    ("backward_q", 2, 64): [_config(64, 64, 4, 2, 32), _config(128, 64, 8, 2, 48)],
-    ("backward_q", 2, 128): [_config(64, 64, 8, 2, 72), _config(64, 32, 4, 2, 52)],
-    ("backward_q", 2, 256): [_config(64, 64, 8, 1, 128), _config(32, 32, 4, 1, 64)],
-    ("backward_kv", 2, 64): [_config(64, 64, 4, 2, 41), _config(64, 128, 8, 2, 64)],
-    ("backward_kv", 2, 128): [_config(64, 64, 8, 2, 73), _config(64, 32, 4, 2, 53)],
-    ("backward_kv", 2, 256): [_config(64, 64, 8, 1, 136), _config(32, 32, 4, 1, 66)],
+    ("forward", 2, 64): [_config(128, 64, 4, 3, 48), _config(128, 128, 8, 3, 96), _SMALL],
+    ("forward", 2, 128): [_config(128, 64, 8, 3, 96), _config(64, 64, 4, 2, 56), _SMALL],
+    ("forward", 2, 256): [_config(128, 64, 8, 2, 144), _config(64, 64, 8, 1, 72), _SMALL],
+    ("backward_q", 2, 64): [_config(64, 64, 4, 2, 32), _config(128, 64, 8, 2, 48), _SMALL],
+    ("backward_q", 2, 128): [_config(64, 64, 8, 2, 72), _config(64, 32, 4, 2, 52), _SMALL],
+    ("backward_q", 2, 256): [_config(32, 64, 8, 1, 96), _config(32, 32, 4, 1, 64), _SMALL],
+    ("backward_kv", 2, 64): [_config(64, 64, 4, 2, 41), _config(64, 128, 8, 2, 64), _SMALL],
+    ("backward_kv", 2, 128): [_config(64, 64, 8, 2, 73), _config(64, 32, 4, 2, 53), _SMALL],
+    ("backward_kv", 2, 256): [_config(32, 64, 8, 1, 100), _config(32, 32, 4, 1, 66), _SMALL],
+    ("forward", 4, 64): [_config(64, 32, 8, 2, 41), _config(32, 32, 4, 2, 29), _SMALL],
+    ("forward", 4, 128): [_config(32, 32, 4, 2, 52), _config(64, 32, 8, 2, 72), _SMALL],
+    ("forward", 4, 256): [_config(32, 32, 8, 1, 96), _SMALL],
+    ("backward_q", 4, 64): [_config(32, 32, 8, 2, 36), _SMALL],
+    ("backward_q", 4, 128): [_config(32, 32, 8, 2, 68), _SMALL],
+    ("backward_q", 4, 256): [_config(16, 16, 8, 1, 65), _SMALL],
+    ("backward_kv", 4, 64): [_config(32, 32, 8, 2, 41), _config(16, 32, 4, 1, 28), _SMALL],
+    ("backward_kv", 4, 128): [_config(16, 32, 4, 1, 52), _SMALL],
+    ("backward_kv", 4, 256): [_config(16, 16, 8, 1, 67), _SMALL],
 }
 
 

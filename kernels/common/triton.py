@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -43,7 +44,10 @@ def blocks_of(T, column_blocks, M: tl.constexpr, GROUP: tl.constexpr):
 
 
 class Config(NamedTuple):
-    """How a kernel is launched: its tile sizes, warps and pipeline stages, and the KiB of shared memory it may take."""
+    """How a kernel is launched: tile sizes, warps, pipeline stages, and the KiB of shared memory that takes at most.
+
+    The KiB are those of sm_80 to sm_89. sm_90 takes up to half as much again, and has 227.
+    """
 
     sizes: dict[str, int]
     warps: int
@@ -56,12 +60,26 @@ class Config(NamedTuple):
         return {**self.sizes, "num_warps": self.warps, "num_stages": self.stages}
 
 
+def fitting(configs: Sequence[Config], limit: int) -> Config:
+    """Return the first config that takes at most `limit` bytes of shared memory, else the last."""
+    return next((config for config in configs if config.shared * 1024 <= limit), configs[-1])
+
+
 def chosen(configs: Sequence[Config], device: torch.device) -> Config:
     """Return the first config for which the device has the shared memory. The interpreter gets the last, smallest one.
 
-    It does not time them: another config may round differently, and a resumed run must give the same bits.
+    They are not timed: another config may round differently, and a resumed run must give the same bits.
     """
     if INTERPRET.value:
         return configs[-1]
-    limit = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
-    return next(config for config in configs if config.shared * 1024 <= limit)
+    return fitting(configs, torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
+
+
+@contextmanager
+def trying(configs: list[Config], i: int) -> Iterator[None]:
+    """Put config i first, to measure it. Programs that resume or compare runs never do that."""
+    configs.insert(0, configs.pop(i))
+    try:
+        yield
+    finally:
+        configs.insert(i, configs.pop(0))

@@ -202,8 +202,8 @@ def _config(M: int, N: int, K: int, warps: int, stages: int, shared: int) -> Con
 # For each kernel and size of an element in bytes: the first that fits the device is used. Float32 products run on the
 # CUDA cores, not the tensor cores, in small tiles.
 _SMALL = _config(16, 32, 16, 1, 1, 16)
-_HALF = [_config(128, 256, 64, 8, 3, 160), _config(128, 128, 64, 8, 3, 99), _config(64, 128, 64, 4, 3, 80), _SMALL]
-_SINGLE = [_config(64, 64, 32, 4, 2, 48), _config(64, 128, 16, 8, 2, 48), _config(32, 64, 32, 4, 2, 48), _SMALL]
+_HALF = [_config(128, 128, 64, 8, 3, 64), _config(128, 256, 64, 8, 3, 96), _config(64, 128, 64, 4, 3, 48), _SMALL]
+_SINGLE = [_config(64, 64, 32, 4, 2, 16), _config(64, 128, 16, 8, 2, 12), _config(32, 64, 32, 4, 2, 12), _SMALL]
 CONFIGS = {(kernel, size): configs for kernel in ("totals", "gradient") for size, configs in ((2, _HALF), (4, _SINGLE))}
 
 

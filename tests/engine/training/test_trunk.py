@@ -289,7 +289,7 @@ def test_released_weights_are_sharded():
 
 
 def test_weights_in_host_memory_are_copied_to_the_device_and_never_back(monkeypatch):
-    """A copy stands for the device's. A tied weight is copied once; the host's is never written and stays where it is."""
+    """A copy stands for the device's. A tied weight is copied once; the host's is never written, nor moved."""
     copies = []
     monkeypatch.setattr("engine.training.sharded._on_device", lambda x, device: copies.append(x.clone()) or copies[-1])
     weights = [torch.nn.Parameter(torch.full((3,), float(i))) for i in range(2)]
