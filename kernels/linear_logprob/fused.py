@@ -165,9 +165,11 @@ def _results(
 
 @triton.jit
 def _gradient_of(gradient, stride, i, T):
-    if gradient is None:
-        return tl.zeros(i.shape, tl.float32)
-    return tl.load(gradient + i.to(tl.int64) * stride, mask=i < T, other=0.0)
+    """float32 gradients at columns i, zeros for None."""
+    out = tl.zeros_like(i).to(tl.float32)
+    if gradient is not None:
+        out = tl.load(gradient + i.to(tl.int64) * stride, mask=i < T, other=0.0)
+    return out
 
 
 @triton.jit
