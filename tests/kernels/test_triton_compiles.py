@@ -127,7 +127,7 @@ SAMPLING = {
     "uniform": "*fp64",
     "mask_eos": "*i1",
 }
-UNCHANGED = {"seen": None, "mask_eos": None, "eos_ids": None, "TEMPERED": False}
+UNCHANGED = {"seen": None, "mask_eos": None, "eos_ids": None, "lowest": None, "TEMPERED": False}
 
 
 @pytest.mark.slow
@@ -136,23 +136,29 @@ UNCHANGED = {"seen": None, "mask_eos": None, "eos_ids": None, "TEMPERED": False}
 @pytest.mark.parametrize(
     ("kernel", "constants"),
     [
-        (sampling._mark, {"N": 256}),
         (sampling._summarize, {"R": 16, "B": 256}),
         (sampling._choose, {"GREEDY": False, "GP": 1024, "B": 256}),
         (sampling._choose, {"GREEDY": True, "GP": 1, "B": 256, "G": 1, "V": 1}),
         (sampling_truncate._truncate, {"TOP_K": True, "TOP_P": True, "GP": 1024, "B": 256}),
         (sampling_truncate._truncate, {"TOP_K": False, "TOP_P": True, "GP": 1024, "B": 256}),
         (sampling_truncate._truncate, {"TOP_K": True, "TOP_P": False, "GP": 1024, "B": 256, "top_k": 1}),
-        (sampling_truncate._truncate, {"TOP_K": False, "TOP_P": False, "GP": 1024, "B": 256}),
+        (sampling_truncate._truncate, {"TOP_K": False, "TOP_P": False, "GP": 1024, "B": 256, "candidate": None}),
     ],
 )
 def test_sampling_compiles(kernel, constants, changed, capability):
+    truncates = kernel is sampling_truncate._truncate
     constants = {"TEMPERED": True, "N": sampling_truncate.TILE} | (UNCHANGED if not changed else {}) | constants
+    constants = {name: value for name, value in constants.items() if not truncates or name != "lowest"}
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     types = {name: kind for name, kind in SAMPLING.items() if name in kernel.arg_names}
     warps = {"_summarize": 8, "_truncate": 16}.get(kernel.fn.__name__, 4)
     code = compiled(kernel, constants, "fp32" if changed else "bf16", capability, types, num_warps=warps)
     assert spilled_bytes(code, capability) <= 64
+
+
+@pytest.mark.slow
+def test_marking_a_history_compiles():
+    assert machine_code(sampling._mark, {"N": 256}, "fp32", 80, {"history": "*i64", "seen": "*i32"})
 
 
 @pytest.mark.slow
