@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ from engine.text.encoding import Prompt
 from engine.text.tokenizer import encode_response, load_tokenizer
 from engine.training.modules import RewardModule
 from engine.training.reward import score_sequences
+from engine.training.sharded import HostWeights
 from engine.training.trunk import Trunk, same_trunk
 
 NORMALISED_CLIP = 10.0  # standard deviations: default clip of normalised scores
@@ -124,9 +125,12 @@ class RewardModelScorer(_Alone):
         self.module = RewardModule(model, weight_D, split).requires_grad_(False)
         self.trunk = None if split is None or self.shares_trunk else Trunk(model, split)
         self.device, self.tokens_per_microbatch = policy.head_weight.device, tokens_per_microbatch
-        self.offload = offload and not self.shares_trunk
-        if not self.offload:
-            self._move(self.device)
+        self.host = None
+        if offload and not self.shares_trunk:
+            self.host = HostWeights((w for m in self._modules() for w in (*m.parameters(), *m.buffers())), self.device)
+        else:
+            for module in self._modules():
+                module.to(self.device)
 
     def __call__(
         self,
@@ -159,18 +163,11 @@ class RewardModelScorer(_Alone):
                 trunk_TD[batch.columns(ids)] = self.trunk(batch.select(ids))
         return trunk_TD
 
-    @contextlib.contextmanager
-    def _on_device(self) -> Iterator[None]:
-        if self.offload:
-            self._move(self.device)
-        yield
-        if self.offload:
-            self._move("cpu")
+    def _modules(self) -> list[nn.Module]:
+        return [self.module, *([self.trunk.model] if self.trunk else [])]
 
-    def _move(self, device: torch.device | str) -> None:
-        self.module.to(device)
-        if self.trunk:
-            self.trunk.model.to(device)
+    def _on_device(self) -> contextlib.AbstractContextManager[None]:
+        return self.host.on_device() if self.host else contextlib.nullcontext()
 
     def clip(self, asked: float | None) -> float | None:
         """Return the clip of scores: --score-clip, else 10 standard deviations if they are normalised."""
@@ -179,7 +176,7 @@ class RewardModelScorer(_Alone):
     def __str__(self) -> str:
         if self.shares_trunk:
             return "reads the policy's trunk, only its top runs"
-        return "a model of its own" + (", in host memory between uses" if self.offload else "")
+        return "a model of its own" + (", in host memory between uses" if self.host else "")
 
 
 OneScorer = FunctionScorer | RewardModelScorer
