@@ -49,7 +49,9 @@ ctypes.CDLL(str(library()))
 
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
+from torch.nn.attention import SDPBackend  # noqa: E402
 from torch.utils._pytree import tree_leaves, tree_map_only  # noqa: E402
+from triton.runtime import interpreter  # noqa: E402
 from triton.runtime.interpreter import GridExecutor  # noqa: E402
 
 from tests.played import graphs  # noqa: E402
@@ -133,10 +135,28 @@ def _number(x: Tensor | float, others: Sequence[Any]) -> Tensor:
     return x if isinstance(x, Tensor) else torch.tensor(x)
 
 
-NO_LAUNCH = {"_local_scalar_dense"}
-INSTEAD: dict[Any, Callable[..., Any]] = {  # for operations that the CPU does not have: float32 products of bfloat16
+def _rms_norm_backward(grad, x, shape, rstd, weight, mask):
+    g = grad if weight is None else grad * weight
+    last = tuple(range(-len(shape), 0))
+    grad_x = rstd * (g - x * rstd.square() * (g * x).mean(last, keepdim=True))
+    grad_weight = (grad * x * rstd).reshape(-1, *shape).sum(0) if mask[1] else torch.empty(0)
+    return grad_x.to(x.dtype), grad_weight if weight is None else grad_weight.to(weight.dtype)
+
+
+def _attention(q, k, v, bias, logsumexp, dropout=0.0, causal=False, *, scale=None):
+    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, bias, dropout, causal, scale=scale)
+    return out, *(torch.empty(0, dtype=dtype) for dtype in (torch.float32, torch.int64, torch.int64))
+
+
+# A CPU build takes these apart; a GPU has a kernel for each.
+ONE_LAUNCH = ("aten::_foreach_", "aten::native_layer_norm", "aten::_fused_rms_norm")
+NO_LAUNCH = {"_local_scalar_dense", "_fused_sdp_choice"}
+INSTEAD: dict[Any, Callable[..., Any]] = {  # for what the CPU does not have, or does in another way
     aten.mm.dtype: lambda a, b, dtype: torch.mm(a.to(dtype), b.to(dtype)),
     aten.addmm.dtype_out: lambda x, a, b, dtype, *, out: torch.addmm(x, a.to(dtype), b.to(dtype), out=out),
+    aten._fused_rms_norm_backward.default: _rms_norm_backward,
+    aten._fused_sdp_choice.default: lambda *_, **__: SDPBackend.EFFICIENT_ATTENTION.value,
+    aten._scaled_dot_product_efficient_attention.default: _attention,
 }
 
 
@@ -172,7 +192,7 @@ def _register() -> list[torch.library.Library]:
     everything.fallback(compute, "CUDA")
     own.impl("copy_", copy_, "CUDA")
     for name in torch._C._dispatch_get_all_op_names():
-        if name.startswith("aten::_foreach_"):  # on a CPU build each is a loop, on a GPU one launch
+        if name.startswith(ONE_LAUNCH):
             packet, _, overload = name.removeprefix("aten::").partition(".")
             op = getattr(getattr(aten, packet), overload or "default")
             own.impl(name, partial(compute, op), "CUDA")
@@ -188,8 +208,19 @@ def launch_triton(executor: GridExecutor, *args: Any, **kwargs: Any) -> None:
     launch(f"triton {executor.fn.__name__}", partial(_interpret, executor, *host_args, **host_kwargs))
 
 
+def patch_once(function: Callable[..., Any]) -> SimpleNamespace:
+    """The interpreter's replacement of triton.language, kept: it takes a third of the time to do it for each call."""
+    seen = frozenset(m.__name__ for m in (interpreter.tl, interpreter.tl.core) if any(m is x for x in function.__globals__.values()))
+    if seen not in _patched:
+        _patched.add(seen)
+        _patch_lang(function)
+    return SimpleNamespace(restore=lambda: None)
+
+
 _libraries = _register()
 _interpret, GridExecutor.__call__ = GridExecutor.__call__, launch_triton
+_patched: set[frozenset[str]] = set()
+_patch_lang, interpreter._patch_lang = interpreter._patch_lang, patch_once
 # The interpreter copies whole storages to the host and back; here they are there.
 GridExecutor._init_args_hst = lambda executor, args, kwargs: (args, kwargs)
 GridExecutor._restore_args_dev = lambda *_: None

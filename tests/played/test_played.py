@@ -1,0 +1,27 @@
+"""The engine on the played GPU, without one: the tests of generation.py, trainers.py and scoring.py in this folder."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="needs triton, which torch for CPU does not bring: pip install .[dev]")
+FOLDER = Path(__file__).parent
+FILES = ("device_itself", "generation", "trainers", "scoring")
+
+
+def run(which):
+    """In a process of their own, where the device is there before torch, and triton is imported as an interpreter."""
+    files = [str(FOLDER / f"{name}.py") for name in FILES]
+    command = [sys.executable, "-m", "pytest", "-p", "tests.played.device", "-p", "no:cacheprovider", "-m", which, *files]
+    done = subprocess.run(command, cwd=FOLDER.parents[1], env=dict(os.environ), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "c++")) is None, reason="needs a C++ compiler")
+@pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_on_the_played_gpu(which):
+    run(which)
