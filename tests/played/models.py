@@ -99,9 +99,9 @@ def rank_on(device: torch.device) -> Iterator[World]:
             setattr(owner, name, value)
 
 
-def _alone(x: Tensor, *_: Any, **__: Any) -> None:
+def _alone(tensor: Tensor, *_: Any, **__: Any) -> None:
     """A collective of one rank."""
-    if x.is_cuda:
+    if tensor.is_cuda:
         launch("a collective", lambda: None)
 
 
