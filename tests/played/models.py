@@ -16,12 +16,14 @@ from engine.distributed.world import World
 from engine.generation.generate import Request, generate
 from engine.generation.sample import Sample
 from engine.generation.sampling import Sampling
-from engine.text.encoding import Example, RankedExamples
+from engine.models import build_model
+from engine.text.encoding import Example, Prompt, RankedExamples
 from tests.engine.generation.recorded_steps import CASES
 from tests.engine.training import trainers
-from tests.engine.training.trainers import EOS, make_trainer, one_rank, tiny_model
-from tests.played.device import CUDA, launch
+from tests.engine.training.trainers import EOS, make_trainer, one_rank, tiny_tokenizer
+from tests.played.device import launch
 
+__all__ = ["tiny_tokenizer"]
 FAMILIES = ("bloom", "llama", "gemma3")
 SMALL = {
     "hidden_size": 32, "intermediate_size": 48, "head_dim": 16, "n_layer": 2, "num_hidden_layers": 2, "n_head": 2,
@@ -72,13 +74,30 @@ def rankings() -> list[RankedExamples]:
     return made
 
 
-DATA = {"sft": examples, "reward": rankings, "dpo": rankings, "ppo": lambda: trainers.prompts(4)}
+def prompts() -> list[Prompt]:
+    """Four prompts of two to five tokens."""
+    tokens = [tuple(range(4, 6 + i)) for i in range(4)]
+    return [Prompt(f"p{i}", t, " ".join(f"w{x}" for x in t), "") for i, t in enumerate(tokens)]
+
+
+DATA = {"sft": examples, "reward": rankings, "dpo": rankings, "ppo": prompts}
 CHANGES = {
     "sft": {"batch_size": 2},
     "reward": {"batch_size": 1},
     "dpo": {"batch_size": 1},
-    "ppo": {"batch_size": 2, "minibatch_size": 2, "ppo_epochs": 1, "max_new_tokens": 4, "slots": 2},
+    "ppo": {"batch_size": 2, "minibatch_size": 2, "ppo_epochs": 1, "max_new_tokens": 3, "slots": 2},
 }
+
+
+HEADS = {
+    "bloom": {"n_layer": 2, "n_head": 2},
+    "llama": {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1},
+}
+
+
+def trained_model(family: str, seed: int = 0) -> torch.nn.Module:
+    """The model of `trainer_on`: two layers, for the tiny tokenizer."""
+    return build_model(trainers.CONFIGS[family](**HEADS[family]), seed)
 
 
 @contextmanager
@@ -106,9 +125,8 @@ def _alone(tensor: Tensor, *_: Any, **__: Any) -> None:
 
 
 def trainer_on(world: World, stage: str, folder: Path, family: str, dtype: torch.dtype, **changes: Any):
-    """A trainer of two steps on a model of three layers, of which the last is trained unless `changes` say more."""
-    model = tiny_model(family, 2).to(dtype).to(world.device)
-    changes = {"max_steps": 2, "top_layers": "1", **CHANGES[stage], **changes}
-    if stage in ("reward",):
-        changes["top_layers"] = 1
-    return make_trainer(stage, world, folder, family, model=model, data=DATA[stage](), **changes)
+    """A trainer of two steps on a model of two layers, of which the last is trained unless `changes` say more."""
+    model = trained_model(family).to(dtype).to(world.device)
+    changes = {"max_steps": 2, "top_layers": 1 if stage == "reward" else "1", **CHANGES[stage], **changes}
+    records = DATA[stage]()
+    return make_trainer(stage, world, folder, family, model=model, data=records, heldout=records[:1], **changes)
