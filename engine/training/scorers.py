@@ -151,7 +151,8 @@ class RewardModelScorer(_Alone):
     def own_trunk(self, batch: PackedBatch) -> Tensor:
         """Run the reward model's own trunk over a pack of any size, a token budget at a time: [T, D]."""
         model = self.trunk.model
-        trunk_TD = torch.empty(batch.num_tokens, model.hidden_size, dtype=model.head_weight.dtype, device=self.device)
+        dtype = self.module.score.weight.dtype  # the model may have no language head
+        trunk_TD = torch.empty(batch.num_tokens, model.hidden_size, dtype=dtype, device=self.device)
         with self._on_device():
             for ids in pack_together(
                 batch.lengths, range(batch.num_sequences), self.tokens_per_microbatch, batch.prompts
