@@ -112,7 +112,9 @@ def compute(op: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> Any:
     given = {a.name: x for a, x in zip(schema, args)} | kwargs
     written = [given[a.name] for a in schema if a.alias_info and a.alias_info.is_write]
     # An output without elements is resized by the operation: it takes new memory.
-    grows = {k: x for k, x in kwargs.items() if isinstance(x, Tensor) and any(x is y for y in written) and not x.numel()}
+    grows = {
+        k: x for k, x in kwargs.items() if isinstance(x, Tensor) and any(x is y for y in written) and not x.numel()
+    }
     host_args, host_kwargs = tree_map_only(Tensor, host, (args, kwargs))
     host_args = [_number(x, args) if isinstance(a.type, torch.TensorType) else x for a, x in zip(schema, host_args)]
     host_kwargs |= {k: torch.empty(0, dtype=x.dtype) for k, x in grows.items()}
@@ -163,7 +165,9 @@ INSTEAD: dict[Any, Callable[..., Any]] = {  # for what the CPU does not have, or
 def _check_index_put(x: Tensor, indices: list[Tensor | None], values: Tensor, *_: Any) -> None:
     """Indices on the host are copied; a mask waits for its number of elements, unless one scalar fills it."""
     if not x.is_cuda or (values.dim() and not values.is_cuda):
-        raise RuntimeError("Expected all tensors to be on the same device, but index_put_ got some on cuda:0, some on cpu")
+        raise RuntimeError(
+            "Expected all tensors to be on the same device, but index_put_ got some on cuda:0, some on cpu"
+        )
     for index in indices:
         if index is not None and not index.is_cuda:
             copy("index from the host", waits=True)
@@ -210,7 +214,9 @@ def launch_triton(executor: GridExecutor, *args: Any, **kwargs: Any) -> None:
 
 def patch_once(function: Callable[..., Any]) -> SimpleNamespace:
     """The interpreter's replacement of triton.language, kept: it takes a third of the time to do it for each call."""
-    seen = frozenset(m.__name__ for m in (interpreter.tl, interpreter.tl.core) if any(m is x for x in function.__globals__.values()))
+    seen = frozenset(
+        m.__name__ for m in (interpreter.tl, interpreter.tl.core) if any(m is x for x in function.__globals__.values())
+    )
     if seen not in _patched:
         _patched.add(seen)
         _patch_lang(function)

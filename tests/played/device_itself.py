@@ -63,8 +63,9 @@ def test_waits_are_counted_and_refused_in_a_capture(what, x):
     with counting() as counts:
         WAITS[what](x)
     assert counts.totals()["waits"] > 0
-    with pytest.raises(RuntimeError, match="not permitted when stream is capturing"), graphs.capture(
-        graphs.PlayedGraph()
+    with (
+        pytest.raises(RuntimeError, match="not permitted when stream is capturing"),
+        graphs.capture(graphs.PlayedGraph()),
     ):
         WAITS[what](x)
 

@@ -31,9 +31,7 @@ def played(model, requests, sampling, **options):
         samples = rollout(
             model.to(CUDA), requests, sampling, on_step=lambda step: after.append(counts.totals()), **options
         )
-    assert counts.launches["a graph in engine/generation/decode_graphs.py:63 replay()"] or any(
-        what.startswith("a graph") for what in counts.launches
-    )
+    assert graphs.captured and any(what.startswith("a graph") for what in counts.launches)
     return samples, graphs.captured[:], after, counts
 
 
@@ -72,7 +70,7 @@ def test_bfloat16_gives_the_log_probabilities_of_a_whole_forward():
 
 @pytest.mark.parametrize("rule", RULES)
 def test_sampling_rules_equal_the_cpus(rule):
-    model, requests = small_model("llama"), short_prompt(4)
+    model, requests = small_model("llama", layers=1), short_prompt(4)
     expected = rollout(model, requests, RULES[rule])
     samples, _, after, counts = played(model, requests, RULES[rule])
     assert [s.tokens for s in samples] == [s.tokens for s in expected]
@@ -81,7 +79,7 @@ def test_sampling_rules_equal_the_cpus(rule):
 
 def test_least_new_tokens():
     """With every token an EOS but for the least number of new ones."""
-    model, requests = small_model("llama"), short_prompt(5, least=3)
+    model, requests = small_model("llama", layers=1), short_prompt(5, least=3)
     expected = rollout(model, requests, Sampling(), eos_id=range(50))
     samples, _, after, counts = played(model, requests, Sampling(), eos_id=range(50))
     assert [s.tokens for s in samples] == [s.tokens for s in expected] and min(len(s.tokens) for s in samples) >= 3

@@ -35,7 +35,7 @@ class PlayedGraph:
         self.launches: list[Launch] = []
 
     def replay(self) -> None:
-        """Run the launches. Nothing of Python runs between them: numbers that the host chose are those of the capture."""
+        """Run the launches, and nothing of Python between them: the host's numbers are those of the capture."""
         count("launches", "a graph")
         for run, made in self.launches:
             for kept, new in zip(made, (x for x in torch.utils._pytree.tree_leaves(run()) if isinstance(x, Tensor))):

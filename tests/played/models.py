@@ -20,23 +20,22 @@ from engine.models import build_model
 from engine.text.encoding import Example, Prompt, RankedExamples
 from tests.engine.generation.recorded_steps import CASES
 from tests.engine.training import trainers
-from tests.engine.training.trainers import EOS, make_trainer, one_rank, tiny_tokenizer
+from tests.engine.training.trainers import EOS, make_trainer, one_rank
 from tests.played.device import launch
 
-__all__ = ["tiny_tokenizer"]
 FAMILIES = ("bloom", "llama", "gemma3")
 SMALL = {
-    "hidden_size": 32, "intermediate_size": 48, "head_dim": 16, "n_layer": 2, "num_hidden_layers": 2, "n_head": 2,
+    "hidden_size": 32, "intermediate_size": 48, "head_dim": 16, "n_head": 2,
     "num_attention_heads": 2, "num_key_value_heads": 1, "layer_types": ["sliding_attention", "full_attention"],
 }  # fmt: skip
 PAGE = tuple(range(1, 67))  # a prompt of more than a page: the page is shared
 
 
-def small_model(family: str, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
-    """A model of two layers with random weights."""
+def small_model(family: str, dtype: torch.dtype = torch.float32, layers: int = 2) -> torch.nn.Module:
+    """A model with random weights, of two layers or one."""
     kind, config = CASES[family]
     config = copy.deepcopy(config)
-    for name, value in SMALL.items():
+    for name, value in (SMALL | {"n_layer": layers, "num_hidden_layers": layers}).items():
         if getattr(config, name, None) is not None:
             setattr(config, name, value)
     torch.manual_seed(0)
@@ -55,7 +54,7 @@ def short_prompt(new: int = 6, least: int = 0) -> list[Request]:
 def rollout(
     model: torch.nn.Module, requests: list[Request], sampling: Sampling, eos_id: int = 96, **options: Any
 ) -> list[Sample]:
-    """Generate; the trunk is one layer. EOS is read every fourth step."""
+    """Generate, with a trunk of one layer; EOS is read every fourth step."""
     options = {"num_slots": len(requests), "capture_layer": 1, "steps_a_read": 4, **options}
     return generate(model, requests, sampling, 7, eos_id, **options)
 
@@ -102,7 +101,7 @@ def trained_model(family: str, seed: int = 0) -> torch.nn.Module:
 
 @contextmanager
 def rank_on(device: torch.device) -> Iterator[World]:
-    """The only rank, on this device. DeepSpeed takes the device for its own; collectives are launches that do nothing."""
+    """The only rank, on this device, which is DeepSpeed's too; a collective is a launch that does nothing."""
     kind = type(get_accelerator())
     kept = {(kind, name): getattr(kind, name) for name in ("device_name", "current_device_name")}
     kept |= {(torch.distributed, name): getattr(torch.distributed, name) for name in ("all_reduce", "broadcast")}
@@ -129,4 +128,5 @@ def trainer_on(world: World, stage: str, folder: Path, family: str, dtype: torch
     model = trained_model(family).to(dtype).to(world.device)
     changes = {"max_steps": 2, "top_layers": 1 if stage == "reward" else "1", **CHANGES[stage], **changes}
     records = DATA[stage]()
-    return make_trainer(stage, world, folder, family, model=model, data=records, heldout=records[:1], **changes)
+    heldout = records[:1] if stage != "ppo" or "eval_every" in changes else []
+    return make_trainer(stage, world, folder, family, model=model, data=records, heldout=heldout, **changes)

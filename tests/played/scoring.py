@@ -8,11 +8,11 @@ from engine.training.scorers import load_scorer
 from engine.training.trunk import Trunk
 from evaluation.scoring import tree_forward
 from evaluation.scoring.score import Scorer
-from tests.engine.training.trainers import train
+from tests.engine.training.trainers import tiny_tokenizer, train
 from tests.evaluation.scoring.documents import choice_of, document_of, model_of
 from tests.played.counts import KINDS, counting
 from tests.played.device import CUDA
-from tests.played.models import rank_on, tiny_tokenizer, trained_model, trainer_on
+from tests.played.models import rank_on, trained_model, trainer_on
 from tests.played.records import check
 
 CPU = torch.device("cpu")

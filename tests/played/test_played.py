@@ -10,18 +10,37 @@ import pytest
 
 pytest.importorskip("triton", reason="needs triton, which torch for CPU does not bring: pip install .[dev]")
 FOLDER = Path(__file__).parent
-FILES = ("device_itself", "generation", "trainers", "scoring")
+PROCESSES = [["device_itself", "generation"], ["trainers", "scoring"]]
 
 
-def run(which):
+def run(which, names):
     """In a process of their own, where the device is there before torch, and triton is imported as an interpreter."""
-    files = [str(FOLDER / f"{name}.py") for name in FILES]
-    command = [sys.executable, "-m", "pytest", "-p", "tests.played.device", "-p", "no:cacheprovider", "-m", which, *files]
+    files = [str(FOLDER / f"{name}.py") for name in names]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "tests.played.device",
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        which,
+        *files,
+    ]
     done = subprocess.run(command, cwd=FOLDER.parents[1], env=dict(os.environ), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "c++")) is None, reason="needs a C++ compiler")
-@pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
-def test_on_the_played_gpu(which):
-    run(which)
+@pytest.mark.parametrize("names", PROCESSES, ids=lambda names: names[-1])
+def test_on_the_played_gpu(names):
+    run("not slow", names)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "c++")) is None, reason="needs a C++ compiler")
+def test_longer_ones_on_the_played_gpu():
+    run("slow", PROCESSES[1])
