@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from engine.batch import PackedBatch
+from engine.batch import PackedBatch, on_device
 
 _STORED = {"rollout_S": "id_S"}  # names of columns in files, where they differ
 
@@ -36,7 +36,7 @@ class Experience:
     def select(self, sequence_ids: Sequence[int]) -> Experience:
         """Return the given sequences with all columns, in the given order."""
         columns = self.batch.columns(sequence_ids)
-        rows = torch.tensor(list(sequence_ids), device=columns.device)
+        rows = on_device(sequence_ids, torch.int64, columns.device)
         taken = {
             name: None if x is None else x[rows] if name.endswith("_S") else x[columns.to(x.device)]
             for name, x in self._columns().items()
