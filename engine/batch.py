@@ -144,6 +144,18 @@ class PackedBatch:
         )
 
 
+def action_columns(batch: PackedBatch, action_T: Tensor) -> Tensor:
+    """Return int64 [A]: the columns of an action_mask, without waiting for the device if the batch knows its prompts.
+
+    The mask must be that of the batch's own prompt lengths.
+    """
+    if batch.prompts is None:
+        return action_T.nonzero()[:, 0]
+    spans = zip(batch.starts, batch.lengths, batch.prompts)
+    parts = [torch.arange(start + max(prompt - 1, 0), start + length - 1) for start, length, (_, prompt) in spans]
+    return torch.cat(parts).to(action_T.device, non_blocking=True)
+
+
 def on_device(numbers: Sequence[Any], dtype: torch.dtype, device: torch.device | str) -> Tensor:
     """Return a tensor of these numbers. The host does not wait for the device: CUDA keeps a copy of them until then."""
     return torch.tensor(numbers, dtype=dtype).to(device, non_blocking=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -32,6 +33,11 @@ class Experience:
     return_T: Tensor | None  # float32, what the critic learns
     score_S: Tensor  # float32, the reward of the whole response, normalised and clipped
     critic_trunk_TD: Tensor | None = None  # as trunk_TD, for a critic with its own trunk
+
+    @cached_property
+    def rollouts(self) -> list[int]:
+        """The values of rollout_S on the host; the first call waits for the device."""
+        return self.rollout_S.tolist()
 
     def select(self, sequence_ids: Sequence[int]) -> Experience:
         """Return the given sequences with all columns, in the given order."""
