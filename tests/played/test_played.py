@@ -16,18 +16,8 @@ PROCESSES = [["device_itself", "generation"], ["trainers", "scoring"]]
 def run(which, names):
     """In a process of their own, where the device is there before torch, and triton is imported as an interpreter."""
     files = [str(FOLDER / f"{name}.py") for name in names]
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-p",
-        "tests.played.device",
-        "-p",
-        "no:cacheprovider",
-        "-m",
-        which,
-        *files,
-    ]
+    plugins = ["-p", "tests.played.device", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", *plugins, "--tb=short", "-m", which, *files]
     done = subprocess.run(command, cwd=FOLDER.parents[1], env=dict(os.environ), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
