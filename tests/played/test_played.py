@@ -7,8 +7,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("triton", reason="needs triton, which torch for CPU does not bring: pip install .[dev]")
+pytestmark = [
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(shutil.which(os.environ.get("CXX", "c++")) is None, reason="needs a C++ compiler"),
+    pytest.mark.skipif(
+        bool(torch.version.cuda or torch.version.hip),
+        reason="needs torch for CPU: a build for GPUs has operations of its own for the device cuda",
+    ),
+]
 FOLDER = Path(__file__).parent
 PROCESSES = [["device_itself", "generation"], ["trainers", "scoring"]]
 
@@ -22,15 +31,11 @@ def run(which, names):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.timeout(900)
-@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "c++")) is None, reason="needs a C++ compiler")
 @pytest.mark.parametrize("names", PROCESSES, ids=lambda names: names[-1])
 def test_on_the_played_gpu(names):
     run("not slow", names)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "c++")) is None, reason="needs a C++ compiler")
 def test_longer_ones_on_the_played_gpu():
     run("slow", PROCESSES[1])
