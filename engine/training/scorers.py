@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from engine.base.errors import UserError
 from engine.base.imported import has_parameter, import_function
 from engine.base.strict_json import is_number
-from engine.batch import PackedBatch
+from engine.batch import PackedBatch, on_device
 from engine.models import load_config, load_model, load_score_weight
 from engine.packing import pack_together
 from engine.settings import is_function_name
@@ -77,7 +77,7 @@ class FunctionScorer(_Alone):
     ) -> Tensor:
         """Return float32 [S], the score of each sequence."""
         scores = [self._one(*texts) for texts in zip(prompts, responses, outputs, strict=True)]
-        return torch.tensor(scores, dtype=torch.float32, device=self.device)
+        return on_device(scores, torch.float32, self.device)
 
     def _one(self, prompt: str, response: str, output: str) -> float:
         value = self.function(prompt, response, **({OUTPUT: output} if self.wants_output else {}))
@@ -155,7 +155,8 @@ class RewardModelScorer(_Alone):
     def own_trunk(self, batch: PackedBatch) -> Tensor:
         """Run the reward model's own trunk over a pack of any size, a token budget at a time: [T, D]."""
         model = self.trunk.model
-        trunk_TD = torch.empty(batch.num_tokens, model.hidden_size, dtype=model.head_weight.dtype, device=self.device)
+        dtype = self.module.score.weight.dtype  # the model may have no language head
+        trunk_TD = torch.empty(batch.num_tokens, model.hidden_size, dtype=dtype, device=self.device)
         with self._on_device():
             for ids in pack_together(
                 batch.lengths, range(batch.num_sequences), self.tokens_per_microbatch, batch.prompts

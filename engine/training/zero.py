@@ -171,7 +171,7 @@ class ZeroStep:
         gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
         if self.scale:
             torch._foreach_mul_(gradients, 1 / self.scale.value)
-        norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+        norm = torch.stack(torch._foreach_norm(gradients)).norm()
         self.optimizer.found_inf = norm.isfinite().logical_not().float()
         self.engine.step()
         if self.masters:
