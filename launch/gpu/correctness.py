@@ -9,7 +9,6 @@ from launch.gpu.lab import Lab
 from launch.gpu.lines import Case, Measured
 
 
-
 def cases(lab: Lab) -> list[Case]:
     """Return the cases of all parts, those of single kernels first."""
     (lab.folder / "work").mkdir(exist_ok=True)

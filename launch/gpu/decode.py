@@ -16,7 +16,7 @@ from engine.models.decoder import Decoder
 from launch.bench.rollout_floor import ModelCost
 from launch.gpu.lab import Lab, in_ms
 from launch.gpu.lines import Case, Expected, Measured, Spread, share_of_floor
-from launch.gpu.models import decode_floor_s, on_meta, random_model, shape, weight_bytes
+from launch.gpu.models import decode_floor_s, label, on_meta, random_model, shape, weight_bytes
 
 NO_EOS = -1
 PROFILED = 4  # steps
@@ -39,7 +39,7 @@ def cases(lab: Lab) -> list[Case]:
                 Expected("kernels in a step", ""),
             ]
             measure = partial(_decode, lab, family, made, batch, context, new)
-            name = f"{family} 7B, batch {batch}, context {context}"
+            name = f"{label(lab, family)}, batch {batch}, context {context}"
             found.append(Case(name, expected, measure, 20 + batch / 8, gigabytes))
     return found
 

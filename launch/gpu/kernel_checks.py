@@ -26,9 +26,8 @@ from kernels.segment_scan import segment_scan_reference
 from launch.gpu.lab import Lab
 from launch.gpu.lines import Case, Measured, right
 
-# Two ways of equal quality differ by so much by chance. The interpreter cuts bfloat16 where a GPU rounds.
+# Two ways of equal quality differ by so much by chance; in float32 the order of a sum is all there is.
 MOST_RATIO = {torch.float32: 2.0, torch.bfloat16: 1.25}
-MOST_RATIO_INTERPRETED = 3.0
 FLOAT32_ONLY = ("segment_scan",)  # rewards and values are float32 in any run
 Results = Sequence[Tensor]
 
@@ -43,20 +42,18 @@ class Problem:
 
 
 def cases(lab: Lab) -> list[Case]:
-    """Return each check at odd sizes in float32 and bfloat16, and at a 7B shape in bfloat16."""
+    """Return each check: odd sizes in float32 and bfloat16, and a 7B shape in bfloat16."""
     found = []
     for name, build in CHECKS.items():
         half = torch.float32 if name in FLOAT32_ONLY else torch.bfloat16
-        sizes = {(torch.float32, False), (half, False)} | (set() if lab.fake else {(half, True)})
+        # The interpreter cuts bfloat16 where a GPU rounds: a fake run has float32 alone.
+        sizes = {(torch.float32, False)} | (set() if lab.fake else {(half, False), (half, True)})
         for dtype, is_large in sorted(sizes, key=str):
-            limit = lab.pick(MOST_RATIO[dtype], MOST_RATIO_INTERPRETED)
             measure = partial(_compare, lab, build, dtype, is_large)
             shape = f"{'7B shape' if is_large else 'odd sizes'}, {str(dtype).removeprefix('torch.')}"
-            line = right("error / plain PyTorch's error", "x", limit)
+            line = right("error / plain PyTorch's error", "x", MOST_RATIO[dtype])
             found.append(Case(f"{name}, {shape}", [line], measure, 8, needs="triton"))
-    found.append(
-        Case("sampling against float64", [right("tokens that differ", "", 0)], partial(_sampling, lab), 5)
-    )
+    found.append(Case("sampling against float64", [right("tokens that differ", "", 0)], partial(_sampling, lab), 5))
     return found
 
 
@@ -167,7 +164,9 @@ def _plain_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], sl
 def _attention_decode(lab: Lab, dtype: torch.dtype, is_large: bool) -> Problem:
     from kernels.attention_decode.fused import attention_decode_triton
 
-    rows, heads, groups, size, page = (64, 32, 8, 128, 64) if is_large else lab.pick((9, 6, 2, 80, 16), (4, 2, 1, 16, 16))
+    rows, heads, groups, size, page = (
+        (64, 32, 8, 128, 64) if is_large else lab.pick((9, 6, 2, 80, 16), (4, 2, 1, 16, 16))
+    )
     shared = 8 * page if is_large else page
     case = paged(lab, rows, heads, groups, size, page, shared, shared + lab.pick(300, 20), dtype)
     plain_dtype = [case.q_SHK, case.k_PGNK, case.v_PGNK]
@@ -211,7 +210,7 @@ def paged(
     lab: Lab, rows: int, heads: int, groups: int, size: int, page: int, shared: int, longest: int, dtype: torch.dtype,
     layers: int = 1,
 ) -> Paged:  # fmt: skip
-    """Return random rows, shared + 1 to `longest` positions each, with pages in random order; `layers` caches if > 1."""
+    """Return random rows of shared + 1 to `longest` positions, their pages in random order; `layers` caches if > 1."""
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(shared + 1, longest + 1, (rows,), generator=generator).tolist()
     own = -(-longest // page) - shared // page

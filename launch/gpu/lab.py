@@ -28,7 +28,7 @@ class Lab:
 
     @property
     def device(self) -> torch.device:
-        return torch.device("cpu" if self.fake else "cuda")
+        return torch.device("cpu") if self.fake else torch.device("cuda", 0)
 
     def pick(self, real: T, tiny: T) -> T:
         """Return the size for this run."""

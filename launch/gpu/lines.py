@@ -48,7 +48,7 @@ class Goal:
 
 def share_of_floor(share: float) -> Goal:
     """The predicted time is at least this share of the measured time."""
-    return Goal(f">= {share:.0%} of the floor's speed", lambda m, p: p >= share * m)
+    return Goal(f">= {100 * share:g} % of the floor's speed", lambda m, p: p >= share * m)
 
 
 def times_floor(times: float) -> Goal:
@@ -58,7 +58,7 @@ def times_floor(times: float) -> Goal:
 
 def within(share: float) -> Goal:
     """The measured number is within this share of the predicted one, on both sides."""
-    return Goal(f"predicted +- {share:.0%}", lambda m, p: abs(m - p) <= share * p)
+    return Goal(f"predicted +- {100 * share:g} %", lambda m, p: abs(m - p) <= share * p)
 
 
 def at_most(limit: float) -> Goal:

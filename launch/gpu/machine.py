@@ -20,9 +20,9 @@ from launch.gpu.lines import Case, Expected, Measured, at_least
 PACKAGES = ("torch", "triton", "transformers", "deepspeed", "numpy", "tokenizers", "safetensors", "ninja")
 # Data sheets: GB/s of memory, dense bf16 TFLOP/s. The first whose name is in the GPU's is taken.
 SHEETS = {
-    "B200": (8000, 2250), "H200": (4800, 989), "H100 PCIe": (2000, 756), "H100": (3350, 989), "A100-SXM4-80": (2039, 312),
-    "A100": (1555, 312), "L40S": (864, 362), "L4": (300, 121), "A10": (600, 125), "4090": (1008, 165),
-    "3090": (936, 71),
+    "B200": (8000, 2250), "H200": (4800, 989), "H100 PCIe": (2000, 756), "H100": (3350, 989),
+    "A100-SXM4-80": (2039, 312), "A100": (1555, 312), "L40S": (864, 362), "L40": (864, 181), "L4": (300, 121),
+    "A10": (600, 125), "4090": (1008, 165), "3090": (936, 71),
 }  # fmt: skip
 WARNINGS = "warnings"  # the details of the table's head
 

@@ -12,8 +12,6 @@ from launch.gpu.lab import Lab
 from launch.plan import config_of
 
 NAMES = {"bloom": "bloom-7b1", "llama": "llama-7b"}
-HEADS, HEAD_SIZE, WIDTH, INNER = 32, 128, 4096, 11_008  # both shapes have these
-VOCABULARIES = {"llama": 32_000, "bloom": 250_880}
 
 
 def shape(lab: Lab, family: str) -> PretrainedConfig:
@@ -31,6 +29,11 @@ def shape(lab: Lab, family: str) -> PretrainedConfig:
     )  # fmt: skip
 
 
+def label(lab: Lab, family: str) -> str:
+    """Return the name of the shape in the table."""
+    return f"{family}, {lab.pick('7B', 'tiny')}"
+
+
 def dtype(lab: Lab) -> torch.dtype:
     """Return bfloat16; float32 in a fake run, where a CPU without its instructions would be slow."""
     return lab.pick(torch.bfloat16, torch.float32)
@@ -42,7 +45,7 @@ def on_meta(lab: Lab, family: str) -> Decoder:
 
 
 def random_model(lab: Lab, family: str, seed: int = 0) -> Decoder:
-    """Return the model on the device: matrices normal(0, 0.02), norms 1, biases 0. No copy of it is ever on the host."""
+    """Return the model, made on the device: matrices normal(0, 0.02), norms 1, biases 0."""
     model = on_meta(lab, family).to_empty(device=lab.device)
     generator = torch.Generator(lab.device).manual_seed(seed)
     with torch.no_grad():

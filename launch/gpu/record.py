@@ -60,7 +60,7 @@ class Record:
         self._put(name, LEFT_OUT, [], reason=reason)
 
     def complete(self, is_complete: bool) -> None:
-        """Write whether no case is left to run."""
+        """Write whether no case is left that could run here."""
         self.content["complete"] = is_complete
         self._write()
 

@@ -21,7 +21,7 @@ ORDER = ("FAILED", "missed", "not measured", "no prediction", "left out", "met",
 
 
 def write_table(folder: Path, readme: Path | None = None) -> str:
-    """Write folder/table.md, put it between the markers of `readme` if given, and return it. UserError without markers."""
+    """Write folder/table.md and return it; put it between the markers of `readme` too. UserError without markers."""
     found = [read_object(folder / stage.file) for stage in STAGES if (folder / stage.file).is_file()]
     text = table(found)
     write_text(folder / "table.md", text)
@@ -42,6 +42,7 @@ def replaced(page: str, text: str, name: Path) -> str:
 def table(found: list[dict[str, Any]]) -> str:
     """Return the Markdown of the stages' files, with the markers."""
     rows = [row for stage in found for case in stage["cases"] for row in _rows(stage, case)]
+    rows += [row for stage in found for row in _checks_met(stage)]
     ran = {stage["stage"] for stage in found}
     rows += [(f"{s.number} {s.name}", "all", "not run", "", "", "", "left out") for s in STAGES if s.number not in ran]
     rows.sort(key=lambda row: ORDER.index(row[-1]))  # stable: stages stay in order
@@ -57,7 +58,7 @@ def case_line(case: dict[str, Any], fake: bool) -> str:
         return f"{case['name']}: FAILED, {case['error']}"
     if case["state"] == LEFT_OUT:
         return f"{case['name']}: left out, {case['reason']}"
-    parts = [f"{line['what']} {_measured(line, fake)} {line['unit']}{_judged(line, fake)}" for line in case["lines"]]
+    parts = [f"{line['what']} {_measured(line, fake)}{_judged(line, fake)}" for line in case["lines"]]
     return f"{case['name']}: {'; '.join(parts) or 'done'}"
 
 
@@ -74,12 +75,31 @@ def _rows(stage: dict[str, Any], case: dict[str, Any]) -> Iterator[tuple[str, ..
         yield (*where, case.get("error") or case.get("reason") or "stopped while it ran", "", "", "", verdict)
         return
     for line in case["lines"]:
-        hidden = stage["fake"] and line["of_machine"]
-        predicted = "" if line["predicted"] is None or hidden else f"{_number(line['predicted'])} {line['unit']}"
+        if _is_met_check(line):
+            continue
+        hidden = line["predicted"] is None or (stage["fake"] and line["of_machine"])
+        predicted = "" if hidden else _with_unit(_number(line["predicted"]), line)
+        measured, verdict = _measured(line, stage["fake"]), _verdict(line, stage["fake"])
+        yield *where, line["what"], predicted, measured, line["target"] or "", verdict
+
+
+def _is_met_check(line: dict[str, Any]) -> bool:
+    """Whether the line says that something is right, and it is: such lines are counted, not listed."""
+    return not line["of_machine"] and line["verdict"] == "met"
+
+
+def _checks_met(stage: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    met = sum(_is_met_check(line) for case in stage["cases"] if case["state"] == DONE for line in case["lines"])
+    if met:
         yield (
-            *where, line["what"], predicted, f"{_measured(line, stage['fake'])} {line['unit']}".strip(),
-            line["target"] or "", _verdict(line, stage["fake"]),
-        )  # fmt: skip
+            f"{stage['stage']} {stage['name']}",
+            f"{met} check{'s' * (met > 1)}",
+            "listed in the stage's JSON file",
+            "",
+            "",
+            "",
+            "met",
+        )
 
 
 def _measured(line: dict[str, Any], fake: bool) -> str:
@@ -87,10 +107,13 @@ def _measured(line: dict[str, Any], fake: bool) -> str:
     if spread is None:
         return "not measured"
     if fake and line["of_machine"]:
-        return "fake,"
-    if spread["count"] == 1:
-        return _number(spread["median"])
-    return f"{_number(spread['median'])} ({_number(spread['least'])} to {_number(spread['most'])})"
+        return "fake"
+    median = _with_unit(_number(spread["median"]), line)
+    return median if spread["count"] == 1 else f"{median} ({_number(spread['least'])} to {_number(spread['most'])})"
+
+
+def _with_unit(number: str, line: dict[str, Any]) -> str:
+    return f"{number} {line['unit']}".strip()
 
 
 def _verdict(line: dict[str, Any], fake: bool) -> str:

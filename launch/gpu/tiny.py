@@ -82,7 +82,9 @@ def rankings() -> list[RankedExamples]:
 def prompts(count: int, lengths: Sequence[int], vocabulary: int = VOCABULARY, seed: int = 3) -> list[Prompt]:
     """Return random prompts whose lengths go round the given ones."""
     rng = random.Random(seed)
-    tokens = [tuple(rng.randrange(FIRST_WORD, vocabulary) for _ in range(lengths[i % len(lengths)])) for i in range(count)]
+    tokens = [
+        tuple(rng.randrange(FIRST_WORD, vocabulary) for _ in range(lengths[i % len(lengths)])) for i in range(count)
+    ]
     return [Prompt(f"p{i}", one, text_of(one), "") for i, one in enumerate(tokens)]
 
 

@@ -56,7 +56,10 @@ def cases(lab: Lab) -> list[Case]:
 def _first_batch(stage: str) -> list[Any]:
     if stage != "ppo":
         return []
-    return [right("first minibatch: mean |ratio - 1|", "", 1e-5), right("first rollouts: |KL to the reference|", "", 1e-4)]
+    return [
+        right("first minibatch: mean |ratio - 1|", "", 1e-5),
+        right("first rollouts: |KL to the reference|", "", 1e-4),
+    ]
 
 
 @cache
