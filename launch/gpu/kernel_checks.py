@@ -70,13 +70,13 @@ def ratio_of(ours: Tensor, plain: Tensor, truth: Tensor, dtype: torch.dtype) -> 
     """Return our error over plain PyTorch's: the larger of the root mean squares' ratio and half the maxima's.
 
     A single wrong number hides in a mean square, and the largest of many roundings is twice another's by chance. Errors
-    below a quarter of the dtype's rounding step count as so much. NaN or infinity in ours gives infinity.
+    below an eighth of the dtype's rounding step count as so much. NaN or infinity in ours gives infinity.
     """
     truth = truth.double()
     a, b = ((x.double() - truth).flatten() for x in (ours, plain))
     if not bool(a.isfinite().all()):
         return float("inf")
-    least = torch.finfo(dtype).eps / 4
+    least = torch.finfo(dtype).eps / 8
     squares = (float(x.square().mean().sqrt()) for x in (a, b))
     largest = (float(x.abs().max()) for x in (a, b))
     scales = float(truth.square().mean().sqrt()), float(truth.abs().max())

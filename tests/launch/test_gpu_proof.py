@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import subprocess
 import sys
 import time
@@ -177,13 +176,19 @@ def test_case_is_written_with_its_prediction_before_it_is_measured(tmp_path):
 
 def test_killed_stage_goes_on_and_repeats_no_case(tmp_path):
     """The process dies in the second of three cases."""
-    program = (
-        "import os, sys\nfrom pathlib import Path\nfrom tests.launch.test_gpu_proof import Made, case, lab_of\n"
-        "from launch.gpu.lines import Case\nfrom launch.gpu.runner import run_stage\n"
-        "cases = [case('a'), Case('b', [], lambda: os.kill(os.getpid(), 9)), case('c')]\n"
-        "run_stage(Made(cases), lab_of(Path(sys.argv[1])))"
-    )
-    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=processes.ROOT, env={**os.environ})
+    program = """
+import os, sys, time
+from pathlib import Path
+from types import SimpleNamespace
+from launch.gpu.lab import Lab
+from launch.gpu.lines import Case, Measured
+from launch.gpu.runner import run_stage
+measures = {"a": lambda: Measured({}), "b": lambda: os.kill(os.getpid(), 9), "c": lambda: Measured({})}
+cases = [Case(name, [], measure) for name, measure in measures.items()]
+stage = SimpleNamespace(number=0, name="made", file="0-machine.json", cases=lambda lab: cases)
+run_stage(stage, Lab(Path(sys.argv[1]), True, time.monotonic() + 100))
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=processes.ROOT)
     assert done.returncode == -9 and states(tmp_path) == {"a": "done", "b": "running"}
     repeated = case("a", error=AssertionError("measured twice"))
     assert run_stage(Made([repeated, case("b"), case("c")]), lab_of(tmp_path)) == 0
