@@ -17,6 +17,7 @@ from engine.base.errors import UserError
 from engine.base.strict_json import read_object
 from engine.cli.console import Console
 from engine.cli.parse import main, parse_settings
+from engine.device import why_unseen
 from engine.settings import check_above_zero, flag
 from launch.gpu import processes
 from launch.gpu.stages import STAGES, TABLE, Stage
@@ -60,7 +61,7 @@ def job(argv: Sequence[str]) -> None:
     (settings,) = parse_settings((ProofSettings,), argv, "python launch/gpu_proof.py", __doc__.split("\n")[0])
     console, folder = Console(), Path(settings.out).resolve()
     if settings.stages and not settings.fake and not torch.cuda.is_available():
-        raise UserError("no GPU is visible to PyTorch here: see nvidia-smi, or rehearse with --fake")
+        raise UserError(f"no GPU is visible here ({why_unseen() or 'see nvidia-smi'}): rehearse with --fake")
     folder.mkdir(parents=True, exist_ok=True)
     ends_at = time.monotonic() + 60 * settings.budget_minutes
     for stage in settings.stages:

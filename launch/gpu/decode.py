@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from functools import partial
 from typing import Any
@@ -10,8 +9,11 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from engine.generation.cache_budget import pages_needed
 from engine.generation.generate import Request, Step, generate
+from engine.generation.kv_cache import PAGE_SIZE
 from engine.generation.sampling import Sampling
+from engine.generation.workspace import Workspace
 from engine.models.decoder import Decoder
 from launch.bench.rollout_floor import ModelCost
 from launch.gpu.lab import Lab, in_ms
@@ -54,73 +56,44 @@ def _decode(lab: Lab, family: str, made: dict[str, Decoder], batch: int, context
     tokens = torch.randint(3, vocabulary, (batch, context), generator=torch.Generator().manual_seed(0)).tolist()
     # A step takes one prompt in, so that the first rows start long before the last: they get more tokens.
     requests = [Request(tuple(row), i, 0, new + batch - 1 - i) for i, row in enumerate(tokens)]
-    with_times = Watched(lab, batch)
-    _generate(model, requests, with_times)  # its graphs and kernels are made here
-    with_times.start_again()
-    _generate(model, requests, with_times)
-    profiler = Profiled(lab, batch)
-    _generate(model, requests, profiler)
-    seconds = with_times.seconds()
+    workspace = Workspace((pages_needed(requests, batch) + 2) * PAGE_SIZE)  # all rows at once, whatever is free
+    rollout = partial(generate, model, requests, Sampling(1.0), 0, NO_EOS, batch, workspace=workspace)
+    rollout()  # its graphs and kernels are made here
+    steps: list[Step] = []
+    rollout(on_step=steps.append)
+    full = [i for i, step in enumerate(steps) if step.rows == batch and not step.prompt_tokens]
+    profiler = Profiled(lab, full[2])
+    rollout(on_progress=profiler)
     return Measured({
-        "a step": Spread.of([1e3 * s for s in seconds]),
+        "a step": Spread.of([1e3 * s for s in settled([steps[i].seconds for i in full])]),
         "launches by the host in a step": profiler.launches(),
         "kernels in a step": profiler.kernels(),
-    }, {"top kernels": profiler.top(), "steps": len(seconds)})  # fmt: skip
+    }, {"top kernels": profiler.top(), "steps": len(full)})  # fmt: skip
 
 
-def _generate(model: Decoder, requests: list[Request], on_step: Any) -> None:
-    generate(model, requests, Sampling(1.0), 0, NO_EOS, len(requests), on_step=on_step)
+def settled(seconds: list[float]) -> list[float]:
+    """Return the means of eight steps each, without the first two, which fill caches; all of them if there are few.
 
-
-class Watched:
-    """Called after each step of a rollout: notes when it ended, on the device's clock, without waiting for it."""
-
-    def __init__(self, lab: Lab, rows: int):
-        self.lab, self.rows, self._ends, self._only_decodes = lab, rows, [], []
-
-    def start_again(self) -> None:
-        self._ends, self._only_decodes = [], []
-
-    def __call__(self, step: Step) -> None:
-        self._only_decodes.append(step.rows == self.rows and not step.prompt_tokens)
-        if self.lab.device.type == "cpu":
-            self._ends.append(time.perf_counter())
-            return
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        self._ends.append(event)
-
-    def seconds(self) -> list[float]:
-        """Return the mean seconds of a step in each run of eight that decode all rows and do nothing else.
-
-        The host reads what has ended every eighth step, so single steps differ, and the mean of eight does not.
-        """
-        self.lab.wait()
-        decodes = [i for i in range(1, len(self._ends)) if self._only_decodes[i] and self._only_decodes[i - 1]]
-        every = [self._between(i) for i in decodes][2:]  # the first ones fill caches
-        return [sum(part) / len(part) for i in range(0, len(every), 8) if len(part := every[i : i + 8]) == 8] or every
-
-    def _between(self, i: int) -> float:
-        first, last = self._ends[i - 1], self._ends[i]
-        return last - first if isinstance(last, float) else first.elapsed_time(last) / 1e3
+    The host reads what has ended every eighth step, so single steps differ, and the mean of eight does not.
+    """
+    groups = [seconds[i : i + 8] for i in range(2, len(seconds) - 7, 8)]
+    return [sum(group) / 8 for group in groups] or seconds
 
 
 class Profiled:
-    """Called after each step of a rollout: profiles a few steps in the middle of the decoding."""
+    """Called after each step of a rollout: profiles a few steps from step `first` on."""
 
-    def __init__(self, lab: Lab, rows: int):
-        self.lab, self.rows, self._decoded = lab, rows, 0
+    def __init__(self, lab: Lab, first: int):
+        self.lab, self.first, self._steps = lab, first, 0
         on_gpu = [ProfilerActivity.CUDA] if lab.device.type == "cuda" else []
         self._profiler = profile(activities=[ProfilerActivity.CPU, *on_gpu])
 
-    def __call__(self, step: Step) -> None:
-        if step.rows != self.rows or step.prompt_tokens:
-            return
-        self._decoded += 1
-        if self._decoded == 4:
+    def __call__(self, finished: int, new_tokens: int) -> None:
+        self._steps += 1
+        if self._steps == self.first:
             self.lab.wait()
             self._profiler.start()
-        if self._decoded == 4 + PROFILED:
+        if self._steps == self.first + PROFILED:
             self.lab.wait()
             self._profiler.stop()
 

@@ -13,8 +13,9 @@ import torch
 
 from engine.cli.console import Console
 from engine.distributed.world import start_world
+from engine.generation.kv_cache import PAGE_SIZE
 from engine.models.quantised import quantise_trunk
-from engine.planning.memory import Workload, memory, peaks, phases
+from engine.planning.memory import Workload, memory, peaks, phases, within_budget
 from engine.run.folder import Run
 from engine.settings import split_of
 from launch.gpu import tiny
@@ -62,14 +63,15 @@ def _case(lab: Lab, limit_gb: int | None, total_gb: float) -> Case:
     """Return the case of the first choice that fits, with the plan's numbers as predictions."""
     model = on_meta(lab, FAMILY)
     room = ROOM * 1e9 * (limit_gb or total_gb)
+    device_bytes = 1e9 * (limit_gb or total_gb or 1e3)
     choice = _tiny(limit_gb) if lab.fake else None
     for one in QUANTISED if limit_gb else (*WHOLE, *QUANTISED):
-        if choice is None and max(peaks(memory(model, plan(lab, one)))) <= room:
+        if choice is None and max(peaks(memory(model, plan(lab, one, model, device_bytes)))) <= room:
             choice = one
     name = f"{label(lab, FAMILY)}, {ITERATIONS} iterations" + (f" within {limit_gb} GB" if limit_gb else "")
     if choice is None:
         return Case(f"{name}: nothing fits", [], lambda: Measured({}), memory_gb=float("inf"))
-    w = plan(lab, choice)
+    w = plan(lab, choice, model, device_bytes)
     rollout, update = (bytes_ / 1e9 for bytes_ in peaks(memory(model, w)))
     floors = _floors(lab, model, w)
     lines = [Expected(f"{phase} of an iteration", "s", floors[phase], times_floor(1.5)) for phase in PHASES]
@@ -78,7 +80,9 @@ def _case(lab: Lab, limit_gb: int | None, total_gb: float) -> Case:
         Expected("peak allocated while updating", "GB", update, within(0.10)),
         Expected("peak reserved", "GB", max(rollout, update)),
     ]
-    measure = partial(_train, lab, choice, limit_gb, total_gb)
+    # A run knows the GPU's memory and not our limit: there its cache is given. The spare page is part of it.
+    cache_tokens = (w.pages + 1) * PAGE_SIZE if limit_gb else None
+    measure = partial(_train, lab, choice, cache_tokens, limit_gb, total_gb)
     return Case(f"{name}: {choice}", lines, measure, 90, max(rollout, update), alone=True, needs="deepspeed")
 
 
@@ -91,14 +95,15 @@ def _lengths(lab: Lab) -> tuple[int, int]:
     return lab.pick((256, 256), (12, 6))
 
 
-def plan(lab: Lab, choice: Choice) -> Workload:
-    """Return the choice as the planner knows it: no reward model, a function scores."""
+def plan(lab: Lab, choice: Choice, model: Any, device_bytes: float) -> Workload:
+    """Return the choice as the planner knows it: a function scores, and the cache is as a run allocates it."""
     prompt, new = _lengths(lab)
-    return Workload(
+    w = Workload(
         "ppo", dtype(lab), 1, 0, False, choice.top, choice.rollouts, choice.slots, prompt, new, choice.tokens,
         shared_trunk=True, separate_critic=False, reward_offload=False, trunk_cache_gb=16.0, ppo_epochs=4, rewards=0,
         minibatch=_minibatch(choice), trunk_dtype=choice.trunk,
     )  # fmt: skip
+    return within_budget(model, w, device_bytes)
 
 
 def _minibatch(choice: Choice) -> int:
@@ -113,10 +118,10 @@ def _floors(lab: Lab, model: Any, w: Workload) -> dict[str, float | None]:
     return {"generation": generation, "scoring": found["scoring"], "update": found["update"]}
 
 
-def _train(lab: Lab, choice: Choice, limit_gb: int | None, total_gb: float) -> Measured:
+def _train(lab: Lab, choice: Choice, cache_tokens: int | None, limit_gb: int | None, total_gb: float) -> Measured:
     """Run the iterations. The first one compiles and captures; the times are those of the others."""
     with _limited(lab, limit_gb, total_gb):
-        trainer = _trainer(lab, choice)
+        trainer = _trainer(lab, choice, cache_tokens)
         found = [_iterate(lab, trainer, iteration) for iteration in range(ITERATIONS)]
 
     def spread(read: Callable[[dict[str, Any]], float]) -> Spread:
@@ -170,7 +175,7 @@ def _limited(lab: Lab, limit_gb: int | None, total_gb: float) -> Iterator[None]:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
 
-def _trainer(lab: Lab, choice: Choice) -> Any:
+def _trainer(lab: Lab, choice: Choice, cache_tokens: int | None) -> Any:
     """Return a PPO trainer of random weights made on the device, scored by a function; no weights on disk."""
     from engine.training.context import Context
     from engine.training.ppo import PPOTrainer
@@ -180,7 +185,8 @@ def _trainer(lab: Lab, choice: Choice) -> Any:
     groups = tiny.settings(
         "ppo", lr=1e-6, eps=1e-8, batch_size=choice.rollouts, epochs=1, max_steps=ITERATIONS, max_length=prompt + new,
         tokens_per_microbatch=choice.tokens, top_layers=str(choice.top), max_new_tokens=new,
-        minibatch_size=_minibatch(choice), ppo_epochs=4, slots=choice.slots, trunk_dtype=choice.trunk,
+        minibatch_size=_minibatch(choice), ppo_epochs=4, slots=choice.slots, cache_tokens=cache_tokens,
+        trunk_dtype=choice.trunk,
     )  # fmt: skip
     world, vocabulary = start_world(), shape(lab, FAMILY).vocab_size
     folder = lab.folder / "work" / "ppo-7b"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from engine.generation.generate import Step, generate
 from engine.generation.sampling import Sampling
+from engine.generation.workspace import Workspace
 from launch.bench.rollout_floor import ModelCost
 from launch.bench.rollout_sides import NO_EOS, GenerateSettings, run_generate
 from launch.bench.rollout_workload import Workload, draw_lengths
@@ -73,7 +74,7 @@ def _floor_s(lab: Lab, work: Workload) -> float | None:
 
 def _ours(lab: Lab, work: Workload) -> Measured:
     """Run rollouts as PPO does. Each has other random numbers, and the same lengths."""
-    model = random_model(lab, FAMILY)
+    model, workspace = random_model(lab, FAMILY), Workspace()
     found = []
     for turn in range(ROLLOUTS):
         steps: list[Step] = []
@@ -81,7 +82,7 @@ def _ours(lab: Lab, work: Workload) -> Measured:
         seconds = lab.seconds(
             lambda turn=turn, steps=steps: generate(
                 model, work.requests(), Sampling(1.0), turn, NO_EOS, _slots(lab), model.num_layers - TOP,
-                on_step=steps.append,
+                workspace=workspace, on_step=steps.append,
             )
         )  # fmt: skip
         found.append({

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from engine.device import use
 from launch.gpu.lab import Lab
 from launch.gpu.lines import Case
 from launch.gpu.record import Record
@@ -106,7 +107,7 @@ def main(given: str) -> int:
     told = json.loads(given)
     lab = Lab(Path(told["folder"]), told["fake"], time.monotonic() + told["seconds"])
     if not lab.fake:
-        torch.cuda.init()  # one clear error where there is no GPU
+        use(lab.device)  # one clear error where there is no GPU
     return run_stage(STAGES[told["stage"]], lab, told["fails"])
 
 
