@@ -83,7 +83,7 @@ def _warnings(found: dict[str, Any], lab: Lab) -> list[str]:
     if found["triton"] is None:
         lines.append("triton is missing: no kernel of ours runs on a GPU")
     if found["deepspeed"] is None:
-        lines.append("deepspeed is missing: no trainer runs, so parts of stage 1 and all of stage 5 are left out")
+        lines.append("deepspeed is missing: one rank trains without it, ZeRO and offload are left out")
     if found["compiler"] is None:
         lines.append("no C compiler: Triton compiles its launchers with one, and so do the kernels for CPUs")
     elif not found["Python.h"]:

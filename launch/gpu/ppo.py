@@ -83,7 +83,7 @@ def _case(lab: Lab, limit_gb: int | None, total_gb: float) -> Case:
     # A run knows the GPU's memory and not our limit: there its cache is given. The spare page is part of it.
     cache_tokens = (w.pages + 1) * PAGE_SIZE if limit_gb else None
     measure = partial(_train, lab, choice, cache_tokens, limit_gb, total_gb)
-    return Case(f"{name}: {choice}", lines, measure, 90, max(rollout, update), alone=True, needs="deepspeed")
+    return Case(f"{name}: {choice}", lines, measure, 90, max(rollout, update), alone=True)
 
 
 def _tiny(limit_gb: int | None) -> Choice:
