@@ -47,10 +47,12 @@ def take_monitors(
         chosen["wandb"] = {**default, **chosen.get("wandb", {}), "enabled": True}
     if not chosen:
         return rest, None
-    if importlib.util.find_spec("deepspeed") is None:
-        raise UserError(f"{', '.join(chosen)} needs the package deepspeed, which is missing: leave it out of --monitor")
-    from deepspeed.monitor.config import get_monitor_config
-
+    try:
+        from deepspeed.monitor.config import get_monitor_config
+    except ImportError:
+        raise UserError(
+            f"{', '.join(chosen)} needs the package deepspeed, which is missing: leave it out of --monitor"
+        ) from None
     try:
         config = get_monitor_config(chosen)
     except ValidationError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +27,12 @@ def read_ds_config(path: str | None) -> dict[str, Any]:
     """Read a DeepSpeed configuration file. UserError if it sets what our own settings decide, or without DeepSpeed."""
     if path is None:
         return {}
-    if importlib.util.find_spec("deepspeed") is None:
-        raise UserError("--deepspeed_config needs the package deepspeed, which is missing: pip install deepspeed")
-    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-
+    try:
+        from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    except ImportError:
+        raise UserError(
+            "--deepspeed_config needs the package deepspeed, which is missing: pip install deepspeed"
+        ) from None
     config = read_object(Path(path), "see ds_configs/", what="--deepspeed_config")
     for key in OURS:
         if key in config:

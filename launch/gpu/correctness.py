@@ -9,7 +9,7 @@ from launch.gpu.lines import Case
 
 
 def cases(lab: Lab) -> list[Case]:
-    """Return the cases of all parts, those of single kernels first. Runs have the same bits each time, as --resume needs."""
+    """Return the cases of all parts, single kernels first. Runs have the same bits each time, as a resumed run needs."""
     be_deterministic()
     (lab.folder / "work").mkdir(exist_ok=True)
     return [*kernel_checks.cases(lab), *graph_checks.cases(lab), *trainer_checks.cases(lab)]
