@@ -9,7 +9,7 @@ from launch.gpu.lines import Case
 
 
 def cases(lab: Lab) -> list[Case]:
-    """Return the cases of all parts, single kernels first. Runs have the same bits each time, as a resumed run needs."""
+    """Return the cases of all parts, single kernels first. Every run has the same bits, so a resumed one can."""
     be_deterministic()
     (lab.folder / "work").mkdir(exist_ok=True)
     return [*kernel_checks.cases(lab), *graph_checks.cases(lab), *trainer_checks.cases(lab)]

@@ -61,8 +61,8 @@ def _versions(lab: Lab) -> Measured:
             "free memory, GB": round(torch.cuda.mem_get_info()[0] / 1e9, 1),
             "multiprocessors": gpu.multi_processor_count,
             "compute capability": f"{gpu.major}.{gpu.minor}",
-            "L2, MB": round(gpu.L2_cache_size / 1e6, 1),
-            "shared memory per block, kB": round(gpu.shared_memory_per_block_optin / 1e3, 1),
+            "L2, MB": round(getattr(gpu, "L2_cache_size", 0) / 1e6, 1),
+            "shared memory per block, kB": round(getattr(gpu, "shared_memory_per_block_optin", 0) / 1e3, 1),
         }
     found["cores"] = len(os.sched_getaffinity(0))
     return Measured({}, {**found, WARNINGS: _warnings(found, lab)})

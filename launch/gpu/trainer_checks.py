@@ -21,6 +21,8 @@ from launch.gpu.lines import Case, Measured, right
 
 ZEROS = ("zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
 CPU_TIMEOUT_S = 240
+# Set in this process by `start_world`: with them, another process would look for this one's ranks at its port.
+OF_THIS_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 Rows = list[dict[str, float]]
 
 
@@ -103,7 +105,8 @@ def _cpu_rows(work: Path, fake: bool) -> dict[str, Rows]:
         if fake:  # this process sees no GPU either
             train_all(work / "cpu", file)
         else:
-            environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+            own = {name: value for name, value in os.environ.items() if name not in OF_THIS_RANK}
+            environment = {**own, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
             command = [sys.executable, "-m", "launch.gpu.trainer_checks", str(work / "cpu"), str(file)]
             subprocess.run(command, cwd=tiny.ROOT, env=environment, check=True, timeout=CPU_TIMEOUT_S)
     return json.loads(file.read_text(encoding="utf-8"))

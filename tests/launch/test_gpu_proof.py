@@ -12,7 +12,7 @@ import torch
 
 from engine.base.errors import UserError
 from launch import gpu_proof
-from launch.gpu import processes, runner
+from launch.gpu import kernels, processes, runner, trainer_checks
 from launch.gpu.kernel_checks import ratio_of
 from launch.gpu.lab import COPY, GEMM, Lab
 from launch.gpu.lines import Case, Expected, Measured, Spread, at_most, right, share_of_floor, within
@@ -311,6 +311,37 @@ def test_error_ratio_sees_one_wrong_number_and_nan():
     one_wrong[7] = torch.nan
     assert ratio_of(one_wrong, plain, truth, torch.bfloat16) == math.inf
     assert ratio_of(truth, plain, truth, torch.bfloat16) == 0
+
+
+def test_process_for_the_cpu_sees_no_gpu_and_no_ranks_of_this_one(tmp_path, monkeypatch):
+    """With this process's port it would wait for ranks there, or find the port taken."""
+    seen = {}
+
+    def run(command, env, **_):
+        seen.update(env)
+        (tmp_path / "cpu.json").write_text("{}")
+
+    for name in trainer_checks.OF_THIS_RANK:
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setattr(trainer_checks.subprocess, "run", run)
+    assert trainer_checks._cpu_rows(tmp_path, fake=False) == {}
+    assert seen["CUDA_VISIBLE_DEVICES"] == "" and not set(trainer_checks.OF_THIS_RANK) & set(seen)
+
+
+@pytest.mark.parametrize(("known", "causal"), [("window_size", (-1, 0)), ("is_causal", True)])
+def test_both_signatures_of_varlen_attn_are_causal(known, causal, monkeypatch):
+    from torch.nn.attention import varlen
+
+    def of_one_version(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, window_size=(-1, -1)):
+        return {"window_size": window_size}
+
+    def of_another(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False):
+        return {"is_causal": is_causal}
+
+    version = {"window_size": of_one_version, "is_causal": of_another}[known]
+    monkeypatch.setattr(varlen, "varlen_attn", version)
+    x = torch.zeros(3, 1, 8)
+    assert kernels.varlen(x, x, x, torch.tensor([0, 3]), 3) == {known: causal}
 
 
 def test_planned_choices_fit_their_limits():
