@@ -27,8 +27,10 @@ def batch_sizes(most: int) -> list[int]:
 
 
 class DecodeGraphs:
-    """One graph per batch size, and one more where rows share pages: the largest is captured at once, the others at
-    first use."""
+    """One graph per batch size, and one more where rows share pages.
+
+    The one for the most rows is captured at once, the others at first use.
+    """
 
     def __init__(self, inputs: DecodeInputs, split: int, capture: Capture):
         self.inputs, self.split, self.capture = inputs, split, capture

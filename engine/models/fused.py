@@ -30,8 +30,10 @@ Step = Callable[[nn.Module, Tensor, Rotation | None, Attend], Tensor]
 
 
 class FastPath(NamedTuple):
-    """A family's block without gradients, on a CPU for few and for many rows, and on CUDA; `first_weight` returns the
-    weight that decides."""
+    """A family's block without gradients: on a CPU for few and for many rows, and on CUDA.
+
+    `first_weight` returns the weight that decides.
+    """
 
     few_rows: Step
     many_rows: Step

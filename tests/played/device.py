@@ -231,8 +231,10 @@ _patch_lang, interpreter._patch_lang = interpreter._patch_lang, patch_once
 GridExecutor._init_args_hst = lambda executor, args, kwargs: (args, kwargs)
 GridExecutor._restore_args_dev = lambda *_: None
 torch.cuda._lazy_init = lambda: None
+torch.cuda.set_device = lambda device: None  # there is one
 torch.cuda.synchronize = lambda device=None: wait("synchronize")
 torch.cuda.mem_get_info = lambda device=None: (1 << 28, 1 << 33)
+torch.cuda.memory_reserved = torch.cuda.memory_allocated = lambda device=None: 0
 torch.cuda.get_device_name = lambda device=None: "played GPU"
 torch.cuda.get_device_properties = lambda device=None: SimpleNamespace(multi_processor_count=132)
 graphs.install()

@@ -29,7 +29,7 @@ def played(model, requests, sampling, **options):
     after = []
     with counting() as counts:
         samples = rollout(
-            model.to(CUDA), requests, sampling, on_step=lambda step: after.append(counts.totals()), **options
+            model.to(CUDA), requests, sampling, on_progress=lambda *_: after.append(counts.totals()), **options
         )
     assert graphs.captured and any(what.startswith("a graph") for what in counts.launches)
     return samples, graphs.captured[:], after, counts

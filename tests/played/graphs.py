@@ -44,7 +44,9 @@ class PlayedGraph:
 
 
 @contextmanager
-def capture(graph: PlayedGraph, pool: Any = None, capture_error_mode: str = "global") -> Iterator[None]:
+def capture(
+    graph: PlayedGraph, pool: Any = None, stream: Any = None, capture_error_mode: str = "global"
+) -> Iterator[None]:
     """torch.cuda.graph."""
     global _recording
     _recording = graph.launches
