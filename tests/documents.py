@@ -40,7 +40,7 @@ OTHERS = {
     *("head", "tail"),
 }  # fmt: skip
 _BLOCK = re.compile(r"^(?:<!-- (?P<mark>[^\n]+?) -->\n)?```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
-_WITHOUT_FLAGS = ("tests.files_table", "tests.golden.regenerate")
+_WITHOUT_FLAGS = ("tests.files_table", "tests.golden.regenerate", "tests.played.records")
 
 
 @dataclass(frozen=True)
