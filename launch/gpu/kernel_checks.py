@@ -14,11 +14,12 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import gelu, linear, rms_norm, silu
 
 from kernels.attention import attention_reference
 from kernels.attention_decode import attention_decode_reference, empty_pages
 from kernels.common.codes import Codes
+from kernels.common.norm import Norm
 from kernels.linear_logprob import autograd as logprob_autograd
 from kernels.linear_logprob import linear_logprob, linear_logprob_reference
 from kernels.sampling import sample_rows
@@ -273,6 +274,41 @@ def _segment_scan(lab: Lab, dtype: torch.dtype, is_large: bool) -> Problem:
     )
 
 
+def _add_norm(lab: Lab, dtype: torch.dtype, is_large: bool) -> Problem:
+    from kernels.cuda_passes.fused import add_norm_triton
+
+    rows, size = (64, 4096) if is_large else lab.pick((33, 1000), (5, 70))
+    inputs = [
+        _random(lab, rows, size, dtype=dtype),
+        _random(lab, rows, size, dtype=dtype),
+        _random(lab, size, dtype=dtype),
+    ]
+
+    def plain(h: Tensor, x: Tensor, weight: Tensor) -> Results:
+        return [h + x, rms_norm(h + x, weight.shape, weight, 1e-6)]
+
+    def ours() -> Results:
+        return list(add_norm_triton(inputs[0], inputs[1], Norm(inputs[2], None, 1e-6), None, None))
+
+    return Problem(ours, lambda: plain(*inputs), lambda: plain(*(x.double() for x in inputs)))
+
+
+def _activations(lab: Lab, dtype: torch.dtype, is_large: bool) -> Problem:
+    from kernels.cuda_passes.fused import gated_triton, gelu_triton
+
+    rows, size = (64, 11_008) if is_large else lab.pick((33, 1000), (5, 70))
+    inputs = [_random(lab, rows, size, dtype=dtype) for _ in range(2)]
+
+    def plain(gate: Tensor, up: Tensor) -> Results:
+        tanh = partial(gelu, approximate="tanh")
+        return [silu(gate) * up, tanh(gate) * up, tanh(gate)]
+
+    def ours() -> Results:
+        return [gated_triton("swiglu", *inputs), gated_triton("geglu", *inputs), gelu_triton(inputs[0])]
+
+    return Problem(ours, lambda: plain(*inputs), lambda: plain(*(x.double() for x in inputs)))
+
+
 def _sampling(lab: Lab) -> Measured:
     """Sample from the same logits here and on the CPU, by every rule."""
     rows, vocab = lab.pick((64, 32_000), (4, 300))
@@ -295,4 +331,6 @@ CHECKS: dict[str, Callable[[Lab, torch.dtype, bool], Problem]] = {
     "coded_linear, 8 bits": _coded_linear,
     "coded_linear, 4 bits": partial(_coded_linear, bits=4),
     "segment_scan": _segment_scan,
+    "residual and norm": _add_norm,
+    "activations": _activations,
 }

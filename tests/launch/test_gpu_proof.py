@@ -68,8 +68,9 @@ def test_checks_of_correctness_count_without_a_gpu(proof):
     verdicts = {f"{case['name']}: {line['what']}": line["verdict"] for case in cases for line in case["lines"]}
     assert set(verdicts.values()) == {"met"}, verdicts
     names = " ".join(case["name"] for case in cases)
-    for part in ("linear_logprob", "attention with ALiBi", "attention_decode", "coded_linear", "segment_scan", "bloom",
-                 "gemma3", "sft", "reward", "dpo", "ppo", "zero2", "stopped twice"):  # fmt: skip
+    for part in ("linear_logprob", "attention with ALiBi", "attention_decode", "coded_linear", "segment_scan",
+                 "residual and norm", "activations", "bloom", "gemma3", "sft", "reward", "dpo", "ppo", "zero2",
+                 "stopped twice"):  # fmt: skip
         assert part in names
 
 
