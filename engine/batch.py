@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,13 +48,10 @@ class PackedBatch:
         assert all(lengths), "a sequence without tokens cannot be packed"
         tokens = [token for sequence in sequences for token in sequence]
         positions = [i for n in lengths for i in range(n)]
-        bounds = [0]
-        for n in lengths:
-            bounds.append(bounds[-1] + n)
         return cls(
-            torch.tensor(tokens, dtype=torch.int64, device=device),
-            torch.tensor(positions, dtype=torch.int64, device=device),
-            torch.tensor(bounds, dtype=torch.int32, device=device),
+            on_device(tokens, torch.int64, device),
+            on_device(positions, torch.int64, device),
+            _bounds(lengths, device),
             lengths,
             None if prompt_lens is None else _numbered(sequences, prompt_lens),
         )
@@ -112,15 +111,14 @@ class PackedBatch:
     def columns(self, sequence_ids: Sequence[int]) -> Tensor:
         """Return the columns (int64) of the given sequences, in the given order."""
         parts = [torch.arange(self.starts[s], self.starts[s] + self.lengths[s]) for s in sequence_ids]
-        return torch.cat(parts).to(self.tokens_T.device)
+        return torch.cat(parts).to(self.tokens_T.device, non_blocking=True)
 
     def select(self, sequence_ids: Sequence[int]) -> PackedBatch:
         """Return a batch of the given sequences, in the given order."""
         columns = self.columns(sequence_ids)
         lengths = tuple(self.lengths[s] for s in sequence_ids)
-        bounds = torch.tensor((0, *lengths), dtype=torch.int64).cumsum(0).to(torch.int32)
         return PackedBatch(
-            self.tokens_T[columns], self.positions_T[columns], bounds.to(self.tokens_T.device), lengths,
+            self.tokens_T[columns], self.positions_T[columns], _bounds(lengths, columns.device), lengths,
             self.prompts and tuple(self.prompts[s] for s in sequence_ids),
         )  # fmt: skip
 
@@ -128,11 +126,10 @@ class PackedBatch:
     def concat(batches: Sequence[PackedBatch]) -> PackedBatch:
         """Concatenate batches. Prompts of different batches stay different."""
         lengths = tuple(n for b in batches for n in b.lengths)
-        bounds = torch.tensor((0, *lengths), dtype=torch.int64).cumsum(0).to(torch.int32)
         return PackedBatch(
             torch.cat([b.tokens_T for b in batches]),
             torch.cat([b.positions_T for b in batches]),
-            bounds.to(batches[0].tokens_T.device),
+            _bounds(lengths, batches[0].tokens_T.device),
             lengths,
             _joined([b.prompts for b in batches]),
         )
@@ -145,6 +142,28 @@ class PackedBatch:
             self.lengths,
             self.prompts,
         )
+
+
+def action_columns(batch: PackedBatch, action_T: Tensor) -> Tensor:
+    """Return int64 [A]: the columns of an action_mask, without waiting for the device if the batch knows its prompts.
+
+    The mask must be that of the batch's own prompt lengths.
+    """
+    if batch.prompts is None:
+        return action_T.nonzero()[:, 0]
+    spans = zip(batch.starts, batch.lengths, batch.prompts)
+    parts = [torch.arange(start + max(prompt - 1, 0), start + length - 1) for start, length, (_, prompt) in spans]
+    return torch.cat(parts).to(action_T.device, non_blocking=True)
+
+
+def on_device(numbers: Sequence[Any], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Return a tensor of these numbers. The host does not wait for the device: CUDA keeps a copy of them until then."""
+    return torch.tensor(numbers, dtype=dtype).to(device, non_blocking=True)
+
+
+def _bounds(lengths: Sequence[int], device: torch.device | str) -> Tensor:
+    """Return cu_seqlens of sequences of these lengths."""
+    return on_device([0, *accumulate(lengths)], torch.int32, device)
 
 
 def _numbered(sequences: Sequence[Sequence[int]], prompt_lens: Sequence[int]) -> tuple[tuple[int, int], ...]:
@@ -168,7 +187,7 @@ def action_mask(batch: PackedBatch, prompt_lens: Sequence[int]) -> Tensor:
 
     With prompt length 0, all tokens but the first are response tokens.
     """
-    first_S = torch.tensor(prompt_lens, device=batch.positions_T.device) - 1
+    first_S = on_device(prompt_lens, torch.int64, batch.positions_T.device) - 1
     mask_T = batch.positions_T >= first_S[batch.sequence_T]
     mask_T[batch.last_S] = False
     return mask_T

@@ -19,7 +19,7 @@ ORDER = {
     "evaluation": "data checks tasks protocols settings scoring answers results lint coverage report bench_peer bench "
     "__main__",
     "launch": "common sources lengths listening replay sample_rank init merge pretrain sft rankings reward dpo ppo "
-    "sample score judge answers evaluate plan tokens extend convert serve annotate chat real bench",
+    "sample score judge answers evaluate plan tokens extend convert serve annotate chat real bench gpu gpu_proof",
 }
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.batch import on_device
 from engine.generation.random_address import address
 from engine.generation.sample import Sample
 
@@ -50,13 +51,13 @@ class DecodeRows:
         lengths = [len(s.prompt.tokens) for s in samples]
         slots = [s.slot for s in samples]
         for sample, length in zip(samples, lengths):
-            self.token_CN[sample.slot, :length] = torch.tensor(sample.prompt.tokens, device=self.device)
+            self.token_CN[sample.slot, :length] = on_device(sample.prompt.tokens, torch.int64, self.device)
             self.token_CN[sample.slot, length:] = -1
-            pages = torch.tensor(sample.pages, dtype=torch.int32, device=self.device)
+            pages = on_device(sample.pages, torch.int32, self.device)
             self.table_CB[sample.slot, : len(pages)] = pages
-        ids = torch.tensor([(s.request.prompt_id, s.request.sample_id) for s in samples], device=self.device)
-        position = torch.tensor(lengths, device=self.device) - 1
-        self.slot_S = torch.cat([self.slot_S, torch.tensor(slots, device=self.device)])
+        ids = on_device([(s.request.prompt_id, s.request.sample_id) for s in samples], torch.int64, self.device)
+        position = on_device(lengths, torch.int64, self.device) - 1
+        self.slot_S = torch.cat([self.slot_S, on_device(slots, torch.int64, self.device)])
         self.position_S = torch.cat([self.position_S, position])
         self.address_S = torch.cat([self.address_S, address(seed, ids[:, 0], ids[:, 1])])
         self.ended_at_S = torch.cat([self.ended_at_S, torch.full_like(position, NEVER)])
@@ -73,7 +74,7 @@ class DecodeRows:
 
     def keep(self, kept_S: np.ndarray) -> None:
         """Keep only the rows of the mask, in order."""
-        kept = torch.from_numpy(np.flatnonzero(kept_S)).to(self.device)
+        kept = torch.from_numpy(np.flatnonzero(kept_S)).to(self.device, non_blocking=True)
         for name in ("slot_S", "position_S", "address_S", "ended_at_S"):
             setattr(self, name, getattr(self, name)[kept])
         for name in ("host_position_S", "first_S", "last_S", "eos_masked_before_S", "group_S", "read_S"):
@@ -90,8 +91,8 @@ class DecodeRows:
             self._read_again = int(((sizes - 1) * shared).sum())
             bounds = np.append(starts, len(self.group_S)).astype(np.int32)
             self._groups = (
-                torch.from_numpy(bounds).to(self.device),
-                torch.from_numpy(shared.astype(np.int32)).to(self.device),
+                torch.from_numpy(bounds).to(self.device, non_blocking=True),
+                torch.from_numpy(shared.astype(np.int32)).to(self.device, non_blocking=True),
             )
         return self._groups
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from engine.batch import PackedBatch
+from engine.batch import PackedBatch, on_device
 
 _STORED = {"rollout_S": "id_S"}  # names of columns in files, where they differ
 
@@ -33,10 +34,15 @@ class Experience:
     score_S: Tensor  # float32, the reward of the whole response, normalised and clipped
     critic_trunk_TD: Tensor | None = None  # as trunk_TD, for a critic with its own trunk
 
+    @cached_property
+    def rollouts(self) -> list[int]:
+        """The values of rollout_S on the host; the first call waits for the device."""
+        return self.rollout_S.tolist()
+
     def select(self, sequence_ids: Sequence[int]) -> Experience:
         """Return the given sequences with all columns, in the given order."""
         columns = self.batch.columns(sequence_ids)
-        rows = torch.tensor(list(sequence_ids), device=columns.device)
+        rows = on_device(sequence_ids, torch.int64, columns.device)
         taken = {
             name: None if x is None else x[rows] if name.endswith("_S") else x[columns.to(x.device)]
             for name, x in self._columns().items()

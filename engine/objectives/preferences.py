@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from engine.batch import on_device
 from engine.objectives.losses import ranking_loss, ranking_pairs
 
 
@@ -39,7 +40,7 @@ def pairs_loss(reward_S: Tensor, ranks: Sequence[Sequence[int]], smoothing: floa
     `smoothing` is the probability that a pair is the wrong way round: its loss is then (1 - smoothing) times its own
     plus smoothing times that of the reversed pair (Mitchell 2023, conservative DPO).
     """
-    better_P, worse_P, weight_P = (x.to(reward_S.device) for x in ranking_pairs(ranks))
+    better_P, worse_P, weight_P = (x.to(reward_S.device, non_blocking=True) for x in ranking_pairs(ranks))
     loss = ranking_loss(reward_S, better_P, worse_P, weight_P)
     if smoothing:
         reversed_loss = ranking_loss(reward_S, worse_P, better_P, weight_P)
@@ -63,12 +64,12 @@ def plackett_luce_loss(reward_S: Tensor, ranks: Sequence[Sequence[int]]) -> Tens
         left_out_SS[here, here] = rank_K[:, None] >= rank_K[None, :]
         first += len(prompt)
     left_out_SS.fill_diagonal_(False)
-    choices_SS = reward_S.expand(size, size).masked_fill(left_out_SS.to(reward_S.device), -torch.inf)
+    choices_SS = reward_S.expand(size, size).masked_fill(left_out_SS.to(reward_S.device, non_blocking=True), -torch.inf)
     return (choices_SS.logsumexp(1) - reward_S).sum()
 
 
 def best_loss(logprob_S: Tensor, length_S: Tensor, ranks: Sequence[Sequence[int]]) -> Tensor:
     """Sum over prompts of -log p per token of the best response (Pang et al. 2024); a mean over ties."""
     weights = [float(rank == min(prompt)) / prompt.count(min(prompt)) for prompt in map(list, ranks) for rank in prompt]
-    weight_S = torch.tensor(weights, dtype=logprob_S.dtype, device=logprob_S.device)
+    weight_S = on_device(weights, logprob_S.dtype, logprob_S.device)
     return -(weight_S * logprob_S / length_S).sum().float()

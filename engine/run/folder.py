@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -288,6 +288,13 @@ def _config_in(path: Path) -> dict[str, Any] | None:
     return config if isinstance(config.get("settings"), dict) else None
 
 
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # such as DeepSpeed, which a run on one rank does not need
+        return None
+
+
 @cache
 def _provenance() -> dict[str, Any]:
     try:
@@ -299,7 +306,7 @@ def _provenance() -> dict[str, Any]:
     except (OSError, subprocess.TimeoutExpired):
         head = None
     return {
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}},
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in VERSIONS}},
         "commit": head,
         "machine": platform.platform(),
         "hardware": _hardware(),

@@ -26,8 +26,6 @@ def take_monitors(
     fields of the file (project, group, team, output_path, job_name) win; the stage is appended to job_name, because SFT
     and PPO both log an "lr". UserError for fields that DeepSpeed refuses, and for a monitor whose package is missing.
     """
-    from deepspeed.monitor.config import get_monitor_config
-
     rest = {name: value for name, value in ds_config.items() if name not in KEYS}
     chosen = {name: ds_config[name] for name in KEYS if name in ds_config}
     if odd := [name for name, value in chosen.items() if not isinstance(value, dict)]:
@@ -47,6 +45,14 @@ def take_monitors(
     if "wandb" in settings.monitors:
         default = {"project": "okapi-rlhf", "group": settings.lang}
         chosen["wandb"] = {**default, **chosen.get("wandb", {}), "enabled": True}
+    if not chosen:
+        return rest, None
+    try:
+        from deepspeed.monitor.config import get_monitor_config
+    except ImportError:
+        raise UserError(
+            f"{', '.join(chosen)} needs the package deepspeed, which is missing: leave it out of --monitor"
+        ) from None
     try:
         config = get_monitor_config(chosen)
     except ValidationError as error:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from engine.base.errors import UserError
-from engine.batch import PackedBatch, action_mask
+from engine.batch import PackedBatch, action_mask, on_device
 from engine.cli.console import short
 from engine.objectives.losses import ranking_pairs
 from engine.objectives.preferences import best_loss, implicit_rewards, pairs_loss, plackett_luce_loss, sums_of
@@ -67,7 +67,7 @@ class DPOTrainer(RankingTrainer):
         """float64 [S]: log-probability of each response under the policy; `indices` as in `loss`."""
         responses = self.responses_of(rankings, indices)
         batch, columns_A = packed(responses.examples)
-        batch, columns_A = batch.to(self.world.device), columns_A.to(self.world.device)
+        batch, columns_A = batch.to(self.world.device), columns_A.to(self.world.device, non_blocking=True)
         logprob_A = self.zero(batch, self.trunk and self.trunk(batch, responses.rows), columns_A)
         return sums_of(logprob_A, lengths_of(responses.examples))[responses.back_S]
 
@@ -177,8 +177,8 @@ def dpo_loss(
     `rewards/rejected` of the worse one, `rewards/accuracies` the share of pairs with the better reward above.
     """
     ranks = [r.ranks for r in rankings]
-    length_S = torch.tensor(lengths_of([e for r in rankings for e in r.examples]), device=logprob_S.device)
-    ref_logprob_S = ref_logprob_S.to(logprob_S.device)
+    length_S = on_device(lengths_of([e for r in rankings for e in r.examples]), torch.int64, logprob_S.device)
+    ref_logprob_S = ref_logprob_S.to(logprob_S.device, non_blocking=True)
     reward_S = implicit_rewards(logprob_S, ref_logprob_S, dpo.beta, length_S if dpo.length_normalised else None)
     if dpo.dpo_loss == "pairs":
         loss = pairs_loss(reward_S, ranks, dpo.label_smoothing)
@@ -187,7 +187,7 @@ def dpo_loss(
     nll = best_loss(logprob_S, length_S, ranks) if dpo.sft_coef else None
     if nll is not None:
         loss = loss + dpo.sft_coef * nll
-    better_P, worse_P, weight_P = (x.to(logprob_S.device) for x in ranking_pairs(ranks))
+    better_P, worse_P, weight_P = (x.to(logprob_S.device, non_blocking=True) for x in ranking_pairs(ranks))
     margin_P = reward_S[better_P] - reward_S[worse_P]
     of_pairs = {
         "rewards/chosen": reward_S[better_P], "rewards/rejected": reward_S[worse_P], "rewards/margins": margin_P,

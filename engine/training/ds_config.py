@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from pydantic import ValidationError
 
 from engine.base.errors import UserError
@@ -25,9 +24,15 @@ OURS = {
 
 
 def read_ds_config(path: str | None) -> dict[str, Any]:
-    """Read a DeepSpeed configuration file. UserError if it sets what our own settings decide."""
+    """Read a DeepSpeed configuration file. UserError if it sets what our own settings decide, or without DeepSpeed."""
     if path is None:
         return {}
+    try:
+        from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    except ImportError:
+        raise UserError(
+            "--deepspeed_config needs the package deepspeed, which is missing: pip install deepspeed"
+        ) from None
     config = read_object(Path(path), "see ds_configs/", what="--deepspeed_config")
     for key in OURS:
         if key in config:

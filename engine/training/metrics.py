@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from engine.batch import on_device
 from engine.distributed.world import World
 
 
@@ -43,12 +44,13 @@ class Metrics:
     def read(self, world: World) -> dict[str, float]:
         """Return the means and maxima over all ranks, and clear them. A name with count 0 is left out."""
         names = list(self._sums)
-        both = [[torch.as_tensor(x[n], dtype=torch.float64, device=world.device) for n in names]
-                for x in (self._sums, self._counts)]  # fmt: skip
+        both = [x[n] for x in (self._sums, self._counts) for n in names]
+        numbers = on_device([0.0 if isinstance(x, Tensor) else x for x in both], torch.float64, world.device)
         maxima, self._sums, self._counts, self._maxima = self._maxima, {}, {}, {}
         if not names:
             return {}
-        sums, counts = world.sum(torch.stack([torch.stack(x) for x in both])).tolist()
+        both = [x.to(number) if isinstance(x, Tensor) else number for x, number in zip(both, numbers)]
+        sums, counts = world.sum(torch.stack(both).view(2, -1)).tolist()
         means = {name: s / c for name, s, c in zip(names, sums, counts) if c}
         return means | (dict(zip(maxima, world.largest(torch.stack([*maxima.values()])).tolist())) if maxima else {})
 

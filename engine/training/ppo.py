@@ -16,7 +16,7 @@ import torch
 
 from engine.base.languages import get_language
 from engine.base.seeds import derive_seed
-from engine.batch import PackedBatch, action_mask
+from engine.batch import PackedBatch, action_mask, on_device
 from engine.generation.generate import Sample, generate
 from engine.objectives.experience import Experience
 from engine.objectives.kl_controller import KLController
@@ -227,7 +227,7 @@ class PPOTrainer:
         metrics.add("time/scoring_s", time.monotonic() - generated)
 
         self.world.at(f"iteration {iteration + 1}, advantages")
-        ended_S = torch.tensor([r.ended for r in responses], device=self.world.device)
+        ended_S = on_device([r.ended for r in responses], torch.bool, self.world.device)
         final_S = final_rewards(self.ppo, score_S, ended_S)
         if iteration == 0 and value_T is not None:
             offset = initial_value_offset(value_T, action_T, final_S, self.world.sum)
@@ -238,10 +238,10 @@ class PPOTrainer:
             self.ppo, kl_coef, batch, action_T, (logprob_T, value_T, ref_logprob_T), final_S, self.world.sum
         )
         experience = Experience(
-            batch, torch.tensor(indices, device=self.world.device), action_T, trunk_TD, logprob_T, ref_logprob_T,
+            batch, on_device(indices, torch.int64, self.world.device), action_T, trunk_TD, logprob_T, ref_logprob_T,
             value_T, reward_T, advantage_T, return_T, score_S, critic_trunk_TD,
         )  # fmt: skip
-        rollout_logprob_A = torch.tensor([x for r in responses for x in r.logprobs], device=self.world.device)
+        rollout_logprob_A = on_device([x for r in responses for x in r.logprobs], torch.float32, self.world.device)
         measure_rollouts(metrics, experience, self.ppo, kl_T, kl_coef, ended_S, rollout_logprob_A, self.world.size)
         shown = zip(prompts[:4], texts, score_S[:4].tolist())
         self.run.sample(iteration + 1, [{"prompt": p.text, "response": t, "score": s} for p, t, s in shown])
@@ -254,10 +254,12 @@ class PPOTrainer:
         how far the policy has moved, so the veto comes with the last backward; it costs a sum over ranks, and the host
         reads it after the gradient norm, which it waits for anyway.
         """
-        wanted_S = torch.isin(experience.rollout_S, torch.tensor(list(chosen), device=self.world.device))
+        wanted = set(chosen)
+        mine = [s for s, rollout in enumerate(experience.rollouts) if rollout in wanted]
+        wanted_S = on_device([rollout in wanted for rollout in experience.rollouts], torch.bool, self.world.device)
         actions = self.world.sum((experience.action_T & wanted_S[experience.batch.sequence_T]).sum())
         divisor, policy_coef = divisor_of(self.ppo, actions, len(chosen)), float(not self.policy.critic_alone)
-        mine, losses, before = wanted_S.nonzero()[:, 0].tolist(), [], metrics.copy()
+        losses, before = [], metrics.copy()
         plan, half_squares, veto = self._microbatches(experience.batch, mine), [], None
         of_text = self._learn_text(metrics) if policy_coef else []
         for k, microbatch in enumerate(plan):
@@ -282,7 +284,7 @@ class PPOTrainer:
             return self.update(experience, chosen, lr, before)
         if not math.isfinite(norm):
             step = self.steps[self.progress.iteration]
-            names = [self.prompts[step[i]].id for i in experience.rollout_S.tolist()]
+            names = [self.prompts[step[i]].id for i in experience.rollouts]
             stop_ppo(
                 self.run, self.checkpoints, self.progress, self.policy, self.kl.coef, self._state, experience, names,
                 mine, plan, losses, self.files_before, of_text,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from engine.batch import PackedBatch
+from engine.batch import PackedBatch, action_columns
 from engine.objectives.advantages import Rollouts, action_rewards, moments, whiten
 from engine.objectives.losses import kl_estimate
 from engine.packing import Microbatch
@@ -40,7 +40,7 @@ def old_logprobs_and_values(
         columns_M = batch.columns(microbatch.indices)
         part, trunk = batch.select(microbatch.indices), rows_of(trunk_TD, columns_M)
         critic_trunk = rows_of(critic_trunk_TD, columns_M)
-        columns_A = action_T[columns_M].nonzero()[:, 0]
+        columns_A = action_columns(part, action_T[columns_M])
         where_A = columns_M[columns_A]
         logprob_T[where_A], _, value_A = policy(part, trunk, columns_A, temperature, critic_trunk)
         if value_A is not None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from engine.batch import action_columns
 from engine.objectives.experience import Experience
 from engine.objectives.losses import kl_loss, mean_per_sequence, policy_loss, value_loss
 from engine.settings import PPOSettings
@@ -63,7 +64,7 @@ def ppo_loss(
     `policy` is called as engine.training.modules.Policy. Surrogate and KL are multiplied by `policy_coef`, 0 while the
     critic trains alone. Trunk outputs that lie in host memory are copied.
     """
-    columns_A = x.action_T.nonzero()[:, 0]
+    columns_A = action_columns(x.batch, x.action_T)
     trunk_TD, critic_trunk_TD = (
         None if trunk is None else trunk.to(columns_A.device, non_blocking=True)
         for trunk in (x.trunk_TD, x.critic_trunk_TD)

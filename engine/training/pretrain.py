@@ -79,7 +79,7 @@ class PretrainTrainer(SupervisedTrainer):
 
     def loss(self, records: Sequence[Row | Example], indices: Sequence[int] | None) -> tuple[Tensor, dict]:
         batch, columns_A = packed([e for record in records for e in self.examples_of(record)])
-        batch, columns_A = batch.to(self.world.device), columns_A.to(self.world.device)
+        batch, columns_A = batch.to(self.world.device), columns_A.to(self.world.device, non_blocking=True)
         return sft_loss(self.zero, batch, self.trunk and self.trunk(batch), columns_A)[1], {}
 
     def measure(self) -> tuple[dict[str, float], dict[str, float], str]:

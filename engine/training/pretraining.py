@@ -125,8 +125,8 @@ class Pretraining:
         sequences, losses = self.sequences(step), []
         for microbatch in plan_microbatches([len(x) for x in sequences], most_tokens, world.size)[world.rank]:
             batch = PackedBatch.from_sequences([sequences[i] for i in microbatch.indices])
-            columns_A = action_mask(batch, [1] * batch.num_sequences).nonzero()[:, 0].to(world.device)
-            batch = batch.to(world.device)
+            columns_A = action_mask(batch, [1] * batch.num_sequences).nonzero()[:, 0]
+            batch, columns_A = batch.to(world.device), columns_A.to(world.device, non_blocking=True)
             logprob_A, _, no_value = zero(batch, trunk and trunk(batch), columns_A, 1.0, with_value=False)
             loss = pretraining_loss(logprob_A, self.coef, self.tokens) * microbatch.weight
             loss = loss if no_value is None else loss + no_value

@@ -12,6 +12,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
+from engine.batch import on_device
 from engine.text.encoding import Example, RankedExamples
 from engine.training.checkpoint import fingerprint
 from engine.training.context import Context
@@ -77,5 +78,5 @@ class RankingTrainer(SupervisedTrainer):
         examples = [e for r in rankings for e in r.examples]
         order = sorted(range(len(examples)), key=lambda s: len(examples[s].tokens))
         rows = None if indices is None else self.row_numbers(rankings, indices)
-        back_S = torch.tensor(order, device=self.world.device).argsort()
+        back_S = on_device(order, torch.int64, self.world.device).argsort()
         return Responses([examples[s] for s in order], back_S, rows and [rows[s] for s in order])

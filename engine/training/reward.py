@@ -109,7 +109,7 @@ class RewardTrainer(RankingTrainer):
 
 def reward_loss(score_S: Tensor, ranks: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, int]:
     """(sum over rankings of the mean pairwise loss, number of pairs ordered rightly, number of pairs)."""
-    better_P, worse_P, weight_P = (x.to(score_S.device) for x in ranking_pairs(ranks))
+    better_P, worse_P, weight_P = (x.to(score_S.device, non_blocking=True) for x in ranking_pairs(ranks))
     right = (score_S[better_P] > score_S[worse_P]).sum()
     return ranking_loss(score_S, better_P, worse_P, weight_P), right, len(better_P)
 

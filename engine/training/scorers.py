@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from engine.base.errors import UserError
 from engine.base.imported import has_parameter, import_function
 from engine.base.strict_json import is_number
-from engine.batch import PackedBatch
+from engine.batch import PackedBatch, on_device
 from engine.models import load_config, load_model, load_score_weight
 from engine.packing import pack_together
 from engine.settings import is_function_name
@@ -24,6 +24,7 @@ from engine.text.encoding import Prompt
 from engine.text.tokenizer import encode_response, load_tokenizer
 from engine.training.modules import RewardModule
 from engine.training.reward import score_sequences
+from engine.training.sharded import HostWeights
 from engine.training.trunk import Trunk, same_trunk
 
 NORMALISED_CLIP = 10.0  # standard deviations: default clip of normalised scores
@@ -76,7 +77,7 @@ class FunctionScorer(_Alone):
     ) -> Tensor:
         """Return float32 [S], the score of each sequence."""
         scores = [self._one(*texts) for texts in zip(prompts, responses, outputs, strict=True)]
-        return torch.tensor(scores, dtype=torch.float32, device=self.device)
+        return on_device(scores, torch.float32, self.device)
 
     def _one(self, prompt: str, response: str, output: str) -> float:
         value = self.function(prompt, response, **({OUTPUT: output} if self.wants_output else {}))
@@ -124,9 +125,12 @@ class RewardModelScorer(_Alone):
         self.module = RewardModule(model, weight_D, split).requires_grad_(False)
         self.trunk = None if split is None or self.shares_trunk else Trunk(model, split)
         self.device, self.tokens_per_microbatch = policy.head_weight.device, tokens_per_microbatch
-        self.offload = offload and not self.shares_trunk
-        if not self.offload:
-            self._move(self.device)
+        self.host = None
+        if offload and not self.shares_trunk:
+            self.host = HostWeights((w for m in self._modules() for w in (*m.parameters(), *m.buffers())), self.device)
+        else:
+            for module in self._modules():
+                module.to(self.device)
 
     def __call__(
         self,
@@ -151,7 +155,8 @@ class RewardModelScorer(_Alone):
     def own_trunk(self, batch: PackedBatch) -> Tensor:
         """Run the reward model's own trunk over a pack of any size, a token budget at a time: [T, D]."""
         model = self.trunk.model
-        trunk_TD = torch.empty(batch.num_tokens, model.hidden_size, dtype=model.head_weight.dtype, device=self.device)
+        dtype = self.module.score.weight.dtype  # the model may have no language head
+        trunk_TD = torch.empty(batch.num_tokens, model.hidden_size, dtype=dtype, device=self.device)
         with self._on_device():
             for ids in pack_together(
                 batch.lengths, range(batch.num_sequences), self.tokens_per_microbatch, batch.prompts
@@ -159,18 +164,11 @@ class RewardModelScorer(_Alone):
                 trunk_TD[batch.columns(ids)] = self.trunk(batch.select(ids))
         return trunk_TD
 
-    @contextlib.contextmanager
-    def _on_device(self) -> Iterator[None]:
-        if self.offload:
-            self._move(self.device)
-        yield
-        if self.offload:
-            self._move("cpu")
+    def _modules(self) -> list[nn.Module]:
+        return [self.module, *([self.trunk.model] if self.trunk else [])]
 
-    def _move(self, device: torch.device | str) -> None:
-        self.module.to(device)
-        if self.trunk:
-            self.trunk.model.to(device)
+    def _on_device(self) -> contextlib.AbstractContextManager[None]:
+        return self.host.on_device() if self.host else contextlib.nullcontext()
 
     def clip(self, asked: float | None) -> float | None:
         """Return the clip of scores: --score-clip, else 10 standard deviations if they are normalised."""
@@ -179,7 +177,7 @@ class RewardModelScorer(_Alone):
     def __str__(self) -> str:
         if self.shares_trunk:
             return "reads the policy's trunk, only its top runs"
-        return "a model of its own" + (", in host memory between uses" if self.offload else "")
+        return "a model of its own" + (", in host memory between uses" if self.host else "")
 
 
 OneScorer = FunctionScorer | RewardModelScorer

@@ -61,7 +61,7 @@ class SFTTrainer(SupervisedTrainer):
         batch = PackedBatch.from_sequences([e.tokens for e in records])
         earlier = [() if self.on_all else e.earlier for e in records]
         columns_A = learned_columns(batch, [self._first_learned(e) for e in records], earlier)
-        batch, columns_A = batch.to(self.world.device), columns_A.to(self.world.device)
+        batch, columns_A = batch.to(self.world.device), columns_A.to(self.world.device, non_blocking=True)
         trunk_TD = self.trunk and self.trunk(batch, indices)
         return sft_loss(self.zero, batch, trunk_TD, columns_A)[1], {}
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -36,7 +38,7 @@ class ShardedWeights:
         """Restore the whole weights, bit for bit, on every rank. All ranks call it."""
         if self.parts is not None:
             for weight, part, shape in zip(self.weights, self.parts, self.shapes):
-                part = part.to(weight.device, non_blocking=True)
+                part = _on_device(part, weight.device)
                 whole = part if self.world.size == 1 else self.world.join(part)
                 weight.data = whole[: shape.numel()].view(shape)
             self.parts = None
@@ -48,4 +50,37 @@ class ShardedWeights:
             size = -(-weight.numel() // self.world.size)
             flat = pad(weight.flatten(), (0, size * self.world.size - weight.numel()))
             flat = flat[self.world.rank * size : (self.world.rank + 1) * size].clone()
-        return flat.cpu().pin_memory() if self.on_host and flat.device.type != "cpu" else flat
+        return _in_host_memory(flat, weight.device) if self.on_host else flat
+
+
+class HostWeights:
+    """Weights that never change, in host memory, pinned. The device has a copy only while they are used.
+
+    They are copied to the device alone: after a use that copy is dropped.
+    """
+
+    def __init__(self, weights: Iterable[Tensor], device: torch.device):
+        self.device, self._weights = device, list({id(w): w for w in weights}.values())
+        for weight in self._weights:
+            weight.data = _in_host_memory(weight.data, device)
+        self._host = [weight.data for weight in self._weights]
+
+    @contextmanager
+    def on_device(self) -> Iterator[None]:
+        """Have them on the device. Kernels that still read them when this ends are not disturbed."""
+        for weight, host in zip(self._weights, self._host):
+            weight.data = _on_device(host, self.device)
+        try:
+            yield
+        finally:
+            for weight, host in zip(self._weights, self._host):
+                weight.data = host
+
+
+def _in_host_memory(x: Tensor, device: torch.device) -> Tensor:
+    """Return x on the host, pinned for copies to a GPU; x itself if the device is the host."""
+    return x if device.type == "cpu" else x.cpu().pin_memory()
+
+
+def _on_device(x: Tensor, device: torch.device) -> Tensor:
+    return x.to(device, non_blocking=True)

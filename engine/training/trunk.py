@@ -125,7 +125,7 @@ class Trunk:
         missing = []
         for s, i in enumerate(ids):
             if i < len(self.starts) - 1:
-                rows[s].copy_(self.kept_ND[self.starts[i] : self.starts[i + 1]])
+                rows[s].copy_(self.kept_ND[self.starts[i] : self.starts[i + 1]], non_blocking=True)
             else:
                 missing.append(s)
         if missing:

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import deepspeed
 import torch
-from deepspeed.accelerator import get_accelerator
-from deepspeed.utils import (
-    safe_get_full_fp32_param,
-    safe_get_full_optimizer_state,
-    safe_set_local_fp32_param,
-    safe_set_local_optimizer_state,
-)
 from torch import Tensor, nn
 
 from engine.base.errors import UserError
@@ -24,6 +18,18 @@ from engine.distributed.world import World
 from engine.settings import OptimizerSettings
 from engine.training.loss_scale import LossScale
 from engine.training.master_weights import MasterWeights
+from engine.training.plain_engine import PlainEngine
+
+HAS_DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
+if HAS_DEEPSPEED:
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator
+    from deepspeed.utils import (
+        safe_get_full_fp32_param,
+        safe_get_full_optimizer_state,
+        safe_set_local_fp32_param,
+        safe_set_local_optimizer_state,
+    )
 
 # A checkpoint keeps the float32 master and AdamW's two moments of each trained parameter, in any ZeRO stage.
 WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")
@@ -47,7 +53,7 @@ def adamw(settings: OptimizerSettings) -> AdamW:
 
 
 class ZeroStep:
-    """A module, its AdamW state and DeepSpeed around them.
+    """A module, its AdamW state and DeepSpeed around them; without DeepSpeed, stage 0 on one rank, with equal bits.
 
     bfloat16 and float16 weights have float32 masters: our own in stage 0 on one rank (DeepSpeed would copy all
     gradients several times per step), else DeepSpeed's, sharded over the ranks. The loss scale of float16 is ours. The
@@ -65,9 +71,6 @@ class ZeroStep:
         dtype: torch.dtype,
         apart: tuple[str, ...] = (),
     ):
-        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-        # On CPU, DeepSpeed would compile a shared-memory all-reduce at first use: 20 s, and it needs a compiler.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.world = world
         self.apart_lr: float | None = None  # learning rate of the parameters in `apart`, if it is another
         # Trained weights while `show` has others in their place, where there is no master: what `keep` returns.
@@ -96,6 +99,30 @@ class ZeroStep:
         torch_adamw = torch.optim.AdamW(
             [g for g in groups if g["params"]], lr=0.0, betas=optimizer.betas, eps=optimizer.eps, fused=True
         )
+        if HAS_DEEPSPEED:
+            self.engine, self.optimizer = self._deepspeed(stepped, torch_adamw, optimizer, ds_config, zero, dtype)
+        elif self.stage or world.size > 1:
+            what = f"ZeRO-{self.stage}" if self.stage else f"a run of {world.size} ranks"
+            raise UserError(f"{what} needs the package deepspeed, which is missing: pip install deepspeed")
+        else:
+            self.engine, self.optimizer = PlainEngine(stepped, torch_adamw, optimizer.max_grad_norm), torch_adamw
+        if self.stage == 0:
+            self._allocate_moments()
+
+    def _deepspeed(
+        self,
+        stepped: nn.Module,
+        torch_adamw: torch.optim.AdamW,
+        optimizer: AdamW,
+        ds_config: Mapping[str, Any],
+        zero: Mapping[str, Any],
+        dtype: torch.dtype,
+    ) -> tuple[Any, Any]:
+        """Return DeepSpeed's engine and its optimizer around AdamW's."""
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        # On CPU, DeepSpeed would compile a shared-memory all-reduce at first use: 20 s, and it needs a compiler.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        half = dtype != torch.float32
         config = {
             **ds_config,
             "zero_optimization": zero,
@@ -115,13 +142,18 @@ class ZeroStep:
             config.setdefault("communication_data_type", "fp32")
         if config["fp16"]["enabled"] and not get_accelerator().is_fp16_supported():
             raise UserError("--dtype is float16, which DeepSpeed refuses here with ZeRO or several ranks: give float32")
-        self.engine, self.optimizer, _, _ = deepspeed.initialize(
+        engine, wrapped, _, _ = deepspeed.initialize(
             model=stepped, optimizer=torch_adamw, config=config, dist_init_required=False
         )
-        if self.stage == 0:
-            self._allocate_moments()
-        if world.size == 1 and self.stage == 0:
-            self.engine.enable_backward_allreduce = False  # for one rank it only copies all gradients and back
+        if self.world.size == 1 and self.stage == 0:
+            engine.enable_backward_allreduce = False  # for one rank it only copies all gradients and back
+        return engine, wrapped
+
+    def _whole_on_ranks(self, parameter: nn.Parameter, **options: Any) -> contextlib.AbstractContextManager:
+        """Return a context in which the parameter is whole; ZeRO-3 holds parts."""
+        if self.stage != 3:
+            return contextlib.nullcontext()
+        return deepspeed.zero.GatheredParameters([parameter], **options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs) if self.masters else self.engine(*args, **kwargs)
@@ -171,7 +203,7 @@ class ZeroStep:
         gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
         if self.scale:
             torch._foreach_mul_(gradients, 1 / self.scale.value)
-        norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+        norm = torch.stack(torch._foreach_norm(gradients)).norm()
         self.optimizer.found_inf = norm.isfinite().logical_not().float()
         self.engine.step()
         if self.masters:
@@ -182,7 +214,7 @@ class ZeroStep:
         """Return all parameters of the module on the CPU, gathered one at a time; the same on every rank."""
         state = {}
         for name, parameter in self.module.named_parameters():
-            with deepspeed.zero.GatheredParameters([parameter], enabled=self.stage == 3):
+            with self._whole_on_ranks(parameter):
                 state[name] = parameter.detach().cpu().clone()
         return state
 
@@ -195,7 +227,7 @@ class ZeroStep:
         for name, parameter in self.trained.items():
             if but and name.startswith(but):
                 continue
-            with deepspeed.zero.GatheredParameters([parameter], enabled=self.stage == 3):
+            with self._whole_on_ranks(parameter):
                 if self.world.is_first:
                     kept[name] = parameter.detach().to("cpu", copy=True).contiguous()
         return kept
@@ -216,7 +248,7 @@ class ZeroStep:
             if value is None:
                 value = torch.empty(_shape(parameter), dtype=parameter.dtype, device=self.world.device)
             value = self.world.broadcast(value.contiguous())
-            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self.stage == 3):
+            with self._whole_on_ranks(parameter, modifier_rank=0):
                 parameter.data.copy_(value)
 
     @property
@@ -351,7 +383,7 @@ class ZeroStep:
             mine = padded[size * self.world.rank : size * (self.world.rank + 1)]
             if key == WEIGHT:
                 safe_set_local_fp32_param(parameter, mine)
-                with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                with self._whole_on_ranks(parameter, modifier_rank=0):
                     parameter.data.copy_(value)
             else:
                 safe_set_local_optimizer_state(parameter, mine, key)

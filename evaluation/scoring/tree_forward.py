@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from engine.batch import PackedBatch
+from engine.batch import PackedBatch, on_device
 from engine.models.attend import Attend, AttentionOptions
 from evaluation.scoring.prefix_tree import Node
 from kernels.attention import attention_after, has_attention_after
@@ -88,7 +88,7 @@ class TreeForward:
         rows, tokens, indices = gather_targets(chunks)
         if not rows:
             return [], torch.empty(0)
-        return indices, self._logprob(self.model.norm(h_TD[torch.tensor(rows, device=self.device)]), tokens)
+        return indices, self._logprob(self.model.norm(h_TD[on_device(rows, torch.int64, self.device)]), tokens)
 
     def _batch(self, chunks: Sequence[Chunk]) -> PackedBatch:
         """Return the chunks as one batch, with filler rows of token 0 after them."""
@@ -110,7 +110,7 @@ class TreeForward:
         """Return the log-probability of each token, float32 [N] on the CPU. Each call of the head has ROWS rows."""
         filler = -len(tokens) % ROWS
         h_ND = pad(h_ND, (0, 0, 0, filler))
-        target_N = torch.tensor([*tokens, *[0] * filler], device=self.device)
+        target_N = on_device([*tokens, *[0] * filler], torch.int64, self.device)
         calls = zip(h_ND.split(ROWS), target_N.split(ROWS))
         parts = [linear_logprob(h, self.model.head_weight, target)[0] for h, target in calls]
         return torch.cat(parts)[: len(tokens)].cpu()

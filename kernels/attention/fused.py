@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.common.triton import dot, tuned
+from kernels.common.triton import Config, chosen, dot
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -219,23 +219,38 @@ def _backward_kv(
         _write(dv + g * K, dv_NK, first, end, G * K, N, K, KP)
 
 
-def _config(M: int, N: int, warps: int, stages: int) -> triton.Config:
-    return triton.Config({"M": M, "N": N}, num_warps=warps, num_stages=stages)
+def _config(M: int, N: int, warps: int, stages: int, shared: int) -> Config:
+    return Config({"M": M, "N": N}, warps, stages, shared)
 
 
-# Float32 runs on the CUDA cores, not the tensor cores, in small tiles.
-_FORWARD_TABLE = {
-    2: [_config(128, 64, 4, 3), _config(128, 128, 8, 3), _config(64, 64, 4, 3)],
-    4: [_config(64, 32, 8, 2), _config(32, 32, 4, 2)],
+# For each kernel, size of an element in bytes and padded head size: the first that fits the device is used. Float32
+# runs on the CUDA cores, not the tensor cores, in small tiles.
+_SMALL = _config(16, 32, 1, 1, 80)
+CONFIGS = {
+    ("forward", 2, 64): [_config(128, 64, 4, 3, 48), _config(128, 128, 8, 3, 96), _SMALL],
+    ("forward", 2, 128): [_config(128, 64, 8, 3, 96), _config(64, 64, 4, 2, 56), _SMALL],
+    ("forward", 2, 256): [_config(128, 64, 8, 2, 144), _config(64, 64, 8, 1, 72), _SMALL],
+    ("backward_q", 2, 64): [_config(64, 64, 4, 2, 32), _config(128, 64, 8, 2, 48), _SMALL],
+    ("backward_q", 2, 128): [_config(64, 64, 8, 2, 72), _config(64, 32, 4, 2, 52), _SMALL],
+    ("backward_q", 2, 256): [_config(32, 64, 8, 1, 96), _config(32, 32, 4, 1, 64), _SMALL],
+    ("backward_kv", 2, 64): [_config(64, 64, 4, 2, 41), _config(64, 128, 8, 2, 64), _SMALL],
+    ("backward_kv", 2, 128): [_config(64, 64, 8, 2, 73), _config(64, 32, 4, 2, 53), _SMALL],
+    ("backward_kv", 2, 256): [_config(32, 64, 8, 1, 100), _config(32, 32, 4, 1, 66), _SMALL],
+    ("forward", 4, 64): [_config(64, 32, 8, 2, 41), _config(32, 32, 4, 2, 29), _SMALL],
+    ("forward", 4, 128): [_config(32, 32, 4, 2, 52), _config(64, 32, 8, 2, 72), _SMALL],
+    ("forward", 4, 256): [_config(32, 32, 8, 1, 96), _SMALL],
+    ("backward_q", 4, 64): [_config(32, 32, 8, 2, 36), _SMALL],
+    ("backward_q", 4, 128): [_config(32, 32, 8, 2, 68), _SMALL],
+    ("backward_q", 4, 256): [_config(16, 16, 8, 1, 65), _SMALL],
+    ("backward_kv", 4, 64): [_config(32, 32, 8, 2, 41), _config(16, 32, 4, 1, 28), _SMALL],
+    ("backward_kv", 4, 128): [_config(16, 32, 4, 1, 52), _SMALL],
+    ("backward_kv", 4, 256): [_config(16, 16, 8, 1, 67), _SMALL],
 }
-_BACKWARD_TABLE = {
-    2: [_config(64, 64, 4, 2), _config(128, 64, 8, 2), _config(64, 128, 8, 2)],
-    4: [_config(32, 32, 8, 2), _config(16, 32, 4, 1)],
-}
-_KEY, _SMALLEST = ["H", "G", "KP", "ALIBI", "WINDOW"], _config(16, 32, 1, 1)
-_FORWARD = tuned(_forward, _FORWARD_TABLE, _SMALLEST, _KEY)
-_BACKWARD_Q = tuned(_backward_q, _BACKWARD_TABLE, _SMALLEST, _KEY)
-_BACKWARD_KV = tuned(_backward_kv, _BACKWARD_TABLE, _SMALLEST, _KEY)
+
+
+def _chosen(kernel: str, q: Tensor) -> Config:
+    padded = min(max(64, triton.next_power_of_2(q.shape[2])), 256)
+    return chosen(CONFIGS[kernel, q.element_size(), padded], q.device)
 
 
 def attention_triton(
@@ -266,21 +281,12 @@ class _Attention(torch.autograd.Function):
         ctx.max_len, ctx.scale, ctx.window = max_len, scale, window
         if max_len:
             num_sequences, heads = cu_seqlens.shape[0] - 1, q.shape[1]
-            _FORWARD[q.element_size()][lambda meta: (num_sequences * heads, triton.cdiv(max_len, meta["M"]))](
-                *(
-                    q,
-                    k,
-                    v,
-                    out,
-                    lse_TH,
-                    cu_seqlens,
-                    lse_TH if slopes_H is None else slopes_H,
-                    scale * LOG2E.value,
-                    window or 0,
-                ),
-                *(x.stride(d) for d in (0, 1) for x in (q, k, v)),
-                **_sizes(q, k, slopes_H, window),
-            )
+            config = _chosen("forward", q)
+            _forward[(num_sequences * heads, triton.cdiv(max_len, config.sizes["M"]))](
+                q, k, v, out, lse_TH, cu_seqlens, lse_TH if slopes_H is None else slopes_H, scale * LOG2E.value,
+                window or 0, *(x.stride(d) for d in (0, 1) for x in (q, k, v)),
+                **_sizes(q, k, slopes_H, window), **config.options,
+            )  # fmt: skip
         return out
 
     @staticmethod
@@ -293,12 +299,14 @@ class _Attention(torch.autograd.Function):
             slopes = lse_TH if slopes_H is None else slopes_H
             constants = (lse_TH, delta_TH, cu_seqlens, slopes, scale, scale * LOG2E.value, ctx.window or 0)
             strides = [x.stride(d) for d in (0, 1) for x in (q, k, v, grad)]
-            num_sequences, size = cu_seqlens.shape[0] - 1, q.element_size()
-            _BACKWARD_Q[size][lambda meta: (num_sequences * q.shape[1], triton.cdiv(max_len, meta["M"]))](
-                q, k, v, out, grad, dq, *constants, *strides, **_sizes(q, k, slopes_H, ctx.window)
+            num_sequences, sizes = cu_seqlens.shape[0] - 1, _sizes(q, k, slopes_H, ctx.window)
+            config = _chosen("backward_q", q)
+            _backward_q[(num_sequences * q.shape[1], triton.cdiv(max_len, config.sizes["M"]))](
+                q, k, v, out, grad, dq, *constants, *strides, **sizes, **config.options
             )
-            _BACKWARD_KV[size][lambda meta: (num_sequences * k.shape[1], triton.cdiv(max_len, meta["N"]))](
-                q, k, v, grad, dk, dv, *constants, *strides, **_sizes(q, k, slopes_H, ctx.window)
+            config = _chosen("backward_kv", q)
+            _backward_kv[(num_sequences * k.shape[1], triton.cdiv(max_len, config.sizes["N"]))](
+                q, k, v, grad, dk, dv, *constants, *strides, **sizes, **config.options
             )
         return dq, dk, dv, None, None, None, None, None
 

@@ -1,7 +1,12 @@
-"""Shared by the Triton kernels: float32 products, rounding, blocks, autotuning, and whether the interpreter runs."""
+"""Shared by the Triton kernels: float32 products, rounding, blocks, configs, and whether the interpreter runs."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
 import triton
 import triton.language as tl
 
@@ -38,11 +43,43 @@ def blocks_of(T, column_blocks, M: tl.constexpr, GROUP: tl.constexpr):
     return group * GROUP + inside % size, inside // size
 
 
-def tuned(kernel, table: dict[int, list[triton.Config]], smallest: triton.Config, key: list[str]) -> dict:
-    """Return the autotuned kernel for each element size in bytes. Each new value of `key` tries all configs once.
+class Config(NamedTuple):
+    """How a kernel is launched: tile sizes, warps, pipeline stages, and the KiB of shared memory that takes at most.
 
-    The interpreter cannot time kernels and gets the smallest config. The chosen config changes only the rounding of
-    results: no two programs of a kernel add to one sum.
+    The KiB are those of sm_80 to sm_89. sm_90 takes up to half as much again, and has 227.
     """
-    candidates = {size: [smallest] for size in table} if INTERPRET.value else table
-    return {size: triton.autotune(configs, key=key)(kernel) for size, configs in candidates.items()}
+
+    sizes: dict[str, int]
+    warps: int
+    stages: int
+    shared: int
+
+    @property
+    def options(self) -> dict[str, int]:
+        """The keyword arguments of the launch."""
+        return {**self.sizes, "num_warps": self.warps, "num_stages": self.stages}
+
+
+def fitting(configs: Sequence[Config], limit: int) -> Config:
+    """Return the first config that takes at most `limit` bytes of shared memory, else the last."""
+    return next((config for config in configs if config.shared * 1024 <= limit), configs[-1])
+
+
+def chosen(configs: Sequence[Config], device: torch.device) -> Config:
+    """Return the first config for which the device has the shared memory. The interpreter gets the last, smallest one.
+
+    They are not timed: another config may round differently, and a resumed run must give the same bits.
+    """
+    if INTERPRET.value:
+        return configs[-1]
+    return fitting(configs, torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
+
+
+@contextmanager
+def trying(configs: list[Config], i: int) -> Iterator[None]:
+    """Put config i first, to measure it. Programs that resume or compare runs never do that."""
+    configs.insert(0, configs.pop(i))
+    try:
+        yield
+    finally:
+        configs.insert(i, configs.pop(0))

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from kernels.common import native
 from kernels.linear_logprob import cpu, eager
+from kernels.linear_logprob.columns import Results, factors, results_of, row_dots
+
+__all__ = ["available", "chunk_tokens", "factors", "has_amx", "logits", "statistics", "totals", "write_gradients"]
 
 UNIT = 32
 CHUNK_TOKENS = 4096
@@ -91,6 +94,11 @@ class _Chunk:
 def has_amx() -> int:
     """Return 1 where the processor has AMX for bfloat16 and the operating system allows it, else 0."""
     return cpu.library().logprob_has_amx()
+
+
+def statistics(h_TD: Tensor, W_VD: Tensor, scale: float, target_T: Tensor) -> Results:
+    """Return what `columns.results_of` does."""
+    return results_of(*totals(h_TD, W_VD, scale, target_T), row_dots(h_TD, W_VD, target_T), scale)
 
 
 def totals(h_TD: Tensor, W_VD: Tensor, scale: float, target_T: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,9 @@ from torch import Tensor
 
 from kernels.common.codes import Codes
 from kernels.linear_logprob import cpu, eager
+from kernels.linear_logprob.columns import Results, factors, results_of, row_dots, rows_of
+
+__all__ = ["chunk_tokens", "factors", "statistics", "totals", "write_gradients"]
 
 TILE_ELEMENTS = 1 << 21  # 8 MiB; with half of it the products are 5 % slower
 EAGER_TILE_ELEMENTS = 1 << 20  # `eager` holds up to ten tiles
@@ -41,11 +44,6 @@ def _passes(h_TD: Tensor) -> ModuleType | cpu.Passes:
 
 def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def rows_of(W_VD: Tensor | Codes, which: slice | Tensor) -> Tensor:
-    """Return some rows of W, dequantised if they are codes."""
-    return W_VD.rows(which).values() if isinstance(W_VD, Codes) else W_VD[which]
 
 
 def _block_rows(W_VD: Tensor | Codes, tokens: int, passes: ModuleType | cpu.Passes) -> int:
@@ -74,6 +72,11 @@ class _Tile:
         """Return z_BT. The next call overwrites it."""
         shape = len(W_BD), len(h_TD)
         return torch.mm(W_BD, h_TD.T, out=self.store[: shape[0] * shape[1]].view(shape))
+
+
+def statistics(h_TD: Tensor, W_VD: Tensor | Codes, scale: float, target_T: Tensor) -> Results:
+    """Return what `columns.results_of` does."""
+    return results_of(*totals(h_TD, W_VD, scale, target_T), row_dots(h_TD, W_VD, target_T), scale)
 
 
 def totals(h_TD: Tensor, W_VD: Tensor | Codes, scale: float, target_T: Tensor) -> tuple[Tensor, Tensor]:

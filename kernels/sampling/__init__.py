@@ -38,9 +38,13 @@ def sample_rows(
        temperature 0 it is the first token with the largest score.
 
     A row does not depend on other rows. A row with NaN or infinity, or without any possible token, gives token 0 and a
-    NaN log-probability.
+    NaN log-probability. Runs in Triton on CUDA (`fused`), in C++ on a CPU (`cpu`), else in PyTorch (`eager`).
     """
     how = (temperature, top_k, top_p, min_p, repetition_penalty, history_SN, mask_eos_S, eos_ids_E)
     if logits_SV.device.type == "cpu" and logits_SV.dtype in DTYPES and library() is not None:
         return sample_cpu(logits_SV, uniform_S, *how)
+    if logits_SV.device.type == "cuda":
+        from kernels.sampling.fused import sample_triton  # imported here: triton is not installed everywhere
+
+        return sample_triton(logits_SV, uniform_S, *how)
     return sample_eager(logits_SV, uniform_S, *how)

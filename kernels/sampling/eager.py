@@ -1,4 +1,4 @@
-"""Sampling in plain PyTorch, for GPUs and where the C++ cannot be built.
+"""Sampling in plain PyTorch, where the C++ cannot be built.
 
 Shapes: S rows, V vocabulary, N tokens of history, E ids that end a response, C candidates, B blocks.
 """

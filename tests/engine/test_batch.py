@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.batch import PackedBatch, action_mask
+from engine.batch import PackedBatch, action_columns, action_mask
 
 packs = st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=7), min_size=1, max_size=6)
 
@@ -105,3 +107,12 @@ def test_joined_batches_keep_their_prompts_apart():
     one = PackedBatch.from_sequences([[1, 2], [1, 3]], prompt_lens=[1, 1])
     assert PackedBatch.concat([one, one]).prompts == ((0, 1), (0, 1), (1, 1), (1, 1))
     assert PackedBatch.concat([one, PackedBatch.from_sequences([[1]])]).prompts is None
+
+
+def test_action_columns_of_known_prompts_are_those_of_the_mask():
+    sequences, prompt_lens = [(1, 2, 3), (4,), (5, 6), (1, 2, 3, 7), (8, 9)], [2, 0, 2, 2, 0]
+    batch = PackedBatch.from_sequences(sequences, prompt_lens=prompt_lens)
+    mask_T = action_mask(batch, prompt_lens)
+    expected = mask_T.nonzero()[:, 0].tolist()
+    assert action_columns(batch, mask_T).tolist() == expected == [1, 7, 8, 10]
+    assert action_columns(dataclasses.replace(batch, prompts=None), mask_T).tolist() == expected

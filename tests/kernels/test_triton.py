@@ -16,6 +16,7 @@ PROCESSES = [
     ["attention_decode"],
     ["cuda_passes", "fast_paths", "rotary"],
     ["coded_linear", "linear_logprob", "segment_scan"],
+    ["sampling"],
 ]
 
 

@@ -1,5 +1,10 @@
 """Compile the Triton kernels to machine code for NVIDIA GPUs, with the configs of their tables. Needs no GPU."""
 
+import os
+import re
+import subprocess
+import tempfile
+
 import pytest
 
 triton = pytest.importorskip("triton", reason="needs triton, which torch for CPU does not bring: pip install .[dev]")
@@ -13,9 +18,12 @@ import kernels.coded_linear.fused as coded_linear  # noqa: E402
 import kernels.cuda_passes.fused as cuda_passes  # noqa: E402
 import kernels.linear_logprob.fused as linear_logprob  # noqa: E402
 import kernels.rotary.fused as rotary  # noqa: E402
+import kernels.sampling.fused as sampling  # noqa: E402
 import kernels.segment_scan.fused as segment_scan  # noqa: E402
+from kernels.common.triton import fitting  # noqa: E402
+from kernels.sampling import truncate as sampling_truncate  # noqa: E402
 
-INPUTS = {"q", "k", "v", "out", "grad", "dq", "dk", "dv", "h", "W", "dz", "x"}
+INPUTS = {"q", "k", "v", "out", "grad", "dq", "dk", "dv", "h", "W", "dz", "x", "logits"}
 FLOAT32 = {"lse", "delta", "slopes", "totals", "target_logit", "per_token", "target_dz"}
 OTHERS = {
     "cu_seqlens": "*i32",
@@ -25,13 +33,9 @@ OTHERS = {
     "scale2": "fp32",
     "slope2": "fp32",
 }
-HEADS = {"H": 8, "G": 4, "K": 80, "KP": 128, "ALIBI": True, "WINDOW": False}
-WINDOWS = {**HEADS, "ALIBI": False, "WINDOW": True}
+HEADS = {"H": 8, "G": 4, "ALIBI": True, "WINDOW": False}
 HIDDEN = {"D": 1000, "h_column": 1, "W_column": 1}
-CASES = [
-    *((attention, name, sizes) for sizes in (HEADS, WINDOWS) for name in ("_FORWARD", "_BACKWARD_Q", "_BACKWARD_KV")),
-    *((linear_logprob, name, HIDDEN) for name in ("_TOTALS", "_GRADIENT")),
-]
+SHARED = {75: 64, 80: 163, 86: 99, 90: 227}  # KiB that a block of threads may take
 
 
 def type_of(argument, dtype):
@@ -41,7 +45,7 @@ def type_of(argument, dtype):
 
 
 def compiled(kernel, constants, dtype, capability, types=None, aligned=(), **options):
-    """Return the code of each level by its name.
+    """Return the compiled kernel.
 
     `types` are of arguments whose type is not their name's; `aligned` ones are multiples of 16.
     """
@@ -49,27 +53,117 @@ def compiled(kernel, constants, dtype, capability, types=None, aligned=(), **opt
     values = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
     attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned}
     source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=attributes)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options).asm
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
-def machine_code(*what, **options):
-    return compiled(*what, **options)["cubin"]
+def machine_code(*args, **kwargs):
+    return compiled(*args, **kwargs).asm["cubin"]
+
+
+def spilled_bytes(code, capability):
+    """Bytes of registers that a thread moves to memory, as ptxas says."""
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(code.asm["ptx"])
+        file.flush()
+        arch = f"sm_{capability}{'a' if capability >= 90 else ''}"
+        command = [triton.knobs.nvidia.ptxas.path, "-v", "--gpu-name", arch, file.name, "-o", os.devnull]
+        said = subprocess.run(command, capture_output=True, text=True).stderr
+    return int(re.search(r"(\d+) bytes spill stores", said).group(1))
+
+
+def check_config(module, key, dtype, capability, constants, aligned=()):
+    """The config that such a device gets: it compiles, takes the memory that the table says, and hardly spills.
+
+    Spills are not limited on sm_75, whose tensor cores Triton does not use, nor in float32 with a head size of 256.
+    """
+    config = fitting(module.CONFIGS[key], SHARED[capability] * 1024)
+    kernel = getattr(module, f"_{key[0]}")
+    options = {"num_warps": config.warps, "num_stages": config.stages}
+    code = compiled(kernel, constants | config.sizes, dtype, capability, None, aligned, **options)
+    stated = config.shared if capability < 90 else SHARED[capability]
+    assert code.metadata.shared <= stated * 1024
+    if capability > 75 and (dtype != "fp32" or constants.get("KP") != 256):
+        assert spilled_bytes(code, capability) <= 128
+
+
+CAPABILITIES = [("bf16", 80), ("bf16", 86), ("bf16", 90), ("fp32", 80), ("fp16", 75)]
+ALIGNED_POINTERS = ("q", "k", "v", "q_stride", "k_stride", "v_stride", "q_head", "k_head", "v_head")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("dtype", "capability"), [
-    ("bf16", 80), ("bf16", 90), ("fp32", 80), ("fp32", 90), ("fp16", 75), ("fp16", 80),
-])  # fmt: skip
+@pytest.mark.parametrize(("dtype", "capability"), CAPABILITIES)
+@pytest.mark.parametrize("head_size", [64, 80, 128, 256])
+@pytest.mark.parametrize("kernel", ["forward", "backward_q", "backward_kv"])
+def test_attention_compiles(kernel, head_size, dtype, capability):
+    padded = triton.next_power_of_2(head_size)
+    constants = {**HEADS, "K": head_size, "KP": padded}
+    if head_size == 80:
+        constants |= {"ALIBI": False, "WINDOW": True}
+    key = kernel, 4 if dtype == "fp32" else 2, padded
+    check_config(attention, key, dtype, capability, constants, ALIGNED_POINTERS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "capability"), CAPABILITIES)
+@pytest.mark.parametrize("hidden", [1000, 4096])
+@pytest.mark.parametrize("kernel", ["totals", "gradient"])
+def test_linear_logprob_compiles(kernel, hidden, dtype, capability):
+    key = kernel, 4 if dtype == "fp32" else 2
+    check_config(linear_logprob, key, dtype, capability, {**HIDDEN, "D": hidden}, ("h", "W", "h_row", "W_row"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_the_results_and_factors_of_linear_logprob_compile(dtype):
+    outputs = {f"out_{name}": "*fp32" for name in ("logprob", "logsumexp", "entropy", "top", "log_sum")}
+    constants = {**HIDDEN, "M": linear_logprob.FEW_TOKENS, "K": 256, "PP": 128}
+    assert machine_code(linear_logprob._results, constants, dtype, 80, {"walked": "*fp32", **outputs})
+    gradients = {f"g_{name}": "*fp32" for name in ("logprob", "logsumexp")}
+    types = {**dict.fromkeys(("logprob", "entropy", "top", "log_sum", "out"), "*fp32"), **gradients}
+    assert machine_code(linear_logprob._factors, {"g_entropy": None, "N": 256}, dtype, 80, types)
+
+
+SAMPLING = {
+    **dict.fromkeys(("seen", "worth"), "*i32"),
+    **dict.fromkeys(("history", "eos_ids", "token_out"), "*i64"),
+    **dict.fromkeys(("tempered_top", "tempered_sum", "score_top", "score_sum", "kept_sum", "lowest"), "*fp32"),
+    **dict.fromkeys(("candidate", "logprob_out", "logsumexp_out"), "*fp32"),
+    **dict.fromkeys(("temperature", "penalty", "top_p", "left_out", "log_min_p"), "fp32"),
+    "uniform": "*fp64",
+    "mask_eos": "*i1",
+}
+UNCHANGED = {"seen": None, "mask_eos": None, "eos_ids": None, "lowest": None, "TEMPERED": False}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("changed", [False, True])
 @pytest.mark.parametrize(
-    ("module", "name", "constants"),
-    CASES,
-    ids=[f"{m.__name__}{n}{', window' * c.get('WINDOW', False)}" for m, n, c in CASES],
+    ("kernel", "constants"),
+    [
+        (sampling._summarize, {"R": 16, "B": 256}),
+        (sampling._choose, {"GREEDY": False, "GP": 1024, "B": 256}),
+        (sampling._choose, {"GREEDY": True, "GP": 1, "B": 256, "G": 1, "V": 1}),
+        (sampling_truncate._truncate, {"TOP_K": True, "TOP_P": True, "GP": 1024, "B": 256}),
+        (sampling_truncate._truncate, {"TOP_K": False, "TOP_P": True, "GP": 1024, "B": 256}),
+        (sampling_truncate._truncate, {"TOP_K": True, "TOP_P": False, "GP": 1024, "B": 256, "top_k": 1}),
+        (sampling_truncate._truncate, {"TOP_K": False, "TOP_P": False, "GP": 1024, "B": 256, "candidate": None}),
+    ],
 )
-def test_attention_and_linear_logprob_compile(module, name, constants, dtype, capability):
-    tuner = getattr(module, name)[4 if dtype == "fp32" else 2]
-    config = tuner.configs[-1]
-    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
-    assert machine_code(tuner.fn, constants | config.kwargs, dtype, capability, **options)
+def test_sampling_compiles(kernel, constants, changed, capability):
+    truncates = kernel is sampling_truncate._truncate
+    constants = {"TEMPERED": True, "N": sampling_truncate.TILE} | (UNCHANGED if not changed else {}) | constants
+    constants = {name: value for name, value in constants.items() if not truncates or name != "lowest"}
+    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
+    types = {name: kind for name, kind in SAMPLING.items() if name in kernel.arg_names}
+    warps = {"_summarize": 8, "_truncate": 16}.get(kernel.fn.__name__, 4)
+    code = compiled(kernel, constants, "fp32" if changed else "bf16", capability, types, num_warps=warps)
+    assert spilled_bytes(code, capability) <= 64
+
+
+@pytest.mark.slow
+def test_marking_a_history_compiles():
+    assert machine_code(sampling._mark, {"N": 256}, "fp32", 80, {"history": "*i64", "seen": "*i32"})
 
 
 @pytest.mark.slow
@@ -133,7 +227,7 @@ def test_attention_decode_compiles(heads, rows, dtype, capability):
     absent = ({} if alibi else {"slopes": None}) | (
         {} if groups else dict.fromkeys(("cu_groups", "shared", "group_of"))
     )
-    code = compiled(attention_decode._chunk, constants | absent, dtype, capability, POINTERS)
+    code = compiled(attention_decode._chunk, constants | absent, dtype, capability, POINTERS).asm
     assert code["cubin"]
     lines = code["ptx"].splitlines()
     counts = [n for n, line in enumerate(lines) if "atom." in line]

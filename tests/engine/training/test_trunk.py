@@ -17,7 +17,7 @@ from engine.settings import BatchSettings
 from engine.training.checkpoint import fingerprint
 from engine.training.metrics import Metrics
 from engine.training.modules import RewardModule
-from engine.training.sharded import ShardedWeights
+from engine.training.sharded import HostWeights, ShardedWeights
 from engine.training.trunk import FrozenWeights, Trunk, checksums, same_trunk, trunk_parameters
 from tests.engine.training.trainers import (
     CONFIGS,
@@ -286,6 +286,22 @@ def test_released_weights_are_sharded():
     for held, same in run_ranks(shard_and_gather, 2):
         assert same
         assert total / 2 <= held <= total / 2 + 20
+
+
+def test_weights_in_host_memory_are_copied_to_the_device_and_never_back(monkeypatch):
+    """A copy stands for the device's. A tied weight is copied once; the host's is never written, nor moved."""
+    copies = []
+    monkeypatch.setattr("engine.training.sharded._on_device", lambda x, device: copies.append(x.clone()) or copies[-1])
+    weights = [torch.nn.Parameter(torch.full((3,), float(i))) for i in range(2)]
+    places = [w.data_ptr() for w in weights]
+    host = HostWeights([*weights, weights[0]], torch.device("cpu"))
+    for uses in (1, 2):
+        with host.on_device():
+            assert [w.data_ptr() for w in weights] == [c.data_ptr() for c in copies[-2:]]
+            weights[1].data += 7  # a change on the device is lost
+        assert len(copies) == 2 * uses
+        assert [w.data_ptr() for w in weights] == places
+        assert [w[0].item() for w in weights] == [0, 1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
