@@ -39,6 +39,12 @@ def use(device: torch.device) -> None:
         torch.cuda.set_device(device)
 
 
+def wait(device: torch.device) -> None:
+    """Wait until a GPU has done all that was enqueued, so that a clock on the host measures it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def be_deterministic() -> None:
     """Use only algorithms that give the same bits in every run. Call it before the GPU is used.
 

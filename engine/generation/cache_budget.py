@@ -49,10 +49,14 @@ def bytes_of_page(model, dtype: torch.dtype, keeps_trunk: bool) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes of memory that can be allocated now. On a GPU, blocks that PyTorch has freed and keeps are among them."""
+    """Bytes of memory that can be allocated now.
+
+    On a GPU, blocks that PyTorch has freed and keeps are among them, and a limit on the process's share counts.
+    """
     if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + unused
+        (free, total), used = torch.cuda.mem_get_info(device), torch.cuda.memory_allocated(device)
+        share = torch.cuda.get_per_process_memory_fraction(device)
+        return min(free + torch.cuda.memory_reserved(device), int(total * share)) - used
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             fields = dict(line.split(":") for line in file)

@@ -7,13 +7,14 @@ row, C slots, R groups or chunks, E EOS ids.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from engine.batch import PackedBatch
+from engine.batch import PackedBatch, on_device
 from engine.generation import huge_pages
 from engine.generation.decode_rows import DecodeRows
 from engine.generation.kv_cache import pages_for
@@ -54,7 +55,7 @@ class StepEngine:
         huge_pages.collapse(w for _, w in stored_weights(model))
         self.rows = DecodeRows(num_slots, max_len, pages_for(max_len, scheduler.page_size), self.device)
         self.eos_ids, self.new_matcher = eos_ids, new_matcher
-        self.eos_ids_E = torch.tensor(eos_ids, dtype=torch.int64, device=self.device)
+        self.eos_ids_E = on_device(eos_ids, torch.int64, self.device)
         self.capture_layer = capture_layer
         self.trunk_PND = None if capture_layer is None else workspace.trunk_PND
         pages_a_row = pages_for(max_len, scheduler.page_size)
@@ -110,26 +111,26 @@ class StepEngine:
         rows, size = self.rows, self.scheduler.page_size
         later, fresh = [p for p in chunks if p.start], [p for p in chunks if not p.start]
         ordered = later + fresh
-        chunk_tokens = torch.tensor([t for p in ordered for t in p.prompt.tokens[p.start : p.stop]], dtype=torch.int64)
-        chunk_positions = torch.tensor([i for p in ordered for i in range(p.start, p.stop)], dtype=torch.int64)
-        tokens_T = torch.cat([rows.tokens_S(), chunk_tokens.to(self.device)])
-        position_T = torch.cat([rows.position_S, chunk_positions.to(self.device)])
+        chunk_tokens = [t for p in ordered for t in p.prompt.tokens[p.start : p.stop]]
+        chunk_positions = [i for p in ordered for i in range(p.start, p.stop)]
+        tokens_T = torch.cat([rows.tokens_S(), on_device(chunk_tokens, torch.int64, self.device)])
+        position_T = torch.cat([rows.position_S, on_device(chunk_positions, torch.int64, self.device)])
         singles = len(rows) + sum(p.stop - p.start for p in later)
         lengths = (1,) * singles + tuple(p.stop for p in fresh)
-        bounds = torch.tensor((0, *lengths)).cumsum(0).to(torch.int32)
-        batch = PackedBatch(tokens_T, position_T, bounds.to(self.device), lengths)
+        bounds = on_device([0, *accumulate(lengths)], torch.int32, self.device)
+        batch = PackedBatch(tokens_T, position_T, bounds, lengths)
 
         width = pages_for(1 + max([int(rows.host_position_S.max(initial=0)), *(p.stop - 1 for p in chunks)]), size)
         table_SB = rows.table_CB[rows.slot_S, :width]
         fresh_RB = self._tables(fresh, width)
         cu_groups, shared_R = rows.groups(size)
         if later:
-            later_RB = self._tables(later, width)
-            counts = torch.tensor([p.stop - p.start for p in later], device=self.device)
-            table_SB = torch.cat([table_SB, later_RB.repeat_interleave(counts, 0)])
-            cu_groups = torch.cat([cu_groups, len(rows) + counts.cumsum(0).to(torch.int32)])
-            shared = torch.tensor([p.start // size * size for p in later], dtype=torch.int32, device=self.device)
-            shared_R = torch.cat([shared_R, shared])
+            counts = [p.stop - p.start for p in later]
+            table_SB = torch.cat([table_SB, self._spread(self._tables(later, width), counts)])
+            ends = [len(rows) + end for end in accumulate(counts)]
+            cu_groups = torch.cat([cu_groups, on_device(ends, torch.int32, self.device)])
+            shared = [p.start // size * size for p in later]
+            shared_R = torch.cat([shared_R, on_device(shared, torch.int32, self.device)])
         decode = self.cache.decode(table_SB, position_T[:singles], cu_groups, shared_R) if singles else None
         prefill = None
         if fresh:
@@ -140,8 +141,7 @@ class StepEngine:
         split = self.capture_layer or 0
         h_TD = self.model.run(self.model.embed(batch), batch, 0, split, attend)
         if self.trunk_PND is not None:
-            counts = torch.tensor([p.stop for p in fresh], dtype=torch.int64, device=self.device)
-            table_TB = torch.cat([table_SB, fresh_RB.repeat_interleave(counts, 0)])
+            table_TB = torch.cat([table_SB, self._spread(fresh_RB, [p.stop for p in fresh])])
             page_T = table_TB.gather(1, (position_T // size)[:, None])[:, 0].long()
             self.trunk_PND[page_T, position_T % size] = h_TD
         h_TD = self.model.run(h_TD, batch, split, self.model.num_layers, attend)
@@ -157,7 +157,12 @@ class StepEngine:
     def _tables(self, chunks: list[Chunk], width: int) -> Tensor:
         """Return int32 [chunks, width]: the prompts' pages, padded with the first."""
         tables = [[*p.prompt.pages[:width], *p.prompt.pages[:1] * (width - len(p.prompt.pages))] for p in chunks]
-        return torch.tensor(tables, dtype=torch.int32, device=self.device).reshape(len(chunks), width)
+        return on_device(tables, torch.int32, self.device).reshape(len(chunks), width)
+
+    def _spread(self, table_RB: Tensor, counts: Sequence[int]) -> Tensor:
+        """Repeat each chunk's row so many times, one for each token. The host does not wait for the number of rows."""
+        each = on_device(counts, torch.int64, self.device)
+        return table_RB.repeat_interleave(each, 0, output_size=sum(counts))
 
     def _copy_pages(self, pairs: list[tuple[int, int]]) -> None:
         if pairs:
@@ -181,7 +186,7 @@ class StepEngine:
     def _eos_masked_S(self) -> Tensor | None:
         """Return bool [S], the rows whose EOS is masked; None if there are none."""
         masked = self.rows.host_position_S + 1 < self.rows.eos_masked_before_S
-        return torch.from_numpy(masked).to(self.device) if self.eos_ids and masked.any() else None
+        return on_device(masked, torch.bool, self.device) if self.eos_ids and masked.any() else None
 
     def leave(self, read: bool) -> list[Sample]:
         """Remove complete rows and return their samples. Without `read`, only if a row is at its last position."""

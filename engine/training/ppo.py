@@ -17,6 +17,7 @@ import torch
 from engine.base.languages import get_language
 from engine.base.seeds import derive_seed
 from engine.batch import PackedBatch, action_mask, on_device
+from engine.device import wait
 from engine.generation.generate import Sample, generate
 from engine.objectives.experience import Experience
 from engine.objectives.kl_controller import KLController
@@ -224,6 +225,7 @@ class PPOTrainer:
             self.zero, self.reference, batch, trunk_TD, critic_trunk_TD, action_T,
             self._microbatches(batch, range(batch.num_sequences)), self.ppo.temperature,
         )  # fmt: skip
+        wait(self.world.device)
         metrics.add("time/scoring_s", time.monotonic() - generated)
 
         self.world.at(f"iteration {iteration + 1}, advantages")

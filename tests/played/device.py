@@ -235,6 +235,7 @@ torch.cuda.set_device = lambda device: None  # there is one
 torch.cuda.synchronize = lambda device=None: wait("synchronize")
 torch.cuda.mem_get_info = lambda device=None: (1 << 28, 1 << 33)
 torch.cuda.memory_reserved = torch.cuda.memory_allocated = lambda device=None: 0
+torch.cuda.get_per_process_memory_fraction = lambda device=None: 1.0
 torch.cuda.get_device_name = lambda device=None: "played GPU"
 torch.cuda.get_device_properties = lambda device=None: SimpleNamespace(multi_processor_count=132)
 graphs.install()

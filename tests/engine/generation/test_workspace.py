@@ -67,7 +67,11 @@ def test_freed_blocks_of_the_allocator_count_as_free(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10, 80))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 70)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 25)
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: share[0])
+    share = [1.0]
     assert free_bytes(torch.device("cuda", 0)) == 10 + 45
+    share[0] = 0.5
+    assert free_bytes(torch.device("cuda", 0)) == 40 - 25
 
 
 def test_every_rollout_has_the_cache_of_the_first(gpu_memory):
