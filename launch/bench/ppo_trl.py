@@ -114,7 +114,8 @@ class Ours:
         _, _, batch, ppo = settings
         run = Run(folder / "run", "ppo", settings, world)
         run.start()
-        model, tokenizer = load_model(folder / "policy"), load_tokenizer(folder / "policy")
+        model = load_model(folder / "policy", device=world.device)
+        tokenizer = load_tokenizer(folder / "policy")
         split = split_of(ppo.top_layers, model.num_layers)
         scorer = load_scorer(str(folder / "reward"), model, split, tokenizer, batch.tokens_per_microbatch)
         prompts = [Prompt(str(i), tuple(tokens), "", "") for i, tokens in enumerate(prompts_of(s))]

@@ -23,6 +23,7 @@ import aiohttp
 from engine.base.errors import UserError
 from engine.cli.console import Console
 from engine.cli.parse import main, parse_settings
+from engine.device import choose_device
 from engine.generation.generate import Request, generate
 from engine.generation.sampling import Sampling
 from engine.models import load_model
@@ -161,7 +162,7 @@ async def ask(session: aiohttp.ClientSession, url: str, body: dict) -> Answer:
 
 def without_a_server(model_dir: str, bodies: list[dict], num_alone: int) -> tuple[float, float]:
     """Return the seconds of the first num_alone requests in sequence, and of all requests as one rollout."""
-    model = load_model(model_dir)
+    model = load_model(model_dir, device=choose_device())
     work = [Request(tuple(b["prompt"]), b["seed"], 0, b["max_tokens"], b["min_tokens"]) for b in bodies]
 
     def seconds(*rollouts: Sequence[Request]) -> float:

@@ -88,7 +88,7 @@ def trainer_of(s: BenchSettings, dtype: torch.dtype, folder: Path, world: World)
     })  # fmt: skip
     run = Run(folder, "sft", settings, world)
     run.start()
-    model = build_model(config, 0).to(dtype)
+    model = build_model(config, 0).to(world.device, dtype)
     ds_config = read_ds_config(s.deepspeed_config)
     return SFTTrainer(model, examples_of(s), [], Context(*settings, world, run, Console(enabled=False), ds_config))
 

@@ -7,6 +7,7 @@ float32 with the same weights and the same numbers of tokens. Sides alternate; t
 from __future__ import annotations
 
 import gc
+import os
 import random
 import sys
 import tempfile
@@ -172,6 +173,7 @@ class Bench:
 def job(argv: Sequence[str]) -> None:
     """Time the phases one after the other; print the table and a JSON line."""
     (s,) = parse_settings((BenchSettings,), argv, "python launch/bench/shapes.py", __doc__.split("\n")[0])
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # both sides run on the CPU
     console, rows = Console(), []
     console.header("Phases against transformers", {
         "model": f"{s.model}, float32", "threads": torch.get_num_threads(), "rounds": s.repeats,
