@@ -7,6 +7,7 @@ from transformers import BloomConfig, LlamaConfig, PretrainedConfig
 
 from engine.models.decoder import Decoder
 from engine.models.hf import empty_model
+from engine.models.side_by_side import lay_side_by_side
 from launch.bench.rollout_floor import ModelCost
 from launch.gpu.lab import Lab
 from launch.plan import config_of
@@ -54,6 +55,7 @@ def random_model(lab: Lab, family: str, seed: int = 0) -> Decoder:
                 parameter.normal_(0.0, 0.02, generator=generator)
             else:
                 parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+    lay_side_by_side(model)  # as load_model does on a GPU
     return model.requires_grad_(False)
 
 

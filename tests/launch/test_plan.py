@@ -40,8 +40,9 @@ def test_more_memory_holds_more_rollouts_and_offload_helps(capsys):
     small = printed(capsys, "--gpu-memory", "40")
     large = printed(capsys, "--gpu-memory", "80")
     offloaded = printed(capsys, "--gpu-memory", "40", "--offload")
-    assert 0 < small["slots"] < offloaded["slots"] < large["slots"] == 128
-    assert not small["fits"] and large["fits"]
+    largest = printed(capsys, "--gpu-memory", "141")
+    assert 0 < small["slots"] < offloaded["slots"] < large["slots"] < largest["slots"] == 128
+    assert small["fits"] and large["fits"] and not printed(capsys, "--gpu-memory", "24")["fits"]
 
 
 @given(st.lists(st.sampled_from([0, 1, 3, 50]), min_size=1, max_size=200), st.integers(0, 300))

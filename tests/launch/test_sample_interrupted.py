@@ -74,6 +74,7 @@ def ranks_work(files, whole, stopped, continued):
 KILLS = 3
 
 
+@pytest.mark.slow
 def test_repeated_kills_lose_and_repeat_nothing(files, expected, tmp_path):
     output, draw = tmp_path / "o.jsonl", random.Random(4)
     kills = [[signal.SIGKILL, draw.randrange(120), draw.random() * 0.003] for _ in range(KILLS)]

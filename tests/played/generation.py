@@ -55,6 +55,7 @@ def test_a_rollout_equals_the_cpus(family):
     check(f"{family}: rollout", counts.totals(), counts.describe("waits"))
 
 
+@pytest.mark.slow
 def test_bfloat16_gives_the_log_probabilities_of_a_whole_forward():
     model = small_model("llama", torch.bfloat16)
     samples, captured, *_ = played(model, two_prompts(4), Sampling())

@@ -45,7 +45,7 @@ def test_scores_of_a_reward_model(trunk, reward):
     check(f"scores, trunk {trunk}", counts.totals(), "\n".join(counts.describe(kind) for kind in KINDS[1:]))
 
 
-@pytest.mark.parametrize("family", ["bloom", "llama", "gemma3"])
+@pytest.mark.parametrize("family", ["bloom", *(pytest.param(f, marks=pytest.mark.slow) for f in ("llama", "gemma3"))])
 def test_log_likelihoods_of_choices(family, monkeypatch):
     monkeypatch.setattr(tree_forward, "GPU_ROWS", 64)
     context = tuple(range(1, 40))

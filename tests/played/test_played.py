@@ -38,4 +38,9 @@ def test_on_the_played_gpu(names):
 
 @pytest.mark.slow
 def test_longer_ones_on_the_played_gpu():
-    run("slow", PROCESSES[1])
+    run("slow", [name for names in PROCESSES for name in names])
+
+
+def test_every_file_is_run():
+    files = {path.stem for path in FOLDER.glob("*.py") if "\ndef test_" in path.read_text(encoding="utf-8")}
+    assert files - {"test_played"} == {name for names in PROCESSES for name in names}

@@ -18,10 +18,10 @@ CASES = {
     "ppo, shared critic": ("ppo", "llama", FLOAT32, {}),
     "ppo, separate critic": ("ppo", "llama", FLOAT32, {"critic": "separate", "eval_every": 2}),
     "ppo of all layers": ("ppo", "llama", FLOAT32, {"top_layers": "all"}),
-    "rloo": ("ppo", "llama", FLOAT32, {"advantage": "rloo", "samples_per_prompt": 2}),
     "sft in bfloat16": ("sft", "llama", BFLOAT16, {}),
 }
 LONGER = {
+    "rloo": ("ppo", "llama", FLOAT32, {"advantage": "rloo", "samples_per_prompt": 2}),
     "ppo, shared critic, bloom": ("ppo", "bloom", FLOAT32, {}),
     "ppo in bfloat16": ("ppo", "llama", BFLOAT16, {}),
     "ppo, trunk and its outputs in host memory": ("ppo", "llama", FLOAT32, {"park_trunk": True, "trunk_cache": 0.0}),

@@ -7,11 +7,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from engine.batch import PackedBatch
+from engine.generation import cache_budget
+from engine.generation.cache_budget import budget_pages
+from engine.generation.kv_cache import PAGE_SIZE
 from engine.models import Bloom, Llama, build_model, fused
 from engine.models.quantised import quantise_trunk, stored_weights, tensors_of
 from engine.planning import activations
 from engine.planning.activations import activation_bytes, forward_bytes
-from engine.planning.memory import Workload, memory, peaks, phases
+from engine.planning.memory import CACHE, STEP, TRUNK_OUTPUTS, Workload, memory, peaks, phases, within_budget
 from engine.planning.memory_tracker import MemoryTracker
 from engine.planning.sizes import Sizes
 from engine.text.encoding import Example, Prompt
@@ -378,7 +381,22 @@ def test_a_parked_trunk_takes_memory_only_while_it_generates():
         tied = 4 * (VOCABULARY + 2) * 64 if family == "bloom" else 0  # the head, which every update reads, and a norm
         assert parked["trunk"].update == tied < usual["trunk"].update == usual["trunk"].rollout
         assert parked["trunk"].rollout == usual["trunk"].rollout
-        assert all(parked[name] == usual[name] for name in usual if name != "trunk")
+        assert parked[CACHE].update == 0 < usual[CACHE].update == usual[CACHE].rollout == parked[CACHE].rollout
+        paged = usual[TRUNK_OUTPUTS].update - parked[TRUNK_OUTPUTS].update
+        assert 0 < paged < usual[TRUNK_OUTPUTS].rollout == parked[TRUNK_OUTPUTS].rollout
+        assert all(parked[name] == usual[name] for name in usual if name not in ("trunk", CACHE, TRUNK_OUTPUTS))
+
+
+def test_the_cache_is_limited_as_in_a_run(monkeypatch):
+    """Half of what is free before the first rollout, as the engine's own rule finds it."""
+    model, w = on_meta(model_of("llama", 64, 6)), workload("ppo")
+    parts = memory(model, dataclasses.replace(w, cache_tokens=2 * PAGE_SIZE))
+    resident = sum(p.rollout for p in parts if p.name not in (CACHE, TRUNK_OUTPUTS, STEP))
+    free = 2.5 * sum(p.rollout for p in parts if p.name == CACHE)
+    monkeypatch.setattr(cache_budget, "free_bytes", lambda device: free)
+    limited = within_budget(model, w, resident + free)
+    assert limited.cache_tokens == budget_pages(model, None, keeps_trunk=True) * PAGE_SIZE
+    assert limited.pages < w.pages == within_budget(model, w, resident + 100 * free).pages
 
 
 def test_what_zero_divides():

@@ -23,7 +23,7 @@ from tests.launch.small import INSTRUCTIONS, make_model, write_rows
 def measured_in_a_moment(monkeypatch):
     """Read 64 MiB and multiply small matrices to measure the machine: rough numbers will do."""
     monkeypatch.setattr(rollout_floor, "READ_BYTES", 64 << 20)
-    monkeypatch.setattr(rollout_floor, "GEMM_SIDE", 512)
+    monkeypatch.setitem(rollout_floor.GEMM_SIDES, "cpu", 512)
 
 
 @pytest.mark.parametrize("family", ["bloom", "llama"])
