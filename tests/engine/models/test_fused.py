@@ -125,6 +125,7 @@ def test_bfloat16_kernels_are_as_exact_as_plain_pytorch(name, monkeypatch):
     assert (ours - truth).norm() <= 1.05 * (plain - truth).norm()
 
 
+@pytest.mark.gpu
 @needs_gpu
 @pytest.mark.parametrize("name", WITH_FAST_PATH)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -128,6 +128,7 @@ def test_saved_and_loaded_as_before(tmp_path):
     assert (tmp_path / "state.pt").stat().st_size < 1.2 * sum(x.nbytes for x in state.values()) + 100_000
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 def test_loaded_on_a_gpu_they_are_side_by_side(tmp_path):
     save_model(model_named("qwen2"), tmp_path / "model")
