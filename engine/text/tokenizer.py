@@ -55,7 +55,9 @@ def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
     if (tokenizer := _loaded.get(content)) is None:
         with _paused_collector():
             tokenizer = _loaded[content] = _load(folder)
-    return copy_of(tokenizer)
+    own = copy_of(tokenizer)
+    own.name_or_path = str(folder)  # which messages name
+    return own
 
 
 def copy_of(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:

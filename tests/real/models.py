@@ -112,15 +112,13 @@ def assert_close(actual: Tensor, expected: Tensor, relative: float, what: str) -
 def shared_folder(folder: Path, make: Callable[[Path], None]) -> Iterator[Path]:
     """Context with a model's folder that all processes of a run share: the first makes it, the last removes it.
 
-    A process that only reads never waits for other readers: they may keep the folder until the end of the run.
+    No process waits for those that read: they may keep the folder until the end of the run.
     """
     with folder.with_name(f"{folder.name}.lock").open("w") as lock:
-        while True:
+        with folder.with_name(f"{folder.name}.making").open("w") as making:
+            fcntl.flock(making, fcntl.LOCK_EX)  # one process after the other looks whether it is there
             fcntl.flock(lock, fcntl.LOCK_SH)  # held while this process uses the folder
-            if (folder / "config.json").is_file():
-                break
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not (folder / "config.json").is_file():  # another process may have made it before this lock
+            if not (folder / "config.json").is_file():
                 make(folder)
         yield folder
         try:

@@ -133,6 +133,14 @@ def test_saved_tokenizers_load_and_encode_the_same(tokenizer, tmp_path):
     assert (loaded.eos_token_id, loaded.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
 
 
+def test_equal_tokenizers_of_two_folders_name_their_own(byte_bpe, tmp_path):
+    loaded = []
+    for name in ("base", "sft"):
+        byte_bpe.save_pretrained(tmp_path / name)
+        loaded.append(load_tokenizer(tmp_path / name))
+    assert [tokenizer.name_or_path for tokenizer in loaded] == [str(tmp_path / "base"), str(tmp_path / "sft")]
+
+
 def test_bare_sentencepiece_file_loads_with_llama_defaults(spm, tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(train_sentencepiece_model(TEXTS, VOCAB_SIZE))
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
