@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from engine.cli.console import Console
+from engine.device import be_deterministic
 from engine.distributed.world import start_world
 from engine.generation.kv_cache import PAGE_SIZE
 from engine.models.quantised import quantise_trunk
@@ -53,13 +54,16 @@ QUANTISED = (
 
 
 def cases(lab: Lab) -> list[Case]:
-    """Return a case for the whole GPU, one for 40 and one for 24 GB of it; each in a process of its own."""
+    """Return cases for the whole GPU, for 40 and for 24 GB of it, and one with --deterministic, to see what it costs.
+
+    Each has a process of its own.
+    """
     total = lab.pick(torch.cuda.mem_get_info()[1] / 1e9 if torch.cuda.is_available() else 0.0, 0.0)
     limits = [None, *(gb for gb in (40, 24) if gb < total)] if not lab.fake else [None, 24]
-    return [_case(lab, limit, total) for limit in limits]
+    return [*(_case(lab, limit, total) for limit in limits), _case(lab, None, total, deterministic=True)]
 
 
-def _case(lab: Lab, limit_gb: int | None, total_gb: float) -> Case:
+def _case(lab: Lab, limit_gb: int | None, total_gb: float, deterministic: bool = False) -> Case:
     """Return the case of the first choice that fits, with the plan's numbers as predictions."""
     model = on_meta(lab, FAMILY)
     room = ROOM * 1e9 * (limit_gb or total_gb)
@@ -69,6 +73,7 @@ def _case(lab: Lab, limit_gb: int | None, total_gb: float) -> Case:
         if choice is None and max(peaks(memory(model, plan(lab, one, model, device_bytes)))) <= room:
             choice = one
     name = f"{label(lab, FAMILY)}, {ITERATIONS} iterations" + (f" within {limit_gb} GB" if limit_gb else "")
+    name += ", deterministic" if deterministic else ""
     if choice is None:
         return Case(f"{name}: nothing fits", [], lambda: Measured({}), memory_gb=float("inf"))
     w = plan(lab, choice, model, device_bytes)
@@ -82,7 +87,7 @@ def _case(lab: Lab, limit_gb: int | None, total_gb: float) -> Case:
     ]
     # A run knows the GPU's memory and not our limit: there its cache is given. The spare page is part of it.
     cache_tokens = (w.pages + 1) * PAGE_SIZE if limit_gb else None
-    measure = partial(_train, lab, choice, cache_tokens, limit_gb, total_gb)
+    measure = partial(_train, lab, choice, cache_tokens, limit_gb, total_gb, deterministic)
     return Case(f"{name}: {choice}", lines, measure, 90, max(rollout, update), alone=True)
 
 
@@ -118,8 +123,12 @@ def _floors(lab: Lab, model: Any, w: Workload) -> dict[str, float | None]:
     return {"generation": generation, "scoring": found["scoring"], "update": found["update"]}
 
 
-def _train(lab: Lab, choice: Choice, cache_tokens: int | None, limit_gb: int | None, total_gb: float) -> Measured:
+def _train(
+    lab: Lab, choice: Choice, cache_tokens: int | None, limit_gb: int | None, total_gb: float, deterministic: bool
+) -> Measured:
     """Run the iterations. The first one compiles and captures; the times are those of the others."""
+    if deterministic:
+        be_deterministic()
     with _limited(lab, limit_gb, total_gb):
         trainer = _trainer(lab, choice, cache_tokens)
         found = [_iterate(lab, trainer, iteration) for iteration in range(ITERATIONS)]
