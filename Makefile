@@ -3,7 +3,7 @@
 # make demo-data   generate data with a local API simulator (instruct, translate, rank) and train a reward model
 # make real        train Gemma 3 270M, a real model: SFT, reward models, PPO, a control, evaluation and a report (hours)
 # make test        run the tests
-# make quick       run the tests that take under a minute
+# make quick       run the tests that take a minute or two
 # make lint        run ruff
 #
 # Each target first installs missing packages into .venv. No C++ compiler is needed.
