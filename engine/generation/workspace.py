@@ -1,6 +1,6 @@
 """What generation keeps from one call to the next: the key/value cache, and the CUDA graphs of its decode steps.
 
-Memory that every call allocated anew would look smaller each time, and every call would capture its graphs again.
+Otherwise every call would allocate a cache and capture graphs of its own.
 """
 
 from __future__ import annotations
