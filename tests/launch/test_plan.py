@@ -14,6 +14,12 @@ from launch.plan import BLOOM, job, most_within
 from tests.engine.training.trainers import tiny_model
 
 
+@pytest.fixture
+def no_search(monkeypatch):
+    """Leave out the search for what fits at most: it plans many microbatches, a second each."""
+    monkeypatch.setattr(plan, "largest", lambda *_: 512)
+
+
 def printed(capsys, *argv: str) -> dict:
     job([*argv, "--json"])
     return json.loads(capsys.readouterr().out)
@@ -58,7 +64,7 @@ def test_even_growth_takes_few_sizes():
     assert len(tried) <= 5
 
 
-def test_dpo_adds_one_forward_to_sft_and_no_second_model(capsys):
+def test_dpo_adds_one_forward_to_sft_and_no_second_model(capsys, no_search):
     """The reference's forward: a third of the layers' work, the head's product where SFT has it four times."""
     sft, dpo = (printed(capsys, "--stage", stage, "--gpu-memory", "141") for stage in ("sft", "dpo"))
     assert sft["parts"] == dpo["parts"] and sft["update_bytes"] == dpo["update_bytes"]
@@ -67,14 +73,14 @@ def test_dpo_adds_one_forward_to_sft_and_no_second_model(capsys):
     assert 0.25 * whole < dpo["the reference, once for these responses"] < 0.34 * whole
 
 
-def test_a_second_reward_model_costs_as_much_as_the_first(capsys):
+def test_a_second_reward_model_costs_as_much_as_the_first(capsys, no_search):
     none, one, two = (printed(capsys, "--rewards", count, "--gpu-memory", "141") for count in "012")
     assert two["rollout_bytes"] - one["rollout_bytes"] == one["rollout_bytes"] - none["rollout_bytes"] > 1e9
     assert two["scoring"] - one["scoring"] == pytest.approx(one["scoring"] - none["scoring"])
     assert two["update"] == one["update"] and two["decode"] == one["decode"]
 
 
-def test_pretraining_text_costs_time_for_each_optimizer_step(capsys):
+def test_pretraining_text_costs_time_for_each_optimizer_step(capsys, no_search):
     """128 rollouts in minibatches of 32, 4 epochs: 16 steps. A token costs one forward, and the top a backward too."""
     usual, text = (printed(capsys, "--ptx-tokens", tokens, "--gpu-memory", "141") for tokens in ("0", "1024"))
     assert "pretraining text" not in usual and text["update_bytes"] > usual["update_bytes"]
@@ -84,10 +90,9 @@ def test_pretraining_text_costs_time_for_each_optimizer_step(capsys):
     assert text["pretraining text"] == pytest.approx(flops / 400e12, rel=0.03)  # attention's products come on top
 
 
-def test_pretraining_of_bottom_and_top_layers(capsys, monkeypatch):
+def test_pretraining_of_bottom_and_top_layers(capsys, no_search):
     """Work on a token in products of a layer: 3 in the 6 trained layers, 2 in the 18 between. All tokens are predicted:
     4 products of the head."""
-    monkeypatch.setattr(plan, "largest", lambda *_: 512)  # its search plans many microbatches
     argv = ["--stage", "pretrain", "--model", "bloom-560m", "--gpu-memory", "141"]
     every = printed(capsys, *argv)
     ends = printed(capsys, *argv, "--top-layers", "4", "--bottom-layers", "2")
@@ -135,7 +140,7 @@ def test_mistakes(argv, message):
         job(argv)
 
 
-def test_codes_take_less_memory_and_less_traffic(capsys):
+def test_codes_take_less_memory_and_less_traffic(capsys, no_search):
     whole, int8, int4 = (printed(capsys, "--gpu-memory", "141", "--trunk-dtype", d) for d in ("model", "int8", "int4"))
     trunks = [plan["parts"]["trunk"][0] for plan in (whole, int8, int4)]
     assert trunks[0] > 1.4 * trunks[1] and trunks[1] > 1.3 * trunks[2]  # the embeddings stay as they are
