@@ -61,12 +61,22 @@ def check_triton() -> None:
     if importlib.util.find_spec("triton") is None:
         raise UserError("triton is not installed, which compiles our kernels for a GPU: pip install triton")
     missing = []
-    if not any(map(shutil.which, filter(None, (os.environ.get("CC"), "gcc", "clang", "cc")))):
+    if c_compiler() is None:
         missing.append("a C compiler (Debian, Ubuntu: apt install gcc)")
-    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+    if not has_python_header():
         missing.append("Python.h (Debian, Ubuntu: apt install python3-dev)")
     if missing and not _driver_is_built():
         raise UserError(f"Triton cannot compile our kernels for a GPU without {' and '.join(missing)}")
+
+
+def c_compiler() -> str | None:
+    """Return the path of the C compiler that Triton would find; None without one."""
+    return next(filter(None, map(shutil.which, filter(None, (os.environ.get("CC"), "gcc", "clang", "cc")))), None)
+
+
+def has_python_header() -> bool:
+    """Return whether Python.h is installed for this interpreter."""
+    return Path(sysconfig.get_path("include"), "Python.h").is_file()
 
 
 def _driver_is_built() -> bool:

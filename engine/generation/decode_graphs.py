@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,8 +16,9 @@ from torch import Tensor
 from engine.generation.decode_inputs import DecodeInputs
 from engine.generation.kv_cache import KVCache
 
+T = TypeVar("T")
 Outputs = tuple[Tensor, Tensor]
-Capture = Callable[[Callable[[], Outputs]], tuple[Callable[[], None], Outputs]]
+Capture = Callable[[Callable[[], T]], tuple[Callable[[], None], T]]
 
 
 def batch_sizes(most: int) -> list[int]:
@@ -75,7 +77,7 @@ def capture_on_cuda() -> Capture:
     """
     pool, side = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
 
-    def capture(run: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
+    def capture(run: Callable[[], T]) -> tuple[Callable[[], None], T]:
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             run()  # compile kernels and fill caches before the capture

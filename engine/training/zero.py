@@ -1,8 +1,10 @@
-"""The only file that calls DeepSpeed: ZeRO, offload, precision, clipping and accumulation as backward() and step()."""
+"""DeepSpeed behind backward() and step(): ZeRO, offload, precision, clipping and accumulation.
+
+Only this file and zero_state.py call DeepSpeed.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import logging
 import math
@@ -19,20 +21,13 @@ from engine.settings import OptimizerSettings
 from engine.training.loss_scale import LossScale
 from engine.training.master_weights import MasterWeights
 from engine.training.plain_engine import PlainEngine
+from engine.training.zero_state import MOMENTS, WEIGHT, ZeroState, shape_of
 
 HAS_DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
 if HAS_DEEPSPEED:
     import deepspeed
     from deepspeed.accelerator import get_accelerator
-    from deepspeed.utils import (
-        safe_get_full_fp32_param,
-        safe_get_full_optimizer_state,
-        safe_set_local_fp32_param,
-        safe_set_local_optimizer_state,
-    )
 
-# A checkpoint keeps the float32 master and AdamW's two moments of each trained parameter, in any ZeRO stage.
-WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")
 SCALE = "loss_scale"
 APART = "apart"  # of a parameter group: whether it has its own learning rate
 
@@ -73,8 +68,6 @@ class ZeroStep:
     ):
         self.world = world
         self.apart_lr: float | None = None  # learning rate of the parameters in `apart`, if it is another
-        # Trained weights while `show` has others in their place, where there is no master: what `keep` returns.
-        self._aside: dict[nn.Parameter, Tensor] = {}
         zero = dict(ds_config.get("zero_optimization", {}))
         self.stage = int(zero.get("stage", 0))
         self.module, self.masters, half = module, None, dtype != torch.float32
@@ -106,8 +99,7 @@ class ZeroStep:
             raise UserError(f"{what} needs the package deepspeed, which is missing: pip install deepspeed")
         else:
             self.engine, self.optimizer = PlainEngine(stepped, torch_adamw, optimizer.max_grad_norm), torch_adamw
-        if self.stage == 0:
-            self._allocate_moments()
+        self.state = ZeroState(self.optimizer, self.masters, self.stage, world)
 
     def _deepspeed(
         self,
@@ -148,12 +140,6 @@ class ZeroStep:
         if self.world.size == 1 and self.stage == 0:
             engine.enable_backward_allreduce = False  # for one rank it only copies all gradients and back
         return engine, wrapped
-
-    def _whole_on_ranks(self, parameter: nn.Parameter, **options: Any) -> contextlib.AbstractContextManager:
-        """Return a context in which the parameter is whole; ZeRO-3 holds parts."""
-        if self.stage != 3:
-            return contextlib.nullcontext()
-        return deepspeed.zero.GatheredParameters([parameter], **options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs) if self.masters else self.engine(*args, **kwargs)
@@ -214,7 +200,7 @@ class ZeroStep:
         """Return all parameters of the module on the CPU, gathered one at a time; the same on every rank."""
         state = {}
         for name, parameter in self.module.named_parameters():
-            with self._whole_on_ranks(parameter):
+            with self.state.gathered(parameter):
                 state[name] = parameter.detach().cpu().clone()
         return state
 
@@ -227,7 +213,7 @@ class ZeroStep:
         for name, parameter in self.trained.items():
             if but and name.startswith(but):
                 continue
-            with self._whole_on_ranks(parameter):
+            with self.state.gathered(parameter):
                 if self.world.is_first:
                     kept[name] = parameter.detach().to("cpu", copy=True).contiguous()
         return kept
@@ -242,13 +228,12 @@ class ZeroStep:
         for name, parameter in self.trained.items():
             if name not in names:
                 continue
-            if self.stage == 0 and self.masters is None:
-                self._aside.setdefault(parameter, parameter.detach().to("cpu", copy=True))
+            self.state.set_aside(parameter)
             value = read(name).to(self.world.device, parameter.dtype) if self.world.is_first else None
             if value is None:
-                value = torch.empty(_shape(parameter), dtype=parameter.dtype, device=self.world.device)
+                value = torch.empty(shape_of(parameter), dtype=parameter.dtype, device=self.world.device)
             value = self.world.broadcast(value.contiguous())
-            with self._whole_on_ranks(parameter, modifier_rank=0):
+            with self.state.gathered(parameter, modifier_rank=0):
                 parameter.data.copy_(value)
 
     @property
@@ -259,7 +244,7 @@ class ZeroStep:
     @property
     def kept_bytes(self) -> int:
         """Size in bytes of what `keep` returns."""
-        return sum(_shape(p).numel() * 4 * (1 + len(MOMENTS)) for p in self.trained.values())
+        return sum(shape_of(p).numel() * 4 * (1 + len(MOMENTS)) for p in self.trained.values())
 
     def keep(self) -> dict[str, Tensor]:
         """Return all that the next step depends on, in the first rank's host memory; {} on others. All ranks call it.
@@ -270,13 +255,11 @@ class ZeroStep:
         kept = {}
         for name, parameter in self.trained.items():
             for key in (WEIGHT, *MOMENTS):
-                whole = self._whole(parameter, key)
+                whole = self.state.whole(parameter, key)
                 if whole is not None and self.world.is_first:
                     kept[f"{key}:{name}"] = whole.detach().to("cpu", torch.float32, copy=True).contiguous()
         if self.world.is_first:
-            steps = {float(state["step"]) for state in self._adamw.state.values()} - {0.0}  # 0: never had a gradient
-            assert len(steps) <= 1, steps
-            kept["step"] = torch.tensor(steps.pop() if steps else 0.0)
+            kept["step"] = torch.tensor(self.state.steps_taken())
             if self.scale:
                 kept[SCALE] = self.scale.state()
         return kept
@@ -287,7 +270,7 @@ class ZeroStep:
         `shapes` names the tensors; `read` is called on the first rank only, for one tensor at a time. UserError if the
         parameters are not those trained here.
         """
-        here = {f"{WEIGHT}:{name}": tuple(_shape(p)) for name, p in self.trained.items()}
+        here = {f"{WEIGHT}:{name}": tuple(shape_of(p)) for name, p in self.trained.items()}
         there = {name: tuple(shape) for name, shape in shapes.items() if name.startswith(f"{WEIGHT}:")}
         if here != there:
             odd = min(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
@@ -303,95 +286,12 @@ class ZeroStep:
         if self.scale and SCALE in shapes:
             self.scale.restore(whole(SCALE, tuple(shapes[SCALE])))
         step = whole("step", ())
-        for flat in self._partitions:
-            moments = {key: torch.zeros_like(flat) for key in MOMENTS}
-            self._adamw.state[flat] = {"step": step.to(flat.device, copy=True), **moments}
+        self.state.start_partitions(step)
         for name, parameter in self.trained.items():
             for key in (WEIGHT, *MOMENTS):
                 if f"{key}:{name}" in shapes:
-                    self._set(parameter, key, whole(f"{key}:{name}", tuple(_shape(parameter))), step)
+                    self.state.write(parameter, key, whole(f"{key}:{name}", tuple(shape_of(parameter))), step)
         if self.masters:
             self.masters.write()
         if self.stage in (1, 2):
             self.optimizer.update_lp_params()
-
-    @property
-    def _adamw(self) -> torch.optim.AdamW:
-        return self.optimizer.optimizer if self.stage else self.optimizer
-
-    def _allocate_moments(self) -> None:
-        """Allocate AdamW's moments, which torch does at the first step, when activations have split the memory.
-
-        The higher stages of DeepSpeed do so, too. What is free afterwards can go to the cache of keys and values.
-        """
-        for group in self.optimizer.param_groups:
-            for p in group["params"]:
-                moments = {key: torch.zeros_like(p, memory_format=torch.preserve_format) for key in MOMENTS}
-                self._adamw.state[p] = {"step": torch.zeros((), device=p.device), **moments}
-
-    @property
-    def _partitions(self) -> list[Tensor]:
-        """The flat float32 tensors that AdamW updates on this rank instead of the parameters; none in stage 0."""
-        if self.stage == 3:
-            return list(self.optimizer.fp32_partitioned_groups_flat)
-        return [p for group in self._adamw.param_groups for p in group["params"]] if self.stage else []
-
-    def _whole(self, parameter: nn.Parameter, key: str) -> Tensor | None:
-        """Return the master or a moment, float32, shaped as the parameter."""
-        if self.stage == 0:
-            stepped = self.masters.of(parameter) if self.masters else parameter
-            if key == WEIGHT and parameter in self._aside:
-                return self._aside[parameter]
-            state = self._adamw.state[stepped]
-            if key == WEIGHT:
-                return stepped
-            return state[key] if state["step"] else None
-        if self.stage == 3:
-            if key == WEIGHT:
-                return safe_get_full_fp32_param(parameter)
-            return safe_get_full_optimizer_state(parameter, key)
-        whole = torch.zeros(parameter.numel(), device=self.world.device)
-        if parameter._hp_mapping is not None:
-            where, part = self._part(parameter, key)
-            whole[where] = part.to(whole.device)
-        # Sum as integers: as floats, -0.0 plus the other ranks' 0.0 would become 0.0.
-        return self.world.sum(whole.view(torch.int32)).view(torch.float32).view_as(parameter)
-
-    def _part(self, parameter: nn.Parameter, key: str) -> tuple[slice, Tensor]:
-        """Stages 1 and 2: return which elements of a parameter this rank holds, and its part of the master or moment.
-
-        DeepSpeed's safe_get_full_optimizer_state finds the moments of the first parameter group only.
-        """
-        mapping = parameter._hp_mapping
-        there, here = mapping.lp_fragment_address, mapping.hp_fragment_address
-        flat = self._partitions[mapping.param_group_index]
-        held = flat.data if key == WEIGHT else self._adamw.state[flat][key]
-        return slice(there.start, there.start + there.numel), held[here.start : here.start + here.numel]
-
-    def _set(self, parameter: nn.Parameter, key: str, value: Tensor, step: Tensor) -> None:
-        if self.stage == 0:
-            stepped = self.masters.of(parameter) if self.masters else parameter
-            if key == WEIGHT:
-                stepped.data.copy_(value)
-            else:
-                state = self._adamw.state[stepped]
-                state["step"].copy_(step)
-                state[key].copy_(value)
-        elif self.stage == 3:
-            size = parameter.ds_tensor.numel()
-            padded = nn.functional.pad(value.flatten(), (0, size * self.world.size - value.numel()))
-            mine = padded[size * self.world.rank : size * (self.world.rank + 1)]
-            if key == WEIGHT:
-                safe_set_local_fp32_param(parameter, mine)
-                with self._whole_on_ranks(parameter, modifier_rank=0):
-                    parameter.data.copy_(value)
-            else:
-                safe_set_local_optimizer_state(parameter, mine, key)
-        elif parameter._hp_mapping is not None:
-            where, part = self._part(parameter, key)
-            part.copy_(value.flatten()[where])
-
-
-def _shape(parameter: nn.Parameter) -> torch.Size:
-    """Shape of the whole parameter, also where ZeRO-3 holds a part."""
-    return getattr(parameter, "ds_shape", parameter.shape)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from engine.generation.decode_graphs import capture_on_cuda
 from launch.gpu.lab import Lab
 from launch.gpu.lines import Spread
 
@@ -58,17 +59,12 @@ def _sample_s(run: Work, rounds: int) -> float:
 
 def _captured(works: Sequence[Work]) -> Work:
     """Return the replay of a CUDA graph of all works. What they return is freed at once: the graph keeps its memory."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
+
+    def run() -> None:
         for work in works:
             work()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for work in works:
-            work()
-    return graph.replay
+
+    return capture_on_cuda()(run)[0]
 
 
 def num_buffers(lab: Lab, bytes_each: int) -> int:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import subprocess
-import sysconfig
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from engine.device import c_compiler, has_python_header
 from launch.gpu.clock import num_buffers, time_s
 from launch.gpu.lab import COPY, GEMM, Lab
 from launch.gpu.lines import Case, Expected, Measured, at_least
@@ -51,9 +49,7 @@ def _versions(lab: Lab) -> Measured:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = None
-    compiler = next((path for name in ("cc", "gcc", "clang", "c++", "g++") if (path := shutil.which(name))), None)
-    header = Path(sysconfig.get_path("include"), "Python.h")
-    found |= {"compiler": compiler, "Python.h": header.is_file(), "driver": _driver(), "GPU": _name(lab)}
+    found |= {"compiler": c_compiler(), "Python.h": has_python_header(), "driver": _driver(), "GPU": _name(lab)}
     if lab.device.type == "cuda":
         gpu = torch.cuda.get_device_properties(0)
         found |= {
