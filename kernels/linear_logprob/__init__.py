@@ -23,6 +23,10 @@ from kernels.linear_logprob.reference import linear_logprob_reference
 __all__ = ["DEQUANTISED_AT_ONCE", "linear_logits", "linear_logprob", "linear_logprob_reference"]
 
 WIDENED_AT_ONCE = 1 << 22  # elements of W converted to float32 at a time, where no C++ kernel was built
+# BLAS copies the matrix into its own layout first. Of a whole head this copy goes to memory and back; of so many rows,
+# for each thread, it stays in the cache.
+ROWS_AT_ONCE = 512
+CACHED_ELEMENTS = 1 << 22  # of a head that is small enough for the cache as it is
 
 
 def linear_logprob(
@@ -53,6 +57,8 @@ def linear_logits(h_TD: Tensor, W_VD: Tensor | Codes, out_TV: Tensor | None = No
             out_TV[:, part] = linear_logits(h_TD, W_VD.rows(part).values())
         return out_TV
     if h_TD.dtype == torch.float32:
+        if h_TD.device.type == "cpu" and len(h_TD) > 1 and W_VD.numel() > CACHED_ELEMENTS:
+            return _logits_by_blocks(h_TD, W_VD, out_TV)
         return torch.mm(h_TD, W_VD.T, out=out_TV)
     if h_TD.device.type == "cuda":
         return torch.mm(h_TD, W_VD.T, out_dtype=torch.float32)
@@ -60,6 +66,14 @@ def linear_logits(h_TD: Tensor, W_VD: Tensor | Codes, out_TV: Tensor | None = No
         return bfloat16.logits(h_TD, W_VD, out_TV)
     blocks = W_VD.split(max(WIDENED_AT_ONCE // W_VD.shape[1], 1))
     return torch.cat([h_TD.float() @ W_BD.float().T for W_BD in blocks], 1)
+
+
+def _logits_by_blocks(h_TD: Tensor, W_VD: Tensor, out_TV: Tensor | None) -> Tensor:
+    out_TV = h_TD.new_empty(len(h_TD), len(W_VD)) if out_TV is None else out_TV
+    rows = ROWS_AT_ONCE * torch.get_num_threads()
+    for W_BD, out_TB in zip(W_VD.split(rows), out_TV.split(rows, 1), strict=True):
+        torch.mm(h_TD, W_BD.T, out=out_TB)
+    return out_TV
 
 
 def _check(h_TD: Tensor, W_VD: Tensor | Codes, target_T: Tensor, temperature: float) -> None:

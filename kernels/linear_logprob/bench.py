@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kernels.common.bench import extra_bytes, gemm, json_line, median_s, table
-from kernels.linear_logprob import linear_logprob
+from kernels.linear_logprob import linear_logits, linear_logprob
 
 MIB = 1 << 20
 
@@ -67,6 +67,21 @@ def with_backward(function: Callable[..., tuple[Tensor, ...]], h: Tensor, W: Ten
     return kept
 
 
+def row(what: str, by: str, dtype: str, hidden: int, seconds: dict[str, float], floor: float, run, device: str) -> dict:
+    """One line of the table."""
+    return {
+        "pass": what,
+        "dtype": dtype,
+        "D": hidden,
+        "by": by,
+        "ms": seconds[by] * 1e3,
+        "floor_ms": floor * 1e3,
+        "times_floor": seconds[by] / floor,
+        "fresh_dW_ms": seconds.get("fresh dW", 0.0) * 1e3,
+        "extra_MiB": extra_bytes(run, device) / MIB,
+    }
+
+
 def case(arguments: argparse.Namespace, hidden: int, name: str) -> list[dict]:
     """Every pass at one hidden size and dtype."""
     dtype, device, rows, vocab = getattr(torch, name), arguments.device, arguments.rows, arguments.vocab
@@ -84,7 +99,13 @@ def case(arguments: argparse.Namespace, hidden: int, name: str) -> list[dict]:
         "dW": lambda: torch.mm(dz.T, h.detach(), out=dW),
         "fresh dW": lambda: torch.empty_like(frozen).zero_(),
     }
-    results = []
+    whole = torch.empty(rows, vocab, device=device)
+
+    def to_sample() -> None:
+        linear_logits(h.detach(), frozen, whole if device == "cpu" else None)
+
+    seconds = median_s({"logits": logits, "ours": to_sample}, device, arguments.repeats)
+    results = [row("logits to sample from", "ours", name, hidden, seconds, seconds["logits"], to_sample, device)]
     for what, W in (
         ("forward", None),
         ("forward+backward, W frozen", frozen),
@@ -104,18 +125,7 @@ def case(arguments: argparse.Namespace, hidden: int, name: str) -> list[dict]:
         floor = seconds["logits"] * (1 if W is None else 2)
         floor += sum(seconds[k] for k in ("dh", "dW") if k in needed)
         for name_of_work, run in works.items():
-            result = {
-                "pass": what,
-                "dtype": name,
-                "D": hidden,
-                "by": name_of_work,
-                "ms": seconds[name_of_work] * 1e3,
-                "floor_ms": floor * 1e3,
-                "times_floor": seconds[name_of_work] / floor,
-                "fresh_dW_ms": seconds.get("fresh dW", 0.0) * 1e3,
-                "extra_MiB": extra_bytes(run, device) / MIB,
-            }
-            results.append(result)
+            results.append(row(what, name_of_work, name, hidden, seconds, floor, run, device))
     return results
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from kernels import linear_logprob as linear_logprob_module
 from kernels.linear_logprob import bfloat16, cpu, eager, linear_logits, linear_logprob
 from tests.kernels.logprob_problems import errors, outputs_and_gradients, problem, shrink_blocks, truth_of
 
@@ -39,6 +40,20 @@ def test_logits_of_bfloat16_are_float32_sums(backend, tokens, vocabulary, width,
     torch.testing.assert_close(found, (h.double() @ W.double().T).float(), atol=1e-5, rtol=1e-5)
     alone = linear_logits(h[-1:], W)
     assert torch.equal(alone[0], found[-1]) or backend == "plain PyTorch"
+
+
+@pytest.mark.parametrize("rows", [7, 33, 64])
+def test_logits_of_a_large_head_are_written_by_blocks(rows, monkeypatch):
+    """The last block is shorter; the memory given is filled and nothing beside it."""
+    monkeypatch.setattr(linear_logprob_module, "CACHED_ELEMENTS", 0)
+    monkeypatch.setattr(linear_logprob_module, "ROWS_AT_ONCE", rows)
+    g = torch.Generator().manual_seed(0)
+    h, W = torch.randn(5, 12, generator=g), torch.randn(33, 12, generator=g)
+    memory = torch.full((6, 40), -7.0)
+    linear_logits(h, W, memory[:5, :33])
+    torch.testing.assert_close(memory[:5, :33], (h.double() @ W.double().T).float(), atol=1e-5, rtol=1e-5)
+    assert torch.equal(linear_logits(h, W), memory[:5, :33])
+    assert (memory[5] == -7).all() and (memory[:, 33:] == -7).all()
 
 
 def test_logits_on_cuda_are_float32():
