@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 if __name__ == "__main__":  # run as a script: put the repository root on the path
@@ -19,6 +20,7 @@ from engine.base.errors import UserError
 from engine.cli.console import Console
 from engine.cli.parse import main, parse_settings
 from engine.generation.kv_cache import PAGE_SIZE
+from engine.models.decoder import Decoder
 from engine.models.hf import empty_model, load_config
 from engine.planning.memory import Part, Workload, memory, peaks, phases, within_budget
 from engine.settings import (
@@ -161,6 +163,14 @@ def workload(s: PlanSettings, num_layers: int) -> Workload:
     )  # fmt: skip
 
 
+@lru_cache(
+    maxsize=4
+)  # what a microbatch takes is remembered for a model: a second plan of it takes a tenth of the time
+def shapes_of(name: str, dtype: str) -> Decoder:
+    """Return the model of a name or path without memory for its weights."""
+    return empty_model(config_of(name), name).to(getattr(torch, dtype))
+
+
 def largest(model, w: Workload, name: str, step: int, gpu_bytes: float) -> int:
     """Return the largest value of a workload field that fits, a multiple of `step` up to 2^22; 0 if none does."""
 
@@ -244,7 +254,7 @@ def overview(s: PlanSettings, console: Console) -> list[dict[str, object]]:
     """Print how many rollouts (PPO) or tokens per microbatch fit: models as rows, machines as columns."""
     rows, found = [], []
     for name in (*BLOOM, *LLAMA):
-        model = empty_model(config_of(name), name).to(getattr(torch, s.dtype))
+        model = shapes_of(name, s.dtype)
         row = [name]
         for ranks, gb in CLUSTERS:
             w = dataclasses.replace(workload(s, model.num_layers), ranks=ranks, zero=3 if ranks > 1 else s.zero)
@@ -268,7 +278,7 @@ def job(argv: Sequence[str]) -> None:
     if s.all:
         result: object = overview(s, console)
     else:
-        model = empty_model(config_of(s.model), s.model).to(getattr(torch, s.dtype))
+        model = shapes_of(s.model, s.dtype)
         w = workload(s, model.num_layers)
         top = "all" if w.top_layers is None else f"top {w.top_layers} of {model.num_layers}"
         if s.bottom_layers is not None:

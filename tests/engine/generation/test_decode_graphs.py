@@ -86,7 +86,7 @@ def test_batch_sizes_leave_less_than_half_of_the_rows_blank(most):
 
 
 @pytest.mark.parametrize("name", WITH_FAST_PATH)
-@pytest.mark.parametrize("num_slots", [1, pytest.param(3, marks=pytest.mark.slow), 29])
+@pytest.mark.parametrize("num_slots", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3)), 29])
 def test_rollout_with_graphs_equals_rollout_without(name, num_slots, call_by_call, request):
     model = model_of(name)
     expected = run(model, num_slots=num_slots)

@@ -28,7 +28,7 @@ def run(model, **options):
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "gemma3", "bloom"])
-@pytest.mark.parametrize("num_slots", [1, 3, 8])
+@pytest.mark.parametrize("num_slots", [1, pytest.param(3, marks=pytest.mark.slow), 8])
 def test_rollout_on_tape_equals_rollout_without(name, num_slots, monkeypatch):
     model = model_of(name)
     with_tape = run(model, num_slots=num_slots)
@@ -36,7 +36,9 @@ def test_rollout_on_tape_equals_rollout_without(name, num_slots, monkeypatch):
     assert_same(with_tape, run(model, num_slots=num_slots))
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "bloom"])
+@pytest.mark.parametrize(
+    "name", ["llama", "bloom", *(pytest.param(name, marks=pytest.mark.slow) for name in ("qwen3", "gemma3"))]
+)
 @pytest.mark.parametrize(("trunk_dtype", "embedding_dtype"), [("int8", "model"), ("int4", "int8"), ("model", "int4")])
 def test_codes_on_tape_give_the_rollout_of_their_values(name, trunk_dtype, embedding_dtype, monkeypatch):
     """The same bits as a model that holds the values, which is what is exported."""

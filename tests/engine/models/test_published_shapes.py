@@ -203,6 +203,16 @@ SMALL = {"num_hidden_layers": 2, "vocab_size": 160, "bos_token_id": 1, "eos_toke
 HEADS = ("num_attention_heads", "num_key_value_heads")
 
 
+# Shapes whose architecture another one has, too. Their greedy tokens and gradients are compared with: pytest -m slow.
+SIBLINGS = (
+    "Llama 3.1 8B", "EuroLLM 1.7B", "Salamandra 2B", "Sarvam-1", "Gemma 3 4B, its text part",
+    "Gemma 3 27B, its text part", "Gemma 3 1B",
+)  # fmt: skip
+first_of_each = pytest.mark.parametrize(
+    "pair", [pytest.param(name, marks=[pytest.mark.slow] * (name in SIBLINGS)) for name in PUBLISHED], indirect=True
+)
+
+
 @pytest.fixture(scope="module", params=PUBLISHED)
 def pair(request, tmp_path_factory):
     """Return (our model, the same model in transformers, sequences): one longer than the window."""
@@ -255,6 +265,7 @@ def test_logits_at_far_positions_equal_transformers(pair):
     assert_close(actual, expected, 1e-5)
 
 
+@first_of_each
 @torch.no_grad()
 def test_greedy_tokens_with_the_cache_equal_transformers(pair):
     ours, theirs, sequences = pair
@@ -273,6 +284,7 @@ def test_greedy_tokens_with_the_cache_equal_transformers(pair):
 NEAR = 1e-5 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 2e-5
 
 
+@first_of_each
 def test_gradients_of_log_probabilities_are_those_of_transformers_in_float64(pair):
     """Within NEAR of the largest gradient, or as near as transformers in float32."""
     ours, theirs, sequences = pair

@@ -145,7 +145,7 @@ def test_memory_of_ppo(world, tmp_path, monkeypatch, family, hidden, layers, way
     assert predicted[1] == pytest.approx(update, rel=0.1)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [pytest.param("bloom", marks=pytest.mark.slow), "llama"])
 def test_memory_without_a_critic(world, tmp_path, monkeypatch, family):
     """Four responses to each prompt share its prefill, and no value head is there."""
     monkeypatch.setattr(fused, "FAST_PATHS", {})
