@@ -47,6 +47,7 @@ def test_no_worse_than_plain_pytorch(backend, small_blocks, tokens, vocab, size,
         assert ours <= 2 * theirs + step, (name, ours, theirs, step)
 
 
+@pytest.mark.parametrize("backend", ["native", pytest.param("eager", marks=pytest.mark.slow)], indirect=True)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_on_average_no_worse_than_plain_pytorch(backend, small_blocks, dtype):
     """The accuracy rule without slack: the mean over 24 problems of the largest error."""

@@ -12,11 +12,9 @@ FOLDER = Path(__file__).with_name("interpreted")
 FILES = sorted(FOLDER.glob("*.py"))
 LONG = ("quantised_layers",)  # layers and rollouts on top of coded_linear, which has a file of its own
 PROCESSES = [
-    ["attention"],
-    ["attention_decode"],
+    ["attention", "attention_decode", "segment_scan"],
     ["cuda_passes", "fast_paths", "rotary"],
-    ["coded_linear", "linear_logprob", "segment_scan"],
-    ["sampling"],
+    ["coded_linear", "linear_logprob", "sampling"],
 ]
 
 

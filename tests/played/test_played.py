@@ -19,28 +19,27 @@ pytestmark = [
     ),
 ]
 FOLDER = Path(__file__).parent
-PROCESSES = [["device_itself", "generation"], ["trainers", "scoring"]]
+NAMES = ["device_itself", "generation", "trainers", "scoring"]
 
 
-def run(which, names):
-    """In a process of their own, where the device is there before torch, and triton is imported as an interpreter."""
-    files = [str(FOLDER / f"{name}.py") for name in names]
+def run(which):
+    """In one process, where the device is there before torch, and triton is imported as an interpreter."""
+    files = [str(FOLDER / f"{name}.py") for name in NAMES]
     plugins = ["-p", "tests.played.device", "-p", "no:cacheprovider"]
     command = [sys.executable, "-m", "pytest", *plugins, "--tb=short", "-m", which, *files]
     done = subprocess.run(command, cwd=FOLDER.parents[1], env=dict(os.environ), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("names", PROCESSES, ids=lambda names: names[-1])
-def test_on_the_played_gpu(names):
-    run("not slow", names)
+def test_on_the_played_gpu():
+    run("not slow")
 
 
 @pytest.mark.slow
 def test_longer_ones_on_the_played_gpu():
-    run("slow", [name for names in PROCESSES for name in names])
+    run("slow")
 
 
 def test_every_file_is_run():
     files = {path.stem for path in FOLDER.glob("*.py") if "\ndef test_" in path.read_text(encoding="utf-8")}
-    assert files - {"test_played"} == {name for names in PROCESSES for name in names}
+    assert files - {"test_played"} == set(NAMES)

@@ -36,6 +36,7 @@ from tests.engine.models.tiny import (
 
 BATCH = PackedBatch.from_sequences(SEQUENCES)
 DTYPES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+EACH_DTYPE = [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)]
 
 
 def random_model(config, dtype=torch.float32):
@@ -71,7 +72,7 @@ def scores_of(model, score_weight_D, batch):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", EACH_DTYPE)
 @torch.no_grad()
 def test_transformers_loads_equal_logits(name, dtype, tmp_path):
     model = random_model(CONFIGS[name](), dtype)
@@ -97,7 +98,7 @@ WITH_SCORES = [name for name in CONFIGS if not name.startswith(WITHOUT_SCORES)]
 
 
 @pytest.mark.parametrize("name", WITH_SCORES)
-@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dtype", EACH_DTYPE)
 @torch.no_grad()
 def test_transformers_loads_equal_scores(name, dtype, tmp_path):
     model, score_weight_D = random_model(CONFIGS[name](pad_token_id=3), dtype), random_score_weight()

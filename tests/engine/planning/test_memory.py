@@ -195,7 +195,7 @@ BITS = [("int8", "model"), ("int4", "model"), ("int4", "int8"), ("model", "int4"
 LAYERS = {"bloom": "n_layer", "llama": "num_hidden_layers"}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.bfloat16])
 @pytest.mark.parametrize(("trunk_dtype", "embedding_dtype"), BITS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_planned_weights_are_those_of_a_quantised_model(family, trunk_dtype, embedding_dtype, dtype):

@@ -27,7 +27,7 @@ def half(family):
     return tiny_model(family).half()
 
 
-@pytest.mark.parametrize("family", ["bloom", "llama"])
+@pytest.mark.parametrize("family", [pytest.param("bloom", marks=pytest.mark.slow), "llama"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_numbers_are_those_of_float32_and_no_step_is_left_out(world, tmp_path, first_overflows, stage, family):
     whole = train(make(stage, world, tmp_path / "float32", family=family))

@@ -119,7 +119,7 @@ def with_codes(stage, changes, trunk_dtype, family="bloom", embedding_dtype="mod
 
 @pytest.mark.parametrize(("stage", "changes"), STAGES)
 @pytest.mark.parametrize(("trunk_dtype", "embedding_dtype"), BITS[:4])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["bloom", pytest.param("llama", marks=pytest.mark.slow)])
 def test_the_exported_model_computes_what_was_trained(
     world, tmp_path, stage, changes, trunk_dtype, embedding_dtype, family
 ):

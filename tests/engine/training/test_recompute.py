@@ -33,7 +33,7 @@ def forwards(monkeypatch):
     return counted
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [pytest.param("bloom", marks=pytest.mark.slow), "llama"])
 @pytest.mark.parametrize("name", STAGES)
 def test_runs_are_equal_to_the_bit(tmp_path, forwards, family, name):
     stage, settings = name.split()[0], STAGES[name]
