@@ -28,10 +28,9 @@ def check(case: str, found: dict[str, int], where: str = "") -> None:
 
 
 if __name__ == "__main__":
-    from tests.played.test_played import PROCESSES, run
+    from tests.played.test_played import run
 
     TABLE.unlink(missing_ok=True)
     os.environ[WRITE] = "1"
-    for names in PROCESSES:
-        run("slow or not slow", names)
+    run("slow or not slow")
     print(f"{TABLE.name} is written: git diff shows what has changed")
