@@ -24,8 +24,12 @@ from launch.real.step import Step, flag_of, stage_of
 
 FORECAST = "forecast.json"  # of each step, in the folder of the language
 SIDE = 2048  # of the square product that measures the machine
-# Share of that rate which a stage reaches on a CPU: measured with Gemma 3 270M, whose layers are small.
-REACHED = {"sft": 0.3, "reward": 0.5, "ppo": 0.5, "sample": 0.17, "score": 0.4, "evaluate": 0.4}
+# Share of that rate which a stage reaches on a CPU: measured with Gemma 3 270M, whose layers are small. bfloat16: AMX,
+# whose rate only large products reach. float32: AVX2.
+REACHED = {
+    torch.bfloat16: {"sft": 0.3, "reward": 0.5, "ppo": 0.5, "sample": 0.17, "score": 0.4, "evaluate": 0.4},
+    torch.float32: {"sft": 0.73, "reward": 0.8, "ppo": 0.7, "sample": 0.67, "score": 0.7, "evaluate": 0.7},
+}
 START_SECONDS = 10.0  # of a process, until it has read tokenizer and weights
 START_GB = 1.0  # Python, PyTorch and the codecs of a large vocabulary
 READ_RECORDS = 400  # records whose tokens are counted
@@ -46,7 +50,7 @@ def write_forecast(base: Path, todo: Sequence[Step], file: Path, dtype: str) -> 
     model, rate = _Model(base, getattr(torch, dtype)), measured_rate(getattr(torch, dtype))
     by_stage: dict[str, list[Expected]] = {}
     for step in left:
-        if stage_of(step) in REACHED:
+        if stage_of(step) in REACHED[model.dtype]:
             known[step.name] = expected = model.expected(step, rate)
             by_stage.setdefault(stage_of(step), []).append(expected)
     write_text(file, json.dumps({name: vars(expected) for name, expected in known.items()}, indent=1))
@@ -100,12 +104,31 @@ class _Model:
         """Return the seconds at `rate` operations per second, and the peak of resident memory."""
         stage = stage_of(step)
         work, repeats = self._evaluation(step) if stage == "evaluate" else self._work(stage, step)
-        found = {phase.name: phase.flops for phase in phases(self.model, work)}
-        names = ("prefill", "decode") if stage == "sample" else tuple(found)
-        seconds = repeats * sum(found[name] for name in names) / (rate * REACHED[stage])
+        names = ("prefill", "decode") if stage == "sample" else None
+        flops = repeats * self._flops(work, names) + self._held_out(stage, step)
+        seconds = flops / (rate * REACHED[self.dtype][stage])
         rollout, update = peaks(memory(self.model, work))
         peak = rollout if stage == "sample" else max(rollout, update)
         return Expected(START_SECONDS + seconds, START_GB + peak / 1e9)
+
+    def _flops(self, work: Workload, names: Sequence[str] | None = None) -> float:
+        """Return the operations of the named phases, of all by default."""
+        return sum(phase.flops for phase in phases(self.model, work) if names is None or phase.name in names)
+
+    def _held_out(self, stage: str, step: Step) -> float:
+        """Return the operations of measuring the held-out data, before and after training."""
+        if not (path := flag_of(step, "--eval-data")):
+            return 0.0
+        data = self._lengths(Path(path))
+        if stage == "ppo":
+            data = replace(data, response=self._lengths(Path(flag_of(step, "--data")).with_name("sft.jsonl")).response)
+            one = self._flops(self._workload("ppo", 0, 1, data, step), ("prefill", "decode", "scoring"))
+        else:
+            count = round(data.responses) if stage == "reward" else 1
+            one = self._flops(self._workload("reward", 0, count, data, step, count))
+            if stage == "sft":  # its loss
+                one += 2 * self.model.vocab_size * self.model.hidden_size * math.ceil(data.response)
+        return 2 * data.records * one
 
     def _work(self, stage: str, step: Step) -> tuple[Workload, float]:
         """Return the workload of an optimizer step, iteration or round of a step, and how many there are."""

@@ -98,7 +98,7 @@ def grades(row, texts):
 @pytest.mark.parametrize("code", kit_codes())
 def test_right_ranks_above_careless_above_wrong(code):
     """In every language. A careless answer never counts as correct, in rankings or in `check`."""
-    made, texts = make_embedded(code, size=24), set(load_kit(code).texts)
+    made, texts = make_embedded(code, size=48), set(load_kit(code).texts)
     for row in (*made.ranking, *made.ranking_heldout):
         places = {}
         for rank, grade in grades(row, texts):

@@ -41,7 +41,7 @@ def test_a_microbatch_may_hold_more_tokens_than_a_sequence():
 
 
 @pytest.mark.parametrize("middle", [range(0), range(2, 12)])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [pytest.param("bloom", marks=pytest.mark.slow), "llama"])
 def test_layers_that_are_alike_are_run_a_few_times_only(monkeypatch, family, middle):
     model, counted = on_meta(model_of(family, 64, 14)), []
     whole = activations._peak(model, range(14), 300, 150, middle)
@@ -115,7 +115,7 @@ def test_activations_of_a_microbatch(family, hidden, layers):
 
 
 @pytest.mark.parametrize(("hidden", "layers"), [pytest.param(64, 6, marks=pytest.mark.slow), (160, 4)])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [pytest.param("bloom", marks=pytest.mark.slow), "llama"])
 @pytest.mark.parametrize("way", ["modules", "native"])
 def test_memory_of_ppo(world, tmp_path, monkeypatch, family, hidden, layers, way):
     """Rollout and update of a real trainer, every tensor counted from the model's weights on: as predicted where the
@@ -228,7 +228,7 @@ def test_planned_weights_are_those_of_a_quantised_model(family, trunk_dtype, emb
 
 
 @pytest.mark.parametrize(("trunk_dtype", "embedding_dtype"), BITS[:3])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [pytest.param("bloom", marks=pytest.mark.slow), "llama"])
 def test_memory_of_factors_on_a_quantised_model(world, tmp_path, monkeypatch, family, trunk_dtype, embedding_dtype):
     """A step's peak, with products that allocate as on a GPU: nothing of the frozen layers in full precision."""
     monkeypatch.setattr(coded_linear, "fits", lambda x_TI: True)
@@ -313,7 +313,7 @@ def measure_pretraining(world, folder, model, rows: int, **case) -> tuple[int, f
 
 
 @pytest.mark.parametrize(("hidden", "layers"), [(64, 6), pytest.param(160, 8, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [pytest.param("bloom", marks=pytest.mark.slow), "llama"])
 @pytest.mark.parametrize("case", PRETRAINED)
 def test_memory_of_pretraining(world, tmp_path, monkeypatch, family, hidden, layers, case):
     """Layers between trained ones keep for their backward what the gradients of their inputs need."""

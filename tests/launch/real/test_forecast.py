@@ -38,16 +38,23 @@ def test_every_step_that_computes_is_forecast_and_what_is_done_keeps_its_forecas
 
 
 def test_the_operations_are_those_of_the_plan(folder):
-    """SFT of 12 of 13 layers, counted by hand: 2 a weight forward, 4 backward, and the attention over half a length."""
+    """SFT of 12 of 13 layers, counted by hand: 2 a weight forward, 4 backward, and the attention over half a length;
+    held-out data forward only, twice."""
     step = next(stages.steps("ne", folder, folder / "base", [0], "float32"))
     model = forecast._Model(folder / "base", torch.float32)
     rows = [json.loads(line) for line in (folder / "data" / "sft.jsonl").read_text(encoding="utf-8").splitlines()]
-    lengths = model._lengths(folder / "data" / "sft.jsonl")
-    prompt, response = -(-lengths.prompt // 1), -(-lengths.response // 1)
-    matrices = 12 * 16 * 16
-    layer = (prompt + response) * (2 * matrices + 4 * 16 * (prompt + response) / 2)
-    one = layer * (1 + 3 * 12) + 3 * 2 * 320 * 16 * response
+    matrices, head, rate = 12 * 16 * 16, 2 * 320 * 16, 1e9
+
+    def counted(name):
+        """Return the operations of a layer on a sequence, and of the head's product on its response."""
+        lengths = model._lengths(folder / "data" / f"{name}.jsonl")
+        prompt, response = -(-lengths.prompt // 1), -(-lengths.response // 1)
+        return (prompt + response) * (2 * matrices + 4 * 16 * (prompt + response) / 2), head * response
+
+    layer, predicted = counted("sft")
     records = -(-2 * len(rows) // 32) * 32  # of two epochs, whole steps
-    rate = 1e9
-    expected = forecast.START_SECONDS + records * one / (rate * forecast.REACHED["sft"])
+    flops = records * (layer * (1 + 3 * 12) + 3 * predicted)
+    layer, predicted = counted("heldout_tasks")
+    flops += 2 * model._lengths(folder / "data" / "heldout_tasks.jsonl").records * (13 * layer + predicted)
+    expected = forecast.START_SECONDS + flops / (rate * forecast.REACHED[torch.float32]["sft"])
     assert model.expected(step, rate).seconds == pytest.approx(expected, rel=1e-6)
