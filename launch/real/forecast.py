@@ -18,8 +18,9 @@ from engine.base.records import read_records
 from engine.models import load_config
 from engine.models.hf import empty_model
 from engine.planning.memory import Workload, memory, peaks, phases
-from engine.settings import BatchSettings
+from engine.settings import BatchSettings, SampleSettings
 from engine.text.tokenizer import load_tokenizer
+from launch.real.stages import BEST_OF, HELDOUT, NEW_TOKENS, SAMPLES
 from launch.real.step import Step, flag_of, stage_of
 
 FORECAST = "forecast.json"  # of each step, in the folder of the language
@@ -88,8 +89,8 @@ class _Lengths:
     response: float
 
 
-# Of a file that an earlier step has yet to write: the rankings of a kit's tasks.
-_UNWRITTEN = _Lengths(1_900, 4.5, 30.0, 8.0)
+# Of the rankings that are yet to be made: rankings for each prompt in each half, and different answers in one.
+RANKED, DIFFERENT = 0.45, 2.8
 
 
 class _Model:
@@ -109,6 +110,14 @@ class _Model:
         seconds = flops / (rate * REACHED[self.dtype][stage])
         rollout, update = peaks(memory(self.model, work))
         peak = rollout if stage == "sample" else max(rollout, update)
+        if stage == "sft":  # the outputs of the frozen layers, kept for the second epoch
+            length = work.prompt_tokens + work.new_tokens
+            peak += (
+                self._lengths(Path(flag_of(step, "--data"))).records
+                * length
+                * self.model.hidden_size
+                * work.dtype.itemsize
+            )
         return Expected(START_SECONDS + seconds, START_GB + peak / 1e9)
 
     def _flops(self, work: Workload, names: Sequence[str] | None = None) -> float:
@@ -121,7 +130,7 @@ class _Model:
             return 0.0
         data = self._lengths(Path(path))
         if stage == "ppo":
-            data = replace(data, response=self._lengths(Path(flag_of(step, "--data")).with_name("sft.jsonl")).response)
+            data = replace(data, response=self._answer_tokens(step))
             one = self._flops(self._workload("ppo", 0, 1, data, step), ("prefill", "decode", "scoring"))
         else:
             count = round(data.responses) if stage == "reward" else 1
@@ -138,14 +147,14 @@ class _Model:
             return float(flag_of(step, name))
 
         if stage in ("ppo", "sample"):  # what is generated is as long as what was learned
-            learned = self._lengths(Path(flag_of(step, "--data")).with_name("sft.jsonl"))
-            data = replace(data, response=learned.response)
+            data = replace(data, response=self._answer_tokens(step))
         if stage == "ppo":
             batch = int(given("--batch-size"))
             return self._workload("ppo", int(given("--top-layers")), batch, data, step), given("--max-steps")
         if stage == "sample":
             count = int(given("--num-responses"))
-            return self._workload("ppo", 0, count, data, step, samples=count), data.records
+            work = self._workload("ppo", 0, SampleSettings.slots, data, step, samples=count)
+            return replace(work, rewards=0), data.records * count / SampleSettings.slots
         if stage == "score":
             count = round(data.responses)
             return self._workload("reward", 0, count, data, step, samples=count), data.records
@@ -161,14 +170,16 @@ class _Model:
 
     def _workload(self, stage: str, top: int, sequences: int, data: _Lengths, step: Step, samples: int = 1) -> Workload:
         prompt, response = math.ceil(data.prompt), math.ceil(data.response)
-        tokens = min(BatchSettings.tokens_per_microbatch, sequences * (prompt + response))
         epochs = int(flag_of(step, "--ppo-epochs", "1"))
         samples = int(flag_of(step, "--samples-per-prompt", str(samples)))
+        minibatch = int(flag_of(step, "--minibatch-size", "0")) or None
+        rows = (minibatch or sequences) * (prompt / samples + response)  # responses share the rows of their prompt
+        tokens = min(BatchSettings.tokens_per_microbatch, math.ceil(rows))
         critic = flag_of(step, "--advantage", "gae") == "gae"
         return Workload(
             stage, self.dtype, 1, 0, False, top, sequences, min(sequences, 256), prompt, response, tokens,
             shared_trunk=False, separate_critic=False, reward_offload=False, trunk_cache_gb=16.0, ppo_epochs=epochs,
-            samples=samples, value_head=critic, minibatch=int(flag_of(step, "--minibatch-size", "0")) or None,
+            samples=samples, value_head=critic, minibatch=minibatch,
         )  # fmt: skip
 
     def _lengths(self, path: Path) -> _Lengths:
@@ -176,7 +187,7 @@ class _Model:
             try:
                 rows = [row for _, row in read_records(path)]
             except UserError:
-                return _UNWRITTEN
+                return self._unwritten(path)
             prompts, responses = [], []
             for row in islice(rows, READ_RECORDS):
                 prompts.append(self._tokens(f"{row['instruction']}\n{row['input']}\n"))
@@ -186,6 +197,24 @@ class _Model:
                 len(rows), len(flat) / len(responses), sum(prompts) / len(prompts), sum(flat) / len(flat)
             )
         return self.counted[path]
+
+    def _unwritten(self, path: Path) -> _Lengths:
+        """Return what a file will hold that a step is yet to write: rankings, or answers to held-out prompts."""
+        data = path.parent if path.parent.name == "data" else path.parent.parent / "data"
+        response = self._lengths(data / "sft.jsonl").response
+        if path.parent == data:
+            prompts = self._lengths(data / "ranking_prompts.jsonl")
+            return _Lengths(round(RANKED * prompts.records), DIFFERENT, prompts.prompt, response)
+        name, kind, _ = path.name.split(".")
+        prompts = self._lengths(data / f"{HELDOUT[kind]}.jsonl")
+        count, response = BEST_OF if name == "sft" else SAMPLES, NEW_TOKENS if name == "base" else response
+        return _Lengths(prompts.records, count, prompts.prompt, response)
+
+    def _answer_tokens(self, step: Step) -> float:
+        """Return the length of generated answers: of those that were learned; the base model does not end its own."""
+        if step.name.startswith("base."):
+            return NEW_TOKENS
+        return self._lengths(Path(flag_of(step, "--data")).with_name("sft.jsonl")).response
 
     def _tokens(self, text: str) -> int:
         return len(self.tokenizer(text)["input_ids"])

@@ -15,6 +15,7 @@ REWARDS = ("a", "b")  # RLHF optimises a; b is trained on the other half of the 
 BEST_OF = 8
 SAMPLES = 4
 RANKED_SAMPLES = 6
+NEW_TOKENS = 48  # of an answer at most
 TASKS = "arc,truthfulqa,mmlu"
 HELDOUT = {"tasks": "heldout_tasks", "questions": "heldout_questions"}
 
@@ -28,11 +29,11 @@ SFT = _flags("--batch-size 32 --epochs 2 --lr 5e-5 --warmup-steps 10 --top-layer
 REWARD = _flags("--batch-size 32 --epochs 1 --lr 1e-4 --warmup-steps 6 --top-layers 12 --save-every 50")
 RLHF = _flags(
     "--advantage rloo --samples-per-prompt 8 --batch-size 256 --minibatch-size 128 --ppo-epochs 1 --max-steps 20 "
-    "--lr 1e-5 --schedule constant --warmup-steps 2 --top-layers 4 --max-new-tokens 48 --slots 256 "
+    f"--lr 1e-5 --schedule constant --warmup-steps 2 --top-layers 4 --max-new-tokens {NEW_TOKENS} --slots 256 "
     "--kl-controller fixed --kl-coef 0.05 --missing-eos-penalty 1 --save-every 10"
 )
 TRAINED_LENGTH = _flags("--max-length 256")
-SAMPLE = (*TEXT, *_flags("--max-length 304 --max-new-tokens 48"))
+SAMPLE = (*TEXT, *_flags(f"--max-length 304 --max-new-tokens {NEW_TOKENS}"))
 
 
 def steps(lang: str, folder: Path, base: Path, seeds: Sequence[int], dtype: str) -> Iterator[Step]:
