@@ -1,4 +1,4 @@
-"""DeepSpeed behind backward() and step(): ZeRO, offload, precision, clipping and accumulation.
+"""Train a module with DeepSpeed: two methods, backward and step, for ZeRO, offload, precision and clipping.
 
 Only this file and zero_state.py call DeepSpeed.
 """

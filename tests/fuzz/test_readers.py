@@ -24,7 +24,7 @@ READERS = {
     **model_files.READERS,
     **evaluation_files.READERS,
 }
-FEW, MANY = 30, int(os.environ.get("FUZZ_INPUTS", "10000"))
+FEW, MANY = 50, int(os.environ.get("FUZZ_INPUTS", "10000"))
 
 
 def write_file(reader: Reader, folder: Path, data: bytes) -> Path:

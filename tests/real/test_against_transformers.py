@@ -20,10 +20,11 @@ NEW_TOKENS = 24
 TIE = 1e-4  # two logits that close may be ordered either way by rounding
 
 
+@pytest.mark.parametrize("sizes", [(40,), pytest.param((40, 200), marks=pytest.mark.slow)])
 @torch.no_grad()
-def test_logits_in_eight_scripts(loaded):
-    """All texts in one pack against one text at a time; every fourth one is long."""
-    texts = [passage(lang, 40 if i % 4 else 200) for i, lang in enumerate(SCRIPTS)]
+def test_logits_in_eight_scripts(loaded, sizes):
+    """All texts in one pack against one text at a time."""
+    texts = [passage(lang, size) for lang in SCRIPTS for size in sizes]
     sequences = [loaded.tokenizer(text).input_ids for text in texts]
     h_TD = hidden(loaded.model, sequences)
     for text, sequence, h_LD in zip(texts, sequences, h_TD.split([len(s) for s in sequences])):
