@@ -111,7 +111,7 @@ class _Model:
         seconds = flops / (rate * REACHED[self.dtype][stage])
         rollout, update = peaks(memory(self.model, work))
         peak = rollout if stage == "sample" else max(rollout, update)
-        if stage == "sft":  # the outputs of the frozen layers, kept for the second epoch
+        if stage == "sft":  # the outputs of the frozen layers, in a file that is mapped into memory
             records = self._lengths(Path(flag_of(step, "--data"))).records
             tokens = records * (work.prompt_tokens + work.new_tokens)
             peak += tokens * self.model.hidden_size * work.dtype.itemsize
@@ -127,7 +127,7 @@ class _Model:
             return 0.0
         data = self._lengths(Path(path))
         if stage == "ppo":
-            data = replace(data, response=self._answer_tokens(step))
+            data = replace(data, response=self._answer_tokens(step.name, Path(path)))
             one = self._flops(self._workload("ppo", 0, 1, data, step), ("prefill", "decode", "scoring"))
         else:
             count = round(data.responses) if stage == "reward" else 1
@@ -143,8 +143,8 @@ class _Model:
         def given(name: str) -> float:
             return float(flag_of(step, name))
 
-        if stage in ("ppo", "sample"):  # what is generated is as long as what was learned
-            data = replace(data, response=self._answer_tokens(step))
+        if stage in ("ppo", "sample"):
+            data = replace(data, response=self._answer_tokens(step.name, Path(flag_of(step, "--data"))))
         if stage == "ppo":
             batch = int(given("--batch-size"))
             return self._workload("ppo", int(given("--top-layers")), batch, data, step), given("--max-steps")
@@ -198,20 +198,26 @@ class _Model:
     def _unwritten(self, path: Path) -> _Lengths:
         """Return what a file will hold that a step is yet to write: rankings, or answers to held-out prompts."""
         data = path.parent if path.parent.name == "data" else path.parent.parent / "data"
-        response = self._lengths(data / "sft.jsonl").response
         if path.parent == data:
-            prompts = self._lengths(data / "ranking_prompts.jsonl")
+            file = data / "ranking_prompts.jsonl"
+            prompts, response = self._lengths(file), self._answer_tokens("sft", file)
             return _Lengths(round(RANKED * prompts.records), DIFFERENT, prompts.prompt, response)
         name, kind, _ = path.name.split(".")
-        prompts = self._lengths(data / f"{HELDOUT[kind]}.jsonl")
-        count, response = BEST_OF if name == "sft" else SAMPLES, NEW_TOKENS if name == "base" else response
-        return _Lengths(prompts.records, count, prompts.prompt, response)
+        file = data / f"{HELDOUT[kind]}.jsonl"
+        prompts, response = self._lengths(file), self._answer_tokens(name, file)
+        return _Lengths(prompts.records, BEST_OF if name == "sft" else SAMPLES, prompts.prompt, response)
 
-    def _answer_tokens(self, step: Step) -> float:
-        """Return the length of generated answers: of those that were learned; the base model does not end its own."""
-        if step.name.startswith("base."):
+    def _answer_tokens(self, step: str, prompts: Path) -> float:
+        """Return the length of the answers to a file of prompts that the model of a step writes, or that its RLOO does.
+
+        The base model does not end its own. SFT's are as long as those learned, and noise leaves them so. A policy
+        rewarded for right answers writes those alone after a few iterations.
+        """
+        model = step.split(".")[0]
+        if model == "base":
             return NEW_TOKENS
-        return self._lengths(Path(flag_of(step, "--data")).with_name("sft.jsonl")).response
+        rewarded = model.startswith("rlhf_") or model == "check"
+        return self._lengths(prompts if rewarded else prompts.with_name("sft.jsonl")).response
 
     def _tokens(self, text: str) -> int:
         return len(self.tokenizer(text)["input_ids"])

@@ -27,7 +27,8 @@ def test_every_step_that_computes_is_forecast_and_what_is_done_keeps_its_forecas
     assert set(found) == {step.name for step in todo} - {"rankings"}
     assert lines[0].startswith(f"{len(todo)} steps, 0 done; about ")
     assert [line.split()[0] for line in lines[1:]] == ["sft", "sample", "reward", "ppo", "score"]
-    assert found["rlhf_0"] == found["rlhf_1"] == found["control"] == found["check"]
+    assert found["rlhf_0"] == found["rlhf_1"] == found["check"]
+    assert found["rlhf_0"].seconds < found["control"].seconds  # noise does not make answers shorter
     assert all(x.seconds > forecast.START_SECONDS and x.peak_gb > forecast.START_GB for x in found.values())
 
     (folder / "sft").mkdir()
@@ -58,3 +59,19 @@ def test_the_operations_are_those_of_the_plan(folder):
     flops += 2 * model._lengths(folder / "data" / "heldout_tasks.jsonl").records * (13 * layer + predicted)
     expected = forecast.START_SECONDS + flops / (rate * forecast.REACHED[torch.float32]["sft"])
     assert model.expected(step, rate).seconds == pytest.approx(expected, rel=1e-6)
+
+
+def test_answers_are_as_long_as_what_their_model_learned(folder):
+    model, data = forecast._Model(folder / "base", torch.float32), folder / "data"
+    learned, right = (model._lengths(data / f"{name}.jsonl").response for name in ("sft", "rl"))
+    assert right < 0.8 * learned  # half of the demonstrations go on after the right answer
+    steps = {step.name: step for step in stages.steps("ne", folder, folder / "base", [0], "float32")}
+    for name, response in {"rlhf_0": right, "check": right, "control": learned, "ranking samples": learned}.items():
+        work, _ = model._work(forecast.stage_of(steps[name]), steps[name])
+        assert work.new_tokens == -(-response // 1), name
+    heldout = model._lengths(data / "heldout_tasks.jsonl").response
+    sampled = {"base": stages.NEW_TOKENS, "sft": learned, "rlhf_0": heldout, "control": learned, "check": heldout}
+    for name, response in sampled.items():
+        work, _ = model._work("sample", steps[f"{name}.tasks"])
+        assert work.new_tokens == -(-response // 1), name
+        assert model._unwritten(folder / "answers" / f"{name}.tasks.jsonl").response == response, name
