@@ -17,20 +17,21 @@ from engine.base.errors import UserError
 from engine.base.records import read_records
 from engine.models import load_config
 from engine.models.hf import empty_model
+from engine.planning.activations import forward_bytes
 from engine.planning.memory import Workload, memory, peaks, phases
-from engine.settings import BatchSettings, SampleSettings
+from engine.settings import BatchSettings, SampleSettings, is_function_name
 from engine.text.tokenizer import load_tokenizer
 from launch.real.stages import BEST_OF, HELDOUT, NEW_TOKENS, SAMPLES
 from launch.real.step import Step, flag_of, stage_of
+from launch.score import ScoreSettings
 
 FORECAST = "forecast.json"  # of each step, in the folder of the language
 SIDE = 2048  # of the square product that measures the machine
 # Share of that rate which a stage reaches on a CPU: measured with Gemma 3 270M, whose layers are small. bfloat16: AMX,
-# whose rate only large products reach. float32: AVX2; ppo is above 1 because RLOO's answers become shorter than those
-# learned.
+# whose rate only large products reach. float32: AVX2, in Chinese.
 REACHED = {
     torch.bfloat16: {"sft": 0.3, "reward": 0.5, "ppo": 0.5, "sample": 0.17, "score": 0.4, "evaluate": 0.4},
-    torch.float32: {"sft": 0.76, "reward": 0.58, "ppo": 1.07, "sample": 0.8, "score": 0.7, "evaluate": 0.7},
+    torch.float32: {"sft": 0.76, "reward": 0.58, "ppo": 0.68, "sample": 0.7, "score": 0.57, "evaluate": 0.6},
 }
 START_SECONDS = 10.0  # of a process, until it has read tokenizer and weights
 START_GB = 1.0  # Python, PyTorch and the codecs of a large vocabulary
@@ -115,6 +116,8 @@ class _Model:
             records = self._lengths(Path(flag_of(step, "--data"))).records
             tokens = records * (work.prompt_tokens + work.new_tokens)
             peak += tokens * self.model.hidden_size * work.dtype.itemsize
+        if stage == "score":
+            peak += forward_bytes(self.model, work.tokens_per_microbatch)
         return Expected(START_SECONDS + seconds, START_GB + peak / 1e9)
 
     def _flops(self, work: Workload, names: Sequence[str] | None = None) -> float:
@@ -152,9 +155,11 @@ class _Model:
             count = int(given("--num-responses"))
             work = self._workload("ppo", 0, SampleSettings.slots, data, step, samples=count)
             return replace(work, rewards=0), data.records * count / SampleSettings.slots
-        if stage == "score":
+        if stage == "score":  # a forward of as many prompts with their responses as fit
             count = round(data.responses)
-            return self._workload("reward", 0, count, data, step, samples=count), data.records
+            prompts = max(1, int(ScoreSettings.tokens_per_microbatch / (data.prompt + count * data.response)))
+            work = self._workload("reward", 0, prompts * count, data, step, samples=count)
+            return replace(work, tokens_per_microbatch=ScoreSettings.tokens_per_microbatch), data.records / prompts
         count = round(data.responses) if stage == "reward" else 1
         work = self._workload(stage, int(given("--top-layers")), int(given("--batch-size")) * count, data, step, count)
         return work, math.ceil(data.records * given("--epochs") / given("--batch-size"))
@@ -173,10 +178,11 @@ class _Model:
         rows = (minibatch or sequences) * (prompt / samples + response)  # responses share the rows of their prompt
         tokens = min(BatchSettings.tokens_per_microbatch, math.ceil(rows))
         critic = flag_of(step, "--advantage", "gae") == "gae"
+        rewards = 0 if is_function_name(flag_of(step, "--reward")) else 1
         return Workload(
             stage, self.dtype, 1, 0, False, top, sequences, min(sequences, 256), prompt, response, tokens,
             shared_trunk=False, separate_critic=False, reward_offload=False, trunk_cache_gb=16.0, ppo_epochs=epochs,
-            samples=samples, value_head=critic, minibatch=minibatch,
+            samples=samples, value_head=critic, rewards=rewards, minibatch=minibatch,
         )  # fmt: skip
 
     def _lengths(self, path: Path) -> _Lengths:

@@ -27,8 +27,10 @@ def test_every_step_that_computes_is_forecast_and_what_is_done_keeps_its_forecas
     assert set(found) == {step.name for step in todo} - {"rankings"}
     assert lines[0].startswith(f"{len(todo)} steps, 0 done; about ")
     assert [line.split()[0] for line in lines[1:]] == ["sft", "sample", "reward", "ppo", "score"]
-    assert found["rlhf_0"] == found["rlhf_1"] == found["check"]
-    assert found["rlhf_0"].seconds < found["control"].seconds  # noise does not make answers shorter
+    assert found["rlhf_0"] == found["rlhf_1"]
+    assert found["check"].seconds < found["rlhf_0"].seconds  # it has no reward model
+    assert found["check"].seconds < found["control"].seconds  # noise does not make answers shorter
+    assert found["check"].peak_gb < found["rlhf_0"].peak_gb
     assert all(x.seconds > forecast.START_SECONDS and x.peak_gb > forecast.START_GB for x in found.values())
 
     (folder / "sft").mkdir()
