@@ -92,7 +92,7 @@ class _Lengths:
 
 
 # Of the rankings that are yet to be made: rankings for each prompt in each half, and different answers in one.
-RANKED, DIFFERENT = 0.45, 2.8
+RANKED, DIFFERENT = 0.49, 2.8
 
 
 class _Model:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.base.errors import UserError
+from engine.cli.interrupt import Interrupt
 
 ROOT = Path(__file__).resolve().parents[2]
 LOOK_SECONDS = 0.2  # between two looks at the memory of a step
@@ -39,25 +41,36 @@ def flag_of(step: Step, name: str, default: str = "") -> str:
 
 
 def run(step: Step, log: Path) -> None:
-    """Run a step in its own process and append its seconds and peak memory to `log`. UserError if it fails."""
+    """Run a step in its own process and append its seconds, peak memory and exit status to `log`.
+
+    Ctrl-C and SIGTERM reach the process, which saves what it has; then SystemExit. UserError if the step fails.
+    """
     resume = ["--resume"] if step.resume and step.resume.is_dir() else []
-    began = time.monotonic()
-    process, peak = subprocess.Popen([sys.executable, *step.argv, *resume], cwd=ROOT), 0.0
-    while process.poll() is None:
-        peak = max(peak, peak_gb(process.pid))
-        time.sleep(LOOK_SECONDS)
-    if code := process.returncode:
-        raise UserError(
-            f"{step.name} ended with status {code}: see its last line above; the same command goes on from here"
-        )
+    began, peak, is_told = time.monotonic(), 0.0, False
+    with Interrupt("") as interrupt:
+        process = subprocess.Popen([sys.executable, *step.argv, *resume], cwd=ROOT)
+        while process.poll() is None:
+            peak = max(peak, peak_gb(process.pid))
+            if interrupt.signal == signal.SIGTERM and not is_told:  # Ctrl-C goes to all processes of a terminal
+                process.terminate()
+                is_told = True
+            time.sleep(LOOK_SECONDS)
     entry = {
         "step": step.name,
         "seconds": round(time.monotonic() - began, 1),
         "peak_gb": round(peak, 2),
         "resumed": bool(resume),
+        "status": process.returncode,
     }
     with log.open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry) + "\n")
+    if interrupt.signal:
+        print(f"{step.name} was stopped: the same command goes on from here", file=sys.stderr, flush=True)
+        interrupt.check()
+    if code := process.returncode:
+        raise UserError(
+            f"{step.name} ended with status {code}: see its last line above; the same command goes on from here"
+        )
 
 
 def peak_gb(pid: int) -> float:
