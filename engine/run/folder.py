@@ -25,6 +25,8 @@ from engine.base.strict_json import read_object
 from engine.distributed.shared_folder import check_shared
 from engine.distributed.world import World
 from engine.run.checkpoint_files import BEST
+from engine.run.lock import NAME as LOCK
+from engine.run.lock import Lock
 from engine.run.monitors import Monitors
 from engine.settings import parse_rewards
 
@@ -49,6 +51,7 @@ class Run:
                 self.settings[name] = words[0]
         self.template: dict[str, str] | None = None  # the prompt template, as template_choice.py records it
         self.lowered: dict[str, Any] = {}  # settings that were lowered to what the model allows
+        self._lock = Lock(path)
         self._writer = None
         self._monitor_config, self._monitors = monitors, None
         self._started = time.monotonic()
@@ -80,20 +83,23 @@ class Run:
     def finished_before(self) -> bool:
         """Return whether this run is already complete.
 
-        UserError when the folder cannot be written, holds other files, holds another run (unless --overwrite), or holds
-        an unfinished run (unless --resume or --overwrite).
+        UserError when the folder cannot be written, holds other files, holds another run (unless --overwrite), holds
+        an unfinished run (unless --resume or --overwrite), or is being written by another process.
         """
         if not self.path.exists():
             check_writable(self.path)
             return False
         if not self.path.is_dir():
             raise UserError(f"--output {self.path} is a file: give a folder")
-        if all(p.name.startswith(".config.json.") for p in self.path.iterdir()):  # a run was stopped while it started
+        # Nothing else is there if a run was stopped while it started.
+        if all(p.name == LOCK or p.name.startswith(".config.json.") for p in self.path.iterdir()):
             check_writable(self.path / "config.json")
             return False
         before = _settings_in(self.path)
         if before is None:
             raise UserError(f"--output {self.path} holds other files: give an empty or a new folder")
+        if self.world.is_first:
+            self._lock.check()
         if self.settings["overwrite"]:
             check_writable(self.path / "config.json")
             self._check_inputs_survive()
@@ -131,13 +137,17 @@ class Run:
                 )
 
     def start(self) -> None:
-        """Create the folder and write config.json. Ranks wait until they see the file; UserError if one never does."""
+        """Create the folder, lock it and write config.json. With --overwrite, remove the earlier run's files first.
+
+        Ranks wait until they see config.json. UserError if one never does, or if another process holds the lock.
+        """
         self._started = time.monotonic()
         if self.world.is_first:
-            if self.settings["overwrite"] and _settings_in(self.path) is not None:
-                shutil.rmtree(self.path)
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
+                self._lock.take()
+                if self.settings["overwrite"] and _settings_in(self.path) is not None:
+                    self._remove_files()
                 config = {"stage": self.stage, "settings": self.settings, "template": self.template}
                 lowered = {"lowered": self.lowered} if self.lowered else {}
                 write_json(self.path / "config.json", {**config, **lowered, **self.provenance})
@@ -146,6 +156,14 @@ class Run:
                     f"--output {self.path} cannot be written ({error.strerror}): choose a folder you may write to"
                 ) from error
         check_shared(self.path / "config.json", self.world)
+
+    def _remove_files(self) -> None:
+        """Remove all but the lock, config.json last: if this is cut short, the folder is still seen to hold a run."""
+        for path in sorted(self.path.iterdir(), key=lambda path: path.name == "config.json"):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != LOCK:
+                path.unlink()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append a line to metrics.jsonl and send the same numbers to the monitors. UserError for NaN or infinity."""
@@ -230,6 +248,7 @@ class Run:
                 write_json(self.path / "config.json", {**config, "kept": result["kept"]})
             write_json(self.path / "result.json", {**result, "seconds": round(time.monotonic() - self._started, 1)})
             (self.path / BEST).unlink(missing_ok=True)
+            self._lock.release()
         self.world.barrier()
 
 
