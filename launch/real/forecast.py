@@ -9,18 +9,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from engine.base.atomic import write_text
 from engine.base.errors import UserError
 from engine.base.records import read_records
+from engine.generation.kv_cache import PAGE_SIZE, page_bytes
 from engine.models import load_config
 from engine.models.hf import empty_model
 from engine.planning.activations import forward_bytes
 from engine.planning.memory import Workload, memory, peaks, phases
 from engine.settings import BatchSettings, SampleSettings, is_function_name
 from engine.text.tokenizer import load_tokenizer
+from evaluation.settings import EvaluateSettings
 from launch.real.stages import BEST_OF, HELDOUT, NEW_TOKENS, SAMPLES
 from launch.real.step import Step, flag_of, stage_of
 from launch.score import ScoreSettings
@@ -30,8 +33,8 @@ SIDE = 2048  # of the square product that measures the machine
 # Share of that rate which a stage reaches on a CPU: measured with Gemma 3 270M, whose layers are small. bfloat16: AMX,
 # whose rate only large products reach. float32: AVX2, in Chinese.
 REACHED = {
-    torch.bfloat16: {"sft": 0.3, "reward": 0.5, "ppo": 0.5, "sample": 0.17, "score": 0.4, "evaluate": 0.4},
-    torch.float32: {"sft": 0.76, "reward": 0.58, "ppo": 0.68, "sample": 0.7, "score": 0.57, "evaluate": 0.6},
+    torch.bfloat16: {"sft": 0.3, "reward": 0.5, "ppo": 0.32, "sample": 0.17, "score": 0.4, "evaluate": 0.18},
+    torch.float32: {"sft": 0.76, "reward": 0.58, "ppo": 0.68, "sample": 0.7, "score": 0.57, "evaluate": 0.7},
 }
 START_SECONDS = 10.0  # of a process, until it has read tokenizer and weights
 START_GB = 1.0  # Python, PyTorch and the codecs of a large vocabulary
@@ -95,6 +98,15 @@ class _Lengths:
 RANKED, DIFFERENT = 0.49, 2.8
 
 
+def _questions(row: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """Yield the question of a benchmark's row with its options: twice in TruthfulQA, for MC1 and MC2."""
+    if "question" in row:
+        yield row["question"], row["mc1_targets_choices"]
+        yield row["question"], row["mc2_targets_choices"]
+    else:
+        yield row["instruction"], [text for name, text in row.items() if name.startswith("option_")]
+
+
 class _Model:
     """Operations and memory of the steps on one base model."""
 
@@ -109,6 +121,8 @@ class _Model:
         work, repeats = self._evaluation(step) if stage == "evaluate" else self._work(stage, step)
         names = ("prefill", "decode") if stage == "sample" else None
         flops = repeats * self._flops(work, names) + self._held_out(stage, step)
+        if stage == "evaluate":
+            flops += repeats * work.rollouts * self._head(work.new_tokens)
         seconds = flops / (rate * REACHED[self.dtype][stage])
         rollout, update = peaks(memory(self.model, work))
         peak = rollout if stage == "sample" else max(rollout, update)
@@ -116,6 +130,8 @@ class _Model:
             records = self._lengths(Path(flag_of(step, "--data"))).records
             tokens = records * (work.prompt_tokens + work.new_tokens)
             peak += tokens * self.model.hidden_size * work.dtype.itemsize
+        if stage == "evaluate":
+            peak += EvaluateSettings.cache_tokens / PAGE_SIZE * page_bytes(self.model, torch.float32)
         if stage == "score":
             peak += forward_bytes(self.model, work.tokens_per_microbatch)
         return Expected(START_SECONDS + seconds, START_GB + peak / 1e9)
@@ -123,6 +139,10 @@ class _Model:
     def _flops(self, work: Workload, names: Sequence[str] | None = None) -> float:
         """Return the operations of the named phases, of all by default."""
         return sum(phase.flops for phase in phases(self.model, work) if names is None or phase.name in names)
+
+    def _head(self, tokens: int) -> float:
+        """Return the operations of the head's product on some tokens."""
+        return 2 * self.model.vocab_size * self.model.hidden_size * tokens
 
     def _held_out(self, stage: str, step: Step) -> float:
         """Return the operations of measuring the held-out data, before and after training."""
@@ -136,7 +156,7 @@ class _Model:
             count = round(data.responses) if stage == "reward" else 1
             one = self._flops(self._workload("reward", 0, count, data, step, count))
             if stage == "sft":  # its loss
-                one += 2 * self.model.vocab_size * self.model.hidden_size * math.ceil(data.response)
+                one += self._head(math.ceil(data.response))
         return 2 * data.records * one
 
     def _work(self, stage: str, step: Step) -> tuple[Workload, float]:
@@ -165,10 +185,18 @@ class _Model:
         return work, math.ceil(data.records * given("--epochs") / given("--batch-size"))
 
     def _evaluation(self, step: Step) -> tuple[Workload, float]:
-        """Every option of a question is a response of about a third of its record."""
-        files = Path(flag_of(step, "--data-dir")).glob("*/*.json")
-        tokens = sum(file.stat().st_size for file in files) / 4
-        return self._workload("sft", 0, 64, _Lengths(64, 1, 40.0, 20.0), step), tokens / (64 * 60.0)
+        """Return the workload of a mean question, whose options are its responses, and the number of questions."""
+        path = Path(flag_of(step, "--data-dir"))
+        if path not in self.counted:
+            rows = [row for file in path.glob("*/*.json") for row in json.loads(file.read_text(encoding="utf-8"))]
+            asked = [pair for row in rows for pair in _questions(row)]
+            prompts = [self._tokens(question) for question, _ in asked]
+            options = [self._tokens(option) for _, given in asked for option in given]
+            each = len(options) / len(asked)
+            self.counted[path] = _Lengths(len(asked), each, sum(prompts) / len(asked), sum(options) / len(options))
+        data = self.counted[path]
+        work = self._workload("reward", 0, round(data.responses), data, step, round(data.responses))
+        return replace(work, dtype=torch.float32), data.records
 
     def _workload(self, stage: str, top: int, sequences: int, data: _Lengths, step: Step, samples: int = 1) -> Workload:
         prompt, response = math.ceil(data.prompt), math.ceil(data.response)

@@ -11,6 +11,7 @@ from launch.real import rank
 from launch.real.step import Step, stage_of
 
 NOISE, CHECK = (f"{reward.__module__}:{reward.__name__}" for reward in (noise, exact_match))
+NORMALISED = ("--score-norm", "rollouts")  # the check's scores, which have a smaller deviation than a reward model's
 REWARDS = ("a", "b")  # RLHF optimises a; b is trained on the other half of the rankings
 BEST_OF = 8
 SAMPLES = 4
@@ -58,7 +59,7 @@ def _steps(lang: str, folder: Path, base: Path, seeds: Sequence[int]) -> Iterato
         heldout = ("--eval-data", data / "ranking_heldout.jsonl")
         yield _train("reward", lang, sft, data / f"ranking_{name}.jsonl", output, *REWARD, *heldout)
     runs = {f"rlhf_{seed}": (seed, rewards["a"] / "model") for seed in seeds}
-    runs |= {"control": (seeds[0], NOISE), "check": (seeds[0], CHECK, "--score-norm", "rollouts")}
+    runs |= {"control": (seeds[0], NOISE), "check": (seeds[0], CHECK, *NORMALISED)}
     for name, (seed, *reward) in runs.items():
         flags = (*RLHF, *tasks, "--seed", seed, "--reward", *reward)
         yield _train("ppo", lang, sft, data / "rl.jsonl", folder / name, *flags)

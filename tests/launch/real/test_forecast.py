@@ -8,6 +8,7 @@ import torch
 from engine.init_model import init_model
 from launch.real import forecast, stages
 from launch.real.data import make_data
+from launch.real.step import Step
 from tests.greetings import GREETINGS
 
 
@@ -77,3 +78,25 @@ def test_answers_are_as_long_as_what_their_model_learned(folder):
         work, _ = model._work("sample", steps[f"{name}.tasks"])
         assert work.new_tokens == -(-response // 1), name
         assert model._unwritten(folder / "answers" / f"{name}.tasks.jsonl").response == response, name
+
+
+def test_questions_of_benchmarks_are_counted_with_their_options(folder, tmp_path):
+    """Two questions of ARC's form, and one of TruthfulQA, whose options are scored for MC1 and MC2."""
+    model, benchmarks = forecast._Model(folder / "base", torch.float32), tmp_path / "benchmarks"
+    asked = {"instruction": "a b", "option_a": "a", "option_b": "b", "option_c": "a b", "answer": "A"}
+    judged = {"question": "a", "mc1_targets_choices": ["a", "b"], "mc2_targets_choices": ["a", "b", "a", "b"]}
+    for name, rows in {"m_arc/ne_test.json": [asked, asked], "m_truthfulqa/ne_validation.json": [judged]}.items():
+        (benchmarks / name).parent.mkdir(parents=True)
+        (benchmarks / name).write_text(json.dumps(rows))
+    argv = ("launch/evaluate.py", "--data-dir", str(benchmarks))
+    step = Step("evaluate_base", argv, tmp_path / "results.json")
+    work, questions = model._evaluation(step)
+    one, two = model._tokens("a"), model._tokens("a b")
+    options = [one, one, two] * 2 + [one] * 6
+    assert questions == 4 and work.rollouts == 3
+    assert work.prompt_tokens == -(-(2 * two + 2 * one) // 4)
+    assert work.new_tokens == -(-sum(options) // len(options))
+    layers = sum(phase.flops for phase in forecast.phases(model.model, work))
+    flops = 4 * (layers + 3 * work.new_tokens * 2 * 320 * 16)  # the head's product is on the options alone
+    expected = forecast.START_SECONDS + flops / (1e9 * forecast.REACHED[torch.float32]["evaluate"])
+    assert model.expected(step, 1e9).seconds == pytest.approx(expected, rel=1e-6)
