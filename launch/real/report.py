@@ -119,7 +119,8 @@ def _rewards(folder: Path) -> Iterator[str]:
         result, samples = read_result(folder / f"reward_{name}"), folder / "answers" / f"sft.tasks.{name}.jsonl"
         if result is not None and samples.is_file():
             shares = prefers_right(read_answers(samples), expected)
-            cells = (f"{100 * result['accuracy']:.1f}", _shown("right", Interval.of(shares)), str(len(shares)))
+            share = _shown("right", Interval.of(shares)) if len(shares) else ""  # no task with a right and a wrong one
+            cells = (f"{100 * result['accuracy']:.1f}", share, str(len(shares)))
             yield f"| {name.upper()} | {' | '.join(cells)} |"
     yield ""
 
