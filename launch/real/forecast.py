@@ -99,12 +99,15 @@ RANKED, DIFFERENT = 0.49, 2.8
 
 
 def _questions(row: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
-    """Yield the question of a benchmark's row with its options: twice in TruthfulQA, for MC1 and MC2."""
-    if "question" in row:
-        yield row["question"], row["mc1_targets_choices"]
-        yield row["question"], row["mc2_targets_choices"]
-    else:
-        yield row["instruction"], [text for name, text in row.items() if name.startswith("option_")]
+    """Yield the question of a benchmark's row with its options: twice in TruthfulQA, for MC1 and MC2.
+
+    Nothing of a damaged row, which the evaluation leaves out, too.
+    """
+    lettered = [text for name, text in row.items() if name.startswith("option_") and text]
+    for options in (lettered, row.get("mc1_targets_choices"), row.get("mc2_targets_choices")):
+        question = row.get("question") or row.get("instruction")
+        if options and all(isinstance(text, str) for text in (question, *options)):
+            yield question, options
 
 
 class _Model:

@@ -85,7 +85,11 @@ def test_questions_of_benchmarks_are_counted_with_their_options(folder, tmp_path
     model, benchmarks = forecast._Model(folder / "base", torch.float32), tmp_path / "benchmarks"
     asked = {"instruction": "a b", "option_a": "a", "option_b": "b", "option_c": "a b", "answer": "A"}
     judged = {"question": "a", "mc1_targets_choices": ["a", "b"], "mc2_targets_choices": ["a", "b", "a", "b"]}
-    for name, rows in {"m_arc/ne_test.json": [asked, asked], "m_truthfulqa/ne_validation.json": [judged]}.items():
+    damaged = [{"question": "a"}, {"instruction": None, "option_a": "a"}, {"instruction": "a", "option_a": 3}]
+    for name, rows in {
+        "m_arc/ne_test.json": [asked, *damaged, asked],
+        "m_truthfulqa/ne_validation.json": [judged],
+    }.items():
         (benchmarks / name).parent.mkdir(parents=True)
         (benchmarks / name).write_text(json.dumps(rows))
     argv = ("launch/evaluate.py", "--data-dir", str(benchmarks))
