@@ -30,7 +30,7 @@ class Lock:
 
     def check(self) -> None:
         """UserError that names the process that holds the lock, if another one does. Changes no file."""
-        if self._file is None and os.access(self.path, os.W_OK):  # a finished run may be one that nobody can change
+        if self._file is None and os.access(self.path, os.W_OK):  # a finished run may lie in a read-only folder
             self._locked("r+").close()
 
     def take(self) -> None:

@@ -31,7 +31,7 @@ from launch.score import ScoreSettings
 FORECAST = "forecast.json"  # of each step, in the folder of the language
 SIDE = 2048  # of the square product that measures the machine
 # Share of that rate which a stage reaches on a CPU: measured with Gemma 3 270M, whose layers are small. bfloat16: AMX,
-# whose rate only large products reach. float32: AVX2, in Chinese.
+# whose rate only large products reach; ppo and evaluate are computed from older shares. float32: AVX2, in Chinese.
 REACHED = {
     torch.bfloat16: {"sft": 0.3, "reward": 0.5, "ppo": 0.32, "sample": 0.17, "score": 0.4, "evaluate": 0.18},
     torch.float32: {"sft": 0.76, "reward": 0.58, "ppo": 0.68, "sample": 0.7, "score": 0.57, "evaluate": 0.7},
